@@ -1,0 +1,43 @@
+# transprune: every command sets up its own environment in .venv when it is missing and reuses it when it is there.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help setup demo test check lint types floors format clean
+
+help:  ## what can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+
+$(READY): pyproject.toml src/transprune/_version.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "transprune needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+setup: $(READY)  ## the environment alone
+
+demo: $(READY)  ## the main job on handwritten digits, into runs/demo
+	$(BIN)/transprune run resnet20 --data digits --budget macs=0.5 --preset demo --out runs/demo --overwrite
+
+test: $(READY)  ## the tests
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)  ## static types
+	$(BIN)/mypy
+
+floors: $(READY)  ## no floor imports a higher one
+	$(BIN)/lint-imports
+
+check: lint types floors test  ## all that must be green before a commit
+
+format: $(READY)  ## rewrite in the project's style
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+clean:  ## forget the environment and the demo's run
+	rm -rf .venv runs/demo

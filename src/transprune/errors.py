@@ -1,0 +1,52 @@
+"""Everything transprune raises on purpose.
+
+    TranspruneError                       (catch this one to catch them all)
+    ├── ModelError      (ValueError)      a model cannot be found, built, traced or changed as asked
+    ├── SpaceError      (ValueError)      a search space or architecture does not fit its model, or its text is malformed
+    ├── BudgetError     (ValueError)      a budget is malformed or out of the attainable range
+    ├── DataError       (ValueError)      a data set is missing, malformed or does not fit the model
+    ├── OptionError     (ValueError)      an option or configuration value is unknown or out of range
+    ├── RunFolderError  (RuntimeError)    a run folder is missing, incomplete or holds something else
+    ├── ExportError     (RuntimeError)    an exported file does not reproduce the network it came from
+    └── DivergenceError (ArithmeticError) a loss is no longer a finite number
+
+Each message says what was attempted, where, what was found, what was expected and how to mend it.
+"""
+
+from __future__ import annotations
+
+
+class TranspruneError(Exception):
+    """Base of every error that transprune raises on purpose."""
+
+
+class ModelError(TranspruneError, ValueError):
+    """A model cannot be found, built, traced or changed as asked."""
+
+
+class SpaceError(TranspruneError, ValueError):
+    """A search space or an architecture does not fit its model, or its text is malformed."""
+
+
+class BudgetError(TranspruneError, ValueError):
+    """A budget is malformed or out of the attainable range."""
+
+
+class DataError(TranspruneError, ValueError):
+    """A data set is missing, malformed or does not fit the model."""
+
+
+class OptionError(TranspruneError, ValueError):
+    """An option or a configuration value is unknown or out of range."""
+
+
+class RunFolderError(TranspruneError, RuntimeError):
+    """A run folder is missing, incomplete or holds something else."""
+
+
+class ExportError(TranspruneError, RuntimeError):
+    """An exported file does not reproduce the network it came from."""
+
+
+class DivergenceError(TranspruneError, ArithmeticError):
+    """A loss is no longer a finite number."""
