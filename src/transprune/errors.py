@@ -2,7 +2,7 @@
 
     TranspruneError                       (catch this one to catch them all)
     ├── ModelError      (ValueError)      a model cannot be found, built, traced or changed as asked
-    ├── SpaceError      (ValueError)      a search space or architecture does not fit its model, or its text is malformed
+    ├── SpaceError      (ValueError)      a search space or architecture does not fit its model, or is malformed
     ├── BudgetError     (ValueError)      a budget is malformed or out of the attainable range
     ├── DataError       (ValueError)      a data set is missing, malformed or does not fit the model
     ├── OptionError     (ValueError)      an option or configuration value is unknown or out of range

@@ -1,1 +1,1 @@
-"""."""
+"""Pure tensor functions; none knows a model."""

@@ -1,0 +1,39 @@
+"""The residual sum as a module, so that its two sides may have different widths."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class ResidualSum(nn.Module):
+    """Adds a block's output to its input, through a shortcut.
+
+    In the paper every convolution of a residual block has a width of its own, also the last. Where the sum is written
+    `a + b` in a forward, its sides must keep equal widths; where it is this module, they need not: the analysis sees
+    a sum with free sides, and shrinking puts a 1×1 projection into `shortcut` where the chosen widths differ.
+    Use it in a network of your own to give its residual blocks the same freedom.
+
+    Source: Dong & Yang, 2019, arXiv:1905.09717, section 3.2.
+
+    Args:
+        shortcut: What the block's input passes through; None: nothing (identity).
+        has_norm: Whether a projection that shrinking adds is followed by a batch norm.
+    """
+
+    def __init__(self, shortcut: nn.Module | None = None, *, has_norm: bool = True) -> None:
+        super().__init__()
+        self.shortcut = nn.Identity() if shortcut is None else shortcut
+        self.has_norm = has_norm
+
+    def forward(self, main: Tensor, inputs: Tensor) -> Tensor:
+        """The block's output [batch, channels, ...] plus its input, taken through the shortcut to the same shape."""
+        total: Tensor = main + self.shortcut(inputs)
+        return total
+
+
+def projection(inputs: int, outputs: int, *, has_norm: bool) -> nn.Sequential:
+    """A 1×1 convolution, with a batch norm if asked for, that takes a shortcut to another width."""
+    layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, kernel_size=1, bias=False)]
+    if has_norm:
+        layers.append(nn.BatchNorm2d(outputs))
+    return nn.Sequential(*layers)

@@ -1,0 +1,252 @@
+"""The search space: every width and depth that may be chosen, and what each choice costs."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from transprune.architecture import Architecture, parse_json
+from transprune.errors import SpaceError
+from transprune.layers import Channels, CostKind, Layer
+
+PAPER_RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+"""Candidate widths as shares of the full width (Dong & Yang, 2019, arXiv:1905.09717, section 4.1)."""
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class WidthGroup:
+    """Layers that must share one width."""
+
+    name: str
+    """Path of the first layer that produces these channels."""
+    width: int
+    """Width in the unpruned network."""
+    candidates: tuple[int, ...]
+    """Widths that may be chosen, ascending; the last is the full width."""
+    layers: tuple[str, ...]
+    """Paths of all layers whose outputs are cut together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthStage:
+    """A run of blocks of which the first few may be kept."""
+
+    name: str
+    """Path of the container that holds the blocks."""
+    depth: int
+    """Blocks in the unpruned network."""
+    candidates: tuple[int, ...]
+    """Depths that may be chosen, ascending; the last is the full depth."""
+    blocks: tuple[str, ...]
+    """Path of each block, in order."""
+    outputs: tuple[Channels, ...]
+    """The channels that each block hands on."""
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Something that is not searched, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSpace:
+    """All architectures of a network that a search may choose from."""
+
+    groups: tuple[WidthGroup, ...]
+    stages: tuple[DepthStage, ...]
+    layers: tuple[Layer, ...]
+    fixed: tuple[Fixed, ...] = ()
+    """What keeps its size, with the reason."""
+
+    @cached_property
+    def group_index(self) -> dict[str, int]:
+        """Position of each group by name."""
+        return {group.name: index for index, group in enumerate(self.groups)}
+
+    @cached_property
+    def stage_index(self) -> dict[str, int]:
+        """Position of each stage by name."""
+        return {stage.name: index for index, stage in enumerate(self.stages)}
+
+    def full_architecture(self) -> Architecture:
+        """The unpruned network."""
+        return self._pick(max)
+
+    def smallest_architecture(self) -> Architecture:
+        """The smallest candidate everywhere."""
+        return self._pick(min)
+
+    def random_architecture(self, seed: int) -> Architecture:
+        """Every size drawn uniformly and independently from its candidates; the same for the same seed."""
+        return self._pick(random.Random(seed).choice)
+
+    def count(self) -> int:
+        """How many architectures there are."""
+        groups, stages = self.groups, self.stages
+        return math.prod([len(group.candidates) for group in groups] + [len(stage.candidates) for stage in stages])
+
+    def macs(self, architecture: Architecture) -> int:
+        """Multiply-adds for one sample (conventions: `transprune.layers`).
+
+        Raises:
+            SpaceError: The architecture names a group or stage that this space does not have, or too deep a stage.
+        """
+        return self.cost("macs", architecture)
+
+    def params(self, architecture: Architecture) -> int:
+        """Trained parameters.
+
+        Raises:
+            SpaceError: As `macs`.
+        """
+        return self.cost("params", architecture)
+
+    def cost(self, kind: CostKind, architecture: Architecture) -> int:
+        """MACs a sample or parameters of an architecture, exactly."""
+        self.check(architecture)
+        return sum(
+            layer.cost(kind, self.resolve(layer.inputs, architecture), self.resolve(layer.outputs, architecture))
+            for layer in self.layers
+            if self.is_kept(layer.name, architecture)
+        )
+
+    def resolve(self, channels: Channels, architecture: Architecture) -> int:
+        """How many elements along the channel axis a tensor has in an architecture."""
+        if channels.source is None:
+            return channels.full * channels.repeat
+        if channels.source in self.stage_index:
+            stage = self.stages[self.stage_index[channels.source]]
+            depth = architecture.depths.get(stage.name, stage.depth)
+            return self.resolve(stage.outputs[depth - 1], architecture) * channels.repeat
+        return architecture.widths.get(channels.source, channels.full) * channels.repeat
+
+    def block_of(self, layer: str) -> tuple[DepthStage, int] | None:
+        """The stage and the position in it (from 0) of the block that holds a layer, if one does."""
+        return self._blocks.get(layer)
+
+    def is_kept(self, layer: str, architecture: Architecture) -> bool:
+        """Whether the block that holds a layer is kept."""
+        block = self.block_of(layer)
+        return block is None or block[1] < architecture.depths.get(block[0].name, block[0].depth)
+
+    @cached_property
+    def _blocks(self) -> dict[str, tuple[DepthStage, int]]:
+        names = [layer.name for layer in self.layers] + [group.name for group in self.groups]
+        return {
+            name: (stage, position)
+            for stage in self.stages
+            for position, path in enumerate(stage.blocks)
+            for name in names
+            if name == path or name.startswith(f"{path}.")
+        }
+
+    def check(self, architecture: Architecture) -> None:
+        """Checks that an architecture belongs to this network; its widths need not be candidates.
+
+        Raises:
+            SpaceError: It names an unknown group or stage, or keeps more blocks than there are.
+        """
+        for kind, named, known in (
+            ("group", architecture.widths, self.group_index),
+            ("stage", architecture.depths, self.stage_index),
+        ):
+            for name in named:
+                if name not in known:
+                    raise SpaceError(
+                        f"cannot use this architecture: it names the {kind} {name!r}, which this network does not "
+                        f"have; its {kind}s are {', '.join(known) or 'none'}"
+                    )
+        for stage in self.stages:
+            depth = architecture.depths.get(stage.name, stage.depth)
+            if depth > stage.depth:
+                raise SpaceError(
+                    f"cannot use this architecture: it keeps {depth} blocks of stage {stage.name!r}, "
+                    f"which has {stage.depth}"
+                )
+
+    def to_json(self) -> dict[str, Any]:
+        """The space as plain values for `json.dumps`."""
+        return {"format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, value: Any) -> SearchSpace:
+        """Reads what `to_json` wrote.
+
+        Args:
+            value: The parsed object, or its text.
+
+        Raises:
+            SpaceError: The text is malformed or of a newer format.
+        """
+        if isinstance(value, str):
+            value = parse_json(value, "a search space")
+        if not isinstance(value, dict) or value.get("format") != FORMAT:
+            found = value.get("format") if isinstance(value, dict) else type(value).__name__
+            raise SpaceError(
+                f"cannot read a search space: found format {found!r}, expected {FORMAT}; "
+                f"write it anew with `transprune inspect --json`"
+            )
+        try:
+            return cls(
+                groups=tuple(_record(WidthGroup, group) for group in value["groups"]),
+                stages=tuple(_record(DepthStage, stage) for stage in value["stages"]),
+                layers=tuple(_record(Layer, layer) for layer in value["layers"]),
+                fixed=tuple(_record(Fixed, fixed) for fixed in value["fixed"]),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise SpaceError(f"cannot read a search space: a part is missing or of another type ({error})") from error
+
+    def _pick(self, choose: Callable[[Sequence[int]], int]) -> Architecture:
+        return Architecture(
+            widths={group.name: choose(group.candidates) for group in self.groups},
+            depths={stage.name: choose(stage.candidates) for stage in self.stages},
+        )
+
+
+def _record(kind: type, fields: dict[str, Any]) -> Any:
+    """A frozen record from JSON: lists become tuples, and channels become `Channels`."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, list):
+            return tuple(plain(item) for item in value)
+        return Channels(**value) if isinstance(value, dict) else value
+
+    return kind(**{name: plain(value) for name, value in fields.items()})
+
+
+def width_candidates(width: int, ratios: Sequence[float] = PAPER_RATIOS, *, divisor: int = 1) -> tuple[int, ...]:
+    """The widths that a layer may have: `int(width · ratio)`, duplicates merged, ascending.
+
+    Args:
+        width: Full width (channels).
+        ratios: Shares of the full width, each in (0, 1]; the full width is always a candidate.
+        divisor: Candidates below the full width are rounded to its multiples (to the nearest, at least one).
+
+    Example:
+        >>> width_candidates(16)
+        (4, 6, 8, 9, 11, 12, 14, 16)
+    """
+    widths = {int(width * ratio) for ratio in ratios}
+    if divisor > 1:
+        widths = {max(divisor, round(candidate / divisor) * divisor) for candidate in widths}
+    return tuple(sorted({max(1, candidate) for candidate in widths if candidate < width} | {width}))
+
+
+def depth_candidates(depth: int) -> tuple[int, ...]:
+    """The depths that a stage of CIFAR networks may have: all up to 3; beyond, the odd ones and the full depth.
+
+    Example:
+        >>> depth_candidates(18)
+        (1, 3, 5, 7, 9, 11, 13, 15, 17, 18)
+    """
+    if depth <= 3:
+        return tuple(range(1, depth + 1))
+    return tuple(sorted({*range(1, depth + 1, 2), depth}))
