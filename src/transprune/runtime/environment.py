@@ -1,0 +1,103 @@
+"""What a run ran on: the versions and the hardware, nothing about whose they are."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from transprune._version import __version__
+
+_PACKAGES = ("torchvision", "onnxruntime", "numpy")
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware that results and timings depend on; no host names, user names or paths.
+
+    Returns:
+        Text for `transprune`, `python`, `torch`, `torchvision`, `onnxruntime`, `numpy` (None if not installed),
+        `platform` and `cpu`; `cores` this process may use, `threads` torch uses, `memory_gib` of the machine (None if
+        unknown); `cuda_device`, `cuda_memory_gib` and `cuda_version`, all None without a CUDA device.
+    """
+    return {
+        "transprune": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),  # unlike its package's version, it names the build (+cpu, +cu132)
+        **{package: _version(package) for package in _PACKAGES},
+        "platform": _platform(),
+        "cpu": _cpu(),
+        "cores": _cores(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": _memory_gib(),
+        **_cuda(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _platform() -> str:
+    """System, its version as a number (the rest of a kernel's name can tell whose it is), processor family."""
+    release = re.match(r"[\d.]*", platform.release())
+    return " ".join(filter(None, [platform.system(), release[0] if release else "", platform.machine()]))
+
+
+def _cpu() -> str:
+    """The processor's own name where the system tells it, else its family."""
+    found = None
+    if platform.system() == "Linux":
+        found = re.search(r"^model name\s*: *(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
+    if found:
+        return found[1].strip()
+    if platform.system() == "Darwin":
+        return _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
+    return platform.processor() or platform.machine()
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _cores() -> int:
+    """Cores that this process may use, which a container or a scheduler may have limited."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):  # not every system tells
+        return None
+
+
+def _cuda() -> dict[str, Any]:
+    if not torch.cuda.is_available():
+        return {"cuda_device": None, "cuda_memory_gib": None, "cuda_version": None}
+    device = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        "cuda_device": device.name,
+        "cuda_memory_gib": round(device.total_memory / 2**30, 1),
+        "cuda_version": torch.version.cuda,
+    }

@@ -1,0 +1,88 @@
+"""Files written whole or not at all, and disk errors that say what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from transprune.errors import RunFolderError
+
+StrPath = str | os.PathLike[str]
+
+_FULL = "free some space on that disk or choose a folder on another one with --out"
+_FORBIDDEN = "give yourself the permission to that folder or choose another one with --out"
+_MISSING = "check the path, and whether the step that makes it was run"
+_ADVICE = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: _FULL,
+    errno.EACCES: _FORBIDDEN,
+    errno.EPERM: _FORBIDDEN,
+    errno.EROFS: _FORBIDDEN,
+    errno.ENOENT: _MISSING,
+    errno.ENOTDIR: "a part of that path is a file; choose another folder with --out",
+    errno.EEXIST: "a file has that name; choose another folder with --out",
+}
+_OTHER = "check that disk or choose a folder on another one with --out"
+
+
+@contextmanager
+def disk_errors(action: str, path: StrPath) -> Iterator[None]:
+    """Turns an error of the operating system into one that names the file, the reason and a way out.
+
+    Args:
+        action: What is being done to the file, such as "write".
+        path: The file or folder that the error message names.
+
+    Raises:
+        RunFolderError: The block raised an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot {action} '{os.fspath(path)}': {error.strerror or error}; {_ADVICE.get(error.errno or 0, _OTHER)}"
+        ) from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file so that readers, also after a power cut, find the old content or the new, never a part.
+
+    Raises:
+        RunFolderError: The file cannot be written: the disk is full, the folder is missing or read-only.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with disk_errors("write", path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def leftovers(folder: Path, name: str) -> list[Path]:
+    """Temporary files of `name` that a killed process could not remove."""
+    return sorted(folder.glob(f".{name}.*.tmp"))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename durable: it is the folder that holds the new name."""
+    if os.name == "nt":  # a folder cannot be opened as a file there
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:  # some network disks cannot do it
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,108 @@
+"""What happened in a run, one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from transprune.errors import OptionError, RunFolderError
+from transprune.runtime.files import StrPath, disk_errors
+from transprune.runtime.plain import to_plain
+
+
+class Journal:
+    """Collects records and appends each to a file at once, so that a run can be watched and survives a crash.
+
+    Example:
+        >>> import numpy as np
+        >>> journal = Journal()
+        >>> journal.record("epoch", phase="search", loss=np.float32(0.5))
+        >>> journal.entries[0]["loss"]
+        0.5
+    """
+
+    def __init__(self, path: StrPath | None = None) -> None:
+        self.path = None if path is None else Path(path)
+        """The file, which earlier records may be in already; None keeps records in memory only."""
+        self.entries: list[dict[str, Any]] = []
+        """What was recorded through this object."""
+        self._is_mended = False
+
+    def record(self, event: str, **fields: Any) -> None:
+        """Adds a record with the current time.
+
+        Args:
+            event: What happened, such as "epoch".
+            fields: Whatever belongs to it. Tensors and arrays become lists, scalars numbers, and numbers that are not
+                finite the texts `nan`, `inf` and `-inf`.
+
+        Raises:
+            RunFolderError: The line cannot be written.
+            OptionError: A field is named `time`, or is of a kind that JSON cannot hold.
+        """
+        if "time" in fields:
+            raise OptionError(
+                f"cannot record {event!r} with a field 'time': every record has its own; rename the field"
+            )
+        now = datetime.now().astimezone().isoformat(timespec="milliseconds")
+        entry = {"time": now, "event": event, **to_plain(fields)}
+        try:
+            line = json.dumps(entry, allow_nan=False)
+        except TypeError as error:
+            raise OptionError(f"cannot record {event!r}: {error}; convert it to numbers, text or lists") from error
+        if self.path is not None:
+            self._append(self.path, line)
+        self.entries.append(entry)
+
+    def _append(self, path: Path, line: str) -> None:
+        with disk_errors("write", path):
+            if not self._is_mended:
+                _mend_end(path)
+                self._is_mended = True
+            with path.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(line + "\n")
+
+
+def read_journal(path: StrPath) -> list[dict[str, Any]]:
+    """Reads a journal; a last line that an interruption cut short is left out.
+
+    Raises:
+        RunFolderError: The file is missing, or a line before the last is malformed.
+    """
+    with disk_errors("read", path):
+        lines = Path(path).read_bytes().splitlines()
+    entries = []
+    for number, line in enumerate(lines, start=1):
+        entry = _parse(line)
+        if entry is not None:
+            entries.append(entry)
+        elif number < len(lines):
+            raise RunFolderError(
+                f"cannot read '{os.fspath(path)}': line {number} is no JSON object ({line[:60]!r}); "
+                "remove that line or repeat the run with --overwrite"
+            )
+    return entries
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
+def _mend_end(path: Path) -> None:
+    """Makes the next record start on its own line, after an interruption in the middle of one."""
+    content = path.read_bytes() if path.is_file() else b""
+    if not content or content.endswith(b"\n"):
+        return
+    start = content.rfind(b"\n") + 1
+    if _parse(content[start:]) is None:
+        os.truncate(path, start)
+    else:
+        with path.open("ab") as file:
+            file.write(b"\n")

@@ -1,0 +1,48 @@
+"""Named tensors as the bytes of a safetensors file, the same bytes for the same tensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import torch
+from safetensors import SafetensorError
+from safetensors import torch as safetensors_torch
+from torch import Tensor
+
+
+def encode_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """The content of a safetensors file.
+
+    Tensors may be on any device, views, or share memory; each is written in full and on its own.
+    """
+    separate = {
+        name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
+    return _with_sorted_metadata(safetensors_torch.save(separate, dict(metadata or {})))
+
+
+def decode_tensors(content: bytes) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU.
+
+    Raises:
+        ValueError: The content is damaged or something else.
+    """
+    try:
+        return safetensors_torch.load(content)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
+def _with_sorted_metadata(content: bytes) -> bytes:
+    """The same file with its metadata in alphabetical order.
+
+    The library writes metadata in an order that changes from process to process, and equal runs are to leave equal
+    files. The layout is: 8 bytes of header length, the header in JSON padded with blanks, the tensors.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[end:]
