@@ -1,1 +1,24 @@
-"""."""
+"""Data sets: images with labels, where they come from, and batches of them.
+
+data = load_data("digits")
+weights_part, architecture_part = split_halves(data.train, seed=0)
+for images, labels in make_loader(weights_part, data, batch_size=64, train=True, seed=0, device="cpu"):
+    ...
+"""
+
+from transprune.data.augmentation import Augmentation
+from transprune.data.loader import Loader, make_loader
+from transprune.data.sources import load_data
+from transprune.data.splits import FileSplit, ImageData, MemorySplit, Split, split_halves
+
+__all__ = [
+    "Augmentation",
+    "FileSplit",
+    "ImageData",
+    "Loader",
+    "MemorySplit",
+    "Split",
+    "load_data",
+    "make_loader",
+    "split_halves",
+]

@@ -1,0 +1,141 @@
+"""Random changes of training images, as tensor functions over whole batches.
+
+Images are uint8 [batch, channels, rows, columns]. Every function draws from the generator it is given (on the CPU,
+whatever the device of the images, so that a seed means the same images everywhere) and from nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from transprune.errors import OptionError
+
+SMALL_SIDE = 64
+"""Images up to this many pixels a side are cropped after padding; larger ones by a random resized crop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Which random changes a training image goes through; none by default."""
+
+    flip: bool = False
+    """Mirror left and right with probability one half."""
+
+    pad: int = 0
+    """Add so many zero pixels on each side, then cut the original size out at a random place."""
+
+    resized_crop: bool = False
+    """Cut a box of random area and shape and resize it to the image size."""
+
+    def __post_init__(self) -> None:
+        if self.pad < 0:
+            raise OptionError(f"cannot augment with pad={self.pad}: expected 0 (no crop) or more pixels")
+        if self.pad and self.resized_crop:
+            raise OptionError(
+                f"cannot augment with both pad={self.pad} and resized_crop: each of them crops; choose one"
+            )
+
+
+def standard_augmentation(image_size: tuple[int, int, int]) -> Augmentation:
+    """What is customary for natural images of this size (channels, rows, columns)."""
+    if max(image_size[1:]) <= SMALL_SIDE:
+        return Augmentation(flip=True, pad=4)
+    return Augmentation(flip=True, resized_crop=True)
+
+
+def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
+    """Applies the crops and flips of `augmentation`, drawn anew for each image.
+
+    Args:
+        images: uint8 [batch, channels, rows, columns].
+        augmentation: which changes.
+        generator: source of randomness, on the CPU.
+
+    Returns:
+        uint8 of the same shape.
+    """
+    if augmentation.resized_crop:
+        images = random_resized_crop(images, generator)
+    if augmentation.pad:
+        images = random_crop(images, augmentation.pad, generator)
+    if augmentation.flip:
+        images = random_flip(images, generator)
+    return images
+
+
+def random_crop(images: Tensor, pad: int, generator: torch.Generator) -> Tensor:
+    """Moves each image by up to `pad` pixels in each direction; what enters is zero.
+
+    Args:
+        images: [batch, channels, rows, columns].
+        pad: largest shift in pixels.
+        generator: source of randomness, on the CPU.
+
+    Returns:
+        A tensor of the same shape and type.
+    """
+    batch, channels, height, width = images.shape
+    tops, lefts = torch.randint(2 * pad + 1, (2, batch, 1, 1), generator=generator).to(images.device)
+    rows = tops + torch.arange(height, device=images.device)[:, None]
+    columns = lefts + torch.arange(width, device=images.device)
+    places = (rows * (width + 2 * pad) + columns).view(batch, 1, -1).expand(-1, channels, -1)
+    # One gather over flattened pixels: several times faster on a CPU than indexing rows and columns apart.
+    return F.pad(images, (pad,) * 4).flatten(2).gather(2, places).view_as(images)
+
+
+def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirrors each image left and right with probability one half ([batch, channels, rows, columns])."""
+    chosen = (torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5).to(images.device)
+    return torch.where(chosen, images.flip(3), images)
+
+
+def random_resized_crop(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Cuts a random box out of each image and resizes it bilinearly to the whole image.
+
+    Args:
+        images: uint8 [batch, channels, rows, columns].
+        generator: source of randomness, on the CPU.
+
+    Returns:
+        uint8 of the same shape.
+    """
+    height, width = images.shape[2:]
+    left, top, right, bottom = random_boxes(len(images), height, width, generator).unbind(1)
+    zero = torch.zeros_like(left)
+    across = torch.stack([(right - left) / width, zero, (right + left) / width - 1], dim=1)
+    down = torch.stack([zero, (bottom - top) / height, (bottom + top) / height - 1], dim=1)
+    boxes = torch.stack([across, down], dim=1).to(images.device)
+    grid = F.affine_grid(boxes, list(images.shape), align_corners=False)
+    cut = F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+    return cut.round_().to(torch.uint8)
+
+
+def random_boxes(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    """Boxes of random area (8% to 100% of the image) and shape (3:4 to 4:3) at random places.
+
+    The distribution of Szegedy et al., 2015, arXiv:1409.4842, section 6.
+    Deviation: a box that is too tall or too wide is cut to the image instead of being drawn again.
+
+    Args:
+        count: how many boxes.
+        height: rows of the image.
+        width: columns of the image.
+        generator: source of randomness, on the CPU.
+
+    Returns:
+        float32 [count, 4]: left, top, right, bottom, in pixels.
+    """
+    areas, shapes, across, down = torch.rand(4, count, generator=generator)
+    areas = height * width * (0.08 + 0.92 * areas)
+    shapes = torch.exp((2 * shapes - 1) * math.log(4 / 3))
+    widths = (areas * shapes).sqrt().clamp(1, width)
+    heights = (areas / shapes).sqrt().clamp(1, height)
+    lefts, tops = across * (width - widths), down * (height - heights)
+    # The sums may pass the border by a rounding error, which image libraries refuse.
+    rights, bottoms = (lefts + widths).clamp(max=width), (tops + heights).clamp(max=height)
+    return torch.stack([lefts, tops, rights, bottoms], dim=1)

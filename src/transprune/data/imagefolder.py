@@ -1,0 +1,89 @@
+"""`imagefolder:DIR`: one folder of image files for each class, under `train/` and under `val/` or `test/`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from transprune.data.augmentation import Augmentation
+from transprune.data.decoding import FolderFiles
+from transprune.data.encoded import encoded_data
+from transprune.data.splits import FileSplit, ImageData
+from transprune.errors import DataError
+
+TEST_FOLDERS = ("val", "validation", "test")
+"""Where the test split is looked for, in this order: the `test` of public data sets often has no labels."""
+
+LAYOUT = "expected DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg (or DIR/test), one folder for each class"
+
+
+def load_imagefolder(
+    folder: Path,
+    *,
+    image_size: tuple[int, int, int] | None = None,
+    augmentation: Augmentation | None = None,
+) -> ImageData:
+    """Loads folders of images.
+
+    Args:
+        folder: holds `train/` and `val/` (or `test/`).
+        image_size: channels, rows and columns; by default the images' own if they are all small and alike, else
+            3 x 224 x 224.
+        augmentation: random changes of the training images, if not the standard ones.
+
+    Raises:
+        DataError: if a folder is missing, the classes differ or have no images, or an image cannot be read.
+    """
+    train_folder = folder / "train"
+    test_folder = next((folder / name for name in TEST_FOLDERS if (folder / name).is_dir()), None)
+    if not train_folder.is_dir():
+        raise DataError(f"cannot load imagefolder:{folder}: it has no folder 'train'; {LAYOUT}")
+    if test_folder is None:
+        raise DataError(f"cannot load imagefolder:{folder}: it has no folder 'val' or 'test'; {LAYOUT}")
+    classes = _classes(train_folder)
+    _check_same(train_folder, classes, test_folder, _classes(test_folder))
+    return encoded_data(
+        folder.resolve().name,
+        train=_listed(train_folder, classes),
+        test=_listed(test_folder, classes),
+        classes=classes,
+        image_size=image_size,
+        augmentation=augmentation,
+    )
+
+
+def _classes(folder: Path) -> tuple[str, ...]:
+    classes = tuple(
+        sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    )
+    if not classes:
+        raise DataError(f"cannot load images from {folder}: it has no class folders; {LAYOUT}")
+    return classes
+
+
+def _check_same(train_folder: Path, train: tuple[str, ...], test_folder: Path, test: tuple[str, ...]) -> None:
+    different = sorted(set(train) ^ set(test))
+    if different:
+        names = ", ".join(
+            f"{name!r} is only in {(train_folder if name in train else test_folder)}" for name in different[:5]
+        )
+        raise DataError(
+            f"cannot match the classes of {train_folder} and {test_folder}: {names}"
+            f"{', ...' if len(different) > 5 else ''}; expected the same class folders in both"
+        )
+
+
+def _listed(folder: Path, classes: tuple[str, ...]) -> FileSplit:
+    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
+    numbers = {name: number for number, name in enumerate(classes)}
+    samples = make_dataset(folder, numbers, extensions=IMG_EXTENSIONS, allow_empty=True)
+    labels = torch.tensor([label for _, label in samples], dtype=torch.int64)
+    for number, count in enumerate(labels.bincount(minlength=len(classes)).tolist()):
+        if not count:
+            raise DataError(
+                f"cannot load images from {folder / classes[number]}: it holds no image file "
+                f"({', '.join(IMG_EXTENSIONS)}); add images of this class or remove its folder from every split"
+            )
+    return FileSplit(FolderFiles(tuple(Path(path) for path, _ in samples)), torch.arange(len(samples)), labels)

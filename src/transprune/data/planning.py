@@ -1,0 +1,71 @@
+"""Which images form which batch of an epoch: a pure function of the seed and the epoch number."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedBatch:
+    """One batch before its images are fetched."""
+
+    places: Tensor
+    """Places in the split, int64 [batch]."""
+
+    seed: int
+    """Seed of the random changes in this batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochPlan:
+    """How every epoch is cut into batches."""
+
+    samples: int
+    """Images in the split."""
+
+    sizes: tuple[int, ...]
+    """Images in each batch."""
+
+    shuffle: bool
+    """Draw a new order for each epoch; else keep the order of the split."""
+
+    seed: int
+    """Decides order and augmentation, together with the epoch number."""
+
+    def batches(self, epoch: int) -> list[PlannedBatch]:
+        """The batches of an epoch, in order."""
+        order = torch.arange(self.samples)
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(_mixed(self.seed, epoch))
+            order = torch.randperm(self.samples, generator=generator)
+        parts = order[: sum(self.sizes)].split(list(self.sizes))
+        return [PlannedBatch(part, _mixed(self.seed, epoch, number)) for number, part in enumerate(parts)]
+
+
+def batch_sizes(samples: int, batch_size: int, *, merge_single: bool, drop_last: bool) -> tuple[int, ...]:
+    """How many images each batch of an epoch holds.
+
+    Args:
+        samples: images in the split.
+        batch_size: images in a full batch.
+        merge_single: let a single last image join the batch before it.
+        drop_last: leave an incomplete last batch out, unless it is the only one.
+    """
+    full, rest = divmod(samples, batch_size)
+    if not full:
+        return (rest,)
+    sizes = [batch_size] * full
+    if rest == 1 and merge_single:
+        sizes[-1] += 1
+    elif rest and not drop_last:
+        sizes.append(rest)
+    return tuple(sizes)
+
+
+def _mixed(*numbers: int) -> int:
+    # A hash, so that neighbouring seeds and epochs share nothing.
+    return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:8], "big")

@@ -1,0 +1,182 @@
+"""Finds the data set that a specification names: `digits`, `cifar10:DIR`, `imagefolder:DIR`, ..."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from transprune.data.augmentation import Augmentation, standard_augmentation
+from transprune.data.imagefolder import load_imagefolder
+from transprune.data.parquet import load_parquet
+from transprune.data.pixels import fit_images, mean_and_std, moments, sample_places
+from transprune.data.splits import ImageData, MemorySplit, split_halves
+from transprune.errors import DataError
+
+SPECIFICATIONS = ("digits", "cifar10:DIR", "cifar100:DIR", "imagefolder:DIR", "parquet:DIR")
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of each channel; pixels count from 0 to 1."""
+
+CIFAR_STATISTICS: dict[str, Statistics] = {
+    "cifar10": ((125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255)),
+    "cifar100": ((129.3 / 255, 124.1 / 255, 112.4 / 255), (68.2 / 255, 65.4 / 255, 70.4 / 255)),
+}
+"""As published."""
+
+
+def load_data(
+    spec: str,
+    *,
+    image_size: tuple[int, int, int] | None = None,
+    augmentation: Augmentation | None = None,
+    download: bool = False,
+) -> ImageData:
+    """Loads the data set that a specification names.
+
+    >>> load_data("digits").image_size
+    (1, 8, 8)
+
+    Args:
+        spec: `digits`, `cifar10:DIR`, `cifar100:DIR`, `imagefolder:DIR` or `parquet:DIR`.
+        image_size: channels (1 or 3), rows and columns wanted, if not those of the data set.
+        augmentation: random changes of the training images, if not the standard ones.
+        download: fetch the files of `cifar10` and `cifar100` if they are missing.
+
+    Raises:
+        DataError: if the specification is unknown, or what it names is missing or malformed.
+    """
+    kind, _, place = spec.partition(":")
+    _check(spec, kind, place)
+    if image_size is not None and (image_size[0] not in (1, 3) or min(image_size) < 1):
+        raise DataError(f"cannot load {spec!r} as {image_size}: expected 1 or 3 channels, then rows and columns")
+    if kind == "digits":
+        return load_digits(image_size=image_size, augmentation=augmentation)
+    folder = Path(place).expanduser()
+    if kind in CIFAR_STATISTICS:
+        return load_cifar(kind, folder, image_size=image_size, augmentation=augmentation, download=download)
+    if not folder.is_dir():
+        raise DataError(f"cannot load {spec!r}: there is no folder {folder} (looked from {Path.cwd()})")
+    load = load_imagefolder if kind == "imagefolder" else load_parquet
+    return load(folder, image_size=image_size, augmentation=augmentation)
+
+
+def load_digits(
+    *, image_size: tuple[int, int, int] | None = None, augmentation: Augmentation | None = None
+) -> ImageData:
+    """Loads the 1797 handwritten digits that come with scikit-learn, 8 x 8 pixels in 17 grey levels.
+
+    The split is always the same: 80% of each class to train, the others to test.
+
+    Args:
+        image_size: channels, rows and columns wanted, if not 1 x 8 x 8.
+        augmentation: random changes; by default a shift of up to one pixel, as a mirrored digit is no digit.
+    """
+    from sklearn.datasets import load_digits as load
+
+    digits = load()
+    images = (torch.from_numpy(digits.images)[:, None] * (255 / 16)).round().to(torch.uint8)
+    train, test = split_halves(MemorySplit(images, torch.from_numpy(digits.target)), fraction=0.8, seed=0)
+    return _in_memory(
+        "digits",
+        train,
+        test,
+        classes=tuple(map(str, digits.target_names)),
+        image_size=image_size,
+        augmentation=augmentation or Augmentation(pad=1),
+    )
+
+
+def load_cifar(
+    kind: str,
+    folder: Path,
+    *,
+    image_size: tuple[int, int, int] | None = None,
+    augmentation: Augmentation | None = None,
+    download: bool = False,
+) -> ImageData:
+    """Loads CIFAR-10 or CIFAR-100 from the files of its authors (the Python version).
+
+    Args:
+        kind: `cifar10` or `cifar100`.
+        folder: holds `cifar-10-batches-py` or `cifar-100-python`.
+        image_size: channels, rows and columns wanted, if not 3 x 32 x 32.
+        augmentation: random changes; by default a shift of up to four pixels and a flip.
+        download: fetch the files if they are missing.
+
+    Raises:
+        DataError: if the files are missing or damaged, or cannot be downloaded.
+    """
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    kinds = {"cifar10": CIFAR10, "cifar100": CIFAR100}
+    try:
+        parts = [kinds[kind](folder, train=train, download=download) for train in (True, False)]
+    except (RuntimeError, OSError) as error:
+        raise DataError(_cifar_message(kind, folder, kinds[kind].base_folder, download, error)) from error
+    train, test = (MemorySplit(_channels_first(part.data), torch.tensor(part.targets)) for part in parts)
+    return _in_memory(
+        kind,
+        train,
+        test,
+        classes=tuple(parts[0].classes),
+        image_size=image_size,
+        augmentation=augmentation or standard_augmentation((3, 32, 32)),
+        statistics=CIFAR_STATISTICS[kind],
+    )
+
+
+def _check(spec: str, kind: str, place: str) -> None:
+    known = {specification.partition(":")[0]: specification for specification in SPECIFICATIONS}
+    if kind not in known:
+        near = difflib.get_close_matches(kind, known, n=1)
+        hint = f"; did you mean {known[near[0]]}?" if near else ""
+        raise DataError(f"cannot load data {spec!r}: expected one of {', '.join(SPECIFICATIONS)}{hint}")
+    if known[kind] != kind and not place:
+        raise DataError(f"cannot load data {spec!r}: it does not say in which folder; expected {known[kind]}")
+    if known[kind] == kind and spec != kind:
+        raise DataError(f"cannot load data {spec!r}: {kind} needs no folder; expected {kind!r} alone")
+
+
+def _in_memory(
+    name: str,
+    train: MemorySplit,
+    test: MemorySplit,
+    *,
+    classes: tuple[str, ...],
+    image_size: tuple[int, int, int] | None,
+    augmentation: Augmentation,
+    statistics: Statistics | None = None,
+) -> ImageData:
+    """A data set held as it is; the loader brings each batch to `image_size`, so that enlarging takes no memory."""
+    own_size = train.images.shape[1:]
+    channels, height, width = image_size or own_size
+    if statistics is None or channels != len(statistics[0]):
+        sample = train.images[sample_places(len(train))]
+        statistics = mean_and_std([moments(fit_images(sample, (channels, *own_size[1:])))])
+    return ImageData(
+        name=name,
+        train=train,
+        test=test,
+        classes=classes,
+        image_size=(channels, height, width),
+        mean=statistics[0],
+        std=statistics[1],
+        augmentation=augmentation,
+    )
+
+
+def _channels_first(images: np.ndarray) -> Tensor:
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def _cifar_message(kind: str, folder: Path, files: str, download: bool, error: Exception) -> str:
+    if download:
+        return f"cannot download {kind} to {folder}: {error}; check the connection or copy {files} there by hand"
+    return (
+        f"cannot load {kind}:{folder}: {folder / files} is missing or not as its authors publish it; "
+        "download it with --download (in Python: download=True)"
+    )

@@ -1,0 +1,177 @@
+"""The parts of a data set: images with their labels, and what belongs to all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from transprune.data.augmentation import Augmentation
+from transprune.data.decoding import ImageFiles
+from transprune.errors import DataError, OptionError
+
+
+class Split(Protocol):
+    """Images with labels: a training set, a test set, or a part of one."""
+
+    @property
+    def labels(self) -> Tensor:
+        """Class numbers, int64 [samples]."""
+
+    def __len__(self) -> int:
+        """How many images there are."""
+
+    def subset(self, indices: Tensor | Sequence[int]) -> Self:
+        """The images at these places, in this order."""
+
+
+AnySplit = TypeVar("AnySplit", bound=Split)
+
+
+@dataclass(frozen=True, eq=False)
+class MemorySplit:
+    """Images held decoded in memory."""
+
+    images: Tensor
+    """uint8 [samples, channels, rows, columns]."""
+
+    labels: Tensor
+    """Class numbers, int64 [samples]."""
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            raise DataError(
+                f"cannot hold images of type {self.images.dtype} and shape {list(self.images.shape)}: "
+                "expected uint8 [samples, channels, rows, columns]"
+            )
+        _check_labels(self.labels, len(self.images))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: Tensor | Sequence[int]) -> Self:
+        """The images at these places, in this order (a copy)."""
+        places = torch.as_tensor(indices, dtype=torch.int64)
+        return type(self)(self.images[places], self.labels[places])
+
+
+@dataclass(frozen=True, eq=False)
+class FileSplit:
+    """Images kept as encoded files and decoded when they are needed."""
+
+    files: ImageFiles
+    """Encoded images."""
+
+    rows: Tensor
+    """Which rows of `files`, int64 [samples]."""
+
+    labels: Tensor
+    """Class numbers, int64 [samples]."""
+
+    def __post_init__(self) -> None:
+        _check_labels(self.labels, len(self.rows))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: Tensor | Sequence[int]) -> Self:
+        """The images at these places, in this order."""
+        places = torch.as_tensor(indices, dtype=torch.int64)
+        return type(self)(self.files, self.rows[places], self.labels[places])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageData:
+    """A data set for classification, with what a network must know to read it."""
+
+    name: str
+    """What to call it in a report."""
+
+    train: Split
+    """Images to learn from."""
+
+    test: Split
+    """Images to measure accuracy on."""
+
+    classes: tuple[str, ...]
+    """Name of each class, in the order of the labels."""
+
+    image_size: tuple[int, int, int]
+    """Channels, rows and columns of the images that a loader yields."""
+
+    mean: tuple[float, ...]
+    """Mean of each channel; pixels count from 0 to 1."""
+
+    std: tuple[float, ...]
+    """Standard deviation of each channel; pixels count from 0 to 1."""
+
+    augmentation: Augmentation
+    """Random changes of the training images."""
+
+    def __post_init__(self) -> None:
+        channels = self.image_size[0]
+        if len(self.mean) != channels or len(self.std) != channels or min(self.std) <= 0:
+            raise DataError(
+                f"cannot normalise {self.name!r} with mean {self.mean} and std {self.std}: "
+                f"expected {channels} numbers each, one for a channel, and every std above 0"
+            )
+        for part, split in (("train", self.train), ("test", self.test)):
+            place = first_bad_label(split.labels, len(self.classes))
+            if place is not None:
+                found = int(split.labels[place])
+                raise DataError(
+                    f"cannot use the {part} split of {self.name!r}: image {place} has label {found}; "
+                    f"expected 0 to {len(self.classes) - 1} for its {len(self.classes)} classes"
+                )
+
+
+def first_bad_label(labels: Tensor, classes: int) -> int | None:
+    """Place of the first label (int64 [samples]) outside 0 ... classes - 1, if there is one."""
+    bad = ((labels < 0) | (labels >= classes)).nonzero()
+    return int(bad[0]) if len(bad) else None
+
+
+def split_halves(split: AnySplit, *, fraction: float = 0.5, seed: int) -> tuple[AnySplit, AnySplit]:
+    """Divides a split in two, class by class, so that both parts hold the classes in the same shares.
+
+    Of a class with at least two images, both parts get at least one.
+
+    Args:
+        split: what to divide.
+        fraction: share of the first part.
+        seed: which images go where.
+
+    Returns:
+        The two parts, each in the order of `split`.
+
+    Raises:
+        OptionError: if `fraction` is not between 0 and 1.
+        DataError: if one part would be empty.
+    """
+    if not 0 < fraction < 1:
+        raise OptionError(f"cannot divide a split at fraction={fraction}: expected a number between 0 and 1")
+    generator = torch.Generator().manual_seed(seed)
+    is_first = torch.zeros(len(split), dtype=torch.bool)
+    for label in split.labels.unique().tolist():
+        members = (split.labels == label).nonzero().flatten()
+        count = round(fraction * len(members))
+        if len(members) > 1:
+            count = min(max(count, 1), len(members) - 1)
+        is_first[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+    first, second = is_first.nonzero().flatten(), (~is_first).nonzero().flatten()
+    if not len(first) or not len(second):
+        raise DataError(
+            f"cannot divide {len(split)} images of {len(split.labels.unique())} classes at fraction={fraction}: "
+            "one part would be empty; expected at least two images of some class"
+        )
+    return split.subset(first), split.subset(second)
+
+
+def _check_labels(labels: Tensor, samples: int) -> None:
+    if labels.dtype != torch.int64 or labels.shape != (samples,):
+        raise DataError(
+            f"cannot label {samples} images with {labels.dtype} {list(labels.shape)}: expected int64 [{samples}]"
+        )
