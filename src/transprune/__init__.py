@@ -1,1 +1,112 @@
-"""transprune."""
+"""transprune makes trained PyTorch networks smaller.
+
+A network, a data set and a budget go in; out comes a smaller network of the same kind, retrained. Its widths and
+depths are learned by transformable architecture search (Dong & Yang, 2019, arXiv:1905.09717).
+
+    space = transprune.inspect(model, example)            # what can be chosen, and what it costs
+    found = transprune.search(model, data, "macs=0.5")    # the architecture, learned
+    student = transprune.shrink(model, found.architecture, example)
+    student = transprune.distill(student, model, data)    # trained with the unpruned network as its teacher
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from transprune._version import __version__
+
+if TYPE_CHECKING:
+    from transprune.analysis.cost import ExpectedCost
+    from transprune.analysis.derivation import derive
+    from transprune.analysis.inspection import inspect
+    from transprune.analysis.measurement import count_macs, measure_latencies
+    from transprune.analysis.probabilities import Probabilities
+    from transprune.architecture import Architecture
+    from transprune.budget import Budget
+    from transprune.data import Augmentation, ImageData, MemorySplit, load_data, make_loader
+    from transprune.delivery.loading import load
+    from transprune.errors import TranspruneError
+    from transprune.networks.resnet import ResNet, ResNetShape, resnet
+    from transprune.networks.selection import ArchitectureParameters, Selection
+    from transprune.networks.shrinking import shrink
+    from transprune.networks.supernet import Supernet
+    from transprune.residual import ResidualSum
+    from transprune.space import SearchSpace, depth_candidates, width_candidates
+    from transprune.training.evaluation import Evaluation, evaluate
+    from transprune.training.fitting import DistillationOptions, TrainingOptions, distill, train
+    from transprune.training.searching import Bilevel, SearchOptions, SearchResult, search
+
+_HOME = {
+    "transprune.analysis.cost": ("ExpectedCost",),
+    "transprune.analysis.derivation": ("derive",),
+    "transprune.analysis.inspection": ("inspect",),
+    "transprune.analysis.measurement": ("count_macs", "measure_latencies"),
+    "transprune.analysis.probabilities": ("Probabilities",),
+    "transprune.architecture": ("Architecture",),
+    "transprune.budget": ("Budget",),
+    "transprune.data": ("Augmentation", "ImageData", "MemorySplit", "load_data", "make_loader"),
+    "transprune.delivery.loading": ("load",),
+    "transprune.errors": ("TranspruneError",),
+    "transprune.networks.resnet": ("ResNet", "ResNetShape", "resnet"),
+    "transprune.networks.selection": ("ArchitectureParameters", "Selection"),
+    "transprune.networks.shrinking": ("shrink",),
+    "transprune.networks.supernet": ("Supernet",),
+    "transprune.residual": ("ResidualSum",),
+    "transprune.space": ("SearchSpace", "depth_candidates", "width_candidates"),
+    "transprune.training.evaluation": ("Evaluation", "evaluate"),
+    "transprune.training.fitting": ("DistillationOptions", "TrainingOptions", "distill", "train"),
+    "transprune.training.searching": ("Bilevel", "SearchOptions", "SearchResult", "search"),
+}
+"""Where each public name lives; a module is imported when a name of it is first used, so the package imports fast."""
+
+__all__ = [
+    "Architecture",
+    "ArchitectureParameters",
+    "Augmentation",
+    "Bilevel",
+    "Budget",
+    "DistillationOptions",
+    "Evaluation",
+    "ExpectedCost",
+    "ImageData",
+    "MemorySplit",
+    "Probabilities",
+    "ResNet",
+    "ResNetShape",
+    "ResidualSum",
+    "SearchOptions",
+    "SearchResult",
+    "SearchSpace",
+    "Selection",
+    "Supernet",
+    "TrainingOptions",
+    "TranspruneError",
+    "__version__",
+    "count_macs",
+    "depth_candidates",
+    "derive",
+    "distill",
+    "evaluate",
+    "inspect",
+    "load",
+    "load_data",
+    "make_loader",
+    "measure_latencies",
+    "resnet",
+    "search",
+    "shrink",
+    "train",
+    "width_candidates",
+]
+
+
+def __getattr__(name: str) -> object:
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module 'transprune' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

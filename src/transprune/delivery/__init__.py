@@ -1,1 +1,1 @@
-"""."""
+"""Writing results for people and for runtimes."""

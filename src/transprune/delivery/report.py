@@ -1,0 +1,195 @@
+"""The report of a run: one HTML page that needs nothing but itself."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from transprune.delivery.markup import bar, code, figures, note, row, section, table
+from transprune.delivery.report_charts import accuracy_figures, cost_figures, depth_figures, width_figures
+from transprune.delivery.run_record import RunRecord, StageRow, WidthRow, number, part, read_record
+from transprune.delivery.wording import (
+    COST_NAMES,
+    PHASE_NAMES,
+    compact,
+    duration,
+    headline,
+    network_size,
+    percent,
+    points,
+)
+from transprune.runtime import RunFolder
+
+_MEASURES = (
+    ("Top-1 accuracy", "top1", "%"),
+    ("Top-5 accuracy", "top5", "%"),
+    ("MACs a sample", "macs", ""),
+    ("Parameters", "params", ""),
+    ("Latency", "latency_ms", "ms"),
+    ("File size", "file_bytes", "B"),
+)
+_UNBROKEN_TOP1 = '<span class="whole">top-1</span>'
+
+
+def write_report(run_dir: Path) -> Path:
+    """Writes report.html from the other files of a run folder; steps that were not done yet are named as such.
+
+    Args:
+        run_dir: The run folder.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        RunFolderError: The folder is missing or no run, a file is malformed, or there is nothing to report yet.
+    """
+    record = read_record(run_dir)
+    return RunFolder.open(run_dir).write_text("report.html", _page(record))
+
+
+def _page(record: RunRecord) -> str:
+    style = resources.files("transprune.delivery").joinpath("report_style.css").read_text(encoding="utf-8")
+    sentence = escape(headline(record))
+    sections = (
+        section("Teacher and student", _result(record)),
+        section("Widths, before and after", _widths(record)),
+        section("Depths, before and after", _depths(record)),
+        section("Cost and certainty over the search", figures(cost_figures(record)) or note("No search is recorded.")),
+        section("Accuracy", figures(accuracy_figures(record)) or note("No epoch is recorded.")),
+        section("How to repeat it", _origin(record)),
+    )
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{sentence}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
+        f'<header>\n<p class="kicker">transprune report</p>\n<h1>{sentence.replace("top-1", _UNBROKEN_TOP1)}</h1>\n'
+        f"{_times(record)}</header>\n{''.join(sections)}</main>\n</body>\n</html>\n"
+    )
+
+
+def _times(record: RunRecord) -> str:
+    """When the run began, and how long its phases took."""
+    starts = [str(entry["time"])[:16].replace("T", " ") for entry in record.events("start") if "time" in entry]
+    said = [f"started {starts[0]}"] if starts else []
+    for phase, name in PHASE_NAMES.items():
+        seconds = number(part(record.result, "seconds").get(phase))
+        said += [f"{name} {duration(seconds)}"] if seconds is not None else []
+    return f'<p class="meta">{escape(" · ".join(said))}</p>\n' if said else ""
+
+
+def _result(record: RunRecord) -> str:
+    teacher, student = part(record.result, "teacher"), part(record.result, "student")
+    if not teacher and not student:
+        return note("Neither the teacher nor a student is measured yet.")
+    caption = "The unpruned network (teacher) and the derived one (student), measured on the test split"
+    rows = [_measure_row(*measure, teacher, student) for measure in _MEASURES]
+    measured = table(caption, ["Measure", "Teacher", "Student", "Student against teacher"], rows, "result")
+    missing = "" if student else note("The student is not measured yet.")
+    return f'<div class="summary">\n{measured}<div>\n{missing}{_budget(record)}{_shape(record)}</div>\n</div>\n'
+
+
+def _measure_row(label: str, key: str, unit: str, teacher: Mapping[str, Any], student: Mapping[str, Any]) -> str:
+    before, after = number(teacher.get(key)), number(student.get(key))
+    against = "–"
+    if before is not None and after is not None and unit == "%":
+        against = escape(points(after - before))
+    elif before and after is not None:
+        against = f"{bar(after / before)} {percent(after / before)}"
+    return row(label, _measure(before, unit), _measure(after, unit), against)
+
+
+def _measure(value: float | None, unit: str) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.2f} {unit}" if unit in ("%", "ms") else compact(value, unit)
+
+
+def _budget(record: RunRecord) -> str:
+    """The budget: what was allowed, what is used, and whether it was kept."""
+    budget = part(record.result, "budget")
+    target, actual = number(budget.get("target")), number(budget.get("actual"))
+    if not target or actual is None:
+        return note("No budget is recorded.")
+    name = COST_NAMES.get(record.cost_kind, record.cost_kind)
+    state = "kept" if actual <= target else "exceeded"
+    asked = f" ({budget['text']})" if "text" in budget else ""
+    said = f"{actual:,.0f} of at most {target:,.0f} {name}{asked}, {percent(actual / target)} of what is allowed."
+    full = number(part(record.result, "teacher").get(record.cost_kind))
+    key = escape(f"solid: the student's {name}; pale: the teacher's; line: the target")
+    drawn = f"{bar(actual / full, target / full)}<small>{key}</small>" if full else ""
+    return f'<p class="budget {state}"><strong>Budget {state}:</strong> {escape(said)} {drawn}</p>\n'
+
+
+def _shape(record: RunRecord) -> str:
+    size = network_size(record)
+    return f'<p class="shape"><strong>The student’s shape:</strong> {escape(size)}.</p>\n' if size else ""
+
+
+def _widths(record: RunRecord) -> str:
+    if not record.groups:
+        return note("No width group is known yet.")
+    unsearched = "" if record.epochs("search") else note("No search is recorded, so there are no probabilities.")
+    caption = "Channels of every width group, in network order"
+    widths = table(caption, ["Width group", "Full", "Kept", "Share"], map(_width_row, record.groups), "sizes")
+    details = f"<details>\n<summary>The widths as a table</summary>\n{widths}</details>\n"
+    return figures(width_figures(record)) + unsearched + details
+
+
+def _width_row(group: WidthRow) -> str:
+    if group.is_dropped:
+        return row(group.name, str(group.full), "dropped", "–")
+    if group.kept is None:
+        return row(group.name, str(group.full), "–", "–")
+    return row(group.name, str(group.full), str(group.kept), percent(group.kept / group.full))
+
+
+def _depths(record: RunRecord) -> str:
+    if not record.stages:
+        reason = "No stage has blocks that may be dropped." if record.groups else "No stage is known yet."
+        return note(reason)
+    caption = "Blocks of every stage: solid ones are kept, hatched ones dropped"
+    depths = table(caption, ["Stage", "Blocks kept", "Blocks"], map(_stage_row, record.stages), "sizes")
+    return depths + figures(depth_figures(record))
+
+
+def _stage_row(stage: StageRow) -> str:
+    kept = stage.full if stage.kept is None else stage.kept
+    blocks = '<i class="block kept"></i>' * kept + '<i class="block dropped"></i>' * (stage.full - kept)
+    said = f"{'–' if stage.kept is None else stage.kept} of {stage.full}"
+    return row(stage.name, said, f'<span class="blocks" aria-hidden="true">{blocks}</span>')
+
+
+def _origin(record: RunRecord) -> str:
+    """Commands, configuration, environment and what the run had to say."""
+    commands = "\n".join(_command(entry.get("command", "")) for entry in record.events("start"))
+    rows = [row(name.replace("_", " "), escape(_plain(value))) for name, value in record.environment.items()]
+    return (
+        f"<h3>Command</h3>\n{code(commands, 'Command') if commands else note('No command is recorded.')}"
+        f"<h3>Configuration</h3>\n{code(record.config_text, 'Configuration')}"
+        f"<h3>Environment</h3>\n{table('Versions and hardware', [], rows) if rows else note('None is recorded.')}"
+        f"{_remarks(record)}"
+    )
+
+
+def _remarks(record: RunRecord) -> str:
+    """Decisions and warnings of the journal."""
+    said = []
+    for entry in [*record.events("decision"), *record.events("warning")]:
+        fields = [str(entry[key]) for key in ("what", "why", "message") if key in entry]
+        said.append(f"<li>{escape(': '.join(fields) or _plain(entry))}</li>\n")
+    return f"<h3>Decisions and warnings</h3>\n<ul>\n{''.join(said)}</ul>\n" if said else ""
+
+
+def _command(command: Any) -> str:
+    return shlex.join(map(str, command)) if isinstance(command, list) else str(command)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
+    return "none" if value is None else str(value)

@@ -1,0 +1,86 @@
+"""Matplotlib figures as SVG that can stand inside a page.
+
+The colours are of middle lightness, so that they read on a light and on a dark page; text and axes take the colour of
+the page's text.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+BLUE = "#1f7fc4"
+"""What is kept, expected or held out."""
+ORANGE = "#d9650f"
+"""What is chosen or must not be exceeded; told from blue by every kind of colour vision."""
+GREY = "#7f8790"
+"""What is dropped or of less weight."""
+INK, PAPER = "#010203", "#fdfcfb"
+"""Stand for the colours of the text and the ground of the page."""
+WIDTH = 278.0
+"""Width of every figure in points: about 370 pixels, so that it is read without enlarging on a phone."""
+
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",  # text stays text: searchable, and in the page's font
+    "image.composite_image": False,
+    "text.parse_math": False,  # names may hold dollar signs
+    "font.sans-serif": ["DejaVu Sans"],  # for measuring; the page sets its own font
+    "font.size": 8.0,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.unicode_minus": True,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "hatch.linewidth": 0.7,
+    "lines.solid_capstyle": "round",
+}
+
+
+@contextmanager
+def page_style(name: str) -> Iterator[None]:
+    """Matplotlib's settings for one figure; the caller's own come back afterwards."""
+    settings: Any = {**_STYLE, "svg.hashsalt": name}
+    with mpl.rc_context(settings), warnings.catch_warnings():
+        # The page's font draws the text; that the measuring font lacks a letter is of no matter.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
+def inline_svg(figure: Figure, name: str, description: str) -> str:
+    """A figure as an `<svg>` element without any reference to something outside it.
+
+    Args:
+        figure: Drawn within `page_style(name)`.
+        name: Unique in the page; the ids in the figure begin with it.
+        description: What the figure shows, for those who do not see it.
+    """
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = file.getvalue()
+    body = text[text.index(">", text.index("<svg")) + 1 :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r"<style[^>]*>.*?</style>", "", body, flags=re.DOTALL)
+    body = body.replace("xlink:href", "href").replace(INK, "currentColor").replace(PAPER, "var(--page)")
+    used = set(re.findall(r'(?:href="|url\()#([\w-]+)', body))
+    body = re.sub(r' id="([\w.-]+)"', lambda match: match[0] if match[1] in used else "", body)
+    body = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", body)
+    width, height = figure.get_size_inches() * 72
+    return (
+        f'<svg role="img" aria-label="{html.escape(description)}" viewBox="0 0 {width:.1f} {height:.1f}">{body.strip()}'
+    )

@@ -1,0 +1,29 @@
+"""The whole job as steps on a run folder: prepare, teach, search, distill, evaluate, export, report."""
+
+from transprune.pipeline.results import show_results
+from transprune.pipeline.run import Run, RunOptions, logging_to, open_run, prepare
+from transprune.pipeline.steps import (
+    distill_step,
+    evaluate_step,
+    export_step,
+    report_step,
+    run_all,
+    search_step,
+    teach_step,
+)
+
+__all__ = [
+    "Run",
+    "RunOptions",
+    "distill_step",
+    "evaluate_step",
+    "export_step",
+    "logging_to",
+    "open_run",
+    "prepare",
+    "report_step",
+    "run_all",
+    "search_step",
+    "show_results",
+    "teach_step",
+]

@@ -1,0 +1,239 @@
+"""What decides a run, and the things that all of its steps share."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from transprune._version import __version__
+from transprune.analysis.inspection import Dimensions, inspect
+from transprune.budget import Budget
+from transprune.data import ImageData, load_data
+from transprune.errors import OptionError, RunFolderError
+from transprune.networks.weights import load_weights
+from transprune.networks.zoo import build_model
+from transprune.runtime import (
+    Journal,
+    RunFolder,
+    attach_run_log,
+    choose_device,
+    environment,
+    epoch_progress,
+    read_journal,
+    seeded,
+)
+from transprune.space import SearchSpace
+from transprune.training.fitting import DistillationOptions, TrainingOptions
+from transprune.training.searching import SearchOptions
+
+log = logging.getLogger("transprune.run")
+
+StudentStart = Literal["scratch", "teacher", "supernet"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Everything that decides a run; what `config.toml` holds."""
+
+    model: str
+    data: str
+    budget: str
+    preset: str
+    seed: int = 0
+    weights: str | None = None
+    image_size: tuple[int, int, int] | None = None
+    download: bool = False
+    dimensions: Dimensions = "both"
+    student: StudentStart = "scratch"
+    teacher: TrainingOptions = field(default_factory=TrainingOptions)
+    search: SearchOptions = field(default_factory=SearchOptions)
+    distill: DistillationOptions = field(default_factory=DistillationOptions)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], folder: Path) -> RunOptions:
+        """Reads what `asdict` gave to `config.toml`.
+
+        Raises:
+            RunFolderError: A key is unknown or missing.
+        """
+        parts = {"teacher": TrainingOptions, "search": SearchOptions, "distill": DistillationOptions}
+        try:
+            nested = {name: kind(**_as_declared(kind, config[name])) for name, kind in parts.items()}
+            rest = {key: value for key, value in config.items() if key not in parts}
+            return cls(**_as_declared(cls, rest), **nested)
+        except (KeyError, TypeError, OptionError) as error:
+            raise RunFolderError(
+                f"cannot read '{folder / 'config.toml'}': {error}; expected the file as `transprune run` wrote it"
+            ) from error
+
+
+def _as_declared(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """TOML has no None and no tuples: a missing field that may be None is None, and lists become tuples."""
+    may_be_none = {item.name for item in fields(kind) if "None" in str(item.type)}
+    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return {**dict.fromkeys(may_be_none), **plain}
+
+
+class Run:
+    """A run folder with what its steps need: options, data, model and journal.
+
+    Args:
+        folder: The folder.
+        options: What decides the run.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+    """
+
+    def __init__(self, folder: RunFolder, options: RunOptions, device: str) -> None:
+        self.folder = folder
+        self.options = options
+        self.device = choose_device(device)
+        self.journal = Journal(folder.file("journal.jsonl"))
+
+    @cached_property
+    def data(self) -> ImageData:
+        """The data set."""
+        return load_data(self.options.data, image_size=self.options.image_size, download=self.options.download)
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The unpruned network with its first weights, or those of `--weights`."""
+        return _model(self.options, self.data)
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """The search space, as `space.json` holds it."""
+        return SearchSpace.from_json(self.folder.read_json("space.json"))
+
+    @property
+    def example(self) -> Tensor:
+        """One image of zeros [1, channels, rows, columns]."""
+        return torch.zeros(1, *self.data.image_size)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Records the beginning and end of a phase, with its duration."""
+        started = perf_counter()
+        self.journal.record("phase", phase=name, status="begin", device=str(self.device))
+        log.info("%s: begins on %s", name, self.device)
+        yield
+        seconds = perf_counter() - started
+        self.journal.record("phase", phase=name, status="end", seconds=seconds)
+        log.info("%s: done in %.1f s", name, seconds)
+
+    @contextmanager
+    def epochs(self, name: str, epochs: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+        """Gives a callback that records every epoch and shows its figures."""
+        with epoch_progress(name, epochs) as progress:
+
+            def on_epoch(figures: Mapping[str, Any]) -> None:
+                self.journal.record("epoch", **figures)
+                text = describe(figures)
+                log.info("%s: epoch %d of %d: %s", name, figures["epoch"], epochs, text)
+                progress.advance(text)
+
+            yield on_epoch
+
+    def decide(self, what: str, why: str, **details: Any) -> None:
+        """Records a decision."""
+        self.journal.record("decision", what=what, why=why, **details)
+        log.info("decided: %s, because %s", what, why)
+
+    def seconds(self, phase: str) -> float:
+        """How long a phase took, when it was run last; NaN if it was not."""
+        ends = [entry for entry in self.read_journal() if entry.get("phase") == phase and entry.get("status") == "end"]
+        return float(ends[-1]["seconds"]) if ends else float("nan")
+
+    def read_journal(self) -> list[dict[str, Any]]:
+        """All entries so far."""
+        return read_journal(self.folder.file("journal.jsonl"))
+
+
+def describe(figures: Mapping[str, Any]) -> str:
+    """The figures of an epoch in one short line."""
+    parts = [f"loss {figures['loss']:.3f}", f"top-1 {figures['top1']:.1f} %"]
+    for key, label in (("test_top1", "test"), ("validation_top1", "validation")):
+        if key in figures:
+            parts.append(f"{label} {figures[key]:.1f} %")
+    for key, value in figures.items():
+        kind = key.removeprefix("actual_")
+        if kind != key:
+            target = figures[f"target_{kind}"]
+            parts.append(f"{kind} {value / target:.2f} × budget (expected {figures[f'expected_{kind}'] / target:.2f})")
+    if "entropy" in figures:
+        parts.append(f"entropy {figures['entropy']:.2f}")
+    return "  ".join(parts)
+
+
+def prepare(options: RunOptions, out: str | Path, *, device: str = "auto", overwrite: bool = False) -> Run:
+    """Checks everything that can be checked before any training, then makes the run folder.
+
+    Args:
+        options: What decides the run.
+        out: The run folder.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        overwrite: Start anew where the folder holds a run.
+
+    Raises:
+        TranspruneError: Model, data, weights, budget, options or folder cannot be used.
+    """
+    chosen = choose_device(device)
+    budget = Budget.parse(options.budget)
+    data = load_data(options.data, image_size=options.image_size, download=options.download)
+    model = _model(options, data)
+    space = inspect(model, torch.zeros(1, *data.image_size), dimensions=options.dimensions)
+    target = budget.target(space)
+    folder = RunFolder.create(out, asdict(options), overwrite=overwrite)
+    run = Run(folder, options, str(chosen))
+    run.data, run.model, run.space = data, model, space
+    folder.write_json("environment.json", environment())
+    folder.write_json("space.json", space.to_json())
+    run.journal.record("start", command=" ".join(["transprune", *sys.argv[1:]]), version=__version__)
+    run.journal.record("configuration", **asdict(options))
+    run.journal.record(
+        "space",
+        groups=len(space.groups),
+        stages=len(space.stages),
+        architectures=float(space.count()),
+        fixed=[asdict(fixed) for fixed in space.fixed],
+        full=space.cost(budget.kind, space.full_architecture()),
+        smallest=space.cost(budget.kind, space.smallest_architecture()),
+        target=target,
+    )
+    return run
+
+
+def open_run(path: str | Path, *, device: str = "auto") -> Run:
+    """Takes up the run in a folder.
+
+    Raises:
+        RunFolderError: The folder is missing or holds no run.
+    """
+    folder = RunFolder.open(path)
+    run = Run(folder, RunOptions.from_config(folder.config, folder.path), device)
+    run.journal.record("start", command=" ".join(["transprune", *sys.argv[1:]]), version=__version__)
+    return run
+
+
+def _model(options: RunOptions, data: ImageData) -> nn.Module:
+    with seeded(options.seed, "model"):
+        model = build_model(options.model, classes=len(data.classes), image_channels=data.image_size[0])
+    if options.weights is not None:
+        model.load_state_dict(load_weights(options.weights, model))
+    return model
+
+
+@contextmanager
+def logging_to(run: Run) -> Iterator[None]:
+    """Writes the log of everything inside to `run.log`."""
+    with attach_run_log(run.folder.file("run.log")):
+        yield

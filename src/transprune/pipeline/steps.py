@@ -1,0 +1,224 @@
+"""The steps of a run. Each reads what earlier ones left in the folder, and is skipped when its result is there."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from transprune.analysis.measurement import count_macs, measure_latencies
+from transprune.architecture import Architecture
+from transprune.budget import Budget
+from transprune.data import make_loader
+from transprune.delivery.loading import load
+from transprune.delivery.onnx_export import check_onnx, onnx_bytes
+from transprune.delivery.report import write_report
+from transprune.networks.shrinking import shrink
+from transprune.pipeline.results import network_figures, show_results
+from transprune.pipeline.run import Run, log, logging_to
+from transprune.runtime import seeded
+from transprune.training.evaluation import evaluate
+from transprune.training.fitting import distill, estimate_statistics, train
+from transprune.training.searching import SearchResult, search
+
+EXPORT_CHECKS = (1, 2, 7, 64)
+"""Batch sizes on which the exported file is compared with torch."""
+
+
+def run_all(run: Run) -> None:
+    """Every step in order, then the table of results."""
+    with logging_to(run):
+        teach_step(run)
+        search_step(run)
+        distill_step(run)
+        evaluate_step(run)
+        export_step(run)
+        report_step(run)
+    show_results(run.folder)
+
+
+def teach_step(run: Run) -> None:
+    """The teacher: given weights, or the unpruned network trained on the labels."""
+    if _is_done(run, "teacher.safetensors"):
+        return
+    with run.phase("teacher"):
+        if run.options.weights is not None:
+            run.decide("the teacher is not trained", f"its weights were given: {run.options.weights}")
+            teacher = run.model
+        else:
+            options = run.options.teacher
+            with run.epochs("teacher", options.epochs) as on_epoch:
+                teacher = train(
+                    run.model, run.data, options, seed=run.options.seed, device=run.device, on_epoch=on_epoch
+                )
+    run.folder.write_tensors("teacher.safetensors", teacher.state_dict())
+
+
+def search_step(run: Run) -> None:
+    """The architecture: learned on the training images, within the budget."""
+    if _is_done(run, "architecture.json"):
+        return
+    options = run.options
+    budget = Budget.parse(options.budget)
+    model = load_teacher(run) if options.search.start == "model" else run.model
+    with run.phase("search"), run.epochs("search", options.search.epochs) as on_epoch:
+        found = search(
+            model,
+            run.data,
+            budget,
+            options.search,
+            space=run.space,
+            seed=options.seed,
+            device=run.device,
+            on_epoch=on_epoch,
+        )
+    _explain(run, found)
+    if options.student == "supernet":
+        run.folder.write_tensors("supernet.safetensors", found.weights)
+    run.folder.write_json(
+        "architecture.json",
+        {
+            "format": 1,
+            **found.architecture.to_json(),
+            "model": {
+                "name": options.model,
+                "classes": len(run.data.classes),
+                "input_size": list(run.data.image_size),
+            },
+            "preprocessing": {"mean": list(run.data.mean), "std": list(run.data.std)},
+        },
+    )
+
+
+def _explain(run: Run, found: SearchResult) -> None:
+    likeliest = found.probabilities.most_probable(found.space)
+    wanted = found.space.cost(found.budget_kind, likeliest)
+    same = likeliest == found.architecture
+    why = (
+        "it is the most probable candidate everywhere"
+        if same
+        else f"the most probable candidates cost {wanted:,}, and of all architectures that use the budget of "
+        f"{found.target:,} this one is the most probable"
+    )
+    run.decide(
+        f"the architecture, of {found.actual:,} {found.budget_kind}", why, architecture=found.architecture.to_json()
+    )
+
+
+def distill_step(run: Run) -> None:
+    """The student: the architecture as a plain network, trained with the teacher."""
+    if _is_done(run, "student.safetensors"):
+        return
+    teacher = load_teacher(run)
+    student = _untrained_student(run, teacher)
+    with run.phase("distill"), run.epochs("distill", run.options.distill.epochs) as on_epoch:
+        student = distill(
+            student,
+            teacher,
+            run.data,
+            run.options.distill,
+            seed=run.options.seed,
+            device=run.device,
+            on_epoch=on_epoch,
+        )
+    run.folder.write_tensors("student.safetensors", student.state_dict())
+
+
+def _untrained_student(run: Run, teacher: nn.Module) -> nn.Module:
+    architecture = load_architecture(run)
+    start = run.options.student
+    with seeded(run.options.seed, "student"):
+        if start == "scratch":
+            return shrink(run.model, architecture, run.example, weights="scratch")
+        if start == "supernet":
+            teacher.load_state_dict(run.folder.read_tensors("supernet.safetensors"), strict=False)
+        return estimate_statistics(shrink(teacher, architecture, run.example), run.data, seed=run.options.seed)
+
+
+def evaluate_step(run: Run) -> None:
+    """Accuracy and cost of teacher and student, side by side, into `result.json`."""
+    teacher, student = load_teacher(run), load(run.folder.path)
+    options, budget = run.options, Budget.parse(run.options.budget)
+    networks = {"teacher": teacher.to(run.device), "student": student.to(run.device)}
+    with run.phase("evaluate"):
+        latencies = measure_latencies(networks, run.example.to(run.device))
+        figures = {
+            name: network_figures(
+                evaluate(network, run.data, device=run.device),
+                macs=count_macs(network.cpu(), run.example),
+                params=sum(parameter.numel() for parameter in network.parameters()),
+                latency_ms=latencies[name],
+                file=run.folder.require(f"{name}.safetensors", made_by="distill"),
+            )
+            for name, network in networks.items()
+        }
+    run.folder.write_json(
+        "result.json",
+        {
+            "model": options.model,
+            "data": options.data,
+            "preset": options.preset,
+            "seed": options.seed,
+            "device": str(run.device),
+            "budget": {
+                "kind": budget.kind,
+                "target": budget.target(run.space),
+                "actual": figures["student"][budget.kind],
+                "share": budget.amount if budget.is_share else None,
+                "text": str(budget),
+            },
+            **figures,
+            "seconds": {phase: run.seconds(phase) for phase in ("teacher", "search", "distill")},
+            "environment": run.folder.read_json("environment.json"),
+        },
+    )
+
+
+def export_step(run: Run) -> None:
+    """The student as ONNX, compared with torch on real images."""
+    student = load(run.folder.path)
+    with run.phase("export"):
+        content = onnx_bytes(student, run.example)
+        loader = make_loader(run.data.test, run.data, batch_size=max(EXPORT_CHECKS), train=False, seed=0, device="cpu")
+        images, _ = next(iter(loader))
+        difference = check_onnx(content, student, [images[:size] for size in EXPORT_CHECKS])
+    run.folder.write_bytes("student.onnx", content)
+    run.decide(
+        "student.onnx is sound",
+        f"its logits differ from torch's by at most {difference:.2g} on batches of {EXPORT_CHECKS} test images",
+        largest_difference=difference,
+    )
+
+
+def report_step(run: Run) -> None:
+    """The report, `report.html`."""
+    path = write_report(run.folder.path)
+    log.info("report: wrote %s", path)
+
+
+def load_teacher(run: Run) -> nn.Module:
+    """The unpruned network with the teacher's weights.
+
+    Raises:
+        RunFolderError: No step has made it yet.
+    """
+    run.folder.require("teacher.safetensors", made_by="search")
+    with torch.no_grad():
+        run.model.load_state_dict(run.folder.read_tensors("teacher.safetensors"))
+    return run.model.eval()
+
+
+def load_architecture(run: Run) -> Architecture:
+    """The architecture that the search found.
+
+    Raises:
+        RunFolderError: No step has made it yet.
+    """
+    run.folder.require("architecture.json", made_by="search")
+    return Architecture.from_json(run.folder.read_json("architecture.json"))
+
+
+def _is_done(run: Run, file: str) -> bool:
+    if run.folder.has(file):
+        run.decide(f"{file} is kept", "the folder holds it already, from the same configuration")
+        return True
+    return False
