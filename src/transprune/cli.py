@@ -14,7 +14,8 @@ import tyro
 from transprune import presets
 from transprune.analysis.inspection import Dimensions
 from transprune.errors import OptionError, TranspruneError
-from transprune.pipeline.run import RunOptions, StudentStart
+from transprune.pipeline.run import RunOptions
+from transprune.presets import StudentStart
 from transprune.training.fitting import DistillationOptions, TrainingOptions
 from transprune.training.searching import SearchOptions
 
@@ -221,6 +222,7 @@ def _subcommand(name: str, preset_name: str) -> Any:
         teacher=preset.teacher,
         search=preset.search,
         distill=preset.distill,
+        student=preset.student,
     )
     return Annotated[command, tyro.conf.subcommand(name, default=default, prefix_name=False)]
 

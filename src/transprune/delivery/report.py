@@ -170,9 +170,9 @@ def _origin(record: RunRecord) -> str:
     rows = [row(name.replace("_", " "), escape(_plain(value))) for name, value in record.environment.items()]
     return (
         f"<h3>Command</h3>\n{code(commands, 'Command') if commands else note('No command is recorded.')}"
-        f"<h3>Configuration</h3>\n{code(record.config_text, 'Configuration')}"
-        f"<h3>Environment</h3>\n{table('Versions and hardware', [], rows) if rows else note('None is recorded.')}"
-        f"{_remarks(record)}"
+        f'<div class="beside">\n<div>\n<h3>Configuration</h3>\n{code(record.config_text, "Configuration")}</div>\n'
+        f"<div>\n<h3>Environment</h3>\n{table('Versions and hardware', [], rows) if rows else note('Not recorded.')}"
+        f"{_remarks(record)}</div>\n</div>\n"
     )
 
 

@@ -155,7 +155,7 @@ def _width_row(group: Mapping[str, Any], space: Mapping[str, Any], architecture:
         candidates=tuple(group["candidates"]),
         kept=int(architecture.get("widths", {}).get(name, full)) if architecture else None,
         stage=stage,
-        is_dropped=depth is not None and position > depth,
+        is_dropped=depth is not None and position >= depth,
     )
 
 

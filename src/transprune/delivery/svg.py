@@ -71,10 +71,10 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
         description: What the figure shows, for those who do not see it.
     """
     file = io.StringIO()
-    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    figure.savefig(file, format="svg", transparent=True)
     text = file.getvalue()
     body = text[text.index(">", text.index("<svg")) + 1 :]
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)  # holds the date
     body = re.sub(r"<style[^>]*>.*?</style>", "", body, flags=re.DOTALL)
     body = body.replace("xlink:href", "href").replace(INK, "currentColor").replace(PAPER, "var(--page)")
     used = set(re.findall(r'(?:href="|url\()#([\w-]+)', body))

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from transprune.data import ImageData, load_data
 from transprune.errors import OptionError, RunFolderError
 from transprune.networks.weights import load_weights
 from transprune.networks.zoo import build_model
+from transprune.presets import StudentStart
 from transprune.runtime import (
     Journal,
     RunFolder,
@@ -37,8 +38,6 @@ from transprune.training.fitting import DistillationOptions, TrainingOptions
 from transprune.training.searching import SearchOptions
 
 log = logging.getLogger("transprune.run")
-
-StudentStart = Literal["scratch", "teacher", "supernet"]
 
 
 @dataclass(frozen=True, kw_only=True)

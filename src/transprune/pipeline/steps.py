@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import torch
+import copy
+
 from torch import nn
 
 from transprune.analysis.measurement import count_macs, measure_latencies
@@ -109,7 +110,7 @@ def distill_step(run: Run) -> None:
     if _is_done(run, "student.safetensors"):
         return
     teacher = load_teacher(run)
-    student = _untrained_student(run, teacher)
+    student = _untrained_student(run)
     with run.phase("distill"), run.epochs("distill", run.options.distill.epochs) as on_epoch:
         student = distill(
             student,
@@ -123,15 +124,15 @@ def distill_step(run: Run) -> None:
     run.folder.write_tensors("student.safetensors", student.state_dict())
 
 
-def _untrained_student(run: Run, teacher: nn.Module) -> nn.Module:
+def _untrained_student(run: Run) -> nn.Module:
     architecture = load_architecture(run)
-    start = run.options.student
     with seeded(run.options.seed, "student"):
-        if start == "scratch":
+        if run.options.student == "scratch":
             return shrink(run.model, architecture, run.example, weights="scratch")
-        if start == "supernet":
-            teacher.load_state_dict(run.folder.read_tensors("supernet.safetensors"), strict=False)
-        return estimate_statistics(shrink(teacher, architecture, run.example), run.data, seed=run.options.seed)
+        origin = load_teacher(run)
+        if run.options.student == "supernet":
+            origin.load_state_dict(run.folder.read_tensors("supernet.safetensors"), strict=False)
+        return estimate_statistics(shrink(origin, architecture, run.example), run.data, seed=run.options.seed)
 
 
 def evaluate_step(run: Run) -> None:
@@ -202,9 +203,9 @@ def load_teacher(run: Run) -> nn.Module:
         RunFolderError: No step has made it yet.
     """
     run.folder.require("teacher.safetensors", made_by="search")
-    with torch.no_grad():
-        run.model.load_state_dict(run.folder.read_tensors("teacher.safetensors"))
-    return run.model.eval()
+    teacher = copy.deepcopy(run.model)
+    teacher.load_state_dict(run.folder.read_tensors("teacher.safetensors"))
+    return teacher.eval()
 
 
 def load_architecture(run: Run) -> Architecture:
