@@ -59,9 +59,9 @@ PRESETS: dict[str, Preset] = {
     ),
     "short": Preset(
         summary="a few epochs of everything: hours become minutes, points of accuracy are lost",
-        teacher=TrainingOptions(epochs=8, batch_size=128, warm_up_epochs=1),
-        search=_from_trained(epochs=5, batch_size=128, architecture_learning_rate=0.02),
-        distill=DistillationOptions(epochs=8, batch_size=128, warm_up_epochs=1),
+        teacher=TrainingOptions(epochs=5, batch_size=128, warm_up_epochs=1),
+        search=_from_trained(epochs=3, batch_size=128, architecture_learning_rate=0.02),
+        distill=DistillationOptions(epochs=5, batch_size=128, warm_up_epochs=1),
         student="supernet",
     ),
     "medium": Preset(

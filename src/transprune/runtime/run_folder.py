@@ -22,6 +22,7 @@ RUN_FILES = (
     "journal.jsonl",
     "run.log",
     "teacher.safetensors",
+    "supernet.safetensors",
     "space.json",
     "architecture.json",
     "student.safetensors",

@@ -1,0 +1,375 @@
+"""The report: one HTML page, read from the files of a run folder."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import matplotlib as mpl
+import pytest
+
+from fake_run import fake_run
+from transprune.delivery.figures import short_names
+from transprune.delivery.report import write_report
+from transprune.delivery.run_record import read_record
+from transprune.delivery.wording import compact, duration, headline, points
+from transprune.errors import RunFolderError
+
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+EVIL = '<script>alert("1")</script>&--> id="x" $\\frac{1}$'
+
+
+class Page(HTMLParser):
+    """A parsed page: its elements, its texts by the element that holds them, and whether every element is closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if data.strip():
+            self.texts.append((self.open[-1] if self.open else "", data))
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def text(self, tag: str | None = None) -> str:
+        return " ".join(data for holder, data in self.texts if tag in (None, holder))
+
+
+def report(folder: Path) -> tuple[str, Page]:
+    text = write_report(folder).read_text(encoding="utf-8")
+    return text, Page(text)
+
+
+def change(folder: Path, name: str, edit) -> None:
+    value = json.loads((folder / name).read_text(encoding="utf-8"))
+    edit(value)
+    (folder / name).write_text(json.dumps(value), encoding="utf-8")
+
+
+def figure(text: str, title: str) -> str:
+    return re.search(rf"<h3>{re.escape(title)}</h3>.*?</figure>", text, re.DOTALL)[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return fake_run(tmp_path_factory.mktemp("runs") / "resnet20", blocks=3, epochs=12)
+
+
+@pytest.fixture(scope="module")
+def full(folder) -> tuple[str, Page]:
+    return report(folder)
+
+
+def test_the_report_is_written_into_the_run_folder(folder):
+    assert write_report(folder) == folder / "report.html"
+
+
+def test_the_page_asks_for_nothing_outside_itself(full):
+    text, page = full
+    assert not re.search(r"(https?:)?//", re.sub(r"base64,[\w+/=\s]+", "", text))
+    assert not {"script", "link", "iframe", "object", "embed", "base"} & {tag for tag, _ in page.elements}
+    assert not re.search(r"@import|url\((?!#)", text)
+    for _, attributes in page.elements:
+        assert not any(name.startswith("on") for name in attributes)
+        for name in ("src", "href"):
+            assert attributes.get(name, "#").startswith(("#", "data:image/png;base64,"))
+
+
+def test_every_element_is_closed_and_every_id_unique_and_found(full):
+    text, page = full
+    assert page.open == []
+    ids = Counter(attributes["id"] for _, attributes in page.elements if "id" in attributes)
+    assert ids
+    assert set(ids.values()) == {1}
+    assert set(re.findall(r'(?:href="|url\()#([^")]+)', text)) <= set(ids)
+
+
+def test_the_same_folder_gives_the_same_page(folder, full):
+    assert write_report(folder).read_text(encoding="utf-8") == full[0]
+
+
+def test_settings_of_matplotlib_neither_matter_nor_change(folder, full):
+    with mpl.rc_context({"svg.fonttype": "path", "text.color": "red", "font.size": 30}):
+        before = dict(mpl.rcParams)
+        assert write_report(folder).read_text(encoding="utf-8") == full[0]
+        assert dict(mpl.rcParams) == before
+
+
+def test_headings_are_in_order_and_the_title_is_the_result(full):
+    text, page = full
+    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h\d", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    title = "resnet20 on digits: 49.8 % of the MACs, 99.17 % → 98.89 % top-1 (0.28 points lower)"
+    assert page.text("title") == title
+    assert re.sub(r"<[^>]+>", "", re.search(r"<h1>(.*)</h1>", text)[1]) == title
+
+
+def test_tables_have_captions_and_scopes_and_figures_have_descriptions(full):
+    _, page = full
+    tags = Counter(tag for tag, _ in page.elements)
+    assert tags["table"] == tags["caption"] == 4
+    assert all(cell.get("scope") in ("row", "col") for cell in page.all("th"))
+    assert tags["svg"] == tags["figure"] == 12
+    assert all(svg["role"] == "img" and len(svg["aria-label"]) > 30 for svg in page.all("svg"))
+    assert page.all("html") == [{"lang": "en"}]
+
+
+def test_what_scrolls_can_be_reached_by_keyboard(full):
+    _, page = full
+    scrolling = [attributes for tag, attributes in page.elements if tag == "pre" or attributes.get("class") == "scroll"]
+    assert len(scrolling) == 6
+    assert all(region["tabindex"] == "0" and region["aria-label"] for region in scrolling)
+
+
+def test_figures_take_their_ink_from_the_page(full):
+    text, _ = full
+    svgs = "".join(re.findall(r"<svg.*?</svg>", text, re.DOTALL))
+    assert "currentColor" in svgs
+    assert set(re.findall(r"#[0-9a-f]{6}\b", svgs)) <= {"#1f7fc4", "#d9650f", "#7f8790"}
+
+
+@pytest.mark.parametrize(
+    ("top1", "said"),
+    [
+        (99.1667, "99.17 % → 99.17 % top-1 (unchanged)"),
+        (99.7222, "99.17 % → 99.72 % top-1 (0.56 points higher)"),
+        (99.1647, "99.17 % → 99.16 % top-1 (less than 0.01 points lower)"),
+        ("nan", "resnet20 on digits: 49.8 % of the MACs"),
+    ],
+)
+def test_the_sentence_tells_the_direction_of_the_change(tmp_path, top1, said):
+    folder = fake_run(tmp_path / "run", epochs=2)
+    change(folder, "result.json", lambda result: result["student"].update(top1=top1))
+    assert headline(read_record(folder)).endswith(said)
+
+
+def test_the_table_has_ratios_and_differences(full):
+    text, _ = full
+    rows = [re.sub(r"<[^>]+>", " ", row) for row in re.findall(r"<tr>(.*?)</tr>", text)[1:7]]
+    assert [row.split() for row in rows] == [
+        ["Top-1", "accuracy", "99.17", "%", "98.89", "%", "0.28", "points", "lower"],
+        ["Top-5", "accuracy", "100.00", "%", "100.00", "%", "unchanged"],
+        ["MACs", "a", "sample", "2.52", "M", "1.25", "M", "49.8", "%"],
+        ["Parameters", "268.34", "k", "127.95", "k", "47.7", "%"],
+        ["Latency", "1.28", "ms", "0.87", "ms", "67.8", "%"],
+        ["File", "size", "1.10", "MB", "534.53", "kB", "48.7", "%"],
+    ]
+
+
+def test_a_kept_budget_and_an_exceeded_one_are_told_apart(tmp_path, full):
+    assert "Budget kept:" in full[1].text("strong")
+    assert "1,253,455 of at most 1,257,984 MACs (macs=0.5), 99.6 % of what is allowed." in full[1].text("p")
+    folder = fake_run(tmp_path / "run", epochs=1)
+    (folder / "journal.jsonl").unlink()
+    change(folder, "result.json", lambda result: result["budget"].update(actual=1_300_000))
+    _, page = report(folder)
+    assert "Budget exceeded:" in page.text("strong")
+    assert "103.3 % of what is allowed" in page.text("p")
+
+
+def test_a_budget_of_parameters_is_reported_as_such(tmp_path):
+    folder = fake_run(tmp_path / "run", epochs=2)
+    params = {"kind": "params", "target": 134168, "actual": 127954, "text": "params=0.5"}
+    change(folder, "result.json", lambda result: result.update(budget=params))
+    journal = (folder / "journal.jsonl").read_text(encoding="utf-8").replace("_macs", "_params")
+    (folder / "journal.jsonl").write_text(journal, encoding="utf-8")
+    _, page = report(folder)
+    assert "47.7 % of the parameters" in page.text("title")
+    assert "parameters over the search" in page.text("h3")
+
+
+def test_groups_of_dropped_blocks_are_marked_and_only_those(folder, full):
+    text, _ = full
+    depths = json.loads((folder / "architecture.json").read_text())["depths"]
+    assert depths == {"stages.0": 3, "stages.1": 2, "stages.2": 3}
+    dropped = re.findall(r'<th scope="row">([^<]*)</th><td>32</td><td>dropped</td>', text)
+    assert dropped == ["stages.1.2.layer1.conv", "stages.1.2.layer2.conv"]
+    drawing = figure(text, "Full and kept width")
+    assert drawing.count("dropped / 32") == 2
+    assert drawing.count("fill: url(#width-bars-") == 2
+    assert text.count('<i class="block dropped">') == 1
+    assert text.count('<i class="block kept">') == 8
+
+
+def test_a_block_is_not_taken_for_one_whose_name_begins_alike(tmp_path):
+    folder = fake_run(tmp_path / "run", blocks=12, epochs=1)
+    change(folder, "architecture.json", lambda value: value.update(depths={"stages.0": 2}))
+    kept = [row.name for row in read_record(folder).groups if row.stage == "stages.0" and not row.is_dropped]
+    assert kept == [f"stages.0.{block}.layer{layer}.conv" for block in (0, 1) for layer in (1, 2)]
+
+
+def test_every_width_before_and_after_is_in_the_drawing_and_in_the_table(folder, full):
+    text, _ = full
+    drawing = figure(text, "Full and kept width")
+    widths = json.loads((folder / "architecture.json").read_text())["widths"]
+    for group in json.loads((folder / "space.json").read_text())["groups"]:
+        if not group["name"].startswith("stages.1.2."):
+            kept = widths[group["name"]]
+            assert f">{kept} / {group['width']}<" in drawing
+            assert f"{group['name']}</th><td>{group['width']}</td><td>{kept}</td>" in text
+
+
+@pytest.mark.parametrize("epochs", [1, 400])
+def test_a_network_of_110_layers_has_a_row_for_each_and_fits_in_two_megabytes(tmp_path, epochs):
+    text, page = report(fake_run(tmp_path / "run", blocks=18, epochs=epochs))
+    assert len(text.encode()) < 2_000_000
+    labels = re.findall(r">(stages\.\d+\.\d+\.layer\d)<", figure(text, "Full and kept width"))
+    assert len(set(labels)) == 108
+    assert len(figure(text, "Depth of stages.0")) < 100_000
+    heights = [float(svg["viewbox"].split()[3]) for svg in page.all("svg")]
+    assert heights[0] == heights[1] == heights[2] > 1000
+
+
+def test_texts_from_files_are_escaped_everywhere(tmp_path):
+    folder = fake_run(tmp_path / "run", epochs=2)
+    for name in ("space.json", "journal.jsonl"):
+        evil = (folder / name).read_text().replace("stages.0", json.dumps(EVIL)[1:-1])
+        (folder / name).write_text(evil)
+    (folder / "environment.json").write_text(json.dumps({EVIL: EVIL}))
+    change(folder, "result.json", lambda result: result.update(model=EVIL, data=EVIL))
+    change(folder, "result.json", lambda result: result["budget"].update(text=EVIL, kind=EVIL))
+    lines = [{"event": "start", "command": [EVIL]}, {"event": "decision", "what": EVIL}, {"event": "warning", EVIL: 1}]
+    with (folder / "journal.jsonl").open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    (folder / "config.toml").write_text(f"text = '{EVIL}'")
+    text, page = report(folder)
+    assert not page.all("script")
+    assert not page.open
+    assert "<script" not in text
+    assert page.text().count("<script>") > 10
+    assert any(EVIL in svg["aria-label"] for svg in page.all("svg"))
+
+
+def test_names_in_any_script_are_reported(tmp_path):
+    folder = fake_run(tmp_path / "run", epochs=1)
+    space = (folder / "space.json").read_text().replace("stem.conv", "层.🐍")
+    (folder / "space.json").write_text(space, encoding="utf-8")
+    assert "层.🐍" in report(folder)[0]
+
+
+@pytest.mark.parametrize(
+    ("until", "title", "notes", "drawings"),
+    [
+        (
+            "teacher",
+            "resnet20 on digits: teacher training at epoch 3 of 3; no architecture is chosen yet",
+            ["Neither the teacher nor a student is measured yet.", "No width group is known yet.", "No stage is known"],
+            1,
+        ),
+        (
+            "search",
+            "resnet20 on digits: 8 of 9 blocks kept, widths at 69.9 % of full on average; no student is measured yet",
+            ["Neither the teacher nor a student is measured yet."],
+            11,
+        ),
+    ],
+)
+def test_steps_that_are_not_done_are_named_and_left_out(tmp_path, until, title, notes, drawings):
+    _, page = report(fake_run(tmp_path / "run", epochs=3, until=until))
+    assert page.text("title") == title
+    assert all(note in page.text("p") for note in notes)
+    assert len(page.all("figure")) == drawings
+
+
+@pytest.mark.parametrize("name", ["result", "architecture", "space", "environment", "journal"])
+def test_any_one_file_may_be_missing(tmp_path, name):
+    name += ".jsonl" if name == "journal" else ".json"
+    folder = fake_run(tmp_path / "run", epochs=1)
+    (folder / name).unlink()
+    assert report(folder)[1].text("h1").startswith("resnet20 on digits:")
+
+
+def test_a_resumed_phase_replaces_what_the_interrupted_one_left(tmp_path):
+    folder = fake_run(tmp_path / "run", epochs=4, until="teacher")
+    lines = (folder / "journal.jsonl").read_text().splitlines()
+    again = json.dumps({"event": "epoch", "phase": "teacher", "epoch": 2, "epochs": 4, "top1": 12.5})
+    (folder / "journal.jsonl").write_text("\n".join([*lines, again]) + "\n")
+    text, _ = report(folder)
+    assert "teacher training at epoch 2 of 4" in text
+    assert "to 12.5 %" in figure(text, "Teacher")
+    assert [entry["epoch"] for entry in read_record(folder).epochs("teacher")] == [1, 2]
+
+
+def test_values_that_are_no_finite_numbers_leave_gaps(tmp_path):
+    folder = fake_run(tmp_path / "run", epochs=3)
+    journal = (folder / "journal.jsonl").read_text()
+    journal = re.sub(r'("(?:top1|test_top1|entropy|expected_macs)": )[\d.]+', r'\1"nan"', journal)
+    (folder / "journal.jsonl").write_text(journal)
+    text, _ = report(folder)
+    assert "Entropy of the choices" not in text
+    assert "most probable" in figure(text, "MACs over the search")
+
+
+def test_probabilities_of_another_space_are_not_drawn(tmp_path):
+    folder = fake_run(tmp_path / "run", epochs=2)
+    change(folder, "space.json", lambda space: space["groups"][0].update(candidates=[8, 16]))
+    change(folder, "space.json", lambda space: space["stages"][0].update(candidates=[1, 3]))
+    text, _ = report(folder)
+    assert "Depth of stages.0" not in text
+    assert "Depth of stages.1" in text
+
+
+def test_a_folder_without_any_result_is_refused(tmp_path):
+    with pytest.raises(RunFolderError, match=r"no step has left a result there yet.*run `transprune run`"):
+        write_report(fake_run(tmp_path / "run", until="config"))
+    with pytest.raises(RunFolderError, match="there is no such folder"):
+        write_report(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
+    [
+        ("space.json", '{"groups": [{"width": 3}]}', "KeyError: 'name'"),
+        ("architecture.json", "[1]", "AttributeError"),
+        ("result.json", "{", "no valid JSON"),
+        ("journal.jsonl", "{}\nnonsense\n{}\n", "line 2"),
+    ],
+)
+def test_a_malformed_file_is_refused_by_name(tmp_path, name, content, found):
+    folder = fake_run(tmp_path / "run", epochs=1)
+    (folder / name).write_text(content)
+    with pytest.raises(RunFolderError, match=found) as caught:
+        write_report(folder)
+    assert name in str(caught.value)
+
+
+def test_names_in_labels_are_short():
+    assert short_names(["stem.conv", "stages.0.0.conv"]) == ["stem", "stages.0.0"]
+    assert short_names(["conv", "fc"]) == ["conv", "fc"]
+    assert short_names(["a" * 30 + "end", "b"]) == ["…" + "a" * 18 + "end", "b"]
+
+
+def test_numbers_in_words():
+    assert [compact(value) for value in (0, 1500, 40813194)] == ["0", "1.50 k", "40.81 M"]
+    assert compact(812, "B") == "812 B"
+    assert [duration(seconds) for seconds in (9.96, 59.99, 61, 7260)] == [
+        "10.0 s",
+        "1 min 0 s",
+        "1 min 1 s",
+        "2 h 1 min",
+    ]
+    assert [points(change) for change in (0, -0.3)] == ["unchanged", "0.30 points lower"]
+    assert points(0.001) == "less than 0.01 points higher"

@@ -1,0 +1,186 @@
+"""The bilevel search."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from test_training import assert_same_state, state_of, two_colours
+from transprune.analysis.inspection import inspect
+from transprune.errors import BudgetError, OptionError
+from transprune.residual import ResidualSum
+from transprune.training.evaluation import Meter
+from transprune.training.searching import Bilevel, SearchOptions, search
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.sum = ResidualSum()
+
+    def forward(self, features):
+        return F.relu(self.sum(self.norm(self.conv(features)), features))
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, padding=1)
+        self.blocks = nn.Sequential(Block(), Block(), Block())
+        self.classifier = nn.Linear(8, 2)
+
+    def forward(self, images):
+        return self.classifier(self.blocks(self.stem(images)).mean((2, 3)))
+
+
+OPTIONS = SearchOptions(epochs=3, batch_size=16, learning_rate=0.05, architecture_learning_rate=0.05)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Residual()
+
+
+def bilevel(model, options=OPTIONS, share=0.5, seed=0):
+    data = two_colours()
+    space = inspect(model, torch.zeros(1, *data.image_size))
+    target = int(space.macs(space.full_architecture()) * share)
+    torch.manual_seed(seed)
+    return Bilevel(
+        model, data, options, space=space, kind="macs", target=target, seed=seed, device=torch.device("cpu")
+    )
+
+
+def test_a_search_ends_within_its_budget_and_uses_it(model):
+    found = search(model, two_colours(), "macs=0.5", OPTIONS)
+    assert found.actual == found.space.macs(found.architecture)
+    assert 0.9 * found.target < found.actual <= found.target
+
+
+def test_a_search_keeps_a_budget_of_parameters(model):
+    found = search(model, two_colours(), "params=0.4", OPTIONS)
+    assert found.budget_kind == "params"
+    assert found.space.params(found.architecture) == found.actual <= found.target
+    assert "expected_params" in found.history[0]
+
+
+def test_a_search_leaves_the_model_untouched(model):
+    model.train()
+    before = state_of(model)
+    search(model, two_colours(), "macs=0.5", OPTIONS)
+    assert_same_state(before, model.state_dict())
+    assert model.training
+
+
+def test_the_same_seed_finds_the_same_architecture_and_probabilities(model):
+    first = search(model, two_colours(), "macs=0.5", OPTIONS, seed=5)
+    torch.manual_seed(99)
+    second = search(model, two_colours(), "macs=0.5", OPTIONS, seed=5)
+    other = search(model, two_colours(), "macs=0.5", OPTIONS, seed=6)
+    assert first.architecture == second.architecture
+    assert torch.equal(first.probabilities.widths, second.probabilities.widths)
+    assert_same_state(first.weights, second.weights)
+    assert not torch.equal(first.probabilities.widths, other.probabilities.widths)
+
+
+def test_a_step_of_the_weights_moves_no_architecture_parameter_and_the_other_way_round(model):
+    searching = bilevel(model)
+    images, labels = next(iter(searching.weight_batches))
+    weights, parameters = state_of(searching.supernet), state_of(searching.parameters)
+    searching.step_architecture(images, labels, 5.0)
+    assert_same_state(weights, searching.supernet.state_dict())
+    assert not torch.equal(parameters["widths"], searching.parameters.widths)
+    assert not torch.equal(parameters["depths"], searching.parameters.depths)
+    assert all(weight.grad is None for weight in searching.weights), "the architecture step needs no weight gradients"
+    parameters = state_of(searching.parameters)
+    searching.step_weights(images, labels, 5.0, Meter())
+    assert_same_state(parameters, searching.parameters.state_dict())
+    assert not torch.equal(weights["network.stem.weight"], searching.supernet.state_dict()["network.stem.weight"])
+
+
+def test_weights_and_architecture_learn_on_different_images(model):
+    searching = bilevel(model)
+    seen = [set(), set()]
+    for place, batches in enumerate((searching.weight_batches, searching.validation_batches)):
+        for images, _ in batches:
+            seen[place] |= {tuple(image.flatten().tolist()) for image in images}
+    assert len(seen[0]) + len(seen[1]) == 64
+    assert not seen[0] & seen[1]
+
+
+@pytest.mark.parametrize(("likeliest", "direction"), [(-1, -1), (0, 1)])
+def test_the_penalty_alone_moves_the_expected_cost_towards_the_budget(model, likeliest, direction):
+    searching = bilevel(model)
+    with torch.no_grad():  # the most probable architecture is the largest, which is too dear, or the smallest
+        searching.parameters.widths[:, likeliest] += 1
+        searching.parameters.depths[:, likeliest] += 1
+
+    @torch.no_grad()
+    def expected():
+        return float(searching.expected_cost(searching.parameters.probabilities()))
+
+    before = expected()
+    for _ in range(5):
+        searching.architecture_optimizer.zero_grad()
+        searching.penalty().backward()
+        searching.architecture_optimizer.step()
+    assert (expected() - before) * direction > 0
+
+
+def test_the_temperature_goes_from_start_to_end(model):
+    searching = bilevel(model)
+    assert searching.temperature(1) == OPTIONS.temperature_start
+    assert searching.temperature(OPTIONS.epochs) == pytest.approx(OPTIONS.temperature_end)
+
+
+def test_the_architecture_waits_while_the_weights_alone_learn(model):
+    options = SearchOptions(epochs=3, batch_size=16, architecture_after=0.34, architecture_learning_rate=0.05)
+    searching = bilevel(model, options)
+    before = searching.parameters.widths.detach().clone()
+    searching.run_epoch(1)
+    assert torch.equal(before, searching.parameters.widths)
+    searching.run_epoch(2)
+    assert not torch.equal(before, searching.parameters.widths)
+
+
+def test_validation_draws_nothing_at_random(model):
+    searching = bilevel(model)
+    architecture = searching.space.random_architecture(0)
+    assert searching.validate(architecture) == searching.validate(architecture)
+
+
+def test_every_epoch_reports_probabilities_that_sum_to_one_and_the_costs(model):
+    seen = []
+    search(model, two_colours(), "macs=0.5", OPTIONS, on_epoch=seen.append)
+    assert [figures["epoch"] for figures in seen] == [1, 2, 3]
+    for figures in seen:
+        for name in ("width_probabilities", "depth_probabilities"):
+            assert all(sum(row) == pytest.approx(1, abs=1e-5) for row in figures[name].values())
+        assert 0 <= figures["entropy"] <= 1 + 1e-6
+        assert isinstance(figures["actual_macs"], int)
+
+
+def test_an_unattainable_budget_is_refused_before_any_training_with_the_attainable_range(model):
+    seen = []
+    with pytest.raises(BudgetError, match=r"attainable range of this search space is [\d,]+ \(0\.\d+ of the unpruned"):
+        search(model, two_colours(), "macs=0.001", OPTIONS, on_epoch=seen.append)
+    assert seen == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature_end": 0.0}, "temperature_end=0.0: expected at least 0.001"),
+        ({"weights_share": 1.0}, "weights_share=1.0"),
+        ({"alignment": "stretch"}, "alignment='stretch'.*expected interpolate or pad"),
+        ({"width_samples": 0}, "width_samples=0: expected at least 1"),
+        ({"epochs": 2, "warm_up_epochs": 2}, "warm_up_epochs=2"),
+        ({"tolerance": -0.1}, "tolerance=-0.1: expected at least 0"),
+    ],
+)
+def test_search_options_out_of_range_are_refused(options, message):
+    with pytest.raises(OptionError, match=message):
+        SearchOptions(**options)
