@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from transprune.data import Augmentation, ImageData, MemorySplit, load_data, make_loader
     from transprune.delivery.loading import load
     from transprune.errors import TranspruneError
-    from transprune.networks.resnet import ResNet, ResNetShape, resnet
+    from transprune.networks.resnet import ResNet, resnet
+    from transprune.networks.resnet_shape import ResNetShape
     from transprune.networks.selection import ArchitectureParameters, Selection
     from transprune.networks.shrinking import shrink
     from transprune.networks.supernet import Supernet
@@ -48,7 +49,8 @@ _HOME = {
     "transprune.data": ("Augmentation", "ImageData", "MemorySplit", "load_data", "make_loader"),
     "transprune.delivery.loading": ("load",),
     "transprune.errors": ("TranspruneError",),
-    "transprune.networks.resnet": ("ResNet", "ResNetShape", "resnet"),
+    "transprune.networks.resnet": ("ResNet", "resnet"),
+    "transprune.networks.resnet_shape": ("ResNetShape",),
     "transprune.networks.selection": ("ArchitectureParameters", "Selection"),
     "transprune.networks.shrinking": ("shrink",),
     "transprune.networks.supernet": ("Supernet",),

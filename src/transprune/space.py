@@ -241,7 +241,8 @@ def width_candidates(width: int, ratios: Sequence[float] = PAPER_RATIOS, *, divi
 
 
 def depth_candidates(depth: int) -> tuple[int, ...]:
-    """The depths that a stage of CIFAR networks may have: all up to 3; beyond, the odd ones and the full depth.
+    """The depths that a stage may have, as in the paper's CIFAR networks: all up to 3; beyond, the odd ones and the
+    full depth.
 
     Example:
         >>> depth_candidates(18)
@@ -250,3 +251,14 @@ def depth_candidates(depth: int) -> tuple[int, ...]:
     if depth <= 3:
         return tuple(range(1, depth + 1))
     return tuple(sorted({*range(1, depth + 1, 2), depth}))
+
+
+def even_depth_candidates(depth: int, *, count: int) -> tuple[int, ...]:
+    """So many depths at even distances, as in the paper's ImageNet networks, where `count` is the smallest stage's
+    number of blocks: `int(depth · j / count)` for j = 1 … count.
+
+    Example:
+        >>> even_depth_candidates(4, count=3)
+        (1, 2, 4)
+    """
+    return tuple(sorted({max(1, depth * j // count) for j in range(1, count + 1)}))

@@ -9,7 +9,7 @@ from torch import nn
 from transprune.errors import ModelError
 from transprune.networks.resnet import resnet
 
-RESNET_DEPTHS = (20, 32, 44, 56, 110, 164)
+RESNET_DEPTHS = (20, 32, 44, 56, 110, 164, 18, 34, 50)
 NAMES = tuple(f"resnet{depth}" for depth in RESNET_DEPTHS)
 
 

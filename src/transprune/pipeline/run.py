@@ -145,7 +145,7 @@ class Run:
     def decide(self, what: str, why: str, **details: Any) -> None:
         """Records a decision."""
         self.journal.record("decision", what=what, why=why, **details)
-        log.info("decided: %s, because %s", what, why)
+        log.info("%s: %s", what, why)
 
     def seconds(self, phase: str) -> float:
         """How long a phase took, when it was run last; NaN if it was not."""

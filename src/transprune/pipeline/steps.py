@@ -43,7 +43,7 @@ def teach_step(run: Run) -> None:
         return
     with run.phase("teacher"):
         if run.options.weights is not None:
-            run.decide("the teacher is not trained", f"its weights were given: {run.options.weights}")
+            run.decide("The teacher is not trained", f"its weights were given ({run.options.weights})")
             teacher = run.model
         else:
             options = run.options.teacher
@@ -95,13 +95,13 @@ def _explain(run: Run, found: SearchResult) -> None:
     wanted = found.space.cost(found.budget_kind, likeliest)
     same = likeliest == found.architecture
     why = (
-        "it is the most probable candidate everywhere"
+        "it takes the most probable candidate everywhere"
         if same
         else f"the most probable candidates cost {wanted:,}, and of all architectures that use the budget of "
         f"{found.target:,} this one is the most probable"
     )
     run.decide(
-        f"the architecture, of {found.actual:,} {found.budget_kind}", why, architecture=found.architecture.to_json()
+        f"Chose an architecture of {found.actual:,} {found.budget_kind}", why, architecture=found.architecture.to_json()
     )
 
 
@@ -184,7 +184,7 @@ def export_step(run: Run) -> None:
         difference = check_onnx(content, student, [images[:size] for size in EXPORT_CHECKS])
     run.folder.write_bytes("student.onnx", content)
     run.decide(
-        "student.onnx is sound",
+        "Exported student.onnx",
         f"its logits differ from torch's by at most {difference:.2g} on batches of {EXPORT_CHECKS} test images",
         largest_difference=difference,
     )
@@ -220,6 +220,6 @@ def load_architecture(run: Run) -> Architecture:
 
 def _is_done(run: Run, file: str) -> bool:
     if run.folder.has(file):
-        run.decide(f"{file} is kept", "the folder holds it already, from the same configuration")
+        run.decide(f"Kept {file}", "the folder holds it already, from the same configuration")
         return True
     return False
