@@ -241,8 +241,9 @@ def width_candidates(width: int, ratios: Sequence[float] = PAPER_RATIOS, *, divi
 
 
 def depth_candidates(depth: int) -> tuple[int, ...]:
-    """The depths that a stage may have, as in the paper's CIFAR networks: all up to 3; beyond, the odd ones and the
-    full depth.
+    """The depths that a stage may have, as in the paper's CIFAR networks.
+
+    All up to 3; beyond, the odd ones and the full depth.
 
     Example:
         >>> depth_candidates(18)
@@ -254,8 +255,9 @@ def depth_candidates(depth: int) -> tuple[int, ...]:
 
 
 def even_depth_candidates(depth: int, *, count: int) -> tuple[int, ...]:
-    """So many depths at even distances, as in the paper's ImageNet networks, where `count` is the smallest stage's
-    number of blocks: `int(depth · j / count)` for j = 1 … count.
+    """So many depths at even distances, as in the paper's ImageNet networks: `int(depth · j / count)`, j = 1 … count.
+
+    There `count` is the smallest stage's number of blocks.
 
     Example:
         >>> even_depth_candidates(4, count=3)

@@ -19,11 +19,9 @@ def paper_expected_macs(space: SearchSpace, probabilities: Probabilities) -> Ten
 
     Source: Dong & Yang, 2019, arXiv:1905.09717, section 3.2 (E_cost), as in the authors' code.
     """
-    means = {
-        group.name: probabilities.widths[row, : len(group.candidates)].double()
-        @ torch.tensor(group.candidates).double()
-        for row, group in enumerate(space.groups)
-    }
+    means: dict[str, Tensor] = {}
+    for group, row in zip(space.groups, probabilities.widths.double(), strict=True):
+        means[group.name] = row[: len(group.candidates)] @ torch.tensor(group.candidates).to(row)
 
     def mean(channels: Channels) -> Tensor | float:
         if channels.source in space.stage_index:

@@ -67,7 +67,7 @@ def _stages(shape: ResNetShape) -> Iterator[nn.Sequential]:
 
 
 def _shortcut(shape: ResNetShape, inputs: int, outputs: int, stride: int) -> nn.Module | None:
-    """What takes a block's input to its output's shape: average pooling and a 1×1 convolution; None where they agree."""
+    """What takes a block's input to its output's shape: average pooling, a 1×1 convolution; None: they agree."""
     if stride > 1:
         return nn.Sequential(nn.AvgPool2d(stride), *projection(inputs, outputs, has_norm=shape.style == "imagenet"))
     return projection(inputs, outputs, has_norm=shape.has_shortcut_norm) if inputs != outputs else None

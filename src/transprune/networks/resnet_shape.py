@@ -56,8 +56,8 @@ class ResNetShape:
         if depth >= 8 and (depth - 2) % 6 == 0:
             return cls._uniform("cifar", "basic", ((depth - 2) // 6,) * 3)
         raise ModelError(
-            f"cannot build a ResNet of {depth} layers; expected 18, 34 or 50 (ImageNet), 6n + 2 such as 20, 32, 44, 56, "
-            f"110 (CIFAR, basic blocks) or 164 (CIFAR, bottlenecks)"
+            f"cannot build a ResNet of {depth} layers; expected 18, 34 or 50 (ImageNet), 6n + 2 such as 20, 32, 44, "
+            f"56, 110 (CIFAR, basic blocks) or 164 (CIFAR, bottlenecks)"
         )
 
     @classmethod
