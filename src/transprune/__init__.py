@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from transprune.networks.selection import ArchitectureParameters, Selection
     from transprune.networks.shrinking import shrink
     from transprune.networks.supernet import Supernet
+    from transprune.presets import get_preset
     from transprune.residual import ResidualSum
     from transprune.space import SearchSpace, depth_candidates, width_candidates
     from transprune.training.evaluation import Evaluation, evaluate
@@ -54,6 +55,7 @@ _HOME = {
     "transprune.networks.selection": ("ArchitectureParameters", "Selection"),
     "transprune.networks.shrinking": ("shrink",),
     "transprune.networks.supernet": ("Supernet",),
+    "transprune.presets": ("get_preset",),
     "transprune.residual": ("ResidualSum",),
     "transprune.space": ("SearchSpace", "depth_candidates", "width_candidates"),
     "transprune.training.evaluation": ("Evaluation", "evaluate"),
@@ -90,6 +92,7 @@ __all__ = [
     "derive",
     "distill",
     "evaluate",
+    "get_preset",
     "inspect",
     "load",
     "load_data",

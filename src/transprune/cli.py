@@ -16,6 +16,7 @@ from transprune.analysis.inspection import Dimensions
 from transprune.errors import OptionError, TranspruneError
 from transprune.pipeline.run import RunOptions
 from transprune.presets import StudentStart
+from transprune.runtime import RunFolder
 from transprune.training.fitting import DistillationOptions, TrainingOptions
 from transprune.training.searching import SearchOptions
 
@@ -27,8 +28,9 @@ FAILED, INTERRUPTED = 2, 130
 class Job:
     """Arguments that start a run."""
 
-    model: tyro.conf.Positional[str]
-    """The network to make smaller: resnet20, resnet32, resnet44, resnet56, resnet110 or resnet164."""
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    """The network to make smaller: resnet20, resnet32, resnet44, resnet56, resnet110 or resnet164 for small images;
+    resnet18, resnet34 or resnet50 for large ones."""
     data: str = "digits"
     """What it classifies: digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR or parquet:DIR."""
     budget: str
@@ -91,24 +93,27 @@ class SearchCommand(Job):
         with pipeline.logging_to(run):
             pipeline.teach_step(run)
             pipeline.search_step(run)
+        pipeline.show_architecture(run)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """Arguments of a step on a run folder."""
 
-    run: tyro.conf.Positional[str]
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
-    def _do(self, name: str) -> None:
+    def _do(self, name: str) -> RunFolder:
+        """Runs a step by its name."""
         from transprune import pipeline
 
         run = pipeline.open_run(self.run, device=self.device)
         with pipeline.logging_to(run):
             step: Callable[[pipeline.Run], None] = getattr(pipeline, f"{name}_step")
             step(run)
+        return run.folder
 
 
 class DistillCommand(Step):
@@ -119,7 +124,7 @@ class DistillCommand(Step):
 
     def __call__(self) -> None:
         """Runs the step."""
-        self._do("distill")
+        print(f"wrote {self._do('distill').file('student.safetensors')}")
 
 
 class EvaluateCommand(Step):
@@ -132,8 +137,7 @@ class EvaluateCommand(Step):
         """Runs the step and shows the table."""
         from transprune import pipeline
 
-        self._do("evaluate")
-        pipeline.show_results(pipeline.open_run(self.run, device=self.device).folder)
+        pipeline.show_results(self._do("evaluate"))
 
 
 class ExportCommand(Step):
@@ -144,7 +148,7 @@ class ExportCommand(Step):
 
     def __call__(self) -> None:
         """Runs the step."""
-        self._do("export")
+        print(f"wrote {self._do('export').file('student.onnx')}")
 
 
 class ReportCommand(Step):
@@ -155,7 +159,7 @@ class ReportCommand(Step):
 
     def __call__(self) -> None:
         """Runs the step."""
-        self._do("report")
+        print(f"wrote {self._do('report').file('report.html')}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,8 +169,8 @@ class InspectCommand:
     transprune inspect resnet56 --num-classes 100
     """
 
-    model: tyro.conf.Positional[str]
-    """The network."""
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    """The network: resnet20, resnet32, resnet44, resnet56, resnet110, resnet164; resnet18, resnet34, resnet50."""
     input_size: tuple[int, int, int] = (3, 32, 32)
     """Channels, rows and columns of an image."""
     num_classes: int = 10

@@ -23,7 +23,7 @@ class BlockRun:
 
 
 def find_stages(trace: Trace) -> list[BlockRun]:
-    """The outermost `nn.Sequential` containers whose blocks can be cut from the end.
+    """The outermost `nn.Sequential` containers inside a model whose blocks can be cut from the end.
 
     A container counts when it has at least two children, all of one class and with modules of their own inside, each
     reading only what the one before hands on, and all handing on one shape.
@@ -31,9 +31,9 @@ def find_stages(trace: Trace) -> list[BlockRun]:
     stages: list[BlockRun] = []
     for name, module in trace.model.named_modules():
         inside_another = any(name.startswith(f"{stage.name}.") for stage in stages)
-        if inside_another or not _holds_blocks(module):
+        if not name or inside_another or not _holds_blocks(module):
             continue
-        blocks = tuple(f"{name}.{child}" if name else child for child, _ in module.named_children())
+        blocks = tuple(f"{name}.{child}" for child, _ in module.named_children())
         exits = _exits(trace, blocks)
         if exits is not None:
             stages.append(BlockRun(name=name, blocks=blocks, exits=exits))

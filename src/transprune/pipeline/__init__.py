@@ -1,6 +1,6 @@
 """The whole job as steps on a run folder: prepare, teach, search, distill, evaluate, export, report."""
 
-from transprune.pipeline.results import show_results
+from transprune.pipeline.results import show_architecture, show_results, show_space
 from transprune.pipeline.run import Run, RunOptions, logging_to, open_run, prepare
 from transprune.pipeline.steps import (
     distill_step,
@@ -24,6 +24,8 @@ __all__ = [
     "report_step",
     "run_all",
     "search_step",
+    "show_architecture",
     "show_results",
+    "show_space",
     "teach_step",
 ]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from transprune.architecture import Architecture
 from transprune.layers import COST_KINDS
+from transprune.pipeline.run import Run
 from transprune.runtime import RunFolder, print_table
 from transprune.space import SearchSpace
 from transprune.training.evaluation import Evaluation
@@ -52,6 +54,30 @@ def _change(key: str, teacher: float, student: float) -> str:
     if key.startswith("top"):
         return f"{student - teacher:+.2f}"
     return f"× {student / teacher:.3f}" if teacher else ""
+
+
+def show_architecture(run: Run) -> None:
+    """Prints what a search chose, and what it costs."""
+    space = run.space
+    architecture = Architecture.from_json(run.folder.read_json("architecture.json"))
+    print_table(
+        f"{run.options.model}: widths chosen",
+        ["layer", "full", "chosen"],
+        [
+            [group.name, group.width, architecture.widths[group.name] if is_kept else "dropped"]
+            for group in space.groups
+            for is_kept in [space.is_kept(group.name, architecture)]
+        ],
+    )
+    print_table(
+        f"{run.options.model}: depths chosen",
+        ["stage", "full", "chosen"],
+        [[stage.name, stage.depth, architecture.depths[stage.name]] for stage in space.stages],
+    )
+    for kind in COST_KINDS:
+        cost, full = space.cost(kind, architecture), space.cost(kind, space.full_architecture())
+        print(f"{kind}: {cost:,} of {full:,} ({100 * cost / full:.1f} %)")
+    print(f"next: transprune distill {run.folder.path}")
 
 
 def show_space(name: str, space: SearchSpace) -> None:
