@@ -35,9 +35,10 @@ if TYPE_CHECKING:
     from transprune.presets import get_preset
     from transprune.residual import ResidualSum
     from transprune.space import SearchSpace, depth_candidates, width_candidates
+    from transprune.training.bilevel import Bilevel, SearchOptions
     from transprune.training.evaluation import Evaluation, evaluate
     from transprune.training.fitting import DistillationOptions, TrainingOptions, distill, train
-    from transprune.training.searching import Bilevel, SearchOptions, SearchResult, search
+    from transprune.training.searching import SearchResult, search
 
 _HOME = {
     "transprune.analysis.cost": ("ExpectedCost",),
@@ -58,9 +59,10 @@ _HOME = {
     "transprune.presets": ("get_preset",),
     "transprune.residual": ("ResidualSum",),
     "transprune.space": ("SearchSpace", "depth_candidates", "width_candidates"),
+    "transprune.training.bilevel": ("Bilevel", "SearchOptions"),
     "transprune.training.evaluation": ("Evaluation", "evaluate"),
     "transprune.training.fitting": ("DistillationOptions", "TrainingOptions", "distill", "train"),
-    "transprune.training.searching": ("Bilevel", "SearchOptions", "SearchResult", "search"),
+    "transprune.training.searching": ("SearchResult", "search"),
 }
 """Where each public name lives; a module is imported when a name of it is first used, so the package imports fast."""
 

@@ -17,8 +17,8 @@ from transprune.errors import OptionError, TranspruneError
 from transprune.pipeline.run import RunOptions
 from transprune.presets import StudentStart
 from transprune.runtime import RunFolder
+from transprune.training.bilevel import SearchOptions
 from transprune.training.fitting import DistillationOptions, TrainingOptions
-from transprune.training.searching import SearchOptions
 
 FAILED, INTERRUPTED = 2, 130
 """Exit codes: a clear error was printed; the user stopped the run."""

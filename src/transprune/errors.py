@@ -15,6 +15,9 @@ Each message says what was attempted, where, what was found, what was expected a
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class TranspruneError(Exception):
     """Base of every error that transprune raises on purpose."""
@@ -50,3 +53,15 @@ class ExportError(TranspruneError, RuntimeError):
 
 class DivergenceError(TranspruneError, ArithmeticError):
     """A loss is no longer a finite number."""
+
+
+def expected_one_of(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: all known ones, and the nearest if one is near.
+
+    Example:
+        >>> expected_one_of("quik", ["quick", "demo"])
+        "expected one of quick, demo; did you mean 'quick'?"
+    """
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"expected one of {', '.join(names)}" + (f"; did you mean {near[0]!r}?" if near else "")

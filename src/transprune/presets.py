@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 from typing import Literal
 
-from transprune.errors import OptionError
+from transprune.errors import OptionError, expected_one_of
+from transprune.training.bilevel import SearchOptions
 from transprune.training.fitting import DistillationOptions, TrainingOptions
-from transprune.training.searching import SearchOptions
 
 StudentStart = Literal["scratch", "teacher", "supernet"]
 """Weights that a student starts from."""
@@ -85,7 +84,5 @@ def get_preset(name: str) -> Preset:
         OptionError: There is none of that name.
     """
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise OptionError(f"cannot use the preset {name!r}: expected one of {', '.join(PRESETS)}{hint}")
+        raise OptionError(f"cannot use the preset {name!r}: {expected_one_of(name, PRESETS)}")
     return PRESETS[name]

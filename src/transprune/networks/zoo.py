@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-
 from torch import nn
 
-from transprune.errors import ModelError
+from transprune.errors import ModelError, expected_one_of
 from transprune.networks.resnet import resnet
 
 RESNET_DEPTHS = (20, 32, 44, 56, 110, 164, 18, 34, 50)
@@ -20,7 +18,5 @@ def build_model(name: str, *, classes: int, image_channels: int) -> nn.Module:
         ModelError: There is none of that name.
     """
     if name not in NAMES:
-        near = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ModelError(f"cannot build the model {name!r}: expected one of {', '.join(NAMES)}{hint}")
+        raise ModelError(f"cannot build the model {name!r}: {expected_one_of(name, NAMES)}")
     return resnet(int(name.removeprefix("resnet")), classes=classes, image_channels=image_channels)

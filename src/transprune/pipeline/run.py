@@ -34,8 +34,8 @@ from transprune.runtime import (
     seeded,
 )
 from transprune.space import SearchSpace
+from transprune.training.bilevel import SearchOptions
 from transprune.training.fitting import DistillationOptions, TrainingOptions
-from transprune.training.searching import SearchOptions
 
 log = logging.getLogger("transprune.run")
 

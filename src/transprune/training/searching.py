@@ -1,112 +1,26 @@
-"""The bilevel search: weights learn on one part of the training images, the architecture on the other.
-
-Source: Dong & Yang, 2019, arXiv:1905.09717, section 3.2 and Algorithm 1.
-"""
+"""The search as one call: from a model, data and a budget to an architecture."""
 
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from transprune.analysis.cost import ExpectedCost
-from transprune.analysis.derivation import NEARLY_FULL, derive
+from transprune.analysis.derivation import derive
 from transprune.analysis.inspection import inspect
 from transprune.analysis.probabilities import Probabilities
 from transprune.architecture import Architecture
 from transprune.budget import Budget
-from transprune.data import ImageData, Loader, make_loader, split_halves
-from transprune.errors import OptionError
+from transprune.data import ImageData
 from transprune.layers import CostKind
-from transprune.networks.initialisation import initialise
-from transprune.networks.selection import ArchitectureParameters, Selection
-from transprune.networks.supernet import Supernet
-from transprune.numerics.alignment import ALIGNMENTS, Alignment
-from transprune.numerics.annealing import Schedule, anneal
-from transprune.numerics.penalty import budget_penalty
 from transprune.runtime import seeded
 from transprune.space import SearchSpace
-from transprune.training.evaluation import Evaluation, Meter, evaluate_batches, evaluation_mode
-from transprune.training.fitting import EpochCallback, at_least, check_finite, cosine_schedule, sgd
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchOptions:
-    """How an architecture is searched. The defaults are the paper's for CIFAR."""
-
-    epochs: int = 600
-    """Passes over the part of the training images that the weights learn on."""
-    batch_size: int = 256
-    """Images a step, for weights and for the architecture."""
-    learning_rate: float = 0.1
-    """Peak learning rate of SGD on the weights; it follows half a cosine to zero."""
-    warm_up_epochs: float = 0
-    """Epochs in which the weights' learning rate rises linearly from zero."""
-    momentum: float = 0.9
-    """Nesterov momentum of the weights."""
-    weight_decay: float = 5e-4
-    """L2 penalty on the weights."""
-    architecture_learning_rate: float = 1e-3
-    """Constant learning rate of Adam on the architecture parameters."""
-    architecture_betas: tuple[float, float] = (0.5, 0.999)
-    """Decay rates of Adam's moments."""
-    architecture_weight_decay: float = 1e-3
-    """L2 penalty on the architecture parameters."""
-    architecture_after: float = 0.0
-    """Share of the epochs in which the weights alone learn, before the architecture does; the paper: 0."""
-    temperature_start: float = 10.0
-    """Sampling temperature τ in the first epoch."""
-    temperature_end: float = 0.1
-    """Sampling temperature τ in the last epoch."""
-    temperature_schedule: Schedule = "linear"
-    """How τ moves between them."""
-    penalty_weight: float = 2.0
-    """Weight of the budget penalty in the architecture's loss."""
-    tolerance: float = 0.05
-    """Share of the budget by which the cost may miss it without a penalty."""
-    alignment: Alignment = "interpolate"
-    """How feature maps of different widths are brought together: `interpolate` (the paper) or `pad`."""
-    width_samples: int | None = 2
-    """Candidates drawn for each group in a step; None: all."""
-    depth_samples: int | None = 2
-    """Candidates drawn for each stage in a step; None: all, as the paper does."""
-    weights_share: float = 0.5
-    """Share of the training images that the weights learn on."""
-    start: Literal["scratch", "model"] = "scratch"
-    """Weights that the supernet starts from: new ones (the paper), or the model's."""
-    fill: float = NEARLY_FULL
-    """Share of the budget that the derived architecture uses wherever the space permits."""
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "width_samples", "depth_samples"):
-            if getattr(self, name) is not None:
-                at_least(name, getattr(self, name), 1)
-        at_least("batch_size", self.batch_size, 2)
-        for name in ("learning_rate", "architecture_learning_rate", "penalty_weight", "tolerance", "fill"):
-            at_least(name, getattr(self, name), 0)
-        for name in ("temperature_start", "temperature_end"):
-            at_least(name, getattr(self, name), 1e-3)
-        if not 0 < self.weights_share < 1 or not 0 <= self.architecture_after < 1 or self.fill > 1:
-            raise OptionError(
-                f"cannot search with weights_share={self.weights_share}, architecture_after="
-                f"{self.architecture_after} and fill={self.fill}; expected shares in (0, 1), [0, 1) and [0, 1]"
-            )
-        if not 0 <= self.warm_up_epochs < self.epochs:
-            raise OptionError(
-                f"cannot search with warm_up_epochs={self.warm_up_epochs}: expected at least 0 and fewer than "
-                f"the {self.epochs} epochs"
-            )
-        if self.alignment not in ALIGNMENTS or self.start not in ("scratch", "model"):
-            raise OptionError(
-                f"cannot search with alignment={self.alignment!r} and start={self.start!r}; expected "
-                f"{' or '.join(ALIGNMENTS)}, and scratch or model"
-            )
+from transprune.training.bilevel import Bilevel, SearchOptions
+from transprune.training.fitting import EpochCallback
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,159 +98,3 @@ def search(
         history=tuple(history),
         weights={name: value.cpu() for name, value in bilevel.supernet.plain_weights(architecture).items()},
     )
-
-
-class Bilevel:
-    """A search in progress: a supernet, its architecture parameters, an optimizer for each, and two parts of the data.
-
-    `step_weights` and `step_architecture` are the two halves of an iteration; use them in a loop of your own, or
-    `run_epoch` for a whole pass.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        data: ImageData,
-        options: SearchOptions,
-        *,
-        space: SearchSpace,
-        kind: CostKind,
-        target: int,
-        seed: int,
-        device: torch.device,
-    ) -> None:
-        self.space, self.options, self.target, self.kind = space, options, target, kind
-        start = copy.deepcopy(model)
-        if options.start == "scratch":
-            initialise(start)
-        self.supernet = Supernet(start, space, alignment=options.alignment).to(device).train()
-        self.parameters = ArchitectureParameters(space).to(device)
-        self.expected_cost = ExpectedCost(space, kind, device=device)
-        self.generator = torch.Generator(device).manual_seed(seed)
-        weights_part, architecture_part = split_halves(data.train, fraction=options.weights_share, seed=seed)
-        loaders = [
-            make_loader(part, data, batch_size=options.batch_size, train=True, seed=seed + offset, device=device)
-            for offset, part in enumerate((weights_part, architecture_part))
-        ]
-        self.weight_batches, self.architecture_batches = loaders[0], _endless(loaders[1])
-        self.validation_batches = make_loader(
-            architecture_part, data, batch_size=options.batch_size, train=False, seed=seed, device=device
-        )
-        self.weights = [parameter for parameter in self.supernet.parameters() if parameter.requires_grad]
-        self.weight_optimizer = sgd(self.weights, options.learning_rate, options.momentum, options.weight_decay)
-        self.schedule = cosine_schedule(
-            self.weight_optimizer, len(self.weight_batches), options.epochs, options.warm_up_epochs
-        )
-        self.architecture_optimizer = torch.optim.Adam(
-            self.parameters.parameters(),
-            lr=options.architecture_learning_rate,
-            betas=options.architecture_betas,
-            weight_decay=options.architecture_weight_decay,
-        )
-
-    def run_epoch(self, epoch: int) -> dict[str, Any]:
-        """One pass over the weights' part of the data, a step of the architecture after each step of the weights.
-
-        Args:
-            epoch: Which one, from 1.
-
-        Returns:
-            The figures of the epoch.
-        """
-        started = time.perf_counter()
-        temperature = self.temperature(epoch)
-        rate = self.weight_optimizer.param_groups[0]["lr"]
-        learns_architecture = epoch > self.options.architecture_after * self.options.epochs
-        meter = Meter()
-        for images, labels in self.weight_batches:
-            self.step_weights(images, labels, temperature, meter)
-            if learns_architecture:
-                self.step_architecture(*next(self.architecture_batches), temperature)
-        trained = meter.evaluation()
-        check_finite(trained.loss, "search", epoch)
-        return {
-            "phase": "search",
-            "epoch": epoch,
-            "epochs": self.options.epochs,
-            "loss": trained.loss,
-            "top1": trained.top1,
-            "temperature": temperature,
-            "learning_rate": rate,
-            **self._state(),
-            "seconds": time.perf_counter() - started,
-        }
-
-    def temperature(self, epoch: int) -> float:
-        """The sampling temperature τ of an epoch (from 1)."""
-        options = self.options
-        progress = (epoch - 1) / max(1, options.epochs - 1)
-        return anneal(options.temperature_start, options.temperature_end, progress, options.temperature_schedule)
-
-    def select(self, temperature: float) -> Selection:
-        """The candidates of one step."""
-        return self.parameters.sample(
-            temperature,
-            width_samples=self.options.width_samples,
-            depth_samples=self.options.depth_samples,
-            generator=self.generator,
-        )
-
-    def step_weights(self, images: Tensor, labels: Tensor, temperature: float, meter: Meter) -> None:
-        """One step of the weights, with the architecture parameters held."""
-        with torch.no_grad():
-            selection = self.select(temperature)
-        logits = self.supernet(selection, images)
-        loss = F.cross_entropy(logits, labels)
-        self.weight_optimizer.zero_grad()
-        loss.backward()
-        self.weight_optimizer.step()
-        self.schedule.step()
-        meter.add(loss, logits, labels)
-
-    def step_architecture(self, images: Tensor, labels: Tensor, temperature: float) -> None:
-        """One step of the architecture parameters, with the weights held; no gradient of a weight is computed."""
-        logits = self.supernet(self.select(temperature), images)
-        loss = F.cross_entropy(logits, labels) + self.options.penalty_weight * self.penalty()
-        self.architecture_optimizer.zero_grad()
-        loss.backward(inputs=list(self.parameters.parameters()))
-        self.architecture_optimizer.step()
-
-    def penalty(self) -> Tensor:
-        """How far the expected cost should move, from the cost of the most probable architecture."""
-        probabilities = self.parameters.probabilities()
-        actual = self.expected_cost(probabilities.one_hot())
-        return budget_penalty(self.expected_cost(probabilities), actual, self.target, self.options.tolerance)
-
-    @torch.no_grad()
-    def probabilities(self) -> Probabilities:
-        """Probability of every candidate, on the CPU and without gradient."""
-        probabilities = self.parameters.probabilities()
-        return Probabilities(probabilities.widths.cpu(), probabilities.depths.cpu())
-
-    def validate(self, architecture: Architecture) -> Evaluation:
-        """Accuracy of an architecture in the supernet, on the architecture's part of the data, not augmented."""
-        selection = Selection.of(self.space, architecture, self.generator.device)
-        with evaluation_mode(self.supernet):
-            return evaluate_batches(lambda images: self.supernet(selection, images), self.validation_batches)
-
-    def _state(self) -> dict[str, Any]:
-        probabilities = self.probabilities()
-        likeliest = probabilities.most_probable(self.space)
-        validated = self.validate(likeliest)
-        with torch.no_grad():
-            expected = float(self.expected_cost(self.parameters.probabilities()))
-        return {
-            "validation_loss": validated.loss,
-            "validation_top1": validated.top1,
-            f"expected_{self.kind}": expected,
-            f"actual_{self.kind}": self.space.cost(self.kind, likeliest),
-            f"target_{self.kind}": self.target,
-            "entropy": self.parameters.entropy(),
-            "width_probabilities": probabilities.by_group(self.space),
-            "depth_probabilities": probabilities.by_stage(self.space),
-        }
-
-
-def _endless(loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:
-    while True:
-        yield from loader
