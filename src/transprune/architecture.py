@@ -74,5 +74,5 @@ def parse_json(text: str, what: str) -> Any:
     """
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of too many digits
         raise SpaceError(f"cannot read {what}: the text is not JSON ({error})") from error

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
 
 from transprune.errors import BudgetError
 from transprune.layers import COST_KINDS, CostKind
 from transprune.space import SearchSpace
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
-_TEXT = re.compile(r"(?P<kind>[a-z_]+)=(?P<number>\d+(?:\.\d*)?|\.\d+)(?P<unit>[KMG]?)", re.IGNORECASE)
+_TEXT = re.compile(r"(?P<kind>[a-z_]+)=(?P<number>\d+(?:\.\d*)?|\.\d+)(?P<unit>[KMG]?)", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Budget:
                 f"macs=20.4M, where KIND is {' or '.join(COST_KINDS)}"
             )
         unit = match["unit"].upper()
-        amount = float(match["number"]) * _UNITS[unit]
+        amount = float(Decimal(match["number"]) * _UNITS[unit])
         kind: CostKind = "macs" if match["kind"].lower() == "macs" else "params"
         return cls(kind=kind, amount=amount, is_share=not unit and amount <= 1)
 
@@ -68,17 +70,26 @@ class Budget:
         """
         full = space.cost(self.kind, space.full_architecture())
         smallest = space.cost(self.kind, space.smallest_architecture())
-        target = math.floor(full * self.amount + 1e-9) if self.is_share else math.floor(self.amount)
+        # The share as it is written, not as the nearest binary fraction: 0.7 of 10 is 7.
+        target = math.floor(full * Fraction(repr(self.amount)) if self.is_share else self.amount)
         if not smallest <= target <= full:
             raise BudgetError(
                 f"cannot keep the budget {self}: it allows {target:,} {self.kind}, and the attainable range of "
-                f"this search space is {smallest:,} ({smallest / full:.3f} of the unpruned network) "
-                f"to {full:,} (1.000)"
+                f"this search space is {smallest:,} ({math.ceil(1000 * smallest / full) / 1000:.3f} of the unpruned "
+                f"network) to {full:,} (1.000)"
             )
         return target
 
     def __str__(self) -> str:
         if self.is_share:
-            return f"{self.kind}={self.amount:g}"
-        unit = next(unit for unit in ("G", "M", "K", "") if self.amount >= _UNITS[unit] or not unit)
-        return f"{self.kind}={self.amount / _UNITS[unit]:.12g}{unit}"
+            return f"{self.kind}={_decimal(self.amount)}"
+        # A figure of at most 1 needs a unit, or it would read as a share.
+        smallest = "K" if self.amount <= 1 else ""
+        unit = next((unit for unit in "GMK" if self.amount >= _UNITS[unit]), smallest)
+        return f"{self.kind}={_decimal(self.amount, _UNITS[unit])}{unit}"
+
+
+def _decimal(amount: float, unit: int = 1) -> str:
+    """A number without an exponent, exactly as many digits as it needs."""
+    digits = f"{Decimal(repr(amount)) / unit:f}"
+    return digits.rstrip("0").rstrip(".") if "." in digits else digits

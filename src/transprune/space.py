@@ -12,6 +12,7 @@ from typing import Any
 from transprune.architecture import Architecture, parse_json
 from transprune.errors import SpaceError
 from transprune.layers import Channels, CostKind, Layer
+from transprune.records import read_record
 
 PAPER_RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Candidate widths as shares of the full width (Dong & Yang, 2019, arXiv:1905.09717, section 4.1)."""
@@ -188,21 +189,40 @@ class SearchSpace:
         """
         if isinstance(value, str):
             value = parse_json(value, "a search space")
-        if not isinstance(value, dict) or value.get("format") != FORMAT:
-            found = value.get("format") if isinstance(value, dict) else type(value).__name__
+        found = value.get("format") if isinstance(value, dict) else type(value).__name__
+        if found != FORMAT:
             raise SpaceError(
                 f"cannot read a search space: found format {found!r}, expected {FORMAT}; "
                 f"write it anew with `transprune inspect --json`"
             )
         try:
-            return cls(
-                groups=tuple(_record(WidthGroup, group) for group in value["groups"]),
-                stages=tuple(_record(DepthStage, stage) for stage in value["stages"]),
-                layers=tuple(_record(Layer, layer) for layer in value["layers"]),
-                fixed=tuple(_record(Fixed, fixed) for fixed in value["fixed"]),
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise SpaceError(f"cannot read a search space: a part is missing or of another type ({error})") from error
+            space = read_record(cls, {name: part for name, part in value.items() if name != "format"})
+            space._check_parts()
+        except ValueError as error:
+            raise SpaceError(f"cannot read a search space: {error}") from error
+        return space
+
+    def _check_parts(self) -> None:
+        """Checks that the records fit together.
+
+        Raises:
+            ValueError: They do not; the message names the place.
+        """
+        for group in self.groups:
+            _check_candidates(group.name, group.candidates, group.width)
+        for stage in self.stages:
+            _check_candidates(stage.name, stage.candidates, stage.depth)
+            if not len(stage.blocks) == len(stage.outputs) == stage.depth:
+                raise ValueError(
+                    f"stage {stage.name!r} has {len(stage.blocks)} blocks and {len(stage.outputs)} outputs, "
+                    f"expected {stage.depth} of each"
+                )
+        known = {None, *self.group_index, *self.stage_index}
+        outputs = [(stage.name, channels) for stage in self.stages for channels in stage.outputs]
+        sides = [(layer.name, channels) for layer in self.layers for channels in (layer.inputs, layer.outputs)]
+        for name, channels in outputs + sides:
+            if channels.source not in known:
+                raise ValueError(f"{name!r} speaks of {channels.source!r}, which is neither a group nor a stage")
 
     def _pick(self, choose: Callable[[Sequence[int]], int]) -> Architecture:
         return Architecture(
@@ -211,15 +231,11 @@ class SearchSpace:
         )
 
 
-def _record(kind: type, fields: dict[str, Any]) -> Any:
-    """A frozen record from JSON: lists become tuples, and channels become `Channels`."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, list):
-            return tuple(plain(item) for item in value)
-        return Channels(**value) if isinstance(value, dict) else value
-
-    return kind(**{name: plain(value) for name, value in fields.items()})
+def _check_candidates(name: str, candidates: tuple[int, ...], full: int) -> None:
+    if not candidates or list(candidates) != sorted(set(candidates)) or candidates[0] < 1 or candidates[-1] != full:
+        raise ValueError(
+            f"{name!r} has the candidates {list(candidates)}, expected ascending ones from at least 1 to {full}"
+        )
 
 
 def width_candidates(width: int, ratios: Sequence[float] = PAPER_RATIOS, *, divisor: int = 1) -> tuple[int, ...]:

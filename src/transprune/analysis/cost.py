@@ -1,59 +1,86 @@
-"""The cost of a search space as tables: one number for every pair of widths that a layer may get.
+"""The cost of a search space as a sum of terms.
 
-The same tables give the expected cost under probabilities (differentiable) and the constraint of the derivation, and
-their entries are the integers that `SearchSpace.cost` sums: the three cannot disagree.
+A term is a layer, the depths at which it reads and writes certain channels, and a table with one number for every pair
+of widths that these may have. The same terms give the expected cost under probabilities (differentiable) and the
+constraint of the derivation, and their numbers are those that `SearchSpace.cost` sums: the three cannot disagree.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from transprune.analysis.probabilities import Probabilities
 from transprune.layers import Channels, CostKind, Layer
 from transprune.space import SearchSpace
 
+Depths = Mapping[str, frozenset[int]]
+"""By the name of a stage, the depths at which something holds; stages that are not named may have any."""
+
 
 @dataclass(frozen=True)
-class CostTable:
-    """What one layer costs at every pair of its possible widths."""
+class CostTerm:
+    """What one layer costs while certain groups feed it and take its output."""
 
     layer: Layer
+    inputs: Channels
+    """A group's channels or a fixed number, never a stage's."""
+    outputs: Channels
+    depths: Depths
     values: np.ndarray
     """[possible input widths, possible output widths]; float64, whole numbers."""
 
     @property
     def is_diagonal(self) -> bool:
-        """Whether input and output have one source, so that only equal choices can happen."""
-        return self.layer.inputs.source is not None and self.layer.inputs.source == self.layer.outputs.source
+        """Whether input and output belong to one group, so that only equal choices can happen."""
+        return self.inputs.source is not None and self.inputs.source == self.outputs.source
 
 
 def possible_widths(space: SearchSpace, channels: Channels) -> tuple[int, ...]:
-    """All widths that the candidates can give a tensor, ascending."""
+    """All widths that the candidates can give to a group's channels, or the fixed one; ascending."""
     if channels.source is None:
-        widths: Iterable[int] = (channels.full,)
-    elif channels.source in space.stage_index:
-        stage = space.stages[space.stage_index[channels.source]]
-        widths = {width for depth in stage.candidates for width in possible_widths(space, stage.outputs[depth - 1])}
-    else:
-        widths = space.groups[space.group_index[channels.source]].candidates
-    return tuple(sorted(width * channels.repeat for width in widths))
+        return (channels.full * channels.repeat,)
+    group = space.groups[space.group_index[channels.source]]
+    return tuple(width * channels.repeat for width in group.candidates)
 
 
-def cost_tables(space: SearchSpace, kind: CostKind) -> list[CostTable]:
-    """The tables of all layers that cost anything."""
-    tables = []
+def alternatives(space: SearchSpace, channels: Channels) -> Iterator[tuple[Depths, Channels]]:
+    """What channels may turn out to be: behind a stage, those of the block that is kept last."""
+    if channels.source not in space.stage_index:
+        yield {}, channels
+        return
+    stage = space.stages[space.stage_index[channels.source]]
+    for depth in stage.candidates:
+        for depths, end in alternatives(space, stage.outputs[depth - 1]):
+            yield {**depths, stage.name: frozenset({depth})}, replace(end, repeat=end.repeat * channels.repeat)
+
+
+def cost_terms(space: SearchSpace, kind: CostKind) -> list[CostTerm]:
+    """The terms of all layers that cost anything."""
+    terms = []
     for layer in space.layers:
-        inputs, outputs = possible_widths(space, layer.inputs), possible_widths(space, layer.outputs)
-        values = np.array([[layer.cost(kind, before, after) for after in outputs] for before in inputs], dtype=float)
-        if values.any():
-            tables.append(CostTable(layer, values))
-    return tables
+        block = space.block_of(layer.name)
+        kept: Depths = {}
+        if block is not None:
+            kept = {block[0].name: frozenset(depth for depth in block[0].candidates if depth > block[1])}
+        for inputs_at, inputs in alternatives(space, layer.inputs):
+            for outputs_at, outputs in alternatives(space, layer.outputs):
+                depths = _all_of(kept, inputs_at, outputs_at)
+                widths = possible_widths(space, inputs), possible_widths(space, outputs)
+                values = np.array([[layer.cost(kind, before, after) for after in widths[1]] for before in widths[0]])
+                if all(depths.values()) and values.any():
+                    terms.append(CostTerm(layer, inputs, outputs, depths, values.astype(float)))
+    return terms
+
+
+def _all_of(*conditions: Depths) -> Depths:
+    names = {name for depths in conditions for name in depths}
+    return {name: frozenset.intersection(*(depths[name] for depths in conditions if name in depths)) for name in names}
 
 
 class ExpectedCost:
@@ -63,7 +90,8 @@ class ExpectedCost:
     they are kept, a layer behind a stage sees the width of the last kept block, and projections count with the
     probability that their two widths differ.
 
-    Deviation: the reference multiplies mean widths, ignores where a cut stage ends, and leaves out projections.
+    Deviation: the reference multiplies mean widths, ignores where a cut stage ends, and leaves out projections
+    (`transprune.analysis.paper_cost`).
 
     Source: Dong & Yang, 2019, arXiv:1905.09717, section 3.2 (E_cost).
     """
@@ -71,94 +99,54 @@ class ExpectedCost:
     def __init__(self, space: SearchSpace, kind: CostKind = "macs", *, device: torch.device | str = "cpu") -> None:
         self.space = space
         self.device = torch.device(device)
-        tables = cost_tables(space, kind)
-        pairs = [table for table in tables if not table.is_diagonal]
-        diagonals = [table for table in tables if table.is_diagonal]
-        size = max([1, *(extent for table in tables for extent in table.values.shape)])
-        self._candidates = size
-        self._pairs = self._stack([table.values for table in pairs], (size, size))
-        self._diagonals = self._stack([np.diag(table.values) for table in diagonals], (size,))
-        self._pair_rows = [self._rows(tables_side) for tables_side in _sides(pairs)]
-        self._diagonal_rows = self._rows([table.layer.inputs for table in diagonals])
-        self._pair_kept = self._kept(pairs)
-        self._diagonal_kept = self._kept(diagonals)
+        terms = cost_terms(space, kind)
+        self._size = max([1, *(extent for term in terms for extent in term.values.shape)])
+        pairs = [term for term in terms if not term.is_diagonal]
+        diagonals = [term for term in terms if term.is_diagonal]
+        self._pairs = self._stack([term.values for term in pairs], (self._size, self._size))
+        self._pair_inputs = self._rows([term.inputs for term in pairs])
+        self._pair_outputs = self._rows([term.outputs for term in pairs])
+        self._pair_depths = self._depth_masks(pairs)
+        self._diagonals = self._stack([np.diag(term.values) for term in diagonals], (self._size,))
+        self._diagonal_rows = self._rows([term.inputs for term in diagonals])
+        self._diagonal_depths = self._depth_masks(diagonals)
 
     def __call__(self, probabilities: Probabilities) -> Tensor:
         """The expected cost, a float64 scalar, in MACs a sample or parameters."""
-        rows = self._distributions(probabilities)
-        depths = torch.cat([probabilities.depths.double().flatten(), rows.new_ones(1)])
-        inputs, outputs = (rows[indices] for indices in self._pair_rows)
-        pairs = torch.einsum("li,lij,lj->l", inputs, self._pairs, outputs)
+        widths, depths = probabilities.widths.double(), probabilities.depths.double()
+        widths = F.pad(widths, [0, self._size - widths.shape[1]])
+        certain = F.one_hot(torch.zeros(1, dtype=torch.int64, device=self.device), self._size)
+        rows = torch.cat([widths, certain.to(widths)])
+        pairs = torch.einsum("ti,tij,tj->t", rows[self._pair_inputs], self._pairs, rows[self._pair_outputs])
         diagonals = (rows[self._diagonal_rows] * self._diagonals).sum(1)
-        cost: Tensor = pairs @ (self._pair_kept @ depths) + diagonals @ (self._diagonal_kept @ depths)
-        return cost
+        cost: Tensor = pairs @ _probability(self._pair_depths, depths)
+        return cost + diagonals @ _probability(self._diagonal_depths, depths)
 
-    def _distributions(self, probabilities: Probabilities) -> Tensor:
-        """Distribution over the possible widths of every source [groups + 1 + stages, candidates]."""
-        widths = probabilities.widths.double()
-        missing = self._candidates - widths.shape[1]
-        groups = torch.nn.functional.pad(widths, [0, max(missing, 0)])[:, : self._candidates]
-        fixed = torch.nn.functional.one_hot(torch.zeros(1, dtype=torch.int64, device=self.device), self._candidates)
-        rows = torch.cat([groups, fixed.to(groups)])
-        stages = [
-            torch.einsum("d,di,dij->j", depths[: len(stage.candidates)].double(), rows[ends], places)
-            for stage, depths, (ends, places) in zip(
-                self.space.stages, probabilities.depths, self._stage_ends, strict=True
-            )
-        ]
-        return torch.cat([rows, torch.stack(stages)]) if stages else rows
+    def _rows(self, channels: list[Channels]) -> Tensor:
+        """Row of each group among the probabilities; fixed channels have the row behind the last group."""
+        fixed = len(self.space.groups)
+        rows = [fixed if each.source is None else self.space.group_index[each.source] for each in channels]
+        return torch.tensor(rows, dtype=torch.int64, device=self.device)
 
-    @cached_property
-    def _stage_ends(self) -> list[tuple[Tensor, Tensor]]:
-        """For each stage: the source row at every candidate depth, and where its widths stand among the stage's."""
-        ends = []
-        for stage in self.space.stages:
-            outputs = [stage.outputs[depth - 1] for depth in stage.candidates]
-            union = sorted({width for channels in outputs for width in possible_widths(self.space, channels)})
-            places = np.zeros((len(outputs), self._candidates, self._candidates))
-            for end, channels in enumerate(outputs):
-                for position, width in enumerate(possible_widths(self.space, channels)):
-                    places[end, position, union.index(width)] = 1
-            ends.append((self._rows(outputs), torch.as_tensor(places, device=self.device)))
-        return ends
-
-    def _rows(self, sources: list[Channels]) -> Tensor:
-        """Row of each source among the distributions: groups, then the fixed widths' row, then stages."""
-        groups = len(self.space.groups)
-        return torch.tensor(
-            [
-                groups
-                if channels.source is None
-                else self.space.group_index[channels.source]
-                if channels.source in self.space.group_index
-                else groups + 1 + self.space.stage_index[channels.source]
-                for channels in sources
-            ],
-            dtype=torch.int64,
-            device=self.device,
-        )
-
-    def _kept(self, tables: list[CostTable]) -> Tensor:
-        """Maps depth probabilities (and a last constant) to the probability that each layer is kept."""
-        candidates = max([0, *(len(stage.candidates) for stage in self.space.stages)])
-        kept = np.zeros((len(tables), len(self.space.stages) * candidates + 1))
-        for row, table in enumerate(tables):
-            block = self.space.block_of(table.layer.name)
-            if block is None:
-                kept[row, -1] = 1
-                continue
-            start = self.space.stage_index[block[0].name] * candidates
-            for position, depth in enumerate(block[0].candidates):
-                kept[row, start + position] = depth > block[1]
-        return torch.as_tensor(kept, device=self.device)
+    def _depth_masks(self, terms: list[CostTerm]) -> Tensor:
+        """Which depths each term allows [terms, stages, candidates]."""
+        stages = self.space.stages
+        most = max([0, *(len(stage.candidates) for stage in stages)])
+        masks = np.zeros((len(terms), len(stages), most))
+        for row, term in enumerate(terms):
+            for column, stage in enumerate(stages):
+                allowed = term.depths.get(stage.name, frozenset(stage.candidates))
+                masks[row, column, : len(stage.candidates)] = [depth in allowed for depth in stage.candidates]
+        return torch.as_tensor(masks, device=self.device)
 
     def _stack(self, values: list[np.ndarray], extents: tuple[int, ...]) -> Tensor:
-        """All values in one tensor [tables, *extents], filled up with zeros."""
+        """All values in one tensor [terms, *extents], filled up with zeros."""
         room = [[(0, most - size) for most, size in zip(extents, value.shape, strict=True)] for value in values]
         padded = [np.pad(value, ends) for value, ends in zip(values, room, strict=True)]
         stacked = np.stack(padded) if padded else np.zeros((0, *extents))
         return torch.as_tensor(stacked, device=self.device)
 
 
-def _sides(tables: list[CostTable]) -> tuple[list[Channels], list[Channels]]:
-    return [table.layer.inputs for table in tables], [table.layer.outputs for table in tables]
+def _probability(masks: Tensor, depths: Tensor) -> Tensor:
+    """Probability that all stages have an allowed depth [terms]."""
+    return (masks * depths).sum(2).prod(1)

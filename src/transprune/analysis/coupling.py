@@ -44,12 +44,14 @@ class Stream:
 
 @dataclass(frozen=True)
 class Use:
-    """A module with parameters (or a residual sum with free sides) at work on streams; None: a fixed width."""
+    """A module with parameters at work on streams; None: a fixed width."""
 
     module: str
     node: fx.Node
     inputs: Stream | None
     outputs: Stream | None
+    is_free_sum: bool = False
+    """Whether this is the shortcut of a residual sum with free sides, where a projection may come to stand."""
 
 
 @dataclass
@@ -132,6 +134,11 @@ def _own_module(coupling: Coupling, node: fx.Node, kinds: tuple[type[nn.Module],
     return path
 
 
+def is_depthwise(module: nn.Conv2d) -> bool:
+    """Whether every channel is convolved on its own, so that outputs are the channels of the input."""
+    return 1 < module.groups == module.in_channels == module.out_channels
+
+
 def _convolution(coupling: Coupling, node: fx.Node) -> Stream | None:
     path = _own_module(coupling, node, (nn.Conv2d,))
     inputs = coupling.read(node, node.args[0])
@@ -139,7 +146,7 @@ def _convolution(coupling: Coupling, node: fx.Node) -> Stream | None:
         return _without_rule(coupling, node)
     module = coupling.trace.model.get_submodule(path)
     assert isinstance(module, nn.Conv2d)  # for the type checker
-    if module.groups > 1 and inputs is not None and module.groups == module.in_channels == module.out_channels:
+    if inputs is not None and is_depthwise(module):
         for channels in coupling.sets(inputs):
             channels.layers.append(path)
         outputs: Stream | None = inputs
@@ -193,10 +200,10 @@ def _elementwise_pair(coupling: Coupling, node: fx.Node) -> Stream | None:
         return coupling.read(node, sources[0])
     first, second = (coupling.read(node, source) for source in sources[:2])
     path = coupling.trace.module_path(node)
-    if isinstance(coupling.trace.module(node), ResidualSum):
-        coupling.uses.append(Use(f"{path}.shortcut", node, second, first))
-        if not isinstance(coupling.trace.model.get_submodule(f"{path}.shortcut"), nn.Identity):
-            _join_or_fix(coupling, node, first, second)
+    total = coupling.trace.module(node)
+    is_feature_map = len(shape(node) or ()) == 4  # what a projection, a 1×1 convolution, can bring to another width
+    if isinstance(total, ResidualSum) and isinstance(total.shortcut, nn.Identity) and is_feature_map:
+        coupling.uses.append(Use(f"{path}.shortcut", node, second, first, is_free_sum=True))
         return first
     return _join_or_fix(coupling, node, first, second)
 

@@ -1,28 +1,30 @@
 """The most probable architecture within a budget, exactly: an integer program solved by HiGHS.
 
-Each candidate is a variable that is 0 or 1, one per group and stage. For every layer, the pair of its input and output
-widths is chosen by variables that must agree with the candidates and vanish with the layer's block; their costs sum
-to at most the budget. The solver proves its answer to within `GAP` of the best.
+Each candidate is a variable that is 0 or 1, one per group and stage. For every term of the cost (`analysis.cost`), the
+pair of its input and output widths is chosen by variables that must agree with the candidates and vanish where the
+depths are not the term's; their costs sum to at most the budget. The solver proves its answer to within `GAP`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_matrix
 
-from transprune.analysis.cost import CostTable, cost_tables, possible_widths
+from transprune.analysis.cost import CostTerm, cost_terms
 from transprune.analysis.probabilities import Probabilities
 from transprune.architecture import Architecture
 from transprune.errors import BudgetError
-from transprune.layers import Channels, CostKind
-from transprune.space import DepthStage, SearchSpace
+from transprune.layers import CostKind
+from transprune.space import SearchSpace
 
 GAP = 1e-4
 """Largest distance from the best log-probability, as a share of the distance from the unconstrained best."""
+TOLERANCE = 1e-6
+"""How far, as a share, the solver may miss a constraint and still call it kept."""
 NEARLY_FULL = 0.99
 """Share of the budget that a derived architecture uses wherever the space permits."""
 
@@ -50,21 +52,26 @@ def derive(
     Raises:
         BudgetError: No architecture costs that little.
     """
-    for least in (fill * target, 0.0) if fill else (0.0,):
+    if target >= 1:
         program = _Program(space, probabilities, kind)
-        program.bound_cost(least, target)
-        architecture = program.solve()
-        # The solver works with floating-point tolerances; the promise is about integers.
-        if architecture is not None and space.cost(kind, architecture) <= target:
-            return architecture
-    smallest = space.cost(kind, space.smallest_architecture())
+        for least in (fill * target, 0.0) if fill else (0.0,):
+            # The solver works with floating-point tolerances, and the promise is about integers: where half a unit is
+            # too small for it to see, the bound is drawn in.
+            for most in (target + 0.5, target * (1 - 2 * TOLERANCE)):
+                architecture = program.solve(least, most)
+                if architecture is not None and space.cost(kind, architecture) <= target:
+                    return architecture
+    smallest = space.smallest_architecture()
+    if space.cost(kind, smallest) <= target:
+        return smallest
     raise BudgetError(
         f"cannot derive an architecture of at most {target:,} {kind}: "
-        f"the smallest of this search space has {smallest:,}"
+        f"the smallest of this search space has {space.cost(kind, smallest):,}"
     )
 
 
-Terms = list[tuple[int, float]]
+Sum = list[tuple[int, float]]
+"""Variables with their factors."""
 
 
 @dataclass
@@ -75,45 +82,45 @@ class _Program:
     probabilities: Probabilities
     kind: CostKind
     variables: int = 0
-    rows: list[tuple[Terms, float, float]] = field(default_factory=list)
+    rows: list[tuple[Sum, float, float]] = field(default_factory=list)
+    """Each constraint: a sum, its least and its greatest value."""
+    cost: Sum = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.groups = [self._one_of(len(group.candidates)) for group in self.space.groups]
         self.stages = [self._one_of(len(stage.candidates)) for stage in self.space.stages]
         self.choices = self.variables
-        self.ends = {stage.name: self._stage_end(stage) for stage in self.space.stages}
-        self.cost: Terms = []
-        for table in cost_tables(self.space, self.kind):
-            self._add_layer(table)
+        for _, terms in groupby(cost_terms(self.space, self.kind), key=lambda term: id(term.layer)):
+            self._add_layer(list(terms))
 
-    def bound_cost(self, least: float, most: float) -> None:
+    def solve(self, least: float, most: float) -> Architecture | None:
+        """The most probable architecture that costs from `least` to `most`; None if the solver finds none."""
         scaled = [(variable, cost / most) for variable, cost in self.cost]
-        self.rows.append((scaled, least / most, 1 - 1e-7))
-
-    def solve(self) -> Architecture | None:
-        """The most probable architecture; None if there is none."""
-        entries = [(row, *term) for row, (terms, _, _) in enumerate(self.rows) for term in terms]
+        rows = [*self.rows, (scaled, least / most, 1.0)]
+        entries = [(row, *term) for row, (terms, _, _) in enumerate(rows) for term in terms]
         row, column, value = zip(*entries, strict=True)
-        matrix = coo_matrix((value, (row, column)), shape=(len(self.rows), self.variables)).tocsr()
-        lower, upper = [low for _, low, _ in self.rows], [high for _, _, high in self.rows]
+        matrix = coo_matrix((value, (row, column)), shape=(len(rows), self.variables)).tocsr()
         found = milp(
             self._improbability(),
-            constraints=LinearConstraint(matrix, lower, upper),
+            constraints=LinearConstraint(matrix, [low for _, low, _ in rows], [high for _, _, high in rows]),
             integrality=np.arange(self.variables) < self.choices,
             bounds=Bounds(0, 1),
             options={"mip_rel_gap": GAP},
         )
-        if found.x is None:
-            return None
-        space = self.space
+        return None if found.x is None else self._architecture(found.x)
+
+    def _architecture(self, solution: np.ndarray) -> Architecture:
+        def chosen(variables: range) -> int:
+            return int(np.argmax(solution[list(variables)]))
+
         return Architecture(
             widths={
-                group.name: group.candidates[_chosen(found.x, variables)]
-                for group, variables in zip(space.groups, self.groups, strict=True)
+                group.name: group.candidates[chosen(variables)]
+                for group, variables in zip(self.space.groups, self.groups, strict=True)
             },
             depths={
-                stage.name: stage.candidates[_chosen(found.x, variables)]
-                for stage, variables in zip(space.stages, self.stages, strict=True)
+                stage.name: stage.candidates[chosen(variables)]
+                for stage, variables in zip(self.space.stages, self.stages, strict=True)
             },
         )
 
@@ -127,6 +134,7 @@ class _Program:
         return given_up
 
     def _one_of(self, candidates: int) -> range:
+        """New variables of which one is chosen."""
         variables = self._new(candidates)
         self.rows.append(([(variable, 1.0) for variable in variables], 1, 1))
         return variables
@@ -135,47 +143,33 @@ class _Program:
         self.variables += count
         return range(self.variables - count, self.variables)
 
-    def _stage_end(self, stage: DepthStage) -> range:
-        """Variables for the width behind a stage: that of the last kept block."""
-        position = self.space.stage_index[stage.name]
-        outputs = {depth: stage.outputs[depth - 1] for depth in stage.candidates}
-        union = sorted({width for channels in outputs.values() for width in possible_widths(self.space, channels)})
-        end = self._one_of(len(union))
-        for is_depth, channels in zip(self.stages[position], outputs.values(), strict=True):
-            for width, is_width in zip(possible_widths(self.space, channels), self._choice(channels), strict=True):
-                # This depth and this width together leave the end no other width.
-                terms = [(end[union.index(width)], 1.0), (is_depth, -1.0), *((v, -1.0) for v in is_width)]
-                self.rows.append((terms, -1.0 if is_width else 0.0, np.inf))
-        return end
+    def _add_layer(self, terms: list[CostTerm]) -> None:
+        """Variables for the pair of widths of each term; they sum to one where its depths hold, else to zero."""
+        uses: dict[tuple[int, str, int], Sum] = {}
+        for term in terms:
+            places = np.argwhere(np.eye(len(term.values)) if term.is_diagonal else np.ones(term.values.shape))
+            pairs = self._new(len(places))
+            self.cost += [(pair, term.values[tuple(place)]) for pair, place in zip(pairs, places, strict=True)]
+            self._sum_where([(pair, 1.0) for pair in pairs], [self._allowed(*item) for item in term.depths.items()])
+            for axis, channels in enumerate((term.inputs, term.outputs)):
+                for pair, place in zip(pairs, places, strict=True):
+                    if channels.source is not None:
+                        uses.setdefault((axis, channels.source, place[axis]), []).append((pair, 1.0))
+        # At most one term of a layer holds, so all that use a candidate share one constraint.
+        for (_, source, index), members in uses.items():
+            chosen = self.groups[self.space.group_index[source]][index]
+            self.rows.append(([*members, (chosen, -1.0)], -np.inf, 0.0))
 
-    def _choice(self, channels: Channels) -> Sequence[tuple[int, ...]]:
-        """The variable that stands for each possible width; none where the width is fixed."""
-        if channels.source is None:
-            return [()]
-        if channels.source in self.space.stage_index:
-            return [(variable,) for variable in self.ends[channels.source]]
-        return [(variable,) for variable in self.groups[self.space.group_index[channels.source]]]
+    def _allowed(self, stage: str, depths: frozenset[int]) -> Sum:
+        """Minus one where the stage has one of the depths, else zero."""
+        position = self.space.stage_index[stage]
+        candidates = zip(self.stages[position], self.space.stages[position].candidates, strict=True)
+        return [(variable, -1.0) for variable, depth in candidates if depth in depths]
 
-    def _add_layer(self, table: CostTable) -> None:
-        """Variables for the pair of widths of a layer, all zero when its block is dropped."""
-        inputs, outputs = self._choice(table.layer.inputs), self._choice(table.layer.outputs)
-        places = np.argwhere(np.eye(len(inputs)) if table.is_diagonal else np.ones(table.values.shape))
-        pairs = self._new(len(places))
-        self.cost += [(pair, table.values[tuple(place)]) for pair, place in zip(pairs, places, strict=True)]
-        block = self.space.block_of(table.layer.name)
-        kept: Terms = []
-        if block is not None:
-            stage, position = block
-            variables = self.stages[self.space.stage_index[stage.name]]
-            kept = [(v, -1.0) for v, depth in zip(variables, stage.candidates, strict=True) if depth > position]
-        total = 0.0 if kept else 1.0
-        self.rows.append(([(pair, 1.0) for pair in pairs] + kept, total, total))
-        for axis, choices in enumerate((inputs, outputs)):
-            for index, chosen in enumerate(choices):
-                if chosen:
-                    members = [(pair, 1.0) for pair, place in zip(pairs, places, strict=True) if place[axis] == index]
-                    self.rows.append(([*members, (chosen[0], -1.0)], -np.inf, 0.0))
-
-
-def _chosen(solution: np.ndarray, variables: range) -> int:
-    return int(np.argmax(solution[list(variables)]))
+    def _sum_where(self, total: Sum, conditions: list[Sum]) -> None:
+        """Makes a sum one where all conditions are minus one, else zero."""
+        least = 1.0 - len(conditions)
+        together = total + [term for condition in conditions for term in condition]
+        self.rows.append((together, least, least if len(conditions) <= 1 else np.inf))
+        if len(conditions) > 1:
+            self.rows += [(total + condition, -np.inf, 0.0) for condition in conditions]

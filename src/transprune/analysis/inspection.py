@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import nn
 
-from transprune.analysis.coupling import ChannelSet, Coupling, Stream, Use, couple
+from transprune.analysis.coupling import ChannelSet, Coupling, Stream, Use, couple, is_depthwise
 from transprune.analysis.stages import BlockRun, find_stages
 from transprune.analysis.trace import Example, Trace, operator, shape, trace
 from transprune.errors import ModelError, OptionError
@@ -152,12 +152,13 @@ class _Naming:
         outputs = self.channels(use.outputs, use.node, axis)
         positions = prod((shape(use.node) or ())[2:])
         is_repeat = next(other for other in self.coupling.uses if other.module == use.module) is not use
+        if use.is_free_sum:
+            return self._projection(use, inputs, outputs, positions)
         if isinstance(module, nn.Conv2d):
-            is_depthwise = 1 < module.groups == module.out_channels
             return Layer(
                 name=use.module,
-                operator="depthwise" if is_depthwise else "conv",
-                inputs=inputs if module.groups == 1 or is_depthwise else Channels(module.in_channels // module.groups),
+                operator="depthwise" if is_depthwise(module) else "conv",
+                inputs=Channels(module.in_channels // module.groups) if is_grouped(module) else inputs,
                 outputs=outputs,
                 kernel=prod(module.kernel_size),
                 positions=positions,
@@ -176,25 +177,23 @@ class _Naming:
                 is_mixed=outputs.source is not None,
                 is_repeat=is_repeat,
             )
-        if isinstance(module, nn.BatchNorm2d):
-            is_mixed = outputs.source is not None and operator(source) == "conv2d" and len(source.users) == 1
-            return Layer(
-                name=use.module,
-                operator="norm",
-                inputs=inputs,
-                outputs=outputs,
-                positions=positions,
-                has_bias=module.affine,
-                is_mixed=is_mixed,
-                is_repeat=is_repeat,
-            )
-        return self._projection(use, module, inputs, outputs, positions)
+        assert isinstance(module, nn.BatchNorm2d)  # the rules use no other module
+        is_mixed = outputs.source is not None and operator(source) == "conv2d" and len(source.users) == 1
+        return Layer(
+            name=use.module,
+            operator="norm",
+            inputs=inputs,
+            outputs=outputs,
+            positions=positions,
+            has_bias=module.affine,
+            is_mixed=is_mixed,
+            is_repeat=is_repeat,
+        )
 
-    def _projection(
-        self, use: Use, shortcut: nn.Module, inputs: Channels, outputs: Channels, positions: int
-    ) -> Layer | None:
+    def _projection(self, use: Use, inputs: Channels, outputs: Channels, positions: int) -> Layer | None:
         total = self.coupling.trace.model.get_submodule(use.module.removesuffix(".shortcut"))
-        if not isinstance(shortcut, nn.Identity) or not isinstance(total, ResidualSum) or inputs == outputs:
+        assert isinstance(total, ResidualSum)  # only residual sums have free sides
+        if inputs == outputs:
             return None
         return Layer(
             name=use.module,
@@ -217,6 +216,11 @@ def _norm_after(reading: Trace, use: Use) -> object:
     """The batch norm that alone reads a convolution's output; None if there is none."""
     users = list(use.node.users)
     return users[0] if len(users) == 1 and operator(users[0]) == "batch_norm" else None
+
+
+def is_grouped(module: nn.Conv2d) -> bool:
+    """Whether a convolution has groups of several channels, so that its widths are kept."""
+    return module.groups > 1 and not is_depthwise(module)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -37,8 +37,14 @@ def count_macs(model: nn.Module, example: Example) -> int:
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
             module.register_forward_hook(count_bias)
-    with FlopCounterMode(display=False) as counter:
-        network(*inputs)
+    # The fused path of attention hides its matrix products from the counter.
+    was_fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False) as counter:
+            network(*inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was_fused)
     return (int(counter.get_total_flops()) // 2 + sum(biases)) // inputs[0].shape[0]
 
 

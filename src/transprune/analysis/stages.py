@@ -26,7 +26,7 @@ def find_stages(trace: Trace) -> list[BlockRun]:
     """The outermost `nn.Sequential` containers inside a model whose blocks can be cut from the end.
 
     A container counts when it has at least two children, all of one class and with modules of their own inside, each
-    reading only what the one before hands on, and all handing on one shape.
+    reading only what the one before hands on, and all handing on one shape. They come in the order in which they run.
     """
     stages: list[BlockRun] = []
     for name, module in trace.model.named_modules():
@@ -37,7 +37,8 @@ def find_stages(trace: Trace) -> list[BlockRun]:
         exits = _exits(trace, blocks)
         if exits is not None:
             stages.append(BlockRun(name=name, blocks=blocks, exits=exits))
-    return stages
+    order = {node: position for position, node in enumerate(trace.calls)}
+    return sorted(stages, key=lambda stage: order[stage.exits[0]])
 
 
 def _holds_blocks(module: nn.Module) -> bool:

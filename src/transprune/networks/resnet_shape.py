@@ -89,6 +89,8 @@ class ResNetShape:
         Raises:
             ModelError: The numbers do not fit together.
         """
+        if block not in CONVOLUTIONS:
+            raise ModelError(f"cannot read a ResNet of {block!r} blocks: expected {' or '.join(CONVOLUTIONS)}")
         each = CONVOLUTIONS[block]
         depths = blocks if depths is None else depths
         if len(widths) != 2 + each * sum(blocks) or len(depths) != len(blocks):

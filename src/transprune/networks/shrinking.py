@@ -74,7 +74,7 @@ def _resize(student: nn.Module, layer: Layer, inputs: int, outputs: int) -> None
     resized: nn.Module
     if isinstance(module, nn.Conv2d):
         if module.groups > 1 and layer.operator == "conv":
-            return  # a grouped convolution keeps its widths
+            return  # a convolution of several groups keeps its widths
         resized = _convolution(module, inputs, outputs)
     elif isinstance(module, nn.Linear):
         resized = nn.Linear(inputs, outputs, module.bias is not None)

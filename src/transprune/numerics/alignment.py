@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,13 +15,12 @@ ALIGNMENTS: tuple[Alignment, ...] = ("interpolate", "pad")
 
 
 @lru_cache(maxsize=4096)
-def _interpolation_matrix(source: int, target: int) -> Tensor:
-    rows = torch.arange(target)
-    first = rows * source // target
-    last = -((rows + 1) * source // -target)
-    columns = torch.arange(source)
-    covers = (columns >= first[:, None]) & (columns < last[:, None])
-    return covers / covers.sum(1, keepdim=True)
+def _interpolation_matrix(source: int, target: int) -> np.ndarray:
+    rows, columns = np.arange(target)[:, None], np.arange(source)
+    first, last = rows * source // target, -((rows + 1) * source // -target)
+    covers: np.ndarray = (columns >= first) & (columns < last)
+    means: np.ndarray = covers / covers.sum(1, keepdims=True)
+    return means
 
 
 def interpolation_matrix(source: int, target: int, *, like: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def interpolation_matrix(source: int, target: int, *, like: Tensor) -> Tensor:
         >>> (interpolation_matrix(2, 3, like=torch.zeros(1)) @ torch.tensor([0.0, 1.0])).tolist()
         [0.0, 0.5, 1.0]
     """
-    return _interpolation_matrix(source, target).to(like)
+    return torch.tensor(_interpolation_matrix(source, target), dtype=like.dtype, device=like.device)
 
 
 def align_channels(features: Tensor, width: int, alignment: Alignment) -> Tensor:

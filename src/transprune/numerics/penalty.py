@@ -21,5 +21,6 @@ def budget_penalty(expected: Tensor, actual: Tensor, target: float, tolerance: f
         target: The budget.
         tolerance: Half the width of the middle region, as a share of the target.
     """
+    actual = actual.double()  # whole numbers of this size are not exact in float32
     direction = (actual > (1 + tolerance) * target).to(expected) - (actual < (1 - tolerance) * target).to(expected)
     return direction * torch.log(expected / target)

@@ -1,0 +1,69 @@
+"""Frozen records from the plain values of JSON, with every part checked."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+Record = TypeVar("Record")
+
+
+def read_record(kind: type[Record], value: Any, place: str = "") -> Record:
+    """Builds a dataclass from a map of its fields; lists become tuples, maps the dataclasses that are declared.
+
+    Args:
+        kind: A dataclass whose fields are numbers, texts, truth values, literals, tuples, dataclasses, or None.
+        value: What JSON gave.
+        place: Where it stands, for messages.
+
+    Raises:
+        ValueError: A part is missing, unknown or of another type; the message names its place.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"{place or 'it'} is {_shown(value)}, expected an object")
+    hints = get_type_hints(kind)
+    known = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]
+    for name in value:
+        if name not in known:
+            raise ValueError(f"{_join(place, name)} is unknown, expected {', '.join(known)}")
+    read = {}
+    for name, item in known.items():
+        if name in value:
+            read[name] = _read(hints[name], value[name], _join(place, name))
+        elif item.default is MISSING:
+            raise ValueError(f"{_join(place, name)} is missing")
+    return kind(**read)
+
+
+def _read(hint: Any, value: Any, place: str) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return None if value is None else _read(arguments[0], value, place)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{place} is {_shown(value)}, expected a list")
+        return tuple(_read(arguments[0], item, f"{place}[{index}]") for index, item in enumerate(value))
+    if origin is Literal:
+        return _checked(value, place, f"one of {', '.join(arguments)}", lambda: value in arguments)
+    if is_dataclass(hint):
+        return read_record(hint, value, place)  # type: ignore[arg-type]
+    if hint is int:
+        return _checked(value, place, "a whole number", lambda: isinstance(value, int) and not isinstance(value, bool))
+    return _checked(value, place, {str: "a text", bool: "true or false"}[hint], lambda: isinstance(value, hint))
+
+
+def _checked(value: Any, place: str, expected: str, is_right: Callable[[], bool]) -> Any:
+    if not is_right():
+        raise ValueError(f"{place} is {_shown(value)}, expected {expected}")
+    return value
+
+
+def _join(place: str, name: object) -> str:
+    return f"{place}.{name}" if place else str(name)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"

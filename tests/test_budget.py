@@ -1,0 +1,154 @@
+"""A budget is read exactly as written, means a whole number of MACs or parameters, and is refused with a way out."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from small_networks import CASES, plain, resnet_space, space_of, staged
+from transprune.architecture import Architecture
+from transprune.budget import Budget
+from transprune.errors import BudgetError
+
+SPACE = space_of(staged)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "amount", "is_share"),
+    [
+        ("macs=0.5", "macs", 0.5, True),
+        ("macs=.5", "macs", 0.5, True),
+        ("macs=1", "macs", 1.0, True),
+        ("macs=1.0", "macs", 1.0, True),
+        ("params=0.25", "params", 0.25, True),
+        ("  macs=0.5\n", "macs", 0.5, True),
+        ("MACs=0.5", "macs", 0.5, True),
+        ("macs=1.5", "macs", 1.5, False),
+        ("macs=2", "macs", 2.0, False),
+        ("macs=20400000", "macs", 20_400_000.0, False),
+        ("macs=20.4M", "macs", 20_400_000.0, False),
+        ("macs=20.4m", "macs", 20_400_000.0, False),
+        ("macs=0.5M", "macs", 500_000.0, False),
+        ("macs=1M", "macs", 1e6, False),
+        ("macs=3.G", "macs", 3e9, False),
+        ("params=270K", "params", 270_000.0, False),
+        ("params=270k", "params", 270_000.0, False),
+        ("macs=0.001K", "macs", 1.0, False),
+    ],
+)
+def test_a_budget_is_read_as_a_share_or_a_figure(text, kind, amount, is_share):
+    assert Budget.parse(text) == Budget(kind=kind, amount=amount, is_share=is_share)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "macs", "macs=", "=0.5", "0.5", "macs 0.5", "macs=abc", "macs=-0.5", "macs=+0.5", "macs=1e6", "macs=50%"),
+        *("macs = 0.5", "macs=0.5 M", "macs=1,000,000", "macs=20T", "macs=20MM", "macs=20KM", "macs=1.2.3", "macs=."),
+        *("macs=nan", "macs=inf", "latency=0.5", "flops=0.5", "macs=0.5,params=0.5", "macs==0.5", "macs=0x10"),
+        "macs=20\N{KELVIN SIGN}",
+    ],
+)
+def test_malformed_text_is_refused_with_the_two_forms(text):
+    with pytest.raises(BudgetError, match=r"cannot read the budget .*; expected KIND=SHARE .* or KIND=FIGURE"):
+        Budget.parse(text)
+
+
+@pytest.mark.parametrize("text", ["macs=0", "macs=0.0", "macs=0M", "params=.0K", "macs=" + "9" * 400])
+def test_an_amount_that_is_not_above_zero_or_not_finite_is_refused(text):
+    with pytest.raises(BudgetError, match=r"cannot use the budget .*expected a share in \(0, 1\]"):
+        Budget.parse(text)
+
+
+@given(st.text() | st.from_regex(r"(macs|params)=[0-9.]*\w?", fullmatch=True))
+def test_no_text_raises_anything_but_a_budget_error(text):
+    try:
+        budget = Budget.parse(text)
+    except BudgetError:
+        return
+    assert budget.kind in ("macs", "params")
+    assert budget.amount > 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("flops", 0.5, True),
+        ("macs", 1.5, True),
+        ("macs", 0.0, False),
+        ("macs", -1.0, False),
+        ("macs", float("nan"), True),
+    ],
+)
+def test_a_budget_made_by_hand_is_checked_too(arguments):
+    with pytest.raises(BudgetError, match="cannot use the budget"):
+        Budget(*arguments)
+
+
+@pytest.mark.parametrize(
+    "text", ["macs=0.5", "macs=1", "params=0.123", "macs=20.4M", "macs=1.5", "params=270K", "macs=3G"]
+)
+def test_a_budget_prints_as_it_is_written(text):
+    assert str(Budget.parse(text)) == text
+
+
+@pytest.mark.parametrize("text", ["macs=0.123456789", "macs=0.0000001", "macs=0.001K", "macs=40813194"])
+def test_what_a_budget_prints_reads_back_as_the_same_budget(text):
+    budget = Budget.parse(text)
+    assert Budget.parse(str(budget)) == budget
+
+
+@pytest.mark.parametrize("kind", ["macs", "params"])
+def test_a_share_is_taken_of_the_unpruned_network_and_rounded_down(kind):
+    full = SPACE.cost(kind, Architecture())
+    for share in (0.5, 0.77, 0.9, 1.0):
+        target = Budget(kind, share, is_share=True).target(SPACE)
+        assert isinstance(target, int)
+        assert target <= share * full < target + 1
+
+
+@given(st.integers(min_value=space_of(plain).macs(space_of(plain).smallest_architecture()), max_value=5_000))
+def test_a_figure_is_the_target_itself(figure):
+    assert Budget.parse(f"macs={figure}").target(space_of(plain)) == figure
+
+
+@pytest.mark.parametrize("unit", ["K", "M", "G"])
+def test_a_figure_with_a_unit_is_exact_to_the_last_mac(unit):
+    space, digits = resnet_space(20), {"K": 3, "M": 6, "G": 9}[unit]
+    for figure in range(1_001_864, 40_813_195, 40_009):
+        text = f"{figure // 10**digits}.{figure % 10**digits:0{digits}d}{unit}"
+        assert Budget.parse(f"macs={text}").target(space) == figure
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("kind", ["macs", "params"])
+def test_both_ends_of_the_attainable_range_are_attainable(name, kind):
+    space = space_of(CASES[name])
+    smallest, full = (space.cost(kind, a) for a in (space.smallest_architecture(), space.full_architecture()))
+    assert Budget.parse(f"{kind}={smallest}").target(space) == smallest
+    assert Budget.parse(f"{kind}={full}").target(space) == full
+    assert Budget.parse(f"{kind}=1").target(space) == full
+    for beyond in (smallest - 1, full + 1):
+        with pytest.raises(BudgetError, match=f"allows {beyond:,} {kind}.*range .* is {smallest:,} .* to {full:,} "):
+            Budget.parse(f"{kind}={beyond}").target(space)
+
+
+def test_a_budget_below_the_smallest_is_refused_with_the_attainable_range():
+    message = (
+        "cannot keep the budget macs=0.01: it allows 408,131 macs, and the attainable range of this search space is "
+        "1,001,864 (0.025 of the unpruned network) to 40,813,194 (1.000)"
+    )
+    with pytest.raises(BudgetError, match=re.escape(message)):
+        Budget.parse("macs=0.01").target(resnet_space(20))
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("kind", ["macs", "params"])
+def test_the_smallest_share_that_a_refusal_states_is_attainable(name, kind):
+    space = space_of(CASES[name])
+    with pytest.raises(BudgetError) as refusal:
+        Budget.parse(f"{kind}=0.001").target(space)
+    stated = re.search(r"\((0\.\d+) of the unpruned network\)", str(refusal.value))
+    assert stated is not None
+    Budget.parse(f"{kind}={stated[1]}").target(space)
