@@ -71,9 +71,12 @@ class Coupling:
             return None
         stream = self.streams.get(source)
         for stage in self.stages:
-            is_behind = source is stage.exits[-1] and not is_inside(self.trace.module_path(reader), stage.name)
-            if is_behind and stream is not None:
+            if source is not stage.exits[-1] or is_inside(self.trace.module_path(reader), stage.name):
+                continue
+            if stream is not None:
                 return Stream(stream.axis, stage, stream.repeat)
+            for node in stage.exits:
+                self.fix(self.streams[node], f"the stage {stage.name!r} ends in channels of a fixed number")
         return stream
 
     def sets(self, stream: Stream | None) -> list[ChannelSet]:
@@ -118,10 +121,14 @@ def couple(trace: Trace, stages: list[BlockRun]) -> Coupling:
 def _without_rule(coupling: Coupling, node: fx.Node) -> Stream | None:
     reason = f"it reaches the operator {operator(node)!r} ({source_line(node)}), which has no rule"
     for source in node.all_input_nodes:
-        parameter = coupling.trace.parameter(source)
-        if parameter is not None:
-            coupling.uncovered.append(parameter)
         coupling.fix(coupling.read(node, source), reason)
+    return _uncovered(coupling, node)
+
+
+def _uncovered(coupling: Coupling, node: fx.Node) -> Stream | None:
+    """Lists the parameters that a call reads: what they cost is not counted."""
+    parameters = [coupling.trace.parameter(source) for source in node.all_input_nodes]
+    coupling.uncovered += [name for name in parameters if name is not None and name not in coupling.uncovered]
     return None
 
 
@@ -218,7 +225,7 @@ def _join_or_fix(coupling: Coupling, node: fx.Node, first: Stream | None, second
         coupling.fix(
             stream, f"it meets a tensor of a fixed or another shape in {operator(node)!r} ({source_line(node)})"
         )
-    return None
+    return _uncovered(coupling, node)
 
 
 def _mean(coupling: Coupling, node: fx.Node) -> Stream | None:
@@ -235,7 +242,12 @@ def _reshape(coupling: Coupling, node: fx.Node) -> Stream | None:
     """Flattening everything from the channels on: [batch, channels, ...] to [batch, channels · ...]."""
     stream = coupling.read(node, node.args[0])
     before, after = shape(node.all_input_nodes[0]), shape(node)
-    if stream is None or before is None or after == before:
+    if stream is None or before is None:
+        return stream
+    sizes = node.args[1] if operator(node) in ("view", "reshape") else None
+    if isinstance(sizes, list) and len(sizes) > stream.axis and sizes[stream.axis] != -1:
+        return _without_rule(coupling, node)  # the forward writes the number of channels down
+    if after == before:
         return stream
     if after is None or len(after) != stream.axis + 1 or after[:-1] != before[: stream.axis]:
         return _without_rule(coupling, node)

@@ -93,23 +93,23 @@ class _Naming:
     def choose_groups(
         self, candidates: Callable[[int], tuple[int, ...]], is_searched: bool, keep: Sequence[str]
     ) -> None:
+        order = {use.module: position for position, use in reversed(list(enumerate(self.coupling.uses)))}
         for channels in self._sets_in_order():
             choices = candidates(channels.width)
+            layers = tuple(sorted(set(channels.layers), key=order.__getitem__))
             reason = channels.reason
             if reason is None and not is_searched:
                 reason = "widths are not searched"
-            if reason is None and any(_matches(layer, keep) for layer in channels.layers):
+            if reason is None and any(_matches(layer, keep) for layer in layers):
                 reason = "it is kept as asked"
             if reason is None and len(choices) < 2:
                 reason = "it has a single candidate"
             if reason is not None:
-                self.fixed.append(Fixed(channels.layers[0], reason))
+                if all(fixed.name != layers[0] for fixed in self.fixed):
+                    self.fixed.append(Fixed(layers[0], reason))
                 continue
-            name = channels.layers[0]
-            self._group_names[id(channels)] = name
-            self.groups.append(
-                WidthGroup(name=name, width=channels.width, candidates=choices, layers=tuple(channels.layers))
-            )
+            self._group_names[id(channels)] = layers[0]
+            self.groups.append(WidthGroup(name=layers[0], width=channels.width, candidates=choices, layers=layers))
 
     def choose_stages(
         self, candidates: Callable[[int], tuple[int, ...]], is_searched: bool, keep: Sequence[str]
@@ -123,6 +123,11 @@ class _Naming:
             self._stage_names.add(run.name)
             outputs = tuple(self.channels(self.coupling.streams[node], node) for node in run.exits)
             choices = tuple(sorted({*candidates(depth), depth}))
+            if choices[0] < 1 or choices[-1] > depth:
+                raise OptionError(
+                    f"cannot search the depth of {run.name!r}: found the candidates {list(choices)} for its {depth} "
+                    f"blocks; expected depths from 1 to {depth}"
+                )
             self.stages.append(
                 DepthStage(name=run.name, depth=depth, candidates=choices, blocks=run.blocks, outputs=outputs)
             )

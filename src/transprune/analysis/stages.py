@@ -35,7 +35,8 @@ def find_stages(trace: Trace) -> list[BlockRun]:
             continue
         blocks = tuple(f"{name}.{child}" for child, _ in module.named_children())
         exits = _exits(trace, blocks)
-        if exits is not None:
+        # A forward that calls the blocks by number would miss those that are cut: the container itself must run.
+        if exits is not None and all(name in trace.module_paths(node) for node in exits):
             stages.append(BlockRun(name=name, blocks=blocks, exits=exits))
     order = {node: position for position, node in enumerate(trace.calls)}
     return sorted(stages, key=lambda stage: order[stage.exits[0]])
@@ -45,7 +46,7 @@ def _holds_blocks(module: nn.Module) -> bool:
     children = list(module.children())
     return (
         type(module) is nn.Sequential
-        and len(children) >= 2
+        and 2 <= len(children) == len(module)  # a block that comes twice is one child
         and all(type(child) is type(children[0]) and any(child.children()) for child in children)
     )
 

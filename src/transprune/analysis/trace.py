@@ -23,7 +23,9 @@ class Trace:
     """The copy, in evaluation mode, that was traced."""
     graph: fx.Graph
     parameters: dict[str, str]
-    """Path of the parameter or buffer by the name of its placeholder."""
+    """Path of each parameter by the name of its placeholder."""
+    buffers: frozenset[str]
+    """Names of the placeholders of buffers."""
 
     @cached_property
     def calls(self) -> tuple[fx.Node, ...]:
@@ -35,13 +37,21 @@ class Trace:
         return self.parameters.get(node.name) if isinstance(node, fx.Node) else None
 
     def inputs(self, node: fx.Node) -> Iterator[fx.Node]:
-        """The tensors a call reads that are no parameters."""
-        return (argument for argument in node.all_input_nodes if self.parameter(argument) is None)
+        """The tensors a call reads that are no parameters or buffers."""
+        return (
+            source
+            for source in node.all_input_nodes
+            if source.name not in self.parameters and source.name not in self.buffers
+        )
 
     def module_path(self, node: fx.Node) -> str:
         """Path of the innermost module in whose forward the call stands; empty: the model itself."""
-        stack = node.meta.get("nn_module_stack") or {}
-        return str(list(stack.values())[-1][0]) if stack else ""
+        paths = self.module_paths(node)
+        return paths[-1] if paths else ""
+
+    def module_paths(self, node: fx.Node) -> list[str]:
+        """Paths of all modules in whose forward the call stands, the outermost first."""
+        return [str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
 
     def module(self, node: fx.Node) -> nn.Module:
         """The innermost module in whose forward the call stands."""
@@ -63,9 +73,10 @@ def source_line(node: fx.Node) -> str:
     """File and line of the call in the model's code, or the module's path when that is not known."""
     lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
     places = [line for line in lines if line.startswith("File ")]
+    own = [place for place in places if "/torch/" not in place]
     if not places:
         return "source line unknown"
-    file, line, *_ = places[-1].removeprefix("File ").split(", ")
+    file, line, *_ = (own or places)[-1].removeprefix("File ").split(", ")
     return f"{file.strip(chr(34)).rsplit('/', 1)[-1]}:{line.removeprefix('line ')}"
 
 
@@ -94,15 +105,23 @@ def trace(model: nn.Module, example: Example) -> Trace:
     except Exception as error:  # a user's forward may raise anything
         raise ModelError(
             f"cannot read the model {name}: its forward fails on an example of shape {shapes} "
-            f"({type(error).__name__}: {error}); expected an example that the model accepts"
+            f"({_first_line(error)}); expected an example that the model accepts"
         ) from error
     try:
         program = torch.export.export(network, inputs, strict=False)
     except Exception as error:  # torch.export raises many kinds
         raise ModelError(
             f"cannot read the model {name}: torch.export cannot trace its forward on an example of shape {shapes} "
-            f"({type(error).__name__}: {error}); the forward must not branch on the values of tensors"
+            f"({_first_line(error)}); the forward must not branch on the values of tensors"
         ) from error
     signature = program.graph_signature
-    parameters = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    return Trace(model=network, graph=program.graph, parameters=parameters)
+    return Trace(
+        model=network,
+        graph=program.graph,
+        parameters=dict(signature.inputs_to_parameters),
+        buffers=frozenset(signature.inputs_to_buffers),
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"

@@ -189,14 +189,23 @@ class MixedStage(nn.Sequential):
 
 
 class PaddedResidualSum(nn.Module):
-    """A residual sum whose narrower side is padded by channels of zeros."""
+    """A residual sum whose narrower side is padded by channels of zeros.
 
-    def __init__(self, layer: ResidualSum) -> None:
+    Args:
+        layer: The sum.
+        keeps_main_width: Whether the sum is as wide as its main side, because other layers share that width; else it is
+            as wide as the wider side, as in the paper.
+    """
+
+    def __init__(self, layer: ResidualSum, *, keeps_main_width: bool) -> None:
         super().__init__()
         self.shortcut = layer.shortcut
+        self.keeps_main_width = keeps_main_width
 
     def forward(self, main: Tensor, inputs: Tensor) -> Tensor:
         """Two feature maps [batch, channels, ...] to one as wide as the wider."""
-        shortcut = self.shortcut(inputs)
+        shortcut: Tensor = self.shortcut(inputs)
+        if self.keeps_main_width:
+            shortcut = shortcut[:, : main.shape[1]]
         width = max(main.shape[1], shortcut.shape[1])
         return pad_channels(main, width) + pad_channels(shortcut, width)

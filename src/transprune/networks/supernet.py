@@ -60,9 +60,12 @@ class Supernet(nn.Module):
         for layer in space.layers:
             if not layer.is_repeat and (layer.inputs.source or layer.outputs.source):
                 self._exchange(layer)
+        shared = {group.name for group in space.groups if len(group.layers) > 1}
+        tied = {layer.name for layer in space.layers if layer.outputs.source in shared}
         for name, module in list(self.network.named_modules()):
             if isinstance(module, ResidualSum):
-                put_module(self.network, name, PaddedResidualSum(module))
+                is_tied = f"{name}.shortcut" in tied
+                put_module(self.network, name, PaddedResidualSum(module, keeps_main_width=is_tied))
         for stage in space.stages:
             blocks = get_module(self.network, stage.name)
             assert isinstance(blocks, nn.Sequential)  # what analysis calls a stage is one
