@@ -87,6 +87,17 @@ class PlainBlock(nn.Module):
         return self.activation(self.conv(features))
 
 
+class FlatBlock(nn.Module):
+    """A ReLU on flattened features, behind a linear layer of its own if it has one."""
+
+    def __init__(self, features: int, *, is_linear: bool) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*([nn.Linear(features, features)] if is_linear else []), nn.ReLU())
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.layers(features)
+
+
 class Classifier(nn.Module):
     """A body, global average pooling and a linear layer."""
 
@@ -219,6 +230,12 @@ def stage_with_fixed_block() -> nn.Module:
     return Classifier(6, ConvNorm(3, 4), stage, ConvNorm(4, 6))
 
 
+def linear_stage() -> nn.Module:
+    """A depth stage that ends in four elements of every channel, or in a linear layer."""
+    stage = nn.Sequential(FlatBlock(16, is_linear=False), FlatBlock(16, is_linear=True))
+    return nn.Sequential(ConvNorm(3, 4, stride=2), nn.MaxPool2d(2), nn.Flatten(), stage, nn.Linear(16, CLASSES))
+
+
 def sum_around_stage() -> nn.Module:
     """A residual sum whose one side is the end of a depth stage."""
     return Classifier(4, ConvNorm(3, 4), SumAround(nn.Sequential(*(PlainBlock(4) for _ in range(3)))))
@@ -265,6 +282,13 @@ def depthwise_stage_behind_stage() -> nn.Module:
     return Classifier(4, ConvNorm(3, 4), first, second)
 
 
+def flat_stage_behind_stage() -> nn.Module:
+    """The end of a depth stage, flattened, goes through a depth stage that hands its channels on."""
+    first = nn.Sequential(FreeBlock(4, 4), FreeBlock(4, 4))
+    second = nn.Sequential(*(FlatBlock(16, is_linear=False) for _ in range(2)))
+    return nn.Sequential(ConvNorm(3, 4, stride=4), first, nn.Flatten(), second, nn.Linear(16, CLASSES))
+
+
 def stage_that_starts_depthwise() -> nn.Module:
     """The end of the stage is either the other side of the sum around it or has a width of its own."""
     stage = nn.Sequential(PlainBlock(4, groups=4), PlainBlock(4))
@@ -280,12 +304,14 @@ def _by_name(*networks: Factory) -> dict[str, Factory]:
 
 CASES = _by_name(
     *(plain, residual, inline_residual, self_coupled, depthwise, flattened, staged, coupled_stage, flattened_stage),
-    *(sum_around_stage, depthwise_behind_stage, stage_with_fixed_block, shared, grouped, flattened_grouped),
+    *(sum_around_stage, depthwise_behind_stage, stage_with_fixed_block, linear_stage, shared, grouped),
+    flattened_grouped,
 )
 """The usual ways of connecting layers, by name."""
 
 ODD_CASES = _by_name(
-    bare_shortcut, merging_groups, linear_residual, depthwise_stage_behind_stage, stage_that_starts_depthwise
+    *(bare_shortcut, merging_groups, linear_residual, depthwise_stage_behind_stage, flat_stage_behind_stage),
+    stage_that_starts_depthwise,
 )
 """Rarer ones, which an analysis gets wrong more easily."""
 

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +11,8 @@ from small_networks import CASES, plain, resnet_space, space_of, staged
 from transprune.architecture import Architecture
 from transprune.budget import Budget
 from transprune.errors import BudgetError
+from transprune.layers import Channels, Layer
+from transprune.space import SearchSpace, WidthGroup
 
 SPACE = space_of(staged)
 
@@ -106,6 +109,26 @@ def test_a_share_is_taken_of_the_unpruned_network_and_rounded_down(kind):
         target = Budget(kind, share, is_share=True).target(SPACE)
         assert isinstance(target, int)
         assert target <= share * full < target + 1
+
+
+@pytest.fixture
+def space_of_hundredths():
+    """One layer that costs 1 to 100 MACs."""
+    group = WidthGroup(name="conv", width=100, candidates=(1, 100), layers=("conv",))
+    layer = Layer(name="conv", operator="conv", inputs=Channels(1), outputs=Channels(100, source="conv"))
+    return SearchSpace(groups=(group,), stages=(), layers=(layer,))
+
+
+def test_a_share_is_taken_as_it_is_written(space_of_hundredths):
+    targets = [Budget.parse(f"macs={percent / 100}").target(space_of_hundredths) for percent in range(1, 101)]
+    assert targets == list(range(1, 101))
+
+
+@pytest.mark.parametrize("amount", [1, np.float64(0.25)], ids=repr)
+def test_a_share_may_be_any_number(space_of_hundredths, amount):
+    budget = Budget("macs", amount, is_share=True)
+    assert budget.target(space_of_hundredths) == 100 * amount
+    assert Budget.parse(str(budget)) == budget
 
 
 @given(st.integers(min_value=space_of(plain).macs(space_of(plain).smallest_architecture()), max_value=5_000))

@@ -81,6 +81,19 @@ def test_counting_leaves_the_network_as_it_was():
     assert not any(module._forward_hooks for module in network.modules())
 
 
+@pytest.mark.parametrize("is_fused", [True, False])
+def test_counting_leaves_torchs_settings_as_they_were(is_fused):
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(is_fused)
+    try:
+        count_macs(plain(), example())
+        with pytest.raises(RuntimeError):
+            count_macs(plain(), torch.zeros(1, 7, 8, 8))
+        assert torch.backends.mha.get_fastpath_enabled() == is_fused
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
 def test_counting_draws_no_random_numbers():
     network = nn.Sequential(nn.Dropout(), plain())
     state = torch.get_rng_state()

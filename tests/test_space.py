@@ -314,7 +314,7 @@ PLACES = [
     *[(key,) for key in ("groups", "stages", "layers", "fixed")],
     *[("groups", 0, key) for key in ("name", "width", "candidates", "layers")],
     *[("stages", 0, key) for key in ("name", "depth", "candidates", "blocks", "outputs")],
-    *[("layers", 0, key) for key in ("name", "operator", "inputs", "outputs", "kernel", "positions")],
+    *[("layers", 0, key) for key in ("name", "operator", "inputs", "outputs", "kernel", "positions", "has_bias")],
     *[("stages", 0, "outputs", 0, "full"), ("layers", 0, "inputs", "full"), ("fixed", 0, "reason")],
 ]
 
@@ -330,7 +330,9 @@ def value():
     return json.loads(json.dumps(space_of(staged).to_json()))
 
 
-@pytest.mark.parametrize("place", [place for place in PLACES if place[-1] not in ("fixed", "kernel", "positions")])
+@pytest.mark.parametrize(
+    "place", [place for place in PLACES if place[-1] not in ("fixed", "kernel", "positions", "has_bias")]
+)
 def test_a_missing_part_is_refused(value, place):
     del at(value, place[:-1])[place[-1]]
     with pytest.raises(SpaceError, match="cannot read a search space: "):
@@ -346,8 +348,8 @@ def test_an_unknown_part_is_refused(value, place):
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: ".".join(map(str, place)))
 def test_a_part_of_another_type_is_refused(value, place):
-    is_text = place[-1] in ("name", "reason")
-    for wrong in (None, 2.5, 3 if is_text else "four", {"a": 1}, [None]):
+    is_text, is_truth = place[-1] in ("name", "reason"), place[-1] == "has_bias"
+    for wrong in (None, 2.5, 3 if is_text else "four", 1 if is_truth else True, {"a": 1}, [None]):
         malformed = copy.deepcopy(value)
         at(malformed, place[:-1])[place[-1]] = wrong
         with pytest.raises(SpaceError, match="cannot read a search space: "):
@@ -366,6 +368,7 @@ def test_a_part_of_another_type_is_refused(value, place):
         (("stages", 0, "outputs"), []),
         (("layers", 0, "operator"), "convolution"),
         (("layers", 0, "outputs", "source"), "nowhere"),
+        (("stages", 0, "outputs", 2, "source"), "body.1"),
     ],
     ids=str,
 )

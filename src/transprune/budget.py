@@ -71,7 +71,7 @@ class Budget:
         full = space.cost(self.kind, space.full_architecture())
         smallest = space.cost(self.kind, space.smallest_architecture())
         # The share as it is written, not as the nearest binary fraction: 0.7 of 10 is 7.
-        target = math.floor(full * Fraction(repr(self.amount)) if self.is_share else self.amount)
+        target = math.floor(full * Fraction(repr(float(self.amount))) if self.is_share else self.amount)
         if not smallest <= target <= full:
             raise BudgetError(
                 f"cannot keep the budget {self}: it allows {target:,} {self.kind}, and the attainable range of "
@@ -91,5 +91,5 @@ class Budget:
 
 def _decimal(amount: float, unit: int = 1) -> str:
     """A number without an exponent, exactly as many digits as it needs."""
-    digits = f"{Decimal(repr(amount)) / unit:f}"
+    digits = f"{Decimal(repr(float(amount))) / unit:f}"
     return digits.rstrip("0").rstrip(".") if "." in digits else digits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -217,18 +217,26 @@ class SearchSpace:
                     f"stage {stage.name!r} has {len(stage.blocks)} blocks and {len(stage.outputs)} outputs, "
                     f"expected {stage.depth} of each"
                 )
-        known = {None, *self.group_index, *self.stage_index}
-        outputs = [(stage.name, channels) for stage in self.stages for channels in stage.outputs]
-        sides = [(layer.name, channels) for layer in self.layers for channels in (layer.inputs, layer.outputs)]
-        for name, channels in outputs + sides:
-            if channels.source not in known:
-                raise ValueError(f"{name!r} speaks of {channels.source!r}, which is neither a group nor a stage")
+        known = {None, *self.group_index}
+        for stage in self.stages:  # what a stage hands on comes from a group or from a stage before it
+            _check_sources(stage.name, stage.outputs, known)
+            known.add(stage.name)
+        for layer in self.layers:
+            _check_sources(layer.name, (layer.inputs, layer.outputs), known)
 
     def _pick(self, choose: Callable[[Sequence[int]], int]) -> Architecture:
         return Architecture(
             widths={group.name: choose(group.candidates) for group in self.groups},
             depths={stage.name: choose(stage.candidates) for stage in self.stages},
         )
+
+
+def _check_sources(name: str, sides: Sequence[Channels], known: Collection[str | None]) -> None:
+    for channels in sides:
+        if channels.source not in known:
+            raise ValueError(
+                f"{name!r} speaks of {channels.source!r}, expected a group or a stage (of a stage: one before it)"
+            )
 
 
 def _check_candidates(name: str, candidates: tuple[int, ...], full: int) -> None:

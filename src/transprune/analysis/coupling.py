@@ -73,10 +73,11 @@ class Coupling:
         for stage in self.stages:
             if source is not stage.exits[-1] or is_inside(self.trace.module_path(reader), stage.name):
                 continue
-            if stream is not None:
-                return Stream(stream.axis, stage, stream.repeat)
+            if stream is not None and all(self.streams[node] is not None for node in stage.exits):
+                return Stream(stream.axis, stage)
             for node in stage.exits:
-                self.fix(self.streams[node], f"the stage {stage.name!r} ends in channels of a fixed number")
+                self.fix(self.streams[node], f"a block of the stage {stage.name!r} ends in a fixed number of channels")
+            return None
         return stream
 
     def sets(self, stream: Stream | None) -> list[ChannelSet]:
@@ -149,7 +150,7 @@ def is_depthwise(module: nn.Conv2d) -> bool:
 def _convolution(coupling: Coupling, node: fx.Node) -> Stream | None:
     path = _own_module(coupling, node, (nn.Conv2d,))
     inputs = coupling.read(node, node.args[0])
-    if path is None:
+    if path is None or (inputs is not None and inputs.axis != 1):
         return _without_rule(coupling, node)
     module = coupling.trace.model.get_submodule(path)
     assert isinstance(module, nn.Conv2d)  # for the type checker
@@ -201,6 +202,11 @@ def _hands_on(coupling: Coupling, node: fx.Node) -> Stream | None:
     return coupling.read(node, node.args[0])
 
 
+def _pool(coupling: Coupling, node: fx.Node) -> Stream | None:
+    stream = coupling.read(node, node.args[0])
+    return stream if stream is None or stream.axis == 1 else _without_rule(coupling, node)
+
+
 def _elementwise_pair(coupling: Coupling, node: fx.Node) -> Stream | None:
     sources = list(node.all_input_nodes)
     if len(sources) == 1:
@@ -209,7 +215,10 @@ def _elementwise_pair(coupling: Coupling, node: fx.Node) -> Stream | None:
     path = coupling.trace.module_path(node)
     total = coupling.trace.module(node)
     is_feature_map = len(shape(node) or ()) == 4  # what a projection, a 1×1 convolution, can bring to another width
-    if isinstance(total, ResidualSum) and isinstance(total.shortcut, nn.Identity) and is_feature_map:
+    earlier = [use for use in coupling.uses if use.is_free_sum and use.module == f"{path}.shortcut"]
+    for use in earlier:  # one module for several sums has one projection at most, so none is free
+        _join_or_fix(coupling, use.node, use.inputs, use.outputs)
+    if isinstance(total, ResidualSum) and isinstance(total.shortcut, nn.Identity) and is_feature_map and not earlier:
         coupling.uses.append(Use(f"{path}.shortcut", node, second, first, is_free_sum=True))
         return first
     return _join_or_fix(coupling, node, first, second)
@@ -258,12 +267,14 @@ def _reshape(coupling: Coupling, node: fx.Node) -> Stream | None:
 HANDS_ON = (
     *("relu", "relu6", "hardtanh", "silu", "gelu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "leaky_relu", "elu"),
     *("mish", "dropout", "feature_dropout", "clone", "contiguous", "detach", "alias"),
-    *("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d"),
 )
 """Operators that treat every channel alike and keep its place."""
 
+POOLS = ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d")
+
 RULES: dict[str, Rule] = {
     **dict.fromkeys(HANDS_ON, _hands_on),
+    **dict.fromkeys(POOLS, _pool),
     **dict.fromkeys(("add", "sub", "mul", "div"), _elementwise_pair),
     **dict.fromkeys(("flatten", "view", "reshape"), _reshape),
     "conv2d": _convolution,

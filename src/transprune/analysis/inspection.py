@@ -139,11 +139,12 @@ class _Naming:
             return Channels(sizes[axis] if sizes else 0)
         if isinstance(stream.source, BlockRun):
             sets = {id(channels) for channels in self.coupling.sets(stream)}
-            if len(sets) > 1 and stream.source.name in self._stage_names:
-                return Channels(self.coupling.sets(stream)[-1].width, stream.source.name, stream.repeat)
             last = self.coupling.streams[stream.source.exits[-1]]
             assert last is not None  # a stream behind a stage was made from its last exit's
-            return self.channels(Stream(stream.axis, last.source, stream.repeat), node)
+            end = self.channels(Stream(stream.axis, last.source, last.repeat), node)
+            if len(sets) > 1 and stream.source.name in self._stage_names:
+                return Channels(end.full * end.repeat, stream.source.name, stream.repeat)
+            return Channels(end.full, end.source, end.repeat * stream.repeat)
         channels = stream.source.root()
         return Channels(channels.width, self._group_names.get(id(channels)), stream.repeat)
 
@@ -168,7 +169,7 @@ class _Naming:
                 kernel=prod(module.kernel_size),
                 positions=positions,
                 has_bias=module.bias is not None,
-                is_mixed=outputs.source is not None and _norm_after(reading, use) is None,
+                is_mixed=self._is_group(outputs) and _norm_after(reading, use) is None,
                 is_repeat=is_repeat,
             )
         if isinstance(module, nn.Linear):
@@ -179,11 +180,11 @@ class _Naming:
                 outputs=outputs,
                 positions=prod((shape(use.node) or ())[1:-1]),
                 has_bias=module.bias is not None,
-                is_mixed=outputs.source is not None,
+                is_mixed=self._is_group(outputs),
                 is_repeat=is_repeat,
             )
         assert isinstance(module, nn.BatchNorm2d)  # the rules use no other module
-        is_mixed = outputs.source is not None and operator(source) == "conv2d" and len(source.users) == 1
+        is_mixed = self._is_group(outputs) and operator(source) == "conv2d" and len(source.users) == 1
         return Layer(
             name=use.module,
             operator="norm",
@@ -208,6 +209,9 @@ class _Naming:
             positions=positions,
             has_norm=total.has_norm,
         )
+
+    def _is_group(self, channels: Channels) -> bool:
+        return channels.source in self._group_names.values()
 
     def _sets_in_order(self) -> list[ChannelSet]:
         roots: dict[int, ChannelSet] = {}

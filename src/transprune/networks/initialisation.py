@@ -9,7 +9,8 @@ def initialise(model: nn.Module) -> None:
     """Draws new weights for a network of our own making, in place.
 
     Convolutions: Kaiming normal over the fan-out; linear layers: N(0, 0.01) and zero biases; batch norms: one and
-    zero; any other module with parameters by its own `reset_parameters`.
+    zero; any other module with parameters by its own `reset_parameters`. Parameters of modules that have none keep
+    their values.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

@@ -197,7 +197,7 @@ class PaddedResidualSum(nn.Module):
             as wide as the wider side, as in the paper.
     """
 
-    def __init__(self, layer: ResidualSum, *, keeps_main_width: bool) -> None:
+    def __init__(self, layer: ResidualSum, *, keeps_main_width: bool = False) -> None:
         super().__init__()
         self.shortcut = layer.shortcut
         self.keeps_main_width = keeps_main_width

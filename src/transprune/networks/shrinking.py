@@ -61,8 +61,9 @@ def shrink(
 
 
 def _cut(student: nn.Module, space: SearchSpace, stage: str, depth: int) -> None:
-    blocks = list(student.get_submodule(stage).named_children())[:depth]
-    put_module(student, stage, nn.Sequential(OrderedDict(blocks)))
+    container = student.get_submodule(stage)
+    blocks = OrderedDict(list(container.named_children())[:depth])
+    put_module(student, stage, nn.Sequential(blocks).train(container.training))
 
 
 def _resize(student: nn.Module, layer: Layer, inputs: int, outputs: int) -> None:

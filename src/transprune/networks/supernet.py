@@ -58,7 +58,8 @@ class Supernet(nn.Module):
         self.current = Current(alignment)
         self.network = copy.deepcopy(model)
         for layer in space.layers:
-            if not layer.is_repeat and (layer.inputs.source or layer.outputs.source):
+            is_searched = layer.inputs.source or layer.outputs.source or layer.operator == "norm"
+            if not layer.is_repeat and is_searched:
                 self._exchange(layer)
         shared = {group.name for group in space.groups if len(group.layers) > 1}
         tied = {layer.name for layer in space.layers if layer.outputs.source in shared}

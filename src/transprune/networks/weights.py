@@ -28,11 +28,16 @@ def load_weights(path: str | Path, model: nn.Module) -> dict[str, Tensor]:
     except ModelError:
         raise
     except Exception as error:  # a damaged file may raise anything in a reader
+        problem = (str(error) or "the file ends too soon").splitlines()[0]
         raise ModelError(
-            f"cannot load weights from '{file}': {type(error).__name__}: {str(error).splitlines()[0]}; "
+            f"cannot load weights from '{file}': {type(error).__name__}: {problem}; "
             f"expected tensors only, as `safetensors.torch.save_file` or `torch.save(model.state_dict())` writes them"
         ) from error
-    _check_fit(file, weights, model.state_dict())
+    expected = model.state_dict()
+    if not any(name in expected for name in weights):
+        # Written from a data-parallel wrapper.
+        weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    _check_fit(file, weights, expected)
     return weights
 
 
@@ -49,7 +54,7 @@ def _read(file: Path) -> dict[str, Tensor]:
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ModelError(f"cannot load weights from '{file}': expected a state dict, a map from names to tensors")
-    return {str(name).removeprefix("module."): value for name, value in content.items()}
+    return {str(name): value for name, value in content.items()}
 
 
 def _check_fit(file: Path, weights: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

@@ -39,7 +39,7 @@ def draw_candidates(
         is_candidate: Which entries stand for a candidate [choices, candidates]; rows may have different numbers.
         temperature: Sampling temperature τ, above zero; towards zero the weights become one-hot.
         samples: Candidates to draw a choice; None: all of them (nothing is left out, only the weights are random).
-            A row with fewer candidates repeats entries at weight zero.
+            A row with fewer candidates ends in entries that stand for none, at weight zero.
         generator: Source of randomness, on the device of the logits.
 
     Raises:

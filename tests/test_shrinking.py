@@ -1,0 +1,467 @@
+"""The smaller network is the network that its architecture says, made of the model's own weights."""
+
+import copy
+import random
+from functools import cache
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from hard_networks import HARD
+from oracles import count_by_hand, count_parameters
+from small_networks import (
+    CASES,
+    ODD_CASES,
+    ConvNorm,
+    coupled_stage,
+    depthwise,
+    example,
+    flattened,
+    grouped,
+    plain,
+    residual,
+    shared,
+    space_of,
+    staged,
+)
+from transprune.analysis.inspection import inspect
+from transprune.architecture import Architecture
+from transprune.errors import OptionError, SpaceError
+from transprune.networks import shrinking
+from transprune.networks.resnet import resnet
+from transprune.networks.shrinking import shrink
+from transprune.residual import ResidualSum
+from transprune.space import PAPER_RATIOS, SearchSpace
+
+IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+ALL_CASES = CASES | ODD_CASES | HARD
+
+
+def telling(network: nn.Module, seed: int = 0) -> nn.Module:
+    """The network in evaluation mode, with norms whose scales, shifts and statistics all differ."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            for values in (layer.weight, layer.bias, layer.running_mean):
+                values.data = torch.randn(values.shape, generator=generator)
+            layer.running_var = torch.rand(layer.running_var.shape, generator=generator) + 0.5
+    return network.eval()
+
+
+def some_architectures(space: SearchSpace) -> list[Architecture]:
+    """The extremes, every other size at its smallest, and a random one."""
+    sizes = [("widths", group) for group in space.groups] + [("depths", stage) for stage in space.stages]
+    mixed = [
+        Architecture(
+            **{
+                kind: {choice.name: choice.candidates[0] for named, choice in sizes[start::2] if named == kind}
+                for kind in ("widths", "depths")
+            }
+        )
+        for start in (0, 1)
+    ]
+    shallow = Architecture(depths={stage.name: stage.candidates[0] for stage in space.stages})
+    narrow = Architecture(widths={group.name: group.candidates[0] for group in space.groups})
+    return [space.full_architecture(), narrow, *mixed, space.random_architecture(0), *([shallow] * bool(space.stages))]
+
+
+@pytest.fixture
+def read_once(monkeypatch):
+    """Shrinking reads its model anew each time; here a model is read once. Gives that reading."""
+    readings: list[tuple[nn.Module, SearchSpace]] = []
+
+    def read(model: nn.Module, images: Tensor) -> SearchSpace:
+        for known, space in readings:
+            if known is model:
+                return space
+        readings.append((model, inspect(model, images)))
+        return readings[-1][1]
+
+    monkeypatch.setattr(shrinking, "inspect", read)
+    return read
+
+
+@cache
+def shrunk_to_full(case: str) -> tuple[nn.Module, nn.Module]:
+    """A network and what shrinking to the full architecture makes of it."""
+    network = telling(ALL_CASES[case]())
+    return network, shrink(network, Architecture(), example())
+
+
+@pytest.mark.parametrize("case", ALL_CASES)
+def test_shrinking_to_the_full_architecture_changes_no_output_bit_for_bit(case):
+    network, student = shrunk_to_full(case)
+    with torch.no_grad():
+        assert torch.equal(student(example(4)), network(example(4)))
+        in_training = [copy.deepcopy(each).train()(example(4)) for each in (student, network)]
+        assert torch.equal(*in_training)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_naming_every_full_size_is_naming_none(case):
+    network, student = shrunk_to_full(case)
+    named = shrink(network, space_of(CASES[case]).full_architecture(), example())
+    assert all(torch.equal(value, named.state_dict()[name]) for name, value in student.state_dict().items())
+
+
+@pytest.mark.parametrize("case", sorted(ALL_CASES.keys() - {"TiedWeights"}))
+def test_shrinking_to_the_full_architecture_keeps_every_name_class_and_value(case):
+    network, student = shrunk_to_full(case)
+    assert [(name, type(module)) for name, module in student.named_modules()] == [
+        (name, type(module)) for name, module in network.named_modules()
+    ]
+    assert list(student.state_dict()) == list(network.state_dict())
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in student.state_dict().items())
+    assert count_parameters(student) == count_parameters(network)
+
+
+LIMITS = {
+    "TiedWeights": "two convolutions with one weight are counted as one module",
+    "ColumnsThenConvolution": "a linear layer over columns counts rows and channels as positions only in part",
+    "ColumnsThenPool": "a linear layer over columns counts rows and channels as positions only in part",
+}
+"""What the analysis does not count exactly yet."""
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=pytest.mark.xfail(reason=LIMITS[case], strict=True)) if case in LIMITS else case
+        for case in ALL_CASES
+    ],
+)
+def test_a_shrunk_network_runs_and_counts_to_the_integers_of_its_space(case, read_once):
+    network = ALL_CASES[case]()
+    space = read_once(network, example())
+    not_counted = {fixed.name for fixed in space.fixed if "not counted" in fixed.reason}
+    rest = sum(value.numel() for name, value in network.named_parameters() if name in not_counted)
+    for architecture in some_architectures(space):
+        student = shrink(network, architecture, example())
+        assert count_by_hand(student, example()) == space.macs(architecture)
+        assert count_parameters(student) == space.params(architecture) + rest
+        student.train()(example(4)).sum().backward()
+
+
+def described(network: nn.Module) -> list[tuple[str, type, bool]]:
+    return [(name, type(module), module.training) for name, module in network.named_modules()]
+
+
+@pytest.mark.parametrize(("depth", "seeds"), [(20, range(12)), (32, range(6)), (164, range(2))])
+def test_a_shrunk_resnet_counts_to_the_integers_of_its_space(depth, seeds, read_once):
+    images = torch.zeros(1, 3, 32, 32, device="meta")
+    with torch.device("meta"):
+        network = resnet(depth)
+    space = read_once(network, images)
+    for seed in seeds:
+        architecture = space.random_architecture(seed)
+        student = shrink(network, architecture, images)
+        assert count_by_hand(student, images) == space.macs(architecture)
+        assert count_parameters(student) == space.params(architecture)
+
+
+def small_resnet18() -> nn.Module:
+    return torchvision.models.resnet18(num_classes=5)
+
+
+def small_mobilenet() -> nn.Module:
+    return torchvision.models.mobilenet_v2(num_classes=5, width_mult=0.5)
+
+
+def small_vgg() -> nn.Module:
+    network = torchvision.models.vgg11_bn(num_classes=5, init_weights=False)
+    network.avgpool = nn.AdaptiveAvgPool2d(1)
+    network.classifier = nn.Sequential(nn.Linear(512, 64), nn.ReLU(), nn.Dropout(), nn.Linear(64, 5))
+    return network
+
+
+@pytest.mark.parametrize("make", [small_resnet18, small_mobilenet, small_vgg])
+def test_torchvisions_networks_shrink_run_train_and_count_to_the_integers_of_their_space(make, read_once):
+    images = torch.randn(2, 3, 32, 32)
+    torch.manual_seed(0)
+    network = make().eval()
+    space = read_once(network, images)
+    assert {fixed.reason for fixed in space.fixed} == {"it is an output of the network"}
+    assert [stage.name for stage in space.stages] == (
+        [f"layer{number}" for number in (1, 2, 3, 4)] if make is small_resnet18 else []
+    )
+    with torch.no_grad():
+        assert torch.equal(shrink(network, space.full_architecture(), images)(images), network(images))
+    architecture = space.random_architecture(0)
+    student = shrink(network, architecture, images)
+    assert count_by_hand(student, images) == space.macs(architecture)
+    assert count_parameters(student) == space.params(architecture)
+    student.train()(images).sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in student.parameters())
+
+
+def test_shrinking_a_chain_is_slicing_it_by_hand():
+    network = telling(plain())
+    student = shrink(network, Architecture(widths={"0": 3, "3": 5}), example())
+    by_hand = plain().eval()
+    by_hand[0], by_hand[3], by_hand[4], by_hand[8] = (
+        *(nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 5, 3, padding=1, bias=False)),
+        *(nn.BatchNorm2d(5).eval(), nn.Linear(5, 5)),
+    )
+    full = network.state_dict()
+    cuts = {"0.weight": (3,), "0.bias": (3,), "3.weight": (5, 3), "8.weight": (5, 5), "4.num_batches_tracked": ()}
+    cuts |= {f"4.{name}": (5,) for name in ("weight", "bias", "running_mean", "running_var")}
+    by_hand.load_state_dict(
+        {name: value[tuple(slice(size) for size in cuts.get(name, ()))] for name, value in full.items()}
+    )
+    with torch.no_grad():
+        assert torch.equal(student(example(4)), by_hand(example(4)))
+        assert not torch.allclose(student(example(4)), network(example(4)))
+
+
+def test_shrinking_a_depthwise_chain_is_slicing_it_by_hand():
+    network = telling(depthwise())
+    student = shrink(network, Architecture(widths={"0": 2, "6": 3}), example())
+    with torch.no_grad():
+        features = nn.functional.conv2d(example(), network[0].weight[:2], network[0].bias[:2])
+        features = normed(features, network[1]).clamp(0, 6)
+        features = nn.functional.conv2d(features, network[3].weight[:2], network[3].bias[:2], 2, 1, groups=2)
+        features = normed(features, network[4]).clamp(0, 6)
+        features = nn.functional.conv2d(features, network[6].weight[:3, :2], network[6].bias[:3])
+        logits = nn.functional.linear(features.mean(dim=(2, 3)), network[9].weight[:, :3], network[9].bias)
+        torch.testing.assert_close(student(example()), logits)
+
+
+def normed(features: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+    width = features.shape[1]
+    mean, variance = norm.running_mean[:width], norm.running_var[:width]
+    return nn.functional.batch_norm(features, mean, variance, norm.weight[:width], norm.bias[:width])
+
+
+def test_a_layer_behind_a_flattened_map_keeps_the_elements_of_the_first_channels():
+    network = flattened().eval()
+    student = shrink(network, Architecture(widths={"0": 3, "4": 2}), example())
+    assert torch.equal(student[4].weight, network[4].weight[:2, :48])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_weight_that_is_not_a_new_projections_is_a_corner_of_the_models(case):
+    network = telling(CASES[case]())
+    full = network.state_dict()
+    student = shrink(network, space_of(CASES[case], PAPER_RATIOS).random_architecture(2), example())
+    for name, value in student.state_dict().items():
+        if name in full:
+            assert torch.equal(value, full[name][tuple(slice(size) for size in value.shape)])
+        else:
+            assert ".shortcut." in name
+
+
+@pytest.mark.usefixtures("read_once")
+def test_projections_appear_exactly_where_the_two_sides_of_a_sum_differ():
+    network = resnet(20)
+    for seed in range(8):
+        assert_projections_are_where_sides_differ(network, random.Random(seed))
+
+
+def assert_projections_are_where_sides_differ(network: nn.Module, draw: random.Random):
+    widths = {"stem.conv": draw.choice([8, 16])}
+    for stage, width in enumerate((16, 32, 64)):
+        for block in range(3):
+            widths[f"stages.{stage}.{block}.layer2.conv"] = draw.choice([width // 2, width])
+    depths = {f"stages.{stage}": draw.randint(1, 3) for stage in range(3)}
+    student = shrink(network, Architecture(widths=widths, depths=depths), IMAGES)
+    inputs = widths["stem.conv"]
+    for stage, blocks in enumerate(student.stages):
+        assert len(blocks) == depths[f"stages.{stage}"]
+        for position, block in enumerate(blocks):
+            outputs = widths[f"stages.{stage}.{position}.layer2.conv"]
+            shortcut = [type(layer) for layer in block.sum.shortcut.children()]
+            if stage > 0 and position == 0:
+                assert shortcut == [nn.AvgPool2d, nn.Conv2d]
+            else:
+                assert shortcut == ([nn.Conv2d, nn.BatchNorm2d] if inputs != outputs else [])
+            inputs = outputs
+
+
+def test_a_projection_has_a_norm_only_where_its_sum_asks_for_one():
+    student = shrink(residual(), Architecture(widths={"body.0.conv": 2, "body.3.main.conv": 3}), example())
+    sums = [module for module in student.modules() if isinstance(module, ResidualSum)]
+    kinds = [[type(layer) for layer in each.shortcut.children()] for each in sums]
+    assert kinds == [[nn.Conv2d, nn.BatchNorm2d], [nn.Conv2d], [nn.Conv2d]]
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(2, 4), (4, 2), (3, 1)])
+def test_a_new_projection_starts_as_the_identity_on_the_channels_that_both_sides_have(inputs, outputs):
+    widths = {"body.0.conv": inputs, "body.1.main.conv": outputs}
+    student = shrink(residual().eval(), Architecture(widths=widths), example())
+    features = torch.randn(2, inputs, 4, 4)
+    projected = student.body[1].sum.shortcut[0](features)
+    both = min(inputs, outputs)
+    assert torch.equal(projected[:, :both], features[:, :both])
+    assert not projected[:, both:].any()
+    assert not any(layer.training for layer in student.body[1].sum.shortcut.modules())
+
+
+def test_a_cut_stage_keeps_its_first_blocks_under_their_names():
+    network = telling(staged())
+    student = shrink(network, Architecture(depths={"body.1": 2, "body.2": 1}), example())
+    dropped = ("body.1.2.", "body.2.1.")
+    assert list(student.state_dict()) == [name for name in network.state_dict() if not name.startswith(dropped)]
+    with torch.no_grad():
+        features = network.body[1][1](network.body[1][0](network.body[0](example())))
+        logits = network.classifier(network.pool(network.body[2][0](features)).flatten(1))
+        assert torch.equal(student(example()), logits)
+
+
+def test_a_layer_behind_a_cut_stage_reads_the_last_kept_block():
+    widths = {"body.1.0.main.conv": 3, "body.1.2.main.conv": 2}
+    student = shrink(staged(), Architecture(widths=widths, depths={"body.1": 1}), example())
+    assert student.body[2][0].main.conv.in_channels == 3
+    student = shrink(staged(), Architecture(widths=widths), example())
+    assert student.body[2][0].main.conv.in_channels == 2
+
+
+def test_new_channels_of_a_width_above_the_full_one_leave_the_old_ones_alone():
+    network = plain().eval()
+    student = shrink(network, Architecture(widths={"0": 7}), example())
+    assert torch.equal(student[0].weight[:4], network[0].weight)
+    assert torch.equal(student[3].weight[:, :4], network[3].weight)
+    assert student[0].weight[4:].any()
+    assert student(example()).shape == (2, 5)
+
+
+@pytest.mark.parametrize("case", ["plain", "residual", "depthwise", "staged", "shared", "grouped"])
+def test_a_student_from_scratch_has_new_weights_that_depend_on_the_seed_alone(case, read_once):
+    network = telling(CASES[case]())
+    architecture = read_once(network, example()).random_architecture(1)
+    inherited = shrink(network, architecture, example())
+
+    def drawn(seed: int) -> dict[str, Tensor]:
+        torch.manual_seed(seed)
+        return shrink(network, architecture, example(), weights="scratch").state_dict()
+
+    first, again, other = drawn(1), drawn(1), drawn(2)
+    assert {name: value.shape for name, value in first.items()} == {
+        name: value.shape for name, value in inherited.state_dict().items()
+    }
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    own = [name for name, _ in network.named_parameters() if name in first]
+    assert not [name for name in own if torch.equal(first[name], inherited.get_parameter(name))]
+    weights = [name for name, value in first.items() if value.dim() > 1]
+    assert not any(torch.equal(first[name], other[name]) for name in weights)
+
+
+def test_a_student_from_scratch_forgets_running_statistics():
+    student = shrink(telling(residual()), Architecture(), example(), weights="scratch")
+    for norm in (module for module in student.modules() if isinstance(module, nn.BatchNorm2d)):
+        assert not norm.running_mean.any()
+        assert torch.equal(norm.running_var, torch.ones_like(norm.running_var))
+
+
+class OwnParameter(nn.Module):
+    """Has a parameter of its own, and a module of torch's that draws its weights by a method of another name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = ConvNorm(3, 4)
+        self.token = nn.Parameter(torch.full((4,), 7.0))
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.tail = nn.Sequential(ConvNorm(4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.stem(images)
+        tokens = features.flatten(2).transpose(1, 2) + self.token
+        attended = self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        return self.tail(attended.transpose(1, 2).unflatten(2, (8, 8)))
+
+
+@pytest.mark.xfail(reason="a parameter whose module has no reset_parameters keeps its values", strict=True)
+def test_a_student_from_scratch_inherits_no_parameter_at_all():
+    torch.manual_seed(0)
+    network = OwnParameter()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(1)
+    student = shrink(network, Architecture(), example(), weights="scratch")
+    inherited = [name for name, value in student.named_parameters() if torch.equal(value, network.get_parameter(name))]
+    assert not inherited
+
+
+@pytest.mark.parametrize("weights", ["inherit", "scratch"])
+@pytest.mark.parametrize("case", CASES)
+def test_the_callers_model_is_untouched_and_shares_no_memory_with_the_student(case, weights):
+    network = telling(CASES[case]()).train()
+    network(example()).sum().backward()
+    before = copy.deepcopy(network.state_dict())
+    gradients = {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
+    modules = described(network)
+    student = shrink(network, space_of(CASES[case]).random_architecture(0), example(), weights=weights)
+    with torch.no_grad():
+        for value in student.state_dict().values():
+            value.add_(1)
+    assert described(network) == modules
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(torch.equal(parameter.grad, gradients[name]) for name, parameter in network.named_parameters())
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+@pytest.mark.parametrize("make", [staged, coupled_stage, residual])
+def test_the_student_is_in_the_models_mode(make, is_training):
+    network = make().train(is_training)
+    student = shrink(network, space_of(make).random_architecture(0), example())
+    assert {name: module.training for name, module in student.named_modules()} == dict.fromkeys(
+        [name for name, _ in student.named_modules()], is_training
+    )
+
+
+def test_the_student_has_the_models_precision_and_frozen_parameters():
+    network = staged().double()
+    network.body[0].requires_grad_(False)
+    student = shrink(network, space_of(staged).smallest_architecture(), example().double())
+    assert {value.dtype for value in student.state_dict().values()} == {torch.float64, torch.int64}
+    assert [name for name, value in student.named_parameters() if not value.requires_grad] == [
+        f"body.0.{name}" for name, _ in network.body[0].named_parameters()
+    ]
+
+
+def test_the_student_keeps_the_settings_of_its_layers():
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, (3, 1), stride=(2, 1), padding=(2, 0), dilation=2),
+        nn.BatchNorm2d(4, eps=0.1, momentum=0.3, track_running_stats=True),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 5, bias=False),
+    )
+    student = shrink(network, Architecture(widths={"0": 2}), example())
+    convolution = student[0]
+    assert (convolution.kernel_size, convolution.stride) == ((3, 1), (2, 1))
+    assert (convolution.padding, convolution.dilation) == ((2, 0), (2, 2))
+    assert (student[1].eps, student[1].momentum, student[4].bias) == (0.1, 0.3, None)
+
+
+def test_layers_that_keep_their_widths_are_left_as_they_are():
+    for make, path in ((shared, "body.1.conv"), (grouped, "body.1")):
+        network = make()
+        student = shrink(network, space_of(make).smallest_architecture(), example())
+        assert torch.equal(student.get_submodule(path).weight, network.get_submodule(path).weight)
+
+
+def test_a_students_student_is_the_student_of_the_smaller_architecture():
+    network = telling(plain())
+    once = shrink(network, Architecture(widths={"0": 2, "3": 3}), example())
+    twice = shrink(shrink(network, Architecture(widths={"0": 3}), example()), Architecture({"0": 2, "3": 3}), example())
+    assert all(torch.equal(value, twice.state_dict()[name]) for name, value in once.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        (Architecture(widths={"body.9.conv": 2}), r"names the group 'body\.9\.conv'.*its groups are body\.0\.conv"),
+        (Architecture(depths={"body.0": 1}), r"names the stage 'body\.0'.*its stages are body\.1, body\.2"),
+        (Architecture(depths={"body.1": 4}), r"keeps 4 blocks of stage 'body\.1', which has 3"),
+    ],
+)
+def test_an_architecture_of_another_network_is_refused(architecture, message):
+    with pytest.raises(SpaceError, match=message):
+        shrink(staged(), architecture, example())
+
+
+def test_unknown_weights_are_refused():
+    with pytest.raises(OptionError, match="weights='teacher'; expected 'inherit' or 'scratch'"):
+        shrink(plain(), Architecture(), example(), weights="teacher")

@@ -1,0 +1,502 @@
+"""The supernet equals the paper's formulas, run slowly, and the networks that it stands for."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hard_networks import HARD_FOR_A_SUPERNET, IteratedStage
+from oracles import align, mix_prefixes
+from slow_supernet import SlowSupernet
+from small_networks import CASES, FreeBlock, example, residual, space_of, staged
+from transprune.analysis.inspection import inspect
+from transprune.architecture import Architecture
+from transprune.errors import OptionError, SpaceError
+from transprune.layers import Channels
+from transprune.networks.resnet import ResNet, resnet
+from transprune.networks.resnet_shape import ResNetShape
+from transprune.networks.searchable import (
+    CandidateBatchNorm2d,
+    Current,
+    MixedStage,
+    PaddedResidualSum,
+    SlicedBatchNorm2d,
+    SlicedConv2d,
+    SlicedLinear,
+)
+from transprune.networks.selection import ArchitectureParameters, Choice, Selection
+from transprune.networks.shrinking import shrink
+from transprune.networks.supernet import Supernet
+from transprune.space import SearchSpace
+
+IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+BOTTLENECKS = ResNetShape(
+    block="bottleneck", stem=16, stages=tuple(((width, width, 4 * width),) * 2 for width in (16, 32, 64))
+)
+RESNETS = {
+    "resnet14": lambda: resnet(14),
+    "resnet20": lambda: resnet(20),
+    "bottlenecks": lambda: ResNet(BOTTLENECKS),
+}
+BLOCKS = {"resnet14": (2, 2, 2), "resnet20": (3, 3, 3), "bottlenecks": (2, 2, 2)}
+alignments = pytest.mark.parametrize("alignment", ["interpolate", "pad"])
+
+
+def supernet_of(network: nn.Module, space: SearchSpace, alignment: str, seed: int = 0) -> Supernet:
+    """A supernet at random weights, those of the candidates' norms all different."""
+    supernet = Supernet(network, space, alignment=alignment)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in supernet.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return supernet
+
+
+def slow_version(supernet: Supernet, name: str) -> SlowSupernet:
+    layers = 3 if name == "bottlenecks" else 2
+    weights = dict(supernet.network.named_parameters())
+    return SlowSupernet(weights, BLOCKS[name], layers, supernet.current.alignment)
+
+
+def random_parameters(space: SearchSpace, seed: int) -> ArchitectureParameters:
+    torch.manual_seed(seed)
+    parameters = ArchitectureParameters(space).double()
+    with torch.no_grad():
+        for parameter in parameters.parameters():
+            parameter.normal_()
+    return parameters
+
+
+def gradients(outputs: Tensor, parameters: list[Tensor]) -> list[Tensor]:
+    """Of a fixed random combination of the outputs; zeros where a parameter takes no part."""
+    direction = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(1), dtype=outputs.dtype)
+    found = torch.autograd.grad((outputs * direction).sum(), parameters, allow_unused=True, retain_graph=True)
+    return [
+        torch.zeros_like(parameter) if gradient is None else gradient
+        for parameter, gradient in zip(parameters, found, strict=True)
+    ]
+
+
+def assert_equal_to_the_slow_version(name: str, space: SearchSpace, alignment: str, selection: Selection, architecture):
+    supernet = supernet_of(RESNETS[name]().double(), space, alignment)
+    fast, slow = supernet(selection, IMAGES.double()), slow_version(supernet, name)(selection, IMAGES.double())
+    torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-9)
+    trained = [*supernet.parameters(), *architecture]
+    for ours, theirs in zip(gradients(fast, trained), gradients(slow, trained), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9 * (1 + theirs.abs().max().item()))
+
+
+@alignments
+@pytest.mark.parametrize(
+    ("name", "width_samples", "depth_samples"),
+    [
+        *(("resnet20", widths, depths) for widths in (1, 2, 3) for depths in (1, 2, None)),
+        *(("bottlenecks", widths, depths) for widths, depths in ((1, 1), (2, 2), (3, None))),
+    ],
+)
+def test_forward_and_gradients_equal_the_slow_reference(name, alignment, width_samples, depth_samples):
+    space = inspected(name)
+    parameters = random_parameters(space, seed=3)
+    selection = parameters.sample(0.7, width_samples=width_samples, depth_samples=depth_samples)
+    assert_equal_to_the_slow_version(name, space, alignment, selection, list(parameters.parameters()))
+
+
+SPACES: dict[tuple[str, str], SearchSpace] = {}
+
+
+def inspected(name: str, dimensions: str = "both") -> SearchSpace:
+    """The search space of one of the networks, read once."""
+    if (name, dimensions) not in SPACES:
+        SPACES[name, dimensions] = inspect(RESNETS[name](), IMAGES, dimensions=dimensions)
+    return SPACES[name, dimensions]
+
+
+@alignments
+@pytest.mark.parametrize("seed", range(3))
+def test_any_draw_equals_the_slow_reference(alignment, seed):
+    space = inspected("resnet14")
+    parameters = random_parameters(space, seed)
+    selection = parameters.sample(1.0)
+    assert_equal_to_the_slow_version("resnet14", space, alignment, selection, list(parameters.parameters()))
+
+
+@alignments
+@pytest.mark.parametrize("dimensions", ["width", "depth"])
+def test_a_search_of_widths_alone_or_of_depths_alone_equals_the_slow_reference(alignment, dimensions):
+    space = inspected("resnet14", dimensions)
+    parameters = random_parameters(space, seed=5)
+    selection = parameters.sample(1.0)
+    searched = parameters.widths if dimensions == "width" else parameters.depths
+    assert_equal_to_the_slow_version("resnet14", space, alignment, selection, [searched])
+
+
+def test_the_slow_reference_sees_what_the_supernet_is_told():
+    space = inspected("resnet14")
+    parameters = random_parameters(space, seed=0)
+    one, other = parameters.sample(1.0), parameters.sample(1.0)
+    supernet = supernet_of(resnet(14).double(), space, "pad")
+    stretched = supernet_of(resnet(14).double(), space, "interpolate")
+    slow = slow_version(supernet, "resnet14")(one, IMAGES.double())
+    assert not torch.allclose(supernet(other, IMAGES.double()), slow, rtol=1e-3)
+    assert not torch.allclose(stretched(one, IMAGES.double()), slow, rtol=1e-3)
+
+
+@alignments
+def test_the_gradient_reaches_every_drawn_candidate_and_no_other(alignment):
+    space = inspected("resnet14")
+    parameters = random_parameters(space, seed=2)
+    selection = parameters.sample(1.0)
+    supernet = supernet_of(resnet(14).double(), space, alignment)
+    norms = dict(supernet.network.named_parameters())
+    gradient = gradients(supernet(selection, IMAGES.double()), [norms["stem.norm.weight"]])[0]
+    choice = selection.widths["stem.conv"]
+    width_by_candidate = dict(zip(choice.indices, choice.sizes, strict=True))
+    for index, row in enumerate(gradient):
+        width = width_by_candidate.get(index, 0)
+        assert bool(row[:width].any()) == (width > 0)
+        assert not row[width:].any()
+
+
+@alignments
+@pytest.mark.parametrize("name", RESNETS)
+def test_the_full_architecture_computes_what_the_plain_network_does_in_training(name, alignment):
+    torch.manual_seed(0)
+    network, space = RESNETS[name]().train(), inspected(name)
+    supernet = Supernet(network, space, alignment=alignment)
+    full = Selection.of(space, space.full_architecture())
+    torch.testing.assert_close(supernet(full, IMAGES), network(IMAGES), rtol=1e-6, atol=1e-6)
+
+
+@alignments
+@pytest.mark.parametrize("case", CASES | HARD_FOR_A_SUPERNET)
+def test_the_full_architecture_of_any_network_computes_what_it_does_in_training(case, alignment):
+    torch.manual_seed(0)
+    make = (CASES | HARD_FOR_A_SUPERNET)[case]
+    network, space = make().train(), space_of(make)
+    supernet = Supernet(network, space, alignment=alignment)
+    full = Selection.of(space, space.full_architecture())
+    torch.testing.assert_close(supernet(full, example()), network(example()), rtol=1e-6, atol=1e-6)
+
+
+WITHOUT_PROJECTIONS = sorted(
+    name for name, make in CASES.items() if not any(layer.operator == "projection" for layer in space_of(make).layers)
+)
+
+
+@pytest.mark.parametrize("case", WITHOUT_PROJECTIONS)
+@pytest.mark.parametrize("seed", range(2))
+def test_one_architecture_computes_what_the_network_shrunk_from_it_does_in_training(case, seed):
+    network, space = CASES[case](), space_of(CASES[case])
+    architecture = space.random_architecture(seed)
+    supernet = supernet_of(network, space, "pad", seed)
+    assert_computes_what_its_student_does(network, supernet, architecture, example(4))
+
+
+@pytest.mark.parametrize("depths", [(1, 1, 1), (2, 1, 3), (3, 3, 3)])
+def test_one_architecture_of_a_resnet_computes_what_the_network_shrunk_from_it_does_in_training(depths):
+    network, space = resnet(20), inspected("resnet20")
+    random = space.random_architecture(sum(depths)).widths
+    # Both sides of every sum get one width, so that no projection is needed.
+    last = {0: random["stem.conv"], 1: 19, 2: 44}
+    widths = {name: last[int(name[7])] if name.endswith("layer2.conv") else width for name, width in random.items()}
+    architecture = Architecture(widths=widths, depths=dict(zip(space.stage_index, depths, strict=True)))
+    supernet = supernet_of(network, space, "pad")
+    assert_computes_what_its_student_does(network, supernet, architecture, IMAGES)
+
+
+def assert_computes_what_its_student_does(network, supernet: Supernet, architecture: Architecture, images: Tensor):
+    trained = copy.deepcopy(network)
+    trained.load_state_dict(supernet.plain_weights(architecture), strict=False)
+    student = shrink(trained, architecture, images).train()
+    expected = supernet(Selection.of(supernet.space, architecture), images)
+    torch.testing.assert_close(student(images), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def convolutions(monkeypatch):
+    """Shape of the weight of every convolution that runs, in order."""
+    shapes: list[tuple[int, ...]] = []
+    convolve = F.conv2d
+
+    def recorded(features, weight, *rest, **named):
+        shapes.append(tuple(weight.shape))
+        assert features.shape[1] == weight.shape[1] * (rest[4] if len(rest) > 4 else named.get("groups", 1))
+        return convolve(features, weight, *rest, **named)
+
+    monkeypatch.setattr(F, "conv2d", recorded)
+    return shapes
+
+
+def sliced_shapes(selection: Selection, blocks: int, alignment: str) -> list[tuple[int, ...]]:
+    """What the convolutions of a basic ResNet should run on: each once, from the width that arrives to the widest."""
+    widest = {name: max(choice.sizes) for name, choice in selection.widths.items()}
+
+    def convolution(name: str, inputs: int, kernel: int = 3) -> list[tuple[int, ...]]:
+        mixing = (widest[name], widest[name], 1, 1)
+        is_mixed_after = alignment == "interpolate" and kernel == 3 and len(selection.widths[name].sizes) > 1
+        return [(widest[name], inputs, kernel, kernel)] + [mixing] * is_mixed_after
+
+    shapes, inputs = convolution("stem.conv", 3), widest["stem.conv"]
+    for stage in range(3):
+        depths = selection.depths[f"stages.{stage}"].sizes
+        handed_on = []
+        for block in range(max(depths)):
+            first, last = (f"stages.{stage}.{block}.layer{layer}.conv" for layer in (1, 2))
+            shapes += convolution(first, inputs) + convolution(last, widest[first])
+            is_halving = stage > 0 and block == 0
+            if is_halving:
+                shapes += convolution(last, inputs, kernel=1)
+            inputs = widest[last] if is_halving else max(inputs, widest[last])
+            handed_on.append(inputs)
+        inputs = max(handed_on[depth - 1] for depth in depths)
+    return shapes
+
+
+@alignments
+@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize("seed", range(2))
+def test_every_convolution_runs_once_at_the_widths_in_use_and_those_of_deeper_blocks_do_not(
+    convolutions, alignment, samples, seed
+):
+    space = inspected("resnet20")
+    parameters = random_parameters(space, seed).float()
+    selection = parameters.sample(1.0, width_samples=samples, depth_samples=samples)
+    supernet = Supernet(resnet(20), space, alignment=alignment)
+    convolutions.clear()
+    supernet(selection, IMAGES)
+    assert convolutions == sliced_shapes(selection, 3, alignment)
+
+
+@alignments
+@pytest.mark.parametrize("case", CASES)
+def test_any_draw_runs_and_its_gradient_reaches_every_architecture_parameter(case, alignment):
+    space = space_of(CASES[case])
+    parameters = random_parameters(space, seed=0).float()
+    supernet = supernet_of(CASES[case](), space, alignment)
+    total = sum(supernet(parameters.sample(1.0), example(4)).square().mean() for _ in range(6))
+    total.backward()
+    masks = (parameters.width_is_candidate, parameters.depth_is_candidate)
+    for logits, mask in zip((parameters.widths, parameters.depths), masks, strict=True):
+        if logits.numel():
+            assert logits.grad.isfinite().all()
+            assert (logits.grad[mask] != 0).all()
+            assert not logits.grad[~mask].any()
+
+
+@alignments
+@pytest.mark.parametrize("case", HARD_FOR_A_SUPERNET)
+def test_any_draw_runs_on_networks_that_are_hard_to_mix(case, alignment):
+    network = HARD_FOR_A_SUPERNET[case]()
+    space = inspect(network, example(), ratios=(0.3, 0.6, 1.0))
+    supernet = supernet_of(network, space, alignment)
+    for narrow in space.groups:
+        assert supernet(narrow_in(space, narrow.name), example(4)).isfinite().all()
+
+
+def narrow_in(space: SearchSpace, name: str) -> Selection:
+    """The two smallest widths of one group, and the two largest of all others."""
+    weights = torch.tensor([0.3, 0.7])
+
+    def two(choice, smallest: bool) -> Choice:
+        indices = (0, 1) if smallest else (len(choice.candidates) - 2, len(choice.candidates) - 1)
+        return Choice(tuple(choice.candidates[index] for index in indices), indices, weights)
+
+    return Selection(
+        widths={group.name: two(group, group.name == name) for group in space.groups},
+        depths={stage.name: two(stage, smallest=True) for stage in space.stages},
+    )
+
+
+def test_the_depths_count_however_the_model_runs_its_stage():
+    network = IteratedStage()
+    space = inspect(network, example())
+    supernet = supernet_of(network, space, "pad")
+    outputs = [
+        supernet(Selection.of(space, Architecture(depths={stage.name: depth})), example(4))
+        for stage in space.stages
+        for depth in stage.candidates
+    ]
+    assert all(not torch.allclose(one, other) for one, other in itertools.pairwise(outputs))
+
+
+def test_a_stage_mixes_the_features_behind_its_depths_by_their_weights():
+    space = space_of(staged)
+    supernet = supernet_of(staged(), space, "pad")
+    stage = next(module for module in supernet.network.modules() if isinstance(module, MixedStage))
+    full = Selection.of(space, space.full_architecture())
+    features = torch.randn(2, 4, 8, 8)
+    weights = torch.tensor([0.25, 0.75])
+    supernet.current.selection = Selection(full.widths, {stage.name: Choice((3, 1), (2, 0), weights)})
+    first = stage[0](features)
+    third = stage[2](stage[1](first))
+    torch.testing.assert_close(stage(features), 0.25 * third + 0.75 * first)
+
+
+def current(alignment: str) -> tuple[Current, Choice]:
+    """What layers of the group 'g' use: three of its candidates in the order drawn."""
+    choice = Choice((5, 2, 7), (1, 0, 2), torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64))
+    return Current(alignment, Selection({"g": choice}, {})), choice
+
+
+@alignments
+@pytest.mark.parametrize("is_mixed", [True, False])
+def test_a_convolution_without_a_norm_mixes_its_candidates_with_their_biases(alignment, is_mixed):
+    layer = nn.Conv2d(6, 9, 3, stride=2, padding=1).double()
+    in_use, choice = current(alignment)
+    features = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    full = F.conv2d(features, layer.weight[:, :4], layer.bias, stride=2, padding=1)
+    expected = mix_prefixes(full, choice.sizes, choice.weights, None, alignment) if is_mixed else full[:, :7]
+    searchable = SlicedConv2d(layer, Channels(9, "g"), is_mixed=is_mixed, current=in_use)
+    torch.testing.assert_close(searchable(features), expected)
+
+
+@alignments
+@pytest.mark.parametrize("tokens", [(), (3,)])
+def test_a_linear_layer_mixes_its_candidates_with_their_biases(alignment, tokens):
+    layer = nn.Linear(6, 9).double()
+    in_use, choice = current(alignment)
+    features = torch.randn(2, *tokens, 4, dtype=torch.float64)
+    full = F.linear(features, layer.weight[:, :4], layer.bias).movedim(-1, 1)
+    expected = mix_prefixes(full, choice.sizes, choice.weights, None, alignment).movedim(1, -1)
+    torch.testing.assert_close(SlicedLinear(layer, Channels(9, "g"), current=in_use)(features), expected)
+
+
+@alignments
+def test_a_norm_mixes_its_candidates_each_with_its_own_scale_and_shift(alignment):
+    layer = nn.BatchNorm2d(9, eps=0.1).double()
+    in_use, choice = current(alignment)
+    searchable = CandidateBatchNorm2d(layer, 3, Channels(9, "g"), in_use)
+    nn.init.normal_(searchable.weight)
+    nn.init.normal_(searchable.bias)
+    features = torch.randn(4, 7, 3, 3, dtype=torch.float64)
+    expected = 0
+    for width, index, weight in zip(choice.sizes, choice.indices, choice.weights, strict=True):
+        scale, shift = searchable.weight[index, :width], searchable.bias[index, :width]
+        normed = F.batch_norm(features[:, :width], None, None, scale, shift, training=True, eps=0.1)
+        expected = expected + weight * align(normed, 7, alignment)
+    torch.testing.assert_close(searchable(features), expected)
+
+
+def test_a_norm_that_follows_no_convolution_takes_the_channels_that_arrive():
+    layer = nn.BatchNorm2d(6, eps=0.1)
+    nn.init.normal_(layer.weight)
+    nn.init.normal_(layer.bias)
+    features = torch.randn(4, 3, 2, 2)
+    expected = F.batch_norm(features, None, None, layer.weight[:3], layer.bias[:3], training=True, eps=0.1)
+    assert torch.equal(SlicedBatchNorm2d(layer)(features), expected)
+
+
+def test_a_residual_sum_pads_its_narrower_side_by_zeros():
+    padded = PaddedResidualSum(FreeBlock(4, 4).sum, keeps_main_width=False)
+    narrow, wide = torch.randn(2, 3, 2, 2), torch.randn(2, 4, 2, 2)
+    for total in (padded(narrow, wide), padded(wide, narrow)):
+        torch.testing.assert_close(total[:, :3], wide[:, :3] + narrow)
+        torch.testing.assert_close(total[:, 3:], wide[:, 3:])
+
+
+def test_a_residual_sum_that_others_share_the_width_of_is_as_wide_as_its_main_side():
+    padded = PaddedResidualSum(FreeBlock(4, 4).sum, keeps_main_width=True)
+    narrow, wide = torch.randn(2, 3, 2, 2), torch.randn(2, 4, 2, 2)
+    torch.testing.assert_close(padded(narrow, wide), narrow + wide[:, :3])
+    torch.testing.assert_close(padded(wide, narrow)[:, :3], wide[:, :3] + narrow)
+    torch.testing.assert_close(padded(wide, narrow)[:, 3:], wide[:, 3:])
+
+
+@pytest.mark.parametrize("dimensions", ["both", "width", "depth"])
+def test_the_supernet_computes_the_same_in_training_and_in_evaluation(dimensions):
+    space = inspected("resnet14", dimensions)
+    selection = random_parameters(space, seed=1).float().sample(1.0)
+    supernet = Supernet(resnet(14), space)
+    in_training = supernet.train()(selection, IMAGES)
+    assert torch.equal(supernet.eval()(selection, IMAGES), in_training)
+
+
+@alignments
+@pytest.mark.parametrize("case", CASES)
+def test_the_callers_model_is_untouched(case, alignment):
+    network = CASES[case]().train()
+    network(example())
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    modules = [(name, type(module), module.training) for name, module in network.named_modules()]
+    space = space_of(CASES[case])
+    supernet = Supernet(network, space, alignment=alignment)
+    supernet(random_parameters(space, seed=0).float().sample(1.0), example(4)).sum().backward()
+    with torch.no_grad():
+        for parameter in supernet.parameters():
+            parameter.add_(1)
+    assert [(name, type(module), module.training) for name, module in network.named_modules()] == modules
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_supernet_starts_from_the_models_weights(case):
+    torch.manual_seed(0)
+    network, space = CASES[case](), space_of(CASES[case])
+    weights = Supernet(network, space).plain_weights(space.smallest_architecture())
+    assert all(torch.equal(weights[name], value) for name, value in network.named_parameters())
+
+
+def test_every_layer_keeps_its_name():
+    space = inspected("bottlenecks")
+    network = ResNet(BOTTLENECKS)
+    named = dict(Supernet(network, space).network.named_parameters())
+    assert list(named) == [name for name, _ in network.named_parameters()]
+
+
+@pytest.mark.parametrize("dimensions", ["both", "width", "depth"])
+def test_plain_weights_fit_the_model_and_have_no_running_statistics(dimensions):
+    space = inspected("resnet14", dimensions)
+    supernet = supernet_of(resnet(14), space, "pad")
+    architecture = space.random_architecture(3)
+    weights = supernet.plain_weights(architecture)
+    expected = {name: value.shape for name, value in resnet(14).named_parameters()}
+    assert {name: value.shape for name, value in weights.items()} == expected
+
+
+def test_plain_weights_are_those_of_the_architectures_candidates_and_copies():
+    space = inspected("resnet14")
+    supernet = supernet_of(resnet(14), space, "pad")
+    weights = supernet.plain_weights(Architecture(widths={"stem.conv": 9}))
+    network = supernet.network
+    assert torch.equal(weights["stem.norm.weight"], network.stem.norm.weight[3])
+    assert torch.equal(weights["stem.norm.bias"], network.stem.norm.bias[3])
+    assert torch.equal(weights["stages.0.0.layer1.norm.weight"], network.stages[0][0].layer1.norm.weight[7])
+    weights["stem.conv.weight"].zero_()
+    assert network.stem.conv.weight.any()
+
+
+def test_a_searchable_layer_does_not_run_outside_its_supernet():
+    supernet = Supernet(resnet(8), inspect(resnet(8), IMAGES))
+    with pytest.raises(RuntimeError, match="call the supernet with a selection"):
+        supernet.network(IMAGES)
+
+
+def test_a_selection_is_forgotten_after_the_forward_even_when_it_fails():
+    space = space_of(residual)
+    supernet = Supernet(residual(), space)
+    with pytest.raises(RuntimeError):
+        supernet(Selection.of(space, Architecture()), torch.randn(2, 7, 8, 8))
+    assert supernet.current.selection is None
+
+
+def test_an_unknown_alignment_is_refused():
+    with pytest.raises(OptionError, match="alignment='stretch'; expected interpolate or pad"):
+        Supernet(residual(), space_of(residual), alignment="stretch")
+
+
+def test_the_space_of_another_network_is_refused():
+    with pytest.raises(SpaceError, match=r"has no module 'body\.0\.conv'"):
+        Supernet(resnet(8), space_of(residual))
+
+
+def test_two_supernets_of_one_model_do_not_share_a_selection():
+    space = space_of(residual)
+    network = residual()
+    supernet, other = Supernet(network, space), copy.deepcopy(Supernet(network, space))
+    assert supernet.current is not other.current
+    searchable = [module for module in other.modules() if hasattr(module, "current") and module is not other]
+    assert all(module.current is other.current for module in searchable)
