@@ -97,9 +97,7 @@ def test_the_unpruned_imagenet_networks_count_as_in_the_paper(depth, macs, param
 def test_imagenet_networks_in_the_papers_notation_count_as_in_the_paper(depth):
     widths, depths, macs, params = IMAGENET[depth]
     full = ResNetShape.unpruned(depth)
-    shape = ResNetShape.from_paper(
-        full.block, widths, [len(stage) for stage in full.stages], depths, style="imagenet"
-    )
+    shape = ResNetShape.from_paper(full.block, widths, [len(stage) for stage in full.stages], depths, style="imagenet")
     network = ResNet(shape, classes=1000)
     assert sum(parameter.numel() for parameter in network.parameters()) == params
     assert count_macs(network.to("meta"), LARGE.to("meta")) == macs

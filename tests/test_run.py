@@ -175,7 +175,10 @@ REFUSED = {
     "an option out of range": (["run", "resnet20", "--search.tolerance", "-1"], "tolerance=-1.0: expected at least 0"),
     "a device that is not there": (["run", "resnet20", "--device", "tpu"], "tpu"),
     "a missing run folder": (["distill", "no/such/folder"], "no such folder"),
-    "an input size of nothing": (["inspect", "resnet20", "--input-size", "3", "0", "8"], "expected numbers of at least 1"),
+    "an input size of nothing": (
+        ["inspect", "resnet20", "--input-size", "3", "0", "8"],
+        "expected numbers of at least 1",
+    ),
 }
 
 
@@ -216,7 +219,7 @@ def test_loading_a_folder_without_a_student_says_what_is_missing(tmp_path):
 
 
 def test_the_package_imports_without_the_heavy_libraries():
-    heavy = "sklearn matplotlib onnx onnxruntime torchvision pyarrow scipy rich tyro".split()
+    heavy = ["sklearn", "matplotlib", "onnx", "onnxruntime", "torchvision", "pyarrow", "scipy", "rich", "tyro"]
     code = f"import sys, transprune; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 

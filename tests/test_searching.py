@@ -49,9 +49,7 @@ def bilevel(model, options=OPTIONS, share=0.5, seed=0):
     space = inspect(model, torch.zeros(1, *data.image_size))
     target = int(space.macs(space.full_architecture()) * share)
     torch.manual_seed(seed)
-    return Bilevel(
-        model, data, options, space=space, kind="macs", target=target, seed=seed, device=torch.device("cpu")
-    )
+    return Bilevel(model, data, options, space=space, kind="macs", target=target, seed=seed, device=torch.device("cpu"))
 
 
 def test_a_search_ends_within_its_budget_and_uses_it(model):
