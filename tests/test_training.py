@@ -114,10 +114,10 @@ def test_distilling_leaves_student_and_teacher_untouched():
 
 
 def test_a_loss_that_is_no_number_stops_the_training_and_names_phase_and_epoch():
+    network = small_network()
+    with torch.no_grad():
+        network[0].weight.fill_(float("nan"))
     with pytest.raises(DivergenceError, match=r"phase 'teacher': the loss of epoch 1 is nan; lower the learning rate"):
-        network = small_network()
-        with torch.no_grad():
-            network[0].weight.fill_(float("nan"))
         train(network, two_colours(), TrainingOptions(**SHORT))
 
 
