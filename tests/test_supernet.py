@@ -18,18 +18,9 @@ from transprune.errors import OptionError, SpaceError
 from transprune.layers import Channels
 from transprune.networks.resnet import ResNet, resnet
 from transprune.networks.resnet_shape import ResNetShape
-from transprune.networks.searchable import (
-    CandidateBatchNorm2d,
-    Current,
-    MixedStage,
-    PaddedResidualSum,
-    SlicedBatchNorm2d,
-    SlicedConv2d,
-    SlicedLinear,
-)
 from transprune.networks.selection import ArchitectureParameters, Choice, Selection
 from transprune.networks.shrinking import shrink
-from transprune.networks.supernet import Supernet
+from transprune.networks.supernet import Supernet, padded_sum
 from transprune.space import SearchSpace
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -47,7 +38,7 @@ alignments = pytest.mark.parametrize("alignment", ["interpolate", "pad"])
 
 def supernet_of(network: nn.Module, space: SearchSpace, alignment: str, seed: int = 0) -> Supernet:
     """A supernet at random weights, those of the candidates' norms all different."""
-    supernet = Supernet(network, space, alignment=alignment)
+    supernet = Supernet(network, space, example(), alignment=alignment)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in supernet.parameters():
@@ -58,7 +49,7 @@ def supernet_of(network: nn.Module, space: SearchSpace, alignment: str, seed: in
 def slow_version(supernet: Supernet, name: str) -> SlowSupernet:
     layers = 3 if name == "bottlenecks" else 2
     weights = dict(supernet.network.named_parameters())
-    return SlowSupernet(weights, BLOCKS[name], layers, supernet.current.alignment)
+    return SlowSupernet(weights, BLOCKS[name], layers, supernet.alignment)
 
 
 def random_parameters(space: SearchSpace, seed: int) -> ArchitectureParameters:
@@ -165,7 +156,7 @@ def test_the_gradient_reaches_every_drawn_candidate_and_no_other(alignment):
 def test_the_full_architecture_computes_what_the_plain_network_does_in_training(name, alignment):
     torch.manual_seed(0)
     network, space = RESNETS[name]().train(), inspected(name)
-    supernet = Supernet(network, space, alignment=alignment)
+    supernet = Supernet(network, space, IMAGES, alignment=alignment)
     full = Selection.of(space, space.full_architecture())
     torch.testing.assert_close(supernet(full, IMAGES), network(IMAGES), rtol=1e-6, atol=1e-6)
 
@@ -176,7 +167,7 @@ def test_the_full_architecture_of_any_network_computes_what_it_does_in_training(
     torch.manual_seed(0)
     make = (CASES | HARD_FOR_A_SUPERNET)[case]
     network, space = make().train(), space_of(make)
-    supernet = Supernet(network, space, alignment=alignment)
+    supernet = Supernet(network, space, IMAGES, alignment=alignment)
     full = Selection.of(space, space.full_architecture())
     torch.testing.assert_close(supernet(full, example()), network(example()), rtol=1e-6, atol=1e-6)
 
@@ -264,7 +255,7 @@ def test_every_convolution_runs_once_at_the_widths_in_use_and_those_of_deeper_bl
     space = inspected("resnet20")
     parameters = random_parameters(space, seed).float()
     selection = parameters.sample(1.0, width_samples=samples, depth_samples=samples)
-    supernet = Supernet(resnet(20), space, alignment=alignment)
+    supernet = Supernet(resnet(20), space, IMAGES, alignment=alignment)
     convolutions.clear()
     supernet(selection, IMAGES)
     assert convolutions == sliced_shapes(selection, 3, alignment)
@@ -322,94 +313,11 @@ def test_the_depths_count_however_the_model_runs_its_stage():
     assert all(not torch.allclose(one, other) for one, other in itertools.pairwise(outputs))
 
 
-def test_a_stage_mixes_the_features_behind_its_depths_by_their_weights():
-    space = space_of(staged)
-    supernet = supernet_of(staged(), space, "pad")
-    stage = next(module for module in supernet.network.modules() if isinstance(module, MixedStage))
-    full = Selection.of(space, space.full_architecture())
-    features = torch.randn(2, 4, 8, 8)
-    weights = torch.tensor([0.25, 0.75])
-    supernet.current.selection = Selection(full.widths, {stage.name: Choice((3, 1), (2, 0), weights)})
-    first = stage[0](features)
-    third = stage[2](stage[1](first))
-    torch.testing.assert_close(stage(features), 0.25 * third + 0.75 * first)
-
-
-def current(alignment: str) -> tuple[Current, Choice]:
-    """What layers of the group 'g' use: three of its candidates in the order drawn."""
-    choice = Choice((5, 2, 7), (1, 0, 2), torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64))
-    return Current(alignment, Selection({"g": choice}, {})), choice
-
-
-@alignments
-@pytest.mark.parametrize("is_mixed", [True, False])
-def test_a_convolution_without_a_norm_mixes_its_candidates_with_their_biases(alignment, is_mixed):
-    layer = nn.Conv2d(6, 9, 3, stride=2, padding=1).double()
-    in_use, choice = current(alignment)
-    features = torch.randn(2, 4, 5, 5, dtype=torch.float64)
-    full = F.conv2d(features, layer.weight[:, :4], layer.bias, stride=2, padding=1)
-    expected = mix_prefixes(full, choice.sizes, choice.weights, None, alignment) if is_mixed else full[:, :7]
-    searchable = SlicedConv2d(layer, Channels(9, "g"), is_mixed=is_mixed, current=in_use)
-    torch.testing.assert_close(searchable(features), expected)
-
-
-@alignments
-@pytest.mark.parametrize("tokens", [(), (3,)])
-def test_a_linear_layer_mixes_its_candidates_with_their_biases(alignment, tokens):
-    layer = nn.Linear(6, 9).double()
-    in_use, choice = current(alignment)
-    features = torch.randn(2, *tokens, 4, dtype=torch.float64)
-    full = F.linear(features, layer.weight[:, :4], layer.bias).movedim(-1, 1)
-    expected = mix_prefixes(full, choice.sizes, choice.weights, None, alignment).movedim(1, -1)
-    torch.testing.assert_close(SlicedLinear(layer, Channels(9, "g"), current=in_use)(features), expected)
-
-
-@alignments
-def test_a_norm_mixes_its_candidates_each_with_its_own_scale_and_shift(alignment):
-    layer = nn.BatchNorm2d(9, eps=0.1).double()
-    in_use, choice = current(alignment)
-    searchable = CandidateBatchNorm2d(layer, 3, Channels(9, "g"), in_use)
-    nn.init.normal_(searchable.weight)
-    nn.init.normal_(searchable.bias)
-    features = torch.randn(4, 7, 3, 3, dtype=torch.float64)
-    expected = 0
-    for width, index, weight in zip(choice.sizes, choice.indices, choice.weights, strict=True):
-        scale, shift = searchable.weight[index, :width], searchable.bias[index, :width]
-        normed = F.batch_norm(features[:, :width], None, None, scale, shift, training=True, eps=0.1)
-        expected = expected + weight * align(normed, 7, alignment)
-    torch.testing.assert_close(searchable(features), expected)
-
-
-def test_a_norm_that_follows_no_convolution_takes_the_channels_that_arrive():
-    layer = nn.BatchNorm2d(6, eps=0.1)
-    nn.init.normal_(layer.weight)
-    nn.init.normal_(layer.bias)
-    features = torch.randn(4, 3, 2, 2)
-    expected = F.batch_norm(features, None, None, layer.weight[:3], layer.bias[:3], training=True, eps=0.1)
-    assert torch.equal(SlicedBatchNorm2d(layer)(features), expected)
-
-
-def test_a_residual_sum_pads_its_narrower_side_by_zeros():
-    padded = PaddedResidualSum(FreeBlock(4, 4).sum, keeps_main_width=False)
-    narrow, wide = torch.randn(2, 3, 2, 2), torch.randn(2, 4, 2, 2)
-    for total in (padded(narrow, wide), padded(wide, narrow)):
-        torch.testing.assert_close(total[:, :3], wide[:, :3] + narrow)
-        torch.testing.assert_close(total[:, 3:], wide[:, 3:])
-
-
-def test_a_residual_sum_that_others_share_the_width_of_is_as_wide_as_its_main_side():
-    padded = PaddedResidualSum(FreeBlock(4, 4).sum, keeps_main_width=True)
-    narrow, wide = torch.randn(2, 3, 2, 2), torch.randn(2, 4, 2, 2)
-    torch.testing.assert_close(padded(narrow, wide), narrow + wide[:, :3])
-    torch.testing.assert_close(padded(wide, narrow)[:, :3], wide[:, :3] + narrow)
-    torch.testing.assert_close(padded(wide, narrow)[:, 3:], wide[:, 3:])
-
-
 @pytest.mark.parametrize("dimensions", ["both", "width", "depth"])
 def test_the_supernet_computes_the_same_in_training_and_in_evaluation(dimensions):
     space = inspected("resnet14", dimensions)
     selection = random_parameters(space, seed=1).float().sample(1.0)
-    supernet = Supernet(resnet(14), space)
+    supernet = Supernet(resnet(14), space, IMAGES)
     in_training = supernet.train()(selection, IMAGES)
     assert torch.equal(supernet.eval()(selection, IMAGES), in_training)
 
@@ -422,7 +330,7 @@ def test_the_callers_model_is_untouched(case, alignment):
     before = {name: value.clone() for name, value in network.state_dict().items()}
     modules = [(name, type(module), module.training) for name, module in network.named_modules()]
     space = space_of(CASES[case])
-    supernet = Supernet(network, space, alignment=alignment)
+    supernet = Supernet(network, space, IMAGES, alignment=alignment)
     supernet(random_parameters(space, seed=0).float().sample(1.0), example(4)).sum().backward()
     with torch.no_grad():
         for parameter in supernet.parameters():
@@ -436,14 +344,14 @@ def test_the_callers_model_is_untouched(case, alignment):
 def test_the_supernet_starts_from_the_models_weights(case):
     torch.manual_seed(0)
     network, space = CASES[case](), space_of(CASES[case])
-    weights = Supernet(network, space).plain_weights(space.smallest_architecture())
+    weights = Supernet(network, space, example()).plain_weights(space.smallest_architecture())
     assert all(torch.equal(weights[name], value) for name, value in network.named_parameters())
 
 
 def test_every_layer_keeps_its_name():
     space = inspected("bottlenecks")
     network = ResNet(BOTTLENECKS)
-    named = dict(Supernet(network, space).network.named_parameters())
+    named = dict(Supernet(network, space, IMAGES).network.named_parameters())
     assert list(named) == [name for name, _ in network.named_parameters()]
 
 
@@ -469,34 +377,25 @@ def test_plain_weights_are_those_of_the_architectures_candidates_and_copies():
     assert network.stem.conv.weight.any()
 
 
-def test_a_searchable_layer_does_not_run_outside_its_supernet():
-    supernet = Supernet(resnet(8), inspect(resnet(8), IMAGES))
-    with pytest.raises(RuntimeError, match="call the supernet with a selection"):
-        supernet.network(IMAGES)
-
-
-def test_a_selection_is_forgotten_after_the_forward_even_when_it_fails():
-    space = space_of(residual)
-    supernet = Supernet(residual(), space)
-    with pytest.raises(RuntimeError):
-        supernet(Selection.of(space, Architecture()), torch.randn(2, 7, 8, 8))
-    assert supernet.current.selection is None
-
-
 def test_an_unknown_alignment_is_refused():
     with pytest.raises(OptionError, match="alignment='stretch'; expected interpolate or pad"):
-        Supernet(residual(), space_of(residual), alignment="stretch")
+        Supernet(residual(), space_of(residual), example(), alignment="stretch")
+
+
+def test_a_residual_sum_pads_its_narrower_side_by_zeros():
+    narrow, wide = torch.randn(2, 3, 2, 2), torch.randn(2, 4, 2, 2)
+    for total in (padded_sum(narrow, wide, keeps_main_width=False), padded_sum(wide, narrow, keeps_main_width=False)):
+        torch.testing.assert_close(total[:, :3], wide[:, :3] + narrow)
+        torch.testing.assert_close(total[:, 3:], wide[:, 3:])
+
+
+def test_a_residual_sum_that_others_share_the_width_of_is_as_wide_as_its_main_side():
+    narrow, wide = torch.randn(2, 3, 2, 2), torch.randn(2, 4, 2, 2)
+    torch.testing.assert_close(padded_sum(narrow, wide, keeps_main_width=True), narrow + wide[:, :3])
+    torch.testing.assert_close(padded_sum(wide, narrow, keeps_main_width=True)[:, :3], wide[:, :3] + narrow)
+    torch.testing.assert_close(padded_sum(wide, narrow, keeps_main_width=True)[:, 3:], wide[:, 3:])
 
 
 def test_the_space_of_another_network_is_refused():
-    with pytest.raises(SpaceError, match=r"has no module 'body\.0\.conv'"):
-        Supernet(resnet(8), space_of(residual))
-
-
-def test_two_supernets_of_one_model_do_not_share_a_selection():
-    space = space_of(residual)
-    network = residual()
-    supernet, other = Supernet(network, space), copy.deepcopy(Supernet(network, space))
-    assert supernet.current is not other.current
-    searchable = [module for module in other.modules() if hasattr(module, "current") and module is not other]
-    assert all(module.current is other.current for module in searchable)
+    with pytest.raises(SpaceError, match=r"width group 'body\.0\.conv' of 4, and the model has none of that name"):
+        Supernet(resnet(8), space_of(residual), IMAGES)

@@ -1,8 +1,8 @@
 """What a layer costs, as a function of the widths of its input and output.
 
-Units: one multiply-add is one MAC. Convolutions and linear layers count, their biases too (one MAC an output
-element, as in the paper's tables); normalisation, activations, pooling and sums do not count as MACs. Parameters are
-all trained parameters.
+Units: one multiply-add is one MAC. Convolutions, linear layers and products of matrices count, the biases of the former
+two too (one MAC an output element, as in the paper's tables); normalisation, activations, pooling and sums do not
+count as MACs. Parameters are all parameters of the network.
 """
 
 from __future__ import annotations
@@ -10,45 +10,62 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Operator = Literal["conv", "depthwise", "linear", "norm", "projection"]
+Operator = Literal["conv", "depthwise", "linear", "norm", "projection", "matmul", "parameter"]
 CostKind = Literal["macs", "params"]
 COST_KINDS: tuple[CostKind, ...] = ("macs", "params")
 
 
 @dataclass(frozen=True)
 class Channels:
-    """How many channels a tensor has: a fixed number, or what a group or a stage decides."""
+    """How many channels a tensor has: a fixed number, what a group or a stage decides, or several of these together."""
 
     full: int
-    """Channels in the unpruned network."""
+    """Channels in the unpruned network (of the first part)."""
     source: str | None = None
     """Name of the deciding group or stage; None: the number is fixed."""
     repeat: int = 1
-    """Elements a channel: rows × columns where a feature map was flattened, else 1."""
+    """Elements a channel: rows × columns where a feature map was flattened, channels a unit of the group, else 1."""
+    beside: tuple[Channels, ...] = ()
+    """The other parts where several are concatenated."""
+
+    @property
+    def parts(self) -> tuple[Channels, ...]:
+        """All parts, each without the others."""
+        return (Channels(self.full, self.source, self.repeat), *self.beside) if self.beside else (self,)
+
+    @property
+    def total(self) -> int:
+        """Elements in the unpruned network, of all parts."""
+        return sum(part.full * part.repeat for part in self.parts)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the groups and stages that decide."""
+        return tuple(part.source for part in self.parts if part.source is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One use of a module with parameters, or a projection that a residual sum may come to need."""
+    """One use of a module with parameters, a product of matrices, a parameter, or a projection that may come to be."""
 
     name: str
-    """Path of the module."""
+    """Path of the module; of a product of matrices the module that computes it and the product's own name."""
     operator: Operator
-    """A `projection` is a 1×1 convolution on the shortcut; it exists only where its two widths differ."""
+    """A `projection` is a 1×1 convolution on the shortcut; it exists only where its two widths differ. A `parameter`
+    costs nothing to run: it stands for weights that no other layer counts."""
     inputs: Channels
     outputs: Channels
     kernel: int = 1
     """Elements of the kernel: rows × columns."""
     positions: int = 1
-    """Output positions a sample: rows × columns of the output."""
+    """How often a sample runs it: rows × columns of the output, tokens."""
+    bias_positions: int | None = None
+    """How often a sample adds the bias; None: as often as `positions`."""
     has_bias: bool = False
     has_norm: bool = False
     """Whether a projection comes with a batch norm."""
-    is_mixed: bool = False
-    """Whether a supernet mixes the sampled candidates of the output's group here: at the norm that follows a
-    convolution, or at the layer itself where none does."""
     is_repeat: bool = False
-    """Whether the module was used before: its parameters are counted already."""
+    """Whether its parameters are counted elsewhere: the module was used before, or computes its weights."""
 
     def cost(self, kind: CostKind, inputs: int, outputs: int) -> int:
         """MACs a sample, or parameters, at the given numbers of input and output elements."""
@@ -56,14 +73,17 @@ class Layer:
 
     def macs(self, inputs: int, outputs: int) -> int:
         """Multiply-adds for one sample."""
-        if self.operator == "norm" or (self.operator == "projection" and inputs == outputs):
+        if self.operator in ("norm", "parameter") or (self.operator == "projection" and inputs == outputs):
             return 0
-        each = self.kernel * (1 if self.operator == "depthwise" else inputs) + self.has_bias
-        return self.positions * outputs * each
+        each = self.kernel * (1 if self.operator == "depthwise" else inputs)
+        biases = self.positions if self.bias_positions is None else self.bias_positions
+        return outputs * (self.positions * each + self.has_bias * biases)
 
     def params(self, inputs: int, outputs: int) -> int:
-        """Trained parameters."""
-        if self.is_repeat or (self.operator == "projection" and inputs == outputs):
+        """Parameters."""
+        if self.operator == "parameter":
+            return self.kernel * inputs * outputs
+        if self.is_repeat or self.operator == "matmul" or (self.operator == "projection" and inputs == outputs):
             return 0
         if self.operator == "norm":
             return 2 * outputs if self.has_bias else 0

@@ -16,7 +16,7 @@ from transprune.records import read_record
 
 PAPER_RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Candidate widths as shares of the full width (Dong & Yang, 2019, arXiv:1905.09717, section 4.1)."""
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,9 @@ class WidthGroup:
     """Widths that may be chosen, ascending; the last is the full width."""
     layers: tuple[str, ...]
     """Paths of all layers whose outputs are cut together."""
+    unit: int = 1
+    """Channels that are cut together for one step of the width: of a grouped convolution those of a group, of
+    attention those of a head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +124,8 @@ class SearchSpace:
 
     def resolve(self, channels: Channels, architecture: Architecture) -> int:
         """How many elements along the channel axis a tensor has in an architecture."""
+        if channels.beside:
+            return sum(self.resolve(part, architecture) for part in channels.parts)
         if channels.source is None:
             return channels.full * channels.repeat
         if channels.source in self.stage_index:
@@ -232,10 +237,10 @@ class SearchSpace:
 
 
 def _check_sources(name: str, sides: Sequence[Channels], known: Collection[str | None]) -> None:
-    for channels in sides:
-        if channels.source not in known:
+    for part in (part for channels in sides for part in channels.parts):
+        if part.source not in known:
             raise ValueError(
-                f"{name!r} speaks of {channels.source!r}, expected a group or a stage (of a stage: one before it)"
+                f"{name!r} speaks of {part.source!r}, expected a group or a stage (of a stage: one before it)"
             )
 
 

@@ -1,285 +1,247 @@
-"""Which layers must share a width: coupling carried through the operators of a trace.
+"""Carrying axes through a trace: what each operator does to the axes of the tensors that it reads.
 
-Every convolution and linear layer produces a new set of channels. Operators hand channels on, join two sets into one
-(a sum), or need them whole. An operator without a rule never guesses: the channels that reach it keep their width.
+The rules of the operators are in `transprune.analysis.rules`. An operator without a rule never guesses: the axes that
+reach it keep their size, and the reason names it and the line of the user's code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx
 
-from transprune.analysis.stages import BlockRun, is_inside
+from transprune.analysis.axes import Axis, Behind, fix, fixed, produce, settle, unify
+from transprune.analysis.stages import BlockRun
 from transprune.analysis.trace import Trace, operator, shape, source_line
-from transprune.residual import ResidualSum
+from transprune.layers import Operator
+
+Axes = list[Axis]
+PRODUCERS = ("conv", "depthwise", "linear")
+"""Operators that make the entries of their outputs."""
 
 
-@dataclass
-class ChannelSet:
-    """Channels of one or several layers, which keep one width. Sets that are joined point to the first of them."""
-
-    width: int
-    layers: list[str]
-    reason: str | None = None
-    """Why the width is fixed; None: it may be searched."""
-    joined: ChannelSet | None = None
-
-    def root(self) -> ChannelSet:
-        """The set that stands for all that were joined."""
-        return self if self.joined is None else self.joined.root()
-
-
-@dataclass(frozen=True)
-class Stream:
-    """The channels along one axis of a tensor."""
-
-    axis: int
-    source: ChannelSet | BlockRun
-    """A stage stands for whatever its last kept block hands on."""
-    repeat: int = 1
-    """Elements a channel."""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Use:
-    """A module with parameters at work on streams; None: a fixed width."""
+    """A convolution, linear layer, norm or matrix product at work."""
 
-    module: str
+    name: str
+    operator: Operator
     node: fx.Node
-    inputs: Stream | None
-    outputs: Stream | None
-    is_free_sum: bool = False
-    """Whether this is the shortcut of a residual sum with free sides, where a projection may come to stand."""
+    inputs: Axis
+    outputs: Axis
+    kernel: int = 1
+    """Elements of the kernel."""
+    positions: tuple[Axis, ...] = ()
+    """Axes along which the layer is run again and again, samples among them."""
+    bias_positions: tuple[Axis, ...] = ()
+    """Axes along which a bias is added."""
+    weight: str | None = None
+    """Path of the parameter that is the weight; None: it is computed, or there is none."""
+    bias: str | None = None
+    has_bias: bool = False
 
 
-@dataclass
 class Coupling:
-    """The outcome of carrying channels through a trace."""
+    """The axes of all tensors of a trace.
 
-    trace: Trace
-    stages: list[BlockRun]
-    streams: dict[fx.Node, Stream | None] = field(default_factory=dict)
-    uses: list[Use] = field(default_factory=list)
-    uncovered: list[str] = field(default_factory=list)
-    """Parameters that no rule covers: their cost is not counted."""
+    Args:
+        trace: The operators.
+        stages: Runs of blocks of which the last ones can be left out.
+        states: Axes of parameters, buffers and constants by name; filled here, and shared by several traces of a model.
+    """
 
-    def read(self, reader: fx.Node, source: object) -> Stream | None:
-        """The stream of a value as its reader sees it: behind a stage it depends on the stage's depth."""
-        if not isinstance(source, fx.Node):
+    def __init__(self, trace: Trace, stages: Sequence[BlockRun], states: dict[str, Axes]) -> None:
+        self.trace = trace
+        self.stages = stages
+        self.states = states
+        self.values: dict[fx.Node, Any] = {}
+        """Axes of each tensor, or a list of axes for calls that return several tensors."""
+        self.uses: list[Use] = []
+        self.rewrites: dict[fx.Node, dict[str, Axis | Axes]] = {}
+        """Arguments that are sizes, by the name of the argument: what they follow from."""
+        self.created: list[Axis] = []
+        """Axes made as long as the batch, which count samples unless they turn out to be something else."""
+        self.preferred: list[Axis] = []
+        """Axes to search rather than others that they are multiplied with."""
+        self.uncounted: list[tuple[str, str]] = []
+        """Calls whose cost is not counted, with the reason."""
+        self._ends = {stage.exits[-1]: stage for stage in stages}
+        self._behind: dict[str, Axes] = {}
+        self._names: dict[int, str] = {}
+
+    def axes(self, reader: fx.Node, source: fx.Node) -> Axes:
+        """The axes of a value as its reader sees it: behind a stage they depend on the stage's depth."""
+        name = self.trace.state(source)
+        if name is not None:
+            return self.state(name, source)
+        stage = self._ends.get(source)
+        if stage is not None and reader not in stage.inside:
+            return self._behind_stage(stage)
+        found: Axes = self.values[source]
+        return found
+
+    def state(self, name: str, node: fx.Node) -> Axes:
+        """The axes of a parameter, buffer or constant. Parameters with two names have the axes of the first."""
+        if name not in self.states:
+            tensor = self._tensor(name)
+            twin = self._names.setdefault(id(tensor), name) if tensor is not None else name
+            self.states[name] = self.states[twin] if twin in self.states else [Axis(size) for size in shape(node) or ()]
+        return self.states[name]
+
+    def _tensor(self, name: str) -> Tensor | None:
+        try:
+            return self.trace.model.get_parameter(name)
+        except AttributeError:
             return None
-        stream = self.streams.get(source)
-        for stage in self.stages:
-            if source is not stage.exits[-1] or is_inside(self.trace.module_path(reader), stage.name):
-                continue
-            if stream is not None and all(self.streams[node] is not None for node in stage.exits):
-                return Stream(stream.axis, stage)
-            for node in stage.exits:
-                self.fix(self.streams[node], f"a block of the stage {stage.name!r} ends in a fixed number of channels")
-            return None
-        return stream
 
-    def sets(self, stream: Stream | None) -> list[ChannelSet]:
-        """All channel sets that may stand behind a stream."""
-        if stream is None:
-            return []
-        if isinstance(stream.source, ChannelSet):
-            return [stream.source.root()]
-        handed_on = [self.streams[node] for node in stream.source.exits]
-        return [channels for exit_stream in handed_on for channels in self.sets(exit_stream)]
+    def _behind_stage(self, stage: BlockRun) -> Axes:
+        if stage.name not in self._behind:
+            exits = [self.values[node] for node in stage.exits]
+            axes = []
+            for position, each in enumerate(zip(*exits, strict=True)):
+                settled = [settle(axis) for axis in each]
+                if all(axis is settled[0] for axis in settled):
+                    axes.append(settled[0])
+                elif position == 1:
+                    axes.append(Axis(settled[-1].size, Behind(stage.name, tuple(settled)), is_unbound=False))
+                else:
+                    for other in settled[1:]:
+                        unify(settled[0], other)
+                    axes.append(settle(settled[0]))
+            self._behind[stage.name] = axes
+        return self._behind[stage.name]
 
-    def fix(self, stream: Stream | None, reason: str) -> None:
-        """Keeps the full width of everything behind a stream."""
-        for channels in self.sets(stream):
-            channels.reason = channels.reason or reason
+    def rewrite(self, node: fx.Node, **arguments: Axis | Axes) -> None:
+        """Says what arguments of a call that are sizes follow from."""
+        self.rewrites.setdefault(node, {}).update(arguments)
 
-    def join(self, first: Stream, second: Stream) -> None:
-        """Makes two streams share one width."""
-        sets = [*self.sets(first), *self.sets(second)]
-        for other in sets[1:]:
-            root, other_root = sets[0].root(), other.root()
-            if root is not other_root:
-                root.layers += other_root.layers
-                root.reason = root.reason or other_root.reason
-                other_root.joined = root
+    def add(self, use: Use) -> None:
+        """Records a layer at work; its outputs are produced by it."""
+        self.uses.append(use)
+        if use.operator in PRODUCERS:
+            produce(use.outputs, use.name)
 
 
-Rule = Callable[[Coupling, fx.Node], Stream | None]
+@dataclass(frozen=True)
+class Call:
+    """One operator call, with its arguments by name."""
+
+    coupling: Coupling
+    node: fx.Node
+    arguments: dict[str, Any]
+
+    @classmethod
+    def of(cls, coupling: Coupling, node: fx.Node) -> Call:
+        """Binds the arguments of a call to the names of the operator's schema."""
+        return cls(coupling, node, bound_arguments(node))
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments.get(name)
+
+    @property
+    def operator(self) -> str:
+        """Name of the operator."""
+        return operator(self.node)
+
+    @property
+    def where(self) -> str:
+        """The operator and the line of the user's code, for messages."""
+        return f"'{self.operator}' ({source_line(self.node)})"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the result."""
+        return shape(self.node) or ()
+
+    @property
+    def samples(self) -> int:
+        """Samples in the traced batch, to bring counts to one sample."""
+        return self.coupling.trace.batch or 1
+
+    def axes(self, name: str = "self") -> Axes | None:
+        """Axes of a tensor argument; None: it is no tensor."""
+        return self.axes_of(self[name])
+
+    def axes_of(self, source: object) -> Axes | None:
+        """Axes of a tensor; None: it is no tensor."""
+        return self.coupling.axes(self.node, source) if isinstance(source, fx.Node) else None
+
+    def tensors(self) -> list[Axes]:
+        """Axes of all tensors that the call reads, in order."""
+        return [self.coupling.axes(self.node, source) for source in self.node.all_input_nodes]
+
+    def unify(self, first: Axis, second: Axis) -> None:
+        """Makes two axes the same; where that is not possible, this call is the reason why both are fixed."""
+        unify(first, second, f"its uses do not fit together in {self.where}")
+
+    def fix(self, axis: Axis, why: str = "needs all of it") -> None:
+        """Keeps an axis at its full size."""
+        fix(axis, f"the operator {self.where} {why}")
+
+    def fixed(self, size: int) -> Axis:
+        """A new axis of a fixed size."""
+        return fixed(size, f"the operator {self.where} fixes its size")
+
+    def new_axis(self, place: int, size: int) -> Axis:
+        """An axis of a new or stretched tensor, which takes what it meets."""
+        axis = Axis(size)
+        if place == 0 and size == self.coupling.trace.batch:
+            self.coupling.created.append(axis)
+        return axis
+
+    def rewrite(self, **arguments: Axis | Axes) -> None:
+        """Says what arguments that are sizes follow from."""
+        self.coupling.rewrite(self.node, **arguments)
+
+    def layer_name(self, weight: object) -> str:
+        """Name of the layer that a weight belongs to: the path of its module, else of the module that computes."""
+        path = self.coupling.trace.parameter(weight)
+        if path is not None:
+            return path.removesuffix(".weight")
+        return self.coupling.trace.module_path(self.node) or self.node.name
 
 
-def couple(trace: Trace, stages: list[BlockRun]) -> Coupling:
-    """Carries channels through a trace, operator by operator."""
-    coupling = Coupling(trace, stages)
+def bound_arguments(node: fx.Node) -> dict[str, Any]:
+    """The arguments of a call by the names of the operator's schema, defaults included."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return dict(node.kwargs)
+    bound: dict[str, Any] = {}
+    for position, argument in enumerate(node.target._schema.arguments):
+        if argument.name in node.kwargs:
+            bound[argument.name] = node.kwargs[argument.name]
+        elif position < len(node.args) and not argument.kwarg_only:
+            bound[argument.name] = node.args[position]
+        else:
+            bound[argument.name] = argument.default_value if argument.has_default_value() else None
+    return bound
+
+
+Rule = Callable[[Call], Any]
+
+
+def couple(trace: Trace, stages: Sequence[BlockRun], states: dict[str, Axes]) -> Coupling:
+    """Carries axes through a trace, operator by operator."""
+    from transprune.analysis.rules import rule_of
+
+    coupling = Coupling(trace, stages, states)
+    for node in trace.graph.nodes:
+        if node.op == "placeholder" and node.name in trace.inputs:
+            coupling.values[node] = _input_axes(trace, node)
     for node in trace.calls:
-        rule = RULES.get(operator(node), _without_rule)
-        coupling.streams[node] = rule(coupling, node)
-    for node in trace.graph.output_node().all_input_nodes:
-        coupling.fix(coupling.read(trace.graph.output_node(), node), "it is an output of the network")
+        coupling.values[node] = rule_of(node)(Call.of(coupling, node))
+    for source in trace.outputs:
+        if isinstance(source, fx.Node):
+            for axis in coupling.axes(trace.graph.output_node(), source):
+                fix(axis, "it is an output of the network")
     return coupling
 
 
-def _without_rule(coupling: Coupling, node: fx.Node) -> Stream | None:
-    reason = f"it reaches the operator {operator(node)!r} ({source_line(node)}), which has no rule"
-    for source in node.all_input_nodes:
-        coupling.fix(coupling.read(node, source), reason)
-    return _uncovered(coupling, node)
-
-
-def _uncovered(coupling: Coupling, node: fx.Node) -> Stream | None:
-    """Lists the parameters that a call reads: what they cost is not counted."""
-    parameters = [coupling.trace.parameter(source) for source in node.all_input_nodes]
-    coupling.uncovered += [name for name in parameters if name is not None and name not in coupling.uncovered]
-    return None
-
-
-def _own_module(coupling: Coupling, node: fx.Node, kinds: tuple[type[nn.Module], ...]) -> str | None:
-    """Path of the module whose own weight the call uses unchanged; None if there is none of the given classes."""
-    weight = coupling.trace.parameter(node.args[1]) if len(node.args) > 1 else None
-    path = weight.removesuffix(".weight") if weight and weight.endswith(".weight") else None
-    if path is None or type(coupling.trace.model.get_submodule(path)) not in kinds:
-        return None
-    return path
-
-
-def is_depthwise(module: nn.Conv2d) -> bool:
-    """Whether every channel is convolved on its own, so that outputs are the channels of the input."""
-    return 1 < module.groups == module.in_channels == module.out_channels
-
-
-def _convolution(coupling: Coupling, node: fx.Node) -> Stream | None:
-    path = _own_module(coupling, node, (nn.Conv2d,))
-    inputs = coupling.read(node, node.args[0])
-    if path is None or (inputs is not None and inputs.axis != 1):
-        return _without_rule(coupling, node)
-    module = coupling.trace.model.get_submodule(path)
-    assert isinstance(module, nn.Conv2d)  # for the type checker
-    if inputs is not None and is_depthwise(module):
-        for channels in coupling.sets(inputs):
-            channels.layers.append(path)
-        outputs: Stream | None = inputs
-    else:
-        reason = f"{path!r} is a grouped convolution" if module.groups > 1 else None
-        coupling.fix(inputs, reason) if reason else None
-        outputs = Stream(1, ChannelSet(module.out_channels, [path], reason))
-    return _used(coupling, path, node, inputs, outputs)
-
-
-def _linear(coupling: Coupling, node: fx.Node) -> Stream | None:
-    path = _own_module(coupling, node, (nn.Linear,))
-    inputs = coupling.read(node, node.args[0])
-    sizes = shape(node)
-    if path is None or sizes is None:
-        return _without_rule(coupling, node)
-    last = len(sizes) - 1
-    if inputs is not None and inputs.axis != last:
-        coupling.fix(inputs, f"the linear layer {path!r} does not read it along its channels")
-        inputs = None
-    return _used(coupling, path, node, inputs, Stream(last, ChannelSet(sizes[-1], [path])))
-
-
-def _normalisation(coupling: Coupling, node: fx.Node) -> Stream | None:
-    stream = coupling.read(node, node.args[0])
-    path = _own_module(coupling, node, (nn.BatchNorm2d,))
-    if path is None or (stream is not None and stream.axis != 1):
-        return _without_rule(coupling, node)
-    return _used(coupling, path, node, stream, stream)
-
-
-def _used(coupling: Coupling, path: str, node: fx.Node, inputs: Stream | None, outputs: Stream | None) -> Stream | None:
-    if any(use.module == path for use in coupling.uses):
-        for stream in (inputs, outputs):
-            coupling.fix(stream, f"the module {path!r} is used more than once")
-        for use in coupling.uses:
-            if use.module == path:
-                coupling.fix(use.inputs, f"the module {path!r} is used more than once")
-                coupling.fix(use.outputs, f"the module {path!r} is used more than once")
-    coupling.uses.append(Use(path, node, inputs, outputs))
-    return outputs
-
-
-def _hands_on(coupling: Coupling, node: fx.Node) -> Stream | None:
-    return coupling.read(node, node.args[0])
-
-
-def _pool(coupling: Coupling, node: fx.Node) -> Stream | None:
-    stream = coupling.read(node, node.args[0])
-    return stream if stream is None or stream.axis == 1 else _without_rule(coupling, node)
-
-
-def _elementwise_pair(coupling: Coupling, node: fx.Node) -> Stream | None:
-    sources = list(node.all_input_nodes)
-    if len(sources) == 1:
-        return coupling.read(node, sources[0])
-    first, second = (coupling.read(node, source) for source in sources[:2])
-    path = coupling.trace.module_path(node)
-    total = coupling.trace.module(node)
-    is_feature_map = len(shape(node) or ()) == 4  # what a projection, a 1×1 convolution, can bring to another width
-    earlier = [use for use in coupling.uses if use.is_free_sum and use.module == f"{path}.shortcut"]
-    for use in earlier:  # one module for several sums has one projection at most, so none is free
-        _join_or_fix(coupling, use.node, use.inputs, use.outputs)
-    if isinstance(total, ResidualSum) and isinstance(total.shortcut, nn.Identity) and is_feature_map and not earlier:
-        coupling.uses.append(Use(f"{path}.shortcut", node, second, first, is_free_sum=True))
-        return first
-    return _join_or_fix(coupling, node, first, second)
-
-
-def _join_or_fix(coupling: Coupling, node: fx.Node, first: Stream | None, second: Stream | None) -> Stream | None:
-    shapes = [shape(source) for source in node.all_input_nodes[:2]]
-    same_axis = first is not None and second is not None and first.axis == second.axis and shapes[0] == shapes[1]
-    if first is not None and second is not None and same_axis and first.repeat == second.repeat:
-        coupling.join(first, second)
-        return first
-    for stream in (first, second):
-        coupling.fix(
-            stream, f"it meets a tensor of a fixed or another shape in {operator(node)!r} ({source_line(node)})"
-        )
-    return _uncovered(coupling, node)
-
-
-def _mean(coupling: Coupling, node: fx.Node) -> Stream | None:
-    stream = coupling.read(node, node.args[0])
-    before, axes = shape(node.all_input_nodes[0]), node.args[1] if len(node.args) > 1 else None
-    if stream is None or before is None:
-        return stream
-    if not isinstance(axes, list) or any(int(axis) % len(before) <= stream.axis for axis in axes):
-        return _without_rule(coupling, node)
-    return stream
-
-
-def _reshape(coupling: Coupling, node: fx.Node) -> Stream | None:
-    """Flattening everything from the channels on: [batch, channels, ...] to [batch, channels · ...]."""
-    stream = coupling.read(node, node.args[0])
-    before, after = shape(node.all_input_nodes[0]), shape(node)
-    if stream is None or before is None:
-        return stream
-    sizes = node.args[1] if operator(node) in ("view", "reshape") else None
-    if isinstance(sizes, list) and len(sizes) > stream.axis and sizes[stream.axis] != -1:
-        return _without_rule(coupling, node)  # the forward writes the number of channels down
-    if after == before:
-        return stream
-    if after is None or len(after) != stream.axis + 1 or after[:-1] != before[: stream.axis]:
-        return _without_rule(coupling, node)
-    elements = after[-1] // before[stream.axis]
-    return Stream(stream.axis, stream.source, stream.repeat * elements)
-
-
-HANDS_ON = (
-    *("relu", "relu6", "hardtanh", "silu", "gelu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "leaky_relu", "elu"),
-    *("mish", "dropout", "feature_dropout", "clone", "contiguous", "detach", "alias"),
-)
-"""Operators that treat every channel alike and keep its place."""
-
-POOLS = ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d")
-
-RULES: dict[str, Rule] = {
-    **dict.fromkeys(HANDS_ON, _hands_on),
-    **dict.fromkeys(POOLS, _pool),
-    **dict.fromkeys(("add", "sub", "mul", "div"), _elementwise_pair),
-    **dict.fromkeys(("flatten", "view", "reshape"), _reshape),
-    "conv2d": _convolution,
-    "linear": _linear,
-    "batch_norm": _normalisation,
-    "mean": _mean,
-}
-"""One rule an operator: what it does to the channels it reads, and the stream of its result."""
+def _input_axes(trace: Trace, node: fx.Node) -> Axes:
+    sizes = shape(node) or ()
+    axes = [fixed(size, "it is an input of the network") for size in sizes]
+    if trace.batch is not None and axes:
+        axes[0] = Axis(sizes[0], is_batch=True, is_unbound=False)
+    return axes

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
-from math import prod
+from math import gcd
 from typing import Literal
 
 from torch import nn
 
-from transprune.analysis.coupling import ChannelSet, Coupling, Stream, Use, couple, is_depthwise
-from transprune.analysis.stages import BlockRun, find_stages
-from transprune.analysis.trace import Example, Trace, operator, shape, trace
+from transprune.analysis.layouts import Concatenation, Constant, FreeSumEnd, Group, Layout, Product, Samples, StageEnd
+from transprune.analysis.reading import GroupFacts, LayerFacts, ParameterFacts, Reading, read
+from transprune.analysis.trace import Example
 from transprune.errors import ModelError, OptionError
 from transprune.layers import Channels, Layer
 from transprune.residual import ResidualSum
@@ -37,21 +37,25 @@ def inspect(
     divisor: int = 1,
     depths: Callable[[int], Sequence[int]] = depth_candidates,
     keep: Sequence[str] = (),
+    only: Sequence[str] = (),
 ) -> SearchSpace:
     """Reads which widths and depths of a model can be chosen, and what each choice costs. The model is untouched.
 
     Args:
         model: The network; its trained or untrained weights do not matter.
-        example: An input batch [batch, channels, rows, columns], or a tuple of the forward's positional arguments.
+        example: An input batch [batch, ...], or a tuple of the forward's positional arguments.
         dimensions: Search `width`, `depth` or `both`.
         ratios: Candidate widths as shares of the full width, each in (0, 1].
-        divisor: Candidate widths below the full one are multiples of this.
+        divisor: Candidate widths below the full one are multiples of this (in channels, where a group is cut in units
+            of several channels).
         depths: The candidate depths of a stage with so many blocks.
         keep: Patterns (`*`, `?`) of layers that keep their width and of stages that keep their depth.
+        only: Patterns of the layers and stages that are searched, and no others; empty: all.
 
     Raises:
         ModelError: The model does not run on the example, cannot be traced, or has nothing to search.
-        OptionError: A ratio is outside (0, 1], the divisor is below 1, or `dimensions` is unknown.
+        OptionError: A ratio is outside (0, 1], the divisor is below 1, `dimensions` is unknown, or a pattern matches
+            nothing.
     """
     if dimensions not in ("both", "width", "depth"):
         raise OptionError(f"cannot inspect with dimensions={dimensions!r}; expected 'both', 'width' or 'depth'")
@@ -60,17 +64,15 @@ def inspect(
             f"cannot inspect with ratios={list(ratios)} and divisor={divisor}; "
             f"expected ratios in (0, 1] and a divisor of at least 1"
         )
-    reading = trace(model, example)
-    coupling = couple(reading, find_stages(reading))
-    naming = _Naming(coupling)
-    naming.choose_groups(lambda width: width_candidates(width, ratios, divisor=divisor), dimensions != "depth", keep)
-    naming.choose_stages(lambda depth: tuple(depths(depth)), dimensions != "width", keep)
-    space = SearchSpace(
-        groups=tuple(naming.groups),
-        stages=tuple(naming.stages),
-        layers=tuple(layer for use in coupling.uses if (layer := naming.layer(use)) is not None),
-        fixed=(*naming.fixed, *(Fixed(name, "no rule covers it: not counted") for name in coupling.uncovered)),
+    reading = read(model, example)
+    choosing = _Choosing(reading, keep, only)
+    choosing.choose_groups(
+        lambda group: width_candidates(group.width, ratios, divisor=_unit_divisor(divisor, group.unit)),
+        is_searched=dimensions != "depth",
     )
+    choosing.choose_stages(lambda depth: tuple(depths(depth)), is_searched=dimensions != "width")
+    choosing.check_patterns()
+    space = choosing.space()
     if not space.groups and not space.stages:
         reasons = "; ".join(f"{fixed.name!r}: {fixed.reason}" for fixed in space.fixed[:5])
         raise ModelError(
@@ -79,49 +81,57 @@ def inspect(
     return space
 
 
-class _Naming:
-    """Turns channel sets and block runs into the named groups and stages of a search space."""
+def full_space(reading: Reading) -> SearchSpace:
+    """All that a reading offers, with the paper's candidates."""
+    choosing = _Choosing(reading, (), ())
+    choosing.choose_groups(lambda group: width_candidates(group.width), is_searched=True, is_complete=True)
+    choosing.choose_stages(depth_candidates, is_searched=True)
+    return choosing.space()
 
-    def __init__(self, coupling: Coupling) -> None:
-        self.coupling = coupling
+
+def _unit_divisor(divisor: int, unit: int) -> int:
+    """How many units make a multiple of so many channels."""
+    return divisor // gcd(divisor, unit)
+
+
+class _Choosing:
+    """Turns what a reading offers into the groups and stages of a search space."""
+
+    def __init__(self, reading: Reading, keep: Sequence[str], only: Sequence[str]) -> None:
+        self.reading = reading
+        self.keep, self.only = keep, only
         self.groups: list[WidthGroup] = []
         self.stages: list[DepthStage] = []
         self.fixed: list[Fixed] = []
-        self._group_names: dict[int, str] = {}
-        self._stage_names: set[str] = set()
 
     def choose_groups(
-        self, candidates: Callable[[int], tuple[int, ...]], is_searched: bool, keep: Sequence[str]
+        self,
+        candidates: Callable[[GroupFacts], tuple[int, ...]],
+        *,
+        is_searched: bool,
+        is_complete: bool = False,
     ) -> None:
-        order = {use.module: position for position, use in reversed(list(enumerate(self.coupling.uses)))}
-        for channels in self._sets_in_order():
-            choices = candidates(channels.width)
-            layers = tuple(sorted(set(channels.layers), key=order.__getitem__))
-            reason = channels.reason
-            if reason is None and not is_searched:
-                reason = "widths are not searched"
-            if reason is None and any(_matches(layer, keep) for layer in layers):
-                reason = "it is kept as asked"
-            if reason is None and len(choices) < 2:
+        for group in self.reading.groups:
+            choices = candidates(group)
+            reason = self._kept_reason(group.layers, "widths", is_searched)
+            if reason is None and len(choices) < 2 and not is_complete:
                 reason = "it has a single candidate"
             if reason is not None:
-                if all(fixed.name != layers[0] for fixed in self.fixed):
-                    self.fixed.append(Fixed(layers[0], reason))
+                self.fixed.append(Fixed(group.name, reason))
                 continue
-            self._group_names[id(channels)] = layers[0]
-            self.groups.append(WidthGroup(name=layers[0], width=channels.width, candidates=choices, layers=layers))
+            self.groups.append(
+                WidthGroup(
+                    name=group.name, width=group.width, candidates=choices, layers=group.layers, unit=group.unit
+                )
+            )
 
-    def choose_stages(
-        self, candidates: Callable[[int], tuple[int, ...]], is_searched: bool, keep: Sequence[str]
-    ) -> None:
-        for run in self.coupling.stages:
-            if not is_searched or _matches(run.name, keep):
-                reason = "depths are not searched" if not is_searched else "it is kept as asked"
+    def choose_stages(self, candidates: Callable[[int], tuple[int, ...]], *, is_searched: bool) -> None:
+        for run in self.reading.stages:
+            reason = self._kept_reason((run.name,), "depths", is_searched)
+            if reason is not None:
                 self.fixed.append(Fixed(run.name, reason))
                 continue
             depth = len(run.blocks)
-            self._stage_names.add(run.name)
-            outputs = tuple(self.channels(self.coupling.streams[node], node) for node in run.exits)
             choices = tuple(sorted({*candidates(depth), depth}))
             if choices[0] < 1 or choices[-1] > depth:
                 raise OptionError(
@@ -129,107 +139,155 @@ class _Naming:
                     f"blocks; expected depths from 1 to {depth}"
                 )
             self.stages.append(
-                DepthStage(name=run.name, depth=depth, candidates=choices, blocks=run.blocks, outputs=outputs)
+                DepthStage(name=run.name, depth=depth, candidates=choices, blocks=run.blocks, outputs=())
             )
 
-    def channels(self, stream: Stream | None, node: object, axis: int = 1) -> Channels:
-        """The channels of a stream; where there is none, the size of the node's axis."""
-        if stream is None:
-            sizes = shape(node) if node is not None else None  # type: ignore[arg-type]
-            return Channels(sizes[axis] if sizes else 0)
-        if isinstance(stream.source, BlockRun):
-            sets = {id(channels) for channels in self.coupling.sets(stream)}
-            last = self.coupling.streams[stream.source.exits[-1]]
-            assert last is not None  # a stream behind a stage was made from its last exit's
-            end = self.channels(Stream(stream.axis, last.source, last.repeat), node)
-            if len(sets) > 1 and stream.source.name in self._stage_names:
-                return Channels(end.full * end.repeat, stream.source.name, stream.repeat)
-            return Channels(end.full, end.source, end.repeat * stream.repeat)
-        channels = stream.source.root()
-        return Channels(channels.width, self._group_names.get(id(channels)), stream.repeat)
+    def _kept_reason(self, names: Sequence[str], what: str, is_searched: bool) -> str | None:
+        if not is_searched:
+            return f"{what} are not searched"
+        if any(_matches(name, self.keep) for name in names):
+            return "it is kept as asked"
+        if self.only and not any(_matches(name, self.only) for name in names):
+            return "it is not among what is searched only, as asked"
+        return None
 
-    def layer(self, use: Use) -> Layer | None:
-        """The record of a module's use; None for a residual sum whose sides have one width by construction."""
-        reading = self.coupling.trace
-        module = reading.model.get_submodule(use.module)
-        source = use.node.all_input_nodes[0]
-        axis = -1 if isinstance(module, nn.Linear) else 1
-        inputs = self.channels(use.inputs, source, axis)
-        outputs = self.channels(use.outputs, use.node, axis)
-        positions = prod((shape(use.node) or ())[2:])
-        is_repeat = next(other for other in self.coupling.uses if other.module == use.module) is not use
-        if use.is_free_sum:
-            return self._projection(use, inputs, outputs, positions)
-        if isinstance(module, nn.Conv2d):
-            return Layer(
-                name=use.module,
-                operator="depthwise" if is_depthwise(module) else "conv",
-                inputs=Channels(module.in_channels // module.groups) if is_grouped(module) else inputs,
-                outputs=outputs,
-                kernel=prod(module.kernel_size),
-                positions=positions,
-                has_bias=module.bias is not None,
-                is_mixed=self._is_group(outputs) and _norm_after(reading, use) is None,
-                is_repeat=is_repeat,
+    def check_patterns(self) -> None:
+        """Checks that every pattern says something.
+
+        Raises:
+            OptionError: A pattern matches no layer and no stage.
+        """
+        names = [layer.use.name for layer in self.reading.layers] + [stage.name for stage in self.reading.stages]
+        for option, patterns in (("keep", self.keep), ("only", self.only)):
+            for pattern in patterns:
+                if not any(fnmatchcase(name, pattern) for name in names):
+                    shown = ", ".join(list(dict.fromkeys(names))[:8])
+                    raise OptionError(
+                        f"cannot use {option}={pattern!r}: it matches no layer and no stage; this model has {shown}"
+                        f"{', …' if len(set(names)) > 8 else ''}"
+                    )
+
+    def space(self) -> SearchSpace:
+        """The search space of what was chosen."""
+        counting = Counting({group.name for group in self.groups}, {stage.name for stage in self.stages})
+        reading = self.reading
+        stages = tuple(
+            DepthStage(
+                name=stage.name,
+                depth=stage.depth,
+                candidates=stage.candidates,
+                blocks=stage.blocks,
+                outputs=tuple(map(counting.channels, reading.ends[stage.name])),
             )
-        if isinstance(module, nn.Linear):
-            return Layer(
-                name=use.module,
-                operator="linear",
-                inputs=inputs,
-                outputs=outputs,
-                positions=prod((shape(use.node) or ())[1:-1]),
-                has_bias=module.bias is not None,
-                is_mixed=self._is_group(outputs),
-                is_repeat=is_repeat,
-            )
-        assert isinstance(module, nn.BatchNorm2d)  # the rules use no other module
-        is_mixed = self._is_group(outputs) and operator(source) == "conv2d" and len(source.users) == 1
-        return Layer(
-            name=use.module,
-            operator="norm",
-            inputs=inputs,
-            outputs=outputs,
-            positions=positions,
-            has_bias=module.affine,
-            is_mixed=is_mixed,
-            is_repeat=is_repeat,
+            for stage in self.stages
+        )
+        layers = [layer for facts in reading.layers if (layer := self._layer(facts, counting)) is not None]
+        layers += [_parameter(facts, counting) for facts in reading.rest]
+        named = {group.name for group in self.groups} | {fixed.name for fixed in self.fixed}
+        rest = [Fixed(name, reason) for name, reason in reading.fixed if name not in named]
+        return SearchSpace(
+            groups=tuple(self.groups),
+            stages=stages,
+            layers=tuple(layers),
+            fixed=(*self.fixed, *rest, *(Fixed(name, reason) for name, reason in reading.uncounted)),
         )
 
-    def _projection(self, use: Use, inputs: Channels, outputs: Channels, positions: int) -> Layer | None:
-        total = self.coupling.trace.model.get_submodule(use.module.removesuffix(".shortcut"))
-        assert isinstance(total, ResidualSum)  # only residual sums have free sides
-        if inputs == outputs:
-            return None
+    def _layer(self, facts: LayerFacts, counting: Counting) -> Layer | None:
+        use = facts.use
+        inputs, outputs = counting.channels(facts.inputs), counting.channels(facts.outputs)
+        has_norm = False
+        if use.operator == "projection":
+            if inputs == outputs:
+                return None
+            total = self.reading.trace.model.get_submodule(use.name.removesuffix(".shortcut"))
+            has_norm = isinstance(total, ResidualSum) and total.has_norm
         return Layer(
-            name=use.module,
-            operator="projection",
+            name=use.name,
+            operator=use.operator,
             inputs=inputs,
             outputs=outputs,
-            positions=positions,
-            has_norm=total.has_norm,
+            kernel=use.kernel,
+            positions=facts.positions,
+            bias_positions=None if facts.bias_positions == facts.positions else facts.bias_positions,
+            has_bias=facts.has_bias,
+            has_norm=has_norm,
+            is_repeat=not facts.is_counted and use.operator not in ("matmul", "projection"),
         )
 
-    def _is_group(self, channels: Channels) -> bool:
-        return channels.source in self._group_names.values()
 
-    def _sets_in_order(self) -> list[ChannelSet]:
-        roots: dict[int, ChannelSet] = {}
-        for use in self.coupling.uses:
-            for channels in self.coupling.sets(use.outputs):
-                roots.setdefault(id(channels), channels)
-        return list(roots.values())
-
-
-def _norm_after(reading: Trace, use: Use) -> object:
-    """The batch norm that alone reads a convolution's output; None if there is none."""
-    users = list(use.node.users)
-    return users[0] if len(users) == 1 and operator(users[0]) == "batch_norm" else None
+def _parameter(facts: ParameterFacts, counting: Counting) -> Layer:
+    """A parameter that no layer counts: its size as a product of at most two widths."""
+    constant, varying = 1, []
+    for layout in facts.axes:
+        channels = counting.channels(layout)
+        if channels.sources:
+            varying.append(channels)
+        else:
+            constant *= channels.total
+    inputs, outputs = [*varying, Channels(1), Channels(1)][:2]
+    return Layer(name=facts.name, operator="parameter", inputs=inputs, outputs=outputs, kernel=constant)
 
 
-def is_grouped(module: nn.Conv2d) -> bool:
-    """Whether a convolution has groups of several channels, so that its widths are kept."""
-    return module.groups > 1 and not is_depthwise(module)
+class Counting:
+    """How many channels a layout has, in terms of the groups and stages that are searched."""
+
+    def __init__(self, groups: set[str], stages: set[str]) -> None:
+        self.groups, self.stages = groups, stages
+
+    def channels(self, layout: Layout) -> Channels:
+        """The channels of a layout. Groups and stages that are not searched have their full size."""
+        merged: dict[str | None, Channels] = {}
+        for part in self._parts(layout):
+            known = merged.get(part.source)
+            if known is None:
+                merged[part.source] = part
+            elif part.source is None:
+                merged[None] = Channels(known.full * known.repeat + part.full * part.repeat)
+            else:
+                merged[part.source] = Channels(part.full, part.source, known.repeat + part.repeat)
+        parts = list(merged.values()) or [Channels(0)]
+        return Channels(parts[0].full, parts[0].source, parts[0].repeat, tuple(parts[1:]))
+
+    def _parts(self, layout: Layout) -> Iterator[Channels]:
+        match layout:
+            case Constant(full):
+                yield Channels(full)
+            case Samples():
+                yield Channels(1)
+            case Group(name, full):
+                yield Channels(full, name if name in self.groups else None)
+            case Concatenation(parts):
+                for part in parts:
+                    yield from self._parts(part)
+            case Product(factors):
+                yield from self._product(factors)
+            case FreeSumEnd(_, main, _):
+                yield from self._parts(main)
+            case StageEnd(stage, exits):
+                ends = {self.channels(end) for end in exits}
+                if len(ends) > 1 and stage in self.stages:
+                    yield Channels(self.channels(exits[-1]).total, stage)
+                else:
+                    yield from self._parts(exits[-1])
+
+    def _product(self, factors: Sequence[Layout]) -> Iterator[Channels]:
+        constant, varying = 1, None
+        for factor in factors:
+            channels = self.channels(factor)
+            if not channels.sources:
+                constant *= channels.total
+            elif varying is None:
+                varying = channels
+            else:
+                raise AssertionError("two searched widths are multiplied")  # the reading fixes all but one
+        if varying is None:
+            yield Channels(constant)
+            return
+        for part in varying.parts:
+            if part.source is None:
+                yield Channels(part.full * part.repeat * constant)
+            else:
+                yield Channels(part.full, part.source, part.repeat * constant)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

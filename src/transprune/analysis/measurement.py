@@ -6,11 +6,15 @@ import copy
 import statistics
 import time
 from collections.abc import Mapping
+from inspect import signature
 from math import prod
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from transprune.analysis.trace import Example, as_inputs
 
@@ -19,8 +23,9 @@ from transprune.analysis.trace import Example, as_inputs
 def count_macs(model: nn.Module, example: Example) -> int:
     """Multiply-adds of one forward pass, for one sample, counted while the model runs.
 
-    Convolutions and matrix products count as torch's `FlopCounterMode` sees them (halved: it counts a multiply-add as
-    two operations); a bias of a convolution or linear layer adds one MAC an output element, as in the paper's tables.
+    Convolutions and products of matrices, those of attention among them, count as torch's `FlopCounterMode` sees them
+    (halved: it counts a multiply-add as two operations); a bias of a convolution or linear layer adds one MAC an output
+    element, as in the paper's tables.
 
     Args:
         model: The network; untouched.
@@ -28,24 +33,58 @@ def count_macs(model: nn.Module, example: Example) -> int:
     """
     inputs = as_inputs(example)
     network = copy.deepcopy(model).eval()
-    biases: list[int] = []
-
-    def count_bias(module: nn.Module, _: object, output: Tensor) -> None:
-        if getattr(module, "bias", None) is not None:
-            biases.append(prod(output.shape))
-
-    for module in network.modules():
-        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
-            module.register_forward_hook(count_bias)
+    biases = _BiasCounter()
     # The fused path of attention hides its matrix products from the counter.
     was_fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=_ATTENTION_ON_CPU) as counter, biases:
             network(*inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(was_fused)
-    return (int(counter.get_total_flops()) // 2 + sum(biases)) // inputs[0].shape[0]
+    return (int(counter.get_total_flops()) // 2 + biases.elements) // inputs[0].shape[0]
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *rest: Any, **named: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+_ATTENTION_ON_CPU = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+"""The one kernel of attention that torch's counter does not know."""
+
+
+class _BiasCounter(TorchFunctionMode):
+    """Counts the output elements of convolutions and linear layers that add a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        outcome = function(*args, **named)
+        if function in _WITH_BIAS:
+            bias = args[2] if len(args) > 2 else named.get("bias")
+            self.elements += prod(outcome.shape) if bias is not None else 0
+        elif function is F.multi_head_attention_forward:  # its linear layers run out of this counter's sight
+            self.elements += _attention_biases(*args, **named)
+        return outcome
+
+
+def _attention_biases(*args: Any, **named: Any) -> int:
+    """Biases that attention adds when it projects queries, keys, values and the result."""
+    call = signature(F.multi_head_attention_forward).bind(*args, **named).arguments
+    query = prod(call["query"].shape)
+    projected = query + prod(call["key"].shape[:-1]) * call["query"].shape[-1] * 2
+    return projected * (call["in_proj_bias"] is not None) + query * (call["out_proj_bias"] is not None)
+
+
+_WITH_BIAS = {
+    *(F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
+    *(torch.conv1d, torch.conv2d, torch.conv3d),
+    *(torch.ops.aten.linear.default, torch.ops.aten.conv1d.default, torch.ops.aten.conv2d.default),
+    *(torch.ops.aten.conv1d.padding, torch.ops.aten.conv2d.padding, torch.ops.aten.conv_transpose2d.input),
+}
 
 
 @torch.no_grad()

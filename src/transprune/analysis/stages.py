@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import fx, nn
 
@@ -15,62 +17,110 @@ class BlockRun:
     """Blocks that run one after the other and hand on tensors of one shape."""
 
     name: str
+    """Path of the container, or of its first and last block in the run where it holds more."""
+    container: str
     """Path of the container."""
     blocks: tuple[str, ...]
     """Paths of the blocks."""
-    exits: tuple[fx.Node, ...]
+    exits: tuple[fx.Node, ...] = field(repr=False)
     """The value that each block hands on."""
+    members: tuple[frozenset[fx.Node], ...] = field(repr=False)
+    """The calls inside each block."""
+
+    @cached_property
+    def inside(self) -> frozenset[fx.Node]:
+        """The calls inside any of the blocks."""
+        return frozenset().union(*self.members)
 
 
 def find_stages(trace: Trace) -> list[BlockRun]:
-    """The outermost `nn.Sequential` containers inside a model whose blocks can be cut from the end.
+    """The outermost runs of blocks in `nn.Sequential` and `nn.ModuleList` containers that can be cut from the end.
 
-    A container counts when it has at least two children, all of one class and with modules of their own inside, each
-    reading only what the one before hands on, and all handing on one shape. They come in the order in which they run.
+    A run is two or more neighbours in a container, all of one class and with modules of their own inside, each reading
+    only what the one before hands on, and all handing on one shape. They come in the order in which they run.
     """
+    calls = _calls_by_path(trace)
     stages: list[BlockRun] = []
     for name, module in trace.model.named_modules():
-        inside_another = any(name.startswith(f"{stage.name}.") for stage in stages)
-        if not name or inside_another or not _holds_blocks(module):
+        is_inside_another = any(is_inside(name, block) for stage in stages for block in stage.blocks)
+        if not name or is_inside_another or type(module) not in (nn.Sequential, nn.ModuleList):
             continue
-        blocks = tuple(f"{name}.{child}" for child, _ in module.named_children())
-        exits = _exits(trace, blocks)
-        # A forward that calls the blocks by number would miss those that are cut: the container itself must run.
-        if exits is not None and all(name in trace.module_paths(node) for node in exits):
-            stages.append(BlockRun(name=name, blocks=blocks, exits=exits))
+        children = list(module.named_children())
+        if len(children) == len(list(module.children())) == _entries(module):
+            stages += _runs(trace, name, children, calls)
     order = {node: position for position, node in enumerate(trace.calls)}
     return sorted(stages, key=lambda stage: order[stage.exits[0]])
 
 
-def _holds_blocks(module: nn.Module) -> bool:
-    children = list(module.children())
-    return (
-        type(module) is nn.Sequential
-        and 2 <= len(children) == len(module)  # a block that comes twice is one child
-        and all(type(child) is type(children[0]) and any(child.children()) for child in children)
-    )
+def _entries(module: nn.Module) -> int:
+    """Blocks that a container runs; one that comes twice counts twice."""
+    return len(module) if isinstance(module, nn.Sequential | nn.ModuleList) else 0
 
 
-def _exits(trace: Trace, blocks: tuple[str, ...]) -> tuple[fx.Node, ...] | None:
-    """The value each block hands on; None if the blocks are no chain of one shape."""
-    members = [{node for node in trace.calls if is_inside(trace.module_path(node), block)} for block in blocks]
-    exits: list[fx.Node] = []
-    for position, nodes in enumerate(members):
-        handed_on = [node for node in trace.calls if node in nodes and not nodes.issuperset(node.users)]
-        if len(handed_on) != 1 or (exits and _entries(trace, nodes) != {exits[-1]}):
-            return None
-        following = members[position + 1] if position + 1 < len(members) else None
-        if following is not None and not following.issuperset(set(handed_on[0].users) - nodes):
-            return None
-        exits += handed_on
-    return tuple(exits) if len({shape(node) for node in exits}) == 1 else None
+def _calls_by_path(trace: Trace) -> dict[str, list[fx.Node]]:
+    """The calls inside every module."""
+    found: dict[str, list[fx.Node]] = {}
+    for node in trace.calls:
+        steps = trace.module_path(node).split(".")
+        for count in range(1, len(steps) + 1):
+            found.setdefault(".".join(steps[:count]), []).append(node)
+    return found
 
 
-def _entries(trace: Trace, nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    inside = set(nodes)
-    return {source for node in inside for source in trace.inputs(node)} - inside
+def _runs(
+    trace: Trace, container: str, children: Sequence[tuple[str, nn.Module]], calls: Mapping[str, list[fx.Node]]
+) -> Iterator[BlockRun]:
+    run: list[tuple[str, fx.Node, frozenset[fx.Node]]] = []
+    kind: type | None = None
+    for name, child in children:
+        path = f"{container}.{name}"
+        nodes = frozenset(calls.get(path, ()))
+        handed_on = _exit(trace, nodes) if any(child.children()) else None
+        follows = bool(run) and handed_on is not None and type(child) is kind and _follows(trace, run[-1], nodes)
+        if follows and handed_on is not None and shape(handed_on) == shape(run[-1][1]):
+            run.append((path, handed_on, nodes))
+            continue
+        yield from _stage(container, run, len(children))
+        run = [(path, handed_on, nodes)] if handed_on is not None else []
+        kind = type(child)
+    yield from _stage(container, run, len(children))
+
+
+def _stage(
+    container: str, run: Sequence[tuple[str, fx.Node, frozenset[fx.Node]]], children: int
+) -> Iterator[BlockRun]:
+    if len(run) < 2:
+        return
+    paths, exits, members = zip(*run, strict=True)
+    last = paths[-1].rsplit(".", 1)[-1]
+    name = container if len(run) == children else f"{paths[0]}-{last}"
+    yield BlockRun(name=name, container=container, blocks=paths, exits=exits, members=members)
+
+
+def _exit(trace: Trace, nodes: frozenset[fx.Node]) -> fx.Node | None:
+    """The one value that a block hands on, of a known shape."""
+    handed_on = [node for node in nodes if not nodes.issuperset(node.users)]
+    return handed_on[0] if len(handed_on) == 1 and shape(handed_on[0]) is not None else None
+
+
+def _follows(trace: Trace, before: tuple[str, fx.Node, frozenset[fx.Node]], nodes: frozenset[fx.Node]) -> bool:
+    """Whether a block reads what the one before hands on and nothing else, and nobody else reads that."""
+    _, handed_on, earlier = before
+    entries = {source for node in nodes for source in trace.reads(node)} - nodes
+    return entries == {handed_on} and nodes.issuperset(set(handed_on.users) - earlier)
 
 
 def is_inside(path: str, container: str) -> bool:
     """Whether a module's path is the container's or lies below it."""
     return not container or path == container or path.startswith(f"{container}.")
+
+
+def plain_path(path: str) -> str:
+    """A path in a trace without the counters of modules that run several times."""
+    return re.sub(r"@\d+", "", path)
+
+
+def in_order(nodes: Iterable[fx.Node], trace: Trace) -> list[fx.Node]:
+    """Calls in the order in which they run."""
+    wanted = set(nodes)
+    return [node for node in trace.calls if node in wanted]

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
 
 from transprune.errors import ModelError
 
 Example = Tensor | tuple[Tensor, ...]
+BATCH = 2
+"""Samples in the batch that is traced: more than one, so that the axis of samples can be told from axes of one entry."""
 
 
 @dataclass(frozen=True)
@@ -20,12 +26,22 @@ class Trace:
     """The operators of one forward pass, in order."""
 
     model: nn.Module
-    """The copy, in evaluation mode, that was traced."""
+    """The copy that was traced."""
     graph: fx.Graph
-    parameters: dict[str, str]
+    parameters: Mapping[str, str]
     """Path of each parameter by the name of its placeholder."""
-    buffers: frozenset[str]
-    """Names of the placeholders of buffers."""
+    buffers: Mapping[str, str]
+    """Path of each buffer by the name of its placeholder."""
+    constants: Mapping[str, Tensor]
+    """Tensors that the forward made of nothing, by the name of their placeholder."""
+    inputs: tuple[str, ...]
+    """Names of the placeholders of the inputs."""
+    outputs: tuple[Any, ...]
+    """What the forward returns, flat: nodes or plain values."""
+    structure: Any
+    """How the flat outputs are put together (a tree specification of torch)."""
+    batch: int | None
+    """Samples in the traced batch; None: the inputs have no common first axis."""
 
     @cached_property
     def calls(self) -> tuple[fx.Node, ...]:
@@ -36,13 +52,15 @@ class Trace:
         """Path of the parameter that a node stands for; None if it is no parameter."""
         return self.parameters.get(node.name) if isinstance(node, fx.Node) else None
 
-    def inputs(self, node: fx.Node) -> Iterator[fx.Node]:
-        """The tensors a call reads that are no parameters or buffers."""
-        return (
-            source
-            for source in node.all_input_nodes
-            if source.name not in self.parameters and source.name not in self.buffers
-        )
+    def state(self, node: object) -> str | None:
+        """Path of the parameter or buffer that a node stands for, or the name of a constant; None: it is none."""
+        if not isinstance(node, fx.Node) or node.op != "placeholder" or node.name in self.inputs:
+            return None
+        return self.parameters.get(node.name) or self.buffers.get(node.name) or node.name
+
+    def reads(self, node: fx.Node) -> Iterator[fx.Node]:
+        """The tensors a call reads that are no parameters, buffers or constants."""
+        return (source for source in node.all_input_nodes if self.state(source) is None)
 
     def module_path(self, node: fx.Node) -> str:
         """Path of the innermost module in whose forward the call stands; empty: the model itself."""
@@ -53,20 +71,24 @@ class Trace:
         """Paths of all modules in whose forward the call stands, the outermost first."""
         return [str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
 
-    def module(self, node: fx.Node) -> nn.Module:
-        """The innermost module in whose forward the call stands."""
-        return self.model.get_submodule(self.module_path(node))
+    def module(self, node: fx.Node) -> nn.Module | None:
+        """The innermost module in whose forward the call stands; None if it has no path of its own."""
+        try:
+            return self.model.get_submodule(self.module_path(node))
+        except AttributeError:  # a module that is called many times has a path for each call
+            return None
 
 
-def shape(node: fx.Node) -> tuple[int, ...] | None:
+def shape(node: object) -> tuple[int, ...] | None:
     """Shape of a node's value; None if it is no single tensor."""
-    value = node.meta.get("val")
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
     return tuple(int(size) for size in value.shape) if isinstance(value, Tensor) else None
 
 
 def operator(node: fx.Node) -> str:
     """Name of the operator without its overload; in-place and out-of-place forms have one name."""
-    return str(node.target).removeprefix("aten.").split(".")[0].rstrip("_")
+    name = getattr(node.target, "__name__", str(node.target)) if callable(node.target) else str(node.target)
+    return str(name).removeprefix("aten.").split(".")[0].rstrip("_")
 
 
 def source_line(node: fx.Node) -> str:
@@ -85,42 +107,114 @@ def as_inputs(example: Example) -> tuple[Tensor, ...]:
     return example if isinstance(example, tuple) else (example,)
 
 
-def trace(model: nn.Module, example: Example) -> Trace:
-    """Traces a copy of the model in evaluation mode; the model itself is untouched.
+def rebatched(inputs: tuple[Tensor, ...], batch: int) -> tuple[Tensor, ...] | None:
+    """The inputs with their first sample so many times; None: they have no common first axis."""
+    if not inputs or any(tensor.dim() == 0 for tensor in inputs):
+        return None
+    if len({tensor.shape[0] for tensor in inputs}) != 1 or inputs[0].shape[0] == 0:
+        return None
+    return tuple(tensor[:1].expand(batch, *tensor.shape[1:]).clone() for tensor in inputs)
+
+
+def trace(model: nn.Module, example: Example, *, training: bool = False) -> Trace:
+    """Traces a copy of the model; the model itself is untouched.
 
     Args:
         model: Any module that `torch.export` can read.
         example: An input batch, or a tuple of the forward's positional arguments.
+        training: Trace what the model does in training mode; otherwise in evaluation mode.
 
     Raises:
         ModelError: The model does not run on the example, or cannot be exported.
     """
-    network = copy.deepcopy(model).eval()
+    network = copy.deepcopy(model).train(training)
     inputs = as_inputs(example)
-    shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs)
-    name = type(model).__name__
+    wanted = rebatched(inputs, BATCH)
     try:
-        with torch.no_grad():
+        return _exported(network, inputs if wanted is None else wanted, None if wanted is None else BATCH)
+    except ModelError:
+        _check_forward(network, inputs)
+        if wanted is None:
+            raise
+    return _exported(network, inputs, None)  # the forward may insist on the example's own number of samples
+
+
+def _check_forward(network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
             network(*inputs)
     except Exception as error:  # a user's forward may raise anything
         raise ModelError(
-            f"cannot read the model {name}: its forward fails on an example of shape {shapes} "
-            f"({_first_line(error)}); expected an example that the model accepts"
+            f"cannot read the model {type(network).__name__}: its forward fails on an example of shape "
+            f"{_shapes(inputs)} ({_first_line(error)}); expected an example that the model accepts"
         ) from error
+
+
+def _exported(network: nn.Module, inputs: tuple[Tensor, ...], batch: int | None) -> Trace:
     try:
-        program = torch.export.export(network, inputs, strict=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.export speaks of attributes that a forward caches
+            program = torch.export.export(network, inputs, strict=False)
     except Exception as error:  # torch.export raises many kinds
         raise ModelError(
-            f"cannot read the model {name}: torch.export cannot trace its forward on an example of shape {shapes} "
-            f"({_first_line(error)}); the forward must not branch on the values of tensors"
+            f"cannot read the model {type(network).__name__}: torch.export cannot trace its forward on an example of "
+            f"shape {_shapes(inputs)} ({_first_line(error)}); the forward must not branch on the values of tensors"
         ) from error
-    signature = program.graph_signature
+    return _trace_of(network, program, batch)
+
+
+def _trace_of(network: nn.Module, program: ExportedProgram, batch: int | None) -> Trace:
+    graph = _inlined(program.graph_module)
+    kinds: dict[InputKind, dict[str, str]] = {kind: {} for kind in InputKind}
+    for spec in program.graph_signature.input_specs:
+        kinds[spec.kind][spec.arg.name] = spec.target or ""
+    returned = graph.output_node().args[0]
+    assert isinstance(returned, tuple | list)  # torch.export returns a flat sequence
+    specs = program.graph_signature.output_specs
+    users = tuple(
+        value for value, spec in zip(returned, specs, strict=True) if spec.kind is OutputKind.USER_OUTPUT
+    )
+    constants = {name: program.constants[target] for name, target in kinds[InputKind.CONSTANT_TENSOR].items()}
     return Trace(
         model=network,
-        graph=program.graph,
-        parameters=dict(signature.inputs_to_parameters),
-        buffers=frozenset(signature.inputs_to_buffers),
+        graph=graph,
+        parameters=kinds[InputKind.PARAMETER],
+        buffers=kinds[InputKind.BUFFER],
+        constants=constants,
+        inputs=tuple(kinds[InputKind.USER_INPUT]),
+        outputs=users,
+        structure=program.call_spec.out_spec,
+        batch=batch,
     )
+
+
+def _inlined(module: fx.GraphModule) -> fx.Graph:
+    """The graph without regions of another autocast mode: their operators stand in their place."""
+    graph = module.graph
+    for node in list(graph.nodes):
+        if node.op != "call_function" or "wrap_with" not in str(node.target):
+            continue
+        [(position, called)] = [
+            (place, argument)
+            for place, argument in enumerate(node.args)
+            if isinstance(argument, fx.Node) and argument.op == "get_attr"
+        ]
+        region = module.get_submodule(str(called.target))
+        assert isinstance(region, fx.GraphModule)
+        inputs = iter(node.args[position + 1 :])
+        values: dict[fx.Node, Any] = {each: next(inputs) for each in region.graph.nodes if each.op == "placeholder"}
+        with graph.inserting_before(node):
+            returned = graph.graph_copy(region.graph, values)
+        for user in list(node.users):
+            outcome = returned[user.args[1]] if isinstance(returned, tuple | list) else returned
+            user.replace_all_uses_with(outcome)
+            graph.erase_node(user)
+        graph.erase_node(node)
+    return graph
+
+
+def _shapes(inputs: tuple[Tensor, ...]) -> str:
+    return ", ".join(str(list(tensor.shape)) for tensor in inputs)
 
 
 def _first_line(error: Exception) -> str:

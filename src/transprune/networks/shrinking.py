@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
-from transprune.analysis.inspection import inspect
-from transprune.analysis.trace import Example
+from transprune.analysis.inspection import full_space
+from transprune.analysis.layouts import Layout, Sizes
+from transprune.analysis.reading import Reading, read
+from transprune.analysis.trace import Example, as_inputs
 from transprune.architecture import Architecture
-from transprune.errors import OptionError
-from transprune.layers import Layer
+from transprune.errors import OptionError, SpaceError
+from transprune.networks.adapters import adapt
+from transprune.networks.execution import Program
 from transprune.networks.initialisation import initialise
 from transprune.networks.surgery import put_module
+from transprune.networks.traced import TracedNetwork, free_sums
 from transprune.residual import ResidualSum, projection
-from transprune.space import SearchSpace
 
 StudentWeights = Literal["inherit", "scratch"]
+AGREEMENT = 1e-3
+"""Largest difference between a network's own forward and the operators that were traced, as a share of the largest
+output, that is taken for rounding."""
 
 
 def shrink(
@@ -27,13 +37,17 @@ def shrink(
 ) -> nn.Module:
     """Builds the smaller network: an ordinary module of the model's own classes, with the model's parameter names.
 
-    Blocks beyond the depth of a stage are dropped, layers are cut to the first channels of their widths, and residual
+    Blocks beyond the depth of a stage are dropped, parameters are cut to the first units of their widths, and residual
     sums whose two sides come to differ get a 1×1 projection on the shortcut. The model itself is untouched.
+
+    Where the model's forward writes down sizes that cannot follow (a view to a number of channels, say), the smaller
+    network is a `TracedNetwork`: it has the same parameter names and runs the operators that were traced. Its `reason`
+    says why. Whether the model's own forward can follow is tried, not guessed: the two must agree.
 
     Args:
         model: The network that the architecture is for.
         architecture: Widths and depths; those it does not name keep their full size. A width above the full one is
-            possible, its new channels start at random.
+            possible where the layer's channels are its own, its new channels start at random.
         example: An input batch, or a tuple of the forward's positional arguments.
         weights: `inherit` keeps the first channels' weights (a new projection starts as the identity on the channels
             that both sides have); `scratch` draws new ones, as the paper does.
@@ -45,79 +59,181 @@ def shrink(
     """
     if weights not in ("inherit", "scratch"):
         raise OptionError(f"cannot shrink with weights={weights!r}; expected 'inherit' or 'scratch'")
-    space = inspect(model, example)
-    space.check(architecture)
-    student = copy.deepcopy(model)
-    for layer in space.layers:
-        if not layer.is_repeat and space.is_kept(layer.name, architecture):
-            _resize(
-                student, layer, space.resolve(layer.inputs, architecture), space.resolve(layer.outputs, architecture)
-            )
-    for stage in space.stages:
-        _cut(student, space, stage.name, architecture.depths.get(stage.name, stage.depth))
+    reading = read(model, example)
+    full_space(reading).check(architecture)
+    student = _Shrinking(model, reading, architecture).student(as_inputs(example))
     if weights == "scratch":
         initialise(student)
     return student
 
 
-def _cut(student: nn.Module, space: SearchSpace, stage: str, depth: int) -> None:
-    container = student.get_submodule(stage)
-    blocks = OrderedDict(list(container.named_children())[:depth])
-    put_module(student, stage, nn.Sequential(blocks).train(container.training))
+@dataclass(frozen=True)
+class _Shrinking:
+    """A model, what was read from it, and the architecture to make."""
+
+    model: nn.Module
+    reading: Reading
+    architecture: Architecture
+
+    @property
+    def sizes(self) -> Sizes:
+        depths = {stage: (depth,) for stage, depth in self.architecture.depths.items()}
+        return Sizes(self.architecture.widths, depths)
+
+    def student(self, inputs: tuple[Tensor, ...]) -> nn.Module:
+        """The smaller network, of the model's own classes if its forward can follow."""
+        own = self._cut_model()
+        program = Program(self.reading)
+        traced = TracedNetwork(program, copy.deepcopy(own), self.sizes, reason="")
+        problem = _disagreement(own, traced, inputs)
+        if problem is None:
+            return own
+        return TracedNetwork(program, own, self.sizes, reason=problem)
+
+    def _cut_model(self) -> nn.Module:
+        student = copy.deepcopy(self.model)
+        self._drop_blocks(student)
+        self._cut_parameters(student)
+        self._set_groups(student)
+        originals = dict(self.model.named_modules())
+        for name, module in sorted(student.named_modules(), key=lambda item: -item[0].count(".")):
+            if name in originals and type(module) is type(originals[name]):
+                adapt(module, originals[name])
+        self._add_projections(student)
+        return student
+
+    def _drop_blocks(self, student: nn.Module) -> None:
+        for stage in self.reading.stages:
+            depth = self.architecture.depths.get(stage.name, len(stage.blocks))
+            dropped = {path.rpartition(".")[2] for path in stage.blocks[depth:]}
+            if not dropped:
+                continue
+            container = student.get_submodule(stage.container)
+            kept = [(name, child) for name, child in container.named_children() if name not in dropped]
+            if isinstance(container, nn.Sequential):
+                put_module(student, stage.container, nn.Sequential(OrderedDict(kept)).train(container.training))
+            else:
+                for name in dropped:
+                    del container._modules[name]
+
+    def _cut_parameters(self, student: nn.Module) -> None:
+        done: dict[int, nn.Parameter] = {}
+        for path, tensor, owner, name in _tensors(student):
+            layouts = self.reading.states.get(path)
+            if layouts is None:
+                layouts = self._twin(path)
+            if layouts is None or all(layout.size(self.sizes) == layout.full for layout in layouts):
+                continue
+            if isinstance(tensor, nn.Parameter):
+                if id(tensor) not in done:
+                    done[id(tensor)] = nn.Parameter(self._cut(tensor, layouts), tensor.requires_grad)
+                owner._parameters[name] = done[id(tensor)]
+            else:
+                owner._buffers[name] = self._cut(tensor, layouts)
+
+    def _twin(self, path: str) -> tuple[Layout, ...] | None:
+        """Layouts of a parameter that was read under another name."""
+        own = dict(self.model.named_parameters(remove_duplicate=False))
+        for name, layouts in self.reading.states.items():
+            if path in own and name in own and own[name] is own[path]:
+                return layouts
+        return None
+
+    @torch.no_grad()
+    def _cut(self, tensor: Tensor, layouts: tuple[Layout, ...]) -> Tensor:
+        for axis, layout in enumerate(layouts):
+            size = layout.size(self.sizes)
+            kept = layout.kept(self.sizes, self.reading.first_units)
+            if size > len(kept):
+                tensor = _widened(tensor, axis, size, layout)
+            elif len(kept) < tensor.shape[axis] or (np.diff(kept) != 1).any():
+                tensor = tensor.index_select(axis, torch.from_numpy(kept).to(tensor.device))
+        return tensor.detach().clone(memory_format=torch.contiguous_format)
+
+    def _set_groups(self, student: nn.Module) -> None:
+        """Numbers of groups of convolutions and group norms: no parameter says them."""
+        for facts in self.reading.layers:
+            for name, attribute in (("groups", "groups"), ("num_groups", "num_groups")):
+                layout = self.reading.rewrites.get(facts.use.node, {}).get(name)
+                module = _module_at(student, facts.use.name)
+                if isinstance(layout, Layout) and isinstance(getattr(module, attribute, None), int):
+                    setattr(module, attribute, layout.size(self.sizes))
+
+    def _add_projections(self, student: nn.Module) -> None:
+        sums = set(free_sums(Program(self.reading)).values())
+        for facts in self.reading.layers:
+            inputs, outputs = facts.inputs.size(self.sizes), facts.outputs.size(self.sizes)
+            total = _module_at(student, facts.use.name.removesuffix(".shortcut"))
+            if facts.use.name in sums and inputs != outputs and isinstance(total, ResidualSum):
+                added = projection(inputs, outputs, has_norm=total.has_norm).to(next(student.parameters()))
+                nn.init.dirac_(next(added.parameters()))
+                total.shortcut = added.train(total.training)
 
 
-def _resize(student: nn.Module, layer: Layer, inputs: int, outputs: int) -> None:
-    module = student.get_submodule(layer.name)
-    if layer.operator == "projection":
-        if inputs != outputs:
-            _project(student, layer, inputs, outputs)
-        return
-    resized: nn.Module
-    if isinstance(module, nn.Conv2d):
-        if module.groups > 1 and layer.operator == "conv":
-            return  # a convolution of several groups keeps its widths
-        resized = _convolution(module, inputs, outputs)
-    elif isinstance(module, nn.Linear):
-        resized = nn.Linear(inputs, outputs, module.bias is not None)
-    elif isinstance(module, nn.BatchNorm2d):
-        resized = nn.BatchNorm2d(outputs, module.eps, module.momentum, module.affine, module.track_running_stats)
-    else:
-        return
-    _inherit(resized, module)
-    put_module(student, layer.name, resized)
+def _tensors(network: nn.Module) -> Iterator[tuple[str, Tensor, nn.Module, str]]:
+    """Every parameter and buffer with its path, its module and its name there; shared ones under each name."""
+    for path, module in network.named_modules(remove_duplicate=False):
+        for kind in (module._parameters, module._buffers):
+            for name, tensor in list(kind.items()):
+                if tensor is not None:
+                    yield f"{path}.{name}" if path else name, tensor, module, name
 
 
-def _convolution(module: nn.Conv2d, inputs: int, outputs: int) -> nn.Conv2d:
-    return nn.Conv2d(
-        inputs,
-        outputs,
-        module.kernel_size,  # type: ignore[arg-type]
-        module.stride,  # type: ignore[arg-type]
-        module.padding,  # type: ignore[arg-type]
-        module.dilation,  # type: ignore[arg-type]
-        groups=outputs if module.groups > 1 else 1,
-        bias=module.bias is not None,
-        padding_mode=module.padding_mode,
-    )
+def _module_at(network: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return network.get_submodule(path)
+    except AttributeError:
+        return None
 
 
-def _project(student: nn.Module, layer: Layer, inputs: int, outputs: int) -> None:
-    total = student.get_submodule(layer.name.removesuffix(".shortcut"))
-    assert isinstance(total, ResidualSum)  # only residual sums have projections
-    reference = next(student.parameters())
-    added = projection(inputs, outputs, has_norm=total.has_norm).to(reference)
-    nn.init.dirac_(next(added.parameters()))
-    total.shortcut = added.train(total.training)
+def _widened(tensor: Tensor, axis: int, size: int, layout: Layout) -> Tensor:
+    """A tensor with new entries along an axis, drawn like those that are there."""
+    if not layout.is_prefix:
+        raise SpaceError(
+            f"cannot make a layer wider than in the unpruned network: its {layout.full} channels are joined with others"
+        )
+    extent = [*tensor.shape]
+    extent[axis] = size - tensor.shape[axis]
+    spread = float(tensor.float().std()) if tensor.numel() > 1 else 0.0
+    drawn = torch.randn(extent, device=tensor.device) * spread + float(tensor.float().mean())
+    return torch.cat([tensor, drawn.to(tensor)], dim=axis)
 
 
 @torch.no_grad()
-def _inherit(resized: nn.Module, module: nn.Module) -> None:
-    """Copies the first channels of every parameter and buffer, and whether it trains."""
-    resized.train(module.training)
-    own = dict(module.named_parameters())
-    resized.to(next(module.parameters(), torch.zeros(())))
-    for name, target in [*resized.named_parameters(), *resized.named_buffers()]:
-        source: Tensor = own[name] if name in own else module.get_buffer(name)
-        overlap = tuple(slice(0, min(sizes)) for sizes in zip(target.shape, source.shape, strict=True))
-        target[overlap] = source[overlap]
-        target.requires_grad_(source.requires_grad)
+def _disagreement(own: nn.Module, traced: TracedNetwork, inputs: tuple[Tensor, ...]) -> str | None:
+    """Why a cut network's own forward is not what was traced; None: they agree."""
+    modes = [(module, module.training) for module in own.modules()]
+    probes = _probes(inputs)
+    try:
+        expected = _tensors_in(traced.eval()(*probes))
+        with torch.random.fork_rng(devices=[]):
+            found = _tensors_in(own.eval()(*probes))
+    except Exception as error:  # a user's forward may raise anything
+        return f"its own forward cannot follow the cut ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
+    finally:
+        for module, was_training in modes:
+            module.training = was_training
+    if [tensor.shape for tensor in found] != [tensor.shape for tensor in expected]:
+        return "its own forward gives outputs of another shape"
+    if any(tensor.is_meta for tensor in (*found, *expected)):
+        return None
+    for one, other in zip(found, expected, strict=True):
+        scale = max(1.0, float(other.abs().max())) if other.numel() else 1.0
+        if not torch.allclose(one.float(), other.float(), rtol=AGREEMENT, atol=AGREEMENT * scale, equal_nan=True):
+            return "its own forward computes something else after the cut"
+    return None
+
+
+def _probes(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Inputs like the example, at random where they are numbers with a point."""
+    generator = torch.Generator().manual_seed(0)
+    return tuple(
+        torch.randn(tensor.shape, generator=generator).to(tensor)
+        if tensor.is_floating_point() and not tensor.is_meta
+        else tensor
+        for tensor in inputs
+    )
+
+
+def _tensors_in(outputs: Any) -> list[Tensor]:
+    return [leaf for leaf in _pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]

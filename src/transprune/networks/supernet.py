@@ -3,101 +3,74 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
+from transprune.analysis.layouts import FreeSumEnd, Group, Layout, Sizes, StageEnd
+from transprune.analysis.reading import Reading, read
+from transprune.analysis.stages import BlockRun
+from transprune.analysis.trace import Example, operator
 from transprune.architecture import Architecture
 from transprune.errors import OptionError, SpaceError
-from transprune.layers import Layer
-from transprune.networks.searchable import (
-    CandidateBatchNorm2d,
-    Current,
-    MixedStage,
-    PaddedResidualSum,
-    SlicedBatchNorm2d,
-    SlicedConv2d,
-    SlicedLinear,
-)
-from transprune.networks.selection import Selection
-from transprune.networks.surgery import get_module, put_module
-from transprune.numerics.alignment import ALIGNMENTS, Alignment
-from transprune.residual import ResidualSum
+from transprune.networks.execution import Arguments, Function, Program, Step, Surroundings
+from transprune.networks.mixing import mix_along, mix_choice, mixing
+from transprune.networks.selection import Choice, Selection
+from transprune.networks.traced import TRAINABLE, cut_constant, free_sums, in_mode, tensor_at
+from transprune.numerics.alignment import ALIGNMENTS, Alignment, align_channels, pad_channels
 from transprune.space import SearchSpace
 
 
 class Supernet(nn.Module):
-    """A copy of a model whose layers run at any candidate widths and whose stages run at any candidate depths.
+    """A copy of a model that runs at any candidate widths and depths of a search space, and mixes those in use.
 
-    The model's own forward runs; its convolutions, linear layers, batch norms, stages and residual sums are exchanged
-    for searchable ones that keep their names. Its weights start as the model's, which is untouched.
+    It runs the operators of the model's trace. Each computes once, on weights cut to the widest candidates in use.
+    The candidates of a group are mixed where its channels are made: in the batch norm behind a convolution, each
+    candidate with a scale and shift of its own; else in the weights. Batch norms use the statistics of the batch, in
+    training and in evaluation: running averages over a network that changes every step would describe none of its
+    members. Blocks beyond the deepest sampled depth are not computed.
+
+    Deviation: norms over channels (layer norm, group norm) normalise the mixture, not every candidate by itself.
+
+    Its weights start as the model's, which is untouched, and keep their names.
 
     Args:
         model: The network that `space` was read from.
         space: Its search space.
+        example: An input batch, or a tuple of the forward's positional arguments.
         alignment: How feature maps of different widths are brought together: `interpolate` stretches channels (the
             paper), `pad` keeps channel i as channel i.
 
     Raises:
-        SpaceError: The space names a layer that the model does not have.
+        SpaceError: The space names a width group or a stage that the model does not have.
         OptionError: The alignment is unknown.
 
     Example:
-        >>> supernet = Supernet(model, space)  # doctest: +SKIP
+        >>> supernet = Supernet(model, space, images)  # doctest: +SKIP
         >>> logits = supernet(parameters.sample(temperature=5.0), images)  # doctest: +SKIP
     """
 
-    def __init__(self, model: nn.Module, space: SearchSpace, *, alignment: Alignment = "interpolate") -> None:
+    def __init__(
+        self, model: nn.Module, space: SearchSpace, example: Example, *, alignment: Alignment = "interpolate"
+    ) -> None:
         super().__init__()
         if alignment not in ALIGNMENTS:
             raise OptionError(
                 f"cannot build a supernet with alignment={alignment!r}; expected {' or '.join(ALIGNMENTS)}"
             )
         self.space = space
-        self.current = Current(alignment)
+        self.alignment: Alignment = alignment
+        reading = read(model, example)
+        _check_space(model, space, reading)
         self.network = copy.deepcopy(model)
-        for layer in space.layers:
-            is_searched = layer.inputs.source or layer.outputs.source or layer.operator == "norm"
-            if not layer.is_repeat and is_searched:
-                self._exchange(layer)
-        shared = {group.name for group in space.groups if len(group.layers) > 1}
-        tied = {layer.name for layer in space.layers if layer.outputs.source in shared}
-        for name, module in list(self.network.named_modules()):
-            if isinstance(module, ResidualSum):
-                is_tied = f"{name}.shortcut" in tied
-                put_module(self.network, name, PaddedResidualSum(module, keeps_main_width=is_tied))
-        for stage in space.stages:
-            blocks = get_module(self.network, stage.name)
-            assert isinstance(blocks, nn.Sequential)  # what analysis calls a stage is one
-            put_module(self.network, stage.name, MixedStage(blocks, stage.name, self.current))
+        self.plan = _Plan(reading, space, self.network)
 
     def forward(self, selection: Selection, *inputs: Any) -> Any:
         """What the model returns, computed with the selected candidates."""
-        self.current.selection = selection
-        try:
-            return self.network(*inputs)
-        finally:
-            self.current.selection = None
-
-    def _exchange(self, layer: Layer) -> None:
-        if layer.operator == "projection":
-            return
-        module = get_module(self.network, layer.name)
-        is_mixed, current = layer.is_mixed, self.current
-        searchable: nn.Module
-        if isinstance(module, nn.Conv2d):
-            searchable = SlicedConv2d(module, layer.outputs, is_mixed=is_mixed, current=current)
-        elif isinstance(module, nn.Linear):
-            searchable = SlicedLinear(module, layer.outputs, current=current)
-        elif isinstance(module, nn.BatchNorm2d) and is_mixed:
-            group = self.space.groups[self.space.group_index[str(layer.outputs.source)]]
-            searchable = CandidateBatchNorm2d(module, len(group.candidates), layer.outputs, current)
-        elif isinstance(module, nn.BatchNorm2d):
-            searchable = SlicedBatchNorm2d(module)
-        else:
-            raise SpaceError(f"cannot search {layer.name!r}: it is a {type(module).__name__}, not a {layer.operator}")
-        put_module(self.network, layer.name, searchable)
+        return self.plan.program.run(_Mixing(self, selection), inputs)
 
     @torch.no_grad()
     def plain_weights(self, architecture: Architecture) -> dict[str, torch.Tensor]:
@@ -105,11 +78,238 @@ class Supernet(nn.Module):
 
         Batch norms give the scale and shift of the architecture's candidate. Running statistics are not among them.
         """
-        weights = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
-        for name, module in self.network.named_modules():
-            if isinstance(module, CandidateBatchNorm2d):
-                group = self.space.groups[self.space.group_index[str(module.source)]]
-                index = group.candidates.index(architecture.widths.get(group.name, group.width))
-                weights[f"{name}.weight"] = module.weight[index].clone()
-                weights[f"{name}.bias"] = module.bias[index].clone()
+        weights = {
+            name: parameter.detach().clone()
+            for name, parameter in self.network.named_parameters(remove_duplicate=False)
+        }
+        for name, group_name in self.plan.rows.items():
+            group = self.space.groups[self.space.group_index[group_name]]
+            index = group.candidates.index(architecture.widths.get(group.name, group.width))
+            weights[name] = weights[name][index].clone()
         return weights
+
+
+def _check_space(model: nn.Module, space: SearchSpace, reading: Reading) -> None:
+    widths = {group.name: group.width for group in reading.groups}
+    stages = {stage.name: len(stage.blocks) for stage in reading.stages}
+    for kind, named, known in (
+        ("width group", {group.name: group.width for group in space.groups}, widths),
+        ("stage", {stage.name: stage.depth for stage in space.stages}, stages),
+    ):
+        for name, size in named.items():
+            if known.get(name) != size:
+                found = f"one of {known[name]}" if name in known else "none of that name"
+                raise SpaceError(
+                    f"cannot use this search space for {type(model).__name__}: it has the {kind} {name!r} of {size}, "
+                    f"and the model has {found}; expected the space that `inspect` reads from this very network"
+                )
+
+
+class _Plan:
+    """Where the candidates are mixed, decided once.
+
+    Args:
+        reading: What was read from the model.
+        space: What is searched of it.
+        network: The copy of the model; scales and shifts of norms get a row for each candidate, in place.
+    """
+
+    def __init__(self, reading: Reading, space: SearchSpace, network: nn.Module) -> None:
+        self.program = Program(reading)
+        self.searched = {group.name: len(group.candidates) for group in space.groups}
+        self.candidate_norms: dict[fx.Node, str] = {}
+        """Norms behind a convolution, and the group whose candidates they normalise."""
+        self.mixed_norms: dict[fx.Node, Layout] = {}
+        """Other batch norms over searched channels."""
+        self.mixed_layers: dict[fx.Node, Layout] = {}
+        """Convolutions and linear layers whose outputs are mixed in their weights."""
+        self.rows: dict[str, str] = {}
+        """Parameters with a row for each candidate, and the group."""
+        self.free_sums = free_sums(self.program)
+        for node in reading.trace.calls:
+            if operator(node) == "batch_norm":
+                self._place_norm(reading, node, network)
+        for facts in reading.layers:
+            node = facts.use.node
+            is_layer = facts.use.operator in ("conv", "linear") and node not in self.mixed_layers
+            if is_layer and self._is_searched(facts.outputs) and not self._is_normed(node):
+                groups = reading.rewrites.get(node, {}).get("groups")
+                if not (isinstance(groups, Layout) and groups.is_searched):
+                    self.mixed_layers[node] = self._outputs(reading, node)
+
+    def _is_searched(self, layout: Layout) -> bool:
+        return any(name in self.searched for name in layout.groups())
+
+    def _outputs(self, reading: Reading, node: fx.Node) -> Layout:
+        axes: tuple[Layout, ...] = reading.values[node]
+        return axes[-1] if operator(node) == "linear" else axes[self.channel_axis(reading, node)]
+
+    @staticmethod
+    def channel_axis(reading: Reading, node: fx.Node) -> int:
+        """The axis of a convolution's channels."""
+        rank = int(operator(node)[-2])
+        return len(reading.values[node]) - rank - 1
+
+    def _is_normed(self, node: fx.Node) -> bool:
+        return any(user in self.candidate_norms or user in self.mixed_norms for user in node.users) and len(
+            node.users
+        ) == 1
+
+    def _place_norm(self, reading: Reading, node: fx.Node, network: nn.Module) -> None:
+        channels: Layout = reading.values[node][1]
+        if not self._is_searched(channels):
+            return
+        source = node.all_input_nodes[0]
+        is_behind_convolution = operator(source).startswith("conv") and len(source.users) == 1
+        if not (is_behind_convolution and isinstance(channels, Group)):
+            if not isinstance(channels, FreeSumEnd | StageEnd):  # these arrive mixed
+                self.mixed_norms[node] = channels
+            return
+        self.candidate_norms[node] = channels.name
+        for place in (1, 2):
+            source_node = node.args[place] if len(node.args) > place else None
+            name = reading.trace.parameter(source_node)
+            if name is None or not isinstance(source_node, fx.Node) or len(source_node.users) > 1:
+                continue
+            parent, _, own = name.rpartition(".")
+            module = network.get_submodule(parent)
+            parameter: nn.Parameter = getattr(module, own)
+            rows = parameter.detach().repeat(self.searched[channels.name], 1)
+            setattr(module, own, nn.Parameter(rows, parameter.requires_grad))
+            self.rows[name] = channels.name
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Plan:
+        return self  # it never changes, and its keys are the nodes of a graph
+
+
+class _Mixing(Surroundings):
+    """One step of a supernet."""
+
+    def __init__(self, supernet: Supernet, selection: Selection) -> None:
+        widths = {name: max(choice.sizes) for name, choice in selection.widths.items()}
+        depths = {name: choice.sizes for name, choice in selection.depths.items()}
+        super().__init__(Sizes(widths, depths, is_supernet=True))
+        self.supernet = supernet
+        self.selection = selection
+        self.plan = supernet.plan
+        self.reading = supernet.plan.program.reading
+        self.alignment = supernet.alignment
+
+    def state(self, name: str) -> Tensor:
+        if name in self.reading.trace.constants:
+            constant = cut_constant(self.plan.program, name, self.sizes)
+            return constant.to(next(self.supernet.parameters()).device)
+        tensor = tensor_at(self.supernet.network, name)
+        if name in self.plan.rows:
+            return tensor
+        for axis, layout in enumerate(self.reading.states[name]):
+            tensor = self._cut(tensor, axis, layout)
+        return tensor
+
+    def _cut(self, tensor: Tensor, axis: int, layout: Layout) -> Tensor:
+        size = layout.size(self.sizes)
+        if size == tensor.shape[axis]:
+            return tensor
+        if layout.is_prefix:
+            return tensor.narrow(axis, 0, size)
+        kept = torch.from_numpy(layout.kept(self.sizes, self.reading.first_units))
+        return tensor.index_select(axis, kept.to(tensor.device))
+
+    def function(self, step: Step) -> Function:
+        node, plan = step.node, self.plan
+        if node in plan.candidate_norms:
+            choice = self.selection.widths[plan.candidate_norms[node]]
+            return lambda arguments: self._candidate_norm(choice, arguments)
+        if operator(node) == "batch_norm":
+            return lambda arguments: self._norm(plan.mixed_norms.get(node), arguments)
+        if node in plan.mixed_layers:
+            return lambda arguments: self._mixed_layer(step, plan.mixed_layers[node], arguments)
+        if node in plan.free_sums:
+            keeps_main_width = not isinstance(self.reading.values[node][1], FreeSumEnd)
+            shortcut = self.supernet.network.get_submodule(plan.free_sums[node])
+            return lambda arguments: padded_sum(
+                arguments["self"], shortcut(arguments["other"]), keeps_main_width=keeps_main_width
+            )
+        if operator(node) in TRAINABLE:
+            is_training = self.supernet.training or operator(node) == "instance_norm"
+            return in_mode(operator(node), step.function, is_training)
+        return step.function
+
+    def _candidate_norm(self, choice: Choice, arguments: Arguments) -> Tensor:
+        """A batch norm for each candidate width, mixed.
+
+        The candidates are prefixes of one feature map, so on the channels they share their batch statistics are the
+        same, and one normalisation serves all; only scale and shift belong to a candidate. What follows is linear: with
+        `pad` the mixture of all candidates is one batch norm whose scale and shift are mixed, with `interpolate` it is
+        one normalisation and one 1×1 convolution. Both equal normalising, aligning and adding each on its own.
+        """
+        features: Tensor = arguments["input"]
+        scale, shift = (self._of_candidates(choice, arguments[name], name) for name in ("weight", "bias"))
+        eps = arguments["eps"]
+        if scale.dim() == 1:
+            return F.batch_norm(features, None, None, scale, shift, training=True, eps=eps)
+        normalised = F.batch_norm(features, None, None, training=True, eps=eps)
+        moved = shift.sum(1)
+        if features.dim() == 4:
+            return F.conv2d(normalised, scale[:, :, None, None], moved)
+        return mix_along(normalised, scale, 1) + moved.view(-1, *[1] * (features.dim() - 2))
+
+    def _of_candidates(self, choice: Choice, rows: Tensor | None, name: str) -> Tensor:
+        """The mixed scales or shifts of the candidates in use."""
+        widest = max(choice.sizes)
+        if rows is None:
+            value = 1.0 if name == "weight" else 0.0
+            return mix_choice(choice, self.alignment, choice.weights.new_full((len(choice.sizes), widest), value))
+        own = rows[list(choice.indices)] if rows.dim() == 2 else rows.expand(len(choice.sizes), -1)
+        return mix_choice(choice, self.alignment, own)
+
+    def _norm(self, layout: Layout | None, arguments: Arguments) -> Tensor:
+        """A batch norm over however many channels arrive; mixed where they are searched."""
+        features: Tensor = arguments["input"]
+        weight, bias = arguments["weight"], arguments["bias"]
+        if layout is None:
+            return F.batch_norm(features, None, None, weight, bias, training=True, eps=arguments["eps"])
+        mixed = mixing(layout, self.selection, self.sizes, self.alignment, features)
+        if mixed.dim() == 1:
+            scale = mixed if weight is None else mixed * weight
+            shift = None if bias is None else mixed * bias
+            return F.batch_norm(features, None, None, scale, shift, training=True, eps=arguments["eps"])
+        normalised = F.batch_norm(features, None, None, weight, bias, training=True, eps=arguments["eps"])
+        return mix_along(normalised, mixed, 1)
+
+    def _mixed_layer(self, step: Step, layout: Layout, arguments: Arguments) -> Tensor:
+        """A convolution or linear layer whose outputs are mixed: that is linear in its weights, and done to them."""
+        weight, bias = arguments["weight"], arguments["bias"]
+        mixed = mixing(layout, self.selection, self.sizes, self.alignment, weight)
+        is_transposed, is_grouped = "transpose" in operator(step.node), arguments.get("groups", 1) > 1
+        if is_grouped and (is_transposed or mixed.dim() == 2):
+            axis = self.plan.channel_axis(self.reading, step.node)
+            outcome: Tensor = step.function(arguments)
+            return mix_along(outcome, mixed, axis)
+        arguments["weight"] = mix_along(weight, mixed, 1 if is_transposed else 0)
+        arguments["bias"] = None if bias is None else mix_along(bias, mixed, 0)
+        result: Tensor = step.function(arguments)
+        return result
+
+    def stage_end(self, stage: BlockRun, handed_on: Sequence[Tensor]) -> Tensor:
+        choice = self.selection.depths.get(stage.name)
+        if choice is None or len(handed_on) == 1:
+            return handed_on[-1]
+        widest = max(kept.shape[1] for kept in handed_on)
+        aligned = [align_channels(kept, widest, self.alignment) for kept in handed_on]
+        return torch.stack([weight * kept for weight, kept in zip(choice.weights, aligned, strict=True)]).sum(0)
+
+
+def padded_sum(main: Tensor, shortcut: Tensor, *, keeps_main_width: bool) -> Tensor:
+    """A residual sum whose narrower side is padded by channels of zeros.
+
+    Args:
+        main: [batch, channels, ...].
+        shortcut: [batch, channels, ...].
+        keeps_main_width: Whether the sum is as wide as its main side, because other layers share that width; else it
+            is as wide as the wider side, as in the paper.
+    """
+    if keeps_main_width:
+        shortcut = shortcut[:, : main.shape[1]]
+    width = max(main.shape[1], shortcut.shape[1])
+    return pad_channels(main, width) + pad_channels(shortcut, width)

@@ -129,7 +129,7 @@ class Bilevel:
         start = copy.deepcopy(model)
         if options.start == "scratch":
             initialise(start)
-        self.supernet = Supernet(start, space, alignment=options.alignment).to(device).train()
+        self.supernet = Supernet(start, space, torch.zeros(1, *data.image_size), alignment=options.alignment).to(device).train()
         self.parameters = ArchitectureParameters(space).to(device)
         self.expected_cost = ExpectedCost(space, kind, device=device)
         self.generator = torch.Generator(device).manual_seed(seed)

@@ -1,0 +1,95 @@
+"""Bringing the attributes of modules in line with parameters that were cut.
+
+A module whose parameters are cut still says how many channels it had: `nn.Conv2d.in_channels`, the number of heads of an
+attention. Most of these are never read, some are. Here stands, for the modules of torch and of timm, how they follow
+from the new parameters; `register_adapter` teaches transprune a module of your own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+Adapter = Callable[[Any, Any], None]
+"""Changes the attributes of a cut module in place. Its arguments: the cut module, whose own parameters and submodules
+are cut already, and the module of the unpruned network."""
+
+_ADAPTERS: dict[type | str, Adapter] = {}
+
+
+def register_adapter(kind: type[nn.Module] | str, adapter: Adapter) -> None:
+    """Teaches transprune how the attributes of a module follow from its parameters when these are cut.
+
+    Args:
+        kind: The class, whose subclasses follow it, or its full name (`package.module.Class`) where importing it is
+            not wanted.
+        adapter: Takes the cut module and the original one, and changes attributes of the cut one in place.
+
+    Example:
+        >>> class Attention(nn.Module):
+        ...     def __init__(self, width, heads):
+        ...         super().__init__()
+        ...         self.heads, self.qkv, self.out = heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
+        >>> def follow_heads(cut, original):
+        ...     cut.heads = cut.out.in_features * original.heads // original.out.in_features
+        >>> register_adapter(Attention, follow_heads)
+    """
+    _ADAPTERS[kind] = adapter
+
+
+def adapt(cut: nn.Module, original: nn.Module) -> None:
+    """Brings the attributes of a module in line with its parameters, by the adapters of its classes."""
+    for kind in reversed(type(cut).__mro__):
+        for name in (kind, f"{kind.__module__}.{kind.__qualname__}"):
+            if name in _ADAPTERS:
+                _ADAPTERS[name](cut, original)
+
+
+def _convolution(cut: Any, original: Any) -> None:
+    first, second = cut.weight.shape[:2]
+    if original.transposed:
+        cut.in_channels, cut.out_channels = first, second * cut.groups
+    else:
+        cut.in_channels, cut.out_channels = second * cut.groups, first
+
+
+def _linear(cut: Any, original: Any) -> None:
+    cut.out_features, cut.in_features = cut.weight.shape
+
+
+def _batch_norm(cut: Any, original: Any) -> None:
+    own = cut.weight if cut.weight is not None else cut.running_mean
+    if own is not None:
+        cut.num_features = own.shape[0]
+
+
+def _layer_norm(cut: Any, original: Any) -> None:
+    if cut.weight is not None:
+        cut.normalized_shape = tuple(cut.weight.shape)
+
+
+def _group_norm(cut: Any, original: Any) -> None:
+    if cut.weight is not None:
+        cut.num_channels = cut.weight.shape[0]
+
+
+def _prelu(cut: Any, original: Any) -> None:
+    cut.num_parameters = cut.weight.shape[0]
+
+
+def _embedding(cut: Any, original: Any) -> None:
+    cut.num_embeddings, cut.embedding_dim = cut.weight.shape
+
+
+for _kind, _adapter in (
+    (nn.modules.conv._ConvNd, _convolution),
+    (nn.Linear, _linear),
+    (nn.modules.batchnorm._NormBase, _batch_norm),
+    (nn.LayerNorm, _layer_norm),
+    (nn.GroupNorm, _group_norm),
+    (nn.PReLU, _prelu),
+    (nn.Embedding, _embedding),
+):
+    register_adapter(_kind, _adapter)

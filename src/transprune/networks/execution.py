@@ -1,0 +1,266 @@
+"""Running a trace at any widths and depths.
+
+The operators of a trace run one by one, as torch would have run them. Their arguments that are sizes follow from the
+sizes in use (`Reading.rewrites`), blocks beyond the depth in use are left out, and whoever reads the end of a stage
+reads the last block in use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+from torch.utils import _pytree
+
+from transprune.analysis.coupling import bound_arguments
+from transprune.analysis.layouts import Layout, Sizes
+from transprune.analysis.reading import Reading
+from transprune.analysis.stages import BlockRun
+from transprune.analysis.trace import operator
+
+Arguments = dict[str, Any]
+Function = Callable[[Arguments], Any]
+
+
+@dataclass(frozen=True)
+class Value:
+    """Stands for the value of a node, or of the end of a stage, among the arguments of a call."""
+
+    key: object
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operator call."""
+
+    node: fx.Node
+    arguments: Mapping[str, Any]
+    """By name; `Value` where a value is read."""
+    sizes: Mapping[str, Layout | tuple[Layout, ...]]
+    """Arguments that are sizes."""
+    function: Function
+    block: tuple[str, int] | None
+    """The stage and the position in it of the block that the call stands in."""
+    last_reads: tuple[object, ...] = ()
+    """Values that nobody reads afterwards."""
+    ends: BlockRun | None = None
+    """The stage that is over with this call."""
+
+
+class Surroundings:
+    """What a trace is run with; the base runs it as it was traced.
+
+    Args:
+        sizes: Widths and depths in use; the number of samples comes from the inputs.
+    """
+
+    def __init__(self, sizes: Sizes) -> None:
+        self.sizes = sizes
+
+    def state(self, name: str) -> Tensor:
+        """A parameter, buffer or constant at the sizes in use."""
+        raise NotImplementedError
+
+    def function(self, step: Step) -> Function:
+        """What computes a call."""
+        return step.function
+
+    def stage_end(self, stage: BlockRun, handed_on: Sequence[Tensor]) -> Tensor:
+        """What the readers of a stage's end get, from what the blocks at the depths in use hand on."""
+        return handed_on[-1]
+
+
+class Program:
+    """A reading, ready to run.
+
+    Args:
+        reading: What was read from a model.
+    """
+
+    def __init__(self, reading: Reading) -> None:
+        self.reading = reading
+        trace = reading.trace
+        self._blocks = {
+            node: (stage.name, position)
+            for stage in reading.stages
+            for position, nodes in enumerate(stage.members)
+            for node in nodes
+        }
+        self._ends = {stage.exits[-1]: stage for stage in reading.stages}
+        self._exits = {stage.name: stage for stage in reading.stages}
+        self.steps = tuple(self._step(node) for node in trace.calls)
+        self.outputs = tuple(self._template(source, trace.graph.output_node()) for source in trace.outputs)
+        self.steps = self._with_last_reads()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Program:
+        return self  # it never changes, and its keys are the nodes of a graph
+
+    def _step(self, node: fx.Node) -> Step:
+        arguments = bound_arguments(node) if isinstance(node.target, torch._ops.OpOverload) else _plain(node)
+        last = {max(stage.inside, key=self._order.__getitem__): stage for stage in self.reading.stages}
+        return Step(
+            node=node,
+            arguments={name: self._template(value, node) for name, value in arguments.items()},
+            sizes=self.reading.rewrites.get(node, {}),
+            function=_function(node),
+            block=self._blocks.get(node),
+            ends=last.get(node),
+        )
+
+    @cached_property
+    def _order(self) -> dict[fx.Node, int]:
+        return {node: place for place, node in enumerate(self.reading.trace.calls)}
+
+    def _template(self, value: Any, reader: fx.Node) -> Any:
+        if isinstance(value, fx.Node):
+            stage = self._ends.get(value)
+            return Value(stage.name if stage is not None and reader not in stage.inside else value)
+        if isinstance(value, list | tuple):
+            return [self._template(each, reader) for each in value]
+        return value
+
+    def _with_last_reads(self) -> tuple[Step, ...]:
+        kept = {value.key for value in _values(self.outputs)}
+        kept |= {node for stage in self.reading.stages for node in stage.exits}
+        seen: set[object] = set(kept)
+        steps = []
+        for step in reversed(self.steps):
+            reads = {value.key for value in _values(list(step.arguments.values()))}
+            steps.append(
+                Step(
+                    step.node, step.arguments, step.sizes, step.function, step.block, tuple(reads - seen), step.ends
+                )
+            )
+            seen |= reads
+        return tuple(reversed(steps))
+
+    def run(self, surroundings: Surroundings, inputs: Sequence[Tensor]) -> Any:
+        """What the model's forward returns for the inputs.
+
+        Args:
+            surroundings: What it is run with.
+            inputs: The positional arguments of the forward.
+        """
+        trace = self.reading.trace
+        sizes = surroundings.sizes
+        if trace.batch is not None:
+            sizes = Sizes(sizes.widths, sizes.depths, inputs[0].shape[0], sizes.is_supernet)
+        depths = {name: sizes.depths.get(name, (len(stage.blocks),)) for name, stage in self._exits.items()}
+        values: dict[object, Any] = {}
+        for node in trace.graph.nodes:
+            if node.op == "placeholder" and node.name in trace.inputs:
+                values[node] = inputs[trace.inputs.index(node.name)]
+        device = inputs[0].device if inputs else None
+
+        def filled(template: Any) -> Any:
+            if isinstance(template, Value):
+                key = template.key
+                if key not in values:
+                    assert isinstance(key, fx.Node)
+                    values[key] = surroundings.state(str(trace.state(key)))
+                return values[key]
+            if isinstance(template, list):
+                return [filled(each) for each in template]
+            return device if isinstance(template, torch.device) else template
+
+        for step in self.steps:
+            if step.block is None or step.block[1] < max(depths[step.block[0]]):
+                arguments = {name: filled(template) for name, template in step.arguments.items()}
+                for name, layout in step.sizes.items():
+                    is_list = isinstance(layout, tuple)
+                    arguments[name] = [each.size(sizes) for each in layout] if is_list else layout.size(sizes)  # type: ignore
+                values[step.node] = surroundings.function(step)(arguments)
+                for key in step.last_reads:
+                    values.pop(key, None)
+            if step.ends is not None:
+                stage = step.ends
+                handed_on = [values[stage.exits[depth - 1]] for depth in depths[stage.name]]
+                values[stage.name] = surroundings.stage_end(stage, handed_on)
+                for node in stage.exits:
+                    values.pop(node, None)
+        flat = [filled(template) for template in self.outputs]
+        return _pytree.tree_unflatten(flat, trace.structure)
+
+
+def _plain(node: fx.Node) -> dict[str, Any]:
+    """Arguments of a call of something that has no schema."""
+    return {str(position): argument for position, argument in enumerate(node.args)} | dict(node.kwargs)
+
+
+def _values(template: Any) -> list[Value]:
+    if isinstance(template, Value):
+        return [template]
+    if isinstance(template, list | tuple):
+        return [value for each in template for value in _values(each)]
+    return []
+
+
+def _function(node: fx.Node) -> Function:
+    """What computes a call, from its arguments by name."""
+    special = FUNCTIONS.get(operator(node))
+    if special is not None:
+        return special
+    target: Any = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        positions = [str(position) for position in range(len(node.args))]
+        return lambda arguments: target(
+            *(arguments[name] for name in positions),
+            **{name: value for name, value in arguments.items() if name not in positions},
+        )
+    schema = target._schema.arguments
+    plain = [argument.name for argument in schema if not argument.kwarg_only]
+    named = [argument.name for argument in schema if argument.kwarg_only]
+    return lambda arguments: target(
+        *(arguments[name] for name in plain), **{name: arguments[name] for name in named}
+    )
+
+
+def _reshape(arguments: Arguments) -> Any:
+    tensor: Tensor = arguments["self"]
+    return tensor.reshape(arguments["size"])
+
+
+def _expand(arguments: Arguments) -> Any:
+    tensor: Tensor = arguments["self"]
+    return tensor.expand(arguments["size"])
+
+
+def _split(arguments: Arguments) -> Any:
+    return torch.split(arguments["self"], arguments["split_sizes"], arguments["dim"] or 0)
+
+
+def _convolution(name: str) -> Function:
+    def function(arguments: Arguments) -> Tensor:
+        convolve: Callable[..., Tensor] = getattr(F, name)
+        return convolve(
+            arguments["input"],
+            arguments["weight"],
+            arguments["bias"],
+            arguments["stride"],
+            arguments["padding"],
+            arguments["dilation"],
+            arguments["groups"],
+        )
+
+    return function
+
+
+def _linear(arguments: Arguments) -> Tensor:
+    return F.linear(arguments["input"], arguments["weight"], arguments["bias"])
+
+
+FUNCTIONS: dict[str, Function] = {
+    **dict.fromkeys(("view", "reshape", "_unsafe_view", "flatten", "unflatten", "reshape_as", "view_as"), _reshape),
+    **dict.fromkeys(("expand", "expand_as", "broadcast_to"), _expand),
+    **dict.fromkeys(("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk"), _split),
+    "conv1d": _convolution("conv1d"),
+    "conv2d": _convolution("conv2d"),
+    "conv3d": _convolution("conv3d"),
+    "linear": _linear,
+}
+"""Operators that are not computed by themselves but by a function of any sizes."""

@@ -1,0 +1,134 @@
+"""A network that runs the operators of a trace: for forwards that write down sizes which cannot follow a cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from transprune.analysis.layouts import Sizes
+from transprune.analysis.trace import operator
+from transprune.networks.execution import Arguments, Function, Program, Step, Surroundings
+
+
+class TracedNetwork(nn.Module):
+    """A smaller network that computes what the unpruned one's forward was traced to compute.
+
+    It has the modules and parameter names of the unpruned network, but runs the operators that were traced rather than
+    the network's own forward: where that writes a number of channels into its code, no smaller network of its class
+    can exist. What was traced in evaluation mode holds in training as well, with two exceptions: batch norms use and
+    collect statistics of the batch, and dropout drops. Stochastic depth and auxiliary heads are not part of it. Rows and
+    columns of the inputs are those of the example; the number of samples is free.
+
+    Args:
+        program: The operators.
+        modules: The unpruned network's modules, cut.
+        sizes: Widths and depths in use.
+        reason: Why the network is not of its own class.
+    """
+
+    def __init__(self, program: Program, modules: nn.Module, sizes: Sizes, reason: str) -> None:
+        super().__init__()
+        self.__dict__["_traced"] = (program, sizes, type(modules))
+        self.__dict__["reason"] = reason
+        for name, child in modules.named_children():
+            self.add_module(name, child)
+        for name, parameter in modules.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        for name, buffer in modules.named_buffers(recurse=False):
+            self.register_buffer(name, buffer, persistent=name not in modules._non_persistent_buffers_set)
+        self.train(modules.training)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """What the unpruned network returns, computed by the smaller one."""
+        program, sizes, _ = self.__dict__["_traced"]
+        return program.run(_Plain(self, program, sizes), inputs)
+
+    def extra_repr(self) -> str:
+        """The class whose operators were traced, and why it is not that class."""
+        return f"of {self.__dict__['_traced'][2].__name__}: {self.__dict__['reason']}"
+
+
+class _Plain(Surroundings):
+    """One architecture: parameters are as large as they are, batch norms and dropout follow the module's mode."""
+
+    def __init__(self, network: nn.Module, program: Program, sizes: Sizes) -> None:
+        super().__init__(sizes)
+        self.network = network
+        self.program = program
+
+    def state(self, name: str) -> Tensor:
+        constants = self.program.reading.trace.constants
+        if name in constants:
+            return cut_constant(self.program, name, self.sizes).to(next(self.network.parameters()).device)
+        return tensor_at(self.network, name)
+
+    def function(self, step: Step) -> Function:
+        kind = operator(step.node)
+        if kind in TRAINABLE:
+            return in_mode(kind, step.function, self.network.training)
+        shortcut = free_sums(self.program).get(step.node)
+        if shortcut is not None:
+            module = self.network.get_submodule(shortcut)
+            return lambda arguments: arguments["self"] + module(arguments["other"])
+        return step.function
+
+
+TRAINABLE = ("batch_norm", "instance_norm", "dropout", "feature_dropout", "alpha_dropout")
+"""Operators that differ between training and evaluation."""
+
+
+def in_mode(kind: str, function: Function, training: bool) -> Function:
+    """What computes a call that differs between training and evaluation."""
+    if not training:
+        return function
+    if kind == "batch_norm":
+        return _batch_norm_in_training
+
+    def trained(arguments: Arguments) -> Any:
+        name = "use_input_stats" if kind == "instance_norm" else "train"
+        return function({**arguments, name: True})
+
+    return trained
+
+
+def _batch_norm_in_training(arguments: Arguments) -> Tensor:
+    return F.batch_norm(
+        arguments["input"],
+        arguments["running_mean"],
+        arguments["running_var"],
+        arguments["weight"],
+        arguments["bias"],
+        training=True,
+        momentum=arguments["momentum"],
+        eps=arguments["eps"],
+    )
+
+
+def free_sums(program: Program) -> Mapping[Any, str]:
+    """Path of the shortcut of each residual sum with free sides, by the call that adds."""
+    return {
+        facts.use.node: facts.use.name
+        for facts in program.reading.layers
+        if facts.use.operator == "projection" and facts.inputs != facts.outputs
+    }
+
+
+def tensor_at(network: nn.Module, path: str) -> Tensor:
+    """The parameter or buffer of a path."""
+    module, _, name = path.rpartition(".")
+    found: Tensor = getattr(network.get_submodule(module), name)
+    return found
+
+
+def cut_constant(program: Program, name: str, sizes: Sizes) -> Tensor:
+    """A tensor that the forward made of nothing, at the sizes in use."""
+    constant = program.reading.trace.constants[name]
+    for axis, layout in enumerate(program.reading.states.get(name, ())):
+        if layout.is_searched:
+            kept = layout.kept(sizes, program.reading.first_units)
+            constant = constant.index_select(axis, torch.from_numpy(kept).to(constant.device))
+    return constant
