@@ -58,6 +58,21 @@ class LoaderData:
                     f"cannot use a {type(loader).__name__} as {name}: it can be iterated once or not at all; expected "
                     "a DataLoader, a list of batches or another loader that starts anew each time"
                 )
+            if length_of(loader) == 0:
+                raise no_batches(name)
+
+
+def length_of(loader: Iterable[Any]) -> int | None:
+    """How many batches a loader says it has; None if it does not say."""
+    try:
+        return len(loader)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def no_batches(name: str) -> DataError:
+    """The error of an empty loader."""
+    return DataError(f"cannot use the {name} loader: it gives no batch; expected at least one")
 
 
 @dataclass(frozen=True)

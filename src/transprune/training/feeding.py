@@ -15,7 +15,9 @@ from transprune.data import (
     SearchLoaders,
     Split,
     divide_loader,
+    length_of,
     make_loader,
+    no_batches,
     split_halves,
 )
 from transprune.errors import DataError
@@ -55,11 +57,9 @@ class Feed:
         self._loader, self._task, self._device, self._part = loader, task, device, part
 
     def __len__(self) -> int:
-        """How many batches; a loader that cannot say is read once to count."""
-        try:
-            return len(self._loader)  # type: ignore[arg-type]
-        except TypeError:
-            return sum(1 for _ in self._loader)
+        """How many batches; a loader that does not say is read once to count."""
+        length = length_of(self._loader)
+        return sum(1 for _ in self) if length is None else length
 
     def __iter__(self) -> Iterator[Batch]:
         is_empty = True
@@ -67,7 +67,7 @@ class Feed:
             is_empty = False
             yield on_device(self._apart(batch), self._device)
         if is_empty:
-            raise DataError(f"cannot use the {self._part} loader: it gave no batch; expected at least one")
+            raise no_batches(self._part)
 
     def _apart(self, batch: Any) -> Batch:
         try:
