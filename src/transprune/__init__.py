@@ -37,7 +37,13 @@ if TYPE_CHECKING:
     from transprune.space import SearchSpace, depth_candidates, width_candidates
     from transprune.training.bilevel import Bilevel, SearchOptions
     from transprune.training.evaluation import Evaluation, evaluate
-    from transprune.training.fitting import DistillationOptions, TrainingOptions, distill, train
+    from transprune.training.fitting import (
+        DistillationOptions,
+        TrainingOptions,
+        distill,
+        estimate_statistics,
+        train,
+    )
     from transprune.training.searching import SearchResult, search
     from transprune.training.tasks import Metric, Task, classification, regression, segmentation
 
@@ -62,7 +68,13 @@ _HOME = {
     "transprune.space": ("SearchSpace", "depth_candidates", "width_candidates"),
     "transprune.training.bilevel": ("Bilevel", "SearchOptions"),
     "transprune.training.evaluation": ("Evaluation", "evaluate"),
-    "transprune.training.fitting": ("DistillationOptions", "TrainingOptions", "distill", "train"),
+    "transprune.training.fitting": (
+        "DistillationOptions",
+        "TrainingOptions",
+        "distill",
+        "estimate_statistics",
+        "train",
+    ),
     "transprune.training.searching": ("SearchResult", "search"),
     "transprune.training.tasks": ("Metric", "Task", "classification", "regression", "segmentation"),
 }
@@ -99,6 +111,7 @@ __all__ = [
     "depth_candidates",
     "derive",
     "distill",
+    "estimate_statistics",
     "evaluate",
     "get_preset",
     "inspect",
