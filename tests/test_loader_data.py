@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, WeightedRandomSampler
 
 from transprune.data import LoaderData, divide_loader
 from transprune.errors import DataError
@@ -84,23 +84,17 @@ def test_the_parts_collate_as_the_loader_does():
     assert [batch["count"] for part in (parts.weights, parts.validation) for batch in part] == [4, 4, 4, 4]
 
 
-class Nameless(Dataset):
-    """No length."""
-
-    def __getitem__(self, place):
-        return place
-
-
 @pytest.mark.parametrize(
     ("loader", "reason"),
     [
         ([(torch.zeros(4, 2), torch.zeros(4, 1))], "it is a list, not a DataLoader"),
-        (DataLoader(Endless(), batch_size=None), "its data set, a Endless, has no places"),
+        (DataLoader(Endless(), batch_size=None), "its data set, a Endless, has no places and length"),
         (
             DataLoader(numbered(8), 4, sampler=WeightedRandomSampler([1.0] * 8, 8)),
             "by a WeightedRandomSampler of its own",
         ),
-        (DataLoader(numbered(8), batch_sampler=[[0, 1], [2, 3]]), "of its own"),
+        (DataLoader(numbered(8), batch_sampler=[[0, 1], [2, 3]]), "no batch size, its batches come from a list"),
+        (DataLoader(numbered(8), batch_size=None), "no batch size, its batches come from a TensorDataset"),
         (DataLoader(numbered(3), 1), "its data set has 3 samples, and each part needs two"),
     ],
 )

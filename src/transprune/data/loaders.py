@@ -118,9 +118,11 @@ def _divisible(loader: Iterable[Any]) -> DataLoader[Any]:
     if not isinstance(loader, DataLoader):
         found = f"it is a {type(loader).__name__}, not a DataLoader"
     elif not hasattr(loader.dataset, "__getitem__") or not hasattr(loader.dataset, "__len__"):
-        found = f"its data set, a {type(loader.dataset).__name__}, has no places"
-    elif loader.batch_size is None or type(loader.sampler) not in (RandomSampler, SequentialSampler):
-        found = f"it draws its batches by a {type(loader.sampler).__name__} of its own"
+        found = f"its data set, a {type(loader.dataset).__name__}, has no places and length"
+    elif loader.batch_size is None:
+        found = f"it has no batch size, its batches come from a {type(loader.batch_sampler or loader.dataset).__name__}"
+    elif type(loader.sampler) not in (RandomSampler, SequentialSampler):
+        found = f"it draws its samples by a {type(loader.sampler).__name__} of its own"
     elif len(loader.dataset) < 4:
         found = f"its data set has {len(loader.dataset)} samples, and each part needs two"
     if found is not None:

@@ -50,7 +50,7 @@ class Feed:
         loader: Yields batches, anew for each `iter`.
         task: Says how to take them apart.
         device: Where they are wanted.
-        part: What to call the loader in a message, such as `training`.
+        part: What to call the loader in a message, such as `train`.
     """
 
     def __init__(self, loader: Iterable[Any], task: Task, device: torch.device, part: str) -> None:
