@@ -86,15 +86,15 @@ def test_the_same_seed_finds_the_same_architecture_and_probabilities(model):
 
 def test_a_step_of_the_weights_moves_no_architecture_parameter_and_the_other_way_round(model):
     searching = bilevel(model)
-    images, labels = next(iter(searching.weight_batches))
+    batch = next(iter(searching.weight_batches))
     weights, parameters = state_of(searching.supernet), state_of(searching.parameters)
-    searching.step_architecture(images, labels, 5.0)
+    searching.step_architecture(batch, 5.0)
     assert_same_state(weights, searching.supernet.state_dict())
     assert not torch.equal(parameters["widths"], searching.parameters.widths)
     assert not torch.equal(parameters["depths"], searching.parameters.depths)
     assert all(weight.grad is None for weight in searching.weights), "the architecture step needs no weight gradients"
     parameters = state_of(searching.parameters)
-    searching.step_weights(images, labels, 5.0, Meter())
+    searching.step_weights(batch, 5.0, Meter(searching.task))
     assert_same_state(parameters, searching.parameters.state_dict())
     assert not torch.equal(weights["network.stem.weight"], searching.supernet.state_dict()["network.stem.weight"])
 
@@ -103,7 +103,7 @@ def test_weights_and_architecture_learn_on_different_images(model):
     searching = bilevel(model)
     seen = [set(), set()]
     for place, batches in enumerate((searching.weight_batches, searching.validation_batches)):
-        for images, _ in batches:
+        for (images,), _ in batches:
             seen[place] |= {tuple(image.flatten().tolist()) for image in images}
     assert len(seen[0]) + len(seen[1]) == 64
     assert not seen[0] & seen[1]

@@ -9,6 +9,7 @@ from torch import nn
 from transprune.data import Augmentation, ImageData, MemorySplit
 from transprune.errors import DivergenceError, OptionError
 from transprune.training.evaluation import Meter, evaluate, evaluate_batches, evaluation_mode
+from transprune.training.feeding import Batch
 from transprune.training.fitting import (
     DistillationOptions,
     TrainingOptions,
@@ -18,6 +19,7 @@ from transprune.training.fitting import (
     sgd,
     train,
 )
+from transprune.training.tasks import classification
 
 
 def two_colours(samples=64, seed=0):
@@ -113,11 +115,16 @@ def test_distilling_leaves_student_and_teacher_untouched():
     assert all(parameter.requires_grad for parameter in teacher.parameters())
 
 
-def test_a_loss_that_is_no_number_stops_the_training_and_names_phase_and_epoch():
+def test_a_loss_that_becomes_no_number_stops_the_training_and_names_phase_and_epoch():
+    with pytest.raises(DivergenceError, match=r"phase 'teacher': the loss of epoch 1 is nan; lower the learning rate"):
+        train(small_network(), two_colours(), TrainingOptions(**{**SHORT, "learning_rate": 1e38}))
+
+
+def test_a_loss_that_is_no_number_from_the_start_stops_the_training_before_any_step():
     network = small_network()
     with torch.no_grad():
         network[0].weight.fill_(float("nan"))
-    with pytest.raises(DivergenceError, match=r"phase 'teacher': the loss of epoch 1 is nan; lower the learning rate"):
+    with pytest.raises(DivergenceError, match=r"begin phase 'teacher': the loss of the first batch is nan; look for"):
         train(network, two_colours(), TrainingOptions(**SHORT))
 
 
@@ -160,14 +167,15 @@ def test_the_learning_rate_rises_in_the_warm_up_and_falls_to_zero_at_the_very_en
 def test_accuracy_counts_the_five_most_probable_classes():
     logits = torch.eye(10)[[0, 1, 2, 3]] + torch.linspace(0, 0.5, 10).flip(0)
     labels = torch.tensor([0, 1, 9, 3])
-    figures = evaluate_batches(lambda images: images, [(logits[:3], labels[:3]), (logits[3:], labels[3:])])
+    batches = [Batch((logits[:3],), labels[:3]), Batch((logits[3:],), labels[3:])]
+    figures = evaluate_batches(lambda images: images, batches, classification())
     assert figures.top1 == 75.0
     assert figures.top5 == 75.0
     assert figures.loss == pytest.approx(float(nn.functional.cross_entropy(logits, labels)))
 
 
 def test_an_average_over_nothing_is_no_number():
-    assert str(Meter().evaluation().top1) == "nan"
+    assert str(Meter(classification()).evaluation().top1) == "nan"
 
 
 def test_evaluation_mode_gives_every_module_its_own_mode_back():

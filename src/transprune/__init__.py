@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transprune.analysis.probabilities import Probabilities
     from transprune.architecture import Architecture
     from transprune.budget import Budget
-    from transprune.data import Augmentation, ImageData, MemorySplit, load_data, make_loader
+    from transprune.data import Augmentation, ImageData, LoaderData, MemorySplit, load_data, make_loader
     from transprune.delivery.loading import load
     from transprune.errors import TranspruneError
     from transprune.networks.resnet import ResNet, resnet
@@ -37,8 +37,15 @@ if TYPE_CHECKING:
     from transprune.space import SearchSpace, depth_candidates, width_candidates
     from transprune.training.bilevel import Bilevel, SearchOptions
     from transprune.training.evaluation import Evaluation, evaluate
-    from transprune.training.fitting import DistillationOptions, TrainingOptions, distill, train
+    from transprune.training.fitting import (
+        DistillationOptions,
+        TrainingOptions,
+        distill,
+        estimate_statistics,
+        train,
+    )
     from transprune.training.searching import SearchResult, search
+    from transprune.training.tasks import Metric, Task, classification, regression, segmentation
 
 _HOME = {
     "transprune.analysis.cost": ("ExpectedCost",),
@@ -48,7 +55,7 @@ _HOME = {
     "transprune.analysis.probabilities": ("Probabilities",),
     "transprune.architecture": ("Architecture",),
     "transprune.budget": ("Budget",),
-    "transprune.data": ("Augmentation", "ImageData", "MemorySplit", "load_data", "make_loader"),
+    "transprune.data": ("Augmentation", "ImageData", "LoaderData", "MemorySplit", "load_data", "make_loader"),
     "transprune.delivery.loading": ("load",),
     "transprune.errors": ("TranspruneError",),
     "transprune.networks.resnet": ("ResNet", "resnet"),
@@ -61,8 +68,15 @@ _HOME = {
     "transprune.space": ("SearchSpace", "depth_candidates", "width_candidates"),
     "transprune.training.bilevel": ("Bilevel", "SearchOptions"),
     "transprune.training.evaluation": ("Evaluation", "evaluate"),
-    "transprune.training.fitting": ("DistillationOptions", "TrainingOptions", "distill", "train"),
+    "transprune.training.fitting": (
+        "DistillationOptions",
+        "TrainingOptions",
+        "distill",
+        "estimate_statistics",
+        "train",
+    ),
     "transprune.training.searching": ("SearchResult", "search"),
+    "transprune.training.tasks": ("Metric", "Task", "classification", "regression", "segmentation"),
 }
 """Where each public name lives; a module is imported when a name of it is first used, so the package imports fast."""
 
@@ -76,7 +90,9 @@ __all__ = [
     "Evaluation",
     "ExpectedCost",
     "ImageData",
+    "LoaderData",
     "MemorySplit",
+    "Metric",
     "Probabilities",
     "ResNet",
     "ResNetShape",
@@ -86,13 +102,16 @@ __all__ = [
     "SearchSpace",
     "Selection",
     "Supernet",
+    "Task",
     "TrainingOptions",
     "TranspruneError",
     "__version__",
+    "classification",
     "count_macs",
     "depth_candidates",
     "derive",
     "distill",
+    "estimate_statistics",
     "evaluate",
     "get_preset",
     "inspect",
@@ -100,8 +119,10 @@ __all__ = [
     "load_data",
     "make_loader",
     "measure_latencies",
+    "regression",
     "resnet",
     "search",
+    "segmentation",
     "shrink",
     "train",
     "width_candidates",

@@ -1,4 +1,4 @@
-"""Data sets: images with labels, where they come from, and batches of them.
+"""Data sets: images with labels, where they come from, and batches of them; or batches from loaders of any kind.
 
 data = load_data("digits")
 weights_part, architecture_part = split_halves(data.train, seed=0)
@@ -8,6 +8,7 @@ for images, labels in make_loader(weights_part, data, batch_size=64, train=True,
 
 from transprune.data.augmentation import Augmentation
 from transprune.data.loader import Loader, make_loader
+from transprune.data.loaders import LoaderData, SearchLoaders, divide_loader, length_of, no_batches
 from transprune.data.sources import load_data
 from transprune.data.splits import FileSplit, ImageData, MemorySplit, Split, split_halves
 
@@ -16,9 +17,14 @@ __all__ = [
     "FileSplit",
     "ImageData",
     "Loader",
+    "LoaderData",
     "MemorySplit",
+    "SearchLoaders",
     "Split",
+    "divide_loader",
+    "length_of",
     "load_data",
     "make_loader",
+    "no_batches",
     "split_halves",
 ]

@@ -1,4 +1,4 @@
-"""A search in progress: weights learn on one part of the training images, the architecture on the other.
+"""A search in progress: weights learn on one part of the training data, the architecture on the other.
 
 Source: Dong & Yang, 2019, arXiv:1905.09717, section 3.2 and Algorithm 1.
 """
@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from transprune.analysis.cost import ExpectedCost
 from transprune.analysis.derivation import NEARLY_FULL
 from transprune.analysis.probabilities import Probabilities
 from transprune.architecture import Architecture
-from transprune.data import ImageData, Loader, make_loader, split_halves
 from transprune.errors import OptionError
 from transprune.layers import CostKind
 from transprune.networks.initialisation import initialise
@@ -30,7 +29,9 @@ from transprune.numerics.annealing import Schedule, anneal
 from transprune.numerics.penalty import budget_penalty
 from transprune.space import SearchSpace
 from transprune.training.evaluation import Evaluation, Meter, evaluate_batches, evaluation_mode
-from transprune.training.fitting import at_least, check_finite, cosine_schedule, sgd
+from transprune.training.feeding import Batch, Data, search_feeds
+from transprune.training.fitting import at_least, check_finite, check_first_loss, cosine_schedule, sgd
+from transprune.training.tasks import Task, classification
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +39,9 @@ class SearchOptions:
     """How an architecture is searched. The defaults are the paper's for CIFAR."""
 
     epochs: int = 600
-    """Passes over the part of the training images that the weights learn on."""
+    """Passes over the part of the training data that the weights learn on."""
     batch_size: int = 256
-    """Images a step, for weights and for the architecture."""
+    """Images a step, for weights and for the architecture; `LoaderData` brings its own."""
     learning_rate: float = 0.1
     """Peak learning rate of SGD on the weights; it follows half a cosine to zero."""
     warm_up_epochs: float = 0
@@ -74,7 +75,7 @@ class SearchOptions:
     depth_samples: int | None = 2
     """Candidates drawn for each stage in a step; None: all, as the paper does."""
     weights_share: float = 0.5
-    """Share of the training images that the weights learn on."""
+    """Share of the training samples that the weights learn on."""
     start: Literal["scratch", "model"] = "scratch"
     """Weights that the supernet starts from: new ones (the paper), or the model's."""
     fill: float = NEARLY_FULL
@@ -116,7 +117,7 @@ class Bilevel:
     def __init__(
         self,
         model: nn.Module,
-        data: ImageData,
+        data: Data,
         options: SearchOptions,
         *,
         space: SearchSpace,
@@ -124,8 +125,10 @@ class Bilevel:
         target: int,
         seed: int,
         device: torch.device,
+        task: Task | None = None,
     ) -> None:
         self.space, self.options, self.target, self.kind = space, options, target, kind
+        self.task = task or classification()
         start = copy.deepcopy(model)
         if options.start == "scratch":
             initialise(start)
@@ -133,15 +136,16 @@ class Bilevel:
         self.parameters = ArchitectureParameters(space).to(device)
         self.expected_cost = ExpectedCost(space, kind, device=device)
         self.generator = torch.Generator(device).manual_seed(seed)
-        weights_part, architecture_part = split_halves(data.train, fraction=options.weights_share, seed=seed)
-        loaders = [
-            make_loader(part, data, batch_size=options.batch_size, train=True, seed=seed + offset, device=device)
-            for offset, part in enumerate((weights_part, architecture_part))
-        ]
-        self.weight_batches, self.architecture_batches = loaders[0], _endless(loaders[1])
-        self.validation_batches = make_loader(
-            architecture_part, data, batch_size=options.batch_size, train=False, seed=seed, device=device
+        feeds = search_feeds(
+            data,
+            self.task,
+            batch_size=options.batch_size,
+            weights_share=options.weights_share,
+            seed=seed,
+            device=device,
         )
+        self.weight_batches, self.validation_batches = feeds.weights, feeds.validation
+        self.architecture_batches = _endless(feeds.architecture)
         self.weights = [parameter for parameter in self.supernet.parameters() if parameter.requires_grad]
         self.weight_optimizer = sgd(self.weights, options.learning_rate, options.momentum, options.weight_decay)
         self.schedule = cosine_schedule(
@@ -167,19 +171,18 @@ class Bilevel:
         temperature = self.temperature(epoch)
         rate = self.weight_optimizer.param_groups[0]["lr"]
         learns_architecture = epoch > self.options.architecture_after * self.options.epochs
-        meter = Meter()
-        for images, labels in self.weight_batches:
-            self.step_weights(images, labels, temperature, meter)
+        meter = Meter(self.task)
+        for batch in self.weight_batches:
+            self.step_weights(batch, temperature, meter)
             if learns_architecture:
-                self.step_architecture(*next(self.architecture_batches), temperature)
+                self.step_architecture(next(self.architecture_batches), temperature)
         trained = meter.evaluation()
         check_finite(trained.loss, "search", epoch)
         return {
             "phase": "search",
             "epoch": epoch,
             "epochs": self.options.epochs,
-            "loss": trained.loss,
-            "top1": trained.top1,
+            **trained.headline(),
             "temperature": temperature,
             "learning_rate": rate,
             **self._state(),
@@ -201,22 +204,24 @@ class Bilevel:
             generator=self.generator,
         )
 
-    def step_weights(self, images: Tensor, labels: Tensor, temperature: float, meter: Meter) -> None:
+    def step_weights(self, batch: Batch, temperature: float, meter: Meter) -> None:
         """One step of the weights, with the architecture parameters held."""
         with torch.no_grad():
             selection = self.select(temperature)
-        logits = self.supernet(selection, images)
-        loss = F.cross_entropy(logits, labels)
+        outputs = self.supernet(selection, *batch.inputs)
+        loss = self.task.loss_of(outputs, batch.targets)
+        if self.schedule.last_epoch == 0:
+            check_first_loss(loss, "search")
         self.weight_optimizer.zero_grad()
         loss.backward()
         self.weight_optimizer.step()
         self.schedule.step()
-        meter.add(loss, logits, labels)
+        meter.add(loss, outputs, batch)
 
-    def step_architecture(self, images: Tensor, labels: Tensor, temperature: float) -> None:
+    def step_architecture(self, batch: Batch, temperature: float) -> None:
         """One step of the architecture parameters, with the weights held; no gradient of a weight is computed."""
-        logits = self.supernet(self.select(temperature), images)
-        loss = F.cross_entropy(logits, labels) + self.options.penalty_weight * self.penalty()
+        outputs = self.supernet(self.select(temperature), *batch.inputs)
+        loss = self.task.loss_of(outputs, batch.targets) + self.options.penalty_weight * self.penalty()
         self.architecture_optimizer.zero_grad()
         loss.backward(inputs=list(self.parameters.parameters()))
         self.architecture_optimizer.step()
@@ -234,10 +239,10 @@ class Bilevel:
         return Probabilities(probabilities.widths.cpu(), probabilities.depths.cpu())
 
     def validate(self, architecture: Architecture) -> Evaluation:
-        """Accuracy of an architecture in the supernet, on the architecture's part of the data, not augmented."""
+        """Figures of an architecture in the supernet, on the architecture's part of the data; images not augmented."""
         selection = Selection.of(self.space, architecture, self.generator.device)
         with evaluation_mode(self.supernet):
-            return evaluate_batches(lambda images: self.supernet(selection, images), self.validation_batches)
+            return evaluate_batches(partial(self.supernet, selection), self.validation_batches, self.task)
 
     def _state(self) -> dict[str, Any]:
         probabilities = self.probabilities()
@@ -246,8 +251,7 @@ class Bilevel:
         with torch.no_grad():
             expected = float(self.expected_cost(self.parameters.probabilities()))
         return {
-            "validation_loss": validated.loss,
-            "validation_top1": validated.top1,
+            **{f"validation_{name}": value for name, value in validated.headline().items()},
             f"expected_{self.kind}": expected,
             f"actual_{self.kind}": self.space.cost(self.kind, likeliest),
             f"target_{self.kind}": self.target,
@@ -257,6 +261,6 @@ class Bilevel:
         }
 
 
-def _endless(loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:
+def _endless(batches: Iterable[Batch]) -> Iterator[Batch]:
     while True:
-        yield from loader
+        yield from batches

@@ -1,65 +1,100 @@
-"""How well a network classifies."""
+"""How well a network does its task."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from transprune.data import ImageData, make_loader
-
-Batches = Iterable[tuple[Tensor, Tensor]]
+from transprune.errors import OptionError
+from transprune.numerics.structures import outline
+from transprune.training.feeding import Batch, Data, feed
+from transprune.training.tasks import Task, classification
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Accuracy over a set of labelled images."""
+    """Figures over a data set; each metric is an attribute, such as `top1` in a classification."""
 
-    top1: float
-    """Share of the images whose most probable class is right, in percent."""
-    top5: float
-    """Share of the images whose class is among the five most probable, in percent."""
     loss: float
-    """Mean cross-entropy."""
+    """Mean loss."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """The task's metrics by name."""
+
+    def __getattr__(self, name: str) -> float:
+        try:
+            return float(self.__dict__["metrics"][name])
+        except KeyError:
+            raise AttributeError(f"the evaluation has no figure {name!r}") from None
+
+    def headline(self) -> dict[str, float]:
+        """The loss and the main metric, the first."""
+        return {"loss": self.loss, **dict(list(self.metrics.items())[:1])}
 
     def to_json(self) -> dict[str, float]:
         """The figures by name."""
-        return asdict(self)
+        return {**self.metrics, "loss": self.loss}
 
 
 class Meter:
-    """Adds up loss and correct answers over batches; nothing leaves the device before `evaluation`."""
+    """Adds up loss and metrics over batches; nothing leaves the device before `evaluation`."""
 
-    def __init__(self) -> None:
-        self._sums: Tensor | None = None
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._sums: dict[str, Tensor] = {}
         self._samples = 0
 
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Counts a batch: its mean loss, logits [batch, classes] and labels [batch]."""
-        ranks = logits.detach().topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-        batch = torch.stack([loss.detach() * len(labels), ranks[:, 0].sum(), ranks.sum()]).double()
-        self._sums = batch if self._sums is None else self._sums + batch
-        self._samples += len(labels)
+    @torch.no_grad()
+    def add(self, loss: Tensor, outputs: Any, batch: Batch) -> None:
+        """Counts a batch: its mean loss and what its metrics measure.
+
+        Raises:
+            OptionError: A metric gives neither one number nor a row for each sample.
+        """
+        self._count("loss", loss, batch.samples)
+        for name in self._task.metrics:
+            self._count(name, self._task.metric(name).measure(outputs, batch.targets), batch.samples)
+        self._samples += batch.samples
 
     def evaluation(self) -> Evaluation:
         """The figures over all batches so far; NaN if there were none."""
-        if self._sums is None:
-            return Evaluation(float("nan"), float("nan"), float("nan"))
-        loss, top1, top5 = (self._sums / self._samples).tolist()
-        return Evaluation(top1=100 * top1, top5=100 * top5, loss=loss)
+        figures = {name: self._figure(name) for name in ("loss", *self._task.metrics)}
+        return Evaluation(figures.pop("loss"), figures)
+
+    def _count(self, name: str, value: Tensor, samples: int) -> None:
+        is_mean = isinstance(value, Tensor) and value.dim() == 0
+        if not is_mean and not (isinstance(value, Tensor) and len(value) == samples):
+            raise OptionError(
+                f"cannot use the metric {name!r}: for {samples} samples it returned {outline(value)}; expected a "
+                f"tensor without dimensions (the mean of the batch) or a row for each sample [{samples}, ...]"
+            )
+        total = (value * samples).double() if is_mean else value.double().sum(0)
+        self._sums[name] = self._sums[name] + total if name in self._sums else total
+
+    def _figure(self, name: str) -> float:
+        if name not in self._sums:
+            return float("nan")
+        mean = self._sums[name] / self._samples
+        finish = None if name == "loss" else self._task.metric(name).finish
+        figure = mean if finish is None else torch.as_tensor(finish(mean))
+        if figure.numel() != 1:
+            raise OptionError(
+                f"cannot use the metric {name!r}: it ends in {outline(figure)}; expected one number, give it a finish"
+            )
+        return float(figure)
 
 
 @torch.no_grad()
-def evaluate_batches(classify: Callable[[Tensor], Tensor], batches: Batches) -> Evaluation:
-    """Accuracy of a function from images to logits, over batches of images and labels."""
-    meter = Meter()
-    for images, labels in batches:
-        logits = classify(images)
-        meter.add(F.cross_entropy(logits, labels), logits, labels)
+def evaluate_batches(network: Callable[..., Any], batches: Iterable[Batch], task: Task) -> Evaluation:
+    """Figures of a function from inputs to outputs."""
+    meter = Meter(task)
+    for batch in batches:
+        outputs = network(*batch.inputs)
+        meter.add(task.loss_of(outputs, batch.targets), outputs, batch)
     return meter.evaluation()
 
 
@@ -76,18 +111,24 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
 
 
 def evaluate(
-    network: nn.Module, data: ImageData, *, batch_size: int = 256, device: torch.device | str = "cpu"
+    network: nn.Module,
+    data: Data,
+    *,
+    task: Task | None = None,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
 ) -> Evaluation:
-    """Accuracy on the test images of a data set.
+    """Loss and metrics on the test part of a data set.
 
     Args:
-        network: From images [batch, channels, rows, columns] to logits [batch, classes]; it stays where it is if it
-            is on the device already.
+        network: From the inputs of a batch to outputs; it stays where it is if it is on the device already.
         data: The data set.
-        batch_size: Images a forward.
+        task: Loss, metrics, and how a batch is taken apart; None: `classification()`.
+        batch_size: Images a forward, for `ImageData`.
         device: Where to run.
     """
-    batches = make_loader(data.test, data, batch_size=batch_size, train=False, seed=0, device=torch.device(device))
-    placed = network.to(device)
+    task, place = task or classification(), torch.device(device)
+    batches = feed(data, "test", task, batch_size=batch_size, seed=0, device=place)
+    placed = network.to(place)
     with evaluation_mode(placed):
-        return evaluate_batches(placed, batches)
+        return evaluate_batches(placed, batches, task)

@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from transprune.data import ImageData, make_loader
 from transprune.errors import DivergenceError, OptionError
 from transprune.numerics.annealing import warm_up_then_cosine
-from transprune.numerics.distillation import distillation_loss
 from transprune.runtime import seeded
 from transprune.training.evaluation import Meter, evaluate_batches, evaluation_mode
+from transprune.training.feeding import Batch, Data, feed
+from transprune.training.tasks import Task, classification
 
 EpochCallback = Callable[[Mapping[str, Any]], None]
 """Called after every epoch with its figures; see `docs/journal.md` for their names."""
@@ -29,9 +28,9 @@ class TrainingOptions:
     """How the weights of a network are trained. The defaults are the paper's for CIFAR."""
 
     epochs: int = 300
-    """Passes over the training images."""
+    """Passes over the training data."""
     batch_size: int = 256
-    """Images a step."""
+    """Images a step; `LoaderData` brings its own."""
     learning_rate: float = 0.1
     """Peak learning rate of SGD; it follows half a cosine to zero."""
     warm_up_epochs: float = 5
@@ -41,7 +40,7 @@ class TrainingOptions:
     weight_decay: float = 5e-4
     """L2 penalty on all weights."""
     evaluate_every: int = 1
-    """Epochs between evaluations on the test images; the last epoch is always evaluated."""
+    """Epochs between evaluations on the test data; the last epoch is always evaluated."""
 
     def __post_init__(self) -> None:
         at_least("epochs", self.epochs, 1)
@@ -60,9 +59,9 @@ class DistillationOptions(TrainingOptions):
     """How a student is trained with a teacher. The defaults are the paper's."""
 
     weight: float = 0.9
-    """λ: share of the teacher in the loss; 0 trains on the labels alone."""
+    """λ: share of the teacher in the loss; 0 trains on the targets alone. A task's own distillation loss ignores it."""
     distillation_temperature: float = 4.0
-    """T: how much the logits are softened."""
+    """T: how much logits are softened; outputs that are no logits ignore it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,70 +84,78 @@ def at_least(name: str, value: float, least: float) -> None:
 
 def train(
     network: nn.Module,
-    data: ImageData,
+    data: Data,
     options: TrainingOptions | None = None,
     *,
+    task: Task | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
     on_epoch: EpochCallback | None = None,
     phase: str = "teacher",
 ) -> nn.Module:
-    """Trains a copy of a network on the labels alone.
+    """Trains a copy of a network on the targets alone.
 
     Args:
         network: Where training starts; untouched.
-        data: Images to learn from, and to test on.
+        data: Samples to learn from, and to test on.
         options: How to train.
-        seed: Decides the order of the images and their augmentation.
+        task: Loss, metrics, and how a batch is taken apart; None: `classification()`.
+        seed: Decides the order of the samples and their augmentation.
         device: Where to train.
         on_epoch: Called after every epoch.
         phase: What the epochs are called.
 
     Raises:
-        DivergenceError: The loss is no longer finite.
+        DataError: The data cannot be read, or a batch not be taken apart.
+        OptionError: The task's loss or a metric gives something else than expected.
+        DivergenceError: The loss is not finite.
     """
+    options, task = options or TrainingOptions(), task or classification()
     with seeded(seed, phase):
-        return _fit(
-            network, None, data, options or TrainingOptions(), seed=seed, device=device, on_epoch=on_epoch, phase=phase
-        )
+        return _fit(network, None, data, options, task, seed=seed, device=device, on_epoch=on_epoch, phase=phase)
 
 
 def distill(
     student: nn.Module,
     teacher: nn.Module,
-    data: ImageData,
+    data: Data,
     options: DistillationOptions | None = None,
     *,
+    task: Task | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
     on_epoch: EpochCallback | None = None,
     phase: str = "distill",
 ) -> nn.Module:
-    """Trains a copy of a student on the labels and on a teacher's logits (`transprune.numerics.distillation`).
+    """Trains a copy of a student on the targets and on a teacher's outputs (`transprune.numerics.distillation`).
 
     Args:
         student: Where training starts; untouched.
         teacher: The trained network to learn from, in evaluation mode; untouched.
-        data: Images to learn from, and to test on.
+        data: Samples to learn from, and to test on.
         options: How to train.
-        seed: Decides the order of the images and their augmentation.
+        task: Loss, metrics, and how a batch is taken apart; None: `classification()`.
+        seed: Decides the order of the samples and their augmentation.
         device: Where to train.
         on_epoch: Called after every epoch.
         phase: What the epochs are called.
 
     Raises:
-        DivergenceError: The loss is no longer finite.
+        DataError: The data cannot be read, or a batch not be taken apart.
+        OptionError: The task's loss or a metric gives something else than expected.
+        DivergenceError: The loss is not finite.
     """
-    options = options or DistillationOptions()
+    options, task = options or DistillationOptions(), task or classification()
     with seeded(seed, phase):
-        return _fit(student, teacher, data, options, seed=seed, device=device, on_epoch=on_epoch, phase=phase)
+        return _fit(student, teacher, data, options, task, seed=seed, device=device, on_epoch=on_epoch, phase=phase)
 
 
 def _fit(
     start: nn.Module,
     teacher: nn.Module | None,
-    data: ImageData,
+    data: Data,
     options: TrainingOptions,
+    task: Task,
     *,
     seed: int,
     device: torch.device | str,
@@ -156,32 +163,34 @@ def _fit(
     phase: str,
 ) -> nn.Module:
     network = copy.deepcopy(start).to(device)
-    loss_function = _loss_function(teacher, options, device)
+    loss_function = _loss_function(teacher, options, task, device)
     place = torch.device(device)
-    train_batches = make_loader(data.train, data, batch_size=options.batch_size, train=True, seed=seed, device=place)
-    test_batches = make_loader(data.test, data, batch_size=options.batch_size, train=False, seed=seed, device=place)
+    train_batches = feed(data, "train", task, batch_size=options.batch_size, seed=seed, device=place)
+    test_batches = feed(data, "test", task, batch_size=options.batch_size, seed=seed, device=place)
     optimizer = sgd(network.parameters(), options.learning_rate, options.momentum, options.weight_decay)
     schedule = cosine_schedule(optimizer, len(train_batches), options.epochs, options.warm_up_epochs)
     for epoch in range(1, options.epochs + 1):
         started = time.perf_counter()
         network.train()
-        meter = Meter()
+        meter = Meter(task)
         rate = optimizer.param_groups[0]["lr"]
-        for images, labels in train_batches:
-            logits = network(images)
-            loss = loss_function(logits, images, labels)
+        for batch in train_batches:
+            outputs = network(*batch.inputs)
+            loss = loss_function(outputs, batch)
+            if schedule.last_epoch == 0:
+                check_first_loss(loss, phase)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-            meter.add(loss, logits, labels)
+            meter.add(loss, outputs, batch)
         trained = meter.evaluation()
         check_finite(trained.loss, phase, epoch)
         figures: dict[str, Any] = {"phase": phase, "epoch": epoch, "epochs": options.epochs}
-        figures |= {"loss": trained.loss, "top1": trained.top1, "learning_rate": rate}
+        figures |= {**trained.headline(), "learning_rate": rate}
         if epoch % options.evaluate_every == 0 or epoch == options.epochs:
             with evaluation_mode(network):
-                tested = evaluate_batches(network, test_batches)
+                tested = evaluate_batches(network, test_batches, task)
             figures |= {f"test_{name}": value for name, value in tested.to_json().items()}
         figures["seconds"] = time.perf_counter() - started
         if on_epoch is not None:
@@ -190,16 +199,17 @@ def _fit(
 
 
 def _loss_function(
-    teacher: nn.Module | None, options: TrainingOptions, device: torch.device | str
-) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The loss of logits [batch, classes], images and labels [batch]."""
-    if teacher is None or not isinstance(options, DistillationOptions) or options.weight == 0:
-        return lambda logits, images, labels: F.cross_entropy(logits, labels)
+    teacher: nn.Module | None, options: TrainingOptions, task: Task, device: torch.device | str
+) -> Callable[[Any, Batch], Tensor]:
+    """The loss of the outputs for a batch."""
+    if teacher is None or not isinstance(options, DistillationOptions) or task.ignores_teacher(options.weight):
+        return lambda outputs, batch: task.loss_of(outputs, batch.targets)
     guide = copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
     weight, temperature = options.weight, options.distillation_temperature
 
-    def loss(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        return distillation_loss(logits, guide(images), labels, weight=weight, temperature=temperature)
+    def loss(outputs: Any, batch: Batch) -> Tensor:
+        guidance = guide(*batch.inputs)
+        return task.distillation_loss_of(outputs, guidance, batch.targets, weight=weight, temperature=temperature)
 
     return loss
 
@@ -221,6 +231,25 @@ def cosine_schedule(
     )
 
 
+def check_first_loss(loss: Tensor, phase: str) -> None:
+    """Checks the loss of the first batch, before any step.
+
+    Raises:
+        OptionError: No weight can learn from it.
+        DivergenceError: It is not a finite number.
+    """
+    if not loss.requires_grad:
+        raise OptionError(
+            f"cannot begin phase {phase!r}: the loss does not depend on any weight that may learn; expected one that "
+            "is computed from the outputs with torch alone, without detach, item or numpy"
+        )
+    if not math.isfinite(loss.item()):
+        raise DivergenceError(
+            f"cannot begin phase {phase!r}: the loss of the first batch is {loss.item()}; look for numbers that are "
+            "not finite in the inputs, the targets and the weights"
+        )
+
+
 def check_finite(loss: float, phase: str, epoch: int) -> None:
     """Checks the mean loss of an epoch.
 
@@ -235,10 +264,19 @@ def check_finite(loss: float, phase: str, epoch: int) -> None:
 
 
 @torch.no_grad()
-def estimate_statistics(network: nn.Module, data: ImageData, *, batch_size: int = 256, seed: int = 0) -> nn.Module:
-    """A copy of a network whose batch norms have the statistics of one pass over the training images.
+def estimate_statistics(
+    network: nn.Module, data: Data, *, task: Task | None = None, batch_size: int = 256, seed: int = 0
+) -> nn.Module:
+    """A copy of a network whose batch norms have the statistics of one pass over the training data.
 
     Wanted after weights come from a supernet, which keeps no running statistics.
+
+    Args:
+        network: The network; untouched.
+        data: Samples to take the statistics of.
+        task: Says how a batch is taken apart; None: `classification()`.
+        batch_size: Images a forward, for `ImageData`.
+        seed: Decides the order of the samples and their augmentation.
     """
     network = copy.deepcopy(network)
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
@@ -248,8 +286,9 @@ def estimate_statistics(network: nn.Module, data: ImageData, *, batch_size: int 
         norm.momentum = None  # the plain mean over all batches
     device = next(network.parameters()).device
     network.train()
-    for images, _ in make_loader(data.train, data, batch_size=batch_size, train=True, seed=seed, device=device):
-        network(images)
+    with seeded(seed, "statistics"):
+        for batch in feed(data, "train", task or classification(), batch_size=batch_size, seed=seed, device=device):
+            network(*batch.inputs)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return network.eval()

@@ -15,12 +15,13 @@ from transprune.analysis.inspection import inspect
 from transprune.analysis.probabilities import Probabilities
 from transprune.architecture import Architecture
 from transprune.budget import Budget
-from transprune.data import ImageData
 from transprune.layers import CostKind
 from transprune.runtime import seeded
 from transprune.space import SearchSpace
 from transprune.training.bilevel import Bilevel, SearchOptions
+from transprune.training.feeding import Data, example_of
 from transprune.training.fitting import EpochCallback
+from transprune.training.tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +46,12 @@ class SearchResult:
 
 def search(
     model: nn.Module,
-    data: ImageData,
+    data: Data,
     budget: Budget | str,
     options: SearchOptions | None = None,
     *,
     space: SearchSpace | None = None,
+    task: Task | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
     on_epoch: EpochCallback | None = None,
@@ -58,28 +60,38 @@ def search(
 
     Args:
         model: The network to make smaller.
-        data: Images to learn from.
+        data: Samples to learn from.
         budget: What the smaller network may cost, such as `macs=0.5`.
         options: How to search.
         space: What may be chosen; None: all that `inspect` finds.
-        seed: Decides the order of the images, their augmentation and the candidates drawn.
+        task: Loss, metrics, and how a batch is taken apart; None: `classification()`.
+        seed: Decides the order of the samples, their augmentation and the candidates drawn.
         device: Where to search.
         on_epoch: Called after every epoch.
 
     Raises:
         BudgetError: The budget is malformed or out of the attainable range.
         ModelError: The model cannot be read.
-        DivergenceError: The loss is no longer finite.
+        DataError: The data cannot be read or divided, or a batch not be taken apart.
+        OptionError: The task's loss or a metric gives something else than expected.
+        DivergenceError: The loss is not finite.
     """
     options = options or SearchOptions()
     budget = Budget.parse(budget) if isinstance(budget, str) else budget
-    example = torch.zeros(1, *data.image_size)
-    space = space or inspect(copy.deepcopy(model).cpu(), example)
+    space = space or inspect(copy.deepcopy(model).cpu(), example_of(data))
     target = budget.target(space)
     history = []
     with seeded(seed, "search"):
         bilevel = Bilevel(
-            model, data, options, space=space, kind=budget.kind, target=target, seed=seed, device=torch.device(device)
+            model,
+            data,
+            options,
+            task=task,
+            space=space,
+            kind=budget.kind,
+            target=target,
+            seed=seed,
+            device=torch.device(device),
         )
         for epoch in range(1, options.epochs + 1):
             figures = bilevel.run_epoch(epoch)

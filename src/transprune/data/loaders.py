@@ -1,0 +1,150 @@
+"""Data from ordinary loaders, with batches of any structure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset
+
+from transprune.errors import DataError
+
+CARRIED_OVER = (
+    "collate_fn",
+    "num_workers",
+    "pin_memory",
+    "timeout",
+    "worker_init_fn",
+    "multiprocessing_context",
+    "prefetch_factor",
+    "persistent_workers",
+)
+"""Settings that the parts of a loader share with it."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LoaderData:
+    """Batches from loaders of your own: of any structure, size, order and augmentation.
+
+    A loader is anything that can be iterated again and again, such as a `DataLoader` or a list of batches. How a batch
+    is taken apart is the task's matter (`Task.split`).
+
+    Example:
+        >>> batches = [(torch.zeros(8, 4), torch.zeros(8, 1))]
+        >>> data = LoaderData(train=batches, test=batches, example=torch.zeros(1, 4))
+    """
+
+    train: Iterable[Any]
+    """Batches to learn from."""
+
+    test: Iterable[Any]
+    """Batches to measure on."""
+
+    example: Tensor | tuple[Tensor, ...]
+    """An input of the network, or a tuple of its inputs, as one small batch; only shapes and types matter."""
+
+    search: tuple[Iterable[Any], Iterable[Any]] | None = None
+    """The two parts of the training data in a search: batches for the weights, batches for the architecture. None:
+    `train`, a `DataLoader` of a data set with places, is divided at random."""
+
+    def __post_init__(self) -> None:
+        named = [("train", self.train), ("test", self.test), *(("search", part) for part in self.search or ())]
+        for name, loader in named:
+            if isinstance(loader, Iterator) or not hasattr(loader, "__iter__"):
+                raise DataError(
+                    f"cannot use a {type(loader).__name__} as {name}: it can be iterated once or not at all; expected "
+                    "a DataLoader, a list of batches or another loader that starts anew each time"
+                )
+            if length_of(loader) == 0:
+                raise no_batches(name)
+
+
+def length_of(loader: Iterable[Any]) -> int | None:
+    """How many batches a loader says it has; None if it does not say."""
+    try:
+        return len(loader)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def no_batches(name: str) -> DataError:
+    """The error of an empty loader."""
+    return DataError(f"cannot use the {name} loader: it gives no batch; expected at least one")
+
+
+@dataclass(frozen=True)
+class SearchLoaders:
+    """The training data of a search."""
+
+    weights: Iterable[Any]
+    """Batches that the weights learn on."""
+    architecture: Iterable[Any]
+    """Batches that the architecture learns on."""
+    validation: Iterable[Any]
+    """The same samples as `architecture`, to measure on."""
+
+
+def divide_loader(data: LoaderData, *, fraction: float, seed: int) -> SearchLoaders:
+    """The loaders of a search: the data's own two, or its training loader divided at random.
+
+    Args:
+        data: The data.
+        fraction: Share of the samples that the weights learn on.
+        seed: Decides which samples go where.
+
+    Raises:
+        DataError: The training loader cannot be divided.
+    """
+    if data.search is not None:
+        weights, architecture = data.search
+        return SearchLoaders(weights, architecture, architecture)
+    loader = _divisible(data.train)
+    samples = len(loader.dataset)  # type: ignore[arg-type]
+    order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed)).tolist()
+    count = min(max(round(fraction * samples), 2), samples - 2)
+    first, second = sorted(order[:count]), sorted(order[count:])
+    return SearchLoaders(
+        _part(loader, first, is_training=True),
+        _part(loader, second, is_training=True),
+        _part(loader, second, is_training=False),
+    )
+
+
+def _divisible(loader: Iterable[Any]) -> DataLoader[Any]:
+    found = None
+    if not isinstance(loader, DataLoader):
+        found = f"it is a {type(loader).__name__}, not a DataLoader"
+    elif not hasattr(loader.dataset, "__getitem__") or not hasattr(loader.dataset, "__len__"):
+        found = f"its data set, a {type(loader.dataset).__name__}, has no places and length"
+    elif loader.batch_size is None:
+        found = f"it has no batch size, its batches come from a {type(loader.batch_sampler or loader.dataset).__name__}"
+    elif type(loader.sampler) not in (RandomSampler, SequentialSampler):
+        found = f"it draws its samples by a {type(loader.sampler).__name__} of its own"
+    elif len(loader.dataset) < 4:
+        found = f"its data set has {len(loader.dataset)} samples, and each part needs two"
+    if found is not None:
+        raise DataError(
+            f"cannot divide the training loader for a search: {found}; give the two parts as "
+            "LoaderData(search=(batches for the weights, batches for the architecture), ...)"
+        )
+    assert isinstance(loader, DataLoader)
+    return loader
+
+
+def _part(loader: DataLoader[Any], places: list[int], *, is_training: bool) -> DataLoader[Any]:
+    """A loader like another one, of some of its samples, shuffled in training.
+
+    A single last sample is left out in training: batch norm cannot learn from one.
+    """
+    size = min(loader.batch_size or 1, len(places))
+    has_single = size > 1 and len(places) % size == 1
+    return DataLoader(
+        Subset(loader.dataset, places),
+        batch_size=size,
+        shuffle=is_training,
+        drop_last=is_training and (loader.drop_last or has_single),
+        **{name: getattr(loader, name) for name in CARRIED_OVER},
+    )

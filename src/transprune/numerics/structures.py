@@ -1,0 +1,54 @@
+"""Values made of tensors: a batch, a network's inputs or its outputs, as tuples, lists and dicts in any nesting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors of a value, in order.
+
+    Example:
+        >>> [tensor.item() for tensor in tensors_in({"a": torch.tensor(1), "b": [torch.tensor(2), "text"]})]
+        [1, 2]
+    """
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def on_device(value: Any, device: torch.device | str) -> Any:
+    """The same value with its tensors on a device; whatever else has a method `to` is asked to move itself."""
+    if hasattr(value, "to"):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: on_device(item, device) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        items = [on_device(item, device) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
+def outline(value: Any) -> str:
+    """A value in short, for messages: kinds, keys and shapes.
+
+    Example:
+        >>> outline((torch.zeros(8, 3), {"label": torch.zeros(8)}))
+        'a tuple of [8, 3] and a dict of label: [8]'
+    """
+    if isinstance(value, Tensor):
+        return str(list(value.shape))
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} of " + ", ".join(f"{key}: {outline(item)}" for key, item in value.items())
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of " + (" and ".join(outline(item) for item in value[:8]) or "nothing")
+    return f"a {type(value).__name__}"

@@ -1,0 +1,222 @@
+"""What a network is trained for: its loss, its figures, and how a batch is taken apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from transprune.errors import DataError, OptionError
+from transprune.numerics.distillation import Loss, distillation_loss, imitation_loss
+from transprune.numerics.structures import outline
+
+RESERVED = (
+    *("loss", "phase", "epoch", "epochs", "learning_rate", "temperature", "entropy", "seconds"),
+    *("width_probabilities", "depth_probabilities", "metrics", "headline", "to_json"),
+)
+"""Names of other figures, which no metric may have."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of a whole data set: numbers that are averaged over its samples, and what follows from the averages.
+
+    Many figures are no average over batches: a mean intersection over union follows from the pixels of all images. The
+    samples' own numbers are averaged first, so the figure does not depend on how the samples are batched.
+
+    Example:
+        >>> squares = Metric(lambda outputs, targets: (outputs - targets) ** 2, finish=torch.sqrt)
+        >>> Task(loss=F.mse_loss, metrics={"rmse": squares}).main
+        'rmse'
+    """
+
+    measure: Callable[[Any, Any], Tensor]
+    """From outputs and targets to the numbers of each sample [batch, ...], or to one number, the mean of the batch."""
+    finish: Callable[[Tensor], Tensor] | None = None
+    """From the averages [...] in double precision to the figure; None: there is one number, and it is the figure."""
+
+
+def last_is_target(batch: Any) -> tuple[tuple[Any, ...], Any]:
+    """The inputs and the targets of a batch that is a tuple or list: its last element is the target.
+
+    Raises:
+        DataError: The batch is something else.
+    """
+    if not isinstance(batch, tuple | list) or len(batch) < 2:
+        raise DataError(
+            "expected a tuple or list whose last element is the target; for other batches give the task a split, "
+            "such as Task(split=lambda batch: (batch['image'], batch['label']), ...)"
+        )
+    return tuple(batch[:-1]), batch[-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a network is trained for. `classification`, `regression` and `segmentation` give the usual ones."""
+
+    loss: Loss
+    """From outputs and targets to one number; outputs are whatever the network returns."""
+    metrics: Mapping[str, Metric | Callable[[Any, Any], Tensor]] = field(default_factory=dict)
+    """Figures by name; the first is the main one. A function alone is a metric without `finish`."""
+    outputs: Literal["values", "logits"] = "values"
+    """What a student imitates in the default distillation loss: the teacher's values, by their mean squared difference,
+    or its logits [batch, classes, ...], by the divergence of the softened probabilities."""
+    distillation_loss: Callable[[Any, Any, Any], Tensor] | None = None
+    """From the student's outputs, the teacher's outputs and the targets to one number. None: the default one, which the
+    options' `weight` and `distillation_temperature` belong to (`transprune.numerics.distillation`)."""
+    split: Callable[[Any], tuple[Any, Any]] = last_is_target
+    """From a batch to the network's inputs (a tuple of positional arguments, or the only one) and the targets."""
+
+    def __post_init__(self) -> None:
+        if self.outputs not in ("values", "logits"):
+            raise OptionError(f"cannot use outputs={self.outputs!r} in a task; expected 'values' or 'logits'")
+        bad = [name for name in self.metrics if not name.isidentifier() or name in RESERVED]
+        if bad:
+            raise OptionError(
+                f"cannot call a metric {bad[0]!r}: expected letters, digits and _, and none of {', '.join(RESERVED)}"
+            )
+
+    @property
+    def main(self) -> str | None:
+        """Name of the main metric, the one that training reports; None if there are no metrics."""
+        return next(iter(self.metrics), None)
+
+    def metric(self, name: str) -> Metric:
+        """The metric of a name."""
+        metric = self.metrics[name]
+        return metric if isinstance(metric, Metric) else Metric(metric)
+
+    def ignores_teacher(self, weight: float) -> bool:
+        """Whether a teacher has no part in a distillation of this weight λ."""
+        return weight == 0 and self.distillation_loss is None
+
+    def loss_of(self, outputs: Any, targets: Any) -> Tensor:
+        """The loss, checked to be one number.
+
+        Raises:
+            OptionError: It is not.
+        """
+        return _one_number("loss", self.loss(outputs, targets))
+
+    def distillation_loss_of(
+        self, student_outputs: Any, teacher_outputs: Any, targets: Any, *, weight: float, temperature: float
+    ) -> Tensor:
+        """The loss of a student, checked to be one number.
+
+        Raises:
+            OptionError: It is not, or the default loss cannot compare the outputs.
+        """
+        compared = student_outputs, teacher_outputs, targets
+        if self.distillation_loss is not None:
+            loss = self.distillation_loss(*compared)
+        elif self.outputs == "logits":
+            loss = distillation_loss(*compared, weight=weight, temperature=temperature, loss=self.loss_of)
+        else:
+            loss = imitation_loss(*compared, weight=weight, loss=self.loss_of)
+        return _one_number("distillation loss", loss)
+
+
+def _one_number(what: str, value: Any) -> Tensor:
+    if not isinstance(value, Tensor) or value.dim() > 0:
+        found = f"a tensor {outline(value)}" if isinstance(value, Tensor) else outline(value)
+        raise OptionError(
+            f"cannot use the task's {what}: it returned {found}; expected one number, a tensor without dimensions "
+            "such as the mean over the batch"
+        )
+    return value
+
+
+def classification() -> Task:
+    """Images to classes: cross-entropy of logits [batch, classes], `top1` and `top5` in percent. The default."""
+    return Task(
+        loss=F.cross_entropy,
+        metrics={"top1": Metric(_top(1), finish=_percent), "top5": Metric(_top(5), finish=_percent)},
+        outputs="logits",
+    )
+
+
+def regression() -> Task:
+    """Numbers: mean squared error; `r2`, the explained share of the variance (1 is perfect), and `mse`.
+
+    Outputs and targets have one shape [batch, ...]. With several numbers a sample, `r2` is the mean over them.
+    """
+    return Task(loss=_squared_error, metrics={"r2": Metric(_moments, finish=_explained_share), "mse": _squared_error})
+
+
+def segmentation(classes: int, *, ignore_index: int = -100) -> Task:
+    """A class for every pixel: cross-entropy; `mean_iou` and `pixel_accuracy`, both in percent and over all pixels.
+
+    Args:
+        classes: How many there are; logits are [batch, classes, rows, columns], targets int64 [batch, rows, columns].
+        ignore_index: The target of pixels that do not count.
+    """
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits, targets, ignore_index=ignore_index)
+
+    def overlaps(logits: Tensor, targets: Tensor) -> Tensor:
+        """Pixels of each class that are predicted right, predicted, and there [batch, 3, classes]."""
+        predicted, is_counted = logits.argmax(1), targets != ignore_index
+        counts = []
+        for one in range(classes):
+            is_predicted, is_there = (predicted == one) & is_counted, (targets == one) & is_counted
+            masks = torch.stack([is_predicted & is_there, is_predicted, is_there], dim=1)
+            counts.append(masks.flatten(2).sum(2))
+        return torch.stack(counts, dim=2)
+
+    return Task(
+        loss=loss,
+        metrics={"mean_iou": Metric(overlaps, finish=_mean_iou), "pixel_accuracy": Metric(overlaps, finish=_accuracy)},
+        outputs="logits",
+    )
+
+
+def _top(count: int) -> Callable[[Tensor, Tensor], Tensor]:
+    def is_hit(logits: Tensor, labels: Tensor) -> Tensor:
+        """Whether the class of each sample is among the most probable [batch]."""
+        ranks = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        return ranks[:, :count].any(1)
+
+    return is_hit
+
+
+def _percent(share: Tensor) -> Tensor:
+    return 100 * share
+
+
+def _squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    if outputs.shape != targets.shape:
+        raise DataError(
+            f"cannot compare outputs {list(outputs.shape)} with targets {list(targets.shape)}: expected one shape; "
+            "reshape the targets in the data set, or the outputs in the network"
+        )
+    return F.mse_loss(outputs, targets)
+
+
+def _moments(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Squared errors, targets and squared targets [batch, 3, numbers of a sample]."""
+    found, wanted = (values.double().reshape(len(values), -1) for values in (outputs, targets))
+    return torch.stack([(found - wanted) ** 2, wanted, wanted**2], dim=1)
+
+
+def _explained_share(means: Tensor) -> Tensor:
+    squared_error, mean, mean_square = means
+    unexplained: Tensor = squared_error / (mean_square - mean**2)
+    return 1 - unexplained.mean()
+
+
+def _mean_iou(means: Tensor) -> Tensor:
+    """Mean over the classes that are predicted or there; means [3, classes]."""
+    right, predicted, there = means
+    shares: Tensor = right / (predicted + there - right)
+    return 100 * shares.nanmean()
+
+
+def _accuracy(means: Tensor) -> Tensor:
+    right, _, there = means
+    share: Tensor = right.sum() / there.sum()
+    return 100 * share

@@ -1,0 +1,42 @@
+"""The code in the guides runs as it stands, in the order of the page."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def run_blocks(page):
+    """What the Python blocks of a page leave behind, and what they print."""
+    names, printed = {}, io.StringIO()
+    for block in re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL):
+        with contextlib.redirect_stdout(printed):
+            exec(compile(block, page, "exec"), names)
+    return names, printed.getvalue()
+
+
+@pytest.fixture
+def _one_thread(_few_threads):
+    torch.set_num_threads(1)
+
+
+@pytest.mark.usefixtures("_one_thread")
+def test_the_guide_to_tasks_runs_and_prints_what_it_says():
+    torch.manual_seed(0)
+    names, printed = run_blocks("tasks.md")
+    assert printed.count("Evaluation(loss=") == printed.count("metrics={'r2': ") == 2
+    assert "% mean IoU" in printed
+    assert "model supernet" in printed
+    assert names["student"].head.out_channels == 2
+    assert names["found"].actual <= names["found"].target
+
+
+def test_every_file_that_the_guides_link_to_is_there():
+    for page in DOCS.glob("*.md"):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
+            assert (DOCS / target).exists(), f"{page.name}: {target}"
