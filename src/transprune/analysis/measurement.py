@@ -16,12 +16,12 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from transprune.analysis.trace import Example, as_inputs
+from transprune.analysis.trace import Example, as_inputs, rebatched
 
 
 @torch.no_grad()
 def count_macs(model: nn.Module, example: Example) -> int:
-    """Multiply-adds of one forward pass, for one sample, counted while the model runs.
+    """Multiply-adds of one forward pass for one sample, counted while the model runs.
 
     Convolutions and products of matrices, those of attention among them, count as torch's `FlopCounterMode` sees them
     (halved: it counts a multiply-add as two operations); a bias of a convolution or linear layer adds one MAC an output
@@ -29,9 +29,10 @@ def count_macs(model: nn.Module, example: Example) -> int:
 
     Args:
         model: The network; untouched.
-        example: An input batch [batch, ...], or a tuple of the forward's positional arguments.
+        example: An input batch [batch, ...], or a tuple of the forward's positional arguments; its first sample is run.
     """
     inputs = as_inputs(example)
+    inputs = rebatched(inputs, 1) or inputs
     network = copy.deepcopy(model).eval()
     biases = _BiasCounter()
     # The fused path of attention hides its matrix products from the counter.

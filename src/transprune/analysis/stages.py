@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import fx, nn
 
-from transprune.analysis.trace import Trace, shape
+from transprune.analysis.trace import Trace, operator, shape
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def _runs(
     for name, child in children:
         path = f"{container}.{name}"
         nodes = frozenset(calls.get(path, ()))
-        handed_on = _exit(trace, nodes) if any(child.children()) else None
+        handed_on = _exit(nodes) if _is_block(child) else None
         follows = bool(run) and handed_on is not None and type(child) is kind and _follows(trace, run[-1], nodes)
         if follows and handed_on is not None and shape(handed_on) == shape(run[-1][1]):
             run.append((path, handed_on, nodes))
@@ -92,12 +91,31 @@ def _stage(
     if len(run) < 2:
         return
     paths, exits, members = zip(*run, strict=True)
+    if _is_changed_in_place(exits[-1], members[-1]) and len({operator(node) for node in exits}) > 1:
+        return  # autograd may need what another block hands on as it was
     last = paths[-1].rsplit(".", 1)[-1]
     name = container if len(run) == children else f"{paths[0]}-{last}"
     yield BlockRun(name=name, container=container, blocks=paths, exits=exits, members=members)
 
 
-def _exit(trace: Trace, nodes: frozenset[fx.Node]) -> fx.Node | None:
+def _is_changed_in_place(node: fx.Node, inside: frozenset[fx.Node]) -> bool:
+    """Whether a reader outside of its block writes over a value."""
+    return any(is_in_place(user, node) for user in set(node.users) - inside)
+
+
+def is_in_place(call: fx.Node, value: fx.Node) -> bool:
+    """Whether a call writes over a value that it reads."""
+    name = getattr(call.target, "__name__", "").split(".")[0]
+    return name.endswith("_") and not name.endswith("__") and call.args[:1] == (value,)
+
+
+def _is_block(module: nn.Module) -> bool:
+    """Whether a module has modules of its own; a bare container of such modules is no block but holds some."""
+    is_container = type(module) in (nn.Sequential, nn.ModuleList)
+    return any(module.children()) and not (is_container and any(_is_block(child) for child in module.children()))
+
+
+def _exit(nodes: frozenset[fx.Node]) -> fx.Node | None:
     """The one value that a block hands on, of a known shape."""
     handed_on = [node for node in nodes if not nodes.issuperset(node.users)]
     return handed_on[0] if len(handed_on) == 1 and shape(handed_on[0]) is not None else None
@@ -113,14 +131,3 @@ def _follows(trace: Trace, before: tuple[str, fx.Node, frozenset[fx.Node]], node
 def is_inside(path: str, container: str) -> bool:
     """Whether a module's path is the container's or lies below it."""
     return not container or path == container or path.startswith(f"{container}.")
-
-
-def plain_path(path: str) -> str:
-    """A path in a trace without the counters of modules that run several times."""
-    return re.sub(r"@\d+", "", path)
-
-
-def in_order(nodes: Iterable[fx.Node], trace: Trace) -> list[fx.Node]:
-    """Calls in the order in which they run."""
-    wanted = set(nodes)
-    return [node for node in trace.calls if node in wanted]

@@ -146,7 +146,7 @@ def _check_forward(network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     except Exception as error:  # a user's forward may raise anything
         raise ModelError(
             f"cannot read the model {type(network).__name__}: its forward fails on an example of shape "
-            f"{_shapes(inputs)} ({_first_line(error)}); expected an example that the model accepts"
+            f"{_shapes(inputs)} ({first_line(error)}); expected an example that the model accepts"
         ) from error
 
 
@@ -158,7 +158,7 @@ def _exported(network: nn.Module, inputs: tuple[Tensor, ...], batch: int | None)
     except Exception as error:  # torch.export raises many kinds
         raise ModelError(
             f"cannot read the model {type(network).__name__}: torch.export cannot trace its forward on an example of "
-            f"shape {_shapes(inputs)} ({_first_line(error)}); the forward must not branch on the values of tensors"
+            f"shape {_shapes(inputs)} ({first_line(error)}); the forward must not branch on the values of tensors"
         ) from error
     return _trace_of(network, program, batch)
 
@@ -217,5 +217,6 @@ def _shapes(inputs: tuple[Tensor, ...]) -> str:
     return ", ".join(str(list(tensor.shape)) for tensor in inputs)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Class of an error and the first line of its message."""
     return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"

@@ -83,7 +83,30 @@ def _embedding(cut: Any, original: Any) -> None:
     cut.num_embeddings, cut.embedding_dim = cut.weight.shape
 
 
+def _blur_pool(cut: Any, original: Any) -> None:
+    if cut.channels is not None:
+        cut.channels = cut.filt.shape[0]
+
+
+def _heads(cut: Any, original: Any) -> None:
+    """Attention whose heads were left out: as many as the projection behind them reads."""
+    now, before = cut.proj.in_features, original.proj.in_features
+    for name in ("num_heads", "attn_dim"):
+        if hasattr(original, name):
+            setattr(cut, name, getattr(original, name) * now // before)
+
+
+TIMM = {
+    "timm.layers.blur_pool.BlurPool2d": _blur_pool,
+    "timm.layers.attention.Attention": _heads,
+    "timm.layers.attention.AttentionRope": _heads,
+    "timm.models.swin_transformer.WindowAttention": _heads,
+    "timm.models.beit.Attention": _heads,
+    "timm.models.eva.EvaAttention": _heads,
+}
+
 for _kind, _adapter in (
+    *TIMM.items(),
     (nn.modules.conv._ConvNd, _convolution),
     (nn.Linear, _linear),
     (nn.modules.batchnorm._NormBase, _batch_norm),

@@ -20,7 +20,7 @@ from torch.utils import _pytree
 from transprune.analysis.coupling import bound_arguments
 from transprune.analysis.layouts import Layout, Sizes
 from transprune.analysis.reading import Reading
-from transprune.analysis.stages import BlockRun
+from transprune.analysis.stages import BlockRun, is_in_place
 from transprune.analysis.trace import operator
 
 Arguments = dict[str, Any]
@@ -93,6 +93,12 @@ class Program:
         }
         self._ends = {stage.exits[-1]: stage for stage in reading.stages}
         self._exits = {stage.name: stage for stage in reading.stages}
+        self._written_over = frozenset(
+            node
+            for stage in reading.stages
+            for node in stage.exits[:-1]
+            if any(is_in_place(user, node) for user in node.users)
+        )
         self.steps = tuple(self._step(node) for node in trace.calls)
         self.outputs = tuple(self._template(source, trace.graph.output_node()) for source in trace.outputs)
         self.steps = self._with_last_reads()
@@ -156,6 +162,7 @@ class Program:
             if node.op == "placeholder" and node.name in trace.inputs:
                 values[node] = inputs[trace.inputs.index(node.name)]
         device = inputs[0].device if inputs else None
+        kept: dict[fx.Node, Tensor] = {}
 
         def filled(template: Any) -> Any:
             if isinstance(template, Value):
@@ -175,11 +182,16 @@ class Program:
                     is_list = isinstance(layout, tuple)
                     arguments[name] = [each.size(sizes) for each in layout] if is_list else layout.size(sizes)  # type: ignore
                 values[step.node] = surroundings.function(step)(arguments)
+                if step.node in self._written_over and step.block is not None:
+                    # The next block writes over what this one hands on, and the end of the stage may be mixed of it.
+                    if step.block[1] + 1 in depths[step.block[0]] and step.block[1] + 1 < max(depths[step.block[0]]):
+                        kept[step.node] = values[step.node].clone()
                 for key in step.last_reads:
                     values.pop(key, None)
             if step.ends is not None:
                 stage = step.ends
-                handed_on = [values[stage.exits[depth - 1]] for depth in depths[stage.name]]
+                exits = [stage.exits[depth - 1] for depth in depths[stage.name]]
+                handed_on = [kept.pop(node) if node in kept else values[node] for node in exits]
                 values[stage.name] = surroundings.stage_end(stage, handed_on)
                 for node in stage.exits:
                     values.pop(node, None)

@@ -16,7 +16,7 @@ from torch.utils import _pytree
 from transprune.analysis.inspection import full_space
 from transprune.analysis.layouts import Layout, Sizes
 from transprune.analysis.reading import Reading, read
-from transprune.analysis.trace import Example, as_inputs
+from transprune.analysis.trace import Example, as_inputs, first_line
 from transprune.architecture import Architecture
 from transprune.errors import OptionError, SpaceError
 from transprune.networks.adapters import adapt
@@ -209,7 +209,7 @@ def _disagreement(own: nn.Module, traced: TracedNetwork, inputs: tuple[Tensor, .
         with torch.random.fork_rng(devices=[]):
             found = _tensors_in(own.eval()(*probes))
     except Exception as error:  # a user's forward may raise anything
-        return f"its own forward cannot follow the cut ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
+        return f"its own forward cannot follow the cut ({first_line(error)})"
     finally:
         for module, was_training in modes:
             module.training = was_training

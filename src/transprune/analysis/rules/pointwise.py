@@ -150,6 +150,7 @@ def counted(call: Call) -> Axes:
 HANDS_ON = (
     *("dropout", "feature_dropout", "alpha_dropout", "clone", "contiguous", "detach", "alias", "lift_fresh_copy"),
     *("to", "_to_copy", "type_as", "float", "half", "double", "lift", "detach_copy", "alias_copy", "rrelu"),
+    *("zero", "fill"),
 )
 """Operators that hand on their first tensor as it is."""
 ELEMENTWISE = (
