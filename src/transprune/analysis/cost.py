@@ -32,6 +32,8 @@ class CostTerm:
     """A group's channels or a fixed number, never a stage's."""
     outputs: Channels
     depths: Depths
+    part: tuple[int, int]
+    """Which part of the layer's input and which of its output: a concatenation has several, and all of them cost."""
     values: np.ndarray
     """[possible input widths, possible output widths]; float64, whole numbers."""
 
@@ -61,21 +63,36 @@ def alternatives(space: SearchSpace, channels: Channels) -> Iterator[tuple[Depth
 
 
 def cost_terms(space: SearchSpace, kind: CostKind) -> list[CostTerm]:
-    """The terms of all layers that cost anything."""
-    terms = []
-    for layer in space.layers:
-        block = space.block_of(layer.name)
-        kept: Depths = {}
-        if block is not None:
-            kept = {block[0].name: frozenset(depth for depth in block[0].candidates if depth > block[1])}
-        for inputs_at, inputs in alternatives(space, layer.inputs):
-            for outputs_at, outputs in alternatives(space, layer.outputs):
-                depths = _all_of(kept, inputs_at, outputs_at)
-                widths = possible_widths(space, inputs), possible_widths(space, outputs)
-                values = np.array([[layer.cost(kind, before, after) for after in widths[1]] for before in widths[0]])
-                if all(depths.values()) and values.any():
-                    terms.append(CostTerm(layer, inputs, outputs, depths, values.astype(float)))
-    return terms
+    """The terms of all layers that cost anything, layer by layer and part by part."""
+    return [
+        term
+        for layer in space.layers
+        for row, inputs in enumerate(layer.inputs.parts)
+        for column, outputs in enumerate(layer.outputs.parts)
+        for term in _part_terms(space, kind, layer, (row, column), inputs, outputs)
+    ]
+
+
+def _part_terms(
+    space: SearchSpace, kind: CostKind, layer: Layer, part: tuple[int, int], inputs: Channels, outputs: Channels
+) -> Iterator[CostTerm]:
+    """The terms of one part of the input with one of the output; what does not depend on the input goes with the first.
+
+    The cost of a layer is linear in its output, and in its input but for a bias.
+    """
+    block = space.block_of(layer.name)
+    kept: Depths = {}
+    if block is not None:
+        kept = {block[0].name: frozenset(depth for depth in block[0].candidates if depth > block[1])}
+    for inputs_at, before in alternatives(space, inputs):
+        for outputs_at, after in alternatives(space, outputs):
+            depths = _all_of(kept, inputs_at, outputs_at)
+            widths = possible_widths(space, before), possible_widths(space, after)
+            values = np.array([[layer.cost(kind, one, other) for other in widths[1]] for one in widths[0]])
+            if part[0] > 0:
+                values -= np.array([layer.cost(kind, 0, other) for other in widths[1]])
+            if all(depths.values()) and values.any():
+                yield CostTerm(layer, before, after, depths, part, values.astype(float))
 
 
 def _all_of(*conditions: Depths) -> Depths:

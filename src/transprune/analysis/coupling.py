@@ -7,7 +7,7 @@ reach it keep their size, and the reason names it and the line of the user's cod
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch

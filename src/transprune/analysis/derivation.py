@@ -90,8 +90,8 @@ class _Program:
         self.groups = [self._one_of(len(group.candidates)) for group in self.space.groups]
         self.stages = [self._one_of(len(stage.candidates)) for stage in self.space.stages]
         self.choices = self.variables
-        for _, terms in groupby(cost_terms(self.space, self.kind), key=lambda term: id(term.layer)):
-            self._add_layer(list(terms))
+        for _, terms in groupby(cost_terms(self.space, self.kind), key=lambda term: (id(term.layer), term.part)):
+            self._add_part(list(terms))
 
     def solve(self, least: float, most: float) -> Architecture | None:
         """The most probable architecture that costs from `least` to `most`; None if the solver finds none."""
@@ -143,7 +143,7 @@ class _Program:
         self.variables += count
         return range(self.variables - count, self.variables)
 
-    def _add_layer(self, terms: list[CostTerm]) -> None:
+    def _add_part(self, terms: list[CostTerm]) -> None:
         """Variables for the pair of widths of each term; they sum to one where its depths hold, else to zero."""
         uses: dict[tuple[int, str, int], Sum] = {}
         for term in terms:
@@ -155,7 +155,7 @@ class _Program:
                 for pair, place in zip(pairs, places, strict=True):
                     if channels.source is not None:
                         uses.setdefault((axis, channels.source, place[axis]), []).append((pair, 1.0))
-        # At most one term of a layer holds, so all that use a candidate share one constraint.
+        # At most one term of a part holds, so all that use a candidate share one constraint.
         for (_, source, index), members in uses.items():
             chosen = self.groups[self.space.group_index[source]][index]
             self.rows.append(([*members, (chosen, -1.0)], -np.inf, 0.0))

@@ -67,6 +67,33 @@ def shrink(
     return student
 
 
+def kept_entries(
+    model: nn.Module, architecture: Architecture, example: Example
+) -> dict[str, tuple[np.ndarray, ...]]:
+    """Which entries of the model's parameters and buffers the smaller network keeps.
+
+    Args:
+        model: The network that the architecture is for.
+        architecture: Widths, none above the full one, and depths.
+        example: An input batch, or a tuple of the forward's positional arguments.
+
+    Returns:
+        For the path of every parameter and buffer that the forward uses, the entries kept along each axis.
+
+    Raises:
+        ModelError: The model cannot be read (see `inspect`).
+        SpaceError: The architecture does not belong to the model.
+    """
+    reading = read(model, example)
+    full_space(reading).check(architecture)
+    sizes = _Shrinking(model, reading, architecture).sizes
+    return {
+        name: tuple(layout.kept(sizes, reading.first_units) for layout in layouts)
+        for name, layouts in reading.states.items()
+        if name not in reading.trace.constants
+    }
+
+
 @dataclass(frozen=True)
 class _Shrinking:
     """A model, what was read from it, and the architecture to make."""

@@ -29,7 +29,7 @@ from transprune.numerics.annealing import Schedule, anneal
 from transprune.numerics.penalty import budget_penalty
 from transprune.space import SearchSpace
 from transprune.training.evaluation import Evaluation, Meter, evaluate_batches, evaluation_mode
-from transprune.training.feeding import Batch, Data, search_feeds
+from transprune.training.feeding import Batch, Data, example_of, search_feeds
 from transprune.training.fitting import at_least, check_finite, check_first_loss, cosine_schedule, sgd
 from transprune.training.tasks import Task, classification
 
@@ -129,10 +129,10 @@ class Bilevel:
     ) -> None:
         self.space, self.options, self.target, self.kind = space, options, target, kind
         self.task = task or classification()
-        start = copy.deepcopy(model)
+        start = copy.deepcopy(model).cpu()
         if options.start == "scratch":
             initialise(start)
-        self.supernet = Supernet(start, space, torch.zeros(1, *data.image_size), alignment=options.alignment).to(device).train()
+        self.supernet = Supernet(start, space, example_of(data), alignment=options.alignment).to(device).train()
         self.parameters = ArchitectureParameters(space).to(device)
         self.expected_cost = ExpectedCost(space, kind, device=device)
         self.generator = torch.Generator(device).manual_seed(seed)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-from torch import fx
-
-from transprune.analysis.axes import Axis, concatenate, factor, fixed, is_fixed, mark, multiply, settle, split, unify
-from transprune.analysis.axes import unify_products
+from transprune.analysis.axes import (
+    Axis,
+    concatenate,
+    factor,
+    is_fixed,
+    mark,
+    multiply,
+    settle,
+    split,
+    unify_products,
+)
 from transprune.analysis.coupling import Axes, Call, Rule
-from transprune.analysis.trace import shape
 
 
 def reshape(call: Call) -> Axes:
