@@ -185,7 +185,7 @@ class InspectCommand:
         import torch
 
         from transprune.analysis.inspection import inspect
-        from transprune.networks.zoo import build_model
+        from transprune.networks.models import build_model
         from transprune.pipeline.results import show_space
 
         if min(self.input_size) < 1 or self.num_classes < 1:

@@ -9,8 +9,8 @@ from torch import nn
 
 from transprune.architecture import Architecture
 from transprune.errors import RunFolderError
+from transprune.networks.models import build_model
 from transprune.networks.shrinking import shrink
-from transprune.networks.zoo import build_model
 from transprune.runtime import RunFolder
 
 

@@ -20,8 +20,8 @@ from transprune.analysis.inspection import Dimensions, inspect
 from transprune.budget import Budget
 from transprune.data import ImageData, load_data
 from transprune.errors import OptionError, RunFolderError
+from transprune.networks.models import build_model
 from transprune.networks.weights import load_weights
-from transprune.networks.zoo import build_model
 from transprune.presets import StudentStart
 from transprune.runtime import (
     Journal,
