@@ -37,6 +37,7 @@ def inspect(
     divisor: int = 1,
     depths: Callable[[int], Sequence[int]] = depth_candidates,
     keep: Sequence[str] = (),
+    only: Sequence[str] = (),
 ) -> SearchSpace:
     """Reads which widths and depths of a model can be chosen, and what each choice costs. The model is untouched.
 
@@ -48,6 +49,7 @@ def inspect(
         divisor: Candidate widths below the full one are multiples of this.
         depths: The candidate depths of a stage with so many blocks.
         keep: Patterns (`*`, `?`) of layers that keep their width and of stages that keep their depth.
+        only: Patterns of the layers and stages that are searched; empty: all.
 
     Raises:
         ModelError: The model does not run on the example, cannot be traced, or has nothing to search.
@@ -63,8 +65,10 @@ def inspect(
     reading = trace(model, example)
     coupling = couple(reading, find_stages(reading))
     naming = _Naming(coupling)
-    naming.choose_groups(lambda width: width_candidates(width, ratios, divisor=divisor), dimensions != "depth", keep)
-    naming.choose_stages(lambda depth: tuple(depths(depth)), dimensions != "width", keep)
+    naming.choose_groups(
+        lambda width: width_candidates(width, ratios, divisor=divisor), dimensions != "depth", keep, only
+    )
+    naming.choose_stages(lambda depth: tuple(depths(depth)), dimensions != "width", keep, only)
     space = SearchSpace(
         groups=tuple(naming.groups),
         stages=tuple(naming.stages),
@@ -91,7 +95,7 @@ class _Naming:
         self._stage_names: set[str] = set()
 
     def choose_groups(
-        self, candidates: Callable[[int], tuple[int, ...]], is_searched: bool, keep: Sequence[str]
+        self, candidates: Callable[[int], tuple[int, ...]], is_searched: bool, keep: Sequence[str], only: Sequence[str]
     ) -> None:
         order = {use.module: position for position, use in reversed(list(enumerate(self.coupling.uses)))}
         for channels in self._sets_in_order():
@@ -102,6 +106,8 @@ class _Naming:
                 reason = "widths are not searched"
             if reason is None and any(_matches(layer, keep) for layer in layers):
                 reason = "it is kept as asked"
+            if reason is None and only and not any(_matches(layer, only) for layer in layers):
+                reason = "it is not among what is searched"
             if reason is None and len(choices) < 2:
                 reason = "it has a single candidate"
             if reason is not None:
@@ -112,11 +118,13 @@ class _Naming:
             self.groups.append(WidthGroup(name=layers[0], width=channels.width, candidates=choices, layers=layers))
 
     def choose_stages(
-        self, candidates: Callable[[int], tuple[int, ...]], is_searched: bool, keep: Sequence[str]
+        self, candidates: Callable[[int], tuple[int, ...]], is_searched: bool, keep: Sequence[str], only: Sequence[str]
     ) -> None:
         for run in self.coupling.stages:
-            if not is_searched or _matches(run.name, keep):
-                reason = "depths are not searched" if not is_searched else "it is kept as asked"
+            is_kept = _matches(run.name, keep)
+            if not is_searched or is_kept or (only and not _matches(run.name, only)):
+                kept = "it is kept as asked" if is_kept else "it is not among what is searched"
+                reason = "depths are not searched" if not is_searched else kept
                 self.fixed.append(Fixed(run.name, reason))
                 continue
             depth = len(run.blocks)

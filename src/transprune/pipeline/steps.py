@@ -38,20 +38,35 @@ def run_all(run: Run) -> None:
 
 
 def teach_step(run: Run) -> None:
-    """The teacher: given weights, or the unpruned network trained on the labels."""
+    """The teacher: given weights, or the unpruned network trained on the labels, from what fits of given weights."""
     if _is_done(run, "teacher.safetensors"):
         return
     with run.phase("teacher"):
-        if run.options.weights is not None:
-            run.decide("The teacher is not trained", f"its weights were given ({run.options.weights})")
-            teacher = run.model
-        else:
+        teacher = _given_teacher(run)
+        if run.given_weights is None or not run.given_weights.is_whole:
             options = run.options.teacher
             with run.epochs("teacher", options.epochs) as on_epoch:
-                teacher = train(
-                    run.model, run.data, options, seed=run.options.seed, device=run.device, on_epoch=on_epoch
-                )
+                teacher = train(teacher, run.data, options, seed=run.options.seed, device=run.device, on_epoch=on_epoch)
     run.folder.write_tensors("teacher.safetensors", teacher.state_dict())
+
+
+def _given_teacher(run: Run) -> nn.Module:
+    """The unpruned network with the given weights, as far as there are any; says what does not fit."""
+    weights = run.given_weights
+    if weights is None:
+        return run.model
+    teacher = copy.deepcopy(run.model)
+    teacher.load_state_dict(weights.tensors, strict=False)
+    what = "The teacher is not trained" if weights.is_whole else "The teacher is trained from the given weights"
+    misfit = f"; of {run.options.weights} did not fit: {weights.misfit}" if weights.misfit else ""
+    run.decide(
+        what,
+        f"{len(weights.tensors)} tensors were given ({run.options.weights}){misfit}",
+        missing=weights.missing,
+        unexpected=weights.unexpected,
+        reshaped=weights.reshaped,
+    )
+    return teacher
 
 
 def search_step(run: Run) -> None:
@@ -137,7 +152,7 @@ def _untrained_student(run: Run) -> nn.Module:
 
 def evaluate_step(run: Run) -> None:
     """Accuracy and cost of teacher and student, side by side, into `result.json`."""
-    teacher, student = load_teacher(run), load(run.folder.path)
+    teacher, student = load_teacher(run), load(run.folder.path, model=run.model)
     options, budget = run.options, Budget.parse(run.options.budget)
     networks = {"teacher": teacher.to(run.device), "student": student.to(run.device)}
     with run.phase("evaluate"):
@@ -176,7 +191,7 @@ def evaluate_step(run: Run) -> None:
 
 def export_step(run: Run) -> None:
     """The student as ONNX, compared with torch on real images."""
-    student = load(run.folder.path)
+    student = load(run.folder.path, model=run.model)
     with run.phase("export"):
         content = onnx_bytes(student, run.example)
         loader = make_loader(run.data.test, run.data, batch_size=max(EXPORT_CHECKS), train=False, seed=0, device="cpu")
