@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import transprune
 from transprune.cli import main
 from transprune.data import load_data
 from transprune.networks.models import build_model
+from transprune.pipeline import steps
 from transprune.runtime import read_journal
 
 NET = """
@@ -143,6 +145,26 @@ def test_the_student_is_loaded_with_the_model_and_is_the_one_that_was_measured()
     assert transprune.evaluate(student, load_data("digits")).top1 == pytest.approx(
         read("result.json")["student"]["top1"]
     )
+
+
+def test_the_exported_program_classifies_like_the_student_without_its_code():
+    images = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    student = transprune.load("out", model=build_model("net.py:build", classes=10, image_channels=1))
+    loaded = torch.export.load("out/student.pt2").module()
+    assert torch.allclose(loaded(images), student(images), atol=1e-5)
+
+
+def test_where_the_batch_is_fixed_the_log_and_the_journal_say_so(tmp_path, monkeypatch):
+    copied = tmp_path / "copied"
+    shutil.copytree("out", copied)
+    monkeypatch.setattr(steps, "export_program", lambda student, example: torch.export.export(student, (example,)))
+    main(["export", str(copied), "--device", "cpu"])
+    decision = [entry for entry in read_journal(copied / "journal.jsonl") if entry["event"] == "decision"][-1]
+    assert decision["takes_any_batch"] is False
+    assert "one image at a time" in decision["why"]
+    assert "one image at a time" in (copied / "run.log").read_text()
+    first = next(entry for entry in read_journal(Path("out/journal.jsonl")) if "takes_any_batch" in entry)
+    assert first["takes_any_batch"] is True
 
 
 def test_the_steps_need_the_code_but_not_the_weights_file(tmp_path, monkeypatch, capsys):

@@ -150,14 +150,15 @@ class EvaluateCommand(Step):
 
 
 class ExportCommand(Step):
-    """Write the student as student.onnx, checked against torch.
+    """Write the student as student.onnx and student.pt2, checked against torch.
 
     transprune export runs/first
     """
 
     def __call__(self) -> None:
         """Runs the step."""
-        print(f"wrote {self._do('export').file('student.onnx')}")
+        folder = self._do("export")
+        print(f"wrote {folder.file('student.onnx')} and {folder.file('student.pt2')}")
 
 
 class ReportCommand(Step):

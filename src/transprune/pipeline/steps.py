@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from transprune.analysis.measurement import count_macs, measure_latencies
 from transprune.architecture import Architecture
@@ -12,6 +13,7 @@ from transprune.budget import Budget
 from transprune.data import make_loader
 from transprune.delivery.loading import load
 from transprune.delivery.onnx_export import check_onnx, onnx_bytes
+from transprune.delivery.program import check_pt2, export_program, pt2_bytes, takes_any_batch
 from transprune.delivery.report import write_report
 from transprune.networks.shrinking import shrink
 from transprune.pipeline.results import network_figures, show_results
@@ -22,7 +24,7 @@ from transprune.training.fitting import distill, estimate_statistics, train
 from transprune.training.searching import SearchResult, search
 
 EXPORT_CHECKS = (1, 2, 7, 64)
-"""Batch sizes on which the exported file is compared with torch."""
+"""Batch sizes on which the exported files are compared with torch."""
 
 
 def run_all(run: Run) -> None:
@@ -190,19 +192,32 @@ def evaluate_step(run: Run) -> None:
 
 
 def export_step(run: Run) -> None:
-    """The student as ONNX, compared with torch on real images."""
+    """The student as an exported program and as ONNX, both compared with torch on real images."""
     student = load(run.folder.path, model=run.model)
     with run.phase("export"):
-        content = onnx_bytes(student, run.example)
-        loader = make_loader(run.data.test, run.data, batch_size=max(EXPORT_CHECKS), train=False, seed=0, device="cpu")
-        images, _ = next(iter(loader))
-        difference = check_onnx(content, student, [images[:size] for size in EXPORT_CHECKS])
-    run.folder.write_bytes("student.onnx", content)
+        program = export_program(student, run.example)
+        is_any = takes_any_batch(program)
+        batches = _check_batches(run, EXPORT_CHECKS if is_any else (1,))
+        pt2 = pt2_bytes(program)
+        onnx = onnx_bytes(program)
+        difference = max(check_pt2(pt2, student, batches), check_onnx(onnx, student, batches))
+    run.folder.write_bytes("student.onnx", onnx)
+    run.folder.write_bytes("student.pt2", pt2)
+    sizes = f"batches of {EXPORT_CHECKS}" if is_any else "single"
+    fixed = "" if is_any else "; they take one image at a time, since torch cannot export this forward for any batch"
     run.decide(
-        "Exported student.onnx",
-        f"its logits differ from torch's by at most {difference:.2g} on batches of {EXPORT_CHECKS} test images",
+        "Exported student.onnx and student.pt2",
+        f"their logits differ from torch's by at most {difference:.2g} on {sizes} test images{fixed}",
         largest_difference=difference,
+        takes_any_batch=is_any,
     )
+
+
+def _check_batches(run: Run, sizes: Sequence[int]) -> list[Tensor]:
+    """The first test images in batches of these sizes."""
+    loader = make_loader(run.data.test, run.data, batch_size=max(EXPORT_CHECKS), train=False, seed=0, device="cpu")
+    images, _ = next(iter(loader))
+    return [images[:size] for size in sizes]
 
 
 def report_step(run: Run) -> None:
