@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import transprune
 from transprune.cli import main
 from transprune.data import load_data
 from transprune.networks.models import build_model
-from transprune.pipeline import steps
+from transprune.pipeline import RunOptions, prepare, steps
 from transprune.runtime import read_journal
 
 NET = """
@@ -134,6 +134,23 @@ def test_the_journal_and_the_log_say_what_of_the_weights_did_not_fit():
 def test_where_weights_are_missing_the_teacher_is_trained():
     epochs = [entry for entry in read_journal(Path("out/journal.jsonl")) if entry["event"] == "epoch"]
     assert [entry["epoch"] for entry in epochs if entry["phase"] == "teacher"] == [1, 2, 3]
+
+
+def test_that_training_starts_from_what_fits_of_the_weights(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(steps, "train", lambda network, *_, **__: started.append(network.state_dict()) or network)
+    options = RunOptions(
+        model="net.py:build",
+        data="digits",
+        budget="macs=0.6",
+        preset="quick",
+        weights="given.safetensors",
+        weights_partial=True,
+    )
+    steps.teach_step(prepare(options, tmp_path / "out", device="cpu"))
+    given = load_file("given.safetensors")
+    same = {name for name, value in started[0].items() if name in given and torch.equal(value, given[name])}
+    assert same == started[0].keys() - {"classifier.weight", "classifier.bias"}
 
 
 def test_the_student_is_loaded_with_the_model_and_is_the_one_that_was_measured():
