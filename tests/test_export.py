@@ -1,10 +1,16 @@
-"""The student as ONNX, and a student rebuilt from its run folder."""
+"""The student as an exported program and as ONNX."""
 
+import subprocess
+import sys
+
+import onnxruntime
 import pytest
 import torch
 from torch import nn
 
+from small_networks import CASES, example
 from transprune.delivery.onnx_export import check_onnx, onnx_bytes
+from transprune.delivery.program import check_pt2, export_program, pt2_bytes, takes_any_batch
 from transprune.errors import ExportError
 
 
@@ -13,9 +19,35 @@ def network(seed=0):
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 5)).eval()
 
 
+class RowByRow(nn.Module):
+    """Its forward counts the images of a batch, which fixes their number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = network()
+
+    def forward(self, images):
+        return torch.cat([self.inside(image[None]) for image in images])
+
+
+class Secretive(nn.Module):
+    """No export can follow its forward."""
+
+    def forward(self, images):
+        return images.flatten(1)[:, :2] if float(images.sum()) > 0 else images.flatten(1)[:, :3]
+
+
+KINDS = {"onnx": (onnx_bytes, check_onnx), "pt2": (pt2_bytes, check_pt2)}
+
+
 @pytest.fixture(scope="module")
-def content():
-    return onnx_bytes(network(), torch.zeros(1, 3, 4, 4))
+def program():
+    return export_program(network(), torch.zeros(1, 3, 4, 4))
+
+
+@pytest.fixture(scope="module")
+def contents(program):
+    return {kind: write(program) for kind, (write, _) in KINDS.items()}
 
 
 def batches(*sizes):
@@ -23,21 +55,74 @@ def batches(*sizes):
     return [torch.randn(size, 3, 4, 4, generator=generator) for size in sizes]
 
 
-def test_an_exported_network_gives_torchs_logits_on_batches_of_any_size(content):
-    assert check_onnx(content, network(), batches(1, 2, 5, 33)) < 1e-5
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_exported_network_gives_torchs_logits_on_batches_of_any_size(contents, kind):
+    assert KINDS[kind][1](contents[kind], network(), batches(1, 2, 5, 33)) < 1e-5
 
 
-def test_an_export_of_other_weights_is_not_trusted(content):
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_export_of_other_weights_is_not_trusted(contents, kind):
     with pytest.raises(ExportError, match="on a batch of 2 its logits differ from torch's by"):
-        check_onnx(content, network(seed=1), batches(2))
+        KINDS[kind][1](contents[kind], network(seed=1), batches(2))
 
 
-def test_a_damaged_file_is_refused(content):
-    with pytest.raises(ExportError, match="cannot run the exported ONNX file"):
-        check_onnx(content[: len(content) // 2], network(), batches(1))
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_export_of_another_number_of_classes_is_not_trusted(contents, kind):
+    with pytest.raises(ExportError, match="differ from torch's by inf"):
+        KINDS[kind][1](contents[kind], nn.Sequential(*network(), nn.Linear(5, 4)), batches(2))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"), [("onnx", "cannot run the exported"), ("pt2", "cannot load the exported")]
+)
+def test_a_damaged_file_is_refused(contents, kind, message):
+    content = contents[kind]
+    with pytest.raises(ExportError, match=message):
+        KINDS[kind][1](content[: len(content) // 2], network(), batches(1))
 
 
 def test_exporting_leaves_the_network_in_its_mode():
     training = network().train()
-    onnx_bytes(training, torch.zeros(1, 3, 4, 4))
+    export_program(training, torch.zeros(1, 3, 4, 4))
     assert training.training
+    assert all(parameter.requires_grad for parameter in training.parameters())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_way_of_connecting_layers_is_exported(case):
+    model = CASES[case]().eval()
+    exported = export_program(model, example(1))
+    assert takes_any_batch(exported)
+    assert check_pt2(pt2_bytes(exported), model, [example(1), example(3)]) < 1e-5
+
+
+def test_a_forward_that_fixes_the_batch_is_exported_for_one_image():
+    exported = export_program(RowByRow(), torch.zeros(2, 3, 4, 4))
+    assert not takes_any_batch(exported)
+    for write, check in KINDS.values():
+        assert check(write(exported), RowByRow(), batches(1)) < 1e-5
+    (image,) = onnxruntime.InferenceSession(onnx_bytes(exported)).get_inputs()
+    assert image.shape == [1, 3, 4, 4]
+
+
+def test_the_batch_of_the_onnx_file_is_named(contents):
+    (image,) = onnxruntime.InferenceSession(contents["onnx"]).get_inputs()
+    assert image.shape == ["batch", 3, 4, 4]
+
+
+def test_what_torch_cannot_export_is_refused():
+    with pytest.raises(ExportError, match="cannot export Secretive"):
+        export_program(Secretive(), torch.zeros(1, 3, 4, 4))
+
+
+def test_a_pt2_file_runs_where_there_is_only_torch(contents, tmp_path):
+    (tmp_path / "student.pt2").write_bytes(contents["pt2"])
+    images = batches(3)[0]
+    torch.save(images, tmp_path / "images.pt")
+    code = (
+        "import sys, torch; sys.modules['transprune'] = None\n"
+        "student = torch.export.load('student.pt2').module()\n"
+        "torch.save(student(torch.load('images.pt')).detach(), 'logits.pt')"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert torch.allclose(torch.load(tmp_path / "logits.pt"), network()(images), atol=1e-5)

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from oracles import count_by_hand, count_parameters
 from transprune.errors import ModelError
 from transprune.networks.initialisation import initialise
+from transprune.networks.models import NAMES, build_model
 from transprune.networks.resnet import BasicBlock, ResNet, resnet
 from transprune.networks.resnet_shape import ResNetShape
-from transprune.networks.zoo import NAMES, build_model
 from transprune.residual import ResidualSum, projection
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -264,7 +264,11 @@ def test_a_model_is_built_by_its_name():
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("resnet_20", "did you mean 'resnet20'"), ("vit", "expected one of resnet20, .*resnet50$")]
+    ("name", "hint"),
+    [
+        ("resnet_20", "did you mean 'resnet20'"),
+        ("vit", "expected one of resnet20, .*resnet50, torchvision:NAME, .*:FUNCTION$"),
+    ],
 )
 def test_an_unknown_model_name_is_refused_with_the_known_ones(name, hint):
     with pytest.raises(ModelError, match=hint):

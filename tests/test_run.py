@@ -41,7 +41,7 @@ def result_of(folder: Path):
 def test_a_run_leaves_every_file_it_promises(finished):
     for name in (
         *("config.toml", "environment.json", "journal.jsonl", "run.log", "space.json", "architecture.json"),
-        *("teacher.safetensors", "student.safetensors", "student.onnx", "report.html", "result.json"),
+        *("teacher.safetensors", "student.safetensors", "student.onnx", "student.pt2", "report.html", "result.json"),
     ):
         assert (finished / name).stat().st_size > 0, name
     assert {path.name for path in finished.iterdir()} <= set(RUN_FILES)

@@ -25,9 +25,11 @@ def trained() -> nn.Module:
 def assert_loads(path: Path, expected: dict[str, torch.Tensor]):
     model = plain()
     weights = load_weights(path, model)
-    assert weights.keys() == expected.keys()
-    assert all(torch.equal(weights[name], value) for name, value in expected.items())
-    model.load_state_dict(weights)
+    assert weights.tensors.keys() == expected.keys()
+    assert all(torch.equal(weights.tensors[name], value) for name, value in expected.items())
+    assert weights.is_whole
+    assert not weights.misfit
+    model.load_state_dict(weights.tensors)
 
 
 def test_safetensors_are_read(tmp_path):
@@ -44,26 +46,29 @@ def test_a_state_dict_of_torch_is_read_in_both_of_its_formats(tmp_path, suffix, 
     assert_loads(tmp_path / f"w.{suffix}", weights)
 
 
-@pytest.mark.parametrize("wrap", [lambda w: {"state_dict": w, "epoch": 3}, lambda w: {"model": w, "args": None}])
-def test_a_state_dict_inside_a_checkpoint_is_read(tmp_path, wrap):
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_state", "model_state_dict", "state_dict_ema"])
+def test_a_state_dict_inside_a_checkpoint_is_read(tmp_path, key):
     weights = trained().state_dict()
-    torch.save(wrap(weights), tmp_path / "w.pth")
+    torch.save({key: weights, "epoch": 3, "args": None}, tmp_path / "w.pth")
     assert_loads(tmp_path / "w.pth", weights)
 
 
-def with_prefix(weights):
-    return {f"module.{name}": value for name, value in weights.items()}
-
-
-def test_the_prefix_of_a_parallel_wrapper_is_taken_off(tmp_path):
+def test_of_plain_and_averaged_weights_the_plain_ones_are_read(tmp_path):
     weights = trained().state_dict()
-    torch.save({"state_dict": with_prefix(weights)}, tmp_path / "w.pth")
+    torch.save({"state_dict_ema": plain().state_dict(), "state_dict": weights}, tmp_path / "w.pth")
     assert_loads(tmp_path / "w.pth", weights)
 
 
-def test_the_prefix_of_a_parallel_wrapper_is_taken_off_in_safetensors_too(tmp_path):
+def with_prefix(weights, prefix):
+    return {f"{prefix}{name}": value for name, value in weights.items()}
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model."])
+def test_the_prefix_of_a_wrapper_is_taken_off(tmp_path, prefix):
     weights = trained().state_dict()
-    save_file(with_prefix(weights), tmp_path / "w.safetensors")
+    torch.save({"state_dict": with_prefix(weights, prefix)}, tmp_path / "w.pth")
+    save_file(with_prefix(weights, prefix), tmp_path / "w.safetensors")
+    assert_loads(tmp_path / "w.pth", weights)
     assert_loads(tmp_path / "w.safetensors", weights)
 
 
@@ -79,7 +84,7 @@ class Wrapper(nn.Module):
 def test_a_model_whose_own_names_begin_with_module_keeps_them(tmp_path, name):
     weights = Wrapper().state_dict()
     (save_file if name.endswith("safetensors") else torch.save)(weights, tmp_path / name)
-    assert load_weights(tmp_path / name, Wrapper()).keys() == weights.keys()
+    assert load_weights(tmp_path / name, Wrapper()).tensors.keys() == weights.keys()
 
 
 def test_the_model_is_untouched(tmp_path):
@@ -101,14 +106,42 @@ def test_weights_that_do_not_fit_are_refused_with_what_is_missing_unexpected_and
         load_weights(tmp_path / name, plain())
     message = str(caught.value)
     assert str(tmp_path / name) in message
-    assert "missing: 0.bias" in message
-    assert "unexpected: 9.weight" in message
-    assert "of another shape: 8.weight has shape [3, 6], expected [5, 6]" in message
+    assert "1 missing: 0.bias" in message
+    assert "1 unexpected: 9.weight" in message
+    assert "1 of another shape: 8.weight has shape [3, 6], expected [5, 6]" in message
+    assert "--weights-partial" in message
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+def test_partial_weights_are_those_that_fit_and_the_rest_is_named(tmp_path, name):
+    weights = trained().state_dict()
+    changed = {**weights, "9.weight": torch.zeros(2), "8.weight": torch.zeros(3, 6)}
+    del changed["0.bias"]
+    (save_file if name.endswith("safetensors") else torch.save)(changed, tmp_path / name)
+    found = load_weights(tmp_path / name, plain(), partial=True)
+    assert found.tensors.keys() == weights.keys() - {"0.bias", "8.weight"}
+    assert all(torch.equal(value, weights[key]) for key, value in found.tensors.items())
+    assert (found.missing, found.unexpected) == (("0.bias",), ("9.weight",))
+    assert found.reshaped == ("8.weight has shape [3, 6], expected [5, 6]",)
+    assert not found.is_whole
+
+
+def test_weights_with_something_more_than_the_model_has_are_whole(tmp_path):
+    save_file({**trained().state_dict(), "head.bias": torch.zeros(1)}, tmp_path / "w.safetensors")
+    found = load_weights(tmp_path / "w.safetensors", plain(), partial=True)
+    assert found.is_whole
+    assert found.misfit == "1 unexpected: head.bias"
+
+
+def test_weights_of_which_nothing_fits_are_refused_also_in_part(tmp_path):
+    save_file({"other": torch.zeros(1), "0.weight": torch.zeros(1)}, tmp_path / "w.safetensors")
+    with pytest.raises(ModelError, match="nothing in it fits the model"):
+        load_weights(tmp_path / "w.safetensors", plain(), partial=True)
 
 
 def test_only_the_first_few_names_are_listed(tmp_path):
     save_file({"other": torch.zeros(1)}, tmp_path / "w.safetensors")
-    with pytest.raises(ModelError, match=r"missing: 0\.weight, 0\.bias, 3\.weight and 7 more; unexpected: other$"):
+    with pytest.raises(ModelError, match=r"10 missing: 0\.weight, 0\.bias, 3\.weight and 7 more; 1 unexpected: other$"):
         load_weights(tmp_path / "w.safetensors", plain())
 
 

@@ -30,7 +30,8 @@ class Job:
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """The network to make smaller: resnet20, resnet32, resnet44, resnet56, resnet110 or resnet164 for small images;
-    resnet18, resnet34 or resnet50 for large ones."""
+    resnet18, resnet34 or resnet50 for large ones; torchvision:NAME or timm:NAME; FILE.py:FUNCTION or
+    package.module:FUNCTION, whose code is run."""
     data: str = "digits"
     """What it classifies: digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR or parquet:DIR."""
     budget: str
@@ -45,8 +46,16 @@ class Job:
     """auto, cpu, cuda or cuda:N."""
     weights: str | None = None
     """Trained weights of the network (.safetensors or .pth); without them it is trained first."""
+    weights_partial: bool = False
+    """Take what fits of the weights, and train the network first where something is missing."""
     dimensions: Dimensions = "both"
     """What to search: width, depth or both."""
+    keep: tuple[str, ...] = ()
+    """Patterns of layers and stages that keep their size, such as 'stem.*' (quoted)."""
+    only: tuple[str, ...] = ()
+    """Patterns of the layers and stages that are searched; all without it."""
+    divisor: int = 1
+    """Widths to choose from are multiples of this, such as 8."""
     student: StudentStart = "scratch"
     """Weights that the student starts from: new ones, the teacher's or the supernet's."""
     image_size: tuple[int, int, int] | None = None
@@ -141,14 +150,15 @@ class EvaluateCommand(Step):
 
 
 class ExportCommand(Step):
-    """Write the student as student.onnx, checked against torch.
+    """Write the student as student.onnx and student.pt2, checked against torch.
 
     transprune export runs/first
     """
 
     def __call__(self) -> None:
         """Runs the step."""
-        print(f"wrote {self._do('export').file('student.onnx')}")
+        folder = self._do("export")
+        print(f"wrote {folder.file('student.onnx')} and {folder.file('student.pt2')}")
 
 
 class ReportCommand(Step):
@@ -170,13 +180,19 @@ class InspectCommand:
     """
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
-    """The network: resnet20, resnet32, resnet44, resnet56, resnet110, resnet164; resnet18, resnet34, resnet50."""
+    """The network, named as for `run`: resnet20, torchvision:NAME, timm:NAME, FILE.py:FUNCTION, ..."""
     input_size: tuple[int, int, int] = (3, 32, 32)
     """Channels, rows and columns of an image."""
     num_classes: int = 10
     """Outputs of the classifier."""
     dimensions: Dimensions = "both"
     """What to search: width, depth or both."""
+    keep: tuple[str, ...] = ()
+    """Patterns of layers and stages that keep their size, such as 'stem.*' (quoted)."""
+    only: tuple[str, ...] = ()
+    """Patterns of the layers and stages that are searched; all without it."""
+    divisor: int = 1
+    """Widths to choose from are multiples of this, such as 8."""
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
     """Print the whole search space as JSON."""
 
@@ -184,9 +200,8 @@ class InspectCommand:
         """Prints the search space."""
         import torch
 
-        from transprune.analysis.inspection import inspect
-        from transprune.networks.zoo import build_model
-        from transprune.pipeline.results import show_space
+        from transprune import pipeline
+        from transprune.networks.models import build_model
 
         if min(self.input_size) < 1 or self.num_classes < 1:
             raise OptionError(
@@ -194,11 +209,18 @@ class InspectCommand:
                 f"expected numbers of at least 1"
             )
         model = build_model(self.model, classes=self.num_classes, image_channels=self.input_size[0])
-        space = inspect(model, torch.zeros(1, *self.input_size), dimensions=self.dimensions)
+        space = pipeline.read_space(
+            model,
+            torch.zeros(1, *self.input_size),
+            dimensions=self.dimensions,
+            keep=self.keep,
+            only=self.only,
+            divisor=self.divisor,
+        )
         if self.as_json:
             print(json.dumps(space.to_json(), indent=2))
         else:
-            show_space(self.model, space)
+            pipeline.show_space(self.model, space)
 
 
 COMMANDS: dict[str, Any] = {

@@ -56,7 +56,7 @@ class DivergenceError(TranspruneError, ArithmeticError):
 
 
 def expected_one_of(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: all known ones, and the nearest if one is near.
+    """The end of a message about an unknown name: the known ones (of very many the first), and the nearest if one is.
 
     Example:
         >>> expected_one_of("quik", ["quick", "demo"])
@@ -64,4 +64,9 @@ def expected_one_of(name: str, known: Iterable[str]) -> str:
     """
     names = list(known)
     near = difflib.get_close_matches(name, names, n=1)
-    return f"expected one of {', '.join(names)}" + (f"; did you mean {near[0]!r}?" if near else "")
+    listed = names if len(names) <= _MANY else [*names[:3], f"… ({len(names)} in all)"]
+    return f"expected one of {', '.join(listed)}" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+_MANY = 20
+"""Names from which on a message lists only the first."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import tempfile
 import warnings
@@ -11,26 +10,22 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
+from transprune.delivery.agreement import check_agreement
+from transprune.delivery.program import takes_any_batch
 from transprune.errors import ExportError
 
-TOLERANCE = 1e-3
-"""Largest difference of a logit that is taken for rounding, as a share of the largest logit (at least 1)."""
 
-
-def onnx_bytes(network: nn.Module, example: Tensor) -> bytes:
-    """The ONNX file of a network in evaluation mode, for batches of any size.
+def onnx_bytes(program: ExportedProgram) -> bytes:
+    """The ONNX file of an exported program, for the batches that the program takes.
 
     Args:
-        network: From images [batch, channels, rows, columns] to logits [batch, classes]; untouched.
-        example: Images of the size that the file is for.
+        program: From images [batch, channels, rows, columns] to logits [batch, classes].
 
     Raises:
-        ExportError: torch cannot export the network.
+        ExportError: torch cannot write it as ONNX.
     """
-    exported = copy.deepcopy(network).eval().cpu()
-    batch = torch.export.Dim("batch", min=1)
-    images = example.cpu().expand(2, *example.shape[1:]).contiguous()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter speaks of its own internals
         path = Path(folder) / "network.onnx"
@@ -39,20 +34,19 @@ def onnx_bytes(network: nn.Module, example: Tensor) -> bytes:
         quiet.setLevel(logging.ERROR)
         try:
             torch.onnx.export(
-                exported,
-                (images,),
+                program,
+                (),
                 str(path),
                 input_names=["images"],
                 output_names=["logits"],
-                dynamic_shapes=({0: batch},),
+                dynamic_shapes=({0: "batch"},) if takes_any_batch(program) else None,
                 dynamo=True,
                 external_data=False,
                 verbose=False,
             )
         except Exception as error:  # the exporter raises many kinds
             raise ExportError(
-                f"cannot export {type(network).__name__} to ONNX: {type(error).__name__}: {error}; "
-                f"the weights in student.safetensors are whole"
+                f"cannot export to ONNX: {type(error).__name__}: {error}; the weights in student.safetensors are whole"
             ) from error
         finally:
             quiet.setLevel(level)
@@ -65,7 +59,7 @@ def check_onnx(content: bytes, network: nn.Module, batches: Sequence[Tensor]) ->
     Args:
         content: The file.
         network: What it was exported from.
-        batches: Images [batch, channels, rows, columns], of several batch sizes.
+        batches: Images [batch, channels, rows, columns], of several batch sizes if the file takes any.
 
     Returns:
         The largest difference of any logit.
@@ -79,17 +73,8 @@ def check_onnx(content: bytes, network: nn.Module, batches: Sequence[Tensor]) ->
         session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no common base in its public API
         raise ExportError(f"cannot run the exported ONNX file: {type(error).__name__}: {error}") from error
-    reference = copy.deepcopy(network).eval().cpu()
-    largest = 0.0
-    for images in (batch.cpu() for batch in batches):
-        with torch.no_grad():
-            expected = reference(images)
-        found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
-        difference = float((found - expected).abs().max()) if found.shape == expected.shape else float("inf")
-        if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
-            raise ExportError(
-                f"cannot trust the exported ONNX file: on a batch of {len(images)} its logits differ from torch's by "
-                f"{difference:.3g}; expected at most {TOLERANCE:g} of the largest logit"
-            )
-        largest = max(largest, difference)
-    return largest
+
+    def run(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+    return check_agreement("ONNX", run, network, batches)

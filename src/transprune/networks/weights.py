@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -9,13 +10,44 @@ from torch import Tensor, nn
 
 from transprune.errors import ModelError
 
+WRAPPERS = ("state_dict", "model", "model_state", "model_state_dict", "state_dict_ema")
+"""Keys under which checkpoints hold a state dict."""
+PREFIXES = ("module.", "_orig_mod.", "model.")
+"""What wrappers for data parallelism, compilation and training loops put before every name."""
 
-def load_weights(path: str | Path, model: nn.Module) -> dict[str, Tensor]:
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """What of a file fits a model, and what does not."""
+
+    tensors: dict[str, Tensor]
+    """Those that fit the model by name and shape."""
+    missing: tuple[str, ...] = ()
+    """Names in the model that the file does not have."""
+    unexpected: tuple[str, ...] = ()
+    """Names in the file that the model does not have."""
+    reshaped: tuple[str, ...] = ()
+    """Names of another shape, each with both shapes."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the model gets all of its weights."""
+        return not self.missing and not self.reshaped
+
+    @property
+    def misfit(self) -> str:
+        """What does not fit, in words: how many, and the first few names; empty if all fits."""
+        kinds = (("missing", self.missing), ("unexpected", self.unexpected), ("of another shape", self.reshaped))
+        return "; ".join(f"{len(names)} {kind}: {_first(names)}" for kind, names in kinds if names)
+
+
+def load_weights(path: str | Path, model: nn.Module, *, partial: bool = False) -> Weights:
     """Reads the weights of a model from `.safetensors`, or from `.pth`/`.pt` as tensors only.
 
     Args:
-        path: The file: a state dict, or an object with one under `state_dict` or `model`.
+        path: The file: a state dict, or an object with one under a key of `WRAPPERS`.
         model: What the weights are for; untouched.
+        partial: Take what fits and say what does not; without it, anything that does not fit is an error.
 
     Raises:
         ModelError: The file is missing, of another kind, damaged, holds more than tensors, or does not fit the model.
@@ -24,7 +56,7 @@ def load_weights(path: str | Path, model: nn.Module) -> dict[str, Tensor]:
     if not file.is_file():
         raise ModelError(f"cannot load weights: there is no file '{file}'")
     try:
-        weights = _read(file)
+        found = _read(file)
     except ModelError:
         raise
     except Exception as error:  # a damaged file may raise anything in a reader
@@ -33,11 +65,14 @@ def load_weights(path: str | Path, model: nn.Module) -> dict[str, Tensor]:
             f"cannot load weights from '{file}': {type(error).__name__}: {problem}; "
             f"expected tensors only, as `safetensors.torch.save_file` or `torch.save(model.state_dict())` writes them"
         ) from error
-    expected = model.state_dict()
-    if not any(name in expected for name in weights):
-        # Written from a data-parallel wrapper.
-        weights = {name.removeprefix("module."): value for name, value in weights.items()}
-    _check_fit(file, weights, expected)
+    weights = _fit(found, model.state_dict())
+    if not weights.tensors:
+        raise ModelError(f"cannot load weights from '{file}': nothing in it fits the model; {weights.misfit}")
+    if weights.misfit and not partial:
+        raise ModelError(
+            f"cannot load weights from '{file}': they do not fit the model; {weights.misfit}; "
+            f"to take what fits, use --weights-partial"
+        )
     return weights
 
 
@@ -49,7 +84,7 @@ def _read(file: Path) -> dict[str, Tensor]:
     if file.suffix not in (".pth", ".pt"):
         raise ModelError(f"cannot load weights from '{file}': expected a file ending in .safetensors, .pth or .pt")
     content = torch.load(file, map_location="cpu", weights_only=True)
-    for key in ("state_dict", "model"):
+    for key in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
@@ -57,18 +92,29 @@ def _read(file: Path) -> dict[str, Tensor]:
     return {str(name): value for name, value in content.items()}
 
 
-def _check_fit(file: Path, weights: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    missing = [name for name in expected if name not in weights]
-    unexpected = [name for name in weights if name not in expected]
-    shapes = [
-        f"{name} has shape {list(weights[name].shape)}, expected {list(expected[name].shape)}"
-        for name in expected
-        if name in weights and weights[name].shape != expected[name].shape
-    ]
-    problems = [
-        f"{what} {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        for what, names in (("missing:", missing), ("unexpected:", unexpected), ("of another shape:", shapes))
-        if names
-    ]
-    if problems:
-        raise ModelError(f"cannot load weights from '{file}': they do not fit the model; {'; '.join(problems)}")
+def _fit(found: dict[str, Tensor], expected: dict[str, Tensor]) -> Weights:
+    found = _without_prefixes(found, expected)
+    known = [name for name in expected if name in found]
+    return Weights(
+        tensors={name: found[name] for name in known if found[name].shape == expected[name].shape},
+        missing=tuple(name for name in expected if name not in found),
+        unexpected=tuple(name for name in found if name not in expected),
+        reshaped=tuple(
+            f"{name} has shape {list(found[name].shape)}, expected {list(expected[name].shape)}"
+            for name in known
+            if found[name].shape != expected[name].shape
+        ),
+    )
+
+
+def _without_prefixes(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights without the prefixes of wrappers, where no name fits as it is."""
+    for prefix in PREFIXES:
+        if any(name in expected for name in found):
+            break
+        found = {name.removeprefix(prefix): value for name, value in found.items()}
+    return found
+
+
+def _first(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

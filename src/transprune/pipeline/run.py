@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -19,9 +21,9 @@ from transprune._version import __version__
 from transprune.analysis.inspection import Dimensions, inspect
 from transprune.budget import Budget
 from transprune.data import ImageData, load_data
-from transprune.errors import OptionError, RunFolderError
-from transprune.networks.weights import load_weights
-from transprune.networks.zoo import build_model
+from transprune.errors import ModelError, OptionError, RunFolderError, expected_one_of
+from transprune.networks.models import build_model
+from transprune.networks.weights import Weights, load_weights
 from transprune.presets import StudentStart
 from transprune.runtime import (
     Journal,
@@ -50,9 +52,13 @@ class RunOptions:
     preset: str
     seed: int = 0
     weights: str | None = None
+    weights_partial: bool = False
     image_size: tuple[int, int, int] | None = None
     download: bool = False
     dimensions: Dimensions = "both"
+    keep: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    divisor: int = 1
     student: StudentStart = "scratch"
     teacher: TrainingOptions = field(default_factory=TrainingOptions)
     search: SearchOptions = field(default_factory=SearchOptions)
@@ -105,8 +111,13 @@ class Run:
 
     @cached_property
     def model(self) -> nn.Module:
-        """The unpruned network with its first weights, or those of `--weights`."""
-        return _model(self.options, self.data)
+        """The unpruned network with new weights."""
+        return _build(self.options, self.data)
+
+    @cached_property
+    def given_weights(self) -> Weights | None:
+        """What fits of the file of `--weights`; None if none is given."""
+        return _weights(self.options, self.model)
 
     @cached_property
     def space(self) -> SearchSpace:
@@ -188,12 +199,22 @@ def prepare(options: RunOptions, out: str | Path, *, device: str = "auto", overw
     chosen = choose_device(device)
     budget = Budget.parse(options.budget)
     data = load_data(options.data, image_size=options.image_size, download=options.download)
-    model = _model(options, data)
-    space = inspect(model, torch.zeros(1, *data.image_size), dimensions=options.dimensions)
+    model = _build(options, data)
+    weights = _weights(options, model)
+    example = torch.zeros(1, *data.image_size)
+    space = read_space(
+        model,
+        example,
+        dimensions=options.dimensions,
+        keep=options.keep,
+        only=options.only,
+        divisor=options.divisor,
+    )
+    _check_logits(model, example, len(data.classes))
     target = budget.target(space)
     folder = RunFolder.create(out, asdict(options), overwrite=overwrite)
     run = Run(folder, options, str(chosen))
-    run.data, run.model, run.space = data, model, space
+    run.data, run.model, run.given_weights, run.space = data, model, weights, space
     folder.write_json("environment.json", environment())
     folder.write_json("space.json", space.to_json())
     run.journal.record("start", command=" ".join(["transprune", *sys.argv[1:]]), version=__version__)
@@ -223,12 +244,63 @@ def open_run(path: str | Path, *, device: str = "auto") -> Run:
     return run
 
 
-def _model(options: RunOptions, data: ImageData) -> nn.Module:
+def read_space(
+    model: nn.Module,
+    example: Tensor,
+    *,
+    dimensions: Dimensions = "both",
+    keep: Sequence[str] = (),
+    only: Sequence[str] = (),
+    divisor: int = 1,
+) -> SearchSpace:
+    """The search space of a model under the options of the command line (see `inspect`).
+
+    Raises:
+        ModelError: The model cannot be read, or nothing of it can be searched.
+        OptionError: A pattern matches nothing, or an option is out of range.
+    """
+    space = inspect(model, example, dimensions=dimensions, keep=keep, only=only, divisor=divisor)
+    layers = [layer.name for layer in space.layers if layer.operator != "norm"]
+    names = dict.fromkeys([*layers, *(stage.name for stage in space.stages), *(fixed.name for fixed in space.fixed)])
+    for option, patterns in (("--keep", keep), ("--only", only)):
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise OptionError(
+                    f"cannot search with {option} {pattern}: no layer or stage has such a name; "
+                    f"{expected_one_of(pattern, names)}"
+                )
+    return space
+
+
+def _build(options: RunOptions, data: ImageData) -> nn.Module:
     with seeded(options.seed, "model"):
-        model = build_model(options.model, classes=len(data.classes), image_channels=data.image_size[0])
+        return build_model(options.model, classes=len(data.classes), image_channels=data.image_size[0])
+
+
+def _weights(options: RunOptions, model: nn.Module) -> Weights | None:
     if options.weights is not None:
-        model.load_state_dict(load_weights(options.weights, model))
-    return model
+        return load_weights(options.weights, model, partial=options.weights_partial)
+    if options.weights_partial:
+        raise OptionError("cannot use --weights-partial alone: expected a file to take what fits from (--weights FILE)")
+    return None
+
+
+def _check_logits(model: nn.Module, example: Tensor, classes: int) -> None:
+    """Checks that a model in training gives logits [batch, classes], and nothing beside them.
+
+    Raises:
+        ModelError: It does not.
+    """
+    network = copy.deepcopy(model).train()
+    with torch.no_grad():
+        found = network(torch.cat([example, example]))
+    what = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    if what != [2, classes]:
+        raise ModelError(
+            f"cannot train the model {type(model).__name__}: of 2 images its forward gives {what}, expected the logits "
+            f"[2, {classes}] of the data's {classes} classes alone; let its function take the number of classes "
+            f"(`classes` or `num_classes`), and leave out auxiliary outputs"
+        )
 
 
 @contextmanager

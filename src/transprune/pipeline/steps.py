@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from transprune.analysis.measurement import count_macs, measure_latencies
 from transprune.architecture import Architecture
@@ -12,6 +13,7 @@ from transprune.budget import Budget
 from transprune.data import make_loader
 from transprune.delivery.loading import load
 from transprune.delivery.onnx_export import check_onnx, onnx_bytes
+from transprune.delivery.program import check_pt2, export_program, pt2_bytes, takes_any_batch
 from transprune.delivery.report import write_report
 from transprune.networks.shrinking import shrink
 from transprune.pipeline.results import network_figures, show_results
@@ -22,7 +24,7 @@ from transprune.training.fitting import distill, estimate_statistics, train
 from transprune.training.searching import SearchResult, search
 
 EXPORT_CHECKS = (1, 2, 7, 64)
-"""Batch sizes on which the exported file is compared with torch."""
+"""Batch sizes on which the exported files are compared with torch."""
 
 
 def run_all(run: Run) -> None:
@@ -38,20 +40,35 @@ def run_all(run: Run) -> None:
 
 
 def teach_step(run: Run) -> None:
-    """The teacher: given weights, or the unpruned network trained on the labels."""
+    """The teacher: given weights, or the unpruned network trained on the labels, from what fits of given weights."""
     if _is_done(run, "teacher.safetensors"):
         return
     with run.phase("teacher"):
-        if run.options.weights is not None:
-            run.decide("The teacher is not trained", f"its weights were given ({run.options.weights})")
-            teacher = run.model
-        else:
+        teacher = _given_teacher(run)
+        if run.given_weights is None or not run.given_weights.is_whole:
             options = run.options.teacher
             with run.epochs("teacher", options.epochs) as on_epoch:
-                teacher = train(
-                    run.model, run.data, options, seed=run.options.seed, device=run.device, on_epoch=on_epoch
-                )
+                teacher = train(teacher, run.data, options, seed=run.options.seed, device=run.device, on_epoch=on_epoch)
     run.folder.write_tensors("teacher.safetensors", teacher.state_dict())
+
+
+def _given_teacher(run: Run) -> nn.Module:
+    """The unpruned network with the given weights, as far as there are any; says what does not fit."""
+    weights = run.given_weights
+    if weights is None:
+        return run.model
+    teacher = copy.deepcopy(run.model)
+    teacher.load_state_dict(weights.tensors, strict=False)
+    what = "The teacher is not trained" if weights.is_whole else "The teacher is trained from the given weights"
+    misfit = f"; of {run.options.weights} did not fit: {weights.misfit}" if weights.misfit else ""
+    run.decide(
+        what,
+        f"{len(weights.tensors)} tensors were given ({run.options.weights}){misfit}",
+        missing=weights.missing,
+        unexpected=weights.unexpected,
+        reshaped=weights.reshaped,
+    )
+    return teacher
 
 
 def search_step(run: Run) -> None:
@@ -137,7 +154,7 @@ def _untrained_student(run: Run) -> nn.Module:
 
 def evaluate_step(run: Run) -> None:
     """Accuracy and cost of teacher and student, side by side, into `result.json`."""
-    teacher, student = load_teacher(run), load(run.folder.path)
+    teacher, student = load_teacher(run), load(run.folder.path, model=run.model)
     options, budget = run.options, Budget.parse(run.options.budget)
     networks = {"teacher": teacher.to(run.device), "student": student.to(run.device)}
     with run.phase("evaluate"):
@@ -175,19 +192,32 @@ def evaluate_step(run: Run) -> None:
 
 
 def export_step(run: Run) -> None:
-    """The student as ONNX, compared with torch on real images."""
-    student = load(run.folder.path)
+    """The student as an exported program and as ONNX, both compared with torch on real images."""
+    student = load(run.folder.path, model=run.model)
     with run.phase("export"):
-        content = onnx_bytes(student, run.example)
-        loader = make_loader(run.data.test, run.data, batch_size=max(EXPORT_CHECKS), train=False, seed=0, device="cpu")
-        images, _ = next(iter(loader))
-        difference = check_onnx(content, student, [images[:size] for size in EXPORT_CHECKS])
-    run.folder.write_bytes("student.onnx", content)
+        program = export_program(student, run.example)
+        is_any = takes_any_batch(program)
+        batches = _check_batches(run, EXPORT_CHECKS if is_any else (1,))
+        pt2 = pt2_bytes(program)
+        onnx = onnx_bytes(program)
+        difference = max(check_pt2(pt2, student, batches), check_onnx(onnx, student, batches))
+    run.folder.write_bytes("student.onnx", onnx)
+    run.folder.write_bytes("student.pt2", pt2)
+    sizes = f"batches of {EXPORT_CHECKS}" if is_any else "single"
+    fixed = "" if is_any else "; they take one image at a time, since torch cannot export this forward for any batch"
     run.decide(
-        "Exported student.onnx",
-        f"its logits differ from torch's by at most {difference:.2g} on batches of {EXPORT_CHECKS} test images",
+        "Exported student.onnx and student.pt2",
+        f"their logits differ from torch's by at most {difference:.2g} on {sizes} test images{fixed}",
         largest_difference=difference,
+        takes_any_batch=is_any,
     )
+
+
+def _check_batches(run: Run, sizes: Sequence[int]) -> list[Tensor]:
+    """The first test images in batches of these sizes."""
+    loader = make_loader(run.data.test, run.data, batch_size=max(EXPORT_CHECKS), train=False, seed=0, device="cpu")
+    images, _ = next(iter(loader))
+    return [images[:size] for size in sizes]
 
 
 def report_step(run: Run) -> None:

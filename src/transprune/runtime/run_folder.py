@@ -27,6 +27,7 @@ RUN_FILES = (
     "architecture.json",
     "student.safetensors",
     "student.onnx",
+    "student.pt2",
     "result.json",
     "report.html",
 )
