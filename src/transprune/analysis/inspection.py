@@ -120,9 +120,7 @@ class _Choosing:
                 self.fixed.append(Fixed(group.name, reason))
                 continue
             self.groups.append(
-                WidthGroup(
-                    name=group.name, width=group.width, candidates=choices, layers=group.layers, unit=group.unit
-                )
+                WidthGroup(name=group.name, width=group.width, candidates=choices, layers=group.layers, unit=group.unit)
             )
 
     def choose_stages(self, candidates: Callable[[int], tuple[int, ...]], *, is_searched: bool) -> None:

@@ -77,7 +77,7 @@ def _attention_biases(*args: Any, **named: Any) -> int:
     call = signature(F.multi_head_attention_forward).bind(*args, **named).arguments
     query = prod(call["query"].shape)
     projected = query + prod(call["key"].shape[:-1]) * call["query"].shape[-1] * 2
-    return projected * (call["in_proj_bias"] is not None) + query * (call["out_proj_bias"] is not None)
+    return int(projected * (call["in_proj_bias"] is not None) + query * (call["out_proj_bias"] is not None))
 
 
 _WITH_BIAS = {

@@ -1,7 +1,7 @@
 """Bringing the attributes of modules in line with parameters that were cut.
 
-A module whose parameters are cut still says how many channels it had: `nn.Conv2d.in_channels`, the number of heads of an
-attention. Most of these are never read, some are. Here stands, for the modules of torch and of timm, how they follow
+A module whose parameters are cut still says how many channels it had: `nn.Conv2d.in_channels`, the number of heads of
+an attention. Most of these are never read, some are. Here stands, for the modules of torch and of timm, how they follow
 from the new parameters; `register_adapter` teaches transprune a module of your own.
 """
 
@@ -105,14 +105,15 @@ TIMM = {
     "timm.models.eva.EvaAttention": _heads,
 }
 
-for _kind, _adapter in (
-    *TIMM.items(),
-    (nn.modules.conv._ConvNd, _convolution),
-    (nn.Linear, _linear),
-    (nn.modules.batchnorm._NormBase, _batch_norm),
-    (nn.LayerNorm, _layer_norm),
-    (nn.GroupNorm, _group_norm),
-    (nn.PReLU, _prelu),
-    (nn.Embedding, _embedding),
-):
+TORCH: dict[type[nn.Module] | str, Adapter] = {
+    nn.modules.conv._ConvNd: _convolution,
+    nn.Linear: _linear,
+    nn.modules.batchnorm._NormBase: _batch_norm,
+    nn.LayerNorm: _layer_norm,
+    nn.GroupNorm: _group_norm,
+    nn.PReLU: _prelu,
+    nn.Embedding: _embedding,
+}
+
+for _kind, _adapter in (*TIMM.items(), *TORCH.items()):
     register_adapter(_kind, _adapter)

@@ -138,12 +138,17 @@ class Program:
         for step in reversed(self.steps):
             reads = {value.key for value in _values(list(step.arguments.values()))}
             steps.append(
-                Step(
-                    step.node, step.arguments, step.sizes, step.function, step.block, tuple(reads - seen), step.ends
-                )
+                Step(step.node, step.arguments, step.sizes, step.function, step.block, tuple(reads - seen), step.ends)
             )
             seen |= reads
         return tuple(reversed(steps))
+
+    def _is_needed_as_it_is(self, step: Step, depths: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether the end of a stage is mixed of what a block hands on, and the next block writes over it."""
+        if step.node not in self._written_over or step.block is None:
+            return False
+        stage, position = step.block
+        return position + 1 in depths[stage] and position + 1 < max(depths[stage])
 
     def run(self, surroundings: Surroundings, inputs: Sequence[Tensor]) -> Any:
         """What the model's forward returns for the inputs.
@@ -182,10 +187,8 @@ class Program:
                     is_list = isinstance(layout, tuple)
                     arguments[name] = [each.size(sizes) for each in layout] if is_list else layout.size(sizes)  # type: ignore
                 values[step.node] = surroundings.function(step)(arguments)
-                if step.node in self._written_over and step.block is not None:
-                    # The next block writes over what this one hands on, and the end of the stage may be mixed of it.
-                    if step.block[1] + 1 in depths[step.block[0]] and step.block[1] + 1 < max(depths[step.block[0]]):
-                        kept[step.node] = values[step.node].clone()
+                if self._is_needed_as_it_is(step, depths):
+                    kept[step.node] = values[step.node].clone()
                 for key in step.last_reads:
                     values.pop(key, None)
             if step.ends is not None:
@@ -227,9 +230,7 @@ def _function(node: fx.Node) -> Function:
     schema = target._schema.arguments
     plain = [argument.name for argument in schema if not argument.kwarg_only]
     named = [argument.name for argument in schema if argument.kwarg_only]
-    return lambda arguments: target(
-        *(arguments[name] for name in plain), **{name: arguments[name] for name in named}
-    )
+    return lambda arguments: target(*(arguments[name] for name in plain), **{name: arguments[name] for name in named})
 
 
 def _reshape(arguments: Arguments) -> Any:

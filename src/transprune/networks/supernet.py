@@ -151,9 +151,10 @@ class _Plan:
         return len(reading.values[node]) - rank - 1
 
     def _is_normed(self, node: fx.Node) -> bool:
-        return any(user in self.candidate_norms or user in self.mixed_norms for user in node.users) and len(
-            node.users
-        ) == 1
+        return (
+            any(user in self.candidate_norms or user in self.mixed_norms for user in node.users)
+            and len(node.users) == 1
+        )
 
     def _place_norm(self, reading: Reading, node: fx.Node, network: nn.Module) -> None:
         channels: Layout = reading.values[node][1]

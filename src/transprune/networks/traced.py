@@ -20,8 +20,8 @@ class TracedNetwork(nn.Module):
     It has the modules and parameter names of the unpruned network, but runs the operators that were traced rather than
     the network's own forward: where that writes a number of channels into its code, no smaller network of its class
     can exist. What was traced in evaluation mode holds in training as well, with two exceptions: batch norms use and
-    collect statistics of the batch, and dropout drops. Stochastic depth and auxiliary heads are not part of it. Rows and
-    columns of the inputs are those of the example; the number of samples is free.
+    collect statistics of the batch, and dropout drops. Stochastic depth and auxiliary heads are not part of it. Rows
+    and columns of the inputs are those of the example; the number of samples is free.
 
     Args:
         program: The operators.
