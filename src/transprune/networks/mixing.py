@@ -47,7 +47,8 @@ def mix_choice(choice: Choice, alignment: Alignment, scales: Tensor | None = Non
 def _joined(maps: list[Tensor]) -> Tensor:
     if all(each.dim() == 1 for each in maps):
         return torch.cat(maps)
-    return torch.block_diag(*[torch.diag(each) if each.dim() == 1 else each for each in maps])
+    joined: Tensor = torch.block_diag(*[torch.diag(each) if each.dim() == 1 else each for each in maps])
+    return joined
 
 
 def _multiplied(maps: list[Tensor]) -> Tensor:

@@ -34,11 +34,11 @@ class TracedNetwork(nn.Module):
         super().__init__()
         self.__dict__["_traced"] = (program, sizes, type(modules))
         self.__dict__["reason"] = reason
-        for name, child in modules.named_children():
+        for name, child in modules._modules.items():  # one module may have several names
             self.add_module(name, child)
-        for name, parameter in modules.named_parameters(recurse=False):
+        for name, parameter in modules._parameters.items():
             self.register_parameter(name, parameter)
-        for name, buffer in modules.named_buffers(recurse=False):
+        for name, buffer in modules._buffers.items():
             self.register_buffer(name, buffer, persistent=name not in modules._non_persistent_buffers_set)
         self.train(modules.training)
 
