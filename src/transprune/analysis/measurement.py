@@ -75,8 +75,8 @@ class _BiasCounter(TorchFunctionMode):
 def _attention_biases(*args: Any, **named: Any) -> int:
     """Biases that attention adds when it projects queries, keys, values and the result."""
     call = signature(F.multi_head_attention_forward).bind(*args, **named).arguments
-    query = prod(call["query"].shape)
-    projected = query + prod(call["key"].shape[:-1]) * call["query"].shape[-1] * 2
+    query = int(call["query"].numel())
+    projected = query + prod(call["key"].shape[:-1]) * int(call["query"].shape[-1]) * 2
     return projected * (call["in_proj_bias"] is not None) + query * (call["out_proj_bias"] is not None)
 
 

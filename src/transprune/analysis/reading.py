@@ -138,9 +138,7 @@ def read(model: nn.Module, example: Example) -> Reading:
 
 def _training_trace(model: nn.Module, example: Example, reading: Trace) -> Trace | None:
     """The trace of what the model does in training, where it then uses parameters that it does not use otherwise."""
-    unused = [
-        node for node in reading.graph.nodes if node.name in reading.parameters and not node.users
-    ]
+    unused = [node for node in reading.graph.nodes if node.name in reading.parameters and not node.users]
     if not unused:
         return None
     try:
@@ -361,9 +359,7 @@ class _Freezing:
         constant = _count(axis for axis in use.positions if not _searchable(axis))
         own = [parameters[name] for name in (use.weight, use.bias) if name is not None]
         expected = {"matmul": 0, "projection": 0, "norm": 2 * use.has_bias}.get(use.operator, 1 + use.has_bias)
-        is_counted = (
-            not varying and len(own) == expected and not any(id(parameter) in counted for parameter in own)
-        )
+        is_counted = not varying and len(own) == expected and not any(id(parameter) in counted for parameter in own)
         if is_counted:
             counted.update(id(parameter) for parameter in own)
         inputs, outputs = self.layout(use.inputs), self.layout(use.outputs)
@@ -396,9 +392,7 @@ class _Freezing:
 
 def _as_product(use: Use) -> Use:
     """The bias of a layer whose positions vary, as a product of its own."""
-    return Use(
-        name=f"{use.name}.bias", operator="matmul", node=use.node, inputs=use.inputs, outputs=use.outputs
-    )
+    return Use(name=f"{use.name}.bias", operator="matmul", node=use.node, inputs=use.inputs, outputs=use.outputs)
 
 
 def _product(layouts: Sequence[Layout]) -> Layout:

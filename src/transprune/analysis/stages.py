@@ -85,9 +85,7 @@ def _runs(
     yield from _stage(container, run, len(children))
 
 
-def _stage(
-    container: str, run: Sequence[tuple[str, fx.Node, frozenset[fx.Node]]], children: int
-) -> Iterator[BlockRun]:
+def _stage(container: str, run: Sequence[tuple[str, fx.Node, frozenset[fx.Node]]], children: int) -> Iterator[BlockRun]:
     if len(run) < 2:
         return
     paths, exits, members = zip(*run, strict=True)

@@ -171,9 +171,7 @@ def _trace_of(network: nn.Module, program: ExportedProgram, batch: int | None) -
     returned = graph.output_node().args[0]
     assert isinstance(returned, tuple | list)  # torch.export returns a flat sequence
     specs = program.graph_signature.output_specs
-    users = tuple(
-        value for value, spec in zip(returned, specs, strict=True) if spec.kind is OutputKind.USER_OUTPUT
-    )
+    users = tuple(value for value, spec in zip(returned, specs, strict=True) if spec.kind is OutputKind.USER_OUTPUT)
     constants = {name: program.constants[target] for name, target in kinds[InputKind.CONSTANT_TENSOR].items()}
     return Trace(
         model=network,

@@ -128,20 +128,21 @@ TIMM: dict[str, Adapter] = {
     "timm.models.beit.Attention": _heads,
     "timm.models.cspnet.CrossStage": _cross_stage,
     "timm.models.cspnet.CrossStage3": _cross_stage,
+    "timm.models.dla.DlaBottle2neck": _res2net_block,
     "timm.models.eva.EvaAttention": _heads,
     "timm.models.res2net.Bottle2neck": _res2net_block,
     "timm.models.swin_transformer.WindowAttention": _heads,
 }
 """Modules of timm that write down numbers of channels, by name: timm is not imported for them."""
 
-for _kind, _adapter in (
-    *TIMM.items(),
-    (nn.modules.conv._ConvNd, _convolution),
-    (nn.Linear, _linear),
-    (nn.modules.batchnorm._NormBase, _batch_norm),
-    (nn.LayerNorm, _layer_norm),
-    (nn.GroupNorm, _group_norm),
-    (nn.PReLU, _prelu),
-    (nn.Embedding, _embedding),
-):
-    register_adapter(_kind, _adapter)
+TORCH: dict[type, Adapter] = {
+    nn.modules.conv._ConvNd: _convolution,
+    nn.Linear: _linear,
+    nn.modules.batchnorm._NormBase: _batch_norm,
+    nn.LayerNorm: _layer_norm,
+    nn.GroupNorm: _group_norm,
+    nn.PReLU: _prelu,
+    nn.Embedding: _embedding,
+}
+_ADAPTERS.update(TORCH)
+_ADAPTERS.update(TIMM)

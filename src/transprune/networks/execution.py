@@ -138,9 +138,7 @@ class Program:
         for step in reversed(self.steps):
             reads = {value.key for value in _values(list(step.arguments.values()))}
             steps.append(
-                Step(
-                    step.node, step.arguments, step.sizes, step.function, step.block, tuple(reads - seen), step.ends
-                )
+                Step(step.node, step.arguments, step.sizes, step.function, step.block, tuple(reads - seen), step.ends)
             )
             seen |= reads
         return tuple(reversed(steps))
@@ -227,9 +225,7 @@ def _function(node: fx.Node) -> Function:
     schema = target._schema.arguments
     plain = [argument.name for argument in schema if not argument.kwarg_only]
     named = [argument.name for argument in schema if argument.kwarg_only]
-    return lambda arguments: target(
-        *(arguments[name] for name in plain), **{name: arguments[name] for name in named}
-    )
+    return lambda arguments: target(*(arguments[name] for name in plain), **{name: arguments[name] for name in named})
 
 
 def _reshape(arguments: Arguments) -> Any:

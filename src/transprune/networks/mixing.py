@@ -47,7 +47,8 @@ def mix_choice(choice: Choice, alignment: Alignment, scales: Tensor | None = Non
 def _joined(maps: list[Tensor]) -> Tensor:
     if all(each.dim() == 1 for each in maps):
         return torch.cat(maps)
-    return torch.block_diag(*[torch.diag(each) if each.dim() == 1 else each for each in maps])
+    joined: Tensor = torch.block_diag(*[torch.diag(each) if each.dim() == 1 else each for each in maps])
+    return joined
 
 
 def _multiplied(maps: list[Tensor]) -> Tensor:
@@ -69,4 +70,5 @@ def mix_along(tensor: Tensor, mixed: Tensor, axis: int) -> Tensor:
         return F.conv2d(tensor, mixed[:, :, None, None])
     if axis == 0:
         return (mixed @ tensor.flatten(1)).view_as(tensor) if tensor.dim() > 1 else mixed @ tensor
-    return F.linear(tensor.movedim(axis, -1), mixed).movedim(-1, axis)
+    moved: Tensor = F.linear(tensor.movedim(axis, -1), mixed).movedim(-1, axis)
+    return moved

@@ -67,9 +67,7 @@ def shrink(
     return student
 
 
-def kept_entries(
-    model: nn.Module, architecture: Architecture, example: Example
-) -> dict[str, tuple[np.ndarray, ...]]:
+def kept_entries(model: nn.Module, architecture: Architecture, example: Example) -> dict[str, tuple[np.ndarray, ...]]:
     """Which entries of the model's parameters and buffers the smaller network keeps.
 
     Args:

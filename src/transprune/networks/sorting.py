@@ -94,9 +94,7 @@ def sort_channels(model: nn.Module, example: Example, importance: Importance = m
     return network
 
 
-def _orders(
-    reading: Reading, parameters: Mapping[str, nn.Parameter], importance: Importance
-) -> dict[str, np.ndarray]:
+def _orders(reading: Reading, parameters: Mapping[str, nn.Parameter], importance: Importance) -> dict[str, np.ndarray]:
     groups = {group.name: group for group in reading.groups}
     orders: dict[str, np.ndarray] = {}
     for tied in _tied(reading):

@@ -23,6 +23,9 @@ from transprune.networks.traced import TRAINABLE, cut_constant, free_sums, in_mo
 from transprune.numerics.alignment import ALIGNMENTS, Alignment, align_channels, pad_channels
 from transprune.space import SearchSpace
 
+RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""Buffers of norms, which say nothing of a network that changes every step."""
+
 
 class Supernet(nn.Module):
     """A copy of a model that runs at any candidate widths and depths of a search space, and mixes those in use.
@@ -79,8 +82,9 @@ class Supernet(nn.Module):
         Batch norms give the scale and shift of the architecture's candidate. Running statistics are not among them.
         """
         weights = {
-            name: parameter.detach().clone()
-            for name, parameter in self.network.named_parameters(remove_duplicate=False)
+            name: value.detach().clone()
+            for name, value in self.network.state_dict().items()
+            if name.rpartition(".")[2] not in RUNNING_STATISTICS
         }
         for name, group_name in self.plan.rows.items():
             group = self.space.groups[self.space.group_index[group_name]]
@@ -151,9 +155,10 @@ class _Plan:
         return len(reading.values[node]) - rank - 1
 
     def _is_normed(self, node: fx.Node) -> bool:
-        return any(user in self.candidate_norms or user in self.mixed_norms for user in node.users) and len(
-            node.users
-        ) == 1
+        return (
+            any(user in self.candidate_norms or user in self.mixed_norms for user in node.users)
+            and len(node.users) == 1
+        )
 
     def _place_norm(self, reading: Reading, node: fx.Node, network: nn.Module) -> None:
         channels: Layout = reading.values[node][1]

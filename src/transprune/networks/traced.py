@@ -33,7 +33,7 @@ class TracedNetwork(nn.Module):
     def __init__(self, program: Program, modules: nn.Module, sizes: Sizes, reason: str) -> None:
         super().__init__()
         self.__dict__["_traced"] = (program, sizes, type(modules))
-        self.__dict__["reason"] = reason
+        self.__dict__["_reason"] = reason
         for name, child in modules.named_children():
             self.add_module(name, child)
         for name, parameter in modules.named_parameters(recurse=False):
@@ -42,6 +42,11 @@ class TracedNetwork(nn.Module):
             self.register_buffer(name, buffer, persistent=name not in modules._non_persistent_buffers_set)
         self.train(modules.training)
 
+    @property
+    def reason(self) -> str:
+        """Why the network is not of its own class."""
+        return str(self.__dict__["_reason"])
+
     def forward(self, *inputs: Tensor) -> Any:
         """What the unpruned network returns, computed by the smaller one."""
         program, sizes, _ = self.__dict__["_traced"]
@@ -49,7 +54,7 @@ class TracedNetwork(nn.Module):
 
     def extra_repr(self) -> str:
         """The class whose operators were traced, and why it is not that class."""
-        return f"of {self.__dict__['_traced'][2].__name__}: {self.__dict__['reason']}"
+        return f"of {self.__dict__['_traced'][2].__name__}: {self.reason}"
 
 
 class _Plain(Surroundings):

@@ -206,11 +206,12 @@ def prelu(call: Call) -> Axes:
 
 def matmul(call: Call) -> Axes:
     """Products of matrices, one for every entry of the axes before the last two."""
-    names = ("mat1", "mat2") if "mat1" in call.arguments else ("self", "mat2" if "mat2" in call.arguments else "other")
-    first, second = (call.axes(name) or [] for name in names)
-    if len(first) < 2 or len(second) < 2:
-        return fixed_result(call)
-    return _product(call, first, second)
+    first = call.axes("self") or []
+    second = call.axes("mat2" if "mat2" in call.arguments else "other") or []
+    if len(first) >= 2 and len(second) >= 2:
+        return _product(call, first, second)
+    result: Axes = fixed_result(call)
+    return result
 
 
 def _product(call: Call, first: Axes, second: Axes) -> Axes:
@@ -230,9 +231,7 @@ def _record_product(call: Call, shared: Axis, others: Axes) -> None:
     name = f"{call.coupling.trace.module_path(call.node) or 'network'}.{call.node.name}"
     *positions, outputs = others
     call.coupling.add(
-        Use(
-            name=name, operator="matmul", node=call.node, inputs=shared, outputs=outputs, positions=tuple(positions)
-        )
+        Use(name=name, operator="matmul", node=call.node, inputs=shared, outputs=outputs, positions=tuple(positions))
     )
 
 
