@@ -77,7 +77,8 @@ def _attention_biases(*args: Any, **named: Any) -> int:
     call = signature(F.multi_head_attention_forward).bind(*args, **named).arguments
     query = int(call["query"].numel())
     projected = query + prod(call["key"].shape[:-1]) * int(call["query"].shape[-1]) * 2
-    return projected * (call["in_proj_bias"] is not None) + query * (call["out_proj_bias"] is not None)
+    elements = 0 if call["in_proj_bias"] is None else projected
+    return elements if call["out_proj_bias"] is None else elements + query
 
 
 _WITH_BIAS = {

@@ -135,7 +135,7 @@ TIMM: dict[str, Adapter] = {
 }
 """Modules of timm that write down numbers of channels, by name: timm is not imported for them."""
 
-TORCH: dict[type, Adapter] = {
+TORCH: dict[type | str, Adapter] = {
     nn.modules.conv._ConvNd: _convolution,
     nn.Linear: _linear,
     nn.modules.batchnorm._NormBase: _batch_norm,

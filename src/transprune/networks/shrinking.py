@@ -23,7 +23,7 @@ from transprune.networks.adapters import adapt
 from transprune.networks.execution import Program
 from transprune.networks.initialisation import initialise
 from transprune.networks.surgery import put_module
-from transprune.networks.traced import TracedNetwork, free_sums
+from transprune.networks.traced import TracedNetwork, free_sums, traced_network
 from transprune.residual import ResidualSum, projection
 
 StudentWeights = Literal["inherit", "scratch"]
@@ -109,11 +109,11 @@ class _Shrinking:
         """The smaller network, of the model's own classes if its forward can follow."""
         own = self._cut_model()
         program = Program(self.reading)
-        traced = TracedNetwork(program, copy.deepcopy(own), self.sizes, reason="")
+        traced = traced_network(program, copy.deepcopy(own), self.sizes, reason="")
         problem = _disagreement(own, traced, inputs)
         if problem is None:
             return own
-        return TracedNetwork(program, own, self.sizes, reason=problem)
+        return traced_network(program, own, self.sizes, reason=problem)
 
     def _cut_model(self) -> nn.Module:
         student = copy.deepcopy(self.model)

@@ -47,14 +47,32 @@ class TracedNetwork(nn.Module):
         """Why the network is not of its own class."""
         return str(self.__dict__["_reason"])
 
-    def forward(self, *inputs: Tensor) -> Any:
+    def forward(self, inputs: Tensor) -> Any:
         """What the unpruned network returns, computed by the smaller one."""
+        return self.run(inputs)
+
+    def run(self, *inputs: Tensor) -> Any:
+        """The operators, on the positional arguments of the unpruned network's forward."""
         program, sizes, _ = self.__dict__["_traced"]
         return program.run(_Plain(self, program, sizes), inputs)
 
     def extra_repr(self) -> str:
         """The class whose operators were traced, and why it is not that class."""
         return f"of {self.__dict__['_traced'][2].__name__}: {self.reason}"
+
+
+class TracedNetworkOfSeveral(TracedNetwork):
+    """A `TracedNetwork` of several inputs."""
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """What the unpruned network returns, computed by the smaller one."""
+        return self.run(*inputs)
+
+
+def traced_network(program: Program, modules: nn.Module, sizes: Sizes, reason: str) -> TracedNetwork:
+    """A network that runs the operators of a trace; see `TracedNetwork` for the arguments."""
+    kind = TracedNetwork if len(program.reading.trace.inputs) == 1 else TracedNetworkOfSeveral
+    return kind(program, modules, sizes, reason)
 
 
 class _Plain(Surroundings):
