@@ -113,6 +113,10 @@ def _mixed_convolution(cut: Any, original: Any) -> None:
     cut.splits = [convolution.in_channels for convolution in cut.values()]
 
 
+def _rexnet_block(cut: Any, original: Any) -> None:
+    cut.in_channels = (cut.conv_exp or cut.conv_dw).conv.in_channels
+
+
 def _grouped_evo_norm(cut: Any, original: Any) -> None:
     if getattr(original, "groups", None):
         cut.groups = original.groups * cut.weight.shape[0] // original.weight.shape[0]
@@ -131,6 +135,7 @@ TIMM: dict[str, Adapter] = {
     "timm.models.dla.DlaBottle2neck": _res2net_block,
     "timm.models.eva.EvaAttention": _heads,
     "timm.models.res2net.Bottle2neck": _res2net_block,
+    "timm.models.rexnet.LinearBottleneck": _rexnet_block,
     "timm.models.swin_transformer.WindowAttention": _heads,
 }
 """Modules of timm that write down numbers of channels, by name: timm is not imported for them."""
