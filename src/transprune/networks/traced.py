@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transprune.analysis.layouts import Sizes
-from transprune.analysis.trace import operator
 from transprune.networks.execution import Arguments, Function, Program, Step, Surroundings
 
 
@@ -90,10 +88,9 @@ class _Plain(Surroundings):
         return tensor_at(self.network, name)
 
     def function(self, step: Step) -> Function:
-        kind = operator(step.node)
-        if kind in TRAINABLE:
-            return in_mode(kind, step.function, self.network.training)
-        shortcut = free_sums(self.program).get(step.node)
+        if step.operator in TRAINABLE:
+            return in_mode(step.operator, step.function, self.network.training)
+        shortcut = self.program.free_sums.get(step.node)
         if shortcut is not None:
             module = self.network.get_submodule(shortcut)
             return lambda arguments: arguments["self"] + module(arguments["other"])
@@ -131,20 +128,13 @@ def _batch_norm_in_training(arguments: Arguments) -> Tensor:
     )
 
 
-def free_sums(program: Program) -> Mapping[Any, str]:
-    """Path of the shortcut of each residual sum with free sides, by the call that adds."""
-    return {
-        facts.use.node: facts.use.name
-        for facts in program.reading.layers
-        if facts.use.operator == "projection" and facts.inputs != facts.outputs
-    }
-
-
 def tensor_at(network: nn.Module, path: str) -> Tensor:
     """The parameter or buffer of a path."""
-    module, _, name = path.rpartition(".")
-    found: Tensor = getattr(network.get_submodule(module), name)
-    return found
+    *modules, name = path.split(".")
+    for each in modules:
+        network = network._modules[each]  # type: ignore[assignment]
+    found = network._parameters.get(name)
+    return network._buffers[name] if found is None else found  # type: ignore[return-value]
 
 
 def cut_constant(program: Program, name: str, sizes: Sizes) -> Tensor:
