@@ -36,6 +36,15 @@ def test_the_guide_to_tasks_runs_and_prints_what_it_says():
     assert names["found"].actual <= names["found"].target
 
 
+@pytest.mark.usefixtures("_one_thread")
+def test_the_guide_to_any_model_runs_and_prints_what_it_says():
+    torch.manual_seed(0)
+    names, printed = run_blocks("any-model.md")
+    assert re.search(r"\d+ widths, \d+ depths", printed)
+    assert "TracedNetwork because its own forward cannot follow the cut" in printed
+    assert isinstance(names["small"], torch.nn.Sequential)
+
+
 def test_every_file_that_the_guides_link_to_is_there():
     for page in DOCS.glob("*.md"):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):

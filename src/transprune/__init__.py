@@ -27,11 +27,14 @@ if TYPE_CHECKING:
     from transprune.data import Augmentation, ImageData, LoaderData, MemorySplit, load_data, make_loader
     from transprune.delivery.loading import load
     from transprune.errors import TranspruneError
+    from transprune.networks.adapters import register_adapter
     from transprune.networks.resnet import ResNet, resnet
     from transprune.networks.resnet_shape import ResNetShape
     from transprune.networks.selection import ArchitectureParameters, Selection
-    from transprune.networks.shrinking import shrink
+    from transprune.networks.shrinking import kept_entries, shrink
+    from transprune.networks.sorting import sort_channels
     from transprune.networks.supernet import Supernet
+    from transprune.networks.traced import TracedNetwork
     from transprune.presets import get_preset
     from transprune.residual import ResidualSum
     from transprune.space import SearchSpace, depth_candidates, width_candidates
@@ -58,11 +61,14 @@ _HOME = {
     "transprune.data": ("Augmentation", "ImageData", "LoaderData", "MemorySplit", "load_data", "make_loader"),
     "transprune.delivery.loading": ("load",),
     "transprune.errors": ("TranspruneError",),
+    "transprune.networks.adapters": ("register_adapter",),
     "transprune.networks.resnet": ("ResNet", "resnet"),
     "transprune.networks.resnet_shape": ("ResNetShape",),
     "transprune.networks.selection": ("ArchitectureParameters", "Selection"),
-    "transprune.networks.shrinking": ("shrink",),
+    "transprune.networks.shrinking": ("kept_entries", "shrink"),
+    "transprune.networks.sorting": ("sort_channels",),
     "transprune.networks.supernet": ("Supernet",),
+    "transprune.networks.traced": ("TracedNetwork",),
     "transprune.presets": ("get_preset",),
     "transprune.residual": ("ResidualSum",),
     "transprune.space": ("SearchSpace", "depth_candidates", "width_candidates"),
@@ -103,6 +109,7 @@ __all__ = [
     "Selection",
     "Supernet",
     "Task",
+    "TracedNetwork",
     "TrainingOptions",
     "TranspruneError",
     "__version__",
@@ -115,15 +122,18 @@ __all__ = [
     "evaluate",
     "get_preset",
     "inspect",
+    "kept_entries",
     "load",
     "load_data",
     "make_loader",
     "measure_latencies",
+    "register_adapter",
     "regression",
     "resnet",
     "search",
     "segmentation",
     "shrink",
+    "sort_channels",
     "train",
     "width_candidates",
 ]

@@ -201,6 +201,7 @@ class InspectCommand:
         import torch
 
         from transprune import pipeline
+        from transprune.analysis.inspection import inspect
         from transprune.networks.models import build_model
 
         if min(self.input_size) < 1 or self.num_classes < 1:
@@ -209,7 +210,7 @@ class InspectCommand:
                 f"expected numbers of at least 1"
             )
         model = build_model(self.model, classes=self.num_classes, image_channels=self.input_size[0])
-        space = pipeline.read_space(
+        space = inspect(
             model,
             torch.zeros(1, *self.input_size),
             dimensions=self.dimensions,
@@ -218,7 +219,7 @@ class InspectCommand:
             divisor=self.divisor,
         )
         if self.as_json:
-            print(json.dumps(space.to_json(), indent=2))
+            print(json.dumps(pipeline.space_as_json(space), indent=2))
         else:
             pipeline.show_space(self.model, space)
 

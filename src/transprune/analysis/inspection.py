@@ -12,7 +12,7 @@ from torch import nn
 from transprune.analysis.layouts import Concatenation, Constant, FreeSumEnd, Group, Layout, Product, Samples, StageEnd
 from transprune.analysis.reading import GroupFacts, LayerFacts, ParameterFacts, Reading, read
 from transprune.analysis.trace import Example
-from transprune.errors import ModelError, OptionError
+from transprune.errors import ModelError, OptionError, expected_one_of
 from transprune.layers import Channels, Layer
 from transprune.residual import ResidualSum
 from transprune.space import (
@@ -159,10 +159,9 @@ class _Choosing:
         for option, patterns in (("keep", self.keep), ("only", self.only)):
             for pattern in patterns:
                 if not any(fnmatchcase(name, pattern) for name in names):
-                    shown = ", ".join(list(dict.fromkeys(names))[:8])
                     raise OptionError(
-                        f"cannot use {option}={pattern!r}: it matches no layer and no stage; this model has {shown}"
-                        f"{', …' if len(set(names)) > 8 else ''}"
+                        f"cannot search with {option} {pattern!r}: no layer or stage has such a name; "
+                        f"{expected_one_of(pattern, dict.fromkeys(names))}"
                     )
 
     def space(self) -> SearchSpace:

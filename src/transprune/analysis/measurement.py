@@ -75,9 +75,10 @@ class _BiasCounter(TorchFunctionMode):
 def _attention_biases(*args: Any, **named: Any) -> int:
     """Biases that attention adds when it projects queries, keys, values and the result."""
     call = signature(F.multi_head_attention_forward).bind(*args, **named).arguments
-    query = prod(call["query"].shape)
-    projected = query + prod(call["key"].shape[:-1]) * call["query"].shape[-1] * 2
-    return int(projected * (call["in_proj_bias"] is not None) + query * (call["out_proj_bias"] is not None))
+    query = int(call["query"].numel())
+    projected = query + prod(call["key"].shape[:-1]) * int(call["query"].shape[-1]) * 2
+    elements = 0 if call["in_proj_bias"] is None else projected
+    return elements if call["out_proj_bias"] is None else elements + query
 
 
 _WITH_BIAS = {

@@ -96,16 +96,51 @@ def _heads(cut: Any, original: Any) -> None:
             setattr(cut, name, getattr(original, name) * now // before)
 
 
-TIMM = {
-    "timm.layers.blur_pool.BlurPool2d": _blur_pool,
+def _cross_stage(cut: Any, original: Any) -> None:
+    cut.expand_chs = cut.conv_exp.conv.out_channels
+
+
+def _res2net_block(cut: Any, original: Any) -> None:
+    cut.width = cut.convs[0].in_channels
+
+
+def _selective_kernel(cut: Any, original: Any) -> None:
+    if cut.split_input:
+        cut.in_channels = cut.num_paths * cut.paths[0].conv.in_channels
+
+
+def _mixed_convolution(cut: Any, original: Any) -> None:
+    cut.splits = [convolution.in_channels for convolution in cut.values()]
+
+
+def _rexnet_block(cut: Any, original: Any) -> None:
+    cut.in_channels = (cut.conv_exp or cut.conv_dw).conv.in_channels
+
+
+def _grouped_evo_norm(cut: Any, original: Any) -> None:
+    if getattr(original, "groups", None):
+        cut.groups = original.groups * cut.weight.shape[0] // original.weight.shape[0]
+
+
+TIMM: dict[str, Adapter] = {
     "timm.layers.attention.Attention": _heads,
     "timm.layers.attention.AttentionRope": _heads,
-    "timm.models.swin_transformer.WindowAttention": _heads,
+    "timm.layers.blur_pool.BlurPool2d": _blur_pool,
+    "timm.layers.evo_norm.EvoNorm2dS0": _grouped_evo_norm,
+    "timm.layers.mixed_conv2d.MixedConv2d": _mixed_convolution,
+    "timm.layers.selective_kernel.SelectiveKernel": _selective_kernel,
     "timm.models.beit.Attention": _heads,
+    "timm.models.cspnet.CrossStage": _cross_stage,
+    "timm.models.cspnet.CrossStage3": _cross_stage,
+    "timm.models.dla.DlaBottle2neck": _res2net_block,
     "timm.models.eva.EvaAttention": _heads,
+    "timm.models.res2net.Bottle2neck": _res2net_block,
+    "timm.models.rexnet.LinearBottleneck": _rexnet_block,
+    "timm.models.swin_transformer.WindowAttention": _heads,
 }
+"""Modules of timm that write down numbers of channels, by name: timm is not imported for them."""
 
-TORCH: dict[type[nn.Module] | str, Adapter] = {
+TORCH: dict[type | str, Adapter] = {
     nn.modules.conv._ConvNd: _convolution,
     nn.Linear: _linear,
     nn.modules.batchnorm._NormBase: _batch_norm,
@@ -114,6 +149,5 @@ TORCH: dict[type[nn.Module] | str, Adapter] = {
     nn.PReLU: _prelu,
     nn.Embedding: _embedding,
 }
-
-for _kind, _adapter in (*TIMM.items(), *TORCH.items()):
-    register_adapter(_kind, _adapter)
+_ADAPTERS.update(TORCH)
+_ADAPTERS.update(TIMM)

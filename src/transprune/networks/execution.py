@@ -8,7 +8,7 @@ reads the last block in use.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -39,8 +39,11 @@ class Step:
     """One operator call."""
 
     node: fx.Node
-    arguments: Mapping[str, Any]
-    """By name; `Value` where a value is read."""
+    operator: str
+    constants: Mapping[str, Any]
+    """Arguments that never change, by name."""
+    reads: Mapping[str, Any]
+    """Arguments with a `Value` where a value is read."""
     sizes: Mapping[str, Layout | tuple[Layout, ...]]
     """Arguments that are sizes."""
     function: Function
@@ -108,19 +111,33 @@ class Program:
 
     def _step(self, node: fx.Node) -> Step:
         arguments = bound_arguments(node) if isinstance(node.target, torch._ops.OpOverload) else _plain(node)
-        last = {max(stage.inside, key=self._order.__getitem__): stage for stage in self.reading.stages}
+        templates = {name: self._template(value, node) for name, value in arguments.items()}
+        changing = {name for name, template in templates.items() if _changes(template)}
         return Step(
             node=node,
-            arguments={name: self._template(value, node) for name, value in arguments.items()},
+            operator=operator(node),
+            constants={name: template for name, template in templates.items() if name not in changing},
+            reads={name: template for name, template in templates.items() if name in changing},
             sizes=self.reading.rewrites.get(node, {}),
             function=_function(node),
             block=self._blocks.get(node),
-            ends=last.get(node),
+            ends=self._last_calls.get(node),
         )
 
     @cached_property
-    def _order(self) -> dict[fx.Node, int]:
-        return {node: place for place, node in enumerate(self.reading.trace.calls)}
+    def free_sums(self) -> Mapping[fx.Node, str]:
+        """Path of the shortcut of each residual sum with free sides, by the call that adds."""
+        return {
+            facts.use.node: facts.use.name
+            for facts in self.reading.layers
+            if facts.use.operator == "projection" and facts.inputs != facts.outputs
+        }
+
+    @cached_property
+    def _last_calls(self) -> dict[fx.Node, BlockRun]:
+        """The stage that is over with a call."""
+        order = {node: place for place, node in enumerate(self.reading.trace.calls)}
+        return {max(stage.inside, key=order.__getitem__): stage for stage in self.reading.stages}
 
     def _template(self, value: Any, reader: fx.Node) -> Any:
         if isinstance(value, fx.Node):
@@ -136,19 +153,10 @@ class Program:
         seen: set[object] = set(kept)
         steps = []
         for step in reversed(self.steps):
-            reads = {value.key for value in _values(list(step.arguments.values()))}
-            steps.append(
-                Step(step.node, step.arguments, step.sizes, step.function, step.block, tuple(reads - seen), step.ends)
-            )
+            reads = {value.key for value in _values(list(step.reads.values()))}
+            steps.append(replace(step, last_reads=tuple(reads - seen)))
             seen |= reads
         return tuple(reversed(steps))
-
-    def _is_needed_as_it_is(self, step: Step, depths: Mapping[str, tuple[int, ...]]) -> bool:
-        """Whether the end of a stage is mixed of what a block hands on, and the next block writes over it."""
-        if step.node not in self._written_over or step.block is None:
-            return False
-        stage, position = step.block
-        return position + 1 in depths[stage] and position + 1 < max(depths[stage])
 
     def run(self, surroundings: Surroundings, inputs: Sequence[Tensor]) -> Any:
         """What the model's forward returns for the inputs.
@@ -182,13 +190,15 @@ class Program:
 
         for step in self.steps:
             if step.block is None or step.block[1] < max(depths[step.block[0]]):
-                arguments = {name: filled(template) for name, template in step.arguments.items()}
+                arguments = {**step.constants, **{name: filled(template) for name, template in step.reads.items()}}
                 for name, layout in step.sizes.items():
                     is_list = isinstance(layout, tuple)
                     arguments[name] = [each.size(sizes) for each in layout] if is_list else layout.size(sizes)  # type: ignore
                 values[step.node] = surroundings.function(step)(arguments)
-                if self._is_needed_as_it_is(step, depths):
-                    kept[step.node] = values[step.node].clone()
+                if step.node in self._written_over and step.block is not None:
+                    depth, in_use = step.block[1] + 1, depths[step.block[0]]
+                    if depth in in_use and depth < max(in_use):  # the next block writes over what the end is mixed of
+                        kept[step.node] = values[step.node].clone()
                 for key in step.last_reads:
                     values.pop(key, None)
             if step.ends is not None:
@@ -213,6 +223,13 @@ def _values(template: Any) -> list[Value]:
     if isinstance(template, list | tuple):
         return [value for each in template for value in _values(each)]
     return []
+
+
+def _changes(template: Any) -> bool:
+    """Whether an argument differs from run to run: a value is read, or it names a device."""
+    if isinstance(template, list):
+        return any(map(_changes, template))
+    return isinstance(template, Value | torch.device)
 
 
 def _function(node: fx.Node) -> Function:

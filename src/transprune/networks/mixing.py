@@ -69,6 +69,6 @@ def mix_along(tensor: Tensor, mixed: Tensor, axis: int) -> Tensor:
     if axis == 1 and tensor.dim() == 4:
         return F.conv2d(tensor, mixed[:, :, None, None])
     if axis == 0:
-        along: Tensor = mixed @ tensor.flatten(1) if tensor.dim() > 1 else mixed @ tensor
-        return along.view_as(tensor)
-    return F.linear(tensor.movedim(axis, -1), mixed).movedim(-1, axis)
+        return (mixed @ tensor.flatten(1)).view_as(tensor) if tensor.dim() > 1 else mixed @ tensor
+    moved: Tensor = F.linear(tensor.movedim(axis, -1), mixed).movedim(-1, axis)
+    return moved

@@ -6,6 +6,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +24,7 @@ from transprune.networks.adapters import adapt
 from transprune.networks.execution import Program
 from transprune.networks.initialisation import initialise
 from transprune.networks.surgery import put_module
-from transprune.networks.traced import TracedNetwork, free_sums
+from transprune.networks.traced import TracedNetwork, traced_network
 from transprune.residual import ResidualSum, projection
 
 StudentWeights = Literal["inherit", "scratch"]
@@ -108,12 +109,14 @@ class _Shrinking:
     def student(self, inputs: tuple[Tensor, ...]) -> nn.Module:
         """The smaller network, of the model's own classes if its forward can follow."""
         own = self._cut_model()
-        program = Program(self.reading)
-        traced = TracedNetwork(program, copy.deepcopy(own), self.sizes, reason="")
+        traced = traced_network(self.program, copy.deepcopy(own), self.sizes, reason="")
         problem = _disagreement(own, traced, inputs)
-        if problem is None:
-            return own
-        return TracedNetwork(program, own, self.sizes, reason=problem)
+        return own if problem is None else traced_network(self.program, own, self.sizes, reason=problem)
+
+    @cached_property
+    def program(self) -> Program:
+        """The operators that were traced."""
+        return Program(self.reading)
 
     def _cut_model(self) -> nn.Module:
         student = copy.deepcopy(self.model)
@@ -185,7 +188,7 @@ class _Shrinking:
                     setattr(module, attribute, layout.size(self.sizes))
 
     def _add_projections(self, student: nn.Module) -> None:
-        sums = set(free_sums(Program(self.reading)).values())
+        sums = set(self.program.free_sums.values())
         for facts in self.reading.layers:
             inputs, outputs = facts.inputs.size(self.sizes), facts.outputs.size(self.sizes)
             total = _module_at(student, facts.use.name.removesuffix(".shortcut"))

@@ -19,9 +19,12 @@ from transprune.errors import OptionError, SpaceError
 from transprune.networks.execution import Arguments, Function, Program, Step, Surroundings
 from transprune.networks.mixing import mix_along, mix_choice, mixing
 from transprune.networks.selection import Choice, Selection
-from transprune.networks.traced import TRAINABLE, cut_constant, free_sums, in_mode, tensor_at
+from transprune.networks.traced import TRAINABLE, cut_constant, in_mode, tensor_at
 from transprune.numerics.alignment import ALIGNMENTS, Alignment, align_channels, pad_channels
 from transprune.space import SearchSpace
+
+RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""Buffers of norms, which say nothing of a network that changes every step."""
 
 
 class Supernet(nn.Module):
@@ -79,8 +82,9 @@ class Supernet(nn.Module):
         Batch norms give the scale and shift of the architecture's candidate. Running statistics are not among them.
         """
         weights = {
-            name: parameter.detach().clone()
-            for name, parameter in self.network.named_parameters(remove_duplicate=False)
+            name: value.detach().clone()
+            for name, value in self.network.state_dict().items()
+            if name.rpartition(".")[2] not in RUNNING_STATISTICS
         }
         for name, group_name in self.plan.rows.items():
             group = self.space.groups[self.space.group_index[group_name]]
@@ -125,7 +129,7 @@ class _Plan:
         """Convolutions and linear layers whose outputs are mixed in their weights."""
         self.rows: dict[str, str] = {}
         """Parameters with a row for each candidate, and the group."""
-        self.free_sums = free_sums(self.program)
+        self.free_sums = self.program.free_sums
         for node in reading.trace.calls:
             if operator(node) == "batch_norm":
                 self._place_norm(reading, node, network)
@@ -221,7 +225,7 @@ class _Mixing(Surroundings):
         if node in plan.candidate_norms:
             choice = self.selection.widths[plan.candidate_norms[node]]
             return lambda arguments: self._candidate_norm(choice, arguments)
-        if operator(node) == "batch_norm":
+        if step.operator == "batch_norm":
             return lambda arguments: self._norm(plan.mixed_norms.get(node), arguments)
         if node in plan.mixed_layers:
             return lambda arguments: self._mixed_layer(step, plan.mixed_layers[node], arguments)
@@ -231,9 +235,9 @@ class _Mixing(Surroundings):
             return lambda arguments: padded_sum(
                 arguments["self"], shortcut(arguments["other"]), keeps_main_width=keeps_main_width
             )
-        if operator(node) in TRAINABLE:
-            is_training = self.supernet.training or operator(node) == "instance_norm"
-            return in_mode(operator(node), step.function, is_training)
+        if step.operator in TRAINABLE:
+            is_training = self.supernet.training or step.operator == "instance_norm"
+            return in_mode(step.operator, step.function, is_training)
         return step.function
 
     def _candidate_norm(self, choice: Choice, arguments: Arguments) -> Tensor:
@@ -282,7 +286,7 @@ class _Mixing(Surroundings):
         """A convolution or linear layer whose outputs are mixed: that is linear in its weights, and done to them."""
         weight, bias = arguments["weight"], arguments["bias"]
         mixed = mixing(layout, self.selection, self.sizes, self.alignment, weight)
-        is_transposed, is_grouped = "transpose" in operator(step.node), arguments.get("groups", 1) > 1
+        is_transposed, is_grouped = "transpose" in step.operator, arguments.get("groups", 1) > 1
         if is_grouped and (is_transposed or mixed.dim() == 2):
             axis = self.plan.channel_axis(self.reading, step.node)
             outcome: Tensor = step.function(arguments)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transprune.analysis.layouts import Sizes
-from transprune.analysis.trace import operator
 from transprune.networks.execution import Arguments, Function, Program, Step, Surroundings
 
 
@@ -33,7 +31,7 @@ class TracedNetwork(nn.Module):
     def __init__(self, program: Program, modules: nn.Module, sizes: Sizes, reason: str) -> None:
         super().__init__()
         self.__dict__["_traced"] = (program, sizes, type(modules))
-        self.__dict__["reason"] = reason
+        self.__dict__["_reason"] = reason
         for name, child in modules._modules.items():  # one module may have several names
             self.add_module(name, child)
         for name, parameter in modules._parameters.items():
@@ -42,14 +40,37 @@ class TracedNetwork(nn.Module):
             self.register_buffer(name, buffer, persistent=name not in modules._non_persistent_buffers_set)
         self.train(modules.training)
 
-    def forward(self, *inputs: Tensor) -> Any:
+    @property
+    def reason(self) -> str:
+        """Why the network is not of its own class."""
+        return str(self.__dict__["_reason"])
+
+    def forward(self, inputs: Tensor) -> Any:
         """What the unpruned network returns, computed by the smaller one."""
+        return self.run(inputs)
+
+    def run(self, *inputs: Tensor) -> Any:
+        """The operators, on the positional arguments of the unpruned network's forward."""
         program, sizes, _ = self.__dict__["_traced"]
         return program.run(_Plain(self, program, sizes), inputs)
 
     def extra_repr(self) -> str:
         """The class whose operators were traced, and why it is not that class."""
-        return f"of {self.__dict__['_traced'][2].__name__}: {self.__dict__['reason']}"
+        return f"of {self.__dict__['_traced'][2].__name__}: {self.reason}"
+
+
+class TracedNetworkOfSeveral(TracedNetwork):
+    """A `TracedNetwork` of several inputs."""
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """What the unpruned network returns, computed by the smaller one."""
+        return self.run(*inputs)
+
+
+def traced_network(program: Program, modules: nn.Module, sizes: Sizes, reason: str) -> TracedNetwork:
+    """A network that runs the operators of a trace; see `TracedNetwork` for the arguments."""
+    kind = TracedNetwork if len(program.reading.trace.inputs) == 1 else TracedNetworkOfSeveral
+    return kind(program, modules, sizes, reason)
 
 
 class _Plain(Surroundings):
@@ -67,10 +88,9 @@ class _Plain(Surroundings):
         return tensor_at(self.network, name)
 
     def function(self, step: Step) -> Function:
-        kind = operator(step.node)
-        if kind in TRAINABLE:
-            return in_mode(kind, step.function, self.network.training)
-        shortcut = free_sums(self.program).get(step.node)
+        if step.operator in TRAINABLE:
+            return in_mode(step.operator, step.function, self.network.training)
+        shortcut = self.program.free_sums.get(step.node)
         if shortcut is not None:
             module = self.network.get_submodule(shortcut)
             return lambda arguments: arguments["self"] + module(arguments["other"])
@@ -108,20 +128,13 @@ def _batch_norm_in_training(arguments: Arguments) -> Tensor:
     )
 
 
-def free_sums(program: Program) -> Mapping[Any, str]:
-    """Path of the shortcut of each residual sum with free sides, by the call that adds."""
-    return {
-        facts.use.node: facts.use.name
-        for facts in program.reading.layers
-        if facts.use.operator == "projection" and facts.inputs != facts.outputs
-    }
-
-
 def tensor_at(network: nn.Module, path: str) -> Tensor:
     """The parameter or buffer of a path."""
-    module, _, name = path.rpartition(".")
-    found: Tensor = getattr(network.get_submodule(module), name)
-    return found
+    *modules, name = path.split(".")
+    for each in modules:
+        network = network._modules[each]  # type: ignore[assignment]
+    found = network._parameters.get(name)
+    return network._buffers[name] if found is None else found  # type: ignore[return-value]
 
 
 def cut_constant(program: Program, name: str, sizes: Sizes) -> Tensor:

@@ -1,7 +1,7 @@
 """The whole job as steps on a run folder: prepare, teach, search, distill, evaluate, export, report."""
 
-from transprune.pipeline.results import show_architecture, show_results, show_space
-from transprune.pipeline.run import Run, RunOptions, logging_to, open_run, prepare, read_space
+from transprune.pipeline.results import show_architecture, show_results, show_space, space_as_json
+from transprune.pipeline.run import Run, RunOptions, logging_to, open_run, prepare
 from transprune.pipeline.steps import (
     distill_step,
     evaluate_step,
@@ -21,12 +21,12 @@ __all__ = [
     "logging_to",
     "open_run",
     "prepare",
-    "read_space",
     "report_step",
     "run_all",
     "search_step",
     "show_architecture",
     "show_results",
     "show_space",
+    "space_as_json",
     "teach_step",
 ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from transprune.architecture import Architecture
 from transprune.layers import COST_KINDS
 from transprune.pipeline.run import Run
 from transprune.runtime import RunFolder, print_table
-from transprune.space import SearchSpace
+from transprune.space import SearchSpace, WidthGroup
 from transprune.training.evaluation import Evaluation
 
 
@@ -81,11 +82,11 @@ def show_architecture(run: Run) -> None:
 
 
 def show_space(name: str, space: SearchSpace) -> None:
-    """Prints groups, stages, what is fixed, and the attainable range of each budget."""
+    """Prints groups, stages, what is fixed, what each layer costs, and the attainable range of each budget."""
     print_table(
         f"{name}: {len(space.groups)} widths",
-        ["layer", "width", "candidates"],
-        [[group.name, group.width, " ".join(map(str, group.candidates))] for group in space.groups],
+        ["layer", "width", "candidates", "layers that share it"],
+        [[group.name, _width(group), " ".join(map(str, group.candidates)), _others(group)] for group in space.groups],
     )
     print_table(
         f"{name}: {len(space.stages)} depths",
@@ -93,10 +94,60 @@ def show_space(name: str, space: SearchSpace) -> None:
         [[stage.name, stage.depth, " ".join(map(str, stage.candidates))] for stage in space.stages],
     )
     print_table(f"{name}: not searched", ["layer", "reason"], [[fixed.name, fixed.reason] for fixed in space.fixed])
-    ranges = []
-    for kind in COST_KINDS:
-        full = space.cost(kind, space.full_architecture())
-        smallest = space.cost(kind, space.smallest_architecture())
-        ranges.append([kind, f"{full:,}", f"{smallest:,}", f"{smallest / full:.3f}"])
-    print_table("attainable budgets", ["", "unpruned", "smallest", "share"], ranges)
+    print_table(
+        f"{name}: what costs",
+        ["layer", "kind", "MACs", "parameters"],
+        [
+            [name, operator, f"{macs:,}", f"{params:,}"]
+            for name, operator, macs, params in layer_costs(space)
+            if macs or params
+        ],
+    )
+    print_table(
+        "attainable budgets",
+        ["", "unpruned", "smallest", "share"],
+        [
+            [kind, f"{full:,}", f"{smallest:,}", f"{smallest / full:.3f}" if full else ""]
+            for kind, (smallest, full) in attainable(space).items()
+        ],
+    )
     print(f"{float(space.count()):.3g} architectures")
+
+
+def space_as_json(space: SearchSpace) -> dict[str, Any]:
+    """A search space, what its layers cost in the unpruned network, and the attainable range of each budget."""
+    return {
+        **space.to_json(),
+        "costs": [
+            {"name": name, "operator": operator, "macs": macs, "params": params}
+            for name, operator, macs, params in layer_costs(space)
+        ],
+        "attainable": {
+            kind: {"smallest": smallest, "unpruned": full} for kind, (smallest, full) in attainable(space).items()
+        },
+    }
+
+
+def layer_costs(space: SearchSpace) -> list[tuple[str, str, int, int]]:
+    """Name, operator, MACs a sample and parameters of every layer of the unpruned network."""
+    return [
+        (layer.name, layer.operator, layer.macs(*sizes), layer.params(*sizes))
+        for layer in space.layers
+        for sizes in [(layer.inputs.total, layer.outputs.total)]
+    ]
+
+
+def attainable(space: SearchSpace) -> dict[str, tuple[int, int]]:
+    """The smallest and the unpruned cost by kind."""
+    smallest, full = space.smallest_architecture(), space.full_architecture()
+    return {kind: (space.cost(kind, smallest), space.cost(kind, full)) for kind in COST_KINDS}
+
+
+def _width(group: WidthGroup) -> str:
+    return str(group.width) if group.unit == 1 else f"{group.width} × {group.unit}"
+
+
+def _others(group: WidthGroup) -> str:
+    others = [layer for layer in group.layers if layer != group.name]
+    shown = ", ".join(others[:3])
+    return f"{shown}, and {len(others) - 3} more" if len(others) > 3 else shown

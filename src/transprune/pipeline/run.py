@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
-from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -21,9 +20,10 @@ from transprune._version import __version__
 from transprune.analysis.inspection import Dimensions, inspect
 from transprune.budget import Budget
 from transprune.data import ImageData, load_data
-from transprune.errors import ModelError, OptionError, RunFolderError, expected_one_of
+from transprune.errors import ModelError, OptionError, RunFolderError
 from transprune.networks.models import build_model
 from transprune.networks.weights import Weights, load_weights
+from transprune.numerics.structures import outline
 from transprune.presets import StudentStart
 from transprune.runtime import (
     Journal,
@@ -38,6 +38,7 @@ from transprune.runtime import (
 from transprune.space import SearchSpace
 from transprune.training.bilevel import SearchOptions
 from transprune.training.fitting import DistillationOptions, TrainingOptions
+from transprune.training.tasks import each_logits
 
 log = logging.getLogger("transprune.run")
 
@@ -202,7 +203,7 @@ def prepare(options: RunOptions, out: str | Path, *, device: str = "auto", overw
     model = _build(options, data)
     weights = _weights(options, model)
     example = torch.zeros(1, *data.image_size)
-    space = read_space(
+    space = inspect(
         model,
         example,
         dimensions=options.dimensions,
@@ -244,34 +245,6 @@ def open_run(path: str | Path, *, device: str = "auto") -> Run:
     return run
 
 
-def read_space(
-    model: nn.Module,
-    example: Tensor,
-    *,
-    dimensions: Dimensions = "both",
-    keep: Sequence[str] = (),
-    only: Sequence[str] = (),
-    divisor: int = 1,
-) -> SearchSpace:
-    """The search space of a model under the options of the command line (see `inspect`).
-
-    Raises:
-        ModelError: The model cannot be read, or nothing of it can be searched.
-        OptionError: A pattern matches nothing, or an option is out of range.
-    """
-    space = inspect(model, example, dimensions=dimensions, keep=keep, only=only, divisor=divisor)
-    layers = [layer.name for layer in space.layers if layer.operator != "norm"]
-    names = dict.fromkeys([*layers, *(stage.name for stage in space.stages), *(fixed.name for fixed in space.fixed)])
-    for option, patterns in (("--keep", keep), ("--only", only)):
-        for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                raise OptionError(
-                    f"cannot search with {option} {pattern}: no layer or stage has such a name; "
-                    f"{expected_one_of(pattern, names)}"
-                )
-    return space
-
-
 def _build(options: RunOptions, data: ImageData) -> nn.Module:
     with seeded(options.seed, "model"):
         return build_model(options.model, classes=len(data.classes), image_channels=data.image_size[0])
@@ -286,20 +259,20 @@ def _weights(options: RunOptions, model: nn.Module) -> Weights | None:
 
 
 def _check_logits(model: nn.Module, example: Tensor, classes: int) -> None:
-    """Checks that a model in training gives logits [batch, classes], and nothing beside them.
+    """Checks that a model in training gives logits [batch, classes], and of auxiliary heads at most the same.
 
     Raises:
         ModelError: It does not.
     """
     network = copy.deepcopy(model).train()
     with torch.no_grad():
-        found = network(torch.cat([example, example]))
-    what = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-    if what != [2, classes]:
+        outputs = network(torch.cat([example, example]))
+    found = each_logits(outputs)
+    if not found or any(not isinstance(one, Tensor) or list(one.shape) != [2, classes] for one in found):
         raise ModelError(
-            f"cannot train the model {type(model).__name__}: of 2 images its forward gives {what}, expected the logits "
-            f"[2, {classes}] of the data's {classes} classes alone; let its function take the number of classes "
-            f"(`classes` or `num_classes`), and leave out auxiliary outputs"
+            f"cannot train the model {type(model).__name__}: of 2 images its forward gives {outline(outputs)}, "
+            f"expected the logits [2, {classes}] of the data's {classes} classes; let its function take the number of classes "
+            f"(`classes` or `num_classes`)"
         )
 
 

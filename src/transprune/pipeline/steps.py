@@ -16,6 +16,8 @@ from transprune.delivery.onnx_export import check_onnx, onnx_bytes
 from transprune.delivery.program import check_pt2, export_program, pt2_bytes, takes_any_batch
 from transprune.delivery.report import write_report
 from transprune.networks.shrinking import shrink
+from transprune.networks.sorting import sort_channels
+from transprune.networks.traced import TracedNetwork
 from transprune.pipeline.results import network_figures, show_results
 from transprune.pipeline.run import Run, log, logging_to
 from transprune.runtime import seeded
@@ -128,6 +130,8 @@ def distill_step(run: Run) -> None:
         return
     teacher = load_teacher(run)
     student = _untrained_student(run)
+    if isinstance(student, TracedNetwork):
+        run.decide("The student runs the operators that were traced", student.reason)
     with run.phase("distill"), run.epochs("distill", run.options.distill.epochs) as on_epoch:
         student = distill(
             student,
@@ -146,7 +150,7 @@ def _untrained_student(run: Run) -> nn.Module:
     with seeded(run.options.seed, "student"):
         if run.options.student == "scratch":
             return shrink(run.model, architecture, run.example, weights="scratch")
-        origin = load_teacher(run)
+        origin = sort_channels(load_teacher(run), run.example)
         if run.options.student == "supernet":
             origin.load_state_dict(run.folder.read_tensors("supernet.safetensors"), strict=False)
         return estimate_statistics(shrink(origin, architecture, run.example), run.data, seed=run.options.seed)

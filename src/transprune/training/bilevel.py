@@ -23,6 +23,7 @@ from transprune.errors import OptionError
 from transprune.layers import CostKind
 from transprune.networks.initialisation import initialise
 from transprune.networks.selection import ArchitectureParameters, Selection
+from transprune.networks.sorting import Importance, magnitude, sort_channels
 from transprune.networks.supernet import Supernet
 from transprune.numerics.alignment import ALIGNMENTS, Alignment
 from transprune.numerics.annealing import Schedule, anneal
@@ -78,6 +79,9 @@ class SearchOptions:
     """Share of the training samples that the weights learn on."""
     start: Literal["scratch", "model"] = "scratch"
     """Weights that the supernet starts from: new ones (the paper), or the model's."""
+    importance: Literal["magnitude", "none"] = "magnitude"
+    """What puts the channels in order before a search that starts from the model's weights, so that smaller widths keep
+    the best ones: the magnitude of their weights, or nothing."""
     fill: float = NEARLY_FULL
     """Share of the budget that the derived architecture uses wherever the space permits."""
 
@@ -105,13 +109,15 @@ class SearchOptions:
                 f"cannot search with alignment={self.alignment!r} and start={self.start!r}; expected "
                 f"{' or '.join(ALIGNMENTS)}, and scratch or model"
             )
+        if self.importance not in ("magnitude", "none"):
+            raise OptionError(f"cannot search with importance={self.importance!r}; expected magnitude or none")
 
 
 class Bilevel:
     """A search in progress: a supernet, its architecture parameters, an optimizer for each, and two parts of the data.
 
     `step_weights` and `step_architecture` are the two halves of an iteration; use them in a loop of your own, or
-    `run_epoch` for a whole pass.
+    `run_epoch` for a whole pass. See `search` for the arguments.
     """
 
     def __init__(
@@ -126,13 +132,16 @@ class Bilevel:
         seed: int,
         device: torch.device,
         task: Task | None = None,
+        importance: Importance | None = None,
     ) -> None:
         self.space, self.options, self.target, self.kind = space, options, target, kind
         self.task = task or classification()
-        start = copy.deepcopy(model).cpu()
+        start, example = copy.deepcopy(model).cpu(), example_of(data)
         if options.start == "scratch":
             initialise(start)
-        self.supernet = Supernet(start, space, example_of(data), alignment=options.alignment).to(device).train()
+        elif importance is not None or options.importance == "magnitude":
+            start = sort_channels(start, example, importance or magnitude)
+        self.supernet = Supernet(start, space, example, alignment=options.alignment).to(device).train()
         self.parameters = ArchitectureParameters(space).to(device)
         self.expected_cost = ExpectedCost(space, kind, device=device)
         self.generator = torch.Generator(device).manual_seed(seed)

@@ -16,6 +16,7 @@ from transprune.analysis.probabilities import Probabilities
 from transprune.architecture import Architecture
 from transprune.budget import Budget
 from transprune.layers import CostKind
+from transprune.networks.sorting import Importance
 from transprune.runtime import seeded
 from transprune.space import SearchSpace
 from transprune.training.bilevel import Bilevel, SearchOptions
@@ -41,7 +42,8 @@ class SearchResult:
     history: tuple[Mapping[str, Any], ...] = ()
     """Figures of every epoch."""
     weights: Mapping[str, Tensor] = field(default_factory=dict)
-    """The supernet's weights as the architecture uses them, under the model's names and at its full widths."""
+    """The supernet's weights as the architecture uses them, under the model's names and at its full widths. Where the
+    search started from the model's weights, the channels stand in the order of their importance."""
 
 
 def search(
@@ -52,6 +54,7 @@ def search(
     *,
     space: SearchSpace | None = None,
     task: Task | None = None,
+    importance: Importance | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
     on_epoch: EpochCallback | None = None,
@@ -65,6 +68,8 @@ def search(
         options: How to search.
         space: What may be chosen; None: all that `inspect` finds.
         task: Loss, metrics, and how a batch is taken apart; None: `classification()`.
+        importance: How much each channel matters, for a search that starts from the model's weights: smaller widths
+            keep those that matter most. None: what the options name.
         seed: Decides the order of the samples, their augmentation and the candidates drawn.
         device: Where to search.
         on_epoch: Called after every epoch.
@@ -87,6 +92,7 @@ def search(
             data,
             options,
             task=task,
+            importance=importance,
             space=space,
             kind=budget.kind,
             target=target,

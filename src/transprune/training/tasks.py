@@ -114,7 +114,14 @@ class Task:
         if self.distillation_loss is not None:
             loss = self.distillation_loss(*compared)
         elif self.outputs == "logits":
-            loss = distillation_loss(*compared, weight=weight, temperature=temperature, loss=self.loss_of)
+            logits = each_logits(student_outputs)[0], each_logits(teacher_outputs)[0]
+            loss = distillation_loss(
+                *logits,
+                targets,
+                weight=weight,
+                temperature=temperature,
+                loss=lambda *_: self.loss_of(student_outputs, targets),
+            )
         else:
             loss = imitation_loss(*compared, weight=weight, loss=self.loss_of)
         return _one_number("distillation loss", loss)
@@ -130,13 +137,33 @@ def _one_number(what: str, value: Any) -> Tensor:
     return value
 
 
-def classification() -> Task:
-    """Images to classes: cross-entropy of logits [batch, classes], `top1` and `top5` in percent. The default."""
+def classification(*, auxiliary_weight: float = 0.3) -> Task:
+    """Images to classes: cross-entropy of logits [batch, classes], `top1` and `top5` in percent. The default.
+
+    A network that returns a tuple in training, as GoogLeNet and Inception do, gives its logits first; what else is in
+    it are logits of auxiliary heads, whose cross-entropy is added.
+
+    Args:
+        auxiliary_weight: Weight of each auxiliary head's loss; 0.3 in Szegedy et al., 2014, arXiv:1409.4842.
+    """
+
+    def loss(outputs: Any, labels: Tensor) -> Tensor:
+        logits, *auxiliary = each_logits(outputs)
+        total = F.cross_entropy(logits, labels)
+        for one in auxiliary:
+            total = total + auxiliary_weight * F.cross_entropy(one, labels)
+        return total
+
     return Task(
-        loss=F.cross_entropy,
+        loss=loss,
         metrics={"top1": Metric(_top(1), finish=_percent), "top5": Metric(_top(5), finish=_percent)},
         outputs="logits",
     )
+
+
+def each_logits(outputs: Any) -> list[Tensor]:
+    """The logits of a classifier, then those of its auxiliary heads; a head that is off returns None."""
+    return [one for one in outputs if one is not None] if isinstance(outputs, tuple | list) else [outputs]
 
 
 def regression() -> Task:
@@ -176,8 +203,9 @@ def segmentation(classes: int, *, ignore_index: int = -100) -> Task:
 
 
 def _top(count: int) -> Callable[[Tensor, Tensor], Tensor]:
-    def is_hit(logits: Tensor, labels: Tensor) -> Tensor:
+    def is_hit(outputs: Any, labels: Tensor) -> Tensor:
         """Whether the class of each sample is among the most probable [batch]."""
+        logits = each_logits(outputs)[0]
         ranks = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         return ranks[:, :count].any(1)
 

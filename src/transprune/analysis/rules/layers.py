@@ -215,11 +215,12 @@ def prelu(call: Call) -> Axes:
 
 def matmul(call: Call) -> Any:
     """Products of matrices, one for every entry of the axes before the last two."""
-    names = ("mat1", "mat2") if "mat1" in call.arguments else ("self", "mat2" if "mat2" in call.arguments else "other")
-    first, second = (call.axes(name) or [] for name in names)
-    if len(first) < 2 or len(second) < 2:
-        return fixed_result(call)
-    return _product(call, first, second)
+    first = call.axes("self") or []
+    second = call.axes("mat2" if "mat2" in call.arguments else "other") or []
+    if len(first) >= 2 and len(second) >= 2:
+        return _product(call, first, second)
+    result: Axes = fixed_result(call)
+    return result
 
 
 def _product(call: Call, first: Axes, second: Axes) -> Axes:

@@ -148,12 +148,12 @@ def stack(call: Call) -> Axes:
 
 
 def split_up(call: Call) -> list[Axes]:
-    """A tensor in pieces along an axis. Pieces that are made by their number stay equal."""
+    """A tensor in pieces along an axis. Pieces that the model asks to be equal stay equal."""
     axes = call.axes("self") or []
     place = int(call["dim"] or 0) % len(axes)
     sizes = [int(value.shape[place]) for value in call.node.meta["val"]]
     parts = split(axes[place], sizes, f"its uses do not fit together in {call.where}")
-    if call.operator == "chunk" and len(set(sizes)) == 1:
+    if len(set(sizes)) == 1 and not isinstance(call["split_sizes"], list):
         for part in parts[1:]:
             call.unify(parts[0], part)
     call.rewrite(split_sizes=list(parts))
