@@ -26,6 +26,7 @@ from hard_networks import (
     repeated_block,
     stage_that_ends_fixed,
 )
+from oracles import count_by_hand
 from small_networks import (
     CASES,
     CLASSES,
@@ -185,6 +186,12 @@ def test_an_unsupported_function_fixes_only_what_it_reads_and_is_named_with_its_
     reason = reasons(space)["before.conv"]
     assert f"{called!r}" in reason
     assert "self.operation(self.before(images))" in line_of(reason)
+
+
+def test_behind_an_unsupported_function_costs_are_still_those_of_one_sample():
+    network = Probed(*UNSUPPORTED["accumulated"][:2])
+    space = inspect(network, example())
+    assert space.macs(Architecture()) == count_by_hand(network, example())
 
 
 @pytest.mark.parametrize("name", SUPPORTED)
@@ -444,7 +451,9 @@ def test_what_is_searched_only_is_searched_and_nothing_else():
 
 @pytest.mark.parametrize("option", ["keep", "only"])
 def test_a_pattern_that_matches_nothing_is_refused_with_what_there_is(option):
-    with pytest.raises(OptionError, match=rf"cannot use {option}='layer9\.\*': it matches no layer and no stage"):
+    with pytest.raises(
+        OptionError, match=rf"cannot search with {option} 'layer9\.\*': no layer or stage has such a name"
+    ):
         inspect(staged(), example(), **{option: ["body.*", "layer9.*"]})
 
 
