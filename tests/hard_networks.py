@@ -293,7 +293,27 @@ def accumulated(features: Tensor) -> Tensor:
     return features.cumsum(1)
 
 
-def split(features: Tensor) -> Tensor:
+def flipped(features: Tensor) -> Tensor:
+    return features.flip(1)
+
+
+def read_in_steps(features: Tensor) -> Tensor:
+    return features[:, ::2]
+
+
+def read_by_number(features: Tensor) -> Tensor:
+    return features[:, [0, 2, 1, 3]]
+
+
+def taken_apart(features: Tensor) -> Tensor:
+    return torch.stack(features.unbind(1), dim=1).exp()
+
+
+def resized_along_channels(features: Tensor) -> Tensor:
+    return F.interpolate(features.flatten(2).transpose(1, 2), 3).transpose(1, 2).unflatten(2, (8, 8))
+
+
+def summed_in_pairs(features: Tensor) -> Tensor:
     batch, _, rows, columns = features.shape
     return features.view(batch, 2, 3, rows, columns).sum(dim=1)
 
@@ -304,6 +324,15 @@ def concatenated(features: Tensor) -> Tensor:
 
 def sliced(features: Tensor) -> Tensor:
     return features[:, :4]
+
+
+def gated_by_its_half(features: Tensor) -> Tensor:
+    first, second = features.chunk(2, dim=1)
+    return first * second.sigmoid()
+
+
+def padded(features: Tensor) -> Tensor:
+    return F.pad(features, (0, 0, 0, 0, 1, 2))
 
 
 def transposed(features: Tensor) -> Tensor:
@@ -322,30 +351,54 @@ def convolved_by_computed_weights(features: Tensor) -> Tensor:
     return F.conv2d(features, torch.ones(6, 6, 1, 1) / 6)
 
 
-FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], int, str]] = {
+UNSUPPORTED: dict[str, tuple[Callable[[Tensor], Tensor], int, str]] = {
     function.__name__: (function, width, operator)
     for function, width, operator in (
         (accumulated, 6, "cumsum"),
-        (split, 3, "view"),
-        (concatenated, 12, "cat"),
-        (sliced, 4, "slice"),
-        (transposed, 6, "transpose"),
-        (scaled_by_a_constant_map, 6, "mul"),
-        (normed_over_channels, 6, "softmax"),
-        (convolved_by_computed_weights, 6, "conv2d"),
+        (flipped, 6, "flip"),
+        (read_in_steps, 3, "slice"),
+        (read_by_number, 4, "index"),
+        (taken_apart, 6, "unbind"),
+        (resized_along_channels, 3, "upsample_nearest1d"),
     )
 }
 """Functions that need all channels: the function, the width after it and its operator."""
 
-MODULES: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "transposed convolution": (lambda: nn.ConvTranspose2d(6, 6, 3, padding=1), "conv_transpose2d"),
-    "group norm": (lambda: nn.GroupNorm(2, 6), "group_norm"),
-    "layer norm": (lambda: nn.LayerNorm([6, 8, 8]), "layer_norm"),
-    "instance norm": (lambda: nn.InstanceNorm2d(6, affine=True), "instance_norm"),
-    "batch norm without parameters": (lambda: nn.BatchNorm2d(6, affine=False), "batch_norm"),
-    "PReLU": (lambda: nn.PReLU(6), "prelu"),
-    "local response norm": (lambda: nn.LocalResponseNorm(3), ""),
-    "pixel shuffle": (lambda: nn.Sequential(nn.PixelUnshuffle(2), nn.PixelShuffle(2)), "pixel_unshuffle"),
-    "circular padding": (lambda: nn.Conv2d(6, 6, 3, padding=1, padding_mode="circular"), "pad"),
+SUPPORTED: dict[str, tuple[Callable[[Tensor], Tensor], int, tuple[tuple[int, int], ...]]] = {
+    function.__name__: (function, width, units)
+    for function, width, units in (
+        (summed_in_pairs, 3, ((3, 2),)),
+        (gated_by_its_half, 3, ((3, 2),)),
+        (concatenated, 12, ((6, 1),)),
+        (sliced, 4, ((4, 1), (2, 1))),
+        (padded, 9, ((6, 1),)),
+        (transposed, 6, ((6, 1),)),
+        (scaled_by_a_constant_map, 6, ((6, 1),)),
+        (normed_over_channels, 6, ((6, 1),)),
+        (convolved_by_computed_weights, 6, ((6, 1),)),
+    )
+}
+"""Functions that channels can be left out of: the function, the width after it, and what is cut of the 6 channels
+before it: groups of so many units of so many channels."""
+
+UNSUPPORTED_MODULES: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "local response norm": (lambda: nn.LocalResponseNorm(3), "avg_pool3d"),
 }
 """Modules that need all channels, and their operators."""
+
+MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, int], bool]] = {
+    "transposed convolution": (lambda: nn.ConvTranspose2d(6, 6, 3, padding=1), (6, 1), True),
+    "grouped transposed convolution": (lambda: nn.ConvTranspose2d(6, 6, 3, padding=1, groups=3), (3, 2), True),
+    "group norm": (lambda: nn.GroupNorm(2, 6), (2, 3), False),
+    "group norm of one group": (lambda: nn.GroupNorm(1, 6), (6, 1), False),
+    "layer norm": (lambda: nn.LayerNorm([6, 8, 8]), (6, 1), False),
+    "instance norm": (lambda: nn.InstanceNorm2d(6, affine=True), (6, 1), False),
+    "batch norm without parameters": (lambda: nn.BatchNorm2d(6, affine=False), (6, 1), False),
+    "PReLU": (lambda: nn.PReLU(6), (6, 1), False),
+    "PReLU of one slope": (nn.PReLU, (6, 1), False),
+    "pixel shuffle": (lambda: nn.Sequential(nn.PixelUnshuffle(2), nn.PixelShuffle(2)), (6, 1), False),
+    "channel shuffle": (lambda: nn.ChannelShuffle(2), (3, 2), False),
+    "circular padding": (lambda: nn.Conv2d(6, 6, 3, padding=1, padding_mode="circular"), (6, 1), True),
+}
+"""Modules that channels can be left out of, what is cut of the 6 channels before them (units, channels a unit), and
+whether they have outputs of their own."""

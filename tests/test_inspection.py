@@ -11,11 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from hard_networks import (
-    FUNCTIONS,
     MODULES,
+    SUPPORTED,
+    UNSUPPORTED,
+    UNSUPPORTED_MODULES,
     Aliased,
     FlattenedToANumber,
     IndexedStage,
+    IteratedStage,
     Probed,
     Scaled,
     TiedWeights,
@@ -23,6 +26,7 @@ from hard_networks import (
     repeated_block,
     stage_that_ends_fixed,
 )
+from oracles import count_by_hand
 from small_networks import (
     CASES,
     CLASSES,
@@ -121,21 +125,30 @@ def test_a_depthwise_convolution_follows_the_channels_it_reads():
     assert groups(space) == {"0": ("0", "3"), "6": ("6",)}
     follower = next(layer for layer in space.layers if layer.name == "3")
     assert follower.operator == "depthwise"
-    assert follower.inputs == follower.outputs == Channels(6, "0")
+    assert (follower.inputs, follower.outputs) == (Channels(1), Channels(6, "0"))
 
 
 def test_a_depthwise_convolution_behind_a_stage_follows_whichever_block_is_last():
     space = inspect(depthwise_behind_stage(), example())
     follower = next(layer for layer in space.layers if layer.operator == "depthwise")
-    assert follower.inputs.source == "body.1"
+    assert follower.outputs.source == "body.1"
     assert follower.name in groups(space)["body.1.0.conv"]
     assert follower.name in groups(space)["body.1.1.conv"]
 
 
-def test_a_grouped_convolution_and_what_it_reads_keep_their_widths():
+def test_a_grouped_convolution_and_what_it_reads_lose_whole_groups_together():
+    network = Classifier(8, ConvNorm(3, 8), nn.Conv2d(8, 8, 3, groups=4), ConvNorm(8, 8))
+    space = inspect(network, example())
+    assert groups(space) == {"body.0.conv": ("body.0.conv", "body.1"), "body.2.conv": ("body.2.conv",)}
+    assert [(group.width, group.unit) for group in space.groups] == [(4, 2), (8, 1)]
+
+
+def test_a_convolution_of_few_groups_keeps_them_and_loses_channels_of_each():
     space = inspect(grouped(), example())
-    assert groups(space) == alone("body.2.conv")
-    assert reasons(space)["body.0.conv"] == reasons(space)["body.1"] == "'body.1' is a grouped convolution"
+    assert groups(space) == alone("body.0.conv", "body.1", "body.2.conv")
+    assert [(group.width, group.unit) for group in space.groups] == [(4, 2), (4, 2), (6, 1)]
+    layer = next(layer for layer in space.layers if layer.name == "body.1")
+    assert (layer.inputs, layer.outputs) == (Channels(4, "body.0.conv"), Channels(4, "body.1", repeat=2))
 
 
 def test_a_flattened_feature_map_has_rows_times_columns_elements_a_channel():
@@ -145,18 +158,19 @@ def test_a_flattened_feature_map_has_rows_times_columns_elements_a_channel():
     assert linear.outputs == Channels(6, "4")
 
 
-def test_a_module_that_is_used_twice_is_fixed_and_so_is_what_it_reads():
+def test_a_module_that_is_used_twice_shares_its_group_with_what_it_reads():
     space = inspect(shared(), example())
-    assert groups(space) == alone("body.2.conv", "body.3.conv")
-    assert reasons(space)["body.1.conv"] == "the module 'body.1.conv' is used more than once"
-    assert reasons(space)["body.0.conv"] == "the module 'body.1.conv' is used more than once"
+    assert groups(space) == {"body.0.conv": ("body.0.conv", "body.1.conv"), **alone("body.2.conv", "body.3.conv")}
+    assert [layer.is_repeat for layer in space.layers if layer.name == "body.1.conv"] == [False, True]
 
 
 @pytest.mark.parametrize("network", [Aliased, TiedWeights])
-def test_layers_that_share_a_weight_are_fixed(network):
+def test_layers_that_share_a_weight_share_a_group(network):
     space = inspect(network(), example())
-    assert groups(space) == alone("tail.0.conv", "tail.1.conv")
-    assert "is used more than once" in reasons(space)["stem.conv"]
+    [(first, *others)] = [layers for name, layers in groups(space).items() if not name.startswith("tail")]
+    assert first == "stem.conv"
+    assert others
+    assert groups(space).keys() == {"stem.conv", "tail.0.conv", "tail.1.conv"}
 
 
 def test_nothing_is_listed_as_fixed_twice():
@@ -164,9 +178,9 @@ def test_nothing_is_listed_as_fixed_twice():
     assert len(fixed) == len(set(fixed))
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", UNSUPPORTED)
 def test_an_unsupported_function_fixes_only_what_it_reads_and_is_named_with_its_line(name):
-    function, width, called = FUNCTIONS[name]
+    function, width, called = UNSUPPORTED[name]
     space = inspect(Probed(function, width), example())
     assert groups(space) == alone("after.conv", "last.conv")
     reason = reasons(space)["before.conv"]
@@ -174,17 +188,42 @@ def test_an_unsupported_function_fixes_only_what_it_reads_and_is_named_with_its_
     assert "self.operation(self.before(images))" in line_of(reason)
 
 
-@pytest.mark.parametrize("name", MODULES)
+def test_behind_an_unsupported_function_costs_are_still_those_of_one_sample():
+    network = Probed(*UNSUPPORTED["accumulated"][:2])
+    space = inspect(network, example())
+    assert space.macs(Architecture()) == count_by_hand(network, example())
+
+
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_a_function_that_moves_or_joins_entries_leaves_the_channels_behind_and_before_it_to_be_cut(name):
+    function, width, units = SUPPORTED[name]
+    space = inspect(Probed(function, width), example())
+    before = [group for group in space.groups if "before.conv" in group.layers]
+    assert tuple((group.width, group.unit) for group in before) == units
+    assert {"after.conv", "last.conv"} <= groups(space).keys()
+    assert reasons(space) == {"classifier": "it is an output of the network"}
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED_MODULES)
 def test_an_unsupported_module_fixes_only_what_it_reads_and_is_named_with_its_operator(name):
-    make, called = MODULES[name]
+    make, called = UNSUPPORTED_MODULES[name]
     space = inspect(Probed(make()), example())
-    assert {"after.conv", "last.conv"} <= set(groups(space)) <= {"operation", "after.conv", "last.conv"}
-    assert f"{called!r}" in reasons(space)["before.conv"] or not called
+    assert groups(space) == alone("after.conv", "last.conv")
+    assert f"{called!r}" in reasons(space)["before.conv"]
 
 
-@pytest.mark.parametrize("name", ["group norm", "transposed convolution"])
-def test_the_line_in_a_reason_is_one_of_the_models_code_not_of_torchs(name):
-    space = inspect(Probed(MODULES[name][0]()), example())
+@pytest.mark.parametrize("name", MODULES)
+def test_channels_of_a_supported_module_can_be_cut(name):
+    make, units, has_outputs = MODULES[name]
+    space = inspect(Probed(make()), example())
+    first = space.groups[0]
+    assert (first.name, first.width, first.unit) == ("before.conv", *units)
+    searched = {"before.conv", "after.conv", "last.conv"} | ({"operation"} if has_outputs else set())
+    assert {layer for group in space.groups for layer in group.layers} == searched
+
+
+def test_the_line_in_a_reason_is_one_of_the_models_code_not_of_torchs():
+    space = inspect(Probed(UNSUPPORTED_MODULES["local response norm"][0]()), example())
     assert "self.operation(self.before(images))" in line_of(reasons(space)["before.conv"])
 
 
@@ -197,31 +236,27 @@ def line_of(reason: str) -> str:
 
 
 @pytest.mark.parametrize("network", [FlattenedToANumber, ViewedToItsOwnShape])
-def test_channels_that_a_forward_writes_down_as_a_number_are_fixed(network):
-    space = inspect(network(), example())
-    assert groups(space) == alone("hidden")
-    assert "'view'" in reasons(space)["conv"]
+def test_channels_that_a_forward_writes_down_as_a_number_are_searched(network):
+    assert groups(inspect(network(), example())) == alone("conv", "hidden")
 
 
-def test_a_flatten_that_follows_its_input_is_not_mistaken_for_a_number():
-    class Following(FlattenedToANumber):
-        def forward(self, images: Tensor) -> Tensor:
-            features = self.conv(images)
-            return self.classifier(self.hidden(features.view(features.size(0), -1)).relu())
-
-    assert groups(inspect(Following(), example())) == alone("conv", "hidden")
+ALL_MODULES = {name: make for name, (make, *_) in (MODULES | UNSUPPORTED_MODULES).items()}
 
 
-@pytest.mark.parametrize("name", ["group norm", "layer norm", "transposed convolution", "PReLU"])
-def test_parameters_that_no_rule_covers_are_listed(name):
-    listed = reasons(inspect(Probed(MODULES[name][0]()), example()))
-    own = [f"operation.{parameter}" for parameter, _ in MODULES[name][0]().named_parameters()]
-    assert own
-    assert all("not counted" in listed[parameter] for parameter in own)
+@pytest.mark.parametrize("name", ALL_MODULES)
+def test_all_parameters_count(name):
+    network = Probed(ALL_MODULES[name]())
+    space = inspect(network, example())
+    assert space.params(Architecture()) == sum(parameter.numel() for parameter in network.parameters())
+    assert not [reason for reason in reasons(space).values() if "not counted" in reason]
 
 
-def test_a_parameter_that_the_model_itself_multiplies_by_is_listed():
-    assert "not counted" in reasons(inspect(Scaled(), example()))["scale"]
+def test_a_parameter_that_the_model_itself_multiplies_by_is_a_layer_of_its_own():
+    space = inspect(Scaled(), example())
+    scale = next(layer for layer in space.layers if layer.name == "scale")
+    assert scale.operator == "parameter"
+    assert (scale.inputs, scale.outputs) == (Channels(6, "stem.conv"), Channels(1))
+    assert [scale.cost(kind, 4, 1) for kind in ("macs", "params")] == [0, 4]
 
 
 def test_the_buffers_of_a_module_without_a_rule_are_not_listed_as_parameters():
@@ -305,7 +340,7 @@ def container_of_another_class() -> nn.Module:
     "network",
     [
         *(Tapped, FedFromOutside, two_classes, changing_width, changing_size, single_block, bare_layers),
-        *(container_of_another_class, repeated_block, IndexedStage),
+        *(container_of_another_class, repeated_block),
     ],
 )
 def test_there_is_no_stage_where_blocks_cannot_be_cut_from_the_end(network):
@@ -317,12 +352,40 @@ def test_the_first_block_of_a_stage_may_change_the_shape():
     assert [stage.name for stage in inspect(network, example()).stages] == ["body.1"]
 
 
+@pytest.mark.parametrize("network", [IteratedStage, IndexedStage])
+def test_blocks_that_a_forward_runs_itself_are_a_stage(network):
+    [stage] = inspect(network(), example()).stages
+    assert (stage.name, stage.blocks) == ("blocks", ("blocks.0", "blocks.1", "blocks.2"))
+
+
+def test_a_container_that_holds_more_than_a_run_of_blocks_gives_the_run():
+    network = nn.Sequential(ConvNorm(3, 6), PlainBlock(6), PlainBlock(6), PlainBlock(6), nn.AdaptiveAvgPool2d(1))
+    network = nn.Sequential(network, nn.Flatten(), nn.Linear(6, CLASSES))
+    assert [(stage.name, stage.depth) for stage in inspect(network, example()).stages] == [("0.1-3", 3)]
+
+
+class Doubled(nn.Module):
+    """Two blocks inside one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = nn.Sequential(PlainBlock(4), PlainBlock(4))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.inside(features)
+
+
 def test_only_the_outermost_of_nested_stages_counts():
+    network = Classifier(4, ConvNorm(3, 4), nn.Sequential(Doubled(), Doubled()))
+    assert [stage.name for stage in inspect(network, example()).stages] == ["body.1"]
+
+
+def test_a_bare_container_of_blocks_is_no_block():
     def pair() -> nn.Sequential:
         return nn.Sequential(PlainBlock(4), PlainBlock(4))
 
     network = Classifier(4, ConvNorm(3, 4), nn.Sequential(pair(), pair()))
-    assert [stage.name for stage in inspect(network, example()).stages] == ["body.1"]
+    assert [stage.name for stage in inspect(network, example()).stages] == ["body.1.0", "body.1.1"]
 
 
 def test_a_layer_behind_a_stage_of_mixed_blocks_reads_the_width_of_the_last_kept_one():
@@ -377,6 +440,31 @@ def test_behind_a_kept_stage_the_last_blocks_width_is_read():
     assert layers["body.2.0.main.conv"].inputs.source == "body.1.2.main.conv"
 
 
+def test_what_is_searched_only_is_searched_and_nothing_else():
+    space = inspect(staged(), example(), only=["body.0.*", "body.2"])
+    assert [group.name for group in space.groups] == ["body.0.conv"]
+    assert [stage.name for stage in space.stages] == ["body.2"]
+    assert reasons(space)["body.1"] == "it is not among what is searched only, as asked"
+    kept = inspect(staged(), example(), only=["body.*"], keep=["body.1*"])
+    assert not [choice.name for choice in (*kept.groups, *kept.stages) if choice.name.startswith("body.1")]
+
+
+@pytest.mark.parametrize("option", ["keep", "only"])
+def test_a_pattern_that_matches_nothing_is_refused_with_what_there_is(option):
+    with pytest.raises(
+        OptionError, match=rf"cannot search with {option} 'layer9\.\*': no layer or stage has such a name"
+    ):
+        inspect(staged(), example(), **{option: ["body.*", "layer9.*"]})
+
+
+@pytest.mark.parametrize(("divisor", "candidates"), [(2, (1, 2, 3, 4)), (4, (2, 4)), (3, (3, 4)), (6, (3, 4))])
+def test_candidates_of_a_group_cut_in_units_are_multiples_of_the_divisor_in_channels(divisor, candidates):
+    space = inspect(grouped(), example(), divisor=divisor)
+    first = space.groups[0]
+    assert (first.width, first.unit, first.candidates) == (4, 2, candidates)
+    assert all(width * first.unit % divisor == 0 for width in first.candidates[:-1])
+
+
 def test_candidates_follow_the_ratios_the_divisor_and_the_depths():
     space = inspect(staged(), example(), ratios=(0.25, 0.5), depths=lambda depth: (2,))
     assert {group.candidates for group in space.groups} == {(1, 2, 4), (1, 3, 6)}
@@ -387,7 +475,10 @@ def test_candidates_follow_the_ratios_the_divisor_and_the_depths():
 
 def test_a_group_of_a_single_candidate_is_fixed():
     network = Classifier(6, nn.Conv2d(3, 1, 1), ConvNorm(1, 6))
-    assert reasons(inspect(network, example()))["body.0"] == "it has a single candidate"
+    assert reasons(inspect(network, example()))["body.0"] == "it has a single channel"
+    network = Classifier(6, nn.Conv2d(3, 4, 1), ConvNorm(4, 6))
+    found = reasons(inspect(network, example(), divisor=4))
+    assert found == {"body.0": "it has a single candidate", "classifier": "it is an output of the network"}
 
 
 @pytest.mark.parametrize("depths", [(0, 1), (1, 7)])

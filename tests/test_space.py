@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -107,6 +108,33 @@ def test_a_projection_costs_only_where_its_widths_differ():
     assert [normed.cost(kind, 5, 5) for kind in ("macs", "params")] == [0, 0]
     assert [bare.cost(kind, 5, 7) for kind in ("macs", "params")] == [64 * 5 * 7, 5 * 7]
     assert [normed.cost(kind, 5, 7) for kind in ("macs", "params")] == [64 * 5 * 7, 5 * 7 + 2 * 7]
+
+
+def test_a_product_of_matrices_costs_macs_alone_and_a_parameter_parameters_alone():
+    ends = {"inputs": Channels(3), "outputs": Channels(4)}
+    product = Layer(name="attention.matmul", operator="matmul", positions=10, **ends)
+    token = Layer(name="token", operator="parameter", kernel=2, **ends)
+    assert [product.cost(kind, 5, 7) for kind in ("macs", "params")] == [10 * 5 * 7, 0]
+    assert [token.cost(kind, 5, 7) for kind in ("macs", "params")] == [0, 2 * 5 * 7]
+
+
+def test_a_bias_is_added_at_positions_of_its_own_where_these_differ():
+    ends = {"inputs": Channels(3), "outputs": Channels(4)}
+    layer = Layer(name="up", operator="conv", kernel=4, positions=16, bias_positions=64, has_bias=True, **ends)
+    assert (layer.macs(5, 7), layer.params(5, 7)) == (16 * 4 * 5 * 7 + 64 * 7, 4 * 5 * 7 + 7)
+
+
+def test_channels_beside_each_other_add_up():
+    parts = Channels(4, "a", repeat=2, beside=(Channels(3), Channels(5, "b")))
+    assert parts.parts == (Channels(4, "a", repeat=2), Channels(3), Channels(5, "b"))
+    assert (parts.total, parts.sources) == (4 * 2 + 3 + 5, ("a", "b"))
+    groups = [
+        WidthGroup(name=name, width=width, candidates=(1, width), layers=(name,))
+        for name, width in (("a", 4), ("b", 5))
+    ]
+    space = SearchSpace(groups=tuple(groups), stages=(), layers=())
+    assert space.resolve(parts, Architecture({"a": 1})) == 1 * 2 + 3 + 5
+    assert space.resolve(parts, Architecture({"a": 1, "b": 2})) == 1 * 2 + 3 + 2
 
 
 def test_a_repeated_layer_costs_macs_again_but_no_parameters():
@@ -242,12 +270,20 @@ def spaces(draw):
     for name in names[:split]:
         width, layers = draw(SIZES), draw(st.lists(st.text(max_size=6), max_size=3))
         groups.append(
-            WidthGroup(name=name, width=width, candidates=draw(candidates_up_to(width)), layers=(name, *layers))
+            WidthGroup(
+                name=name,
+                width=width,
+                candidates=draw(candidates_up_to(width)),
+                layers=(name, *layers),
+                unit=draw(SIZES),
+            )
         )
-    fixed_or_group = st.one_of(
+    part = st.one_of(
         st.builds(Channels, full=SIZES, repeat=SIZES),
         *(st.builds(Channels, full=st.just(g.width), source=st.just(g.name), repeat=SIZES) for g in groups),
     )
+    beside = st.lists(part, max_size=2).map(tuple)
+    fixed_or_group = st.builds(lambda first, others: replace(first, beside=others), part, beside)
     stages = []
     for name in names[split:]:
         depth = draw(st.integers(1, 4))
@@ -258,12 +294,13 @@ def spaces(draw):
     layer = st.builds(
         Layer,
         name=st.text(max_size=6),
-        operator=st.sampled_from(["conv", "depthwise", "linear", "norm", "projection"]),
+        operator=st.sampled_from(["conv", "depthwise", "linear", "norm", "projection", "matmul", "parameter"]),
         inputs=fixed_or_group,
         outputs=fixed_or_group,
         kernel=SIZES,
         positions=SIZES,
-        **dict.fromkeys(("has_bias", "has_norm", "is_mixed", "is_repeat"), st.booleans()),
+        bias_positions=st.none() | SIZES,
+        **dict.fromkeys(("has_bias", "has_norm", "is_repeat"), st.booleans()),
     )
     fixed = st.builds(Fixed, name=st.text(max_size=6), reason=st.text(max_size=6))
     return SearchSpace(
@@ -304,15 +341,17 @@ def test_text_that_is_not_json_is_refused_as_such(text):
         SearchSpace.from_json(text)
 
 
-@pytest.mark.parametrize("value", [{}, {"format": 2}, {"format": "1"}, {"format": None}, [], None, 3, "3", "[]", '""'])
+@pytest.mark.parametrize(
+    "value", [{}, {"format": 1}, {"format": 3}, {"format": "2"}, {"format": None}, [], None, 3, "3", "[]", '""']
+)
 def test_another_format_is_refused(value):
-    with pytest.raises(SpaceError, match=r"cannot read a search space: found format .*, expected 1; write it anew"):
+    with pytest.raises(SpaceError, match=r"cannot read a search space: found format .*, expected 2; write it anew"):
         SearchSpace.from_json(value)
 
 
 PLACES = [
     *[(key,) for key in ("groups", "stages", "layers", "fixed")],
-    *[("groups", 0, key) for key in ("name", "width", "candidates", "layers")],
+    *[("groups", 0, key) for key in ("name", "width", "candidates", "layers", "unit")],
     *[("stages", 0, key) for key in ("name", "depth", "candidates", "blocks", "outputs")],
     *[("layers", 0, key) for key in ("name", "operator", "inputs", "outputs", "kernel", "positions", "has_bias")],
     *[("stages", 0, "outputs", 0, "full"), ("layers", 0, "inputs", "full"), ("fixed", 0, "reason")],
@@ -331,7 +370,7 @@ def value():
 
 
 @pytest.mark.parametrize(
-    "place", [place for place in PLACES if place[-1] not in ("fixed", "kernel", "positions", "has_bias")]
+    "place", [place for place in PLACES if place[-1] not in ("fixed", "unit", "kernel", "positions", "has_bias")]
 )
 def test_a_missing_part_is_refused(value, place):
     del at(value, place[:-1])[place[-1]]
@@ -368,6 +407,7 @@ def test_a_part_of_another_type_is_refused(value, place):
         (("stages", 0, "outputs"), []),
         (("layers", 0, "operator"), "convolution"),
         (("layers", 0, "outputs", "source"), "nowhere"),
+        (("layers", 0, "outputs", "beside"), [{"full": 2, "source": "nowhere", "repeat": 1, "beside": []}]),
         (("stages", 0, "outputs", 2, "source"), "body.1"),
     ],
     ids=str,

@@ -9,13 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hard_networks import HARD_FOR_A_SUPERNET, IteratedStage
-from oracles import align, mix_prefixes
 from slow_supernet import SlowSupernet
-from small_networks import CASES, FreeBlock, example, residual, space_of, staged
+from small_networks import CASES, example, residual, space_of
 from transprune.analysis.inspection import inspect
 from transprune.architecture import Architecture
 from transprune.errors import OptionError, SpaceError
-from transprune.layers import Channels
 from transprune.networks.resnet import ResNet, resnet
 from transprune.networks.resnet_shape import ResNetShape
 from transprune.networks.selection import ArchitectureParameters, Choice, Selection

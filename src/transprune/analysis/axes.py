@@ -269,11 +269,11 @@ def unify_products(first: Sequence[Axis], second: Sequence[Axis], reason: str) -
 def _merged(axes: Sequence[Axis]) -> list[Axis]:
     """The factors of several axes, where fixed neighbours are one: how they are made up does not matter."""
     merged: list[Axis] = []
-    for axis in (inner for axis in axes for inner in _factors(settle(axis)) if inner.size != 1):
-        if merged and is_whole(merged[-1]) and is_whole(axis):
-            merged[-1] = fixed(merged[-1].size * axis.size, next(atoms(axis)).reason or "")
+    for factor in (inner for axis in axes for inner in _factors(settle(axis)) if inner.size != 1):
+        if merged and is_whole(merged[-1]) and is_whole(factor):
+            merged[-1] = fixed(merged[-1].size * factor.size, next(atoms(factor)).reason or "")
         else:
-            merged.append(axis)
+            merged.append(factor)
     return merged
 
 
@@ -384,7 +384,7 @@ def _written_out(axis: Axis, outer: Axis, inner: Sequence[Axis], reason: str) ->
 
 def concatenate(parts: Sequence[Axis]) -> Axis:
     """Several axes, one after the other."""
-    return _concatenation([part for part in map(settle, parts)])
+    return _concatenation([settle(part) for part in parts])
 
 
 def multiply(factors: Sequence[Axis]) -> Axis:

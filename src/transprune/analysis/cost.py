@@ -67,19 +67,18 @@ def cost_terms(space: SearchSpace, kind: CostKind) -> list[CostTerm]:
     return [
         term
         for layer in space.layers
-        for row, inputs in enumerate(layer.inputs.parts)
-        for column, outputs in enumerate(layer.outputs.parts)
-        for term in _part_terms(space, kind, layer, (row, column), inputs, outputs)
+        for row in range(len(layer.inputs.parts))
+        for column in range(len(layer.outputs.parts))
+        for term in _part_terms(space, kind, layer, (row, column))
     ]
 
 
-def _part_terms(
-    space: SearchSpace, kind: CostKind, layer: Layer, part: tuple[int, int], inputs: Channels, outputs: Channels
-) -> Iterator[CostTerm]:
+def _part_terms(space: SearchSpace, kind: CostKind, layer: Layer, part: tuple[int, int]) -> Iterator[CostTerm]:
     """The terms of one part of the input with one of the output; what does not depend on the input goes with the first.
 
     The cost of a layer is linear in its output, and in its input but for a bias.
     """
+    inputs, outputs = layer.inputs.parts[part[0]], layer.outputs.parts[part[1]]
     block = space.block_of(layer.name)
     kept: Depths = {}
     if block is not None:

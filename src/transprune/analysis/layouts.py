@@ -70,12 +70,15 @@ class Constant(Layout):
     full: int
 
     def size(self, sizes: Sizes) -> int:
+        """All of them."""
         return self.full
 
     def kept(self, sizes: Sizes, order: Order) -> np.ndarray:
+        """All of them."""
         return np.arange(self.full)
 
     def groups(self) -> Iterator[str]:
+        """None."""
         return iter(())
 
 
@@ -86,12 +89,15 @@ class Samples(Layout):
     full: int
 
     def size(self, sizes: Sizes) -> int:
+        """As many as there are samples."""
         return sizes.samples
 
     def kept(self, sizes: Sizes, order: Order) -> np.ndarray:
+        """One a sample."""
         return np.arange(sizes.samples)
 
     def groups(self) -> Iterator[str]:
+        """None."""
         return iter(())
 
 
@@ -103,16 +109,20 @@ class Group(Layout):
     full: int
 
     def size(self, sizes: Sizes) -> int:
+        """The units in use."""
         return sizes.widths.get(self.name, self.full)
 
     def kept(self, sizes: Sizes, order: Order) -> np.ndarray:
+        """The first units in their order."""
         return order(self.name)[: self.size(sizes)]
 
     def groups(self) -> Iterator[str]:
+        """The group itself."""
         yield self.name
 
     @property
     def is_prefix(self) -> bool:
+        """Always."""
         return True
 
 
@@ -124,22 +134,27 @@ class Concatenation(Layout):
 
     @property
     def full(self) -> int:  # type: ignore[override]
+        """All parts together."""
         return sum(part.full for part in self.parts)
 
     def size(self, sizes: Sizes) -> int:
+        """All parts together."""
         return sum(part.size(sizes) for part in self.parts)
 
     def kept(self, sizes: Sizes, order: Order) -> np.ndarray:
+        """Those of each part, behind the parts before it."""
         starts = np.cumsum([0, *(part.full for part in self.parts)])
         kept = [start + part.kept(sizes, order) for start, part in zip(starts, self.parts, strict=False)]
         return np.concatenate([*kept, np.arange(0)])
 
     def groups(self) -> Iterator[str]:
+        """Those of the parts."""
         for part in self.parts:
             yield from part.groups()
 
     @property
     def is_prefix(self) -> bool:
+        """Only where all but the last part are constant."""
         *before, last = self.parts
         return last.is_prefix and not any(part.is_searched for part in before)
 
@@ -152,23 +167,28 @@ class Product(Layout):
 
     @property
     def full(self) -> int:  # type: ignore[override]
+        """The product of the factors."""
         return prod(factor.full for factor in self.factors)
 
     def size(self, sizes: Sizes) -> int:
+        """The product of the factors."""
         return prod(factor.size(sizes) for factor in self.factors)
 
     def kept(self, sizes: Sizes, order: Order) -> np.ndarray:
+        """Every combination of those of the factors."""
         kept = np.arange(1)
         for factor in self.factors:
             kept = (kept[:, None] * factor.full + factor.kept(sizes, order)).reshape(-1)
         return kept
 
     def groups(self) -> Iterator[str]:
+        """Those of the factors."""
         for factor in self.factors:
             yield from factor.groups()
 
     @property
     def is_prefix(self) -> bool:
+        """Only where all but the first factor are constant."""
         first, *rest = self.factors
         return first.is_prefix and not any(factor.is_searched or isinstance(factor, Samples) for factor in rest)
 
@@ -182,6 +202,7 @@ class StageEnd(Layout):
 
     @property
     def full(self) -> int:  # type: ignore[override]
+        """What the last block hands on."""
         return self.exits[-1].full
 
     def in_use(self, sizes: Sizes) -> list[Layout]:
@@ -189,21 +210,26 @@ class StageEnd(Layout):
         return [self.exits[depth - 1] for depth in sizes.depths.get(self.stage, (len(self.exits),))]
 
     def size(self, sizes: Sizes) -> int:
+        """The widest of the exits in use."""
         return max(exit.size(sizes) for exit in self.in_use(sizes))
 
     def kept(self, sizes: Sizes, order: Order) -> np.ndarray:
+        """Those of all exits in use together."""
         return _union([exit.kept(sizes, order) for exit in self.in_use(sizes)])
 
     def groups(self) -> Iterator[str]:
+        """Those of all exits."""
         for exit in self.exits:
             yield from exit.groups()
 
     @property
     def is_prefix(self) -> bool:
+        """Where it holds for every exit."""
         return all(exit.is_prefix for exit in self.exits)
 
     @property
     def is_searched(self) -> bool:
+        """Always: the depth decides."""
         return True
 
 
@@ -217,25 +243,31 @@ class FreeSumEnd(Layout):
 
     @property
     def full(self) -> int:  # type: ignore[override]
+        """Those of the main side."""
         return self.main.full
 
     def size(self, sizes: Sizes) -> int:
+        """Those of the main side; in a supernet those of the wider side."""
         main = self.main.size(sizes)
         return max(main, self.other.size(sizes)) if sizes.is_supernet else main
 
     def kept(self, sizes: Sizes, order: Order) -> np.ndarray:
+        """Those of the main side; in a supernet those of both."""
         main = self.main.kept(sizes, order)
         return _union([main, self.other.kept(sizes, order)]) if sizes.is_supernet else main
 
     def groups(self) -> Iterator[str]:
+        """Those of the main side."""
         yield from self.main.groups()
 
     @property
     def is_prefix(self) -> bool:
+        """Where it holds for both sides."""
         return self.main.is_prefix and self.other.is_prefix
 
     @property
     def is_searched(self) -> bool:
+        """Where it holds for either side."""
         return self.main.is_searched or self.other.is_searched
 
 

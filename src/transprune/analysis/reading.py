@@ -250,7 +250,7 @@ class _Freezing:
         for use in self.coupling.uses:
             varying: dict[int, Axis] = {}
             for axis in (use.outputs, use.inputs, *use.positions):
-                for atom in _searchable(axis):
+                if _searchable(axis):
                     varying.setdefault(id(settle(axis)), axis)
             if len(varying) > 2:
                 for axis in list(varying.values())[2:]:
@@ -337,7 +337,10 @@ class _Freezing:
                     searched.add(use.name)
                     continue
                 reasons = [atom.reason for atom in inner if atom.reason is not None]
-                found.setdefault(use.name, reasons[0] if reasons else "nothing else reads or writes its channels")
+                other = (
+                    "it has a single channel" if use.outputs.size == 1 else "nothing else reads or writes its channels"
+                )
+                found.setdefault(use.name, reasons[0] if reasons else other)
         return tuple((name, reason) for name, reason in found.items() if name not in searched)
 
     def _layers(self) -> tuple[tuple[LayerFacts, ...], tuple[ParameterFacts, ...]]:

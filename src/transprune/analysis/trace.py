@@ -18,7 +18,7 @@ from transprune.errors import ModelError
 
 Example = Tensor | tuple[Tensor, ...]
 BATCH = 2
-"""Samples in the batch that is traced: more than one, so that the axis of samples can be told from axes of one entry."""
+"""Samples in the batch that is traced: more than one, so that samples can be told from axes of one entry."""
 
 
 @dataclass(frozen=True)

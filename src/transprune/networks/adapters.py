@@ -1,7 +1,7 @@
 """Bringing the attributes of modules in line with parameters that were cut.
 
-A module whose parameters are cut still says how many channels it had: `nn.Conv2d.in_channels`, the number of heads of an
-attention. Most of these are never read, some are. Here stands, for the modules of torch and of timm, how they follow
+A module whose parameters are cut still says how many channels it had: `nn.Conv2d.in_channels`, the number of heads of
+an attention. Most of these are never read, some are. Here stands, for the modules of torch and of timm, how they follow
 from the new parameters; `register_adapter` teaches transprune a module of your own.
 """
 

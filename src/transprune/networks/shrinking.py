@@ -146,7 +146,7 @@ class _Shrinking:
 
     def _cut_parameters(self, student: nn.Module) -> None:
         done: dict[int, nn.Parameter] = {}
-        for path, tensor, owner, name in _tensors(student):
+        for path, tensor, owner, name in list(_tensors(student)):  # as they were before any was cut
             layouts = self.reading.states.get(path)
             if layouts is None:
                 layouts = self._twin(path)

@@ -18,8 +18,8 @@ class TracedNetwork(nn.Module):
     It has the modules and parameter names of the unpruned network, but runs the operators that were traced rather than
     the network's own forward: where that writes a number of channels into its code, no smaller network of its class
     can exist. What was traced in evaluation mode holds in training as well, with two exceptions: batch norms use and
-    collect statistics of the batch, and dropout drops. Stochastic depth and auxiliary heads are not part of it. Rows and
-    columns of the inputs are those of the example; the number of samples is free.
+    collect statistics of the batch, and dropout drops. Stochastic depth and auxiliary heads are not part of it. Rows
+    and columns of the inputs are those of the example; the number of samples is free.
 
     Args:
         program: The operators.
@@ -32,11 +32,11 @@ class TracedNetwork(nn.Module):
         super().__init__()
         self.__dict__["_traced"] = (program, sizes, type(modules))
         self.__dict__["_reason"] = reason
-        for name, child in modules.named_children():
+        for name, child in modules._modules.items():  # one module may have several names
             self.add_module(name, child)
-        for name, parameter in modules.named_parameters(recurse=False):
+        for name, parameter in modules._parameters.items():
             self.register_parameter(name, parameter)
-        for name, buffer in modules.named_buffers(recurse=False):
+        for name, buffer in modules._buffers.items():
             self.register_buffer(name, buffer, persistent=name not in modules._non_persistent_buffers_set)
         self.train(modules.training)
 

@@ -270,9 +270,9 @@ def _check_logits(model: nn.Module, example: Tensor, classes: int) -> None:
     found = each_logits(outputs)
     if not found or any(not isinstance(one, Tensor) or list(one.shape) != [2, classes] for one in found):
         raise ModelError(
-            f"cannot train the model {type(model).__name__}: of 2 images its forward gives {outline(outputs)}, expected "
-            f"the logits [2, {classes}] of the data's {classes} classes; let its function take the number of classes "
-            f"(`classes` or `num_classes`)"
+            f"cannot train the model {type(model).__name__}: of 2 images its forward gives {outline(outputs)}, "
+            f"expected the logits [2, {classes}] of the data's {classes} classes; let its function take the number of "
+            f"classes (`classes` or `num_classes`)"
         )
 
 

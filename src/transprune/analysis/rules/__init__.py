@@ -14,7 +14,7 @@ RULES: dict[str, Rule] = {**pointwise.RULES, **reductions.RULES, **shapes.RULES,
 
 
 def rule_of(node: fx.Node) -> Rule:
-    """The rule of a call: by the operator's name; else, where torch says that it works entry by entry, as one that does."""
+    """The rule of a call: by the operator's name, else as an elementwise one where torch says that it is."""
     rule = RULES.get(operator(node))
     if rule is not None:
         return rule

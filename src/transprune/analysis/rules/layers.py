@@ -37,7 +37,15 @@ def convolution(call: Call) -> Axes:
         call.rewrite(groups=outer)
     spatial = _convolved(call, inputs[place + 1 :], call.shape[place + 1 :])
     before = (*inputs[:place], *spatial)
-    _add_convolution(call, each, outputs, bias, "depthwise" if is_depthwise else "conv", before, before)
+    _add_convolution(
+        call,
+        each,
+        outputs,
+        bias,
+        operator="depthwise" if is_depthwise else "conv",
+        positions=before,
+        bias_positions=before,
+    )
     return [*inputs[:place], outputs, *spatial]
 
 
@@ -57,7 +65,7 @@ def transposed_convolution(call: Call) -> Axes:
         call.fix(axis)
     spatial = [call.fixed(size) for size in call.shape[place + 1 :]]
     read_at, written_at = (*inputs[:place], *inputs[place + 1 :]), (*inputs[:place], *spatial)
-    _add_convolution(call, each, outputs, bias, "conv", read_at, written_at)
+    _add_convolution(call, each, outputs, bias, operator="conv", positions=read_at, bias_positions=written_at)
     return [*inputs[:place], outputs, *spatial]
 
 
@@ -66,6 +74,7 @@ def _add_convolution(
     each: Axis,
     outputs: Axis,
     bias: Axes | None,
+    *,
     operator: Operator,
     positions: tuple[Axis, ...],
     bias_positions: tuple[Axis, ...],
@@ -204,7 +213,7 @@ def prelu(call: Call) -> Axes:
     return axes
 
 
-def matmul(call: Call) -> Axes:
+def matmul(call: Call) -> Any:
     """Products of matrices, one for every entry of the axes before the last two."""
     first = call.axes("self") or []
     second = call.axes("mat2" if "mat2" in call.arguments else "other") or []
@@ -222,7 +231,7 @@ def _product(call: Call, first: Axes, second: Axes) -> Axes:
 
 
 def _add_product(call: Call, before: Axes, rows: Axis, shared: Axis, columns: Axis) -> None:
-    """Records what a product of matrices costs. What it is done for many times (heads) is searched rather than its size."""
+    """Records what a product costs. What it is done for many times (heads) is searched rather than its size."""
     call.coupling.preferred += before
     _record_product(call, shared, [*before, rows, columns])
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from transprune.analysis.axes import Axis, FreeSum, fix, fixed, is_atom, settle
+from transprune.analysis.axes import Axis, FreeSum, atoms, fix, fixed, is_atom, settle
 from transprune.analysis.coupling import Axes, Call, Rule, Use
 from transprune.analysis.trace import shape
 from transprune.residual import ResidualSum
@@ -103,9 +103,13 @@ def _all_axes(values: Sequence[Any]) -> list[Axes]:
 
 
 def fixed_axes(call: Call, value: object) -> Any:
-    """New axes of fixed sizes for a result: a tensor, or several."""
+    """New axes of fixed sizes for a result: a tensor, or several. Samples that come in first go out first."""
     if isinstance(value, Tensor):
-        return [call.fixed(int(size)) for size in value.shape]
+        axes = [call.fixed(int(size)) for size in value.shape]
+        for source in _all_axes(call.tensors()):
+            if axes and source and source[0].size == axes[0].size and any(atom.is_batch for atom in atoms(source[0])):
+                axes[0] = source[0]
+        return axes
     if isinstance(value, list | tuple):
         return [fixed_axes(call, each) for each in value]
     return []
