@@ -19,11 +19,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from importlib import import_module
+from typing import Any
 
 import torch
 import torchvision
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.models.resnet import Bottleneck
 
 import transprune
 
@@ -42,7 +43,7 @@ class ListedModel:
     family: str
     size: int
     """Rows and columns of the input."""
-    options: Mapping[str, object] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
     """Arguments beside the number of classes."""
     label: str = ""
     """Tells networks of one architecture apart."""
@@ -58,6 +59,7 @@ class ListedModel:
         No weight is left at a constant: a branch that starts at zero would hide what happens in it.
         """
         torch.manual_seed(seed)
+        network: nn.Module
         if self.library == "timm":
             create = import_module("timm").create_model
             network = create(self.architecture, num_classes=CLASSES, **self.options)
@@ -77,7 +79,7 @@ class ListedModel:
 def stir_constants(network: nn.Module) -> None:
     """Draws every parameter anew that has one value throughout."""
     for parameter in network.parameters():
-        if parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
+        if bool((parameter == parameter.flatten()[0]).all()):
             if parameter.flatten()[0] == 0:
                 parameter.normal_(std=0.05)
             else:
@@ -97,12 +99,12 @@ def calibrate(network: nn.Module, images: Tensor) -> None:
 
 
 def torchvision_models(
-    family: str, *architectures: str, size: int = 64, label: str = "", **options: object
+    family: str, *architectures: str, size: int = 64, label: str = "", **options: Any
 ) -> Iterator[ListedModel]:
     return (ListedModel("torchvision", each, family, size, options, label) for each in architectures)
 
 
-def timm_models(family: str, *architectures: str, size: int = 64, **options: object) -> Iterator[ListedModel]:
+def timm_models(family: str, *architectures: str, size: int = 64, **options: Any) -> Iterator[ListedModel]:
     return (ListedModel("timm", each, family, size, options) for each in architectures)
 
 
@@ -117,7 +119,14 @@ TORCHVISION = (
     *torchvision_models(
         "Wide ResNet", "ResNet", label="-wide", block=Bottleneck, layers=(1, 2, 2, 1), width_per_group=128
     ),
-    *torchvision_models("Wide ResNet", "ResNet", label="-dilated", block=BasicBlock, layers=(2, 2, 2, 2)),
+    *torchvision_models(
+        "ResNet",
+        "ResNet",
+        label="-dilated",
+        block=Bottleneck,
+        layers=(1, 1, 2, 2),
+        replace_stride_with_dilation=(False, True, True),
+    ),
     *torchvision_models("DenseNet", "densenet121", "densenet169"),
     *torchvision_models("GoogLeNet", "googlenet", aux_logits=False, init_weights=False),
     *torchvision_models("Inception", "inception_v3", size=96, aux_logits=False, init_weights=False),
@@ -167,12 +176,13 @@ TORCHVISION = (
     ),
 )
 
-SHORT = {"layers": (2, 2, 2, 1)}
-SMALL_IMAGE = {"img_size": 64}
-SMALL_VIT = {"img_size": 64, "embed_dim": 192, "depth": 4, "num_heads": 3}
-SMALL_SWIN = {"img_size": 64, "embed_dim": 48, "depths": (2, 2, 2, 2), "num_heads": (2, 4, 8, 16)}
+SHORT: dict[str, Any] = {"layers": (2, 2, 2, 1)}
+SMALL_IMAGE: dict[str, Any] = {"img_size": 64}
+SMALL_VIT: dict[str, Any] = {"img_size": 64, "embed_dim": 192, "depth": 4, "num_heads": 3}
+SMALL_SWIN: dict[str, Any] = {"img_size": 64, "embed_dim": 48, "depths": (2, 2, 2, 2), "num_heads": (2, 4, 8, 16)}
 
 TIMM_CONVOLUTIONAL = (
+    *timm_models("VGG", "vgg11_bn", mlp_ratio=0.05),
     *timm_models("ResNet", "resnet10t", "resnet14t", "resnet26d"),
     *timm_models("ResNet", "resnet50s", "resnet50_gn", **SHORT),
     *timm_models("SE-ResNet", "seresnet18", "seresnext26d_32x4d", "legacy_seresnet18", "legacy_seresnext26_32x4d"),
