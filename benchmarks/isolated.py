@@ -1,0 +1,126 @@
+"""Runs one network of the list after another, each in a process of its own that may fail, crash or hang alone.
+
+A benchmark is a function from a network's name to a record, plain values with an `outcome`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import multiprocessing
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model_list import matching
+from transprune.runtime.environment import environment
+
+RESULTS = Path(__file__).parent / "coverage"
+"""Where the raw results of the whole list are kept."""
+Record = dict[str, Any]
+Measure = Callable[[str], Record]
+SERVER = multiprocessing.get_context("forkserver")
+"""Starts the processes from one that has the libraries loaded already."""
+SERVER.set_forkserver_preload(["torch", "torch._dynamo", "torchvision", "timm", "torch_pruning", "transprune"])
+
+
+@dataclass(frozen=True)
+class Call:
+    """How a benchmark was called."""
+
+    patterns: tuple[str, ...]
+    jobs: int
+    limit_seconds: float
+
+
+def read_call(description: str) -> Call:
+    """Reads the command line that all benchmarks over the list share."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="*", default=[], metavar="PATTERN", help="names (*, ?); without: all")
+    parser.add_argument("--jobs", type=int, default=1, help="networks at a time, each on one thread")
+    parser.add_argument("--limit", type=float, default=120, help="seconds that one network may take")
+    found = parser.parse_args()
+    return Call(tuple(found.models), found.jobs, found.limit)
+
+
+def run_benchmark(call: Call, measure: Measure, results: Path) -> dict[str, Record]:
+    """Measures all networks that the call matches, each in a process of its own.
+
+    Results are written as they come; those of networks that the call does not match stay as they were.
+
+    Args:
+        call: The command line.
+        measure: Makes the record of a network by name; what it raises is recorded. A function of a module.
+        results: The JSON file of all records.
+
+    Returns:
+        The records in the file by name.
+    """
+    content = {"models": {}} if not results.exists() else json.loads(results.read_text())
+    content |= {"command": command(), "limit_seconds": call.limit_seconds, "environment": described_environment()}
+    for name, record in run_each([model.name for model in matching(call.patterns)], call, measure):
+        print(f"{name:<52} {record['outcome']:<10} {record['seconds']:>6.1f} s  {record.get('error', '')}", flush=True)
+        content["models"][name] = record
+        results.parent.mkdir(parents=True, exist_ok=True)
+        results.write_text(json.dumps(content, indent=1) + "\n")
+    return {model.name: content["models"][model.name] for model in matching(()) if model.name in content["models"]}
+
+
+def run_each(names: Sequence[str], call: Call, measure: Measure) -> Iterator[tuple[str, Record]]:
+    """The record of each network, in the order of the names."""
+    with ThreadPoolExecutor(call.jobs) as pool:
+        yield from zip(names, pool.map(lambda name: run_one(measure, name, call.limit_seconds), names), strict=True)
+
+
+def run_one(measure: Measure, name: str, limit_seconds: float) -> Record:
+    """The record of one network; one with the outcome `timeout` or `crashed` if its process does not send any."""
+    started = time.perf_counter()
+    receiver, sender = SERVER.Pipe(duplex=False)
+    process = SERVER.Process(target=send_record, args=(measure, name, sender), daemon=True)
+    process.start()
+    sender.close()  # the child holds the other one: when it dies, the receiver sees the end
+    try:
+        has_ended = receiver.poll(limit_seconds)
+        record = receiver.recv() if has_ended else {"outcome": "timeout"}
+    except EOFError:
+        process.join()
+        record = {"outcome": "crashed", "error": f"exit code {process.exitcode}"}
+    finally:
+        process.kill()
+        process.join()
+    return {**record, "seconds": round(time.perf_counter() - started, 1)}
+
+
+def send_record(measure: Measure, name: str, sender: Connection) -> None:
+    """The child's whole work."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    try:
+        record = measure(name)
+    except Exception as error:  # whatever a library raises is the result
+        record = {"outcome": "failed", "error": first_line(error)}
+    sender.send(record)
+
+
+def command() -> str:
+    return f"python benchmarks/{Path(sys.argv[0]).name}"
+
+
+def described_environment() -> Record:
+    return environment() | {"timm": version("timm"), "threads": 1}
+
+
+def first_line(error: BaseException) -> str:
+    """The kind of an error and the first line of its message."""
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"[:300]
