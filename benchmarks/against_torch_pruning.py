@@ -3,8 +3,8 @@
     python benchmarks/against_torch_pruning.py [--models PATTERN ...] [--jobs N] [--limit SECONDS]
 
 A network works when it is pruned within the limit, then runs forward and backward, and has fewer MACs than before.
-The settings are those of Torch-Pruning's own examples: group magnitude importance, the classifier ignored, the heads of
-attention layers named and their sizes written back afterwards. Raw results: `benchmarks/coverage/torch_pruning.json`.
+The settings are those of Torch-Pruning's own examples: group magnitude importance, the classifier ignored, attention
+not fused, its heads named, and the sizes that modules hold as numbers written back afterwards. Raw results: `benchmarks/coverage/torch_pruning.json`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torchvision
 from torch import Tensor, nn
 
 import transprune
@@ -25,13 +26,14 @@ RATIO = 0.5
 Projection = nn.Linear | nn.Conv2d
 
 
-def classifiers(network: nn.Module) -> list[nn.Module]:
-    """The layers that end in the classes."""
+def ignored(network: nn.Module) -> list[nn.Module]:
+    """The layers that end in the classes, and the projections inside torch's own attention."""
     return [
         layer
         for layer in network.modules()
         if (isinstance(layer, nn.Linear) and layer.out_features == CLASSES)
         or (isinstance(layer, nn.Conv2d) and layer.out_channels == CLASSES)
+        or isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear)
     ]
 
 
@@ -54,10 +56,15 @@ def prune(network: nn.Module, images: Tensor) -> None:
         images,
         importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
         pruning_ratio=RATIO,
-        ignored_layers=classifiers(network),
+        ignored_layers=ignored(network),
         num_heads=heads,
+        round_to=next(
+            (layer.num_heads for layer in network.modules() if isinstance(layer, nn.MultiheadAttention)), None
+        ),
     )
     pruner.step()
+    if isinstance(network, torchvision.models.VisionTransformer):
+        network.hidden_dim = network.conv_proj.out_channels
     for module, projections in attentions(network):
         write_back_sizes(module, projections, pruner.num_heads)
 
@@ -84,7 +91,10 @@ def total(outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
 
 
 def measure(name: str) -> Record:
+    import timm.layers
+
     (model,) = matching([name])
+    timm.layers.set_fused_attn(False)
     network, images = model.build(), model.example()
     record: Record = {"before": sizes(network, images)}
     started = time.perf_counter()

@@ -9,6 +9,8 @@ import argparse
 import json
 import logging
 import multiprocessing
+import resource
+import signal
 import sys
 import time
 import warnings
@@ -27,6 +29,8 @@ from transprune.runtime.environment import environment
 
 RESULTS = Path(__file__).parent / "coverage"
 """Where the raw results of the whole list are kept."""
+PATIENCE = 10
+"""A process that does nothing ends after so many times the limit by the clock."""
 Record = dict[str, Any]
 Measure = Callable[[str], Record]
 SERVER = multiprocessing.get_context("forkserver")
@@ -40,7 +44,8 @@ class Call:
 
     patterns: tuple[str, ...]
     jobs: int
-    limit_seconds: float
+    limit_seconds: int
+    """Processor time of one network: it does not depend on what else the machine does."""
 
 
 def read_call(description: str) -> Call:
@@ -48,7 +53,7 @@ def read_call(description: str) -> Call:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=[], metavar="PATTERN", help="names (*, ?); without: all")
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time, each on one thread")
-    parser.add_argument("--limit", type=float, default=120, help="seconds that one network may take")
+    parser.add_argument("--limit", type=int, default=120, help="seconds of processor time that one network may take")
     found = parser.parse_args()
     return Call(tuple(found.models), found.jobs, found.limit)
 
@@ -82,27 +87,29 @@ def run_each(names: Sequence[str], call: Call, measure: Measure) -> Iterator[tup
         yield from zip(names, pool.map(lambda name: run_one(measure, name, call.limit_seconds), names), strict=True)
 
 
-def run_one(measure: Measure, name: str, limit_seconds: float) -> Record:
+def run_one(measure: Measure, name: str, limit_seconds: int) -> Record:
     """The record of one network; one with the outcome `timeout` or `crashed` if its process does not send any."""
-    started = time.perf_counter()
     receiver, sender = SERVER.Pipe(duplex=False)
-    process = SERVER.Process(target=send_record, args=(measure, name, sender), daemon=True)
+    process = SERVER.Process(target=send_record, args=(measure, name, sender, limit_seconds), daemon=True)
     process.start()
     sender.close()  # the child holds the other one: when it dies, the receiver sees the end
     try:
-        has_ended = receiver.poll(limit_seconds)
-        record = receiver.recv() if has_ended else {"outcome": "timeout"}
+        has_ended = receiver.poll(PATIENCE * limit_seconds)
+        return receiver.recv() if has_ended else {"outcome": "timeout", "seconds": limit_seconds}
     except EOFError:
         process.join()
-        record = {"outcome": "crashed", "error": f"exit code {process.exitcode}"}
+        if process.exitcode == -signal.SIGXCPU:
+            return {"outcome": "timeout", "seconds": limit_seconds}
+        return {"outcome": "crashed", "seconds": 0, "error": f"exit code {process.exitcode}"}
     finally:
         process.kill()
         process.join()
-    return {**record, "seconds": round(time.perf_counter() - started, 1)}
 
 
-def send_record(measure: Measure, name: str, sender: Connection) -> None:
+def send_record(measure: Measure, name: str, sender: Connection, limit_seconds: int) -> None:
     """The child's whole work."""
+    resource.setrlimit(resource.RLIMIT_CPU, (limit_seconds, limit_seconds + 1))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
@@ -110,7 +117,7 @@ def send_record(measure: Measure, name: str, sender: Connection) -> None:
         record = measure(name)
     except Exception as error:  # whatever a library raises is the result
         record = {"outcome": "failed", "error": first_line(error)}
-    sender.send(record)
+    sender.send({**record, "seconds": round(time.process_time(), 1)})
 
 
 def command() -> str:
@@ -118,7 +125,8 @@ def command() -> str:
 
 
 def described_environment() -> Record:
-    return environment() | {"timm": version("timm"), "threads": 1}
+    packages = {name.replace("-", "_"): version(name) for name in ("timm", "torch-pruning")}
+    return environment() | packages | {"threads": 1}
 
 
 def first_line(error: BaseException) -> str:
