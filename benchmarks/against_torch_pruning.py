@@ -1,10 +1,11 @@
 """Halves the channels of every network of the list with Torch-Pruning, and runs what comes out.
 
-    python benchmarks/against_torch_pruning.py [--models PATTERN ...] [--jobs N] [--limit SECONDS]
+    python benchmarks/against_torch_pruning.py [--models PATTERN ...] [--jobs N] [--limit SECONDS] [--missing]
 
 A network works when it is pruned within the limit, then runs forward and backward, and has fewer MACs than before.
 The settings are those of Torch-Pruning's own examples: group magnitude importance, the classifier ignored, attention
-not fused, its heads named, and the sizes that modules hold as numbers written back afterwards. Raw results: `benchmarks/coverage/torch_pruning.json`.
+not fused, its heads named, and the sizes that modules hold as numbers written back afterwards.
+Raw results: `benchmarks/coverage/torch_pruning.json`.
 """
 
 from __future__ import annotations
@@ -91,10 +92,10 @@ def total(outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
 
 
 def measure(name: str) -> Record:
-    import timm.layers
+    import timm.layers.config
 
     (model,) = matching([name])
-    timm.layers.set_fused_attn(False)
+    timm.layers.config.set_fused_attn(False)
     network, images = model.build(), model.example()
     record: Record = {"before": sizes(network, images)}
     started = time.perf_counter()

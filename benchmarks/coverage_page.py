@@ -1,4 +1,4 @@
-"""The table of the raw results: `python benchmarks/coverage.py` writes it into `docs/coverage.md`."""
+"""The table of the raw results: `python benchmarks/model_coverage.py` writes it into `docs/coverage.md`."""
 
 from __future__ import annotations
 

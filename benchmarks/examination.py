@@ -1,9 +1,7 @@
-"""Reads, shrinks and checks every network of the list.
+"""Reading, shrinking and checking one network of the list.
 
-    python benchmarks/coverage.py [--models PATTERN ...] [--jobs N] [--limit SECONDS]
-
-Each network is read, shrunk to its smallest and to two random architectures, and run forward and backward. What is
-checked has a name below. Raw results: `benchmarks/coverage/transprune.json`; the table of them: `docs/coverage.md`.
+It is shrunk to its smallest and to two random architectures, and run forward and backward. What is checked has a name
+in `CHECKS`.
 """
 
 from __future__ import annotations
@@ -19,9 +17,8 @@ import torch
 from torch import Tensor, nn
 
 import transprune
-from coverage_page import write_page
-from isolated import RESULTS, Record, first_line, read_call, run_benchmark
-from model_list import ListedModel, matching
+from isolated import Record, first_line
+from model_list import ListedModel
 from transprune.errors import TranspruneError
 from zeroing import hindrances, kept_indices, zeroed
 
@@ -64,11 +61,6 @@ class Examination:
     def shrunk(self, architecture: transprune.Architecture) -> nn.Module:
         """The student of an architecture."""
         return transprune.shrink(self.model, architecture, self.images)
-
-
-def measure(name: str) -> Record:
-    """The record of one network of the list."""
-    return examine(matching([name])[0])
 
 
 def examine(listed: ListedModel) -> Record:
@@ -213,8 +205,3 @@ def is_unchanged(model: nn.Module, before: Memory) -> bool:
         torch.equal(value, before[0][name]) for name, value in tensors.items()
     )
     return same_tensors and modules == before[1]
-
-
-if __name__ == "__main__":
-    run_benchmark(read_call(__doc__), measure, RESULTS / "transprune.json")
-    write_page(CHECKS)

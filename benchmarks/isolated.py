@@ -31,6 +31,8 @@ RESULTS = Path(__file__).parent / "coverage"
 """Where the raw results of the whole list are kept."""
 PATIENCE = 10
 """A process that does nothing ends after so many times the limit by the clock."""
+MEMORY = 12 * 2**30
+"""Bytes of address space of one process, of which the libraries take a third before they do anything."""
 Record = dict[str, Any]
 Measure = Callable[[str], Record]
 SERVER = multiprocessing.get_context("forkserver")
@@ -46,6 +48,8 @@ class Call:
     jobs: int
     limit_seconds: int
     """Processor time of one network: it does not depend on what else the machine does."""
+    is_for_missing: bool
+    """Whether networks that have a record are left out."""
 
 
 def read_call(description: str) -> Call:
@@ -54,8 +58,9 @@ def read_call(description: str) -> Call:
     parser.add_argument("--models", nargs="*", default=[], metavar="PATTERN", help="names (*, ?); without: all")
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time, each on one thread")
     parser.add_argument("--limit", type=int, default=120, help="seconds of processor time that one network may take")
+    parser.add_argument("--missing", action="store_true", help="only networks that have no record yet")
     found = parser.parse_args()
-    return Call(tuple(found.models), found.jobs, found.limit)
+    return Call(tuple(found.models), found.jobs, found.limit, found.missing)
 
 
 def run_benchmark(call: Call, measure: Measure, results: Path) -> dict[str, Record]:
@@ -73,7 +78,10 @@ def run_benchmark(call: Call, measure: Measure, results: Path) -> dict[str, Reco
     """
     content = {"models": {}} if not results.exists() else json.loads(results.read_text())
     content |= {"command": command(), "limit_seconds": call.limit_seconds, "environment": described_environment()}
-    for name, record in run_each([model.name for model in matching(call.patterns)], call, measure):
+    names = [model.name for model in matching(call.patterns)]
+    if call.is_for_missing:
+        names = [name for name in names if name not in content["models"]]
+    for name, record in run_each(names, call, measure):
         print(f"{name:<52} {record['outcome']:<10} {record['seconds']:>6.1f} s  {record.get('error', '')}", flush=True)
         content["models"][name] = record
         results.parent.mkdir(parents=True, exist_ok=True)
@@ -109,6 +117,7 @@ def run_one(measure: Measure, name: str, limit_seconds: int) -> Record:
 def send_record(measure: Measure, name: str, sender: Connection, limit_seconds: int) -> None:
     """The child's whole work."""
     resource.setrlimit(resource.RLIMIT_CPU, (limit_seconds, limit_seconds + 1))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
