@@ -51,19 +51,21 @@ def machine(environment: Record) -> str:
 
 
 def summary(found: Mapping[str, Record]) -> str:
-    outcomes = Counter(record["outcome"] for record in found.values())
     searchable = [record for record in found.values() if record.get("searched_share", 0) >= ENOUGH]
     correct = sum(record["outcome"] == "works" for record in searchable)
-    counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
     return (
         f"{correct} of {len(found)} networks are searchable for at least half their MACs and shrink correctly "
-        f"(outcomes: {counts})."
+        f"(outcomes: {counted(found)})."
     )
 
 
+def counted(records: Mapping[str, Record]) -> str:
+    outcomes = Counter(record["outcome"] for record in records.values())
+    return ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
+
+
 def comparison(theirs: Record) -> str:
-    outcomes = Counter(record["outcome"] for record in theirs["models"].values())
-    counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
+    counts = counted(theirs["models"])
     return (
         f"The last column: Torch-Pruning {theirs['environment']['torch_pruning']} at half the channels "
         f"(`{theirs['command']}`), the MACs that are left, or how it ends: {counts} of {len(theirs['models'])}."
