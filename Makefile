@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test check lint types floors format clean
+.PHONY: help setup demo test check lint types floors format coverage clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -38,6 +38,10 @@ check: lint types floors test  ## all that must be green before a commit
 format: $(READY)  ## rewrite in the project's style
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
+
+coverage: $(READY)  ## every listed network read, shrunk and checked, into docs/coverage.md (an hour or two)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,benchmarks]'
+	$(BIN)/python benchmarks/model_coverage.py --jobs 2
 
 clean:  ## forget the environment and the demo's run
 	rm -rf .venv runs/demo

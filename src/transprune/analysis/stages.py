@@ -69,12 +69,13 @@ def _calls_by_path(trace: Trace) -> dict[str, list[fx.Node]]:
 def _runs(
     trace: Trace, container: str, children: Sequence[tuple[str, nn.Module]], calls: Mapping[str, list[fx.Node]]
 ) -> Iterator[BlockRun]:
+    sharing = _sharing(trace.model, [f"{container}.{name}" for name, _ in children])
     run: list[tuple[str, fx.Node, frozenset[fx.Node]]] = []
     kind: type | None = None
     for name, child in children:
         path = f"{container}.{name}"
         nodes = frozenset(calls.get(path, ()))
-        handed_on = _exit(nodes) if _is_block(child) else None
+        handed_on = _exit(nodes) if _is_block(child) and path not in sharing else None
         follows = bool(run) and handed_on is not None and type(child) is kind and _follows(trace, run[-1], nodes)
         if follows and handed_on is not None and shape(handed_on) == shape(run[-1][1]):
             run.append((path, handed_on, nodes))
@@ -83,6 +84,15 @@ def _runs(
         run = [(path, handed_on, nodes)] if handed_on is not None else []
         kind = type(child)
     yield from _stage(container, run, len(children))
+
+
+def _sharing(model: nn.Module, blocks: Sequence[str]) -> set[str]:
+    """Blocks with parameters that are used outside of them too: they cannot be left out."""
+    paths: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        paths.setdefault(id(parameter), []).append(name)
+    several = [names for names in paths.values() if len(names) > 1]
+    return {block for block in blocks for names in several if len({is_inside(name, block) for name in names}) > 1}
 
 
 def _stage(container: str, run: Sequence[tuple[str, fx.Node, frozenset[fx.Node]]], children: int) -> Iterator[BlockRun]:

@@ -134,6 +134,16 @@ class Program:
         }
 
     @cached_property
+    def aliases(self) -> Mapping[str, tuple[str, ...]]:
+        """All paths of the parameters and buffers that have several, by each of them."""
+        model = self.reading.trace.model
+        named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+        paths: dict[int, list[str]] = {}
+        for path, tensor in named:
+            paths.setdefault(id(tensor), []).append(path)
+        return {path: tuple(each) for each in paths.values() if len(each) > 1 for path in each}
+
+    @cached_property
     def _last_calls(self) -> dict[fx.Node, BlockRun]:
         """The stage that is over with a call."""
         order = {node: place for place, node in enumerate(self.reading.trace.calls)}

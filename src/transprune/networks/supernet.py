@@ -205,6 +205,7 @@ class _Mixing(Surroundings):
             constant = cut_constant(self.plan.program, name, self.sizes)
             return constant.to(next(self.supernet.parameters()).device)
         tensor = tensor_at(self.supernet.network, name)
+        assert tensor is not None  # the supernet keeps all modules
         if name in self.plan.rows:
             return tensor
         for axis, layout in enumerate(self.reading.states[name]):

@@ -85,7 +85,11 @@ class _Plain(Surroundings):
         constants = self.program.reading.trace.constants
         if name in constants:
             return cut_constant(self.program, name, self.sizes).to(next(self.network.parameters()).device)
-        return tensor_at(self.network, name)
+        for path in self.program.aliases.get(name, (name,)):
+            found = tensor_at(self.network, path)
+            if found is not None:
+                return found
+        raise RuntimeError(f"the network has no {name!r} any more")  # a block that runs has all of its parameters
 
     def function(self, step: Step) -> Function:
         if step.operator in TRAINABLE:
@@ -138,13 +142,16 @@ def _batch_norm_in_training(arguments: Arguments) -> Tensor:
     )
 
 
-def tensor_at(network: nn.Module, path: str) -> Tensor:
-    """The parameter or buffer of a path."""
+def tensor_at(network: nn.Module, path: str) -> Tensor | None:
+    """The parameter or buffer of a path; None where there is none."""
     *modules, name = path.split(".")
     for each in modules:
-        network = network._modules[each]  # type: ignore[assignment]
+        inner = network._modules.get(each)
+        if inner is None:
+            return None
+        network = inner
     found = network._parameters.get(name)
-    return network._buffers[name] if found is None else found  # type: ignore[return-value]
+    return network._buffers.get(name) if found is None else found
 
 
 def cut_constant(program: Program, name: str, sizes: Sizes) -> Tensor:

@@ -1,0 +1,207 @@
+"""Reading, shrinking and checking one network of the list.
+
+It is shrunk to its smallest and to two random architectures, and run forward and backward. What is checked has a name
+in `CHECKS`.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+import transprune
+from isolated import Record, first_line
+from model_list import ListedModel
+from transprune.errors import TranspruneError
+from zeroing import hindrances, kept_indices, zeroed
+
+CHECKS = {
+    "counts": "predicted MACs and parameters are those counted on the student, as integers",
+    "full": "the student of the full architecture computes what the model does",
+    "runs": "every student runs forward and backward, with finite gradients",
+    "zeroing": "a student computes what the model does with the dropped channels at zero",
+    "untouched": "the caller's model is unchanged",
+}
+SAME = 1e-5
+"""Largest difference of two outputs that are the same, as a share of the largest output."""
+SAME_AFTER_ZEROING = 1e-3
+"""As `SAME`, where sums of different lengths round differently."""
+
+
+@dataclass
+class Examination:
+    """One network and what has been found out about it."""
+
+    model: nn.Module
+    images: Tensor
+    record: Record = field(default_factory=lambda: {"seconds_of": {}, "checks": {}, "details": {}})
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Times what is inside under a name; an error names the stage."""
+        started = time.perf_counter()
+        self.record["stage"] = name
+        yield
+        self.record["seconds_of"][name] = round(time.perf_counter() - started, 2)
+        del self.record["stage"]
+
+    def check(self, name: str, holds: bool, detail: str = "") -> None:
+        """Records that a check holds, unless it failed before; the first failure keeps its detail."""
+        if self.record["checks"].setdefault(name, True) and not holds:
+            self.record["checks"][name] = False
+            self.record["details"][name] = detail
+
+    def shrunk(self, architecture: transprune.Architecture) -> nn.Module:
+        """The student of an architecture."""
+        return transprune.shrink(self.model, architecture, self.images)
+
+
+def examine(listed: ListedModel) -> Record:
+    """Everything about one network: `outcome` is works, wrong (a check fails), refused or failed."""
+    examination = Examination(listed.build(), listed.example())
+    record = examination.record
+    before = remembered(examination.model)
+    try:
+        with examination.stage("count"):
+            record["macs"] = counted_macs(examination.model, examination.images)
+            record["params"] = count_params(examination.model)
+        with examination.stage("inspect"):
+            space = transprune.inspect(examination.model, examination.images)
+        record |= described(space, record["macs"])
+        check_full(examination, space)
+        for label, architecture in architectures(space).items():
+            check_student(examination, space, label, architecture)
+        check_zeroing(examination, space)
+    except TranspruneError as error:
+        record |= {"outcome": "refused", "error": first_line(error)}
+    except Exception as error:  # whatever goes wrong is the result
+        record |= {"outcome": "failed", "error": first_line(error)}
+    examination.check("untouched", is_unchanged(examination.model, before))
+    if "outcome" not in record:
+        record["outcome"] = "wrong" if False in record["checks"].values() else "works"
+    return record
+
+
+def architectures(space: transprune.SearchSpace) -> dict[str, transprune.Architecture]:
+    """The students that are made, by a name for each."""
+    return {
+        "smallest": space.smallest_architecture(),
+        "random 0": space.random_architecture(0),
+        "random 1": space.random_architecture(1),
+    }
+
+
+def described(space: transprune.SearchSpace, macs: int) -> Record:
+    """What can be searched; shares are of the MACs counted on the model."""
+    reasons = Counter(fixed.reason for fixed in space.fixed)
+    return {
+        "groups": len(space.groups),
+        "stages": len(space.stages),
+        "searched_share": round(searched_macs(space) / macs, 4),
+        "smallest_share": round((space.macs(space.smallest_architecture()) + macs - full_macs(space)) / macs, 4),
+        "fixed": [[reason, count] for reason, count in reasons.most_common()],
+    }
+
+
+def full_macs(space: transprune.SearchSpace) -> int:
+    return space.macs(space.full_architecture())
+
+
+def searched_macs(space: transprune.SearchSpace) -> int:
+    """MACs of the full network in layers that have a searched width or lie in a block that can be left out."""
+    full = space.full_architecture()
+    removable = {block for stage in space.stages for block in stage.blocks[min(stage.candidates) :]}
+    return sum(
+        layer.macs(space.resolve(layer.inputs, full), space.resolve(layer.outputs, full))
+        for layer in space.layers
+        if layer.inputs.source is not None
+        or layer.outputs.source is not None
+        or any(layer.name.startswith(f"{block}.") for block in removable)
+    )
+
+
+def check_full(examination: Examination, space: transprune.SearchSpace) -> None:
+    with examination.stage("shrink"):
+        student = examination.shrunk(space.full_architecture())
+    is_own = type(student) is type(examination.model)
+    examination.record["student_class"] = "own" if is_own else type(student).__name__
+    difference = distance(examination.model, student.eval(), examination.images)
+    examination.check("full", difference <= SAME, f"differs by {difference:.1e} of the largest output")
+
+
+def check_student(
+    examination: Examination, space: transprune.SearchSpace, label: str, architecture: transprune.Architecture
+) -> None:
+    with examination.stage(f"shrink, {label}"):
+        student = examination.shrunk(architecture)
+    expected = {"macs": space.macs(architecture), "params": space.params(architecture)}
+    found = {"macs": counted_macs(student, examination.images), "params": count_params(student)}
+    examination.check("counts", found == expected, f"{label}: predicted {expected}, counted {found}")
+    with examination.stage(f"run, {label}"):
+        is_finite = runs(student, examination.images)
+    examination.check("runs", is_finite, f"{label}: outputs or gradients are not finite")
+
+
+def check_zeroing(examination: Examination, space: transprune.SearchSpace) -> None:
+    """Checks widths alone; where channels at zero are not missing channels, only equality says something."""
+    architecture = replace(space.random_architecture(2), depths={})
+    with examination.stage("zeroing"):
+        kept = kept_indices(
+            examination.model, lambda network: transprune.shrink(network, architecture, examination.images)
+        )
+        student = examination.shrunk(architecture).eval()
+        difference = distance(zeroed(examination.model, kept), student, examination.images)
+        if difference > SAME_AFTER_ZEROING and (found := hindrances(examination.model, examination.images)):
+            examination.record["checks"]["zeroing"] = None
+            examination.record["details"]["zeroing"] = f"not comparable: {', '.join(found)}"
+            return
+    examination.check("zeroing", difference <= SAME_AFTER_ZEROING, f"differs by {difference:.1e} of the largest output")
+
+
+def runs(student: nn.Module, images: Tensor) -> bool:
+    """Whether outputs and gradients are finite numbers after a step forward and backward."""
+    outputs = student.train()(images)
+    parts = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    torch.stack([part.sum() for part in parts]).sum().backward()
+    gradients = [parameter.grad for parameter in student.parameters() if parameter.grad is not None]
+    return bool(gradients) and all(bool(value.isfinite().all()) for value in [*parts, *gradients])
+
+
+@torch.no_grad()
+def distance(one: nn.Module, other: nn.Module, images: Tensor) -> float:
+    """Largest difference of the outputs, as a share of the largest output."""
+    ours, theirs = one(images), other(images)
+    return float((ours - theirs).abs().max() / ours.abs().max())
+
+
+def counted_macs(network: nn.Module, images: Tensor) -> int:
+    """MACs of a network; torch's counter fails on parameters that reach a module as its input and need gradients."""
+    return transprune.count_macs(copy.deepcopy(network).requires_grad_(False), images)
+
+
+def count_params(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+Memory = tuple[dict[str, Tensor], list[tuple[str, type, bool]]]
+
+
+def remembered(model: nn.Module) -> Memory:
+    """Copies of a model's tensors, and its modules' paths, types and modes."""
+    tensors = {name: value.clone() for name, value in model.state_dict().items()}
+    return tensors, [(name, type(module), module.training) for name, module in model.named_modules()]
+
+
+def is_unchanged(model: nn.Module, before: Memory) -> bool:
+    tensors, modules = remembered(model)
+    same_tensors = tensors.keys() == before[0].keys() and all(
+        torch.equal(value, before[0][name]) for name, value in tensors.items()
+    )
+    return same_tensors and modules == before[1]
