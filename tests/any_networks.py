@@ -204,6 +204,25 @@ def split_attention() -> nn.Module:
     return Around(8, SplitAttention(8), ConvNorm(8, 8))
 
 
+class SelectiveKernels(nn.Module):
+    """Two convolutions of other kernels, stacked and weighted against each other."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.three = nn.Conv2d(width, width, 3, padding=1)
+        self.five = nn.Conv2d(width, width, 3, padding=2, dilation=2)
+        self.gates = nn.Linear(width, 2)
+
+    def forward(self, features: Tensor) -> Tensor:
+        paths = torch.stack([self.three(features), self.five(features)], dim=1)
+        gates = self.gates(paths.sum(1).mean((2, 3))).softmax(1)
+        return (paths * gates[:, :, None, None, None]).sum(1)
+
+
+def selective_kernels() -> nn.Module:
+    return Around(8, SelectiveKernels(8), ConvNorm(8, 8))
+
+
 class Gated(nn.Module):
     """Half of the channels gate the other half."""
 
@@ -471,16 +490,17 @@ class Mixer(nn.Module):
 
 
 class TwoOutputs(nn.Module):
-    """Logits and a smaller map of features, by name."""
+    """Logits, a smaller map of features, and a state that is the same for every image, by name."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.body, self.map = ConvNorm(3, 8), ConvNorm(8, 8), nn.Conv2d(8, 2, 1)
-        self.head = nn.Linear(8, CLASSES)
+        self.head, self.state = nn.Linear(8, CLASSES), nn.Parameter(torch.randn(1, 3))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         features = self.body(self.stem(images))
-        return {"logits": self.head(features.mean((2, 3))), "map": self.map(features)}
+        state = self.state.expand(images.shape[0], -1).tanh()
+        return {"logits": self.head(features.mean((2, 3))), "map": self.map(features), "state": state}
 
 
 class TwoInputs(nn.Module):
@@ -587,9 +607,9 @@ ANY: dict[str, Case] = {
         make.__name__: Case(make, _images)
         for make in (
             *(dense, inception, shuffled, cross_stage, res2net, squeeze_excitation, channel_attention),
-            *(split_attention, gated, channels_last, one_group_normed, group_normed, instance_normed),
-            *(weight_standardised, blurred, next_blocks, multiplied_depthwise, pixels_shuffled, vision_transformer),
-            *(named_attention, Mixer, TwoOutputs, AuxiliaryHead, positions, autocast, SharedHead),
+            *(split_attention, selective_kernels, gated, channels_last, one_group_normed, group_normed),
+            *(instance_normed, weight_standardised, blurred, next_blocks, multiplied_depthwise, pixels_shuffled),
+            *(vision_transformer, named_attention, Mixer, TwoOutputs, AuxiliaryHead, positions, autocast, SharedHead),
         )
     },
     **{

@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 import oracles
-from any_networks import ANY, AuxiliaryHead, FusedAttention, any_network, any_space
+from any_networks import (
+    ANY,
+    AuxiliaryHead,
+    FusedAttention,
+    PositionedAttention,
+    VisionTransformer,
+    any_network,
+    any_space,
+)
 from hard_networks import HARD
 from small_networks import CASES, CLASSES, ODD_CASES, ConvNorm, example
 from transprune.analysis.inspection import inspect
@@ -271,6 +279,14 @@ def test_the_heads_of_an_attention_are_searched_rather_than_their_features():
     kept = kept_entries(network_of("vision_transformer"), Architecture({heads.name: 2}), example())
     assert kept[f"{heads.name}.weight"][0].tolist() == [0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19]
     assert isinstance(student.blocks[0].attention, FusedAttention)
+
+
+def test_even_few_heads_are_searched_rather_than_many_features():
+    torch.manual_seed(0)
+    network = VisionTransformer(lambda: PositionedAttention(16, 2, tokens=5), width=16, blocks=1)
+    space = inspect(network, example())
+    heads = next(group for group in space.groups if "attention" in group.name)
+    assert (heads.width, heads.unit) == (2, 8)
 
 
 def test_products_of_matrices_are_layers_of_their_own():
