@@ -27,7 +27,7 @@ def read_results(name: str) -> Record:
 
 def page(ours: Record, theirs: Record, checks: Mapping[str, str]) -> str:
     found, compared = ours["models"], theirs["models"]
-    rows = [row(model, found[model.name], compared.get(model.name)) for model in MODELS if model.name in found]
+    rows = [row(model, found.get(model.name), compared.get(model.name)) for model in MODELS]
     parts = [
         "# Which networks can be searched",
         f"`{ours['command']}` reads, shrinks and checks small, untrained instances of many architectures "
@@ -79,18 +79,20 @@ HEAD = (
 )
 
 
-def row(model: ListedModel, record: Record, compared: Record | None) -> str:
-    cells = [
-        f"{model.name} ({model.size})",
+def row(model: ListedModel, record: Record | None, compared: Record | None) -> str:
+    cells = [f"{model.name} ({model.size})", *(own_cells(record) if record else [""] * 8), against(compared)]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def own_cells(record: Record) -> list[str]:
+    return [
         *(millions(record.get(cost)) for cost in ("params", "macs")),
         f"{record['groups']}, {record['stages']}" if "groups" in record else "",
         *(percent(record.get(share)) for share in ("searched_share", "smallest_share")),
         f"{record['seconds']:.0f}",
         record.get("student_class", ""),
         result(record),
-        against(compared),
     ]
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def result(record: Record) -> str:
@@ -113,6 +115,8 @@ def against(compared: Record | None) -> str:
         return ""
     if compared["outcome"] == "works":
         return percent(compared["after"]["macs"] / compared["before"]["macs"])
+    if compared["outcome"] == "timeout":
+        return f"timeout, {compared['seconds']:.0f} s"
     return shortened(f"{compared['outcome']} {compared.get('error', '')}".strip(), 60)
 
 

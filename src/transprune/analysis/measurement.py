@@ -33,7 +33,7 @@ def count_macs(model: nn.Module, example: Example) -> int:
     """
     inputs = as_inputs(example)
     inputs = rebatched(inputs, 1) or inputs
-    network = copy.deepcopy(model).eval()
+    network = copy.deepcopy(model).eval().requires_grad_(False)
     biases = _BiasCounter()
     # The fused path of attention hides its matrix products from the counter.
     was_fused = torch.backends.mha.get_fastpath_enabled()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
+from torch import Tensor
+
 from transprune.analysis.axes import (
     Axis,
     concatenate,
@@ -235,6 +237,14 @@ def moved_along(call: Call) -> Axes:
     return axes
 
 
+def ordered(call: Call) -> Any:
+    """Every entry depends on the order of those along one axis."""
+    axes = call.axes("self") or []
+    for dim in [call["dim"]] if call["dim"] is not None else range(len(axes)):
+        call.fix(axes[int(dim) % len(axes)], "reads it in order")
+    return axes if isinstance(call.node.meta.get("val"), Tensor) else [axes for _ in call.node.meta["val"]]
+
+
 def pixel_shuffle(call: Call) -> Axes:
     """Channels spread over rows and columns."""
     *before, channels, rows, columns = call.axes("self") or []
@@ -326,18 +336,18 @@ def embedding(call: Call) -> Axes:
     return [*(call.axes("indices") or []), width]
 
 
-def resized(call: Call) -> Axes:
-    """A feature map at another resolution."""
+def resized(call: Call) -> Any:
+    """A feature map at another resolution; some poolings also say where they found what they kept."""
     axes = call.axes("self") or call.axes("input") or call.tensors()[0]
-    sizes = call.shape
-    result = list(axes)
+    value = call.node.meta["val"]
+    sizes = [int(size) for size in (value if isinstance(value, Tensor) else value[0]).shape]
     rank = next((int(letter) for letter in call.operator if letter in "123"), 2)
+    result = list(axes)
     for place in range(len(sizes) - rank, len(sizes)):
-        if axes[place].size == sizes[place] == 1:
-            continue
-        call.fix(axes[place])
-        result[place] = call.fixed(sizes[place])
-    return result
+        if not axes[place].size == sizes[place] == 1:
+            call.fix(axes[place])
+            result[place] = call.fixed(sizes[place])
+    return result if isinstance(value, Tensor) else [result for _ in value]
 
 
 def grid_sample(call: Call) -> Axes:
@@ -366,6 +376,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("slice", "narrow"), cut),
     **dict.fromkeys(("pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d", "reflection_pad1d"), pad),
     **dict.fromkeys(("roll", "flip"), moved_along),
+    **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp", "sort", "argsort"), ordered),
     **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), channel_shuffle),
     **dict.fromkeys(
         (
