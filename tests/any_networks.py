@@ -657,3 +657,15 @@ def any_network(name: str) -> nn.Module:
 def any_space(name: str, ratios: tuple[float, ...] = (0.5, 1.0)) -> SearchSpace:
     """The search space of a network of the zoo."""
     return inspect(any_network(name), ANY[name].inputs(2), ratios=ratios)
+
+
+SEVERAL_PARTS = (
+    "dense",
+    "inception",
+    "ghost",
+    "cross_stage",
+    "TwoInputs",
+    "vision_transformer",
+    "positioned_attention",
+)
+"""Networks of the zoo whose layers read several groups at once, or that multiply them, with few architectures."""
