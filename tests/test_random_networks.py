@@ -67,8 +67,8 @@ PARTS: dict[str, tuple[Callable[[int], nn.Module], Callable[[int], int]]] = {
     "standardised": (lambda width: Standardised(width, 8, 1), lambda _: 8),
     "blur": (BlurPool, lambda width: width),
     "up": (lambda width: nn.ConvTranspose2d(width, 8, 2, stride=2), lambda _: 8),
-    "grouped up": (lambda width: nn.ConvTranspose2d(width, width, 2, groups=2), lambda width: width),
-    "pixels": (lambda _: nn.Sequential(nn.PixelUnshuffle(2), nn.PixelShuffle(2)), lambda width: width),
+    "grouped up": (lambda width: nn.ConvTranspose2d(width, width, 3, padding=1, groups=2), lambda width: width),
+    "pixels": (lambda _: nn.Sequential(nn.PixelShuffle(2), nn.PixelUnshuffle(2)), lambda width: width),
     "shuffle": (lambda _: nn.ChannelShuffle(2), lambda width: width),
     "positions": (lambda _: Positions(), lambda width: width + 2),
 }
@@ -77,7 +77,7 @@ PARTS: dict[str, tuple[Callable[[int], nn.Module], Callable[[int], int]]] = {
 
 
 class Assembled(nn.Module):
-    """A stem, parts in a row, and a head; every other part may also be added to what comes in."""
+    """A stem, parts in a row, a convolution, and a head."""
 
     def __init__(self, names: list[str], *, is_flattened: bool) -> None:
         super().__init__()
@@ -90,9 +90,9 @@ class Assembled(nn.Module):
             if width % 4:
                 parts.append(nn.Conv2d(width, 8, 1))
                 width = 8
-        self.parts = nn.ModuleList(parts)
+        self.parts = nn.ModuleList([*parts, nn.Conv2d(width, 6, 1)])
         self.pool = nn.AdaptiveAvgPool2d(2 if is_flattened else 1)
-        self.head = nn.Linear(width * (4 if is_flattened else 1), CLASSES)
+        self.head = nn.Linear(6 * (4 if is_flattened else 1), CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.stem(images)
