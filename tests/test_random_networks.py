@@ -27,6 +27,7 @@ from any_networks import (
     SqueezeExcitation,
     Standardised,
 )
+from hard_networks import SumInline
 from small_networks import CLASSES, ConvNorm, CoupledBlock, FreeBlock, PlainBlock, example
 from test_any_network import assert_close, outputs_of, zeroed
 from transprune.analysis.inspection import inspect
@@ -72,22 +73,42 @@ PARTS: dict[str, tuple[Callable[[int], nn.Module], Callable[[int], int]]] = {
     "shuffle": (lambda _: nn.ChannelShuffle(2), lambda width: width),
     "positions": (lambda _: Positions(), lambda width: width + 2),
 }
-"""By name: a part for so many channels, and the channels it gives. All take multiples of 4 but for those after
-`positions`, which brings them back by a convolution."""
+"""By name: a part for so many channels, and the channels it gives. All take multiples of 4, which a
+convolution brings them back to."""
+
+
+RESIZING = ("blur", "up")
+"""Parts that change rows and columns."""
+
+
+class Beside(nn.Module):
+    """What comes in and what is made of it, one after the other."""
+
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.cat([self.inside(features), features], dim=1)
 
 
 class Assembled(nn.Module):
-    """A stem, parts in a row, a convolution, and a head."""
+    """A stem, parts in a row, a convolution, and a head; a part may be added to what comes in, or set beside it."""
 
-    def __init__(self, names: list[str], *, is_flattened: bool) -> None:
+    def __init__(self, ways: list[tuple[str, str]], *, is_flattened: bool) -> None:
         super().__init__()
         self.stem, width = ConvNorm(3, 8, stride=2), 8
         parts: list[nn.Module] = []
-        for name in names:
+        for name, way in ways:
             make, outputs = PARTS[name]
-            parts.append(make(width))
-            width = outputs(width)
-            if width % 4:
+            part, after = make(width), outputs(width)
+            if way == "added" and name not in RESIZING and after == width:
+                part = SumInline(part)
+            elif way == "beside" and name not in RESIZING:
+                part, after = Beside(part), after + width
+            parts.append(part)
+            width = after
+            if width % 4 or width > 24:
                 parts.append(nn.Conv2d(width, 8, 1))
                 width = 8
         self.parts = nn.ModuleList([*parts, nn.Conv2d(width, 6, 1)])
@@ -101,9 +122,9 @@ class Assembled(nn.Module):
         return self.head(self.pool(features).flatten(1))
 
 
-def assembled(names: list[str], *, is_flattened: bool) -> nn.Module:
+def assembled(ways: list[tuple[str, str]], *, is_flattened: bool) -> nn.Module:
     torch.manual_seed(0)
-    network = Assembled(names, is_flattened=is_flattened).eval()
+    network = Assembled(ways, is_flattened=is_flattened).eval()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             for value in (module.weight.data, module.bias.data, module.running_mean):
@@ -119,16 +140,21 @@ def assembled(names: list[str], *, is_flattened: bool) -> nn.Module:
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(names=st.lists(st.sampled_from(sorted(PARTS)), min_size=1, max_size=6), is_flattened=st.booleans())
-def test_a_network_of_random_parts_keeps_every_promise(names, is_flattened):
+@given(
+    ways=st.lists(
+        st.tuples(st.sampled_from(sorted(PARTS)), st.sampled_from(["alone", "added", "beside"])), min_size=1, max_size=5
+    ),
+    is_flattened=st.booleans(),
+)
+def test_a_network_of_random_parts_keeps_every_promise(ways, is_flattened):
     images = (example(2),)
-    network = assembled(names, is_flattened=is_flattened)
+    network = assembled(ways, is_flattened=is_flattened)
     space = inspect(network, example(), ratios=(0.3, 0.5, 0.75, 1.0))
     event(f"{min(6, len(space.groups))} groups or more")
     assert torch.equal(shrink(network, space.full_architecture(), example())(example(3)), network(example(3)))
     assert_close(outputs_of(sort_channels(network, example()), images), outputs_of(network, images), 1e-3)
 
-    for architecture in (space.smallest_architecture(), space.random_architecture(len(names))):
+    for architecture in (space.smallest_architecture(), space.random_architecture(len(ways))):
         student = shrink(network, architecture, example())
         assert count_macs(student, example()) == space.macs(architecture)
         assert oracles.count_parameters(student) == space.params(architecture)
