@@ -83,7 +83,7 @@ def layer_norm_of_kept(module: nn.LayerNorm, inputs: tuple[Tensor], _: Tensor, *
     bias = None if module.bias is None else module.bias[kept]
     outputs = torch.zeros_like(features)
     outputs[..., kept] = F.layer_norm(features[..., kept], (len(kept),), module.weight[kept], bias, module.eps)
-    return outputs.movedim(-1, axis)
+    return activated(module, outputs.movedim(-1, axis))
 
 
 def group_norm_of_kept(module: nn.GroupNorm, inputs: tuple[Tensor], _: Tensor, *, kept: Tensor) -> Tensor:
@@ -93,7 +93,13 @@ def group_norm_of_kept(module: nn.GroupNorm, inputs: tuple[Tensor], _: Tensor, *
         if len(indices):
             weight, bias = module.weight[indices], module.bias[indices]
             outputs[:, indices] = F.group_norm(inputs[0][:, indices], 1, weight, bias, module.eps)
-    return outputs
+    return activated(module, outputs)
+
+
+def activated(module: nn.Module, outputs: Tensor) -> Tensor:
+    """What timm's norms with an activation of their own make of the normalised features."""
+    activation = getattr(module, "act", None)
+    return activation(outputs) if isinstance(activation, nn.Module) else outputs
 
 
 NORMS_WITHIN_MODULES = {"layer_norm": nn.LayerNorm, "group_norm": nn.GroupNorm}
