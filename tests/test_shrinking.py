@@ -27,13 +27,9 @@ from small_networks import (
     space_of,
     staged,
 )
-from transprune.analysis import inspection
-from transprune.analysis.inspection import inspect
 from transprune.analysis.measurement import count_macs
-from transprune.analysis.reading import Reading
 from transprune.architecture import Architecture
 from transprune.errors import OptionError, SpaceError
-from transprune.networks import shrinking
 from transprune.networks.resnet import resnet
 from transprune.networks.shrinking import kept_entries, shrink
 from transprune.networks.traced import TracedNetwork
@@ -70,24 +66,6 @@ def some_architectures(space: SearchSpace) -> list[Architecture]:
     shallow = Architecture(depths={stage.name: stage.candidates[0] for stage in space.stages})
     narrow = Architecture(widths={group.name: group.candidates[0] for group in space.groups})
     return [space.full_architecture(), narrow, *mixed, space.random_architecture(0), *([shallow] * bool(space.stages))]
-
-
-@pytest.fixture
-def read_once(monkeypatch):
-    """Inspecting and shrinking read their model anew each time; here a model is read once. Gives its search space."""
-    readings: list[tuple[nn.Module, Reading]] = []
-    read = inspection.read
-
-    def read_known(model: nn.Module, images: Tensor) -> Reading:
-        for known, reading in readings:
-            if known is model:
-                return reading
-        readings.append((model, read(model, images)))
-        return readings[-1][1]
-
-    monkeypatch.setattr(inspection, "read", read_known)
-    monkeypatch.setattr(shrinking, "read", read_known)
-    return inspect
 
 
 @cache

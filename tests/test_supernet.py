@@ -9,11 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hard_networks import HARD_FOR_A_SUPERNET, IteratedStage
+from oracles import mix_prefixes
 from slow_supernet import SlowSupernet
 from small_networks import CASES, example, residual, space_of
 from transprune.analysis.inspection import inspect
+from transprune.analysis.layouts import Concatenation, Constant, Group, Product, Sizes
 from transprune.architecture import Architecture
 from transprune.errors import OptionError, SpaceError
+from transprune.networks.mixing import mix_along, mixing
 from transprune.networks.resnet import ResNet, resnet
 from transprune.networks.resnet_shape import ResNetShape
 from transprune.networks.selection import ArchitectureParameters, Choice, Selection
@@ -378,6 +381,26 @@ def test_plain_weights_are_those_of_the_architectures_candidates_and_copies():
 def test_an_unknown_alignment_is_refused():
     with pytest.raises(OptionError, match="alignment='stretch'; expected interpolate or pad"):
         Supernet(residual(), space_of(residual), example(), alignment="stretch")
+
+
+@alignments
+def test_along_an_axis_of_several_groups_each_groups_part_is_mixed_by_itself(alignment):
+    names = {
+        "a": Choice((2, 5), (0, 1), torch.tensor([0.3, 0.7])),
+        "b": Choice((1, 3), (0, 1), torch.tensor([0.6, 0.4])),
+    }
+    product = Product((Constant(4), Group("b", 3), Constant(2)))
+    layout = Concatenation((Group("a", 5), product, Constant(3)))
+    sizes = Sizes({"a": 5, "b": 3}, is_supernet=True)
+    features = torch.randn(4, layout.full)
+    first, second, rest = features.split([5, 24, 3], dim=1)
+    mixed_first, by_unit = (
+        mix_prefixes(part, names[name].sizes, names[name].weights, None, alignment)
+        for name, part in (("a", first), ("b", second.view(4, 4, 3, 2).permute(0, 1, 3, 2).reshape(-1, 3)))
+    )
+    mixed_second = by_unit.view(4, 4, 2, 3).permute(0, 1, 3, 2).reshape(4, 24)
+    found = mix_along(features, mixing(layout, Selection(widths=names, depths={}), sizes, alignment, features), 1)
+    torch.testing.assert_close(found, torch.cat([mixed_first, mixed_second, rest], dim=1))
 
 
 def test_a_residual_sum_pads_its_narrower_side_by_zeros():

@@ -232,6 +232,8 @@ def couple(trace: Trace, stages: Sequence[BlockRun], states: dict[str, Axes]) ->
             coupling.values[node] = _input_axes(trace, node)
     for node in trace.calls:
         coupling.values[node] = rule_of(node)(Call.of(coupling, node))
+    for axis in map(settle, coupling.created):
+        axis.is_batch |= axis.is_unbound
     for source in trace.outputs:
         if isinstance(source, fx.Node):
             for axis in coupling.axes(trace.graph.output_node(), source):

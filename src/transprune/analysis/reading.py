@@ -189,9 +189,6 @@ class _Freezing:
         for name in self.coupling.trace.constants:
             for axis in self.coupling.states.get(name, ()):
                 mark(axis, ordered=True)  # what the forward makes itself cannot be permuted
-        for axis in self.coupling.created:
-            if settle(axis).is_unbound:
-                settle(axis).is_batch = True
         while self._mend_ends() or self._choose_factors() or self._limit_costs():
             pass
 

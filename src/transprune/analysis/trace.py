@@ -160,7 +160,16 @@ def _exported(network: nn.Module, inputs: tuple[Tensor, ...], batch: int | None)
             f"cannot read the model {type(network).__name__}: torch.export cannot trace its forward on an example of "
             f"shape {_shapes(inputs)} ({first_line(error)}); the forward must not branch on the values of tensors"
         ) from error
-    return _trace_of(network, program, batch)
+    found = _trace_of(network, program, batch)
+    for node in found.calls:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and any(isinstance(size, torch.SymInt) for size in value.shape):
+            raise ModelError(
+                f"cannot read the model {type(network).__name__}: how many entries {operator(node)!r} "
+                f"({source_line(node)}) gives depends on the values of tensors; expected sizes that follow "
+                f"from those of the inputs"
+            )
+    return found
 
 
 def _trace_of(network: nn.Module, program: ExportedProgram, batch: int | None) -> Trace:

@@ -122,7 +122,7 @@ class _Shrinking:
         student = copy.deepcopy(self.model)
         self._drop_blocks(student)
         self._cut_parameters(student)
-        self._set_groups(student)
+        self._set_numbers(student)
         originals = dict(self.model.named_modules())
         for name, module in sorted(student.named_modules(), key=lambda item: -item[0].count(".")):
             if name in originals and type(module) is type(originals[name]):
@@ -178,14 +178,17 @@ class _Shrinking:
                 tensor = tensor.index_select(axis, torch.from_numpy(kept).to(tensor.device))
         return tensor.detach().clone(memory_format=torch.contiguous_format)
 
-    def _set_groups(self, student: nn.Module) -> None:
-        """Numbers of groups of convolutions and group norms: no parameter says them."""
+    def _set_numbers(self, student: nn.Module) -> None:
+        """Numbers that no parameter says: groups of convolutions and group norms, channels of norms without weights."""
         for facts in self.reading.layers:
-            for name, attribute in (("groups", "groups"), ("num_groups", "num_groups")):
-                layout = self.reading.rewrites.get(facts.use.node, {}).get(name)
-                module = _module_at(student, facts.use.name)
-                if isinstance(layout, Layout) and isinstance(getattr(module, attribute, None), int):
-                    setattr(module, attribute, layout.size(self.sizes))
+            numbers = dict(self.reading.rewrites.get(facts.use.node, {}))
+            if facts.use.operator == "norm" and facts.use.weight is None:
+                numbers["num_features"] = facts.outputs
+            module = _module_at(student, facts.use.name)
+            for name in ("groups", "num_groups", "num_features"):
+                layout = numbers.get(name)
+                if isinstance(layout, Layout) and isinstance(getattr(module, name, None), int):
+                    setattr(module, name, layout.size(self.sizes))
 
     def _add_projections(self, student: nn.Module) -> None:
         sums = set(self.program.free_sums.values())

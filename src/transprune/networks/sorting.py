@@ -83,11 +83,12 @@ def sort_channels(model: nn.Module, example: Example, importance: Importance = m
     orders = _orders(reading, parameters, importance)
     network = copy.deepcopy(model)
     done: set[int] = set()
-    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
-        if id(tensor) in done:
+    named = [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]
+    for name, tensor in named:
+        if id(tensor) in done or name not in reading.states:
             continue
         done.add(id(tensor))
-        for axis, layout in enumerate(reading.states.get(name, ())):
+        for axis, layout in enumerate(reading.states[name]):
             if layout.is_searched:
                 order = torch.from_numpy(layout.kept(Sizes(), orders.__getitem__)).to(tensor.device)
                 tensor.copy_(tensor.index_select(axis, order))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transprune.analysis.layouts import Sizes
-from transprune.networks.execution import Arguments, Function, Program, Step, Surroundings
+from transprune.networks.execution import Arguments, Function, Program, Step, Surroundings, Value
 
 
 class TracedNetwork(nn.Module):
@@ -93,12 +93,22 @@ class _Plain(Surroundings):
 
     def function(self, step: Step) -> Function:
         if step.operator in TRAINABLE:
+            if step.operator == "batch_norm" and self.network.training:
+                self._count_batch(step)
             return in_mode(step.operator, step.function, self.network.training)
         shortcut = self.program.free_sums.get(step.node)
         if shortcut is not None:
             module = self.network.get_submodule(shortcut)
             return lambda arguments: arguments["self"] + module(arguments["other"])
         return step.function
+
+    def _count_batch(self, step: Step) -> None:
+        """A batch norm says how many batches it has seen."""
+        statistics = step.reads.get("running_mean")
+        path = self.program.reading.trace.state(statistics.key) if isinstance(statistics, Value) else None
+        module = self.network.get_submodule(path.rpartition(".")[0]) if path is not None else None
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.num_batches_tracked is not None:
+            module.num_batches_tracked.add_(1)
 
 
 TRAINABLE = ("batch_norm", "instance_norm", "dropout", "feature_dropout", "alpha_dropout")
