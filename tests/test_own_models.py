@@ -199,7 +199,10 @@ def test_the_steps_need_the_code_but_not_the_weights_file(tmp_path, monkeypatch,
 
 REFUSED = {
     "other classes": (["net.py:of_five_classes"], r"of 2 images its forward gives \[2, 5\], expected .*\[2, 10\]"),
-    "more than logits": (["net.py:WithMore"], r"its forward gives a tuple of \[2, 10\] and \[2, 1\], expected the logits"),
+    "more than logits": (
+        ["net.py:WithMore"],
+        r"its forward gives a tuple of \[2, 10\] and \[2, 1\], expected the logits",
+    ),
     "no such function": (["net.py:biuld"], "did you mean 'build'"),
     "a pattern to keep without a match": (
         ["net.py:build", "--keep", "stam"],
