@@ -114,6 +114,8 @@ def hindrances(model: nn.Module, example: Tensor) -> list[str]:
         name = str(node.target).removeprefix("aten.").split(".")[0]
         if name in OVER_CHANNELS or (name in {"mean", "amax"} and averages_channels(node)):
             found.add(name)
+        if name == "conv1d" and node.args[0].meta["val"].shape[1] == 1:
+            found.add("conv1d along channels")
         if name in NORMS_WITHIN_MODULES and not isinstance(module_of(model, node), NORMS_WITHIN_MODULES[name]):
             found.add(name)
         if name == "batch_norm" and not isinstance(module_of(model, node), nn.modules.batchnorm._BatchNorm):
