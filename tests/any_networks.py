@@ -486,6 +486,19 @@ class Mixer(nn.Module):
         return self.head((tokens + self.channels(tokens)).mean(1))
 
 
+class ChannelsAmongThemselves(nn.Module):
+    """Every channel reads all others, weighted by how alike they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body, self.head = ConvNorm(3, 8), ConvNorm(8, 8), nn.Linear(8, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.body(self.stem(images)).flatten(2)
+        alike = (maps @ maps.transpose(1, 2) / maps.shape[2]).softmax(-1)
+        return self.head((alike @ maps).mean(2))
+
+
 # Forwards with habits.
 
 
@@ -609,7 +622,8 @@ ANY: dict[str, Case] = {
             *(dense, inception, shuffled, cross_stage, res2net, squeeze_excitation, channel_attention),
             *(split_attention, selective_kernels, gated, channels_last, one_group_normed, group_normed),
             *(instance_normed, weight_standardised, blurred, next_blocks, multiplied_depthwise, pixels_shuffled),
-            *(vision_transformer, named_attention, Mixer, TwoOutputs, AuxiliaryHead, positions, autocast, SharedHead),
+            *(vision_transformer, named_attention, Mixer, ChannelsAmongThemselves),
+            *(TwoOutputs, AuxiliaryHead, positions, autocast, SharedHead),
         )
     },
     **{
@@ -643,3 +657,15 @@ def any_network(name: str) -> nn.Module:
 def any_space(name: str, ratios: tuple[float, ...] = (0.5, 1.0)) -> SearchSpace:
     """The search space of a network of the zoo."""
     return inspect(any_network(name), ANY[name].inputs(2), ratios=ratios)
+
+
+SEVERAL_PARTS = (
+    "dense",
+    "inception",
+    "ghost",
+    "cross_stage",
+    "TwoInputs",
+    "vision_transformer",
+    "positioned_attention",
+)
+"""Networks of the zoo whose layers read several groups at once, or that multiply them, with few architectures."""

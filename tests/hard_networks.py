@@ -297,6 +297,16 @@ def flipped(features: Tensor) -> Tensor:
     return features.flip(1)
 
 
+def transformed(features: Tensor) -> Tensor:
+    return torch.fft.fft(features, dim=1).real
+
+
+def added_to_its_shuffle(features: Tensor) -> Tensor:
+    batch, channels, rows, columns = features.shape
+    shuffled = features.view(batch, 2, channels // 2, rows, columns).transpose(1, 2)
+    return features + shuffled.reshape(features.shape)
+
+
 def read_in_steps(features: Tensor) -> Tensor:
     return features[:, ::2]
 
@@ -355,6 +365,8 @@ UNSUPPORTED: dict[str, tuple[Callable[[Tensor], Tensor], int, str]] = {
     function.__name__: (function, width, operator)
     for function, width, operator in (
         (accumulated, 6, "cumsum"),
+        (transformed, 6, "fft_fft"),
+        (added_to_its_shuffle, 6, "add"),
         (flipped, 6, "flip"),
         (read_in_steps, 3, "slice"),
         (read_by_number, 4, "index"),

@@ -142,7 +142,7 @@ def zeroed(network: nn.Module, kept: dict[str, tuple[np.ndarray, ...]]) -> nn.Mo
 
 
 INEXACT = {
-    *("channels_last", "one_group_normed", "weight_standardised", "channel_attention"),
+    *("channels_last", "one_group_normed", "weight_standardised", "channel_attention", "ChannelsAmongThemselves"),
     *("vision_transformer", "torchs_attention", "positioned_attention", "named_attention"),
 }
 """Networks with groups over whose channels statistics are taken."""

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import oracles
+from any_networks import SEVERAL_PARTS, any_space
 from small_networks import CASES, depthwise_stage_behind_stage, plain, resnet_space, space_of, staged
 from transprune.analysis.derivation import GAP, NEARLY_FULL, derive
 from transprune.analysis.probabilities import Probabilities, certain
@@ -16,7 +17,12 @@ from transprune.errors import BudgetError
 from transprune.layers import COST_KINDS
 from transprune.space import PAPER_RATIOS
 
-NETWORKS = pytest.mark.parametrize("name", CASES)
+NETWORKS = pytest.mark.parametrize("name", [*CASES, *SEVERAL_PARTS])
+
+
+def space_named(name):
+    """The search space of a network of either zoo."""
+    return space_of(CASES[name]) if name in CASES else any_space(name)
 
 
 def check_against_brute_force(space, costs, probabilities, target, fill, *, kind="macs"):
@@ -46,7 +52,7 @@ def budgets(costs, seed, count):
 @pytest.mark.parametrize("fill", [0.0, 0.8, NEARLY_FULL])
 @NETWORKS
 def test_it_is_the_most_probable_of_all_that_the_budget_allows(name, fill):
-    space = space_of(CASES[name])
+    space = space_named(name)
     costs = oracles.all_costs(space, "macs")
     for seed, sharpness in enumerate((0.3, 5.0)):
         probabilities = oracles.random_probabilities(space, seed, sharpness)
@@ -55,9 +61,9 @@ def test_it_is_the_most_probable_of_all_that_the_budget_allows(name, fill):
 
 
 @pytest.mark.parametrize("fill", [0.0, NEARLY_FULL])
-@pytest.mark.parametrize("name", ["staged", "flattened_stage", "residual"])
+@pytest.mark.parametrize("name", ["staged", "flattened_stage", "residual", "dense", "cross_stage"])
 def test_it_is_the_most_probable_within_a_budget_of_parameters(name, fill):
-    space = space_of(CASES[name])
+    space = space_named(name)
     costs = oracles.all_costs(space, "params")
     for seed in range(2):
         probabilities = oracles.random_probabilities(space, seed, sharpness=2.0)
@@ -181,7 +187,7 @@ def test_a_stage_may_end_with_what_the_stage_before_ends_with():
 
 @NETWORKS
 def test_a_budget_below_the_smallest_architecture_is_refused(name):
-    space = space_of(CASES[name])
+    space = space_named(name)
     probabilities = oracles.random_probabilities(space, seed=0)
     smallest = space.macs(space.smallest_architecture())
     for target in (smallest - 1, smallest // 2, 1):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import oracles
+from any_networks import SEVERAL_PARTS, any_space
 from small_networks import (
     CASES,
     ODD_CASES,
@@ -26,14 +27,19 @@ from transprune.networks.shrinking import shrink
 from transprune.space import SearchSpace
 
 KINDS = pytest.mark.parametrize("kind", COST_KINDS)
-NETWORKS = pytest.mark.parametrize("name", CASES)
+NETWORKS = pytest.mark.parametrize("name", [*CASES, *SEVERAL_PARTS])
 THREE = (0.3, 0.6, 1.0)
+
+
+def space_named(name):
+    """The search space of a network of either zoo."""
+    return space_of(CASES[name]) if name in CASES else any_space(name)
 
 
 @KINDS
 @NETWORKS
 def test_at_certainty_it_is_the_actual_cost_of_every_architecture(name, kind):
-    space = space_of(CASES[name])
+    space = space_named(name)
     expected = ExpectedCost(space, kind)
     for pick, cost in oracles.all_costs(space, kind).items():
         assert expected(certain(space, oracles.architecture_of(space, pick))).item() == cost
@@ -65,7 +71,7 @@ def test_the_actual_cost_is_counted_by_hand_on_the_shrunk_network(name):
 @pytest.mark.parametrize("sharpness", [0.1, 3.0])
 @NETWORKS
 def test_it_is_the_mean_over_all_architectures(name, sharpness, kind):
-    space = space_of(CASES[name])
+    space = space_named(name)
     costs, expected = oracles.all_costs(space, kind), ExpectedCost(space, kind)
     for seed in range(3):
         probabilities = oracles.random_probabilities(space, seed, sharpness)
@@ -115,7 +121,7 @@ def softmax_of(space, logits):
 
 @NETWORKS
 def test_its_gradient_equals_finite_differences(name):
-    space, logits = space_of(CASES[name]), logits_of(space_of(CASES[name]))
+    space, logits = space_named(name), logits_of(space_named(name))
     expected, full = ExpectedCost(space), space.macs(space.full_architecture())
 
     def share(*rows):
@@ -127,7 +133,7 @@ def test_its_gradient_equals_finite_differences(name):
 
 @NETWORKS
 def test_its_gradient_is_that_of_the_mean_over_all_architectures(name):
-    space, logits = space_of(CASES[name]), logits_of(space_of(CASES[name]))
+    space, logits = space_named(name), logits_of(space_named(name))
     costs = oracles.all_costs(space, "macs")
     gradients = [
         torch.autograd.grad(cost(softmax_of(space, logits)), logits, allow_unused=True, materialize_grads=True)
@@ -144,6 +150,19 @@ def test_single_precision_probabilities_are_summed_in_double():
     found = ExpectedCost(space)(single)
     assert found.dtype == torch.float64
     assert found.item() == pytest.approx(ExpectedCost(space)(probabilities).item(), rel=1e-6)
+
+
+def test_the_parts_of_a_concatenation_are_terms_of_their_own_that_add_up():
+    space = any_space("dense")
+    layer = next(layer for layer in space.layers if layer.name == "parts.1.conv")
+    assert layer.inputs.sources == ("stem.conv", "parts.0.conv")
+    terms = [term for term in cost_terms(space, "macs") if term.layer is layer]
+    assert [(term.inputs.source, term.part) for term in terms] == [("stem.conv", (0, 0)), ("parts.0.conv", (1, 0))]
+    for row, first in enumerate((3, 6)):
+        for other, second in enumerate((2, 4)):
+            for column, outputs in enumerate((2, 4)):
+                total = terms[0].values[row, column] + terms[1].values[other, column]
+                assert total == layer.macs(first + second, outputs)
 
 
 @KINDS

@@ -188,8 +188,39 @@ def test_an_unsupported_function_fixes_only_what_it_reads_and_is_named_with_its_
     assert "self.operation(self.before(images))" in line_of(reason)
 
 
+class Products(nn.Module):
+    """A product of its channels with themselves, flattened or through a linear layer."""
+
+    def __init__(self, is_flattened: bool) -> None:
+        super().__init__()
+        self.is_flattened = is_flattened
+        self.stem, self.body = ConvNorm(3, 4), ConvNorm(4, 8)
+        self.inside, self.head = nn.Linear(8, 7), nn.Linear(64 if is_flattened else 7, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.body(self.stem(images)).flatten(2)
+        product = maps @ maps.transpose(1, 2)
+        return self.head(product.flatten(1)) if self.is_flattened else self.head(self.inside(product).mean(1))
+
+
+@pytest.mark.parametrize(
+    ("is_flattened", "reason"),
+    [(True, "it is multiplied with itself"), (False, "the cost of 'inside' would depend on three widths at once")],
+)
+def test_channels_that_would_count_squared_or_three_at_once_are_fixed(is_flattened, reason):
+    space = inspect(Products(is_flattened), example())
+    assert reasons(space)["body.conv"] == reason
+    assert groups(space).keys() == ({"stem.conv"} if is_flattened else {"stem.conv", "inside"})
+
+
+def test_channels_that_are_shuffled_among_their_own_halves_and_quarters_are_fixed():
+    network = Probed(UNSUPPORTED["added_to_its_shuffle"][0], 8)
+    network.before = ConvNorm(3, 8)
+    assert reasons(inspect(network, example()))["before.conv"] == "it is multiplied with itself"
+
+
 def test_behind_an_unsupported_function_costs_are_still_those_of_one_sample():
-    network = Probed(*UNSUPPORTED["accumulated"][:2])
+    network = Probed(*UNSUPPORTED["transformed"][:2])
     space = inspect(network, example())
     assert space.macs(Architecture()) == count_by_hand(network, example())
 

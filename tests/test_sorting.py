@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from any_networks import ANY, any_network
 from hard_networks import HARD
-from small_networks import CASES, ODD_CASES, ConvNorm, example, plain
+from small_networks import CASES, ODD_CASES, ConvNorm, PlainBlock, example, plain
 from test_any_network import assert_close, inputs_of, network_of, outputs_of
 from transprune.analysis.inspection import inspect
 from transprune.analysis.layouts import Concatenation, Constant, FreeSumEnd, Group, Product, StageEnd
@@ -17,6 +17,7 @@ from transprune.architecture import Architecture
 from transprune.errors import OptionError
 from transprune.networks.shrinking import kept_entries, shrink
 from transprune.networks.sorting import ChannelWeights, magnitude, sort_channels, units_of
+from transprune.residual import ResidualSum
 
 pytestmark = pytest.mark.usefixtures("read_once")
 ALL = [*ANY, *CASES, *ODD_CASES, *HARD]
@@ -111,6 +112,12 @@ def test_an_importance_of_ones_own_decides_the_order():
     }
 
 
+def flat_stage() -> nn.Module:
+    torch.manual_seed(0)
+    blocks = nn.Sequential(*(PlainBlock(4) for _ in range(2)))
+    return nn.Sequential(ConvNorm(3, 4, stride=4), blocks, nn.Flatten(), nn.Linear(16, 5)).eval()
+
+
 def reversed_order(weights: list[ChannelWeights], width: int) -> Tensor:
     return torch.arange(width)
 
@@ -124,13 +131,41 @@ def test_channels_that_are_read_together_with_their_neighbours_keep_their_order(
     assert names == {"stem.conv": False, "parts.0.conv": True}
 
 
-@pytest.mark.parametrize("name", ["staged", "IteratedStage", "depthwise_behind_stage", "channels_last", "cross_stage"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "staged",
+        "IteratedStage",
+        "depthwise_behind_stage",
+        "channels_last",
+        "cross_stage",
+        "flat_stage",
+        "stage_that_ends_fixed",
+    ],
+)
 def test_blocks_can_still_be_left_out_of_a_sorted_network(name):
-    inputs = inputs_of(name, 3)
-    shallow = Architecture(depths={stage.name: 1 for stage in inspect(network_of(name), inputs).stages})
+    network, inputs = flat_stage() if name == "flat_stage" else network_of(name), inputs_of(name, 3)
+    shallow = Architecture(depths={stage.name: 1 for stage in inspect(network, inputs).stages})
     assert shallow.depths
-    expected = outputs_of(shrink(network_of(name), shallow, inputs), inputs)
-    assert_close(outputs_of(shrink(sorted_network(name), shallow, inputs), inputs), expected)
+    expected = outputs_of(shrink(network, shallow, inputs), inputs)
+    assert_close(outputs_of(shrink(sort_channels(network, inputs), shallow, inputs), inputs), expected)
+
+
+def test_a_channel_that_is_added_to_one_that_keeps_its_place_keeps_its_own():
+    class Added(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.inside, self.sum = ConvNorm(3, 6), ConvNorm(6, 6), ResidualSum()
+            self.tail = ConvNorm(6, 4)
+
+        def forward(self, images: Tensor) -> Tensor:
+            features = self.stem(images)
+            return self.tail(self.sum(self.inside(features).flip(1), features)).mean((2, 3))
+
+    network = Added().eval()
+    ordered = sort_channels(network, example(), reversed_order)
+    assert_close(outputs_of(ordered, (example(),)), outputs_of(network, (example(),)))
+    assert torch.equal(ordered.stem.conv.weight, network.stem.conv.weight)
 
 
 def test_both_sides_of_a_free_sum_and_all_blocks_of_a_stage_have_one_order():

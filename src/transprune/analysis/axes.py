@@ -394,18 +394,10 @@ def multiply(factors: Sequence[Axis]) -> Axis:
 
 
 def _unify_parts(first: Axis, second: Axis, reason: str) -> None:
-    """Makes a concatenation and another form the same: both are split where either is."""
+    """Makes a concatenation and another form the same: the other is split where the concatenation is."""
     if not isinstance(first.form, Concatenated):
         first, second = second, first
     assert isinstance(first.form, Concatenated)  # at least one of the two is
     sizes = [part.size for part in first.form.parts]
-    if isinstance(second.form, Concatenated):
-        sizes = _common_sizes(sizes, [part.size for part in second.form.parts])
     for one, other in zip(split(first, sizes, reason), split(second, sizes, reason), strict=True):
         unify(one, other, reason)
-
-
-def _common_sizes(first: Sequence[int], second: Sequence[int]) -> list[int]:
-    """Sizes of the parts between all ends of two sequences of parts."""
-    ends = sorted({sum(sizes[: count + 1]) for sizes in (first, second) for count in range(len(sizes))})
-    return [end - start for start, end in zip([0, *ends], ends, strict=False)]

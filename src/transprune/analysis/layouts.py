@@ -156,7 +156,7 @@ class Concatenation(Layout):
     def is_prefix(self) -> bool:
         """Only where all but the last part are constant."""
         *before, last = self.parts
-        return last.is_prefix and not any(part.is_searched for part in before)
+        return last.is_prefix and not any(map(varies, before))
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class Product(Layout):
     def is_prefix(self) -> bool:
         """Only where all but the first factor are constant."""
         first, *rest = self.factors
-        return first.is_prefix and not any(factor.is_searched or isinstance(factor, Samples) for factor in rest)
+        return first.is_prefix and not any(map(varies, rest))
 
 
 @dataclass(frozen=True)
@@ -269,6 +269,16 @@ class FreeSumEnd(Layout):
     def is_searched(self) -> bool:
         """Where it holds for either side."""
         return self.main.is_searched or self.other.is_searched
+
+
+def varies(layout: Layout) -> bool:
+    """Whether groups, stages or samples take part, so that the entries are not always the same."""
+    match layout:
+        case Samples():
+            return True
+        case Concatenation(inner) | Product(inner):
+            return any(map(varies, inner))
+    return layout.is_searched
 
 
 def _union(sets: list[np.ndarray]) -> np.ndarray:

@@ -36,6 +36,7 @@ from transprune.analysis.layouts import (
     Product,
     Samples,
     StageEnd,
+    varies,
 )
 from transprune.analysis.stages import BlockRun, find_stages
 from transprune.analysis.trace import Example, Trace, trace
@@ -235,22 +236,25 @@ class _Freezing:
             free = [settle(factor) for factor in factors if not is_fixed(factor) and not settle(factor).is_batch]
             if len(free) < 2:
                 continue
+            changed = True
+            inside = [atom for factor in free for atom in {id(atom): atom for atom in _searchable(factor)}.values()]
+            squared = [atom for atom in inside if sum(atom is other for other in inside) > 1]
+            if squared:
+                for atom in squared:
+                    fix(atom, "it is multiplied with itself")
+                continue
             chosen = _best(free, preferred, alone)
             for other in free:
                 if other is not chosen:
                     fix(other, "another part of the same axis is searched instead")
-            changed = True
         return changed
 
     def _limit_costs(self) -> bool:
         """A layer's cost may depend on two widths at most."""
         for use in self.coupling.uses:
-            varying: dict[int, Axis] = {}
-            for axis in (use.outputs, use.inputs, *use.positions):
-                if _searchable(axis):
-                    varying.setdefault(id(settle(axis)), axis)
+            varying = [axis for axis in (use.outputs, use.inputs, *use.positions) if _searchable(axis)]
             if len(varying) > 2:
-                for axis in list(varying.values())[2:]:
+                for axis in varying[2:]:
                     fix(axis, f"the cost of {use.name!r} would depend on three widths at once")
                 return True
         return False
@@ -401,18 +405,7 @@ def _product(layouts: Sequence[Layout]) -> Layout:
 
 def _simplified(layout: Concatenation | Product) -> Layout:
     """Constant parts together as one."""
-    if not layout.is_searched and not _counts_samples(layout):
-        return Constant(layout.full)
-    return layout
-
-
-def _counts_samples(layout: Layout) -> bool:
-    match layout:
-        case Samples():
-            return True
-        case Concatenation(inner) | Product(inner):
-            return any(map(_counts_samples, inner))
-    return False
+    return layout if varies(layout) else Constant(layout.full)
 
 
 def _count(axes: Iterable[Axis]) -> int:

@@ -98,9 +98,10 @@ def sort_channels(model: nn.Module, example: Example, importance: Importance = m
 def _orders(reading: Reading, parameters: Mapping[str, nn.Parameter], importance: Importance) -> dict[str, np.ndarray]:
     groups = {group.name: group for group in reading.groups}
     orders: dict[str, np.ndarray] = {}
-    for tied in _tied(reading):
+    together, kept = _tied(reading)
+    for tied in together:
         width = groups[tied[0]].width
-        is_kept = any(groups[name].is_ordered or groups[name].width != width for name in tied)
+        is_kept = any(name in kept or groups[name].is_ordered or groups[name].width != width for name in tied)
         weights = [each for name in tied for each in _weights_of(reading, parameters, name)]
         if is_kept or not weights:
             orders |= {name: np.arange(groups[name].width) for name in tied}
@@ -144,28 +145,33 @@ def units_of(layout: Layout, group: str) -> np.ndarray:
     return np.full(layout.full, -1)
 
 
-def _tied(reading: Reading) -> list[list[str]]:
-    """Groups that must have one order: sides of free sums, and what the blocks of a stage hand on."""
+def _tied(reading: Reading) -> tuple[list[list[str]], set[str]]:
+    """Groups that must have one order (sides of free sums, ends of a stage), and those that must keep theirs.
+
+    A group keeps its order where what it is added to, or stands in for, does not come from a group itself.
+    """
     leader = {group.name: group.name for group in reading.groups}
+    kept: set[str] = set()
 
     def find(name: str) -> str:
         while leader[name] != name:
             name = leader[name]
         return name
 
-    def tie(names: Iterable[str]) -> None:
-        first, *others = [find(name) for name in names] or [""]
-        for other in others:
-            leader[other] = first
+    def tie(sides: Iterable[Layout]) -> None:
+        by_side = [list(side.groups()) for side in sides]
+        names = [find(name) for side in by_side for name in side]
+        for other in names[1:]:
+            leader[find(other)] = find(names[0])
+        if not all(by_side):
+            kept.update(names)
 
     for facts in reading.layers:
         if facts.use.operator == "projection":
-            tie([*facts.inputs.groups(), *facts.outputs.groups()])
-    for layouts in reading.states.values():
-        for layout in layouts:
-            if isinstance(layout, StageEnd):
-                tie(layout.groups())
+            tie([facts.inputs, facts.outputs])
+    for exits in reading.ends.values():
+        tie(exits)
     together: dict[str, list[str]] = {}
     for name in leader:
         together.setdefault(find(name), []).append(name)
-    return list(together.values())
+    return list(together.values()), kept
