@@ -91,7 +91,7 @@ def group_norm_of_kept(module: nn.GroupNorm, inputs: tuple[Tensor], _: Tensor, *
     for group in range(module.num_groups):
         indices = kept[kept // (module.num_channels // module.num_groups) == group]
         if len(indices):
-            weight, bias = module.weight[indices], module.bias[indices]
+            weight, bias = (None if own is None else own[indices] for own in (module.weight, module.bias))
             outputs[:, indices] = F.group_norm(inputs[0][:, indices], 1, weight, bias, module.eps)
     return activated(module, outputs)
 
