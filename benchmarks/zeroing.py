@@ -83,7 +83,7 @@ def layer_norm_of_kept(module: nn.LayerNorm, inputs: tuple[Tensor], _: Tensor, *
     bias = None if module.bias is None else module.bias[kept]
     outputs = torch.zeros_like(features)
     outputs[..., kept] = F.layer_norm(features[..., kept], (len(kept),), module.weight[kept], bias, module.eps)
-    return outputs.movedim(-1, axis)
+    return activated(module, outputs.movedim(-1, axis))
 
 
 def group_norm_of_kept(module: nn.GroupNorm, inputs: tuple[Tensor], _: Tensor, *, kept: Tensor) -> Tensor:
@@ -91,9 +91,15 @@ def group_norm_of_kept(module: nn.GroupNorm, inputs: tuple[Tensor], _: Tensor, *
     for group in range(module.num_groups):
         indices = kept[kept // (module.num_channels // module.num_groups) == group]
         if len(indices):
-            weight, bias = module.weight[indices], module.bias[indices]
+            weight, bias = (None if own is None else own[indices] for own in (module.weight, module.bias))
             outputs[:, indices] = F.group_norm(inputs[0][:, indices], 1, weight, bias, module.eps)
-    return outputs
+    return activated(module, outputs)
+
+
+def activated(module: nn.Module, outputs: Tensor) -> Tensor:
+    """What timm's norms with an activation of their own make of the normalised features."""
+    activation = getattr(module, "act", None)
+    return activation(outputs) if isinstance(activation, nn.Module) else outputs
 
 
 NORMS_WITHIN_MODULES = {"layer_norm": nn.LayerNorm, "group_norm": nn.GroupNorm}
@@ -108,6 +114,8 @@ def hindrances(model: nn.Module, example: Tensor) -> list[str]:
         name = str(node.target).removeprefix("aten.").split(".")[0]
         if name in OVER_CHANNELS or (name in {"mean", "amax"} and averages_channels(node)):
             found.add(name)
+        if name == "conv1d" and node.args[0].meta["val"].shape[1] == 1:
+            found.add("conv1d along channels")
         if name in NORMS_WITHIN_MODULES and not isinstance(module_of(model, node), NORMS_WITHIN_MODULES[name]):
             found.add(name)
         if name == "batch_norm" and not isinstance(module_of(model, node), nn.modules.batchnorm._BatchNorm):

@@ -86,7 +86,7 @@ def test_a_u_net_with_fewer_parameters_still_segments():
     data, task = shapes_data(), transprune.segmentation(CLASSES)
     torch.manual_seed(0)
     teacher = transprune.train(SmallUNet(), data, options_of(TrainingOptions, 12, 0.1), task=task)
-    found = transprune.search(teacher, data, "params=0.8", from_trained(3, 0.02), task=task)
+    found = transprune.search(teacher, data, "macs=0.5", from_trained(3, 0.02), task=task)
     student = transprune.estimate_statistics(student_of(teacher, found, data.example), data, task=task)
     student = transprune.distill(student, teacher, data, options_of(DistillationOptions, 6, 0.1), task=task)
     untrained, taught, distilled = (
@@ -96,7 +96,7 @@ def test_a_u_net_with_fewer_parameters_still_segments():
     assert taught.mean_iou > 75
     assert distilled.mean_iou > taught.mean_iou - 8
     assert distilled.pixel_accuracy > 90
-    assert 0.9 * found.target < found.actual <= found.target
+    assert 0.99 * found.target <= found.actual <= found.target
     assert params(student) < params(teacher)
     assert {"mean_iou", "validation_mean_iou"} <= set(found.history[0])
 
@@ -199,8 +199,7 @@ def test_outputs_that_are_several_in_training_are_the_losses_matter():
     )
     torch.manual_seed(0)
     teacher = transprune.train(Auxiliary(), data, options_of(TrainingOptions, 30, 0.05), task=task)
-    space = transprune.inspect(teacher, data.example, keep=["body"])  # the auxiliary head is not seen, but reads it
-    found = transprune.search(teacher, data, "params=0.6", from_trained(2), task=task, space=space)
+    found = transprune.search(teacher, data, "params=0.6", from_trained(2), task=task)
     student = transprune.shrink(teacher, found.architecture, data.example)
     student = transprune.distill(student, teacher, data, options_of(DistillationOptions, 30, 0.05), task=task)
     untrained, taught, distilled = (
@@ -208,4 +207,5 @@ def test_outputs_that_are_several_in_training_are_the_losses_matter():
     )
     assert taught < untrained / 3
     assert distilled < untrained / 3
-    assert student.hidden.out_features < 24
+    assert student.hidden.out_features < 24 or student.body.out_features < 16
+    assert student.auxiliary.in_features == student.body.out_features

@@ -17,6 +17,8 @@ from transprune.records import read_record
 PAPER_RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Candidate widths as shares of the full width (Dong & Yang, 2019, arXiv:1905.09717, section 4.1)."""
 FORMAT = 2
+BESIDE = ("format", "costs", "attainable")
+"""Keys of a space's JSON that are no part of it: its format, and what `transprune inspect --json` works out from it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +203,7 @@ class SearchSpace:
                 f"write it anew with `transprune inspect --json`"
             )
         try:
-            space = read_record(cls, {name: part for name, part in value.items() if name != "format"})
+            space = read_record(cls, {name: part for name, part in value.items() if name not in BESIDE})
             space._check_parts()
         except ValueError as error:
             raise SpaceError(f"cannot read a search space: {error}") from error
