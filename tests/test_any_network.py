@@ -26,7 +26,8 @@ from transprune.analysis.measurement import count_macs
 from transprune.analysis.reading import read
 from transprune.architecture import Architecture
 from transprune.errors import ModelError, OptionError
-from transprune.networks import shrinking
+from transprune.networks import adapters, shrinking
+from transprune.networks.adapters import register_adapter
 from transprune.networks.selection import ArchitectureParameters, Selection
 from transprune.networks.shrinking import kept_entries, shrink
 from transprune.networks.supernet import Supernet
@@ -258,6 +259,47 @@ def test_any_draw_of_a_supernet_runs_and_its_gradient_reaches_every_architecture
         if logits.numel():
             assert logits.grad.isfinite().all()
             assert (logits.grad != 0).any(1).all()
+
+
+class GatedByAnAttribute(nn.Module):
+    """Keeps in an attribute how many channels gate."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.half, self.conv = width, nn.Conv2d(width, 2 * width, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        features = self.conv(features)
+        return features[:, : self.half] * features[:, self.half :].sigmoid()
+
+
+class GatedMore(GatedByAnAttribute):
+    """A subclass, which follows its class."""
+
+
+@pytest.mark.parametrize("kind", [GatedByAnAttribute, f"{__name__}.GatedByAnAttribute"])
+@pytest.mark.parametrize("module", [GatedByAnAttribute, GatedMore])
+def test_an_adapter_makes_a_module_that_writes_down_its_channels_follow_the_cut(kind, module, monkeypatch):
+    monkeypatch.setattr(adapters, "_ADAPTERS", dict(adapters._ADAPTERS))
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        ConvNorm(3, 8), module(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES)
+    ).eval()
+    smallest = inspect(network, example()).smallest_architecture()
+    traced = shrink(network, smallest, example())
+    assert isinstance(traced, TracedNetwork)
+    seen = []
+
+    def follow(cut, original) -> None:
+        seen.append((cut.half, original.half))
+        cut.half = cut.conv.out_channels // 2
+
+    register_adapter(kind, follow)
+    own = shrink(network, smallest, example())
+    assert type(own) is nn.Sequential
+    assert (type(own[1]), own[1].half, network[1].half) == (module, 2, 8)
+    assert seen == [(8, 8)]
+    assert_close(outputs_of(own, (example(3),)), outputs_of(traced, (example(3),)))
 
 
 def test_an_auxiliary_head_that_runs_in_training_alone_is_cut_with_the_channels_that_it_reads():
