@@ -73,14 +73,14 @@ def comparison(theirs: Record) -> str:
 
 
 HEAD = (
-    "| network | parameters | MACs | groups, stages | searched MACs | smallest | seconds | student | result "
+    "| network | parameters | MACs | groups, stages | searched MACs | smallest | seconds | result "
     "| Torch-Pruning |",
-    "|---|---:|---:|---:|---:|---:|---:|---|---|---|",
+    "|---|---:|---:|---:|---:|---:|---:|---|---|",
 )
 
 
 def row(model: ListedModel, record: Record | None, compared: Record | None) -> str:
-    cells = [f"{model.name} ({model.size})", *(own_cells(record) if record else [""] * 8), against(compared)]
+    cells = [f"{model.name} ({model.size})", *(own_cells(record) if record else [""] * 7), against(compared)]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
@@ -90,7 +90,6 @@ def own_cells(record: Record) -> list[str]:
         f"{record['groups']}, {record['stages']}" if "groups" in record else "",
         *(percent(record.get(share)) for share in ("searched_share", "smallest_share")),
         f"{record['seconds']:.0f}",
-        record.get("student_class", ""),
         result(record),
     ]
 

@@ -130,8 +130,6 @@ def searched_macs(space: transprune.SearchSpace) -> int:
 def check_full(examination: Examination, space: transprune.SearchSpace) -> None:
     with examination.stage("shrink"):
         student = examination.shrunk(space.full_architecture())
-    is_own = type(student) is type(examination.model)
-    examination.record["student_class"] = "own" if is_own else type(student).__name__
     difference = distance(examination.model, student.eval(), examination.images)
     examination.check("full", difference <= SAME, f"differs by {difference:.1e} of the largest output")
 

@@ -116,6 +116,8 @@ def hindrances(model: nn.Module, example: Tensor) -> list[str]:
             found.add(name)
         if name == "conv1d" and node.args[0].meta["val"].shape[1] == 1:
             found.add("conv1d along channels")
+        if name == "layer_norm" and (len(node.args) < 3 or node.args[2] is None):
+            found.add("layer_norm without weights")
         if name in NORMS_WITHIN_MODULES and not isinstance(module_of(model, node), NORMS_WITHIN_MODULES[name]):
             found.add(name)
         if name == "batch_norm" and not isinstance(module_of(model, node), nn.modules.batchnorm._BatchNorm):

@@ -189,6 +189,9 @@ class _Shrinking:
                 layout = numbers.get(name)
                 if isinstance(layout, Layout) and isinstance(getattr(module, name, None), int):
                     setattr(module, name, layout.size(self.sizes))
+            shape = numbers.get("normalized_shape")
+            if isinstance(module, nn.LayerNorm) and isinstance(shape, tuple):
+                module.normalized_shape = tuple(layout.size(self.sizes) for layout in shape)
 
     def _add_projections(self, student: nn.Module) -> None:
         sums = set(self.program.free_sums.values())
