@@ -73,8 +73,7 @@ def comparison(theirs: Record) -> str:
 
 
 HEAD = (
-    "| network | parameters | MACs | groups, stages | searched MACs | smallest | seconds | result "
-    "| Torch-Pruning |",
+    "| network | parameters | MACs | groups, stages | searched MACs | smallest | seconds | result | Torch-Pruning |",
     "|---|---:|---:|---:|---:|---:|---:|---|---|",
 )
 
