@@ -36,7 +36,7 @@ IMAGE_CHANNELS = 3
 class ListedModel:
     """How one network of the list is built."""
 
-    library: str
+    source: str
     """`torchvision` or `timm`."""
     architecture: str
     """The library's name of the architecture; of torchvision also a class whose arguments the options are."""
@@ -51,7 +51,7 @@ class ListedModel:
     @property
     def name(self) -> str:
         """Unique in the list, for instance `timm/resnet10t`."""
-        return f"{self.library}/{self.architecture}{self.label}"
+        return f"{self.source}/{self.architecture}{self.label}"
 
     def build(self, seed: int = 0) -> nn.Module:
         """The network in evaluation mode; the same for the same seed.
@@ -60,7 +60,7 @@ class ListedModel:
         """
         torch.manual_seed(seed)
         network: nn.Module
-        if self.library == "timm":
+        if self.source == "timm":
             create = import_module("timm").create_model
             network = create(self.architecture, num_classes=CLASSES, **self.options)
         else:
