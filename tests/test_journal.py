@@ -166,7 +166,7 @@ def test_the_log_holds_what_was_said_inside_the_block_and_only_that(tmp_path):
     with attach_run_log(path):
         logger.info("epoch %d of %d Σ", 1, 2)
         logger.debug("too fine")
-        logging.getLogger("another.library").warning("not ours")
+        logging.getLogger("another.package").warning("not ours")
     logger.info("after")
     (line,) = path.read_text(encoding="utf-8").splitlines()
     assert line.endswith("INFO    transprune.search: epoch 1 of 2 Σ")

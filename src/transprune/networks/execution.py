@@ -94,6 +94,8 @@ class Program:
             for position, nodes in enumerate(stage.members)
             for node in nodes
         }
+        placeholders = {node.name: node for node in trace.graph.nodes if node.op == "placeholder"}
+        self._inputs = tuple(placeholders[name] for name in trace.inputs)
         self._ends = {stage.exits[-1]: stage for stage in reading.stages}
         self._exits = {stage.name: stage for stage in reading.stages}
         self._written_over = frozenset(
@@ -180,10 +182,7 @@ class Program:
         if trace.batch is not None:
             sizes = Sizes(sizes.widths, sizes.depths, inputs[0].shape[0], sizes.is_supernet)
         depths = {name: sizes.depths.get(name, (len(stage.blocks),)) for name, stage in self._exits.items()}
-        values: dict[object, Any] = {}
-        for node in trace.graph.nodes:
-            if node.op == "placeholder" and node.name in trace.inputs:
-                values[node] = inputs[trace.inputs.index(node.name)]
+        values: dict[object, Any] = dict(zip(self._inputs, inputs, strict=True))
         device = inputs[0].device if inputs else None
         kept: dict[fx.Node, Tensor] = {}
 

@@ -147,9 +147,8 @@ class _Shrinking:
     def _cut_parameters(self, student: nn.Module) -> None:
         done: dict[int, nn.Parameter] = {}
         for path, tensor, owner, name in list(_tensors(student)):  # as they were before any was cut
-            layouts = self.reading.states.get(path)
-            if layouts is None:
-                layouts = self._twin(path)
+            names = self.program.aliases.get(path, (path,))
+            layouts = next((self.reading.states[one] for one in names if one in self.reading.states), None)
             if layouts is None or all(layout.size(self.sizes) == layout.full for layout in layouts):
                 continue
             if isinstance(tensor, nn.Parameter):
@@ -158,14 +157,6 @@ class _Shrinking:
                 owner._parameters[name] = done[id(tensor)]
             else:
                 owner._buffers[name] = self._cut(tensor, layouts)
-
-    def _twin(self, path: str) -> tuple[Layout, ...] | None:
-        """Layouts of a parameter that was read under another name."""
-        own = dict(self.model.named_parameters(remove_duplicate=False))
-        for name, layouts in self.reading.states.items():
-            if path in own and name in own and own[name] is own[path]:
-                return layouts
-        return None
 
     @torch.no_grad()
     def _cut(self, tensor: Tensor, layouts: tuple[Layout, ...]) -> Tensor:

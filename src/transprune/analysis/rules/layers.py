@@ -8,7 +8,7 @@ from typing import Any
 from transprune.analysis.axes import Axis, factor, fix, fixed, mark, multiply
 from transprune.analysis.coupling import Axes, Call, Rule, Use
 from transprune.analysis.rules.pointwise import broadcast
-from transprune.analysis.rules.shapes import fixed_result, neighbours
+from transprune.analysis.rules.shapes import fixed_result
 from transprune.layers import Operator
 
 
@@ -108,7 +108,7 @@ def _convolved(call: Call, axes: Axes, sizes: tuple[int, ...]) -> Axes:
     result = []
     for position, (axis, size) in enumerate(zip(axes, sizes, strict=True)):
         if axis.size == size and steps[position % len(steps)] == 1:
-            neighbours(call, axis)
+            mark(axis, ordered=True, inexact=True)  # neighbours are read together
             result.append(axis)
         else:
             call.fix(axis)

@@ -127,14 +127,9 @@ def first(call: Call) -> Axes:
     return call.coupling.axes(call.node, call.node.all_input_nodes[0])
 
 
-def each_of_several(call: Call) -> Any:
+def nothing(call: Call) -> Any:
     """Nothing comes out, or nothing that matters."""
     return []
-
-
-def like(call: Call) -> Axes:
-    """A new tensor as large as one that is given."""
-    return list(first(call))
 
 
 def created(call: Call) -> Axes:
@@ -168,8 +163,8 @@ NOTHING = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_co
 RULES: dict[str, Rule] = {
     **dict.fromkeys(HANDS_ON, first),
     **dict.fromkeys(ELEMENTWISE, elementwise),
-    **dict.fromkeys(NOTHING, each_of_several),
-    **dict.fromkeys(("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"), like),
+    **dict.fromkeys(NOTHING, nothing),
+    **dict.fromkeys(("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"), first),
     **dict.fromkeys(("zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "empty", "new_empty"), created),
     **dict.fromkeys(("arange", "linspace", "eye", "scalar_tensor", "tensor"), counted),
     "add": addition,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from transprune.analysis.axes import mark
 from transprune.analysis.coupling import Axes, Call, Rule
+from transprune.analysis.rules.pointwise import elementwise
 
 
 def reduced_positions(call: Call, rank: int) -> list[int]:
@@ -51,8 +52,6 @@ REDUCTIONS = (
 
 def extremum(call: Call) -> Any:
     """`max` and `min`: of two tensors entry by entry, or along an axis."""
-    from transprune.analysis.rules.pointwise import elementwise
-
     return elementwise(call) if "other" in call.arguments else reduction(call)
 
 

@@ -12,13 +12,13 @@ from transprune.analysis.axes import (
     concatenate,
     factor,
     is_fixed,
-    mark,
     multiply,
     settle,
     split,
     unify_products,
 )
 from transprune.analysis.coupling import Axes, Call, Rule
+from transprune.analysis.rules.pointwise import broadcast, fixed_axes
 
 
 def reshape(call: Call) -> Axes:
@@ -116,8 +116,6 @@ def repeat_interleave(call: Call) -> Any:
 
 def fixed_result(call: Call) -> Any:
     """All that is read keeps its size."""
-    from transprune.analysis.rules.pointwise import fixed_axes
-
     for axes in call.tensors():
         for axis in axes:
             call.fix(axis)
@@ -314,8 +312,6 @@ def index(call: Call) -> Any:
         return fixed_result(call)
     value = call.shape
     rank = len(value) - (len(axes) - len(places))
-    from transprune.analysis.rules.pointwise import broadcast
-
     looked_up = broadcast(call, by_number, value[places[0] : places[0] + rank])
     return [*axes[: places[0]], *looked_up, *axes[places[-1] + 1 :]]
 
@@ -357,11 +353,6 @@ def grid_sample(call: Call) -> Axes:
     for axis in (*features[2:], *grid[1:]):
         call.fix(axis)
     return [features[0], features[1], *(call.fixed(size) for size in call.shape[2:])]
-
-
-def neighbours(call: Call, axis: Axis) -> None:
-    """Says that an operator reads neighbouring entries of an axis together."""
-    mark(axis, ordered=True, inexact=True)
 
 
 RULES: dict[str, Rule] = {
