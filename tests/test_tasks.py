@@ -106,7 +106,7 @@ def test_an_epoch_of_the_search_without_a_task_equals_the_two_steps_written_out(
         return Bilevel(model, data, options, space=space, kind="macs", target=9000, seed=0, device=torch.device("cpu"))
 
     searching, plain = bilevel(), bilevel()
-    figures = searching.run_epoch(1)
+    figures = searching.run_epoch()
     losses = []
     for (images,), labels in plain.weight_batches:
         with torch.no_grad():

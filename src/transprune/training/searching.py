@@ -17,11 +17,12 @@ from transprune.architecture import Architecture
 from transprune.budget import Budget
 from transprune.layers import CostKind
 from transprune.networks.sorting import Importance
-from transprune.runtime import seeded
+from transprune.runtime import Checkpoints, seeded
 from transprune.space import SearchSpace
 from transprune.training.bilevel import Bilevel, SearchOptions
+from transprune.training.divergence import Policy
 from transprune.training.feeding import Data, example_of
-from transprune.training.fitting import EpochCallback
+from transprune.training.looping import EpochCallback
 from transprune.training.tasks import Task
 
 
@@ -58,6 +59,8 @@ def search(
     seed: int = 0,
     device: torch.device | str = "cpu",
     on_epoch: EpochCallback | None = None,
+    checkpoints: Checkpoints | None = None,
+    on_divergence: Policy = "stop",
 ) -> SearchResult:
     """Learns the widths and depths of a smaller network. The model is untouched.
 
@@ -73,19 +76,23 @@ def search(
         seed: Decides the order of the samples, their augmentation and the candidates drawn.
         device: Where to search.
         on_epoch: Called after every epoch.
+        checkpoints: Where to keep what is needed to go on after an interruption, and to go on from if it is there;
+            None: nowhere.
+        on_divergence: What to do about a loss or a gradient that is not finite: `stop`, or `skip` the step.
 
     Raises:
         BudgetError: The budget is malformed or out of the attainable range.
         ModelError: The model cannot be read.
         DataError: The data cannot be read or divided, or a batch not be taken apart.
         OptionError: The task's loss or a metric gives something else than expected.
-        DivergenceError: The loss is not finite.
+        DivergenceError: The loss or a gradient is not finite.
+        ResourceError: Memory ran out, or a process that loads data died.
+        StoppedError: A signal or the time limit of the checkpoints ended it.
     """
     options = options or SearchOptions()
     budget = Budget.parse(budget) if isinstance(budget, str) else budget
     space = space or inspect(copy.deepcopy(model).cpu(), example_of(data))
     target = budget.target(space)
-    history = []
     with seeded(seed, "search"):
         bilevel = Bilevel(
             model,
@@ -98,12 +105,9 @@ def search(
             target=target,
             seed=seed,
             device=torch.device(device),
+            on_divergence=on_divergence,
         )
-        for epoch in range(1, options.epochs + 1):
-            figures = bilevel.run_epoch(epoch)
-            history.append(figures)
-            if on_epoch is not None:
-                on_epoch(figures)
+        bilevel.run(checkpoints, on_epoch)
     probabilities = bilevel.probabilities()
     architecture = derive(space, probabilities, budget.kind, target, fill=options.fill)
     return SearchResult(
@@ -113,6 +117,6 @@ def search(
         budget_kind=budget.kind,
         target=target,
         actual=space.cost(budget.kind, architecture),
-        history=tuple(history),
+        history=tuple(bilevel.history),
         weights={name: value.cpu() for name, value in bilevel.supernet.plain_weights(architecture).items()},
     )
