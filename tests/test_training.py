@@ -116,7 +116,8 @@ def test_distilling_leaves_student_and_teacher_untouched():
 
 
 def test_a_loss_that_becomes_no_number_stops_the_training_and_names_phase_and_layer():
-    expected = r"^cannot go on with phase 'teacher', epoch 1, step 2: the loss is nan; the output of the layer '4' is the first"
+    place = "phase 'teacher', epoch 1, step 2"
+    expected = f"^cannot go on with {place}: the loss is nan; the output of the layer '4' is the first that is not"
     with pytest.raises(DivergenceError, match=expected):
         train(small_network(), two_colours(), TrainingOptions(**{**SHORT, "learning_rate": 1e38}))
 

@@ -45,13 +45,15 @@ def teach_step(run: Run) -> None:
     """The teacher: given weights, or the unpruned network trained on the labels, from what fits of given weights."""
     if _is_done(run, "teacher.safetensors"):
         return
-    with run.phase("teacher"):
-        teacher = _given_teacher(run)
-        if run.given_weights is None or not run.given_weights.is_whole:
-            options = run.options.teacher
-            with run.epochs("teacher", options.epochs) as on_epoch:
-                teacher = train(teacher, run.data, options, seed=run.options.seed, device=run.device, on_epoch=on_epoch)
+    options = run.options.teacher
+    if run.given_weights is not None and run.given_weights.is_whole:
+        with run.phase("teacher"):
+            teacher = _given_teacher(run)
+    else:
+        with run.training("teacher", options.epochs) as training:
+            teacher = train(_given_teacher(run), run.data, options, **training)
     run.folder.write_tensors("teacher.safetensors", teacher.state_dict())
+    run.checkpoints.clear()
 
 
 def _given_teacher(run: Run) -> nn.Module:
@@ -80,17 +82,8 @@ def search_step(run: Run) -> None:
     options = run.options
     budget = Budget.parse(options.budget)
     model = load_teacher(run) if options.search.start == "model" else run.model
-    with run.phase("search"), run.epochs("search", options.search.epochs) as on_epoch:
-        found = search(
-            model,
-            run.data,
-            budget,
-            options.search,
-            space=run.space,
-            seed=options.seed,
-            device=run.device,
-            on_epoch=on_epoch,
-        )
+    with run.training("search", options.search.epochs) as training:
+        found = search(model, run.data, budget, options.search, space=run.space, **training)
     _explain(run, found)
     if options.student == "supernet":
         run.folder.write_tensors("supernet.safetensors", found.weights)
@@ -107,6 +100,7 @@ def search_step(run: Run) -> None:
             "preprocessing": {"mean": list(run.data.mean), "std": list(run.data.std)},
         },
     )
+    run.checkpoints.clear()
 
 
 def _explain(run: Run, found: SearchResult) -> None:
@@ -132,17 +126,10 @@ def distill_step(run: Run) -> None:
     student = _untrained_student(run)
     if isinstance(student, TracedNetwork):
         run.decide("The student runs the operators that were traced", student.reason)
-    with run.phase("distill"), run.epochs("distill", run.options.distill.epochs) as on_epoch:
-        student = distill(
-            student,
-            teacher,
-            run.data,
-            run.options.distill,
-            seed=run.options.seed,
-            device=run.device,
-            on_epoch=on_epoch,
-        )
+    with run.training("distill", run.options.distill.epochs) as training:
+        student = distill(student, teacher, run.data, run.options.distill, **training)
     run.folder.write_tensors("student.safetensors", student.state_dict())
+    run.checkpoints.clear()
 
 
 def _untrained_student(run: Run) -> nn.Module:

@@ -4,6 +4,7 @@ from transprune.runtime.checkpoint import CheckpointOptions, Checkpoints
 from transprune.runtime.environment import environment
 from transprune.runtime.interruption import Terminated, raising_on_sigterm
 from transprune.runtime.journal import Journal, read_journal
+from transprune.runtime.lock import FolderLock
 from transprune.runtime.log import attach_run_log
 from transprune.runtime.plain import to_plain
 from transprune.runtime.progress import EpochProgress, epoch_progress, track
@@ -23,6 +24,7 @@ __all__ = [
     "CheckpointOptions",
     "Checkpoints",
     "EpochProgress",
+    "FolderLock",
     "Journal",
     "KeptGenerator",
     "RunFolder",

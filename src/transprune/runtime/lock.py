@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import sys
+import weakref
 from pathlib import Path
 
 from transprune.errors import RunFolderError
@@ -21,9 +22,9 @@ _UNSUPPORTED = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOTSUP, errno.EN
 
 
 class FolderLock:
-    """Holds a folder for this process, until `release`; the system releases it when the process dies, however it does.
+    """Holds a folder for this process until `release`; the system lets it go when the process dies, however it does.
 
-    The lock is on the folder itself, so that no file is left behind.
+    The lock is on the folder itself, so that no file is left behind. The folder is made if missing.
 
     Raises:
         RunFolderError: Another process, or another run in this one, holds the folder.
@@ -31,6 +32,8 @@ class FolderLock:
 
     def __init__(self, folder: Path) -> None:
         self._descriptor: int | None = None
+        with disk_errors("make the run folder", folder):
+            folder.mkdir(parents=True, exist_ok=True)
         if sys.platform == "win32":  # it has no such locks
             return
         with disk_errors("open", folder):
@@ -49,10 +52,25 @@ class FolderLock:
                 raise
             log.warning("'%s' is on a disk without locks: let no two runs use it at once", folder)
         # A process that loads data would go on holding the folder for a moment after the death of its parent.
-        os.register_at_fork(after_in_child=self.release)
+        os.register_at_fork(after_in_child=_Forget(self))
 
     def release(self) -> None:
         """Lets the folder go; nothing happens if it was let go before."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
+
+    def __del__(self) -> None:
+        self.release()
+
+
+class _Forget:
+    """Lets a folder go in a new process, if the lock is still there; what is called at a fork is kept for ever."""
+
+    def __init__(self, lock: FolderLock) -> None:
+        self._lock = weakref.ref(lock)
+
+    def __call__(self) -> None:
+        lock = self._lock()
+        if lock is not None:
+            lock.release()
