@@ -10,9 +10,9 @@ import torch
 
 from transprune.errors import DataError, ResourceError, TranspruneError
 from transprune.numerics.structures import outline
+from transprune.training.feeding import Batch, worker_died
 
 if TYPE_CHECKING:
-    from transprune.training.feeding import Batch
     from transprune.training.looping import Loop
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "DefaultCPUAllocator")
@@ -28,7 +28,7 @@ def explained(loop: Loop, batch: Batch | None = None) -> Iterator[None]:
         batch: What it learns from; None: it is measuring.
 
     Raises:
-        ResourceError: Memory ran out.
+        ResourceError: Memory ran out, or a process that loads data died.
         DataError: A label or the number of samples does not suit the network.
     """
     try:
@@ -43,6 +43,9 @@ def explained(loop: Loop, batch: Batch | None = None) -> Iterator[None]:
                 f"cannot go on with {place}: memory ran out for {shape} on {loop.device}; lower the batch size "
                 f"(--{loop.phase}.batch-size, or that of your own loader), or the size of the images"
             ) from error
+        died = worker_died(f"the data of {place}", error)  # the news may arrive in the middle of a step
+        if died is not None:
+            raise died from error
         problem = _data_problem(error)
         if problem is None or batch is None:
             raise

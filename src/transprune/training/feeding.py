@@ -151,13 +151,20 @@ class Feed:
         return Batch(inputs if isinstance(inputs, tuple) else (inputs,), targets)
 
 
+def worker_died(what: str, error: Exception) -> ResourceError | None:
+    """The error of a process that died while it loaded data; None if the error is another one."""
+    if "DataLoader worker" not in str(error):
+        return None
+    return ResourceError(
+        f"cannot load {what}: a process that loads data died ({str(error).splitlines()[0]}); the system may have "
+        "ended it because memory ran out: lower the batch size or the number of processes that load data"
+    )
+
+
 def _not_loaded(what: str, error: Exception) -> TranspruneError:
-    if "DataLoader worker" in str(error):
-        return ResourceError(
-            f"cannot load {what}: a process that loads data died ({str(error).splitlines()[0]}); the system may have "
-            "ended it because memory ran out: lower the batch size or the number of processes that load data"
-        )
-    return DataError(f"cannot load {what}: {type(error).__name__}: {error}; look at the data set and its transforms")
+    return worker_died(what, error) or DataError(
+        f"cannot load {what}: {type(error).__name__}: {error}; look at the data set and its transforms"
+    )
 
 
 def _loader_states(loader: Iterable[Any]) -> dict[str, Any]:
