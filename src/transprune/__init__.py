@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transprune.analysis.inspection import inspect
     from transprune.analysis.measurement import count_macs, measure_latencies
     from transprune.analysis.probabilities import Probabilities
+    from transprune.analysis.reference_points import random_architecture, uniform_architecture
     from transprune.architecture import Architecture
     from transprune.budget import Budget
     from transprune.data import Augmentation, ImageData, LoaderData, MemorySplit, load_data, make_loader
@@ -56,6 +57,7 @@ _HOME = {
     "transprune.analysis.inspection": ("inspect",),
     "transprune.analysis.measurement": ("count_macs", "measure_latencies"),
     "transprune.analysis.probabilities": ("Probabilities",),
+    "transprune.analysis.reference_points": ("random_architecture", "uniform_architecture"),
     "transprune.architecture": ("Architecture",),
     "transprune.budget": ("Budget",),
     "transprune.data": ("Augmentation", "ImageData", "LoaderData", "MemorySplit", "load_data", "make_loader"),
@@ -127,6 +129,7 @@ __all__ = [
     "load_data",
     "make_loader",
     "measure_latencies",
+    "random_architecture",
     "register_adapter",
     "regression",
     "resnet",
@@ -135,6 +138,7 @@ __all__ = [
     "shrink",
     "sort_channels",
     "train",
+    "uniform_architecture",
     "width_candidates",
 ]
 
