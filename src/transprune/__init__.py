@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from transprune.networks.shrinking import kept_entries, shrink
     from transprune.networks.sorting import sort_channels
     from transprune.networks.supernet import Supernet
+    from transprune.networks.torchvision_resnet import resnet_from_torchvision
     from transprune.networks.traced import TracedNetwork
     from transprune.presets import get_preset
     from transprune.residual import ResidualSum
@@ -70,6 +71,7 @@ _HOME = {
     "transprune.networks.shrinking": ("kept_entries", "shrink"),
     "transprune.networks.sorting": ("sort_channels",),
     "transprune.networks.supernet": ("Supernet",),
+    "transprune.networks.torchvision_resnet": ("resnet_from_torchvision",),
     "transprune.networks.traced": ("TracedNetwork",),
     "transprune.presets": ("get_preset",),
     "transprune.residual": ("ResidualSum",),
@@ -133,6 +135,7 @@ __all__ = [
     "register_adapter",
     "regression",
     "resnet",
+    "resnet_from_torchvision",
     "search",
     "segmentation",
     "shrink",
