@@ -191,7 +191,7 @@ def search_name(arm: Arm, seed: int) -> str:
 def search(study: Study, arm: Arm, seed: int) -> None:
     """Searches the arm's architecture, unless it is there."""
     path = study.file(f"{search_name(arm, seed)}.json")
-    if arm.shape != "searched" or path.exists():
+    if path.exists():
         return
     teacher, started = study.teacher(), time.perf_counter()
     space = transprune.inspect(teacher, study.example, dimensions=arm.dimensions)
@@ -284,7 +284,8 @@ def run(study: Study, arms: Mapping[str, Arm], seeds: Sequence[int], jobs: int) 
     with ProcessPoolExecutor(
         jobs, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
-        searches = {search_name(arm, seed): (arm, seed) for seed in seeds for arm in arms.values()}
+        searched = [arm for arm in arms.values() if arm.shape == "searched"]
+        searches = {search_name(arm, seed): (arm, seed) for seed in seeds for arm in searched}
         for task in [pool.submit(search, study, arm, seed) for arm, seed in searches.values()]:
             task.result()
         students = [pool.submit(student, study, name, arm, seed) for seed in seeds for name, arm in arms.items()]
