@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from transprune.analysis.probabilities import Probabilities
     from transprune.analysis.reference_points import random_architecture, uniform_architecture
     from transprune.architecture import Architecture
-    from transprune.budget import Budget
+    from transprune.budget import Budget, Limit
+    from transprune.costs import Cost
     from transprune.data import Augmentation, ImageData, LoaderData, MemorySplit, load_data, make_loader
     from transprune.delivery.loading import load
     from transprune.errors import TranspruneError
@@ -60,7 +61,8 @@ _HOME = {
     "transprune.analysis.probabilities": ("Probabilities",),
     "transprune.analysis.reference_points": ("random_architecture", "uniform_architecture"),
     "transprune.architecture": ("Architecture",),
-    "transprune.budget": ("Budget",),
+    "transprune.budget": ("Budget", "Limit"),
+    "transprune.costs": ("Cost",),
     "transprune.data": ("Augmentation", "ImageData", "LoaderData", "MemorySplit", "load_data", "make_loader"),
     "transprune.delivery.loading": ("load",),
     "transprune.errors": ("TranspruneError",),
@@ -96,10 +98,12 @@ __all__ = [
     "Augmentation",
     "Bilevel",
     "Budget",
+    "Cost",
     "DistillationOptions",
     "Evaluation",
     "ExpectedCost",
     "ImageData",
+    "Limit",
     "LoaderData",
     "MemorySplit",
     "Metric",
