@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from transprune.errors import ModelError
+from transprune.networks.resnet import ResNet
+from transprune.networks.torchvision_resnet import is_torchvision_resnet, pooled_shortcuts, renamed
 
 WRAPPERS = ("state_dict", "model", "model_state", "model_state_dict", "state_dict_ema")
 """Keys under which checkpoints hold a state dict."""
@@ -29,11 +31,13 @@ class Weights:
     """Names in the file that the model does not have."""
     reshaped: tuple[str, ...] = ()
     """Names of another shape or type, each with both; numbers with a point fit each other in any precision."""
+    misplaced: tuple[str, ...] = ()
+    """Names whose layer computes something else here than where it was trained."""
 
     @property
     def is_whole(self) -> bool:
         """Whether the model gets all of its weights."""
-        return not self.missing and not self.reshaped
+        return not self.missing and not self.reshaped and not self.misplaced
 
     @property
     def misfit(self) -> str:
@@ -42,6 +46,7 @@ class Weights:
             ("missing", self.missing),
             ("unexpected", self.unexpected),
             ("of another shape or type", self.reshaped),
+            ("trained with a stride where this network pools (its -strided twin does not)", self.misplaced),
         )
         return "; ".join(f"{len(names)} {kind}: {_first(names)}" for kind, names in kinds if names)
 
@@ -70,7 +75,7 @@ def load_weights(path: str | Path, model: nn.Module, *, partial: bool = False) -
             f"cannot load weights from '{file}': {type(error).__name__}: {problem}; "
             f"expected tensors only, as `safetensors.torch.save_file` or `torch.save(model.state_dict())` writes them"
         ) from error
-    weights = _fit(found, model.state_dict())
+    weights = _fit(found, model)
     if not weights.tensors:
         raise ModelError(f"cannot load weights from '{file}': nothing in it fits the model; {weights.misfit}")
     if weights.misfit and not partial:
@@ -110,8 +115,13 @@ def _check_stored(file: Path) -> None:
                 raise ValueError("it is a compressed archive")
 
 
-def _fit(found: dict[str, Tensor], expected: dict[str, Tensor]) -> Weights:
+def _fit(found: dict[str, Tensor], model: nn.Module) -> Weights:
+    expected = model.state_dict()
     found = _without_prefixes(found, expected)
+    misplaced: tuple[str, ...] = ()
+    if isinstance(model, ResNet) and is_torchvision_resnet(found):
+        misplaced = pooled_shortcuts(model)
+        found = renamed(found, halved_by="pool" if misplaced else "stride")
     known = [name for name in expected if name in found]
     misfits = {name: _misfit(found[name], expected[name]) for name in known}
     return Weights(
@@ -119,6 +129,7 @@ def _fit(found: dict[str, Tensor], expected: dict[str, Tensor]) -> Weights:
         missing=tuple(name for name in expected if name not in found),
         unexpected=tuple(name for name in found if name not in expected),
         reshaped=tuple(f"{name} {misfit}" for name, misfit in misfits.items() if misfit),
+        misplaced=misplaced,
     )
 
 
