@@ -7,11 +7,11 @@ import logging
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Self, TypedDict
+from typing import Any, Self, TypedDict, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from transprune.networks.models import build_model
 from transprune.networks.weights import Weights, load_weights
 from transprune.numerics.structures import outline
 from transprune.presets import StudentStart
+from transprune.records import read_record
 from transprune.runtime import (
     CheckpointOptions,
     Checkpoints,
@@ -77,24 +78,24 @@ class RunOptions:
         """Reads what `asdict` gave to `config.toml`.
 
         Raises:
-            RunFolderError: A key is unknown or missing.
+            RunFolderError: A key is unknown or missing, or a value is of another type or out of range.
         """
-        parts = {"teacher": TrainingOptions, "search": SearchOptions, "distill": DistillationOptions}
         try:
-            nested = {name: kind(**_as_declared(kind, config[name])) for name, kind in parts.items()}
-            rest = {key: value for key, value in config.items() if key not in parts}
-            return cls(**_as_declared(cls, rest), **nested)
-        except (KeyError, TypeError, OptionError) as error:
+            return read_record(cls, _with_nones(cls, config))
+        except (ValueError, TypeError) as error:
             raise RunFolderError(
                 f"cannot read '{folder / 'config.toml'}': {error}; expected the file as `transprune run` wrote it"
             ) from error
 
 
-def _as_declared(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """TOML has no None and no tuples: a missing field that may be None is None, and lists become tuples."""
-    may_be_none = {item.name for item in fields(kind) if "None" in str(item.type)}
-    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return {**dict.fromkeys(may_be_none), **plain}
+def _with_nones(kind: Any, values: Any) -> Any:
+    """TOML has no None: a missing field that may be None is None."""
+    if not isinstance(values, Mapping):
+        return values
+    hints = get_type_hints(kind)
+    found = {name: _with_nones(hint, values.get(name)) for name, hint in hints.items() if is_dataclass(hint)}
+    may_be_none = [name for name, hint in hints.items() if type(None) in get_args(hint)]
+    return {**dict.fromkeys(may_be_none), **values, **found}
 
 
 @dataclass(frozen=True, kw_only=True)
