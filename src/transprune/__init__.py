@@ -100,6 +100,8 @@ __all__ = [
     "Augmentation",
     "Bilevel",
     "Budget",
+    "CheckpointOptions",
+    "Checkpoints",
     "Cost",
     "DistillationOptions",
     "Evaluation",
