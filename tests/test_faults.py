@@ -285,7 +285,7 @@ def test_memory_that_runs_out_is_reported_with_phase_batch_and_what_to_lower(err
             return super().forward(images)
 
     message = (
-        r"^cannot go on with phase 'distill', epoch 1, step 1: memory ran out for a batch of a tuple of "
+        r"^cannot go on with phase 'distill', epoch 1, step 1: memory ran out for a batch of "
         r"\[16, 1, 4, 4\] on cpu; lower the batch size \(--distill\.batch-size, or that of your own loader\)"
     )
     options = transprune.DistillationOptions(**SHORT)

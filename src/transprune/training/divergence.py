@@ -164,5 +164,5 @@ class _Watch(TorchDispatchMode):
         if self.found is None and names:
             floats = [tensor for tensor in tensors_in(outputs) if tensor.is_floating_point()]
             if not all(tensor.isfinite().all() for tensor in floats):
-                self.found = names[0].rpartition(".")[0]
+                self.found = names[0].rpartition(".")[0] or names[0]
         return outputs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -37,7 +37,7 @@ def explained(loop: Loop, batch: Batch | None = None) -> Iterator[None]:
         raise
     except (RuntimeError, MemoryError, IndexError, ValueError) as error:
         place = loop.place() if batch else f"phase {loop.phase!r}, the figures of epoch {loop.epoch}"
-        shape = f"a batch of {outline(batch.inputs)}" if batch else "a batch of the same size"
+        shape = f"a batch of {outline(_plain(batch))}" if batch else "a batch of the same size"
         if _is_memory(error):
             raise ResourceError(
                 f"cannot go on with {place}: memory ran out for {shape} on {loop.device}; lower the batch size "
@@ -50,6 +50,11 @@ def explained(loop: Loop, batch: Batch | None = None) -> Iterator[None]:
         if problem is None or batch is None:
             raise
         raise DataError(f"cannot learn from the batch of {place}: {problem}") from error
+
+
+def _plain(batch: Batch) -> Any:
+    """The inputs, or the only one."""
+    return batch.inputs[0] if len(batch.inputs) == 1 else batch.inputs
 
 
 def _is_memory(error: Exception) -> bool:
