@@ -129,6 +129,7 @@ class Case:
 
 def left_alone(place: Path, start: Start, job: JobOf) -> tuple[Path, float]:
     """A run without a hit, and how many seconds it took from the first record of its journal to the last."""
+    place.mkdir(exist_ok=True)
     folder = place / "alone"
     code = start(job(place, folder), place / "alone.log").wait(None)
     if code != 0:
@@ -151,6 +152,8 @@ def training_alone(place: Path, folder: Path) -> Commands:
 
 
 JobOf = Callable[[Path, Path], Commands]
+WAYS: tuple[tuple[Start, JobOf], ...] = ((start_process, whole_run), (start_fork, training_alone))
+"""How runs are started: a few as a user starts them, all others faster."""
 
 
 def torture(seed: int, place: Path, alone: tuple[Path, float], start: Start, job: JobOf) -> Case:
@@ -244,18 +247,18 @@ def figures(folder: Path) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="runs that are hit (default: 100)")
-    parser.add_argument("--fresh", type=int, default=10, help="of them in fresh processes, not in forks (default: 10)")
+    parser.add_argument("--fresh", type=int, default=10, help="of them as a user starts them (default: 10)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first (default: 0)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "torture", help="where the results go")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name, (arguments.out / "cases.jsonl").open("w") as results:
         place = Path(name)
-        alone = left_alone(place, start_fork, whole_run)
+        alone = {job: left_alone(place / job.__name__, start, job) for start, job in WAYS}
         cases = []
         for number in range(arguments.kills):
-            start = start_process if number < arguments.fresh else start_fork
-            case = torture(arguments.seed + number, place, alone, start, whole_run)
+            start, job = WAYS[number >= arguments.fresh]
+            case = torture(arguments.seed + number, place / job.__name__, alone[job], start, job)
             cases.append(case)
             results.write(json.dumps(asdict(case)) + "\n")
             results.flush()
@@ -271,7 +274,7 @@ def main() -> None:
         "hits_by_signal": Counter(hit.signal for hit in hits),
         "hits_by_phase": Counter(hit.phase for hit in hits),
         "exit_codes": {name: Counter(hit.code for hit in hits if hit.signal == name) for name in ENDS},
-        "seconds_alone": round(alone[1], 1),
+        "seconds_alone": {job.__name__: round(seconds, 1) for job, (_, seconds) in alone.items()},
         "environment": environment(),
     }
     (arguments.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")

@@ -1,7 +1,7 @@
 """Every error that the library raises, with its whole message.
 
-`error_messages.json` is the table; `provoked_errors.py` has a way to each. An ellipsis stands for what differs from machine
-to machine, such as what other libraries say.
+`error_messages.json` is the table; `provoked_errors.py` has a way to each. An ellipsis stands for what differs from
+machine to machine, such as what other libraries say.
 """
 
 import ast
