@@ -203,7 +203,8 @@ class Fit(Loop):
         )
         self.options = options
         self.loss = _loss_function(teacher, options, task, device)
-        self.optimizer = sgd(self.network.parameters(), options.learning_rate, options.momentum, options.weight_decay)
+        self.weights = list(self.network.parameters())
+        self.optimizer = sgd(self.weights, options.learning_rate, options.momentum, options.weight_decay)
         self.schedule = cosine_schedule(self.optimizer, len(batches), options.epochs, options.warm_up_epochs)
 
     def parts(self) -> dict[str, Any]:
@@ -224,7 +225,7 @@ class Fit(Loop):
             check_first_loss(loss, self.phase)
         self.optimizer.zero_grad()
         loss.backward()
-        gradients = [parameter.grad for parameter in self.network.parameters()]
+        gradients = [weight.grad for weight in self.weights]
         if self.sentinel.passes(loss, gradients, lambda: self.network(*batch.inputs)):
             self.optimizer.step()
             self.meter.add(loss, outputs, batch)
