@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from transprune.analysis.layouts import Concatenation, Group, Layout, Product, Sizes
 from transprune.networks.selection import Choice, Selection
-from transprune.numerics.alignment import Alignment, mixing_matrix
+from transprune.numerics.alignment import Alignment, mix_vectors, mixing_matrix
 
 
 def mixing(layout: Layout, selection: Selection, sizes: Sizes, alignment: Alignment, like: Tensor) -> Tensor:
@@ -39,9 +39,30 @@ def mixing(layout: Layout, selection: Selection, sizes: Sizes, alignment: Alignm
 
 
 def mix_choice(choice: Choice, alignment: Alignment, scales: Tensor | None = None) -> Tensor:
-    """The map that mixes the candidates of one group, each scaled on its own [samples, widest] if asked for."""
+    """The map that mixes the candidates of one group, each scaled on its own if asked for.
+
+    Args:
+        choice: The candidates in use.
+        alignment: How narrower candidates reach the widest.
+        scales: A factor for every channel [candidates, width], or the same for all candidates [width].
+    """
     is_diagonal = alignment == "pad" or len(choice.sizes) == 1
-    return mixing_matrix(list(choice.sizes), choice.weights, scales, "pad" if is_diagonal else "interpolate")
+    return mixing_matrix(
+        choice.sizes, choice.weights, *_of_candidates(choice, scales, "pad" if is_diagonal else "interpolate")
+    )
+
+
+def mix_shifts(choice: Choice, alignment: Alignment, shifts: Tensor) -> Tensor:
+    """What is added to each channel when the candidates are mixed [widest]; arguments as above."""
+    return mix_vectors(choice.sizes, choice.weights, *_of_candidates(choice, shifts, alignment))
+
+
+def _of_candidates(
+    choice: Choice, rows: Tensor | None, alignment: Alignment
+) -> tuple[Tensor | None, Alignment, tuple[int, ...] | None]:
+    if rows is None:
+        return None, alignment, None
+    return (rows, alignment, choice.indices) if rows.dim() == 2 else (rows[None], alignment, (0,) * len(choice.sizes))
 
 
 def _joined(maps: list[Tensor]) -> Tensor:
