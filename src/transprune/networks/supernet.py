@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,10 +17,12 @@ from transprune.analysis.trace import Example, operator
 from transprune.architecture import Architecture
 from transprune.errors import OptionError, SpaceError
 from transprune.networks.execution import Arguments, Function, Program, Step, Surroundings
-from transprune.networks.mixing import mix_along, mix_choice, mix_shifts, mixing
-from transprune.networks.selection import Choice, Selection
+from transprune.networks.mixing import mix_along, mixing, mixture_of
+from transprune.networks.selection import Selection
 from transprune.networks.traced import TRAINABLE, cut_constant, in_mode, tensor_at
-from transprune.numerics.alignment import ALIGNMENTS, Alignment, add_padded, align_channels, weighted_sum
+from transprune.numerics.alignment import ALIGNMENTS, Alignment, align_channels
+from transprune.numerics.lean import add_padded, first_entries, weighted_sum
+from transprune.numerics.mixtures import Mixture, mixed
 from transprune.numerics.normalisation import normalise_and_mix
 from transprune.space import SearchSpace
 
@@ -131,6 +134,8 @@ class _Plan:
         self.searched = {group.name: len(group.candidates) for group in space.groups}
         self.candidate_norms: dict[fx.Node, str] = {}
         """Norms behind a convolution, and the group whose candidates they normalise."""
+        self.affine: dict[fx.Node, list[str]] = {}
+        """Paths of the scale and shift of those of them that have both as parameters."""
         self.mixed_norms: dict[fx.Node, Layout] = {}
         """Other batch norms over searched channels."""
         self.mixed_layers: dict[fx.Node, Layout] = {}
@@ -188,6 +193,9 @@ class _Plan:
                 self.mixed_norms[node] = channels
             return
         self.candidate_norms[node] = channels.name
+        names = [reading.trace.parameter(source) for source in node.args[1:3]]
+        if len(names) == 2 and None not in names:
+            self.affine[node] = [name for name in names if name is not None]
         for place in (1, 2):
             source_node = node.args[place] if len(node.args) > place else None
             name = reading.trace.parameter(source_node)
@@ -225,24 +233,22 @@ class _Mixing(Surroundings):
         assert tensor is not None  # the supernet keeps all modules
         if name in self.plan.rows:
             return tensor
-        for axis, layout in enumerate(self.reading.states[name]):
-            tensor = self._cut(tensor, axis, layout)
-        return tensor
-
-    def _cut(self, tensor: Tensor, axis: int, layout: Layout) -> Tensor:
-        size = layout.size(self.sizes)
-        if size == tensor.shape[axis]:
+        layouts = self.reading.states[name]
+        sizes = [layout.size(self.sizes) for layout in layouts]
+        if tuple(sizes) == tensor.shape:
             return tensor
-        if layout.is_prefix:
-            return tensor.narrow(axis, 0, size)
-        kept = torch.from_numpy(layout.kept(self.sizes, self.reading.first_units))
-        return tensor.index_select(axis, kept.to(tensor.device))
+        if all(layout.is_prefix or layout.full == size for layout, size in zip(layouts, sizes, strict=True)):
+            return first_entries(tensor, sizes)
+        for axis, layout in enumerate(layouts):
+            if sizes[axis] < tensor.shape[axis]:
+                kept = torch.from_numpy(layout.kept(self.sizes, self.reading.first_units))
+                tensor = tensor.index_select(axis, kept.to(tensor.device))
+        return tensor
 
     def function(self, step: Step) -> Function:
         node, plan = step.node, self.plan
         if node in plan.candidate_norms:
-            choice = self.selection.widths[plan.candidate_norms[node]]
-            return lambda arguments: self._candidate_norm(choice, arguments)
+            return lambda arguments: self._candidate_norm(node, arguments)
         if step.operator == "batch_norm":
             return lambda arguments: self._norm(plan.mixed_norms.get(node), arguments)
         if node in plan.in_place:
@@ -260,7 +266,7 @@ class _Mixing(Surroundings):
             return in_mode(step.operator, step.function, is_training)
         return step.function
 
-    def _candidate_norm(self, choice: Choice, arguments: Arguments) -> Tensor:
+    def _candidate_norm(self, node: fx.Node, arguments: Arguments) -> Tensor:
         """A batch norm for each candidate width, mixed.
 
         The candidates are prefixes of one feature map, so on the channels they share their batch statistics are the
@@ -268,9 +274,30 @@ class _Mixing(Surroundings):
         matrix with `interpolate`, its diagonal with `pad`. That equals normalising, aligning and adding each on its
         own.
         """
-        mixture, shifts = mix_choice(choice, self.alignment, arguments["weight"]), arguments["bias"]
-        shift = mixture.new_zeros(len(mixture)) if shifts is None else mix_shifts(choice, self.alignment, shifts)
+        mixture, shift = self._mixtures.get(node) or mixed(
+            self._mixtures_of(node, arguments["weight"], arguments["bias"])
+        )
         return normalise_and_mix(arguments["input"], mixture, shift, arguments["eps"])
+
+    @cached_property
+    def _mixtures(self) -> dict[fx.Node, tuple[Tensor, Tensor]]:
+        """Scale and shift of all norms behind convolutions whose parameters are those of a module."""
+        found = {
+            step.node: self._mixtures_of(step.node, *(self.state(name) for name in self.plan.affine[step.node]))
+            for step in self.plan.program.steps
+            if step.node in self.plan.affine and self.runs(step)
+        }
+        results = iter(mixed([mixture for pair in found.values() for mixture in pair]) if found else ())
+        return dict(zip(found, zip(results, results, strict=True), strict=True))
+
+    def _mixtures_of(self, node: fx.Node, scales: Tensor | None, shifts: Tensor | None) -> tuple[Mixture, Mixture]:
+        choice = self.selection.widths[self.plan.candidate_norms[node]]
+        if shifts is None:
+            shifts = choice.weights.new_zeros(max(choice.sizes))
+        return (
+            mixture_of(choice, self.alignment, scales),
+            mixture_of(choice, self.alignment, shifts, is_applied=True),
+        )
 
     def _norm(self, layout: Layout | None, arguments: Arguments) -> Tensor:
         """A batch norm over however many channels arrive; mixed where they are searched."""

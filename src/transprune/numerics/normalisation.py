@@ -45,27 +45,46 @@ def normalise_and_mix(features: Tensor, mixture: Tensor, shift: Tensor, eps: flo
 class _NormaliseAndMix(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, mixture: Tensor, shift: Tensor, eps: float) -> Tensor:
-        mean, variance = _statistics(features)
+        rows, repeats = _in_rows(features)
+        mean, variance = _statistics(rows, repeats)
         rate = (variance + eps).rsqrt()
         scaled = mixture * rate
-        ctx.save_for_backward(features, mixture, mean, rate, scaled)
-        return _mapped(features, scaled, shift - _times(scaled, mean))
+        ctx.save_for_backward(features, mean, rate, scaled)
+        if mixture.dim() == 2:
+            return map_channels(features, scaled, torch.addmv(shift, scaled, mean, alpha=-1))
+        outcome = torch.empty_like(features)
+        offset = torch.addcmul(shift, scaled, mean, value=-1)
+        torch.addcmul(_along(offset, rows, repeats), rows, _along(scaled, rows, repeats), out=_in_rows(outcome)[0])
+        return outcome
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
-        features, mixture, mean, rate, scaled = ctx.saved_tensors
+        features, mean, rate, scaled = ctx.saved_tensors
         if _is_channels_last_on_cpu(features):
             gradient = gradient.contiguous(memory_format=torch.channels_last)
-        of_shift, of_mixture = _sums(gradient, features, mean, rate, mixture.dim())
+        rows, repeats = _in_rows(features)
+        gradients, its_repeats = _in_rows(gradient)
+        if scaled.dim() == 2:
+            of_shift = gradients.sum([0, *range(2, gradients.dim())]).view(its_repeats, -1).sum(0)
+            of_mixture = torch.addr(_products(gradient, features), of_shift, mean, alpha=-1) * rate
+            slope, offset = (scaled * of_mixture).sum(0), of_shift @ scaled
+        else:
+            of_shift, of_mixture = _sums(gradients, rows, mean, rate, repeats)
+            slope, offset = scaled * of_mixture, scaled * of_shift
         if not ctx.needs_input_grad[0]:
             return None, of_mixture, of_shift, None
-        count = features.numel() // features.shape[1]
-        slope = -(rate**2) * (mixture * of_mixture).view(-1, len(mean)).sum(0) / count
-        offset = -rate * _times(mixture.t(), of_shift) / count - slope * mean
-        of_features = _mapped(gradient, scaled.t(), offset)
-        rows, repeats = _in_rows(features)
-        _in_rows(of_features)[0].addcmul_(rows, _along(slope, rows, repeats))
+        share = -features.shape[1] / features.numel()
+        slope = slope * rate * share
+        offset = torch.addcmul(offset * share, slope, mean, value=-1)
+        if scaled.dim() == 2:
+            of_features = map_channels(gradient, scaled.t(), offset)
+            _in_rows(of_features)[0].addcmul_(rows, _along(slope, rows, repeats))
+        else:
+            of_features = torch.empty_like(features)
+            its_rows = _in_rows(of_features)[0]
+            torch.addcmul(_along(offset, rows, repeats), rows, _along(slope, rows, repeats), out=its_rows)
+            its_rows.addcmul_(gradients, _along(scaled, rows, repeats))
         return of_features, of_mixture, of_shift, None
 
 
@@ -80,27 +99,30 @@ def _in_rows(features: Tensor) -> tuple[Tensor, int]:
     Torch's loops over the channels of a pixel are slow when there are few of them. Where the channels of a pixel lie
     side by side, so do those of several pixels.
     """
-    batch, channels, *positions = features.shape
     if not _is_channels_last_on_cpu(features):
         return features, 1
-    pixels, repeats = batch * positions[0] * positions[1], 1
+    channels = features.shape[1]
+    pixels, repeats = features.numel() // channels, 1
     while repeats * channels < ROW and pixels % (2 * repeats) == 0:
         repeats *= 2
-    rows = features.permute(0, 2, 3, 1).reshape(1, pixels // repeats, 1, repeats * channels)
-    return rows.permute(0, 3, 1, 2), repeats
+    columns = repeats * channels
+    return features.as_strided((1, columns, pixels // repeats, 1), (features.numel(), 1, columns, columns)), repeats
 
 
 def _along(values: Tensor, rows: Tensor, repeats: int) -> Tensor:
     """A number for each channel, in the shape to meet the rows."""
-    return values.expand(repeats, -1).reshape(-1, *[1] * max(0, rows.dim() - 2))
+    return _repeated(values, repeats).view(-1, *[1] * (rows.dim() - 2))
 
 
-def _statistics(features: Tensor) -> tuple[Tensor, Tensor]:
+def _repeated(values: Tensor, repeats: int) -> Tensor:
+    return values.expand(repeats, -1).reshape(-1)
+
+
+def _statistics(rows: Tensor, repeats: int) -> tuple[Tensor, Tensor]:
     """Mean and variance of every channel."""
-    if features.device.type != "cpu":
-        variance, mean = torch.var_mean(features, [0, *range(2, features.dim())], correction=0)
+    if rows.device.type != "cpu":
+        variance, mean = torch.var_mean(rows, [0, *range(2, rows.dim())], correction=0)
         return mean, variance
-    rows, repeats = _in_rows(features)
     means, variances = torch.batch_norm_update_stats(rows, None, None, 0.0)
     if repeats == 1:
         return means, variances
@@ -108,32 +130,13 @@ def _statistics(features: Tensor) -> tuple[Tensor, Tensor]:
     return mean, between + variances.view(repeats, -1).mean(0)
 
 
-def _mapped(features: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
-    """A matrix, or a diagonal, times the channels, plus an offset."""
-    if scale.dim() == 2:
-        return map_channels(features, scale, offset)
-    mapped = torch.empty_like(features)
-    rows, repeats = _in_rows(features)
-    torch.addcmul(_along(offset, rows, repeats), rows, _along(scale, rows, repeats), out=_in_rows(mapped)[0])
-    return mapped
-
-
-def _times(scale: Tensor, vector: Tensor) -> Tensor:
-    return scale * vector if scale.dim() == 1 else scale @ vector
-
-
-def _sums(gradient: Tensor, features: Tensor, mean: Tensor, rate: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Σ g and Σ g·(x − μ)ᵀ·diag(r) over batch and positions; of the latter the diagonal alone if `rank` is 1."""
-    rows, repeats = _in_rows(features)
-    gradients, gradient_repeats = _in_rows(gradient)
-    if rank == 1:
-        _, products, sums = torch.ops.aten.native_batch_norm_backward(
-            *(gradients, rows, None, None, None),
-            *(_along(mean, mean, repeats), _along(rate, rate, repeats), True, 0.0, [False, True, True]),
-        )
-        return sums.view(repeats, -1).sum(0), products.view(repeats, -1).sum(0)
-    sums = gradients.sum([0, *range(2, gradients.dim())]).view(gradient_repeats, -1).sum(0)
-    return sums, (_products(gradient, features) - torch.outer(sums, mean)) * rate
+def _sums(gradients: Tensor, rows: Tensor, mean: Tensor, rate: Tensor, repeats: int) -> tuple[Tensor, Tensor]:
+    """Σ g and Σ g·(x − μ)/σ of every channel."""
+    _, products, sums = torch.ops.aten.native_batch_norm_backward(
+        *(gradients, rows, None, None, None, _repeated(mean, repeats), _repeated(rate, repeats)),
+        *(True, 0.0, [False, True, True]),
+    )
+    return sums.view(repeats, -1).sum(0), products.view(repeats, -1).sum(0)
 
 
 def _products(gradient: Tensor, features: Tensor) -> Tensor:
