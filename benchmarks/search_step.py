@@ -2,15 +2,16 @@
 
     python benchmarks/search_step.py [--networks NAME ...] [--batch N ...] [--repeats N] [--device NAME] [--json FILE]
 
-A step is forward, backward and the optimizer's step on one batch of noise, 3×32×32. `plain` trains the unpruned network;
-it is timed in both memory formats, and `ratio` is to the faster one. The phases of the search:
+A step is forward, backward and the optimizer's step on one batch of noise, 3×32×32. Plain steps train the unpruned
+network; they are timed in both memory formats, and `ratio` is to the faster one. The phases of the search:
 
 - `start`: weights step, all candidates equally probable, sampling temperature 10; each repeat draws anew;
 - `end`: weights step, settled on an architecture of half the MACs, sampling temperature 0.1;
 - `architecture`: step of the architecture parameters in the conditions of `start`.
 
-Every repeat runs each kind of step once, in turn, so that a busy machine slows all of them; times are medians. `peak_mib`
-is the most memory that a process of its own held in 8 steps (on CUDA: that its tensors held).
+Every repeat runs each kind of step once, in turn, so that a busy machine slows all of them, and begins with another one,
+since steps of the same draw share the kernels that are compiled for its shapes; times are medians. `peak_mib` is the
+most memory that a process of its own held in 8 steps (on CUDA: that its tensors held).
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def measured(network: str, batch: int, peaks: dict[Kind, float], repeats: int, d
     wall: dict[Kind, list[float]] = {kind: [] for kind in peaks}
     cpu: dict[Kind, list[float]] = {kind: [] for kind in peaks}
     for repeat in range(-2, repeats):
-        for kind, step in steps.items():
+        for kind, step in rotated(list(steps.items()), repeat):
             took_wall, took_cpu = timed(step, repeat, device)
             if repeat >= 0:
                 wall[kind].append(took_wall)
@@ -133,6 +134,10 @@ def measured(network: str, batch: int, peaks: dict[Kind, float], repeats: int, d
         for kind in peaks
         if kind not in PLAIN
     ]
+
+
+def rotated(items: list[Any], by: int) -> list[Any]:
+    return items[by % len(items) :] + items[: by % len(items)]
 
 
 def shown(value: Any) -> str:
