@@ -9,9 +9,9 @@ network; they are timed in both memory formats, and `ratio` is to the faster one
 - `end`: weights step, settled on an architecture of half the MACs, sampling temperature 0.1;
 - `architecture`: step of the architecture parameters in the conditions of `start`.
 
-Every repeat runs each kind of step once, in turn, so that a busy machine slows all of them, and begins with another one,
-since steps of the same draw share the kernels that are compiled for its shapes; times are medians. `peak_mib` is the
-most memory that a process of its own held in 8 steps (on CUDA: that its tensors held).
+Every repeat runs each kind of step once, in turn, so that a busy machine slows all of them; and it begins with another
+kind, since steps of the same draw share the kernels that are compiled for its shapes. Times are medians. `peak_mib` is
+the most memory that a process of its own held in 8 steps (on CUDA: that its tensors held).
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ class Supernet(nn.Module):
 
 
 def _use_channels_last(network: nn.Module) -> None:
-    """Lays out the weights of 2-D convolutions channels last; the feature maps follow, and most operators are faster."""
+    """Lays out the weights of 2-D convolutions channels last, which is faster; the feature maps follow."""
     for parameter in network.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
@@ -247,10 +247,9 @@ class _Mixing(Surroundings):
 
     def function(self, step: Step) -> Function:
         node, plan = step.node, self.plan
-        if node in plan.candidate_norms:
-            return lambda arguments: self._candidate_norm(node, arguments)
         if step.operator == "batch_norm":
-            return lambda arguments: self._norm(plan.mixed_norms.get(node), arguments)
+            norm = self._candidate_norm if node in plan.candidate_norms else self._norm
+            return lambda arguments: norm(node, arguments)
         if node in plan.in_place:
             return lambda arguments: torch.relu_(arguments["self"])
         if node in plan.mixed_layers:
@@ -299,9 +298,10 @@ class _Mixing(Surroundings):
             mixture_of(choice, self.alignment, shifts, is_applied=True),
         )
 
-    def _norm(self, layout: Layout | None, arguments: Arguments) -> Tensor:
+    def _norm(self, node: fx.Node, arguments: Arguments) -> Tensor:
         """A batch norm over however many channels arrive; mixed where they are searched."""
         features: Tensor = arguments["input"]
+        layout = self.plan.mixed_norms.get(node)
         weight, bias = arguments["weight"], arguments["bias"]
         scale = features.new_ones(features.shape[1]) if weight is None else weight
         shift = features.new_zeros(features.shape[1]) if bias is None else bias
