@@ -306,22 +306,22 @@ class _Mixing(Surroundings):
         scale = features.new_ones(features.shape[1]) if weight is None else weight
         shift = features.new_zeros(features.shape[1]) if bias is None else bias
         if layout is not None:
-            mixed = mixing(layout, self.selection, self.sizes, self.alignment, features)
-            scale = mixed * scale
-            shift = mixed * shift if mixed.dim() == 1 else mixed @ shift
+            matrix = mixing(layout, self.selection, self.sizes, self.alignment, features)
+            scale = matrix * scale
+            shift = matrix * shift if matrix.dim() == 1 else matrix @ shift
         return normalise_and_mix(features, scale, shift, arguments["eps"])
 
     def _mixed_layer(self, step: Step, layout: Layout, arguments: Arguments) -> Tensor:
         """A convolution or linear layer whose outputs are mixed: that is linear in its weights, and done to them."""
         weight, bias = arguments["weight"], arguments["bias"]
-        mixed = mixing(layout, self.selection, self.sizes, self.alignment, weight)
+        matrix = mixing(layout, self.selection, self.sizes, self.alignment, weight)
         is_transposed, is_grouped = "transpose" in step.operator, arguments.get("groups", 1) > 1
-        if is_grouped and (is_transposed or mixed.dim() == 2):
+        if is_grouped and (is_transposed or matrix.dim() == 2):
             axis = self.plan.channel_axis(self.reading, step.node)
             outcome: Tensor = step.function(arguments)
-            return mix_along(outcome, mixed, axis)
-        arguments["weight"] = mix_along(weight, mixed, 1 if is_transposed else 0)
-        arguments["bias"] = None if bias is None else mix_along(bias, mixed, 0)
+            return mix_along(outcome, matrix, axis)
+        arguments["weight"] = mix_along(weight, matrix, 1 if is_transposed else 0)
+        arguments["bias"] = None if bias is None else mix_along(bias, matrix, 0)
         result: Tensor = step.function(arguments)
         return result
 

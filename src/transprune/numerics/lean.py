@@ -56,7 +56,8 @@ class _WeightedSum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         weights, *features = ctx.saved_tensors
-        gradient = torch.empty_like(features[0]).copy_(gradient)
+        if gradient.stride() != features[0].stride():
+            gradient = torch.empty_like(features[0]).copy_(gradient)
         of_weights = None
         if ctx.needs_input_grad[0]:
             of_weights = torch.stack([(gradient * each).sum() for each in features])
