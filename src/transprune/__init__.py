@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from transprune.analysis.inspection import inspect
     from transprune.analysis.measurement import count_macs, measure_latencies
     from transprune.analysis.probabilities import Probabilities
+    from transprune.analysis.reference_points import random_architecture, uniform_architecture
     from transprune.architecture import Architecture
-    from transprune.budget import Budget
+    from transprune.budget import Budget, Limit
+    from transprune.costs import Cost
     from transprune.data import Augmentation, ImageData, LoaderData, MemorySplit, load_data, make_loader
     from transprune.delivery.loading import load
     from transprune.errors import TranspruneError
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from transprune.networks.shrinking import kept_entries, shrink
     from transprune.networks.sorting import sort_channels
     from transprune.networks.supernet import Supernet
+    from transprune.networks.torchvision_resnet import resnet_from_torchvision
     from transprune.networks.traced import TracedNetwork
     from transprune.presets import get_preset
     from transprune.residual import ResidualSum
@@ -56,8 +59,10 @@ _HOME = {
     "transprune.analysis.inspection": ("inspect",),
     "transprune.analysis.measurement": ("count_macs", "measure_latencies"),
     "transprune.analysis.probabilities": ("Probabilities",),
+    "transprune.analysis.reference_points": ("random_architecture", "uniform_architecture"),
     "transprune.architecture": ("Architecture",),
-    "transprune.budget": ("Budget",),
+    "transprune.budget": ("Budget", "Limit"),
+    "transprune.costs": ("Cost",),
     "transprune.data": ("Augmentation", "ImageData", "LoaderData", "MemorySplit", "load_data", "make_loader"),
     "transprune.delivery.loading": ("load",),
     "transprune.errors": ("TranspruneError",),
@@ -68,6 +73,7 @@ _HOME = {
     "transprune.networks.shrinking": ("kept_entries", "shrink"),
     "transprune.networks.sorting": ("sort_channels",),
     "transprune.networks.supernet": ("Supernet",),
+    "transprune.networks.torchvision_resnet": ("resnet_from_torchvision",),
     "transprune.networks.traced": ("TracedNetwork",),
     "transprune.presets": ("get_preset",),
     "transprune.residual": ("ResidualSum",),
@@ -92,10 +98,12 @@ __all__ = [
     "Augmentation",
     "Bilevel",
     "Budget",
+    "Cost",
     "DistillationOptions",
     "Evaluation",
     "ExpectedCost",
     "ImageData",
+    "Limit",
     "LoaderData",
     "MemorySplit",
     "Metric",
@@ -127,14 +135,17 @@ __all__ = [
     "load_data",
     "make_loader",
     "measure_latencies",
+    "random_architecture",
     "register_adapter",
     "regression",
     "resnet",
+    "resnet_from_torchvision",
     "search",
     "segmentation",
     "shrink",
     "sort_channels",
     "train",
+    "uniform_architecture",
     "width_candidates",
 ]
 

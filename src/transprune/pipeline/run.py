@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from transprune._version import __version__
 from transprune.analysis.inspection import Dimensions, inspect
-from transprune.budget import Budget
-from transprune.data import ImageData, load_data
+from transprune.budget import parse_budgets
+from transprune.data import AugmentationName, ImageData, load_data
 from transprune.errors import ModelError, OptionError, RunFolderError
 from transprune.networks.models import build_model
 from transprune.networks.weights import Weights, load_weights
@@ -49,12 +49,14 @@ class RunOptions:
 
     model: str
     data: str
-    budget: str
+    budget: tuple[str, ...]
+    """All of them hold."""
     preset: str
     seed: int = 0
     weights: str | None = None
     weights_partial: bool = False
     image_size: tuple[int, int, int] | None = None
+    augment: AugmentationName = "standard"
     download: bool = False
     dimensions: Dimensions = "both"
     keep: tuple[str, ...] = ()
@@ -108,7 +110,7 @@ class Run:
     @cached_property
     def data(self) -> ImageData:
         """The data set."""
-        return load_data(self.options.data, image_size=self.options.image_size, download=self.options.download)
+        return _data(self.options)
 
     @cached_property
     def model(self) -> nn.Module:
@@ -198,8 +200,8 @@ def prepare(options: RunOptions, out: str | Path, *, device: str = "auto", overw
         TranspruneError: Model, data, weights, budget, options or folder cannot be used.
     """
     chosen = choose_device(device)
-    budget = Budget.parse(options.budget)
-    data = load_data(options.data, image_size=options.image_size, download=options.download)
+    budgets = parse_budgets(options.budget)
+    data = _data(options)
     model = _build(options, data)
     weights = _weights(options, model)
     example = torch.zeros(1, *data.image_size)
@@ -212,7 +214,7 @@ def prepare(options: RunOptions, out: str | Path, *, device: str = "auto", overw
         divisor=options.divisor,
     )
     _check_logits(model, example, len(data.classes))
-    target = budget.target(space)
+    limits = [budget.limit(space) for budget in budgets]
     folder = RunFolder.create(out, asdict(options), overwrite=overwrite)
     run = Run(folder, options, str(chosen))
     run.data, run.model, run.given_weights, run.space = data, model, weights, space
@@ -226,9 +228,15 @@ def prepare(options: RunOptions, out: str | Path, *, device: str = "auto", overw
         stages=len(space.stages),
         architectures=float(space.count()),
         fixed=[asdict(fixed) for fixed in space.fixed],
-        full=space.cost(budget.kind, space.full_architecture()),
-        smallest=space.cost(budget.kind, space.smallest_architecture()),
-        target=target,
+        budgets=[
+            {
+                "kind": limit.cost.kind,
+                "full": space.cost(limit.cost, space.full_architecture()),
+                "smallest": space.cost(limit.cost, space.smallest_architecture()),
+                "target": limit.most,
+            }
+            for limit in limits
+        ],
     )
     return run
 
@@ -243,6 +251,12 @@ def open_run(path: str | Path, *, device: str = "auto") -> Run:
     run = Run(folder, RunOptions.from_config(folder.config, folder.path), device)
     run.journal.record("start", command=" ".join(["transprune", *sys.argv[1:]]), version=__version__)
     return run
+
+
+def _data(options: RunOptions) -> ImageData:
+    return load_data(
+        options.data, image_size=options.image_size, augmentation=options.augment, download=options.download
+    )
 
 
 def _build(options: RunOptions, data: ImageData) -> nn.Module:
