@@ -1,6 +1,6 @@
 """What a search step costs beside a training step of the unpruned network.
 
-    python benchmarks/search_step.py [--networks NAME ...] [--batch N ...] [--repeats N] [--device NAME] [--json FILE]
+    python benchmarks/search_step.py [--networks NAME ...] [--batch N ...] [--repeats N] [--modes MODE ...] [--json FILE]
 
 A step is forward, backward and the optimizer's step on one batch of noise, 3×32×32. Plain steps train the unpruned
 network; they are timed in both memory formats, and `ratio` is to the faster one. The phases of the search:
@@ -11,7 +11,7 @@ network; they are timed in both memory formats, and `ratio` is to the faster one
 
 Every repeat runs each kind of step once, in turn, so that a busy machine slows all of them; and it begins with another
 kind, since steps of the same draw share the kernels that are compiled for its shapes. Times are medians. `peak_mib` is
-the most memory that a process of its own held in 8 steps (on CUDA: that its tensors held).
+the most memory that a process of its own held in 4 steps (on CUDA: that its tensors held).
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from transprune.analysis.cost import ExpectedCost
 from transprune.analysis.derivation import derive
 from transprune.analysis.inspection import inspect
 from transprune.analysis.probabilities import Probabilities
+from transprune.budget import Budget
 from transprune.networks.selection import ArchitectureParameters
 from transprune.networks.supernet import Supernet
 from transprune.numerics.penalty import budget_penalty
@@ -49,7 +50,8 @@ MODES, ALIGNMENTS, PHASES = ("width", "depth", "both"), ("interpolate", "pad"), 
 FORMATS = {"plain": torch.contiguous_format, "plain_channels_last": torch.channels_last}
 COLUMNS = ("network", "batch", "mode", "alignment", "phase", "plain_ms", "search_ms", "ratio", "peak_mib", "peak_ratio")
 OPTIONS = SearchOptions()
-MEMORY_STEPS = 8
+MEMORY_STEPS = 4
+HALF = Budget.parse("macs=0.5")
 SETTLED = 10.0
 """Logit of the chosen candidates at the end of a search; all others have 0."""
 
@@ -78,6 +80,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
+    parser.add_argument("--no-memory", action="store_true", help="time alone")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--memory-of", nargs=3, metavar=("MODE", "ALIGNMENT", "PHASE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -88,9 +91,8 @@ def main() -> None:
     cases = list(itertools.product(arguments.networks, arguments.batch))
     kinds = [kind for kind in SEARCH if kind.mode in arguments.modes]
     # First of all, while this process is small: a child's peak is at least what its parent held when it was born.
-    peaks = {
-        case: {kind: peak_in_a_process(kind, *case, arguments.device) for kind in [*PLAIN, *kinds]} for case in cases
-    }
+    peak = (lambda *_: float("nan")) if arguments.no_memory else peak_in_a_process
+    peaks = {case: {kind: peak(kind, *case, arguments.device) for kind in [*PLAIN, *kinds]} for case in cases}
     rows = []
     print(" ".join(f"{column:>12}" for column in COLUMNS))
     for case in cases:
@@ -185,8 +187,8 @@ def search_step(kind: Kind, network: nn.Module, images: Tensor, labels: Tensor) 
     supernet = Supernet(network, space, torch.zeros(1, 3, 32, 32), alignment=kind.alignment).to(images.device).train()
     parameters = ArchitectureParameters(space).to(images.device)
     settle(parameters, kind.phase)
-    target = space.macs(space.full_architecture()) // 2
-    expected_cost = ExpectedCost(space, "macs", device=images.device)
+    limit = HALF.limit(space)
+    expected_cost = ExpectedCost(space, limit.cost, device=images.device)
     temperature = OPTIONS.temperature_end if kind.phase == "end" else OPTIONS.temperature_start
     weights = weight_optimizer(supernet)
     learning = list(parameters.parameters())
@@ -206,7 +208,7 @@ def search_step(kind: Kind, network: nn.Module, images: Tensor, labels: Tensor) 
         loss = F.cross_entropy(supernet(parameters.sample(temperature), images), labels)
         probabilities = parameters.probabilities()
         actual = expected_cost(probabilities.one_hot())
-        penalty = budget_penalty(expected_cost(probabilities), actual, target, OPTIONS.tolerance)
+        penalty = budget_penalty(expected_cost(probabilities), actual, limit.most, OPTIONS.tolerance)
         architecture.zero_grad()
         (loss + OPTIONS.penalty_weight * penalty).backward(inputs=learning)
         architecture.step()
@@ -223,7 +225,7 @@ def settle(parameters: ArchitectureParameters, phase: str) -> None:
         parameters.depths.normal_()
         probabilities = parameters.probabilities()
         probabilities = Probabilities(probabilities.widths.cpu(), probabilities.depths.cpu())
-        chosen = derive(space, probabilities, "macs", space.macs(space.full_architecture()) // 2)
+        chosen = derive(space, probabilities, [HALF.limit(space)])
     parameters.widths.zero_()
     parameters.depths.zero_()
     if phase == "end":
