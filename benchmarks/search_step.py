@@ -1,6 +1,7 @@
 """What a search step costs beside a training step of the unpruned network.
 
-    python benchmarks/search_step.py [--networks NAME ...] [--batch N ...] [--repeats N] [--modes MODE ...] [--json FILE]
+    python benchmarks/search_step.py [--networks NAME ...] [--batch N ...] [--modes MODE ...] [--repeats N]
+        [--no-memory] [--json FILE]
 
 A step is forward, backward and the optimizer's step on one batch of noise, 3×32×32. Plain steps train the unpruned
 network; they are timed in both memory formats, and `ratio` is to the faster one. The phases of the search:
@@ -91,7 +92,7 @@ def main() -> None:
     cases = list(itertools.product(arguments.networks, arguments.batch))
     kinds = [kind for kind in SEARCH if kind.mode in arguments.modes]
     # First of all, while this process is small: a child's peak is at least what its parent held when it was born.
-    peak = (lambda *_: float("nan")) if arguments.no_memory else peak_in_a_process
+    peak = (lambda *_: None) if arguments.no_memory else peak_in_a_process
     peaks = {case: {kind: peak(kind, *case, arguments.device) for kind in [*PLAIN, *kinds]} for case in cases}
     rows = []
     print(" ".join(f"{column:>12}" for column in COLUMNS))
@@ -105,7 +106,9 @@ def main() -> None:
         arguments.json.write_text(json.dumps(record, indent=2) + "\n")
 
 
-def measured(network: str, batch: int, peaks: dict[Kind, float], repeats: int, device: str) -> list[dict[str, Any]]:
+def measured(
+    network: str, batch: int, peaks: dict[Kind, float | None], repeats: int, device: str
+) -> list[dict[str, Any]]:
     """A row for each kind of search step, of the kinds whose peak memory is given."""
     steps = {kind: step_of(kind, network, batch, device) for kind in peaks}
     wall: dict[Kind, list[float]] = {kind: [] for kind in peaks}
@@ -119,7 +122,7 @@ def measured(network: str, batch: int, peaks: dict[Kind, float], repeats: int, d
     milliseconds, processor = ({k: statistics.median(each) for k, each in times.items()} for times in (wall, cpu))
     formats = {f"{kind.mode}_ms": milliseconds[kind] for kind in PLAIN}
     fastest = min(PLAIN, key=milliseconds.__getitem__)
-    least = min(peaks[kind] for kind in PLAIN)
+    least = None if None in peaks.values() else min(peaks[kind] for kind in PLAIN)
     return [
         {
             "network": network,
@@ -131,7 +134,7 @@ def measured(network: str, batch: int, peaks: dict[Kind, float], repeats: int, d
             "ratio_of_processor_time": processor[kind] / processor[fastest],
             "peak_mib": peaks[kind],
             "plain_peak_mib": least,
-            "peak_ratio": peaks[kind] / least,
+            "peak_ratio": None if least is None else peaks[kind] / least,
         }
         for kind in peaks
         if kind not in PLAIN
