@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from transprune._version import __version__
+from transprune.analysis.derivation import check_attainable
 from transprune.analysis.inspection import Dimensions, inspect
 from transprune.budget import parse_budgets
 from transprune.data import AugmentationName, ImageData, load_data
@@ -215,6 +216,7 @@ def prepare(options: RunOptions, out: str | Path, *, device: str = "auto", overw
     )
     _check_logits(model, example, len(data.classes))
     limits = [budget.limit(space) for budget in budgets]
+    check_attainable(space, limits)
     folder = RunFolder.create(out, asdict(options), overwrite=overwrite)
     run = Run(folder, options, str(chosen))
     run.data, run.model, run.given_weights, run.space = data, model, weights, space
