@@ -71,6 +71,7 @@ ABLATIONS = {
     "depth": Arm(label="depth only", dimensions="depth"),
     "one-sample": Arm(label="one sample", search={"width_samples": 1, "depth_samples": 1}),
     "unsorted": Arm(label="channels not sorted in the search", search={"importance": "none"}),
+    "decay": Arm(label="architecture parameters decayed", search={"architecture_weight_decay": 1e-3}),
     "scratch-search": Arm(label="search from new weights", search={"start": "scratch", "learning_rate": 0.1}),
     "tas-labels": Arm(label="without distillation", is_distilled=False),
     "tas-scratch": Arm(label="student from new weights", start="scratch"),
@@ -191,7 +192,7 @@ def search_name(arm: Arm, seed: int) -> str:
 def search(study: Study, arm: Arm, seed: int) -> None:
     """Searches the arm's architecture, unless it is there."""
     path = study.file(f"{search_name(arm, seed)}.json")
-    if arm.shape != "searched" or path.exists():
+    if path.exists():
         return
     teacher, started = study.teacher(), time.perf_counter()
     space = transprune.inspect(teacher, study.example, dimensions=arm.dimensions)
@@ -257,7 +258,7 @@ def magnitude_pruned(study: Study, teacher: nn.Module) -> nn.Module:
     import torch_pruning
 
     space = transprune.inspect(teacher, study.example)
-    target = transprune.Budget.parse(study.budget).limit(space).most
+    limit = transprune.Budget.parse(study.budget).limit(space)
     steps = 200
     network = study.model()
     network.load_state_dict(teacher.state_dict())
@@ -272,10 +273,10 @@ def magnitude_pruned(study: Study, teacher: nn.Module) -> nn.Module:
         ignored_layers=[layer for layer in network.modules() if isinstance(layer, nn.Linear)],
     )
     for _ in range(steps):
-        if transprune.count_macs(network, study.example) <= target:
+        if transprune.count_macs(network, study.example) <= limit.most:
             return network
         pruner.step()
-    raise RuntimeError(f"Torch-Pruning does not reach {target:,} MACs")
+    raise RuntimeError(f"Torch-Pruning does not reach {limit}")
 
 
 def run(study: Study, arms: Mapping[str, Arm], seeds: Sequence[int], jobs: int) -> None:
@@ -284,7 +285,8 @@ def run(study: Study, arms: Mapping[str, Arm], seeds: Sequence[int], jobs: int) 
     with ProcessPoolExecutor(
         jobs, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
-        searches = {search_name(arm, seed): (arm, seed) for seed in seeds for arm in arms.values()}
+        searched = [arm for arm in arms.values() if arm.shape == "searched"]
+        searches = {search_name(arm, seed): (arm, seed) for seed in seeds for arm in searched}
         for task in [pool.submit(search, study, arm, seed) for arm, seed in searches.values()]:
             task.result()
         students = [pool.submit(student, study, name, arm, seed) for seed in seeds for name, arm in arms.items()]
@@ -368,15 +370,15 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="such as parquet:DIR or cifar10:DIR")
     parser.add_argument("--image-size", type=int, nargs=3, help="channels, rows and columns to bring the images to")
     parser.add_argument("--network", default="resnet20")
-    parser.add_argument("--budget", default="macs=0.5")
+    parser.add_argument("--budget", default="macs=0.4")
     parser.add_argument("--study", choices=STUDIES, default="methods")
     parser.add_argument("--arms", nargs="*", help="some arms of the study; without: all")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--teacher-epochs", type=int, default=20)
-    parser.add_argument("--search-epochs", type=int, default=12)
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--search-epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--architecture-learning-rate", type=float, default=0.02)
+    parser.add_argument("--architecture-learning-rate", type=float, default=0.03)
     parser.add_argument("--jobs", type=int, default=1, help="processes, each on one thread")
     parser.add_argument("--out", required=True, help="folder of the results")
     found = parser.parse_args()
