@@ -58,7 +58,7 @@ class SearchOptions:
     architecture_weight_decay: float = 1e-3
     """L2 penalty on the architecture parameters."""
     architecture_after: float = 0.0
-    """Share of the epochs in which the weights alone learn, before the architecture does; the paper: 0."""
+    """Share of the epochs in which the weights alone learn, before the architecture does; the paper: 0; 1: never."""
     temperature_start: float = 10.0
     """Sampling temperature τ in the first epoch."""
     temperature_end: float = 0.1
@@ -96,10 +96,10 @@ class SearchOptions:
             at_least(name, getattr(self, name), 0)
         for name in ("temperature_start", "temperature_end"):
             at_least(name, getattr(self, name), 1e-3)
-        if not 0 < self.weights_share < 1 or not 0 <= self.architecture_after < 1 or self.fill > 1:
+        if not 0 < self.weights_share < 1 or not 0 <= self.architecture_after <= 1 or self.fill > 1:
             raise OptionError(
                 f"cannot search with weights_share={self.weights_share}, architecture_after="
-                f"{self.architecture_after} and fill={self.fill}; expected shares in (0, 1), [0, 1) and [0, 1]"
+                f"{self.architecture_after} and fill={self.fill}; expected shares in (0, 1), [0, 1] and [0, 1]"
             )
         if not 0 <= self.warm_up_epochs < self.epochs:
             raise OptionError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -55,6 +55,46 @@ class SearchResult:
     def actual(self) -> int:
         """What the architecture costs, as the first budget counts it: at most `target`."""
         return self.spent[0]
+
+
+def train_shared(
+    model: nn.Module,
+    data: Data,
+    options: SearchOptions,
+    *,
+    space: SearchSpace,
+    task: Task | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    on_epoch: EpochCallback | None = None,
+) -> dict[str, Tensor]:
+    """Weights that serve every architecture, for several searches to start from; all candidates are drawn alike.
+
+    Args:
+        model: The network to make smaller; untouched.
+        data: Samples to learn from; the weights see the part that they see in a search.
+        options: As of a search.
+        space: What may be chosen.
+        task: As of `search`.
+        seed: Decides the order of the samples, their augmentation and the candidates drawn.
+        device: Where to train.
+        on_epoch: Called after every epoch.
+
+    Returns:
+        The supernet's weights at full widths, under the model's names. Where the options start from the model's
+        weights, the channels stand in the order of their importance.
+    """
+    weights_alone = replace(options, architecture_after=1.0)
+    with seeded(seed, "supernet"):
+        bilevel = Bilevel(
+            model, data, weights_alone, task=task, space=space, limits=(), seed=seed, device=torch.device(device)
+        )
+        for epoch in range(1, options.epochs + 1):
+            figures = bilevel.run_epoch(epoch)
+            if on_epoch is not None:
+                on_epoch({**figures, "phase": "supernet"})
+    weights = bilevel.supernet.plain_weights(space.full_architecture())
+    return {name: value.cpu() for name, value in weights.items()}
 
 
 def search(
