@@ -12,14 +12,16 @@ from hypothesis import strategies as st
 import oracles
 from any_networks import SEVERAL_PARTS, any_space
 from random_spaces import Steps, random_space
-from small_networks import CASES, depthwise_stage_behind_stage, plain, resnet_space, space_of, staged
+from small_networks import CASES, depthwise_stage_behind_stage, example, plain, resnet_space, space_of, staged
 from transprune.analysis.derivation import GAP, NEARLY_FULL, check_attainable, derive, derive_with_proof
+from transprune.analysis.measurement import count_macs
 from transprune.analysis.probabilities import Probabilities, certain
 from transprune.analysis.repair import _Stepping, log_probabilities, repair
 from transprune.budget import Limit
 from transprune.costs import COSTS, MACS, PARAMS
 from transprune.errors import BudgetError
 from transprune.layers import Channels, Layer
+from transprune.networks.shrinking import shrink
 from transprune.space import PAPER_RATIOS, SearchSpace, WidthGroup
 
 NETWORKS = pytest.mark.parametrize("name", [*CASES, *SEVERAL_PARTS])
@@ -318,3 +320,17 @@ def test_budgets_that_no_architecture_keeps_together_are_refused_with_what_each_
     check_attainable(space, [Limit(MACS, 2), Limit(Falling(), 8)])
     with pytest.raises(BudgetError, match=r"2 macs and 7 slack together.*MACs at least 4 macs, slack at least 8 slack"):
         check_attainable(space, [Limit(MACS, 2), Limit(Falling(), 7)])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_independent_counters_find_the_budgets_kept_on_the_shrunk_network_to_the_last_unit(name):
+    space = space_of(CASES[name])
+    draw = random.Random(name)
+    picks = list(oracles.all_picks(space))
+    for seed in range(2):
+        within = oracles.architecture_of(space, draw.choice(picks))
+        limits = [Limit(MACS, space.macs(within)), Limit(PARAMS, space.params(within))]
+        architecture = derive(space, oracles.random_probabilities(space, seed), limits)
+        student = shrink(CASES[name](), architecture, example())
+        assert count_macs(student, example()) == space.macs(architecture) <= limits[0].most
+        assert oracles.count_parameters(student) == space.params(architecture) <= limits[1].most
