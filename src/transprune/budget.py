@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -130,6 +131,33 @@ def parse_budgets(budgets: Budget | str | Sequence[Budget | str]) -> tuple[Budge
             f"several of different kinds"
         )
     return found
+
+
+def points(budgets: Sequence[str]) -> list[tuple[str, ...]]:
+    """The budgets of each point of a frontier: one of the texts may name several amounts, `macs=0.3,0.5,0.7`.
+
+    Example:
+        >>> points(["macs=0.3,0.5", "params=0.4"])
+        [('macs=0.3', 'params=0.4'), ('macs=0.5', 'params=0.4')]
+
+    Raises:
+        BudgetError: A budget is malformed, two points are the same, or more than one text names several amounts.
+    """
+    several = [text for text in budgets if "," in text]
+    if len(several) > 1:
+        raise BudgetError(
+            f"cannot draw a frontier along {' and '.join(several)}: expected several amounts of one kind of cost only"
+        )
+    alternatives = [_each_amount(text) for text in budgets]
+    found = [tuple(map(str, parse_budgets(each))) for each in itertools.product(*alternatives)]
+    if len(set(found)) < len(found):
+        raise BudgetError(f"cannot draw a frontier along {several[0]}: expected amounts that differ")
+    return found
+
+
+def _each_amount(text: str) -> list[str]:
+    kind, _, amounts = text.partition("=")
+    return [f"{kind}={amount.strip()}" for amount in amounts.split(",")] if "," in text else [text]
 
 
 def _decimal(amount: float, unit: int = 1) -> str:

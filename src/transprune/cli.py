@@ -13,6 +13,7 @@ import tyro
 
 from transprune import presets
 from transprune.analysis.inspection import Dimensions
+from transprune.budget import points
 from transprune.data import AugmentationName
 from transprune.errors import OptionError, TranspruneError
 from transprune.pipeline.run import RunOptions
@@ -37,7 +38,7 @@ class Job:
     """What it classifies: digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR or parquet:DIR."""
     budget: tyro.conf.UseAppendAction[tuple[str, ...]]
     """What the smaller network may cost: macs=0.5 (a share), macs=20.4M or params=100K (absolute). Given several times,
-    all hold."""
+    all hold. One may name several amounts, macs=0.3,0.5,0.7: a search for each from one supernet, and the curve."""
     out: str
     """Folder of the run; made if missing."""
     preset: str = "medium"
@@ -89,7 +90,11 @@ class RunCommand(Job):
         """Runs every step."""
         from transprune import pipeline
 
-        pipeline.run_all(pipeline.prepare(self.options(), self.out, device=self.device, overwrite=self.overwrite))
+        run = pipeline.prepare(self.options(), self.out, device=self.device, overwrite=self.overwrite)
+        if run.is_frontier:
+            pipeline.run_frontier(run, overwrite=self.overwrite)
+        else:
+            pipeline.run_all(run)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +108,11 @@ class SearchCommand(Job):
         """Runs the teacher and the search."""
         from transprune import pipeline
 
+        if len(points(self.budget)) > 1:
+            raise OptionError(
+                f"cannot search along {' '.join(self.budget)} step by step: expected one amount of each budget; "
+                f"a frontier is made by `transprune run`"
+            )
         run = pipeline.prepare(self.options(), self.out, device=self.device, overwrite=self.overwrite)
         with pipeline.logging_to(run):
             pipeline.teach_step(run)
@@ -123,7 +133,7 @@ class Step:
         """Runs a step by its name."""
         from transprune import pipeline
 
-        run = pipeline.open_run(self.run, device=self.device)
+        run = pipeline.open_run(self.run, device=self.device, is_frontier=name == "report")
         with pipeline.logging_to(run):
             step: Callable[[pipeline.Run], None] = getattr(pipeline, f"{name}_step")
             step(run)
@@ -167,14 +177,15 @@ class ExportCommand(Step):
 
 
 class ReportCommand(Step):
-    """Write report.html from what the run folder holds.
+    """Write report.html, of a frontier frontier.html, from what the run folder holds.
 
     transprune report runs/first
     """
 
     def __call__(self) -> None:
         """Runs the step."""
-        print(f"wrote {self._do('report').file('report.html')}")
+        folder = self._do("report")
+        print(f"wrote {folder.file('frontier.html' if folder.has('frontier.html') else 'report.html')}")
 
 
 @dataclass(frozen=True, kw_only=True)

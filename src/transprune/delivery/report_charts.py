@@ -73,7 +73,7 @@ def cost_figures(record: RunRecord) -> Iterator[Captioned]:
         )
         if cost:
             note = f"{escape(name)} expected under the probabilities, and of the most probable network of each epoch"
-            picture = line_chart(f"cost-{place}", cost, _describe(cost, compact), label_of=_tick)
+            picture = line_chart(f"cost-{place}", cost, _describe(cost, compact), label_of=tick)
             yield f"{name} over the search", note, picture
     entropy = _drawn(_line(epochs, "entropy", "entropy"))
     if entropy:
@@ -124,7 +124,7 @@ def _drawn(*lines: Line) -> list[Line]:
     return [line for line in lines if line.epochs]
 
 
-def _tick(value: float) -> str:
+def tick(value: float) -> str:
     """A figure for an axis: no more digits than it needs."""
     text = compact(value)
     figure, _, prefix = text.partition(" ")

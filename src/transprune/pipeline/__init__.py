@@ -1,5 +1,6 @@
 """The whole job as steps on a run folder: prepare, teach, search, distill, evaluate, export, report."""
 
+from transprune.pipeline.frontier import run_frontier
 from transprune.pipeline.results import show_architecture, show_results, show_space, space_as_json
 from transprune.pipeline.run import Run, RunOptions, logging_to, open_run, prepare
 from transprune.pipeline.steps import (
@@ -23,6 +24,7 @@ __all__ = [
     "prepare",
     "report_step",
     "run_all",
+    "run_frontier",
     "search_step",
     "show_architecture",
     "show_results",

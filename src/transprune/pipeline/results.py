@@ -53,6 +53,24 @@ def show_results(folder: RunFolder) -> None:
     print(f"report: {folder.file('report.html')}")
 
 
+def show_frontier(folder: RunFolder) -> None:
+    """Prints the points of a frontier."""
+    record = folder.read_json("frontier.json")
+    kind, teacher = record["kind"], record["teacher"]
+    rows = [
+        [
+            ", ".join(budget["text"] for budget in point["budgets"]),
+            f"{point['searched'][kind]:,}",
+            f"{point['searched']['top1']:.2f}",
+            f"{point['uniform']['top1']:.2f}",
+        ]
+        for point in record["points"]
+    ]
+    title = f"{record['model']} on {record['data']}; teacher: {teacher[kind]:,} {kind}, top-1 {teacher['top1']:.2f} %"
+    print_table(title, ["budget", kind, "searched, top-1 (%)", "uniform, top-1 (%)"], rows)
+    print(f"curve: {folder.file('frontier.html')}")
+
+
 def _change(key: str, teacher: float, student: float) -> str:
     if key.startswith("top"):
         return f"{student - teacher:+.2f}"

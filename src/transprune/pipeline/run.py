@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -17,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from transprune._version import __version__
+from transprune.analysis.derivation import check_attainable
 from transprune.analysis.inspection import Dimensions, inspect
-from transprune.budget import parse_budgets
+from transprune.budget import Budget, points
 from transprune.data import AugmentationName, ImageData, load_data
 from transprune.errors import ModelError, OptionError, RunFolderError
 from transprune.networks.models import build_model
@@ -50,7 +52,7 @@ class RunOptions:
     model: str
     data: str
     budget: tuple[str, ...]
-    """All of them hold."""
+    """All of them hold; one that names several amounts makes the run a frontier (`transprune.pipeline.frontier`)."""
     preset: str
     seed: int = 0
     weights: str | None = None
@@ -128,6 +130,11 @@ class Run:
         return SearchSpace.from_json(self.folder.read_json("space.json"))
 
     @property
+    def is_frontier(self) -> bool:
+        """Whether it is several searches, each in a folder of its own."""
+        return len(points(self.options.budget)) > 1
+
+    @property
     def example(self) -> Tensor:
         """One image of zeros [1, channels, rows, columns]."""
         return torch.zeros(1, *self.data.image_size)
@@ -200,7 +207,7 @@ def prepare(options: RunOptions, out: str | Path, *, device: str = "auto", overw
         TranspruneError: Model, data, weights, budget, options or folder cannot be used.
     """
     chosen = choose_device(device)
-    budgets = parse_budgets(options.budget)
+    budgets = [Budget.parse(text) for text in dict.fromkeys(itertools.chain(*points(options.budget)))]
     data = _data(options)
     model = _build(options, data)
     weights = _weights(options, model)
@@ -215,6 +222,7 @@ def prepare(options: RunOptions, out: str | Path, *, device: str = "auto", overw
     )
     _check_logits(model, example, len(data.classes))
     limits = [budget.limit(space) for budget in budgets]
+    check_attainable(space, limits)
     folder = RunFolder.create(out, asdict(options), overwrite=overwrite)
     run = Run(folder, options, str(chosen))
     run.data, run.model, run.given_weights, run.space = data, model, weights, space
@@ -241,14 +249,25 @@ def prepare(options: RunOptions, out: str | Path, *, device: str = "auto", overw
     return run
 
 
-def open_run(path: str | Path, *, device: str = "auto") -> Run:
+def open_run(path: str | Path, *, device: str = "auto", is_frontier: bool = False) -> Run:
     """Takes up the run in a folder.
 
+    Args:
+        path: The folder.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        is_frontier: Whether it may hold a frontier.
+
     Raises:
-        RunFolderError: The folder is missing or holds no run.
+        RunFolderError: The folder is missing, holds no run, or holds a frontier where a single run is wanted.
     """
     folder = RunFolder.open(path)
     run = Run(folder, RunOptions.from_config(folder.config, folder.path), device)
+    if run.is_frontier and not is_frontier:
+        runs = sorted(path.parent.name for path in folder.path.glob("*/config.toml"))
+        raise RunFolderError(
+            f"cannot do this step in '{folder.path}': it holds a frontier of several runs; name one of them, such as "
+            f"'{folder.path / (runs[0] if runs else '...')}' ({', '.join(runs) or 'none has begun'})"
+        )
     run.journal.record("start", command=" ".join(["transprune", *sys.argv[1:]]), version=__version__)
     return run
 

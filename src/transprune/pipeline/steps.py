@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from torch import Tensor, nn
 
+from transprune.analysis.friendliness import friendliness
 from transprune.analysis.measurement import count_macs, measure_latencies
 from transprune.architecture import Architecture
 from transprune.budget import parse_budgets
 from transprune.data import make_loader
+from transprune.delivery.frontier import write_frontier
 from transprune.delivery.loading import load
 from transprune.delivery.onnx_export import check_onnx, onnx_bytes
 from transprune.delivery.program import check_pt2, export_program, pt2_bytes, takes_any_batch
@@ -78,7 +81,7 @@ def search_step(run: Run) -> None:
     if _is_done(run, "architecture.json"):
         return
     options = run.options
-    model = load_teacher(run) if options.search.start == "model" else run.model
+    model = _search_start(run)
     with run.phase("search"), run.epochs("search", options.search.epochs) as on_epoch:
         found = search(
             model,
@@ -93,13 +96,27 @@ def search_step(run: Run) -> None:
     _explain(run, found)
     if options.student == "supernet":
         run.folder.write_tensors("supernet.safetensors", found.weights)
+    write_architecture(run, found.architecture)
+
+
+def _search_start(run: Run) -> nn.Module:
+    """The network whose weights the search starts from, if it does not start from new ones."""
+    if not run.folder.has("shared.safetensors"):
+        return load_teacher(run) if run.options.search.start == "model" else run.model
+    model = copy.deepcopy(run.model)
+    model.load_state_dict(run.folder.read_tensors("shared.safetensors"), strict=False)
+    return model
+
+
+def write_architecture(run: Run, architecture: Architecture) -> None:
+    """Writes `architecture.json`, from which `load` rebuilds the student."""
     run.folder.write_json(
         "architecture.json",
         {
             "format": 1,
-            **found.architecture.to_json(),
+            **architecture.to_json(),
             "model": {
-                "name": options.model,
+                "name": run.options.model,
                 "classes": len(run.data.classes),
                 "input_size": list(run.data.image_size),
             },
@@ -110,17 +127,20 @@ def search_step(run: Run) -> None:
 
 def _explain(run: Run, found: SearchResult) -> None:
     likeliest = found.probabilities.most_probable(found.space)
-    same = likeliest == found.architecture
+    proof = found.derivation
     why = (
         "it takes the most probable candidate everywhere"
-        if same
+        if likeliest == found.architecture
         else f"the most probable candidates cost {_amounts(found, likeliest)}, and of all architectures that use what "
-        f"is allowed ({' and '.join(map(str, found.limits))}) this one is the most probable"
+        f"is allowed ({' and '.join(map(str, found.limits))}) this is the most probable one found: {proof}"
     )
     run.decide(
         f"Chose an architecture of {_amounts(found, found.architecture)}",
         why,
         architecture=found.architecture.to_json(),
+        given_up=proof.given_up,
+        gap=proof.gap,
+        is_proved=proof.is_proved,
     )
 
 
@@ -197,6 +217,7 @@ def evaluate_step(run: Run) -> None:
                 }
                 for budget in parse_budgets(options.budget)
             ],
+            "widths": asdict(friendliness(run.space, load_architecture(run))),
             **figures,
             "seconds": {phase: run.seconds(phase) for phase in ("teacher", "search", "distill")},
             "environment": run.folder.read_json("environment.json"),
@@ -234,7 +255,10 @@ def _check_batches(run: Run, sizes: Sequence[int]) -> list[Tensor]:
 
 
 def report_step(run: Run) -> None:
-    """The report, `report.html`."""
+    """The report, `report.html`; of a frontier `frontier.html`."""
+    if run.is_frontier:
+        log.info("report: wrote %s", write_frontier(run.folder))
+        return
     path = write_report(run.folder.path)
     log.info("report: wrote %s", path)
 

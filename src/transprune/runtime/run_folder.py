@@ -22,6 +22,7 @@ RUN_FILES = (
     "journal.jsonl",
     "run.log",
     "teacher.safetensors",
+    "shared.safetensors",
     "supernet.safetensors",
     "space.json",
     "architecture.json",
@@ -30,6 +31,8 @@ RUN_FILES = (
     "student.pt2",
     "result.json",
     "report.html",
+    "frontier.json",
+    "frontier.html",
 )
 """Every file that transprune writes into a run folder, in the order of their making."""
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from transprune.analysis.derivation import derive
+from transprune.analysis.derivation import Derivation, check_attainable, derive_with_proof
 from transprune.analysis.inspection import inspect
 from transprune.analysis.probabilities import Probabilities
 from transprune.architecture import Architecture
@@ -38,6 +38,8 @@ class SearchResult:
     """The most that the architecture may cost, budget by budget."""
     spent: tuple[int, ...]
     """What it costs, each at most the limit."""
+    derivation: Derivation
+    """How good the architecture is among all within the limits."""
     history: tuple[Mapping[str, Any], ...] = ()
     """Figures of every epoch."""
     weights: Mapping[str, Tensor] = field(default_factory=dict)
@@ -53,6 +55,46 @@ class SearchResult:
     def actual(self) -> int:
         """What the architecture costs, as the first budget counts it: at most `target`."""
         return self.spent[0]
+
+
+def train_shared(
+    model: nn.Module,
+    data: Data,
+    options: SearchOptions,
+    *,
+    space: SearchSpace,
+    task: Task | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    on_epoch: EpochCallback | None = None,
+) -> dict[str, Tensor]:
+    """Weights that serve every architecture, for several searches to start from; all candidates are drawn alike.
+
+    Args:
+        model: The network to make smaller; untouched.
+        data: Samples to learn from; the weights see the part that they see in a search.
+        options: As of a search.
+        space: What may be chosen.
+        task: As of `search`.
+        seed: Decides the order of the samples, their augmentation and the candidates drawn.
+        device: Where to train.
+        on_epoch: Called after every epoch.
+
+    Returns:
+        The supernet's weights at full widths, under the model's names. Where the options start from the model's
+        weights, the channels stand in the order of their importance.
+    """
+    weights_alone = replace(options, architecture_after=1.0)
+    with seeded(seed, "supernet"):
+        bilevel = Bilevel(
+            model, data, weights_alone, task=task, space=space, limits=(), seed=seed, device=torch.device(device)
+        )
+        for epoch in range(1, options.epochs + 1):
+            figures = bilevel.run_epoch(epoch)
+            if on_epoch is not None:
+                on_epoch({**figures, "phase": "supernet"})
+    weights = bilevel.supernet.plain_weights(space.full_architecture())
+    return {name: value.cpu() for name, value in weights.items()}
 
 
 def search(
@@ -96,6 +138,7 @@ def search(
     budgets = parse_budgets(budget)
     space = space or inspect(copy.deepcopy(model).cpu(), example_of(data))
     limits = tuple(each.limit(space, costs) for each in budgets)
+    check_attainable(space, limits)
     history = []
     with seeded(seed, "search"):
         bilevel = Bilevel(
@@ -115,12 +158,14 @@ def search(
             if on_epoch is not None:
                 on_epoch(figures)
     probabilities = bilevel.probabilities()
-    architecture = derive(space, probabilities, limits, fill=options.fill)
+    derivation = derive_with_proof(space, probabilities, limits, fill=options.fill, seconds=options.derivation_seconds)
+    architecture = derivation.architecture
     return SearchResult(
         architecture=architecture,
         space=space,
         probabilities=probabilities,
         limits=limits,
+        derivation=derivation,
         spent=tuple(space.cost(limit.cost, architecture) for limit in limits),
         history=tuple(history),
         weights={name: value.cpu() for name, value in bilevel.supernet.plain_weights(architecture).items()},
