@@ -1,0 +1,121 @@
+"""A model of latency: what every layer adds to the time of a network, for every pair of its widths.
+
+    latency = Σ over kept layers of max(0, scale · time(inputs, outputs) + traffic · elements + dispatch)
+
+The first is the operator's own time as measured alone (`transprune.latency.tables`). Alone, an operator also pays for
+being called from outside and for bringing its input and output into the form that its kernel wants, which in a network
+happens once or not at all; and a network pays for sums, pools and activations that belong to no operator. Both grow
+with the elements that a layer reads and writes and with the number of layers, so three numbers, fitted on whole
+networks, account for them (`transprune.latency.correction`); they may be negative.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from transprune.architecture import Architecture
+from transprune.errors import LatencyError
+from transprune.latency.tables import Table
+from transprune.layers import Channels, Layer
+from transprune.space import SearchSpace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correction:
+    """What turns the time of an operator alone into its part of a network's time."""
+
+    scale: float = 1.0
+    """Of the time alone."""
+    traffic: float = 0.0
+    """Nanoseconds for every element read or written."""
+    dispatch: float = 0.0
+    """Nanoseconds for every layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """Random architectures: what the model says, and what was measured of the whole networks."""
+
+    predicted: tuple[int, ...]
+    """Nanoseconds."""
+    measured: tuple[int, ...]
+    """Nanoseconds."""
+
+    @property
+    def errors(self) -> tuple[float, ...]:
+        """Distances as shares of the measured times."""
+        return tuple(abs(one - other) / other for one, other in zip(self.predicted, self.measured, strict=True))
+
+    @property
+    def median(self) -> float:
+        """The median error."""
+        return statistics.median(self.errors)
+
+    @property
+    def worst(self) -> float:
+        """The largest error."""
+        return max(self.errors)
+
+
+@dataclass(frozen=True)
+class LatencyModel:
+    """Latency of every architecture of a space, in whole nanoseconds a batch."""
+
+    tables: Mapping[Layer, Table]
+    """Layers that are not named take no time of their own."""
+    batch_size: int
+    correction: Correction
+    validation: Validation
+
+    def layer_time(self, layer: Layer, inputs: int, outputs: int) -> int:
+        """What a layer adds to a network's time at the given numbers of input and output elements, nanoseconds."""
+        table = self.tables.get(layer)
+        if table is None or (table.operator.needs_change and inputs == outputs):
+            return 0
+        elements = table.operator.traffic(self.batch_size, inputs, outputs)
+        with_rest = self.correction.scale * table.time(inputs, outputs) + self.correction.traffic * elements
+        return max(0, round(with_rest + self.correction.dispatch))
+
+    def part_time(self, layer: Layer, part: tuple[int, int], inputs: int, outputs: int) -> int:
+        """What a part of a layer's input and a part of its output add, nanoseconds.
+
+        Where several channels are concatenated, the layer's time is shared out by their full widths, each share as if
+        the other parts were cut alike: so that the times of the parts, which are chosen apart, add up.
+        """
+        before = _share(layer.inputs, part[0])
+        after = _share(layer.outputs, part[1])
+        if before == after == 1:
+            return self.layer_time(layer, inputs, outputs)
+        return round(before * after * self.layer_time(layer, round(inputs / before), round(outputs / after)))
+
+    def latency(self, space: SearchSpace, architecture: Architecture) -> int:
+        """Predicted time of one batch, nanoseconds."""
+        return sum(
+            self.part_time(layer, (row, column), space.resolve(one, architecture), space.resolve(other, architecture))
+            for layer in space.layers
+            if layer in self.tables and space.is_kept(layer.name, architecture)
+            for row, one in enumerate(layer.inputs.parts)
+            for column, other in enumerate(layer.outputs.parts)
+        )
+
+    def check_trust(self, bound: float) -> None:
+        """Checks that the model is good enough to search with.
+
+        Raises:
+            LatencyError: Its median error exceeds the bound.
+        """
+        if self.validation.median > bound:
+            raise LatencyError(
+                f"cannot trust the latency model: on {len(self.validation.errors)} random architectures its median "
+                f"error is {100 * self.validation.median:.1f} % (worst {100 * self.validation.worst:.1f} %), expected "
+                f"at most {100 * bound:.1f} %; stop what else runs on this machine and measure again, with more "
+                f"repeats (repeats=...) or finer (grid=...), or accept it with a higher bound (bound=...)"
+            )
+
+
+def _share(channels: Channels, part: int) -> float:
+    """How much of all channels a part is, in the unpruned network."""
+    parts: Sequence[Channels] = channels.parts
+    return parts[part].total / channels.total if len(parts) > 1 and channels.total else 1.0
