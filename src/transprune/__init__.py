@@ -26,7 +26,11 @@ if TYPE_CHECKING:
     from transprune.budget import Budget
     from transprune.data import Augmentation, ImageData, LoaderData, MemorySplit, load_data, make_loader
     from transprune.delivery.loading import load
+    from transprune.delivery.performance import MeasureOptions, Performance, measure
     from transprune.errors import TranspruneError
+    from transprune.latency.measuring import LatencyMeasurement, measure_latency
+    from transprune.latency.model import LatencyModel
+    from transprune.latency.options import LatencyOptions
     from transprune.networks.adapters import register_adapter
     from transprune.networks.resnet import ResNet, resnet
     from transprune.networks.resnet_shape import ResNetShape
@@ -60,7 +64,11 @@ _HOME = {
     "transprune.budget": ("Budget",),
     "transprune.data": ("Augmentation", "ImageData", "LoaderData", "MemorySplit", "load_data", "make_loader"),
     "transprune.delivery.loading": ("load",),
+    "transprune.delivery.performance": ("MeasureOptions", "Performance", "measure"),
     "transprune.errors": ("TranspruneError",),
+    "transprune.latency.measuring": ("LatencyMeasurement", "measure_latency"),
+    "transprune.latency.model": ("LatencyModel",),
+    "transprune.latency.options": ("LatencyOptions",),
     "transprune.networks.adapters": ("register_adapter",),
     "transprune.networks.resnet": ("ResNet", "resnet"),
     "transprune.networks.resnet_shape": ("ResNetShape",),
@@ -96,9 +104,14 @@ __all__ = [
     "Evaluation",
     "ExpectedCost",
     "ImageData",
+    "LatencyMeasurement",
+    "LatencyModel",
+    "LatencyOptions",
     "LoaderData",
+    "MeasureOptions",
     "MemorySplit",
     "Metric",
+    "Performance",
     "Probabilities",
     "ResNet",
     "ResNetShape",
@@ -126,7 +139,9 @@ __all__ = [
     "load",
     "load_data",
     "make_loader",
+    "measure",
     "measure_latencies",
+    "measure_latency",
     "register_adapter",
     "regression",
     "resnet",

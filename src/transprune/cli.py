@@ -13,6 +13,7 @@ import tyro
 
 from transprune import presets
 from transprune.analysis.inspection import Dimensions
+from transprune.delivery.performance import MeasureOptions
 from transprune.errors import OptionError, TranspruneError
 from transprune.pipeline.run import RunOptions
 from transprune.presets import StudentStart
@@ -161,6 +162,31 @@ class ExportCommand(Step):
         print(f"wrote {folder.file('student.onnx')} and {folder.file('student.pt2')}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class MeasureCommand(Step):
+    """Measure latency, throughput, memory and file size of teacher and student, in torch and onnxruntime.
+
+    transprune measure runs/first --threads 1 --batch-size 64
+    """
+
+    options: Annotated[MeasureOptions, tyro.conf.arg(name="")] = field(default_factory=MeasureOptions)
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print what was measured as JSON."""
+
+    def __call__(self) -> None:
+        """Runs the step and shows the table."""
+        from transprune import pipeline
+
+        run = pipeline.open_run(self.run, device=self.device)
+        with pipeline.logging_to(run):
+            content = pipeline.measure_step(run, self.options)
+        if self.as_json:
+            print(json.dumps(content, indent=2))
+            return
+        pipeline.show_measurements(content)
+        print(f"wrote {run.folder.file('measurements.json')}")
+
+
 class ReportCommand(Step):
     """Write report.html from what the run folder holds.
 
@@ -231,6 +257,7 @@ COMMANDS: dict[str, Any] = {
     "distill": DistillCommand,
     "evaluate": EvaluateCommand,
     "export": ExportCommand,
+    "measure": MeasureCommand,
     "report": ReportCommand,
 }
 

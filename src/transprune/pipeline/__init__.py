@@ -1,5 +1,6 @@
 """The whole job as steps on a run folder: prepare, teach, search, distill, evaluate, export, report."""
 
+from transprune.pipeline.measuring import measure_step, show_measurements
 from transprune.pipeline.results import show_architecture, show_results, show_space, space_as_json
 from transprune.pipeline.run import Run, RunOptions, logging_to, open_run, prepare
 from transprune.pipeline.steps import (
@@ -19,12 +20,14 @@ __all__ = [
     "evaluate_step",
     "export_step",
     "logging_to",
+    "measure_step",
     "open_run",
     "prepare",
     "report_step",
     "run_all",
     "search_step",
     "show_architecture",
+    "show_measurements",
     "show_results",
     "show_space",
     "space_as_json",

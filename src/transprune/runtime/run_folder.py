@@ -29,6 +29,7 @@ RUN_FILES = (
     "student.onnx",
     "student.pt2",
     "result.json",
+    "measurements.json",
     "report.html",
 )
 """Every file that transprune writes into a run folder, in the order of their making."""
