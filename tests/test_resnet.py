@@ -260,14 +260,15 @@ def test_a_model_is_built_by_its_name():
     assert isinstance(network, ResNet)
     assert (network.classifier.out_features, network.stem.conv.in_channels) == (7, 1)
     cifar, imagenet = (20, 32, 44, 56, 110, 164), (18, 34, 50)
-    assert set(NAMES) == {f"resnet{depth}" for depth in cifar + imagenet}
+    strided = {f"resnet{depth}-strided" for depth in imagenet}
+    assert set(NAMES) == {f"resnet{depth}" for depth in cifar + imagenet} | strided
 
 
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
         ("resnet_20", "did you mean 'resnet20'"),
-        ("vit", "expected one of resnet20, .*resnet50, torchvision:NAME, .*:FUNCTION$"),
+        ("vit", "expected one of resnet20, .*resnet50-strided, torchvision:NAME, .*:FUNCTION$"),
     ],
 )
 def test_an_unknown_model_name_is_refused_with_the_known_ones(name, hint):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transprune.analysis.inspection import inspect
     from transprune.analysis.measurement import count_macs, measure_latencies
     from transprune.analysis.probabilities import Probabilities
+    from transprune.analysis.reference_points import random_architecture, uniform_architecture
     from transprune.architecture import Architecture
     from transprune.budget import Budget
     from transprune.data import Augmentation, ImageData, LoaderData, MemorySplit, load_data, make_loader
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from transprune.networks.shrinking import kept_entries, shrink
     from transprune.networks.sorting import sort_channels
     from transprune.networks.supernet import Supernet
+    from transprune.networks.torchvision_resnet import resnet_from_torchvision
     from transprune.networks.traced import TracedNetwork
     from transprune.presets import get_preset
     from transprune.residual import ResidualSum
@@ -60,6 +62,7 @@ _HOME = {
     "transprune.analysis.inspection": ("inspect",),
     "transprune.analysis.measurement": ("count_macs", "measure_latencies"),
     "transprune.analysis.probabilities": ("Probabilities",),
+    "transprune.analysis.reference_points": ("random_architecture", "uniform_architecture"),
     "transprune.architecture": ("Architecture",),
     "transprune.budget": ("Budget",),
     "transprune.data": ("Augmentation", "ImageData", "LoaderData", "MemorySplit", "load_data", "make_loader"),
@@ -76,6 +79,7 @@ _HOME = {
     "transprune.networks.shrinking": ("kept_entries", "shrink"),
     "transprune.networks.sorting": ("sort_channels",),
     "transprune.networks.supernet": ("Supernet",),
+    "transprune.networks.torchvision_resnet": ("resnet_from_torchvision",),
     "transprune.networks.traced": ("TracedNetwork",),
     "transprune.presets": ("get_preset",),
     "transprune.residual": ("ResidualSum",),
@@ -142,14 +146,17 @@ __all__ = [
     "measure",
     "measure_latencies",
     "measure_latency",
+    "random_architecture",
     "register_adapter",
     "regression",
     "resnet",
+    "resnet_from_torchvision",
     "search",
     "segmentation",
     "shrink",
     "sort_channels",
     "train",
+    "uniform_architecture",
     "width_candidates",
 ]
 

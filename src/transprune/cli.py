@@ -13,6 +13,7 @@ import tyro
 
 from transprune import presets
 from transprune.analysis.inspection import Dimensions
+from transprune.data import AugmentationName
 from transprune.delivery.performance import MeasureOptions
 from transprune.errors import OptionError, TranspruneError
 from transprune.pipeline.run import RunOptions
@@ -40,7 +41,7 @@ class Job:
     out: str
     """Folder of the run; made if missing."""
     preset: str = "medium"
-    """Recipe whose figures the options below start from: quick, demo, short, medium or paper-cifar."""
+    """Recipe whose figures the options below start from: quick, demo, short, medium, paper-cifar or paper-imagenet."""
     seed: int = 0
     """The same seed on the same machine gives the same result."""
     device: str = "auto"
@@ -61,6 +62,9 @@ class Job:
     """Weights that the student starts from: new ones, the teacher's or the supernet's."""
     image_size: tuple[int, int, int] | None = None
     """Channels, rows and columns to bring the images to."""
+    augment: AugmentationName = "standard"
+    """Random changes of the training images: what is customary for the data set, none, shift (no mirroring: for digits,
+    letters, signs), or imagenet (the paper's: crops, flips, colours, lighting)."""
     download: bool = False
     """Download cifar10 or cifar100 into DIR when it is not there."""
     overwrite: bool = False
@@ -275,6 +279,7 @@ def _subcommand(name: str, preset_name: str) -> Any:
         preset=preset_name,
         teacher=preset.teacher,
         search=preset.search,
+        augment=preset.augment,
         distill=preset.distill,
         student=preset.student,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from transprune.data import AugmentationName
 from transprune.errors import OptionError, expected_one_of
 from transprune.training.bilevel import SearchOptions
 from transprune.training.fitting import DistillationOptions, TrainingOptions
@@ -23,6 +24,7 @@ class Preset:
     search: SearchOptions = field(default_factory=SearchOptions)
     distill: DistillationOptions = field(default_factory=DistillationOptions)
     student: StudentStart = "scratch"
+    augment: AugmentationName = "standard"
 
 
 def _from_trained(*, epochs: int, batch_size: int, architecture_learning_rate: float) -> SearchOptions:
@@ -73,6 +75,13 @@ PRESETS: dict[str, Preset] = {
     "paper-cifar": Preset(
         summary="the paper's settings for CIFAR: 300 epochs of training, 600 of search; meant for a GPU",
         search=SearchOptions(depth_samples=None),
+    ),
+    "paper-imagenet": Preset(
+        summary="the paper's settings for ImageNet: 120 epochs of training, 115 of search; meant for several GPUs",
+        teacher=TrainingOptions(epochs=120, weight_decay=1e-4),
+        search=SearchOptions(epochs=115, warm_up_epochs=5, weight_decay=1e-4, depth_samples=None),
+        distill=DistillationOptions(epochs=120, weight_decay=1e-4),
+        augment="imagenet",
     ),
 }
 

@@ -31,9 +31,9 @@ class ResidualSum(nn.Module):
         return total
 
 
-def projection(inputs: int, outputs: int, *, has_norm: bool) -> nn.Sequential:
+def projection(inputs: int, outputs: int, *, has_norm: bool, stride: int = 1) -> nn.Sequential:
     """A 1×1 convolution, with a batch norm if asked for, that takes a shortcut to another width."""
-    layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, kernel_size=1, bias=False)]
+    layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False)]
     if has_norm:
         layers.append(nn.BatchNorm2d(outputs))
     return nn.Sequential(*layers)

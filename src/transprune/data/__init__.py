@@ -6,7 +6,7 @@ for images, labels in make_loader(weights_part, data, batch_size=64, train=True,
     ...
 """
 
-from transprune.data.augmentation import Augmentation
+from transprune.data.augmentation import Augmentation, AugmentationName
 from transprune.data.loader import Loader, make_loader
 from transprune.data.loaders import LoaderData, SearchLoaders, divide_loader, length_of, no_batches
 from transprune.data.sources import load_data
@@ -14,6 +14,7 @@ from transprune.data.splits import FileSplit, ImageData, MemorySplit, Split, spl
 
 __all__ = [
     "Augmentation",
+    "AugmentationName",
     "FileSplit",
     "ImageData",
     "Loader",

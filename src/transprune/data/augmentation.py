@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import reduce
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,14 @@ from transprune.errors import OptionError
 
 SMALL_SIDE = 64
 """Images up to this many pixels a side are cropped after padding; larger ones by a random resized crop."""
+AugmentationName = Literal["standard", "none", "shift", "imagenet"]
+"""Augmentations that can be asked for by name."""
+COLOUR_AXES = (
+    (0.2175, (-0.5675, -0.5808, -0.5836)),
+    (0.0188, (0.7192, -0.0045, -0.6948)),
+    (0.0045, (0.4009, -0.8140, 0.4203)),
+)
+"""Eigenvalues and eigenvectors of the colours of ImageNet's pixels (Krizhevsky et al., 2012, section 4.1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +42,20 @@ class Augmentation:
     resized_crop: bool = False
     """Cut a box of random area and shape and resize it to the image size."""
 
+    colour_jitter: tuple[float, float, float, float] | None = None
+    """Change brightness, contrast, saturation (each by a factor of up to 1 ± so much) and hue (by up to ± so many turns
+    of the colour circle), in random order; images in colour only."""
+
+    lighting: float = 0.0
+    """Standard deviation of a shift along each of `COLOUR_AXES`, in units of its eigenvalue; images in colour only."""
+
     def __post_init__(self) -> None:
+        jitter = self.colour_jitter or (0.0, 0.0, 0.0, 0.0)
+        if min(*jitter, self.lighting) < 0 or max(jitter) > 1 or jitter[3] > 0.5:
+            raise OptionError(
+                f"cannot augment with colour_jitter={self.colour_jitter} and lighting={self.lighting}: expected three "
+                "numbers from 0 to 1 and one from 0 to 0.5, and a lighting of at least 0"
+            )
         if self.pad < 0:
             raise OptionError(f"cannot augment with pad={self.pad}: expected 0 (no crop) or more pixels")
         if self.pad and self.resized_crop:
@@ -48,8 +71,31 @@ def standard_augmentation(image_size: tuple[int, int, int]) -> Augmentation:
     return Augmentation(flip=True, resized_crop=True)
 
 
+def named_augmentation(
+    name: AugmentationName, image_size: tuple[int, int, int], *, standard: Augmentation
+) -> Augmentation:
+    """The augmentation of a name, for images of a size (channels, rows and columns).
+
+    Args:
+        name: `none`; `shift` moves by up to an eighth of the image and never mirrors (for digits, letters, signs);
+            `imagenet` is the paper's for ImageNet: resized crops, flips, changes of colour and lighting (the colours
+            only of images that have some).
+        image_size: What the images are brought to.
+        standard: What `standard` means for this data set.
+    """
+    if name == "standard":
+        return standard
+    if name == "none":
+        return Augmentation()
+    if name == "shift":
+        return Augmentation(pad=max(1, min(image_size[1:]) // 8))
+    if image_size[0] != 3:
+        return Augmentation(flip=True, resized_crop=True)
+    return Augmentation(flip=True, resized_crop=True, colour_jitter=(0.4, 0.4, 0.4, 0.2), lighting=0.1)
+
+
 def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """Applies the crops and flips of `augmentation`, drawn anew for each image.
+    """Applies the changes of `augmentation`, drawn anew for each image.
 
     Args:
         images: uint8 [batch, channels, rows, columns].
@@ -65,6 +111,10 @@ def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generat
         images = random_crop(images, augmentation.pad, generator)
     if augmentation.flip:
         images = random_flip(images, generator)
+    if augmentation.colour_jitter is not None:
+        images = random_colours(images, augmentation.colour_jitter, generator)
+    if augmentation.lighting:
+        images = random_lighting(images, augmentation.lighting, generator)
     return images
 
 
@@ -139,3 +189,50 @@ def random_boxes(count: int, height: int, width: int, generator: torch.Generator
     # The sums may pass the border by a rounding error, which image libraries refuse.
     rights, bottoms = (lefts + widths).clamp(max=width), (tops + heights).clamp(max=height)
     return torch.stack([lefts, tops, rights, bottoms], dim=1)
+
+
+def random_colours(images: Tensor, strength: tuple[float, float, float, float], generator: torch.Generator) -> Tensor:
+    """Changes brightness, contrast, saturation and hue of each image, in random order.
+
+    Args:
+        images: uint8 [batch, 3, rows, columns].
+        strength: as `Augmentation.colour_jitter`.
+        generator: source of randomness, on the CPU.
+
+    Returns:
+        uint8 of the same shape.
+    """
+    from torchvision.transforms.v2 import functional as transforms
+
+    changes = (
+        transforms.adjust_brightness,
+        transforms.adjust_contrast,
+        transforms.adjust_saturation,
+        transforms.adjust_hue,
+    )
+    draws = (2 * torch.rand(len(images), len(changes), generator=generator) - 1) * torch.tensor(strength)
+    factors = draws + torch.tensor([1.0, 1.0, 1.0, 0.0])
+    orders = torch.rand(len(images), len(changes), generator=generator).argsort(1)
+    plans = zip(images, factors.tolist(), orders.tolist(), strict=True)
+    return torch.stack(
+        [reduce(lambda image, place: changes[place](image, own[place]), order, image) for image, own, order in plans]
+    )
+
+
+def random_lighting(images: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
+    """Shifts the colour of each image along the directions in which the colours of natural images vary.
+
+    Krizhevsky et al., 2012, section 4.1 (ImageNet Classification with Deep Convolutional Neural Networks).
+
+    Args:
+        images: uint8 [batch, 3, rows, columns].
+        deviation: standard deviation of the shift along each of `COLOUR_AXES`, in units of its eigenvalue.
+        generator: source of randomness, on the CPU.
+
+    Returns:
+        uint8 of the same shape.
+    """
+    directions = torch.tensor([[255 * value * part for part in vector] for value, vector in COLOUR_AXES])
+    shifts = deviation * torch.randn(len(images), len(COLOUR_AXES), generator=generator) @ directions
+    shifted = images.float() + shifts[:, :, None, None].to(images.device)
+    return shifted.round_().clamp_(0, 255).to(torch.uint8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -92,7 +92,7 @@ class FileBatches(Dataset):
         rest = self.augmentation
         if rest.resized_crop:
             # Cut from the image at its full size; what is left to do is the same for the whole batch.
-            view, rest = _random_view(generator), Augmentation(flip=rest.flip)
+            view, rest = _random_view(generator), replace(rest, resized_crop=False)
         rows = self.split.rows[batch.places].tolist()
         try:
             images = torch.stack([decode(self.split.files, row, self.image_size, view) for row in rows])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from transprune.data.augmentation import Augmentation, standard_augmentation
+from transprune.data.augmentation import Augmentation, AugmentationName, named_augmentation, standard_augmentation
 from transprune.data.imagefolder import load_imagefolder
 from transprune.data.parquet import load_parquet
 from transprune.data.pixels import fit_images, mean_and_std, moments, sample_places
@@ -32,7 +33,7 @@ def load_data(
     spec: str,
     *,
     image_size: tuple[int, int, int] | None = None,
-    augmentation: Augmentation | None = None,
+    augmentation: Augmentation | AugmentationName | None = None,
     download: bool = False,
 ) -> ImageData:
     """Loads the data set that a specification names.
@@ -43,7 +44,7 @@ def load_data(
     Args:
         spec: `digits`, `cifar10:DIR`, `cifar100:DIR`, `imagefolder:DIR` or `parquet:DIR`.
         image_size: channels (1 or 3), rows and columns wanted, if not those of the data set.
-        augmentation: random changes of the training images, if not the standard ones.
+        augmentation: random changes of the training images, themselves or their name, if not the standard ones.
         download: fetch the files of `cifar10` and `cifar100` if they are missing.
 
     Raises:
@@ -53,11 +54,23 @@ def load_data(
     _check(spec, kind, place)
     if image_size is not None and (image_size[0] not in (1, 3) or min(image_size) < 1):
         raise DataError(f"cannot load {spec!r} as {image_size}: expected 1 or 3 channels, then rows and columns")
+    chosen = None if isinstance(augmentation, str) else augmentation
     if kind == "digits":
-        return load_digits(image_size=image_size, augmentation=augmentation)
+        data = load_digits(image_size=image_size, augmentation=chosen)
+    elif kind in CIFAR_STATISTICS:
+        folder = Path(place).expanduser()
+        data = load_cifar(kind, folder, image_size=image_size, augmentation=chosen, download=download)
+    else:
+        data = _load_folder(spec, image_size, chosen)
+    if not isinstance(augmentation, str):
+        return data
+    named = named_augmentation(augmentation, data.image_size, standard=data.augmentation)
+    return replace(data, augmentation=named)
+
+
+def _load_folder(spec: str, image_size: tuple[int, int, int] | None, augmentation: Augmentation | None) -> ImageData:
+    kind, _, place = spec.partition(":")
     folder = Path(place).expanduser()
-    if kind in CIFAR_STATISTICS:
-        return load_cifar(kind, folder, image_size=image_size, augmentation=augmentation, download=download)
     if not folder.is_dir():
         raise DataError(f"cannot load {spec!r}: there is no folder {folder} (looked from {Path.cwd()})")
     load = load_imagefolder if kind == "imagefolder" else load_parquet

@@ -6,10 +6,16 @@ from torch import nn
 
 from transprune.errors import ModelError, expected_one_of
 from transprune.networks.resnet import resnet
+from transprune.networks.resnet_shape import IMAGENET_BLOCKS, Halving
 from transprune.networks.user_models import build_user_model
 
-RESNET_DEPTHS = (20, 32, 44, 56, 110, 164, 18, 34, 50)
-NAMES = tuple(f"resnet{depth}" for depth in RESNET_DEPTHS)
+RESNET_DEPTHS = (20, 32, 44, 56, 110, 164, *IMAGENET_BLOCKS)
+STRIDED = "-strided"
+"""Ending of the names of ResNets that halve the resolution on their shortcuts by stride, as torchvision's do."""
+NAMES = (
+    *(f"resnet{depth}" for depth in RESNET_DEPTHS),
+    *(f"resnet{depth}{STRIDED}" for depth in IMAGENET_BLOCKS),
+)
 LIBRARIES = ("torchvision", "timm")
 FORMS = (*NAMES, "torchvision:NAME", "timm:NAME", "FILE.py:FUNCTION", "package.module:FUNCTION")
 """How a model may be named."""
@@ -35,7 +41,9 @@ def build_model(name: str, *, classes: int, image_channels: int) -> nn.Module:
         return build_user_model(name, classes=classes, image_channels=image_channels)
     if name not in NAMES:
         raise ModelError(f"cannot build the model {name!r}: {_expected(name)}")
-    return resnet(int(name.removeprefix("resnet")), classes=classes, image_channels=image_channels)
+    halved_by: Halving = "stride" if name.endswith(STRIDED) else "pool"
+    depth = name.removeprefix("resnet").removesuffix(STRIDED)
+    return resnet(int(depth), classes=classes, image_channels=image_channels, halved_by=halved_by)
 
 
 def is_user_model(name: str) -> bool:

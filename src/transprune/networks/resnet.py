@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transprune.networks.initialisation import initialise
-from transprune.networks.resnet_shape import ResNetShape
+from transprune.networks.resnet_shape import Halving, ResNetShape
 from transprune.residual import ResidualSum, projection
 
 
@@ -69,7 +69,10 @@ def _stages(shape: ResNetShape) -> Iterator[nn.Sequential]:
 def _shortcut(shape: ResNetShape, inputs: int, outputs: int, stride: int) -> nn.Module | None:
     """What takes a block's input to its output's shape: average pooling, a 1×1 convolution; None: they agree."""
     if stride > 1:
-        return nn.Sequential(nn.AvgPool2d(stride), *projection(inputs, outputs, has_norm=shape.style == "imagenet"))
+        has_norm = shape.style == "imagenet"
+        if shape.halved_by == "stride":
+            return projection(inputs, outputs, has_norm=has_norm, stride=stride)
+        return nn.Sequential(nn.AvgPool2d(stride), *projection(inputs, outputs, has_norm=has_norm))
     return projection(inputs, outputs, has_norm=shape.has_shortcut_norm) if inputs != outputs else None
 
 
@@ -135,18 +138,20 @@ class Bottleneck(nn.Module):
         return F.relu(self.sum(self.layer3(self.layer2(self.layer1(features))), features))
 
 
-def resnet(depth: int, *, classes: int | None = None, image_channels: int = 3) -> ResNet:
+def resnet(depth: int, *, classes: int | None = None, image_channels: int = 3, halved_by: Halving = "pool") -> ResNet:
     """The unpruned ResNet with that many layers.
 
     Args:
         depth: 20, 32, 44, 56, 110 or 164 for images as small as CIFAR's; 18, 34 or 50 for ImageNet's.
         classes: Outputs of the classifier; None: as many as the data set has, 10 or 1000.
         image_channels: Channels of the images.
+        halved_by: What halves the resolution on a shortcut: average pooling as in the paper, or the stride of its 1×1
+            convolution as in torchvision.
 
     Raises:
         ModelError: There is none of that depth.
     """
-    shape = ResNetShape.unpruned(depth)
+    shape = ResNetShape.unpruned(depth, halved_by=halved_by)
     if classes is None:
         classes = 10 if shape.style == "cifar" else 1000
     return ResNet(shape, classes=classes, image_channels=image_channels)

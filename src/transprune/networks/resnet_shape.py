@@ -10,6 +10,7 @@ from transprune.errors import ModelError
 
 Style = Literal["cifar", "imagenet"]
 Block = Literal["basic", "bottleneck"]
+Halving = Literal["pool", "stride"]
 STAGE_WIDTHS: dict[Style, tuple[int, ...]] = {"cifar": (16, 32, 64), "imagenet": (64, 128, 256, 512)}
 CONVOLUTIONS: dict[Block, int] = {"basic": 2, "bottleneck": 3}
 EXPANSION = 4
@@ -36,36 +37,41 @@ class ResNetShape:
     has_shortcut_norm: bool = True
     """Whether a shortcut that changes the width alone ends in a batch norm. In the paper's counts it does, except in
     derived CIFAR networks of bottlenecks."""
+    halved_by: Halving = "pool"
+    """What halves the resolution on a shortcut: average pooling (the paper), or the stride of its 1×1 convolution
+    (torchvision). Both cost the same."""
 
     @classmethod
-    def unpruned(cls, depth: int) -> ResNetShape:
+    def unpruned(cls, depth: int, *, halved_by: Halving = "pool") -> ResNetShape:
         """The shape of the unpruned network with that many layers.
 
         Args:
             depth: 18, 34 or 50 (ImageNet); 164 (CIFAR, bottlenecks); 20, 32, 44, 56, 110 and others of the form 6n + 2
                 (CIFAR, basic blocks).
+            halved_by: What halves the resolution on a shortcut.
 
         Raises:
             ModelError: There is none of that depth.
         """
         if depth in IMAGENET_BLOCKS:
             block, blocks = IMAGENET_BLOCKS[depth]
-            return cls._uniform("imagenet", block, blocks)
+            return cls.uniform("imagenet", block, blocks, halved_by=halved_by)
         if depth == 164:
-            return cls._uniform("cifar", "bottleneck", (18, 18, 18))
+            return cls.uniform("cifar", "bottleneck", (18, 18, 18), halved_by=halved_by)
         if depth >= 8 and (depth - 2) % 6 == 0:
-            return cls._uniform("cifar", "basic", ((depth - 2) // 6,) * 3)
+            return cls.uniform("cifar", "basic", ((depth - 2) // 6,) * 3, halved_by=halved_by)
         raise ModelError(
             f"cannot build a ResNet of {depth} layers; expected 18, 34 or 50 (ImageNet), 6n + 2 such as 20, 32, 44, "
             f"56, 110 (CIFAR, basic blocks) or 164 (CIFAR, bottlenecks)"
         )
 
     @classmethod
-    def _uniform(cls, style: Style, block: Block, blocks: Sequence[int]) -> ResNetShape:
+    def uniform(cls, style: Style, block: Block, blocks: Sequence[int], *, halved_by: Halving = "pool") -> ResNetShape:
+        """The shape with so many blocks a stage, all at the full widths of the style."""
         widths = STAGE_WIDTHS[style]
         inner = [(width, width) if block == "basic" else (width, width, EXPANSION * width) for width in widths]
         stages = tuple((each,) * count for each, count in zip(inner, blocks, strict=True))
-        return cls(block=block, stem=widths[0], stages=stages, style=style)
+        return cls(block=block, stem=widths[0], stages=stages, style=style, halved_by=halved_by)
 
     @classmethod
     def from_paper(

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from transprune.errors import ModelError
+from transprune.networks.resnet import ResNet
+from transprune.networks.torchvision_resnet import is_torchvision_resnet, pooled_shortcuts, renamed
 
 WRAPPERS = ("state_dict", "model", "model_state", "model_state_dict", "state_dict_ema")
 """Keys under which checkpoints hold a state dict."""
@@ -28,16 +30,23 @@ class Weights:
     """Names in the file that the model does not have."""
     reshaped: tuple[str, ...] = ()
     """Names of another shape, each with both shapes."""
+    misplaced: tuple[str, ...] = ()
+    """Names whose layer computes something else here than where it was trained."""
 
     @property
     def is_whole(self) -> bool:
         """Whether the model gets all of its weights."""
-        return not self.missing and not self.reshaped
+        return not self.missing and not self.reshaped and not self.misplaced
 
     @property
     def misfit(self) -> str:
         """What does not fit, in words: how many, and the first few names; empty if all fits."""
-        kinds = (("missing", self.missing), ("unexpected", self.unexpected), ("of another shape", self.reshaped))
+        kinds = (
+            ("missing", self.missing),
+            ("unexpected", self.unexpected),
+            ("of another shape", self.reshaped),
+            ("trained with a stride where this network pools (its -strided twin does not)", self.misplaced),
+        )
         return "; ".join(f"{len(names)} {kind}: {_first(names)}" for kind, names in kinds if names)
 
 
@@ -65,7 +74,7 @@ def load_weights(path: str | Path, model: nn.Module, *, partial: bool = False) -
             f"cannot load weights from '{file}': {type(error).__name__}: {problem}; "
             f"expected tensors only, as `safetensors.torch.save_file` or `torch.save(model.state_dict())` writes them"
         ) from error
-    weights = _fit(found, model.state_dict())
+    weights = _fit(found, model)
     if not weights.tensors:
         raise ModelError(f"cannot load weights from '{file}': nothing in it fits the model; {weights.misfit}")
     if weights.misfit and not partial:
@@ -92,8 +101,13 @@ def _read(file: Path) -> dict[str, Tensor]:
     return {str(name): value for name, value in content.items()}
 
 
-def _fit(found: dict[str, Tensor], expected: dict[str, Tensor]) -> Weights:
+def _fit(found: dict[str, Tensor], model: nn.Module) -> Weights:
+    expected = model.state_dict()
     found = _without_prefixes(found, expected)
+    misplaced: tuple[str, ...] = ()
+    if isinstance(model, ResNet) and is_torchvision_resnet(found):
+        misplaced = pooled_shortcuts(model)
+        found = renamed(found, halved_by="pool" if misplaced else "stride")
     known = [name for name in expected if name in found]
     return Weights(
         tensors={name: found[name] for name in known if found[name].shape == expected[name].shape},
@@ -104,6 +118,7 @@ def _fit(found: dict[str, Tensor], expected: dict[str, Tensor]) -> Weights:
             for name in known
             if found[name].shape != expected[name].shape
         ),
+        misplaced=misplaced,
     )
 
 

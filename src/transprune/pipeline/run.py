@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transprune._version import __version__
 from transprune.analysis.inspection import Dimensions, inspect
 from transprune.budget import Budget
-from transprune.data import ImageData, load_data
+from transprune.data import AugmentationName, ImageData, load_data
 from transprune.errors import ModelError, OptionError, RunFolderError
 from transprune.networks.models import build_model
 from transprune.networks.weights import Weights, load_weights
@@ -55,6 +55,7 @@ class RunOptions:
     weights: str | None = None
     weights_partial: bool = False
     image_size: tuple[int, int, int] | None = None
+    augment: AugmentationName = "standard"
     download: bool = False
     dimensions: Dimensions = "both"
     keep: tuple[str, ...] = ()
@@ -108,7 +109,7 @@ class Run:
     @cached_property
     def data(self) -> ImageData:
         """The data set."""
-        return load_data(self.options.data, image_size=self.options.image_size, download=self.options.download)
+        return _data(self.options)
 
     @cached_property
     def model(self) -> nn.Module:
@@ -199,7 +200,7 @@ def prepare(options: RunOptions, out: str | Path, *, device: str = "auto", overw
     """
     chosen = choose_device(device)
     budget = Budget.parse(options.budget)
-    data = load_data(options.data, image_size=options.image_size, download=options.download)
+    data = _data(options)
     model = _build(options, data)
     weights = _weights(options, model)
     example = torch.zeros(1, *data.image_size)
@@ -243,6 +244,12 @@ def open_run(path: str | Path, *, device: str = "auto") -> Run:
     run = Run(folder, RunOptions.from_config(folder.config, folder.path), device)
     run.journal.record("start", command=" ".join(["transprune", *sys.argv[1:]]), version=__version__)
     return run
+
+
+def _data(options: RunOptions) -> ImageData:
+    return load_data(
+        options.data, image_size=options.image_size, augmentation=options.augment, download=options.download
+    )
 
 
 def _build(options: RunOptions, data: ImageData) -> nn.Module:

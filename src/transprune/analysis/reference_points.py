@@ -1,0 +1,76 @@
+"""Architectures that nothing has learned: what a search is compared with, at the same cost."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from transprune.analysis.derivation import derive
+from transprune.analysis.probabilities import Probabilities, candidate_masks
+from transprune.architecture import Architecture
+from transprune.errors import BudgetError
+from transprune.layers import CostKind
+from transprune.numerics.sampling import masked_log_softmax, perturb
+from transprune.space import SearchSpace
+
+
+def uniform_architecture(space: SearchSpace, kind: CostKind, target: int) -> Architecture:
+    """Every width at the same share of its full width, every block kept: the largest share that costs at most `target`.
+
+    The widths are rounded down and need not be candidates.
+
+    Args:
+        space: The search space.
+        kind: What `target` counts.
+        target: The most that the architecture may cost.
+
+    Raises:
+        BudgetError: Widths of one cost more.
+    """
+    shares = sorted({Fraction(width, group.width) for group in space.groups for width in range(group.width + 1)})
+    # Wider is never cheaper, so the shares that fit come first.
+    fitting = bisect_right(shares, target, key=lambda share: space.cost(kind, _scaled(space, share)))
+    if not fitting:
+        raise BudgetError(
+            f"cannot scale all widths to at most {target:,} {kind}: with every block and widths of one this network "
+            f"has {space.cost(kind, _scaled(space, Fraction(0))):,}"
+        )
+    return _scaled(space, shares[fitting - 1])
+
+
+def _scaled(space: SearchSpace, share: Fraction) -> Architecture:
+    return Architecture(
+        widths={group.name: max(1, int(group.width * share)) for group in space.groups},
+        depths={stage.name: stage.depth for stage in space.stages},
+    )
+
+
+def random_architecture(space: SearchSpace, kind: CostKind, target: int, *, seed: int) -> Architecture:
+    """Random candidates that cost at most `target`, and nearly as much wherever the space permits.
+
+    Every candidate gets a random score, and the architecture within the budget whose scores sum to the most is taken
+    (`derive`): without a budget this draws every candidate with the same probability.
+
+    Args:
+        space: The search space.
+        kind: What `target` counts.
+        target: The most that the architecture may cost.
+        seed: Decides the scores.
+
+    Raises:
+        BudgetError: No architecture costs that little.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    widths, depths = (_random_scores(mask, generator) for mask in candidate_masks(space))
+    return derive(space, Probabilities(widths, depths), kind, target)
+
+
+def _random_scores(is_candidate: Tensor, generator: torch.Generator) -> Tensor:
+    """Probabilities [choices, candidates] whose logarithms are standard Gumbel noise, up to a constant a row."""
+    if is_candidate.numel() == 0:
+        return is_candidate.double()
+    even = masked_log_softmax(torch.zeros(is_candidate.shape, dtype=torch.float64), is_candidate)
+    return perturb(even, 1.0, generator).softmax(1)
