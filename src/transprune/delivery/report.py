@@ -11,6 +11,7 @@ from typing import Any
 
 from transprune.delivery.markup import bar, code, figures, note, row, section, table
 from transprune.delivery.report_charts import accuracy_figures, cost_figures, depth_figures, width_figures
+from transprune.delivery.report_measurements import measurement_section
 from transprune.delivery.run_record import RunRecord, StageRow, WidthRow, number, part, read_record
 from transprune.delivery.wording import (
     COST_NAMES,
@@ -56,6 +57,7 @@ def _page(record: RunRecord) -> str:
     sentence = escape(headline(record))
     sections = (
         section("Teacher and student", _result(record)),
+        measurement_section(record),
         section("Widths, before and after", _widths(record)),
         section("Depths, before and after", _depths(record)),
         section("Cost and certainty over the search", figures(cost_figures(record)) or note("No search is recorded.")),

@@ -26,7 +26,7 @@ class Table:
     def time(self, inputs: float, outputs: float) -> float:
         """The time at a pair of widths: where it was measured, the measured one; else bilinear between neighbours.
 
-        Beyond the grid the outermost cell goes on, but no time falls below zero.
+        Beyond the grid, the nearest width of the grid counts.
         """
         row, down = _place(self.inputs, inputs)
         column, right = _place(self.outputs, outputs)
@@ -35,15 +35,15 @@ class Table:
             for beside, weight_right in ((0, 1 - right), (1, right)):
                 if weight_down and weight_right:
                     total += weight_down * weight_right * self.nanoseconds[row + below][column + beside]
-        return max(0.0, total)
+        return total
 
 
 def _place(grid: Sequence[int], width: float) -> tuple[int, float]:
     """The grid point before a width, and how far it is on the way to the next."""
-    if len(grid) == 1:
+    if len(grid) == 1 or width <= grid[0]:
         return 0, 0.0
-    before = min(max(bisect_right(grid, width) - 1, 0), len(grid) - 2)
-    return before, (width - grid[before]) / (grid[before + 1] - grid[before])
+    before = min(bisect_right(grid, width) - 1, len(grid) - 2)
+    return before, min(1.0, (width - grid[before]) / (grid[before + 1] - grid[before]))
 
 
 def grid_of(space: SearchSpace, channels: Channels, most: int) -> tuple[int, ...]:
