@@ -237,12 +237,12 @@ def student(study: Study, name: str, arm: Arm, seed: int) -> None:
 def shrunk(study: Study, arm: Arm, teacher: nn.Module, seed: int) -> nn.Module:
     """The arm's architecture as a network, before training."""
     space = transprune.inspect(teacher, study.example)
-    target = transprune.Budget.parse(study.budget).target(space)
+    limits = [transprune.Budget.parse(study.budget).limit(space)]
     origin = transprune.sort_channels(teacher, study.example)
     if arm.shape == "uniform":
-        architecture = transprune.uniform_architecture(space, "macs", target)
+        architecture = transprune.uniform_architecture(space, limits)
     elif arm.shape == "random":
-        architecture = transprune.random_architecture(space, "macs", target, seed=seed)
+        architecture = transprune.random_architecture(space, limits, seed=seed)
     else:
         found = study.file(f"{search_name(arm, seed)}.json")
         architecture = transprune.Architecture.from_json(json.loads(found.read_text())["architecture"])
@@ -257,7 +257,7 @@ def magnitude_pruned(study: Study, teacher: nn.Module) -> nn.Module:
     import torch_pruning
 
     space = transprune.inspect(teacher, study.example)
-    target = transprune.Budget.parse(study.budget).target(space)
+    target = transprune.Budget.parse(study.budget).limit(space).most
     steps = 200
     network = study.model()
     network.load_state_dict(teacher.state_dict())

@@ -64,7 +64,7 @@ def fake_run(folder: Path, *, blocks: int = 3, epochs: int = 40, seed: int = 0, 
     draw = random.Random(seed)
     model, space = f"resnet{6 * blocks + 2}", fake_space(blocks)
     config = f'# The resolved configuration of a transprune run.\nmodel = "{model}"\ndata = "digits"\n'
-    config += f'budget = "macs=0.5"\nseed = {seed}\n\n[search]\nepochs = {epochs}\nratios = {list(RATIOS)}\n'
+    config += f'budget = ["macs=0.5"]\nseed = {seed}\n\n[search]\nepochs = {epochs}\nratios = {list(RATIOS)}\n'
     (folder / "config.toml").write_text(config, encoding="utf-8")
     write(folder, "environment.json", ENVIRONMENT)
     command = f"transprune run {model} --data digits --budget macs=0.5 --preset demo --out runs/demo"
@@ -164,10 +164,12 @@ def fake_result(model: str, seed: int, full: int, target: int) -> dict:
     student = {"top1": 98.8889, "top5": 100.0, "loss": 0.042, "macs": int(target * 0.9964), "params": 127954}
     return {
         "model": model, "data": "digits", "preset": "demo", "seed": seed,
-        "budget": {
-            "kind": "macs", "target": target, "actual": student["macs"],
-            "share": student["macs"] / full, "text": "macs=0.5",
-        },
+        "budgets": [
+            {
+                "kind": "macs", "target": target, "actual": student["macs"],
+                "share": student["macs"] / full, "text": "macs=0.5",
+            },
+        ],
         "teacher": teacher | {"latency_ms": 1.284, "file_bytes": 1097344},
         "student": student | {"latency_ms": 0.871, "file_bytes": 534528},
         "seconds": {"teacher": 46.2, "search": 112.8, "distill": 71.4},

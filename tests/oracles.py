@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from transprune.analysis.probabilities import Probabilities, candidate_masks
 from transprune.architecture import Architecture
-from transprune.layers import CostKind
+from transprune.costs import Cost
 from transprune.space import SearchSpace
 
 
@@ -117,9 +117,9 @@ def architecture_of(space: SearchSpace, pick: tuple[int, ...]) -> Architecture:
     )
 
 
-def all_costs(space: SearchSpace, kind: CostKind) -> dict[tuple[int, ...], int]:
+def all_costs(space: SearchSpace, cost: Cost) -> dict[tuple[int, ...], int]:
     """The cost of every architecture by its pick."""
-    return {pick: space.cost(kind, architecture_of(space, pick)) for pick in all_picks(space)}
+    return {pick: space.cost(cost, architecture_of(space, pick)) for pick in all_picks(space)}
 
 
 def expected_cost(costs: dict[tuple[int, ...], int], probabilities: Probabilities) -> Tensor:

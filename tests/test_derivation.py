@@ -13,8 +13,9 @@ from any_networks import SEVERAL_PARTS, any_space
 from small_networks import CASES, depthwise_stage_behind_stage, plain, resnet_space, space_of, staged
 from transprune.analysis.derivation import GAP, NEARLY_FULL, derive
 from transprune.analysis.probabilities import Probabilities, certain
+from transprune.budget import Limit
+from transprune.costs import COSTS, MACS, PARAMS
 from transprune.errors import BudgetError
-from transprune.layers import COST_KINDS
 from transprune.space import PAPER_RATIOS
 
 NETWORKS = pytest.mark.parametrize("name", [*CASES, *SEVERAL_PARTS])
@@ -25,9 +26,9 @@ def space_named(name):
     return space_of(CASES[name]) if name in CASES else any_space(name)
 
 
-def check_against_brute_force(space, costs, probabilities, target, fill, *, kind="macs"):
+def check_against_brute_force(space, costs, probabilities, target, fill, *, kind=MACS):
     """The derived architecture costs what it may, and no architecture that may be derived is more probable."""
-    architecture = derive(space, probabilities, kind, target, fill=fill)
+    architecture = derive(space, probabilities, [Limit(kind, target)], fill=fill)
     cost = space.cost(kind, architecture)
     best = oracles.best_within(costs, probabilities, target, fill * target)
     if best is None:
@@ -53,7 +54,7 @@ def budgets(costs, seed, count):
 @NETWORKS
 def test_it_is_the_most_probable_of_all_that_the_budget_allows(name, fill):
     space = space_named(name)
-    costs = oracles.all_costs(space, "macs")
+    costs = oracles.all_costs(space, MACS)
     for seed, sharpness in enumerate((0.3, 5.0)):
         probabilities = oracles.random_probabilities(space, seed, sharpness)
         for target in budgets(costs, seed, count=1):
@@ -64,18 +65,18 @@ def test_it_is_the_most_probable_of_all_that_the_budget_allows(name, fill):
 @pytest.mark.parametrize("name", ["staged", "flattened_stage", "residual", "dense", "cross_stage"])
 def test_it_is_the_most_probable_within_a_budget_of_parameters(name, fill):
     space = space_named(name)
-    costs = oracles.all_costs(space, "params")
+    costs = oracles.all_costs(space, PARAMS)
     for seed in range(2):
         probabilities = oracles.random_probabilities(space, seed, sharpness=2.0)
         for target in budgets(costs, seed, count=3):
-            check_against_brute_force(space, costs, probabilities, target, fill, kind="params")
+            check_against_brute_force(space, costs, probabilities, target, fill, kind=PARAMS)
 
 
 @pytest.mark.parametrize("fill", [0.0, NEARLY_FULL])
 @pytest.mark.parametrize("ratios", [(0.3, 0.6, 1.0), PAPER_RATIOS])
 def test_it_is_the_most_probable_among_many_candidates(ratios, fill):
     space = space_of(CASES["inline_residual"], ratios)
-    costs = oracles.all_costs(space, "macs")
+    costs = oracles.all_costs(space, MACS)
     for seed in range(2):
         probabilities = oracles.random_probabilities(space, seed)
         for target in budgets(costs, seed, count=2):
@@ -86,13 +87,13 @@ def test_by_default_it_uses_nearly_all_of_the_budget():
     space = space_of(staged)
     probabilities = certain(space, space.smallest_architecture())
     target = space.macs(space.full_architecture()) * 3 // 4
-    assert derive(space, probabilities, "macs", target, fill=0) == space.smallest_architecture()
-    assert space.macs(derive(space, probabilities, "macs", target)) >= 0.99 * target
+    assert derive(space, probabilities, [Limit(MACS, target)], fill=0) == space.smallest_architecture()
+    assert space.macs(derive(space, probabilities, [Limit(MACS, target)])) >= 0.99 * target
 
 
 def test_certain_probabilities_with_zeros_leave_it_a_way_to_the_budget():
     space = space_of(staged)
-    costs = oracles.all_costs(space, "macs")
+    costs = oracles.all_costs(space, MACS)
     for architecture in (space.full_architecture(), space.random_architecture(1), space.random_architecture(2)):
         probabilities = certain(space, architecture)
         for target in budgets(costs, seed=0, count=4):
@@ -101,7 +102,7 @@ def test_certain_probabilities_with_zeros_leave_it_a_way_to_the_budget():
 
 def test_small_probabilities_still_tell_candidates_apart():
     space = space_of(staged)
-    costs = oracles.all_costs(space, "macs")
+    costs = oracles.all_costs(space, MACS)
     for seed in range(4):
         probabilities = oracles.random_probabilities(space, seed, sharpness=20.0)
         for target in budgets(costs, seed, count=3):
@@ -110,7 +111,7 @@ def test_small_probabilities_still_tell_candidates_apart():
 
 def test_equal_probabilities_leave_only_the_budget_to_keep():
     space = space_of(staged)
-    costs = oracles.all_costs(space, "macs")
+    costs = oracles.all_costs(space, MACS)
     probabilities = oracles.random_probabilities(space, seed=0, sharpness=0)
     for target in budgets(costs, seed=0, count=10):
         check_against_brute_force(space, costs, probabilities, target, NEARLY_FULL)
@@ -121,7 +122,7 @@ def test_equal_probabilities_leave_only_the_budget_to_keep():
     st.lists(st.floats(-40, 40), min_size=18, max_size=18),
     st.floats(0, 1),
     st.sampled_from([0.0, 0.5, NEARLY_FULL, 1.0]),
-    st.sampled_from(COST_KINDS),
+    st.sampled_from([*COSTS.values()]),
 )
 def test_it_never_exceeds_the_budget(logits, share, fill, kind):
     space = space_of(staged)
@@ -130,7 +131,7 @@ def test_it_never_exceeds_the_budget(logits, share, fill, kind):
     depths = depths.masked_fill(torch.tensor([[False, False, False], [False, False, True]]), -torch.inf).softmax(1)
     smallest, full = (space.cost(kind, a) for a in (space.smallest_architecture(), space.full_architecture()))
     target = smallest + math.floor(share * (full - smallest))
-    architecture = derive(space, Probabilities(widths, depths), kind, target, fill=fill)
+    architecture = derive(space, Probabilities(widths, depths), [Limit(kind, target)], fill=fill)
     assert space.cost(kind, architecture) <= target
     assert all(architecture.widths[group.name] in group.candidates for group in space.groups)
     assert all(architecture.depths[stage.name] in stage.candidates for stage in space.stages)
@@ -142,7 +143,7 @@ def test_it_keeps_and_uses_the_budget_of_the_papers_network(share, seeds):
     target = math.floor(share * space.macs(space.full_architecture()))
     for seed in range(seeds):
         probabilities = oracles.random_probabilities(space, seed, sharpness=(0.05, 1.0, 5.0)[seed % 3])
-        cost = space.macs(derive(space, probabilities, "macs", target))
+        cost = space.macs(derive(space, probabilities, [Limit(MACS, target)]))
         assert NEARLY_FULL * target <= cost <= target
 
 
@@ -152,7 +153,7 @@ def test_the_most_probable_architecture_itself_is_derived_where_it_just_fits(see
     space = resnet_space(20)
     probabilities = oracles.random_probabilities(space, seed, sharpness=3.0)
     likeliest = probabilities.most_probable(space)
-    assert derive(space, probabilities, "macs", space.macs(likeliest), fill=fill) == likeliest
+    assert derive(space, probabilities, [Limit(MACS, space.macs(likeliest))], fill=fill) == likeliest
 
 
 @pytest.mark.parametrize("fill", [0.0, NEARLY_FULL])
@@ -161,12 +162,12 @@ def test_a_budget_one_mac_too_small_for_the_most_probable_architecture_is_kept_t
     space = resnet_space(20)
     probabilities = oracles.random_probabilities(space, seed, sharpness=3.0)
     target = space.macs(probabilities.most_probable(space)) - 1
-    cost = space.macs(derive(space, probabilities, "macs", target, fill=fill))
+    cost = space.macs(derive(space, probabilities, [Limit(MACS, target)], fill=fill))
     assert fill * target <= cost <= target
 
 
 @pytest.mark.parametrize("fill", [0.0, NEARLY_FULL])
-@pytest.mark.parametrize("kind", COST_KINDS)
+@pytest.mark.parametrize("kind", COSTS.values(), ids=COSTS)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_smallest_architecture_is_derived_where_nothing_else_fits(seed, kind, fill):
     space = resnet_space(20)
@@ -174,12 +175,12 @@ def test_the_smallest_architecture_is_derived_where_nothing_else_fits(seed, kind
     smallest = space.smallest_architecture()
     for slack in (0, 1):
         target = space.cost(kind, smallest) + slack
-        assert space.cost(kind, derive(space, probabilities, kind, target, fill=fill)) <= target
+        assert space.cost(kind, derive(space, probabilities, [Limit(kind, target)], fill=fill)) <= target
 
 
 def test_a_stage_may_end_with_what_the_stage_before_ends_with():
     space = space_of(depthwise_stage_behind_stage)
-    costs = oracles.all_costs(space, "macs")
+    costs = oracles.all_costs(space, MACS)
     probabilities = oracles.random_probabilities(space, seed=0)
     for target in budgets(costs, seed=0, count=3):
         check_against_brute_force(space, costs, probabilities, target, NEARLY_FULL)
@@ -193,14 +194,14 @@ def test_a_budget_below_the_smallest_architecture_is_refused(name):
     for target in (smallest - 1, smallest // 2, 1):
         message = f"at most {target:,} macs: the smallest of this search space has {smallest:,}"
         with pytest.raises(BudgetError, match=f"cannot derive an architecture of {message}"):
-            derive(space, probabilities, "macs", target)
+            derive(space, probabilities, [Limit(MACS, target)])
 
 
 @pytest.mark.parametrize("target", [0, -1])
 def test_a_budget_of_nothing_is_refused(target):
     space = space_of(plain)
     with pytest.raises(BudgetError, match=f"cannot derive an architecture of at most {target:,} macs"):
-        derive(space, oracles.random_probabilities(space, seed=0), "macs", target)
+        derive(space, oracles.random_probabilities(space, seed=0), [Limit(MACS, target)])
 
 
 def test_single_precision_and_gradients_of_the_probabilities_do_not_matter():
@@ -208,11 +209,11 @@ def test_single_precision_and_gradients_of_the_probabilities_do_not_matter():
     probabilities = oracles.random_probabilities(space, seed=0, sharpness=2.0)
     target = space.macs(space.full_architecture()) // 2
     single = Probabilities(probabilities.widths.float().requires_grad_(), probabilities.depths.float().requires_grad_())
-    assert derive(space, single, "macs", target) == derive(space, probabilities, "macs", target)
+    assert derive(space, single, [Limit(MACS, target)]) == derive(space, probabilities, [Limit(MACS, target)])
 
 
 def test_the_same_probabilities_give_the_same_architecture():
     space = resnet_space(20)
     probabilities = oracles.random_probabilities(space, seed=0, sharpness=0.01)
     target = space.macs(space.full_architecture()) // 2
-    assert derive(space, probabilities, "macs", target) == derive(space, probabilities, "macs", target)
+    assert derive(space, probabilities, [Limit(MACS, target)]) == derive(space, probabilities, [Limit(MACS, target)])

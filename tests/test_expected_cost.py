@@ -22,11 +22,12 @@ from small_networks import (
 from transprune.analysis.cost import ExpectedCost, alternatives, cost_terms, possible_widths
 from transprune.analysis.probabilities import Probabilities, candidate_masks, certain
 from transprune.architecture import Architecture
-from transprune.layers import COST_KINDS, Channels
+from transprune.costs import COSTS, MACS
+from transprune.layers import Channels
 from transprune.networks.shrinking import shrink
 from transprune.space import SearchSpace
 
-KINDS = pytest.mark.parametrize("kind", COST_KINDS)
+KINDS = pytest.mark.parametrize("kind", COSTS.values(), ids=COSTS)
 NETWORKS = pytest.mark.parametrize("name", [*CASES, *SEVERAL_PARTS])
 THREE = (0.3, 0.6, 1.0)
 
@@ -94,14 +95,14 @@ def test_it_is_the_mean_with_rows_of_different_numbers_of_candidates(kind):
 def test_a_stage_may_end_with_what_the_stage_before_ends_with():
     space = space_of(depthwise_stage_behind_stage)
     probabilities = oracles.random_probabilities(space, seed=0)
-    brute_force = oracles.expected_cost(oracles.all_costs(space, "macs"), probabilities).item()
+    brute_force = oracles.expected_cost(oracles.all_costs(space, MACS), probabilities).item()
     assert ExpectedCost(space)(probabilities).item() == pytest.approx(brute_force, rel=1e-12)
 
 
 def test_it_is_exact_where_the_two_sides_of_a_sum_depend_on_each_other():
     space = space_of(stage_that_starts_depthwise)
     probabilities = oracles.random_probabilities(space, seed=0)
-    brute_force = oracles.expected_cost(oracles.all_costs(space, "macs"), probabilities).item()
+    brute_force = oracles.expected_cost(oracles.all_costs(space, MACS), probabilities).item()
     assert ExpectedCost(space)(probabilities).item() == pytest.approx(brute_force, rel=1e-12)
 
 
@@ -134,7 +135,7 @@ def test_its_gradient_equals_finite_differences(name):
 @NETWORKS
 def test_its_gradient_is_that_of_the_mean_over_all_architectures(name):
     space, logits = space_named(name), logits_of(space_named(name))
-    costs = oracles.all_costs(space, "macs")
+    costs = oracles.all_costs(space, MACS)
     gradients = [
         torch.autograd.grad(cost(softmax_of(space, logits)), logits, allow_unused=True, materialize_grads=True)
         for cost in (ExpectedCost(space), lambda probabilities: oracles.expected_cost(costs, probabilities))
@@ -156,7 +157,7 @@ def test_the_parts_of_a_concatenation_are_terms_of_their_own_that_add_up():
     space = any_space("dense")
     layer = next(layer for layer in space.layers if layer.name == "parts.1.conv")
     assert layer.inputs.sources == ("stem.conv", "parts.0.conv")
-    terms = [term for term in cost_terms(space, "macs") if term.layer is layer]
+    terms = [term for term in cost_terms(space, MACS) if term.layer is layer]
     assert [(term.inputs.source, term.part) for term in terms] == [("stem.conv", (0, 0)), ("parts.0.conv", (1, 0))]
     for row, first in enumerate((3, 6)):
         for other, second in enumerate((2, 4)):
@@ -173,9 +174,9 @@ def test_terms_hold_what_each_layer_costs_at_every_pair_of_widths(kind):
         inputs, outputs = (possible_widths(space, ends) for ends in (term.inputs, term.outputs))
         assert term.values.shape == (len(inputs), len(outputs))
         for row, before in zip(term.values, inputs, strict=True):
-            assert row.tolist() == [term.layer.cost(kind, before, after) for after in outputs]
+            assert row.tolist() == [kind.of_part(term.layer, term.part, before, after) for after in outputs]
     named = {term.layer.name for term in terms}
-    assert all(layer.name in named for layer in space.layers if layer.cost(kind, 3, 4))
+    assert all(layer.name in named for layer in space.layers if kind.of_part(layer, (0, 0), 3, 4))
 
 
 def test_the_channels_behind_a_stage_are_those_of_its_possible_last_blocks():

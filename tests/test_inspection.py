@@ -287,7 +287,7 @@ def test_a_parameter_that_the_model_itself_multiplies_by_is_a_layer_of_its_own()
     scale = next(layer for layer in space.layers if layer.name == "scale")
     assert scale.operator == "parameter"
     assert (scale.inputs, scale.outputs) == (Channels(6, "stem.conv"), Channels(1))
-    assert [scale.cost(kind, 4, 1) for kind in ("macs", "params")] == [0, 4]
+    assert [scale.macs(4, 1), scale.params(4, 1)] == [0, 4]
 
 
 def test_the_buffers_of_a_module_without_a_rule_are_not_listed_as_parameters():

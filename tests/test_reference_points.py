@@ -7,8 +7,9 @@ from any_networks import SEVERAL_PARTS, any_space
 from small_networks import CASES, resnet_space, space_of
 from transprune.analysis.derivation import NEARLY_FULL
 from transprune.analysis.reference_points import random_architecture, uniform_architecture
+from transprune.budget import Limit
+from transprune.costs import COSTS, MACS
 from transprune.errors import BudgetError
-from transprune.layers import COST_KINDS
 
 NETWORKS = pytest.mark.parametrize("name", [*CASES, *SEVERAL_PARTS])
 
@@ -25,7 +26,7 @@ def next_wider(space, architecture):
     for share in shares:
         widths = {group.name: max(1, int(group.width * share + 1e-9)) for group in space.groups}
         if widths != dict(architecture.widths) and all(widths[key] >= architecture.widths[key] for key in widths):
-            wider.append(space.cost("macs", type(architecture)(widths=widths, depths=architecture.depths)))
+            wider.append(space.macs(type(architecture)(widths=widths, depths=architecture.depths)))
     return min(wider, default=None)
 
 
@@ -34,10 +35,10 @@ def test_uniform_widths_are_the_widest_of_one_share_that_the_budget_allows(name)
     space = space_named(name)
     full = space.full_architecture()
     narrowest = type(full)(widths=dict.fromkeys(full.widths, 1), depths=full.depths)
-    least, most = space.cost("macs", narrowest), space.cost("macs", full)
+    least, most = space.macs(narrowest), space.macs(full)
     for target in (least, (least + most) // 2, most - 1, most):
-        architecture = uniform_architecture(space, "macs", target)
-        assert space.cost("macs", architecture) <= target
+        architecture = uniform_architecture(space, [Limit(MACS, target)])
+        assert space.macs(architecture) <= target
         above = next_wider(space, architecture)
         assert above is None or above > target
         assert dict(architecture.depths) == {stage.name: stage.depth for stage in space.stages}
@@ -45,7 +46,7 @@ def test_uniform_widths_are_the_widest_of_one_share_that_the_budget_allows(name)
 
 def test_uniform_widths_need_no_projection_in_a_residual_network():
     space = resnet_space(20)
-    architecture = uniform_architecture(space, "macs", space.cost("macs", space.full_architecture()) // 2)
+    architecture = uniform_architecture(space, [Limit(MACS, space.macs(space.full_architecture()) // 2)])
     by_full_width = {group.width: architecture.widths[group.name] for group in space.groups}
     assert all(architecture.widths[group.name] == by_full_width[group.width] for group in space.groups)
     assert len(by_full_width) == 3
@@ -54,24 +55,24 @@ def test_uniform_widths_need_no_projection_in_a_residual_network():
 def test_a_budget_below_widths_of_one_is_refused():
     space = resnet_space(20)
     with pytest.raises(BudgetError, match=r"cannot scale all widths to at most 10 macs: .* this network has [\d,]+"):
-        uniform_architecture(space, "macs", 10)
+        uniform_architecture(space, [Limit(MACS, 10)])
 
 
-@pytest.mark.parametrize("kind", COST_KINDS)
-def test_random_candidates_use_the_budget_and_differ_by_seed(kind):
+@pytest.mark.parametrize("cost", COSTS.values(), ids=COSTS)
+def test_random_candidates_use_the_budget_and_differ_by_seed(cost):
     space = resnet_space(20)
-    target = space.cost(kind, space.full_architecture()) // 2
-    drawn = [random_architecture(space, kind, target, seed=seed) for seed in range(4)]
-    assert all(NEARLY_FULL * target <= space.cost(kind, each) <= target for each in drawn)
+    target = space.cost(cost, space.full_architecture()) // 2
+    drawn = [random_architecture(space, [Limit(cost, target)], seed=seed) for seed in range(4)]
+    assert all(NEARLY_FULL * target <= space.cost(cost, each) <= target for each in drawn)
     assert len({str(each) for each in drawn}) == 4
-    assert random_architecture(space, kind, target, seed=0) == drawn[0]
+    assert random_architecture(space, [Limit(cost, target)], seed=0) == drawn[0]
 
 
 def test_without_a_budget_every_candidate_is_drawn_alike():
     space = space_of(CASES["plain"])
-    full = space.cost("macs", space.full_architecture())
+    full = space.macs(space.full_architecture())
     group = space.groups[0]
-    drawn = [random_architecture(space, "macs", 10 * full, seed=seed).widths[group.name] for seed in range(400)]
+    drawn = [random_architecture(space, [Limit(MACS, 10 * full)], seed=seed).widths[group.name] for seed in range(400)]
     counts = torch.tensor([drawn.count(width) for width in group.candidates], dtype=torch.float64)
     expected = len(drawn) / len(counts)
     assert ((counts - expected).abs() < 5 * expected**0.5).all()

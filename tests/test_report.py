@@ -184,7 +184,7 @@ def test_a_kept_budget_and_an_exceeded_one_are_told_apart(tmp_path, full):
     assert "1,253,455 of at most 1,257,984 MACs (macs=0.5), 99.6 % of what is allowed." in full[1].text("p")
     folder = fake_run(tmp_path / "run", epochs=1)
     (folder / "journal.jsonl").unlink()
-    change(folder, "result.json", lambda result: result["budget"].update(actual=1_300_000))
+    change(folder, "result.json", lambda result: result["budgets"][0].update(actual=1_300_000))
     _, page = report(folder)
     assert "Budget exceeded:" in page.text("strong")
     assert "103.3 % of what is allowed" in page.text("p")
@@ -193,7 +193,7 @@ def test_a_kept_budget_and_an_exceeded_one_are_told_apart(tmp_path, full):
 def test_a_budget_of_parameters_is_reported_as_such(tmp_path):
     folder = fake_run(tmp_path / "run", epochs=2)
     params = {"kind": "params", "target": 134168, "actual": 127954, "text": "params=0.5"}
-    change(folder, "result.json", lambda result: result.update(budget=params))
+    change(folder, "result.json", lambda result: result.update(budgets=[params]))
     journal = (folder / "journal.jsonl").read_text(encoding="utf-8").replace("_macs", "_params")
     (folder / "journal.jsonl").write_text(journal, encoding="utf-8")
     _, page = report(folder)
@@ -250,7 +250,7 @@ def test_texts_from_files_are_escaped_everywhere(tmp_path):
         (folder / name).write_text(evil)
     (folder / "environment.json").write_text(json.dumps({EVIL: EVIL}))
     change(folder, "result.json", lambda result: result.update(model=EVIL, data=EVIL))
-    change(folder, "result.json", lambda result: result["budget"].update(text=EVIL, kind=EVIL))
+    change(folder, "result.json", lambda result: result["budgets"][0].update(text=EVIL, kind=EVIL))
     lines = [{"event": "start", "command": [EVIL]}, {"event": "decision", "what": EVIL}, {"event": "warning", EVIL: 1}]
     with (folder / "journal.jsonl").open("a") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)

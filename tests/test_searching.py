@@ -7,6 +7,8 @@ from torch.nn import functional as F
 
 from test_training import assert_same_state, state_of, two_colours
 from transprune.analysis.inspection import inspect
+from transprune.budget import Limit
+from transprune.costs import MACS, PARAMS
 from transprune.errors import BudgetError, OptionError
 from transprune.residual import ResidualSum
 from transprune.training.evaluation import Meter
@@ -49,7 +51,9 @@ def bilevel(model, options=OPTIONS, share=0.5, seed=0):
     space = inspect(model, torch.zeros(1, *data.image_size))
     target = int(space.macs(space.full_architecture()) * share)
     torch.manual_seed(seed)
-    return Bilevel(model, data, options, space=space, kind="macs", target=target, seed=seed, device=torch.device("cpu"))
+    return Bilevel(
+        model, data, options, space=space, limits=[Limit(MACS, target)], seed=seed, device=torch.device("cpu")
+    )
 
 
 def test_a_search_ends_within_its_budget_and_uses_it(model):
@@ -60,7 +64,7 @@ def test_a_search_ends_within_its_budget_and_uses_it(model):
 
 def test_a_search_keeps_a_budget_of_parameters(model):
     found = search(model, two_colours(), "params=0.4", OPTIONS)
-    assert found.budget_kind == "params"
+    assert [limit.cost for limit in found.limits] == [PARAMS]
     assert found.space.params(found.architecture) == found.actual <= found.target
     assert "expected_params" in found.history[0]
 
@@ -118,7 +122,7 @@ def test_the_penalty_alone_moves_the_expected_cost_towards_the_budget(model, lik
 
     @torch.no_grad()
     def expected():
-        return float(searching.expected_cost(searching.parameters.probabilities()))
+        return float(searching.expected_costs[0](searching.parameters.probabilities()))
 
     before = expected()
     for _ in range(5):
@@ -163,7 +167,7 @@ def test_every_epoch_reports_probabilities_that_sum_to_one_and_the_costs(model):
 
 def test_an_unattainable_budget_is_refused_before_any_training_with_the_attainable_range(model):
     seen = []
-    with pytest.raises(BudgetError, match=r"attainable range of this search space is [\d,]+ \(0\.\d+ of the unpruned"):
+    with pytest.raises(BudgetError, match=r"attainable range of this search space is [\d,]+ macs \(0\.\d+ of the"):
         search(model, two_colours(), "macs=0.001", OPTIONS, on_epoch=seen.append)
     assert seen == []
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from small_networks import CASES, inline_residual, plain, residual, space_of, staged
 from transprune.architecture import Architecture
+from transprune.costs import COSTS
 from transprune.errors import SpaceError
 from transprune.layers import Channels, Layer
 from transprune.space import (
@@ -104,18 +105,18 @@ def test_a_projection_costs_only_where_its_widths_differ():
     ends = {"inputs": Channels(3), "outputs": Channels(3)}
     bare = Layer(name="sum.shortcut", operator="projection", positions=64, **ends)
     normed = Layer(name="sum.shortcut", operator="projection", positions=64, has_norm=True, **ends)
-    assert [bare.cost(kind, 5, 5) for kind in ("macs", "params")] == [0, 0]
-    assert [normed.cost(kind, 5, 5) for kind in ("macs", "params")] == [0, 0]
-    assert [bare.cost(kind, 5, 7) for kind in ("macs", "params")] == [64 * 5 * 7, 5 * 7]
-    assert [normed.cost(kind, 5, 7) for kind in ("macs", "params")] == [64 * 5 * 7, 5 * 7 + 2 * 7]
+    assert [bare.macs(5, 5), bare.params(5, 5)] == [0, 0]
+    assert [normed.macs(5, 5), normed.params(5, 5)] == [0, 0]
+    assert [bare.macs(5, 7), bare.params(5, 7)] == [64 * 5 * 7, 5 * 7]
+    assert [normed.macs(5, 7), normed.params(5, 7)] == [64 * 5 * 7, 5 * 7 + 2 * 7]
 
 
 def test_a_product_of_matrices_costs_macs_alone_and_a_parameter_parameters_alone():
     ends = {"inputs": Channels(3), "outputs": Channels(4)}
     product = Layer(name="attention.matmul", operator="matmul", positions=10, **ends)
     token = Layer(name="token", operator="parameter", kernel=2, **ends)
-    assert [product.cost(kind, 5, 7) for kind in ("macs", "params")] == [10 * 5 * 7, 0]
-    assert [token.cost(kind, 5, 7) for kind in ("macs", "params")] == [0, 2 * 5 * 7]
+    assert [product.macs(5, 7), product.params(5, 7)] == [10 * 5 * 7, 0]
+    assert [token.macs(5, 7), token.params(5, 7)] == [0, 2 * 5 * 7]
 
 
 def test_a_bias_is_added_at_positions_of_its_own_where_these_differ():
@@ -178,8 +179,8 @@ def test_the_number_of_architectures_is_the_product_of_all_candidates():
 @pytest.mark.parametrize("name", CASES)
 def test_the_empty_architecture_is_the_unpruned_network(name):
     space = space_of(CASES[name])
-    for kind in ("macs", "params"):
-        assert space.cost(kind, Architecture()) == space.cost(kind, space.full_architecture())
+    for cost in COSTS.values():
+        assert space.cost(cost, Architecture()) == space.cost(cost, space.full_architecture())
 
 
 def test_costs_of_the_staged_network_are_those_worked_out_by_hand():

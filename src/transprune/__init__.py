@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from transprune.analysis.probabilities import Probabilities
     from transprune.analysis.reference_points import random_architecture, uniform_architecture
     from transprune.architecture import Architecture
-    from transprune.budget import Budget
+    from transprune.budget import Budget, Limit
+    from transprune.costs import Cost
     from transprune.data import Augmentation, ImageData, LoaderData, MemorySplit, load_data, make_loader
     from transprune.delivery.loading import load
     from transprune.delivery.performance import MeasureOptions, Performance, measure
@@ -64,7 +65,8 @@ _HOME = {
     "transprune.analysis.probabilities": ("Probabilities",),
     "transprune.analysis.reference_points": ("random_architecture", "uniform_architecture"),
     "transprune.architecture": ("Architecture",),
-    "transprune.budget": ("Budget",),
+    "transprune.budget": ("Budget", "Limit"),
+    "transprune.costs": ("Cost",),
     "transprune.data": ("Augmentation", "ImageData", "LoaderData", "MemorySplit", "load_data", "make_loader"),
     "transprune.delivery.loading": ("load",),
     "transprune.delivery.performance": ("MeasureOptions", "Performance", "measure"),
@@ -104,6 +106,7 @@ __all__ = [
     "Augmentation",
     "Bilevel",
     "Budget",
+    "Cost",
     "DistillationOptions",
     "Evaluation",
     "ExpectedCost",
@@ -111,6 +114,7 @@ __all__ = [
     "LatencyMeasurement",
     "LatencyModel",
     "LatencyOptions",
+    "Limit",
     "LoaderData",
     "MeasureOptions",
     "MemorySplit",

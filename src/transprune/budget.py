@@ -4,16 +4,35 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 
+from transprune.architecture import Architecture
+from transprune.costs import COSTS, Cost
 from transprune.errors import BudgetError
-from transprune.layers import COST_KINDS, CostKind
 from transprune.space import SearchSpace
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
-_TEXT = re.compile(r"(?P<kind>[a-z_]+)=(?P<number>\d+(?:\.\d*)?|\.\d+)(?P<unit>[KMG]?)", re.IGNORECASE | re.ASCII)
+_THOUSANDS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+UNITS: Mapping[str, Mapping[str, int]] = {"macs": _THOUSANDS, "params": _THOUSANDS}
+"""By the kind of cost, what its units are worth, ascending."""
+_TEXT = re.compile(r"(?P<kind>[a-z_]+)=(?P<number>\d+(?:\.\d*)?|\.\d+)(?P<unit>[a-z]*)", re.IGNORECASE | re.ASCII)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a budget comes to in a search space: the most that an architecture may cost of one kind."""
+
+    cost: Cost
+    most: int
+
+    def is_kept(self, space: SearchSpace, architecture: Architecture) -> bool:
+        """Whether an architecture costs no more."""
+        return space.cost(self.cost, architecture) <= self.most
+
+    def __str__(self) -> str:
+        return self.cost.written(self.most)
 
 
 @dataclass(frozen=True)
@@ -27,14 +46,15 @@ class Budget:
         20400000.0
     """
 
-    kind: CostKind
+    kind: str
+    """What it counts: a kind of cost (`transprune.costs`)."""
     amount: float
     """A share in (0, 1], or MACs a sample, or parameters."""
     is_share: bool
 
     def __post_init__(self) -> None:
-        if self.kind not in COST_KINDS:
-            raise BudgetError(f"cannot use the budget kind {self.kind!r}; expected one of {', '.join(COST_KINDS)}")
+        if self.kind not in UNITS:
+            raise BudgetError(f"cannot use the budget kind {self.kind!r}; expected one of {', '.join(UNITS)}")
         if not math.isfinite(self.amount) or self.amount <= 0 or (self.is_share and self.amount > 1):
             raise BudgetError(
                 f"cannot use the budget {self.kind}={self.amount:g}; expected a share in (0, 1] such as "
@@ -51,42 +71,65 @@ class Budget:
             BudgetError: The text is malformed, of an unknown kind, or not above zero.
         """
         match = _TEXT.fullmatch(text.strip())
-        if match is None or match["kind"].lower() not in COST_KINDS:
+        units = UNITS.get(match["kind"].lower(), {}) if match else {}
+        found = {unit.lower(): unit for unit in units}
+        if match is None or match["unit"].lower() not in found:
             raise BudgetError(
                 f"cannot read the budget {text!r}; expected KIND=SHARE such as macs=0.5 or KIND=FIGURE such as "
-                f"macs=20.4M, where KIND is {' or '.join(COST_KINDS)}"
+                f"macs=20.4M, where KIND is {' or '.join(UNITS)}"
             )
-        unit = match["unit"].upper()
-        amount = float(Decimal(match["number"]) * _UNITS[unit])
-        kind: CostKind = "macs" if match["kind"].lower() == "macs" else "params"
-        return cls(kind=kind, amount=amount, is_share=not unit and amount <= 1)
+        unit = found[match["unit"].lower()]
+        amount = float(Decimal(match["number"]) * units[unit])
+        return cls(kind=match["kind"].lower(), amount=amount, is_share=not unit and amount <= 1)
 
-    def target(self, space: SearchSpace) -> int:
+    def limit(self, space: SearchSpace, costs: Mapping[str, Cost] = COSTS) -> Limit:
         """The most that an architecture may cost.
+
+        Args:
+            space: The search space.
+            costs: How each kind is counted.
 
         Raises:
             BudgetError: No architecture of the space costs that little, or the unpruned network costs less already;
                 the message states the attainable range.
         """
-        full = space.cost(self.kind, space.full_architecture())
-        smallest = space.cost(self.kind, space.smallest_architecture())
+        cost = costs[self.kind]
+        full = space.cost(cost, space.full_architecture())
+        smallest = space.cost(cost, space.smallest_architecture())
         # The share as it is written, not as the nearest binary fraction: 0.7 of 10 is 7.
         target = math.floor(full * Fraction(repr(float(self.amount))) if self.is_share else self.amount)
         if not smallest <= target <= full:
             raise BudgetError(
-                f"cannot keep the budget {self}: it allows {target:,} {self.kind}, and the attainable range of "
-                f"this search space is {smallest:,} ({math.ceil(1000 * smallest / full) / 1000:.3f} of the unpruned "
-                f"network) to {full:,} (1.000)"
+                f"cannot keep the budget {self}: it allows {cost.written(target)}, and the attainable range of this "
+                f"search space is {cost.written(smallest)} ({math.ceil(1000 * smallest / full) / 1000:.3f} of the "
+                f"unpruned network) to {cost.written(full)} (1.000)"
             )
-        return target
+        return Limit(cost, target)
 
     def __str__(self) -> str:
         if self.is_share:
             return f"{self.kind}={_decimal(self.amount)}"
         # A figure of at most 1 needs a unit, or it would read as a share.
-        smallest = "K" if self.amount <= 1 else ""
-        unit = next((unit for unit in "GMK" if self.amount >= _UNITS[unit]), smallest)
-        return f"{self.kind}={_decimal(self.amount, _UNITS[unit])}{unit}"
+        units = [(unit, worth) for unit, worth in UNITS[self.kind].items() if unit or self.amount > 1]
+        unit, worth = next((pair for pair in reversed(units) if self.amount >= pair[1]), units[0])
+        return f"{self.kind}={_decimal(self.amount, worth)}{unit}"
+
+
+def parse_budgets(budgets: Budget | str | Sequence[Budget | str]) -> tuple[Budget, ...]:
+    """One budget or several, each read from its text where it is one.
+
+    Raises:
+        BudgetError: There is none, one is malformed, or two are of the same kind.
+    """
+    several = [budgets] if isinstance(budgets, Budget | str) else budgets
+    found = tuple(Budget.parse(each) if isinstance(each, str) else each for each in several)
+    kinds = [budget.kind for budget in found]
+    if not found or len(set(kinds)) < len(kinds):
+        raise BudgetError(
+            f"cannot keep the budgets {', '.join(map(str, found)) or '(none)'}: expected one or "
+            f"several of different kinds"
+        )
+    return found
 
 
 def _decimal(amount: float, unit: int = 1) -> str:

@@ -36,8 +36,9 @@ class Job:
     package.module:FUNCTION, whose code is run."""
     data: str = "digits"
     """What it classifies: digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR or parquet:DIR."""
-    budget: str
-    """What the smaller network may cost: macs=0.5 (a share), macs=20.4M or params=100K (absolute)."""
+    budget: tyro.conf.UseAppendAction[tuple[str, ...]]
+    """What the smaller network may cost: macs=0.5 (a share), macs=20.4M or params=100K (absolute). Given several times,
+    all hold."""
     out: str
     """Folder of the run; made if missing."""
     preset: str = "medium"

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 Operator = Literal["conv", "depthwise", "linear", "norm", "projection", "matmul", "parameter"]
-CostKind = Literal["macs", "params"]
-COST_KINDS: tuple[CostKind, ...] = ("macs", "params")
 
 
 @dataclass(frozen=True)
@@ -67,12 +65,8 @@ class Layer:
     is_repeat: bool = False
     """Whether its parameters are counted elsewhere: the module was used before, or computes its weights."""
 
-    def cost(self, kind: CostKind, inputs: int, outputs: int) -> int:
-        """MACs a sample, or parameters, at the given numbers of input and output elements."""
-        return self.macs(inputs, outputs) if kind == "macs" else self.params(inputs, outputs)
-
     def macs(self, inputs: int, outputs: int) -> int:
-        """Multiply-adds for one sample."""
+        """Multiply-adds for one sample, at the given numbers of input and output elements."""
         if self.operator in ("norm", "parameter") or (self.operator == "projection" and inputs == outputs):
             return 0
         each = self.kernel * (1 if self.operator == "depthwise" else inputs)
@@ -80,7 +74,7 @@ class Layer:
         return outputs * (self.positions * each + self.has_bias * biases)
 
     def params(self, inputs: int, outputs: int) -> int:
-        """Parameters."""
+        """Parameters, at the given numbers of input and output elements."""
         if self.operator == "parameter":
             return self.kernel * inputs * outputs
         if self.is_repeat or self.operator == "matmul" or (self.operator == "projection" and inputs == outputs):

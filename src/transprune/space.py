@@ -10,8 +10,9 @@ from functools import cached_property
 from typing import Any
 
 from transprune.architecture import Architecture, parse_json
+from transprune.costs import MACS, PARAMS, Cost
 from transprune.errors import SpaceError
-from transprune.layers import Channels, CostKind, Layer
+from transprune.layers import Channels, Layer
 from transprune.records import read_record
 
 PAPER_RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -105,7 +106,7 @@ class SearchSpace:
         Raises:
             SpaceError: The architecture names a group or stage that this space does not have, or too deep a stage.
         """
-        return self.cost("macs", architecture)
+        return self.cost(MACS, architecture)
 
     def params(self, architecture: Architecture) -> int:
         """Trained parameters.
@@ -113,15 +114,21 @@ class SearchSpace:
         Raises:
             SpaceError: As `macs`.
         """
-        return self.cost("params", architecture)
+        return self.cost(PARAMS, architecture)
 
-    def cost(self, kind: CostKind, architecture: Architecture) -> int:
-        """MACs a sample or parameters of an architecture, exactly."""
+    def cost(self, cost: Cost, architecture: Architecture) -> int:
+        """What an architecture costs of one kind, exactly.
+
+        Raises:
+            SpaceError: As `macs`.
+        """
         self.check(architecture)
         return sum(
-            layer.cost(kind, self.resolve(layer.inputs, architecture), self.resolve(layer.outputs, architecture))
+            cost.of_part(layer, (row, column), self.resolve(inputs, architecture), self.resolve(outputs, architecture))
             for layer in self.layers
             if self.is_kept(layer.name, architecture)
+            for row, inputs in enumerate(layer.inputs.parts)
+            for column, outputs in enumerate(layer.outputs.parts)
         )
 
     def resolve(self, channels: Channels, architecture: Architecture) -> int:

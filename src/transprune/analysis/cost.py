@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from transprune.analysis.probabilities import Probabilities
-from transprune.layers import Channels, CostKind, Layer
+from transprune.costs import MACS, Cost
+from transprune.layers import Channels, Layer
 from transprune.space import SearchSpace
 
 Depths = Mapping[str, frozenset[int]]
@@ -62,22 +63,19 @@ def alternatives(space: SearchSpace, channels: Channels) -> Iterator[tuple[Depth
             yield {**depths, stage.name: frozenset({depth})}, replace(end, repeat=end.repeat * channels.repeat)
 
 
-def cost_terms(space: SearchSpace, kind: CostKind) -> list[CostTerm]:
+def cost_terms(space: SearchSpace, cost: Cost) -> list[CostTerm]:
     """The terms of all layers that cost anything, layer by layer and part by part."""
     return [
         term
         for layer in space.layers
         for row in range(len(layer.inputs.parts))
         for column in range(len(layer.outputs.parts))
-        for term in _part_terms(space, kind, layer, (row, column))
+        for term in _part_terms(space, cost, layer, (row, column))
     ]
 
 
-def _part_terms(space: SearchSpace, kind: CostKind, layer: Layer, part: tuple[int, int]) -> Iterator[CostTerm]:
-    """The terms of one part of the input with one of the output; what does not depend on the input goes with the first.
-
-    The cost of a layer is linear in its output, and in its input but for a bias.
-    """
+def _part_terms(space: SearchSpace, cost: Cost, layer: Layer, part: tuple[int, int]) -> Iterator[CostTerm]:
+    """The terms of one part of the input with one of the output."""
     inputs, outputs = layer.inputs.parts[part[0]], layer.outputs.parts[part[1]]
     block = space.block_of(layer.name)
     kept: Depths = {}
@@ -87,9 +85,7 @@ def _part_terms(space: SearchSpace, kind: CostKind, layer: Layer, part: tuple[in
         for outputs_at, after in alternatives(space, outputs):
             depths = _all_of(kept, inputs_at, outputs_at)
             widths = possible_widths(space, before), possible_widths(space, after)
-            values = np.array([[layer.cost(kind, one, other) for other in widths[1]] for one in widths[0]])
-            if part[0] > 0:
-                values -= np.array([layer.cost(kind, 0, other) for other in widths[1]])
+            values = np.array([[cost.of_part(layer, part, one, other) for other in widths[1]] for one in widths[0]])
             if all(depths.values()) and values.any():
                 yield CostTerm(layer, before, after, depths, part, values.astype(float))
 
@@ -112,10 +108,10 @@ class ExpectedCost:
     Source: Dong & Yang, 2019, arXiv:1905.09717, section 3.2 (E_cost).
     """
 
-    def __init__(self, space: SearchSpace, kind: CostKind = "macs", *, device: torch.device | str = "cpu") -> None:
+    def __init__(self, space: SearchSpace, cost: Cost = MACS, *, device: torch.device | str = "cpu") -> None:
         self.space = space
         self.device = torch.device(device)
-        terms = cost_terms(space, kind)
+        terms = cost_terms(space, cost)
         self._size = max([1, *(extent for term in terms for extent in term.values.shape)])
         pairs = [term for term in terms if not term.is_diagonal]
         diagonals = [term for term in terms if term.is_diagonal]
@@ -128,7 +124,7 @@ class ExpectedCost:
         self._diagonal_depths = self._depth_masks(diagonals)
 
     def __call__(self, probabilities: Probabilities) -> Tensor:
-        """The expected cost, a float64 scalar, in MACs a sample or parameters."""
+        """The expected cost, a float64 scalar."""
         widths, depths = probabilities.widths.double(), probabilities.depths.double()
         widths = F.pad(widths, [0, self._size - widths.shape[1]])
         certain = F.one_hot(torch.zeros(1, dtype=torch.int64, device=self.device), self._size)

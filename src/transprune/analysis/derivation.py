@@ -7,6 +7,7 @@ depths are not the term's; their costs sum to at most the budget. The solver pro
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -17,9 +18,10 @@ from scipy.sparse import coo_matrix
 from transprune.analysis.cost import CostTerm, cost_terms
 from transprune.analysis.probabilities import Probabilities
 from transprune.architecture import Architecture
+from transprune.budget import Limit
+from transprune.costs import Cost
 from transprune.errors import BudgetError
-from transprune.layers import CostKind
-from transprune.space import SearchSpace
+from transprune.space import DepthStage, SearchSpace, WidthGroup
 
 GAP = 1e-4
 """Largest distance from the best log-probability, as a share of the distance from the unconstrained best."""
@@ -32,12 +34,11 @@ NEARLY_FULL = 0.99
 def derive(
     space: SearchSpace,
     probabilities: Probabilities,
-    kind: CostKind,
-    target: int,
+    limits: Sequence[Limit],
     *,
     fill: float = NEARLY_FULL,
 ) -> Architecture:
-    """The most probable of all architectures that cost at most `target` and, if any does, at least `fill · target`.
+    """The most probable of all architectures within all limits that, if any does, use one of them to `fill` or more.
 
     Deviation: the reference takes the most probable candidate everywhere, whatever it costs. `fill=0` drops the lower
     bound; `Probabilities.most_probable` is the reference's rule.
@@ -45,29 +46,47 @@ def derive(
     Args:
         space: The search space.
         probabilities: Probability of every candidate.
-        kind: What `target` counts.
-        target: The most that the architecture may cost.
-        fill: Share of the target that the architecture should at least cost.
+        limits: The most that the architecture may cost of each kind.
+        fill: Share of one of the limits that the architecture should at least use.
 
     Raises:
         BudgetError: No architecture costs that little.
     """
-    if target >= 1:
-        program = _Program(space, probabilities, kind)
-        for least in (fill * target, 0.0) if fill else (0.0,):
-            # The solver works with floating-point tolerances, and the promise is about integers: where half a unit is
-            # too small for it to see, the bound is drawn in.
-            for most in (target + 0.5, target * (1 - 2 * TOLERANCE)):
-                architecture = program.solve(least, most)
-                if architecture is not None and space.cost(kind, architecture) <= target:
-                    return architecture
+    if all(limit.most >= 1 for limit in limits):
+        program = _Program(space, probabilities, [limit.cost for limit in limits])
+        # What uses a limit is sought among all, then, where the best of all does not, at each limit.
+        free = _solve(program, limits, None, 0.0)
+        if free is not None and (not fill or _is_filled(space, free, limits, fill)):
+            return free
+        filled = [_solve(program, limits, place, fill) for place in range(len(limits))]
+        found = [architecture for architecture in filled if architecture is not None]
+        if found:
+            return min(found, key=program.given_up)
+        if free is not None:
+            return free
     smallest = space.smallest_architecture()
-    if space.cost(kind, smallest) <= target:
+    if all(limit.is_kept(space, smallest) for limit in limits):
         return smallest
     raise BudgetError(
-        f"cannot derive an architecture of at most {target:,} {kind}: "
-        f"the smallest of this search space has {space.cost(kind, smallest):,}"
+        f"cannot derive an architecture of at most {' and '.join(map(str, limits))}: the smallest of this search space "
+        f"has {' and '.join(limit.cost.written(space.cost(limit.cost, smallest)) for limit in limits)}"
     )
+
+
+def _is_filled(space: SearchSpace, architecture: Architecture, limits: Sequence[Limit], fill: float) -> bool:
+    return any(space.cost(limit.cost, architecture) >= fill * limit.most for limit in limits)
+
+
+def _solve(program: _Program, limits: Sequence[Limit], place: int | None, fill: float) -> Architecture | None:
+    """The most probable architecture within all limits, which uses the limit at a place (None: none) to `fill`."""
+    # The solver works with floating-point tolerances, and the promise is about integers: where half a unit is too small
+    # for it to see, the bound is drawn in.
+    least = [fill * limit.most if at == place else 0.0 for at, limit in enumerate(limits)]
+    for draw in (lambda most: most + 0.5, lambda most: most * (1 - 2 * TOLERANCE)):
+        architecture = program.solve(least, [draw(limit.most) for limit in limits])
+        if architecture is not None and all(limit.is_kept(program.space, architecture) for limit in limits):
+            return architecture
+    return None
 
 
 Sum = list[tuple[int, float]]
@@ -80,23 +99,39 @@ class _Program:
 
     space: SearchSpace
     probabilities: Probabilities
-    kind: CostKind
+    costs: Sequence[Cost]
     variables: int = 0
     rows: list[tuple[Sum, float, float]] = field(default_factory=list)
     """Each constraint: a sum, its least and its greatest value."""
-    cost: Sum = field(default_factory=list)
+    sums: list[Sum] = field(default_factory=list)
+    """What each cost is."""
 
     def __post_init__(self) -> None:
         self.groups = [self._one_of(len(group.candidates)) for group in self.space.groups]
         self.stages = [self._one_of(len(stage.candidates)) for stage in self.space.stages]
         self.choices = self.variables
-        for _, terms in groupby(cost_terms(self.space, self.kind), key=lambda term: (id(term.layer), term.part)):
-            self._add_part(list(terms))
+        for cost in self.costs:
+            self.sums.append([])
+            for _, terms in groupby(cost_terms(self.space, cost), key=lambda term: (id(term.layer), term.part)):
+                self._add_part(list(terms))
 
-    def solve(self, least: float, most: float) -> Architecture | None:
-        """The most probable architecture that costs from `least` to `most`; None if the solver finds none."""
-        scaled = [(variable, cost / most) for variable, cost in self.cost]
-        rows = [*self.rows, (scaled, least / most, 1.0)]
+    def given_up(self, architecture: Architecture) -> float:
+        """Log-probability that an architecture gives up against the most probable one."""
+        lost, total = self._improbability(), 0.0
+        parts: list[tuple[Sequence[WidthGroup | DepthStage], list[range], Mapping[str, int]]] = [
+            (self.space.groups, self.groups, architecture.widths),
+            (self.space.stages, self.stages, architecture.depths),
+        ]
+        for choices, variables, sizes in parts:
+            for choice, row in zip(choices, variables, strict=True):
+                total += lost[row[choice.candidates.index(sizes[choice.name])]]
+        return total
+
+    def solve(self, least: Sequence[float], most: Sequence[float]) -> Architecture | None:
+        """The most probable architecture whose costs lie from `least` to `most`; None if the solver finds none."""
+        rows = list(self.rows)
+        for total, low, high in zip(self.sums, least, most, strict=True):
+            rows.append(([(variable, cost / high) for variable, cost in total], low / high, 1.0))
         entries = [(row, *term) for row, (terms, _, _) in enumerate(rows) for term in terms]
         row, column, value = zip(*entries, strict=True)
         matrix = coo_matrix((value, (row, column)), shape=(len(rows), self.variables)).tocsr()
@@ -149,7 +184,7 @@ class _Program:
         for term in terms:
             places = np.argwhere(np.eye(len(term.values)) if term.is_diagonal else np.ones(term.values.shape))
             pairs = self._new(len(places))
-            self.cost += [(pair, term.values[tuple(place)]) for pair, place in zip(pairs, places, strict=True)]
+            self.sums[-1] += [(pair, term.values[tuple(place)]) for pair, place in zip(pairs, places, strict=True)]
             self._sum_where([(pair, 1.0) for pair in pairs], [self._allowed(*item) for item in term.depths.items()])
             for axis, channels in enumerate((term.inputs, term.outputs)):
                 for pair, place in zip(pairs, places, strict=True):

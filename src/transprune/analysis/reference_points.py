@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left
+from collections.abc import Sequence
 from fractions import Fraction
 
 import torch
@@ -11,32 +12,36 @@ from torch import Tensor
 from transprune.analysis.derivation import derive
 from transprune.analysis.probabilities import Probabilities, candidate_masks
 from transprune.architecture import Architecture
+from transprune.budget import Limit
 from transprune.errors import BudgetError
-from transprune.layers import CostKind
 from transprune.numerics.sampling import masked_log_softmax, perturb
 from transprune.space import SearchSpace
 
 
-def uniform_architecture(space: SearchSpace, kind: CostKind, target: int) -> Architecture:
-    """Every width at the same share of its full width, every block kept: the largest share that costs at most `target`.
+def uniform_architecture(space: SearchSpace, limits: Sequence[Limit]) -> Architecture:
+    """Every width at the same share of its full width, every block kept: the largest share within all limits.
 
     The widths are rounded down and need not be candidates.
 
     Args:
         space: The search space.
-        kind: What `target` counts.
-        target: The most that the architecture may cost.
+        limits: The most that the architecture may cost of each kind.
 
     Raises:
         BudgetError: Widths of one cost more.
     """
     shares = sorted({Fraction(width, group.width) for group in space.groups for width in range(group.width + 1)})
-    # Wider is never cheaper, so the shares that fit come first.
-    fitting = bisect_right(shares, target, key=lambda share: space.cost(kind, _scaled(space, share)))
+    # Wider is never cheaper, so the shares that fit come first; of a cost for which that is only nearly so, a share is
+    # found that fits while the next does not.
+    fitting = bisect_left(
+        shares, True, key=lambda share: not all(limit.is_kept(space, _scaled(space, share)) for limit in limits)
+    )
     if not fitting:
+        narrowest = _scaled(space, Fraction(0))
+        least = " and ".join(limit.cost.written(space.cost(limit.cost, narrowest)) for limit in limits)
         raise BudgetError(
-            f"cannot scale all widths to at most {target:,} {kind}: with every block and widths of one this network "
-            f"has {space.cost(kind, _scaled(space, Fraction(0))):,}"
+            f"cannot scale all widths to at most {' and '.join(map(str, limits))}: with every block and widths of one "
+            f"this network has {least}"
         )
     return _scaled(space, shares[fitting - 1])
 
@@ -48,16 +53,15 @@ def _scaled(space: SearchSpace, share: Fraction) -> Architecture:
     )
 
 
-def random_architecture(space: SearchSpace, kind: CostKind, target: int, *, seed: int) -> Architecture:
-    """Random candidates that cost at most `target`, and nearly as much wherever the space permits.
+def random_architecture(space: SearchSpace, limits: Sequence[Limit], *, seed: int) -> Architecture:
+    """Random candidates within all limits, that use one of them nearly wherever the space permits.
 
     Every candidate gets a random score, and the architecture within the budget whose scores sum to the most is taken
     (`derive`): without a budget this draws every candidate with the same probability.
 
     Args:
         space: The search space.
-        kind: What `target` counts.
-        target: The most that the architecture may cost.
+        limits: The most that the architecture may cost of each kind.
         seed: Decides the scores.
 
     Raises:
@@ -65,7 +69,7 @@ def random_architecture(space: SearchSpace, kind: CostKind, target: int, *, seed
     """
     generator = torch.Generator().manual_seed(seed)
     widths, depths = (_random_scores(mask, generator) for mask in candidate_masks(space))
-    return derive(space, Probabilities(widths, depths), kind, target)
+    return derive(space, Probabilities(widths, depths), limits)
 
 
 def _random_scores(is_candidate: Tensor, generator: torch.Generator) -> Tensor:

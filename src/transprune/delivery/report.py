@@ -92,7 +92,7 @@ def _result(record: RunRecord) -> str:
     rows = [_measure_row(*measure, teacher, student) for measure in _MEASURES]
     measured = table(caption, ["Measure", "Teacher", "Student", "Student against teacher"], rows, "result")
     missing = "" if student else note("The student is not measured yet.")
-    return f'<div class="summary">\n{measured}<div>\n{missing}{_budget(record)}{_shape(record)}</div>\n</div>\n'
+    return f'<div class="summary">\n{measured}<div>\n{missing}{_budgets(record)}{_shape(record)}</div>\n</div>\n'
 
 
 def _measure_row(label: str, key: str, unit: str, teacher: Mapping[str, Any], student: Mapping[str, Any]) -> str:
@@ -111,17 +111,20 @@ def _measure(value: float | None, unit: str) -> str:
     return f"{value:.2f} {unit}" if unit in ("%", "ms") else compact(value, unit)
 
 
-def _budget(record: RunRecord) -> str:
-    """The budget: what was allowed, what is used, and whether it was kept."""
-    budget = part(record.result, "budget")
-    target, actual = number(budget.get("target")), number(budget.get("actual"))
+def _budgets(record: RunRecord) -> str:
+    """Of each budget what was allowed, what is used, and whether it was kept."""
+    return "".join(_budget(record, budget) for budget in record.budgets) or note("No budget is recorded.")
+
+
+def _budget(record: RunRecord, budget: Mapping[str, Any]) -> str:
+    target, actual, kind = number(budget.get("target")), number(budget.get("actual")), str(budget.get("kind", "macs"))
     if not target or actual is None:
-        return note("No budget is recorded.")
-    name = COST_NAMES.get(record.cost_kind, record.cost_kind)
+        return ""
+    name = COST_NAMES.get(kind, kind)
     state = "kept" if actual <= target else "exceeded"
     asked = f" ({budget['text']})" if "text" in budget else ""
     said = f"{actual:,.0f} of at most {target:,.0f} {name}{asked}, {percent(actual / target)} of what is allowed."
-    full = number(part(record.result, "teacher").get(record.cost_kind))
+    full = number(part(record.result, "teacher").get(kind))
     key = escape(f"solid: the student's {name}; pale: the teacher's; line: the target")
     drawn = f"{bar(actual / full, target / full)}<small>{key}</small>" if full else ""
     return f'<p class="budget {state}"><strong>Budget {state}:</strong> {escape(said)} {drawn}</p>\n'

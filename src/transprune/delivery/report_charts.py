@@ -63,16 +63,18 @@ def depth_figures(record: RunRecord) -> Iterator[Captioned]:
 
 def cost_figures(record: RunRecord) -> Iterator[Captioned]:
     """Cost, entropy and temperature over the search."""
-    epochs, kind = record.epochs("search"), record.cost_kind
-    name = COST_NAMES.get(kind, kind)
-    cost = _drawn(
-        _line(epochs, f"expected_{kind}", "expected"),
-        _line(epochs, f"actual_{kind}", "most probable", color=GREY, weight=1.1),
-        _line(epochs, f"target_{kind}", "target", color=ORANGE, style="--", weight=1.4),
-    )
-    if cost:
-        note = f"{escape(name)} expected under the probabilities, and of the most probable network of each epoch"
-        yield f"{name} over the search", note, line_chart("cost", cost, _describe(cost, compact), label_of=_tick)
+    epochs = record.epochs("search")
+    for place, kind in enumerate(record.cost_kinds):
+        name = COST_NAMES.get(kind, kind)
+        cost = _drawn(
+            _line(epochs, f"expected_{kind}", "expected"),
+            _line(epochs, f"actual_{kind}", "most probable", color=GREY, weight=1.1),
+            _line(epochs, f"target_{kind}", "target", color=ORANGE, style="--", weight=1.4),
+        )
+        if cost:
+            note = f"{escape(name)} expected under the probabilities, and of the most probable network of each epoch"
+            picture = line_chart(f"cost-{place}", cost, _describe(cost, compact), label_of=_tick)
+            yield f"{name} over the search", note, picture
     entropy = _drawn(_line(epochs, "entropy", "entropy"))
     if entropy:
         note = "mean over all groups and stages; 1: all choices are as likely, 0: decided"

@@ -62,12 +62,17 @@ class RunRecord:
         return not (self.result or self.architecture or self.groups or any(map(self.epochs, PHASES)))
 
     @property
-    def cost_kind(self) -> str:
-        """What the budget counts: "macs" or "params"."""
-        found = part(self.result, "budget").get("kind")
+    def budgets(self) -> list[Mapping[str, Any]]:
+        """What each budget allowed and what is used of it; empty while the student is not measured."""
+        found = self.result.get("budgets")
+        return [each for each in found if isinstance(each, Mapping)] if isinstance(found, list) else []
+
+    @property
+    def cost_kinds(self) -> list[str]:
+        """What the budgets count, such as "macs"."""
         last = self.epochs("search")[-1:]
-        kinds = [found] if found else [kind for kind in ("macs", "params") if last and f"target_{kind}" in last[0]]
-        return str(kinds[0]) if kinds else "macs"
+        targets = [key.removeprefix("target_") for key in (last[0] if last else {}) if key.startswith("target_")]
+        return [str(budget.get("kind", "macs")) for budget in self.budgets] or targets or ["macs"]
 
     def events(self, event: str) -> list[Mapping[str, Any]]:
         """The journal's records of one kind."""

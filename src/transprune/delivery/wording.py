@@ -66,8 +66,12 @@ def headline(record: RunRecord) -> str:
 
 def _measured(record: RunRecord) -> str:
     """Cost and accuracy of the student; nothing while it is not measured."""
-    name = COST_NAMES.get(record.cost_kind, record.cost_kind)
-    cost = [f"{percent(after / before)} of the {name}" for before, after in _pair(record, record.cost_kind) if before]
+    cost = [
+        f"{percent(after / before)} of the {COST_NAMES.get(kind, kind)}"
+        for kind in record.cost_kinds
+        for before, after in _pair(record, kind)
+        if before
+    ]
     top1 = [
         f"{before:.2f} % → {after:.2f} % top-1 ({points(after - before)})" for before, after in _pair(record, "top1")
     ]

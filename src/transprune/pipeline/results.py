@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from transprune.architecture import Architecture
-from transprune.layers import COST_KINDS
+from transprune.costs import COSTS
 from transprune.pipeline.run import Run
 from transprune.runtime import RunFolder, print_table
 from transprune.space import SearchSpace, WidthGroup
@@ -39,15 +39,17 @@ ROWS = (
 def show_results(folder: RunFolder) -> None:
     """Prints teacher and student side by side."""
     result = folder.read_json("result.json")
-    teacher, student, budget = result["teacher"], result["student"], result["budget"]
+    teacher, student, budgets = result["teacher"], result["student"], result["budgets"]
     rows = [
         [label, form.format(teacher[key]), form.format(student[key]), _change(key, teacher[key], student[key])]
         for label, key, form in ROWS
     ]
-    print_table(f"{result['model']} on {result['data']}, {budget['text']}", ["", "teacher", "student", "change"], rows)
-    share = budget["actual"] / budget["target"]
-    kept = "kept" if budget["actual"] <= budget["target"] else "NOT kept"
-    print(f"budget {kept}: {budget['actual']:,} of {budget['target']:,} {budget['kind']} ({100 * share:.1f} %)")
+    asked = ", ".join(budget["text"] for budget in budgets)
+    print_table(f"{result['model']} on {result['data']}, {asked}", ["", "teacher", "student", "change"], rows)
+    for budget in budgets:
+        share = budget["actual"] / budget["target"]
+        kept = "kept" if budget["actual"] <= budget["target"] else "NOT kept"
+        print(f"budget {kept}: {budget['actual']:,} of {budget['target']:,} {budget['kind']} ({100 * share:.1f} %)")
     print(f"report: {folder.file('report.html')}")
 
 
@@ -75,9 +77,9 @@ def show_architecture(run: Run) -> None:
         ["stage", "full", "chosen"],
         [[stage.name, stage.depth, architecture.depths[stage.name]] for stage in space.stages],
     )
-    for kind in COST_KINDS:
-        cost, full = space.cost(kind, architecture), space.cost(kind, space.full_architecture())
-        print(f"{kind}: {cost:,} of {full:,} ({100 * cost / full:.1f} %)")
+    for cost in COSTS.values():
+        chosen, full = space.cost(cost, architecture), space.cost(cost, space.full_architecture())
+        print(f"{cost.kind}: {cost.written(chosen)} of {cost.written(full)} ({100 * chosen / full:.1f} %)")
     print(f"next: transprune distill {run.folder.path}")
 
 
@@ -140,7 +142,7 @@ def layer_costs(space: SearchSpace) -> list[tuple[str, str, int, int]]:
 def attainable(space: SearchSpace) -> dict[str, tuple[int, int]]:
     """The smallest and the unpruned cost by kind."""
     smallest, full = space.smallest_architecture(), space.full_architecture()
-    return {kind: (space.cost(kind, smallest), space.cost(kind, full)) for kind in COST_KINDS}
+    return {kind: (space.cost(cost, smallest), space.cost(cost, full)) for kind, cost in COSTS.items()}
 
 
 def _width(group: WidthGroup) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from transprune._version import __version__
 from transprune.analysis.inspection import Dimensions, inspect
-from transprune.budget import Budget
+from transprune.budget import parse_budgets
 from transprune.data import AugmentationName, ImageData, load_data
 from transprune.errors import ModelError, OptionError, RunFolderError
 from transprune.networks.models import build_model
@@ -49,7 +49,8 @@ class RunOptions:
 
     model: str
     data: str
-    budget: str
+    budget: tuple[str, ...]
+    """All of them hold."""
     preset: str
     seed: int = 0
     weights: str | None = None
@@ -199,7 +200,7 @@ def prepare(options: RunOptions, out: str | Path, *, device: str = "auto", overw
         TranspruneError: Model, data, weights, budget, options or folder cannot be used.
     """
     chosen = choose_device(device)
-    budget = Budget.parse(options.budget)
+    budgets = parse_budgets(options.budget)
     data = _data(options)
     model = _build(options, data)
     weights = _weights(options, model)
@@ -213,7 +214,7 @@ def prepare(options: RunOptions, out: str | Path, *, device: str = "auto", overw
         divisor=options.divisor,
     )
     _check_logits(model, example, len(data.classes))
-    target = budget.target(space)
+    limits = [budget.limit(space) for budget in budgets]
     folder = RunFolder.create(out, asdict(options), overwrite=overwrite)
     run = Run(folder, options, str(chosen))
     run.data, run.model, run.given_weights, run.space = data, model, weights, space
@@ -227,9 +228,15 @@ def prepare(options: RunOptions, out: str | Path, *, device: str = "auto", overw
         stages=len(space.stages),
         architectures=float(space.count()),
         fixed=[asdict(fixed) for fixed in space.fixed],
-        full=space.cost(budget.kind, space.full_architecture()),
-        smallest=space.cost(budget.kind, space.smallest_architecture()),
-        target=target,
+        budgets=[
+            {
+                "kind": limit.cost.kind,
+                "full": space.cost(limit.cost, space.full_architecture()),
+                "smallest": space.cost(limit.cost, space.smallest_architecture()),
+                "target": limit.most,
+            }
+            for limit in limits
+        ],
     )
     return run
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from transprune.analysis.measurement import count_macs, measure_latencies
 from transprune.architecture import Architecture
-from transprune.budget import Budget
+from transprune.budget import parse_budgets
 from transprune.data import make_loader
 from transprune.delivery.loading import load
 from transprune.delivery.onnx_export import check_onnx, onnx_bytes
@@ -78,13 +78,12 @@ def search_step(run: Run) -> None:
     if _is_done(run, "architecture.json"):
         return
     options = run.options
-    budget = Budget.parse(options.budget)
     model = load_teacher(run) if options.search.start == "model" else run.model
     with run.phase("search"), run.epochs("search", options.search.epochs) as on_epoch:
         found = search(
             model,
             run.data,
-            budget,
+            options.budget,
             options.search,
             space=run.space,
             seed=options.seed,
@@ -111,17 +110,24 @@ def search_step(run: Run) -> None:
 
 def _explain(run: Run, found: SearchResult) -> None:
     likeliest = found.probabilities.most_probable(found.space)
-    wanted = found.space.cost(found.budget_kind, likeliest)
     same = likeliest == found.architecture
     why = (
         "it takes the most probable candidate everywhere"
         if same
-        else f"the most probable candidates cost {wanted:,}, and of all architectures that use the budget of "
-        f"{found.target:,} this one is the most probable"
+        else f"the most probable candidates cost {_amounts(found, likeliest)}, and of all architectures that use what "
+        f"is allowed ({' and '.join(map(str, found.limits))}) this one is the most probable"
     )
     run.decide(
-        f"Chose an architecture of {found.actual:,} {found.budget_kind}", why, architecture=found.architecture.to_json()
+        f"Chose an architecture of {_amounts(found, found.architecture)}",
+        why,
+        architecture=found.architecture.to_json(),
     )
+
+
+def _amounts(found: SearchResult, architecture: Architecture) -> str:
+    """What an architecture costs, as each budget counts it."""
+    costs = (limit.cost for limit in found.limits)
+    return " and ".join(cost.written(found.space.cost(cost, architecture)) for cost in costs)
 
 
 def distill_step(run: Run) -> None:
@@ -159,7 +165,7 @@ def _untrained_student(run: Run) -> nn.Module:
 def evaluate_step(run: Run) -> None:
     """Accuracy and cost of teacher and student, side by side, into `result.json`."""
     teacher, student = load_teacher(run), load(run.folder.path, model=run.model)
-    options, budget = run.options, Budget.parse(run.options.budget)
+    options = run.options
     networks = {"teacher": teacher.to(run.device), "student": student.to(run.device)}
     with run.phase("evaluate"):
         latencies = measure_latencies(networks, run.example.to(run.device))
@@ -181,13 +187,16 @@ def evaluate_step(run: Run) -> None:
             "preset": options.preset,
             "seed": options.seed,
             "device": str(run.device),
-            "budget": {
-                "kind": budget.kind,
-                "target": budget.target(run.space),
-                "actual": figures["student"][budget.kind],
-                "share": budget.amount if budget.is_share else None,
-                "text": str(budget),
-            },
+            "budgets": [
+                {
+                    "kind": budget.kind,
+                    "target": budget.limit(run.space).most,
+                    "actual": figures["student"][budget.kind],
+                    "share": budget.amount if budget.is_share else None,
+                    "text": str(budget),
+                }
+                for budget in parse_budgets(options.budget)
+            ],
             **figures,
             "seconds": {phase: run.seconds(phase) for phase in ("teacher", "search", "distill")},
             "environment": run.folder.read_json("environment.json"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -19,8 +19,8 @@ from transprune.analysis.cost import ExpectedCost
 from transprune.analysis.derivation import NEARLY_FULL
 from transprune.analysis.probabilities import Probabilities
 from transprune.architecture import Architecture
+from transprune.budget import Limit
 from transprune.errors import OptionError
-from transprune.layers import CostKind
 from transprune.networks.initialisation import initialise
 from transprune.networks.selection import ArchitectureParameters, Selection
 from transprune.networks.sorting import Importance, magnitude, sort_channels
@@ -127,14 +127,13 @@ class Bilevel:
         options: SearchOptions,
         *,
         space: SearchSpace,
-        kind: CostKind,
-        target: int,
+        limits: Sequence[Limit],
         seed: int,
         device: torch.device,
         task: Task | None = None,
         importance: Importance | None = None,
     ) -> None:
-        self.space, self.options, self.target, self.kind = space, options, target, kind
+        self.space, self.options, self.limits = space, options, tuple(limits)
         self.task = task or classification()
         start, example = copy.deepcopy(model).cpu(), example_of(data)
         if options.start == "scratch":
@@ -143,7 +142,7 @@ class Bilevel:
             start = sort_channels(start, example, importance or magnitude)
         self.supernet = Supernet(start, space, example, alignment=options.alignment).to(device).train()
         self.parameters = ArchitectureParameters(space).to(device)
-        self.expected_cost = ExpectedCost(space, kind, device=device)
+        self.expected_costs = [ExpectedCost(space, limit.cost, device=device) for limit in self.limits]
         self.generator = torch.Generator(device).manual_seed(seed)
         feeds = search_feeds(
             data,
@@ -236,10 +235,17 @@ class Bilevel:
         self.architecture_optimizer.step()
 
     def penalty(self) -> Tensor:
-        """How far the expected cost should move, from the cost of the most probable architecture."""
+        """How far the expected costs should move, from the costs of the most probable architecture.
+
+        The penalties of several budgets add up; each is zero where its budget is nearly met.
+        """
         probabilities = self.parameters.probabilities()
-        actual = self.expected_cost(probabilities.one_hot())
-        return budget_penalty(self.expected_cost(probabilities), actual, self.target, self.options.tolerance)
+        likeliest = probabilities.one_hot()
+        penalties = [
+            budget_penalty(expected(probabilities), expected(likeliest), limit.most, self.options.tolerance)
+            for expected, limit in zip(self.expected_costs, self.limits, strict=True)
+        ]
+        return torch.stack(penalties).sum()
 
     @torch.no_grad()
     def probabilities(self) -> Probabilities:
@@ -257,13 +263,16 @@ class Bilevel:
         probabilities = self.probabilities()
         likeliest = probabilities.most_probable(self.space)
         validated = self.validate(likeliest)
-        with torch.no_grad():
-            expected = float(self.expected_cost(self.parameters.probabilities()))
+        costs: dict[str, Any] = {}
+        for expected, limit in zip(self.expected_costs, self.limits, strict=True):
+            kind = limit.cost.kind
+            with torch.no_grad():
+                costs[f"expected_{kind}"] = float(expected(self.parameters.probabilities()))
+            costs[f"actual_{kind}"] = self.space.cost(limit.cost, likeliest)
+            costs[f"target_{kind}"] = limit.most
         return {
             **{f"validation_{name}": value for name, value in validated.headline().items()},
-            f"expected_{self.kind}": expected,
-            f"actual_{self.kind}": self.space.cost(self.kind, likeliest),
-            f"target_{self.kind}": self.target,
+            **costs,
             "entropy": self.parameters.entropy(),
             "width_probabilities": probabilities.by_group(self.space),
             "depth_probabilities": probabilities.by_stage(self.space),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +14,8 @@ from transprune.analysis.derivation import derive
 from transprune.analysis.inspection import inspect
 from transprune.analysis.probabilities import Probabilities
 from transprune.architecture import Architecture
-from transprune.budget import Budget
-from transprune.layers import CostKind
+from transprune.budget import Budget, Limit, parse_budgets
+from transprune.costs import COSTS, Cost
 from transprune.networks.sorting import Importance
 from transprune.runtime import seeded
 from transprune.space import SearchSpace
@@ -30,29 +30,39 @@ class SearchResult:
     """What a search found."""
 
     architecture: Architecture
-    """The most probable architecture within the budget."""
+    """The most probable architecture within all budgets."""
     space: SearchSpace
     probabilities: Probabilities
     """Probability of every candidate at the end."""
-    budget_kind: CostKind
-    target: int
-    """The budget, in MACs a sample or parameters."""
-    actual: int
-    """What the architecture costs: at most `target`."""
+    limits: tuple[Limit, ...]
+    """The most that the architecture may cost, budget by budget."""
+    spent: tuple[int, ...]
+    """What it costs, each at most the limit."""
     history: tuple[Mapping[str, Any], ...] = ()
     """Figures of every epoch."""
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     """The supernet's weights as the architecture uses them, under the model's names and at its full widths. Where the
     search started from the model's weights, the channels stand in the order of their importance."""
 
+    @property
+    def target(self) -> int:
+        """The most that the architecture may cost, of the first budget."""
+        return self.limits[0].most
+
+    @property
+    def actual(self) -> int:
+        """What the architecture costs, as the first budget counts it: at most `target`."""
+        return self.spent[0]
+
 
 def search(
     model: nn.Module,
     data: Data,
-    budget: Budget | str,
+    budget: Budget | str | Sequence[Budget | str],
     options: SearchOptions | None = None,
     *,
     space: SearchSpace | None = None,
+    costs: Mapping[str, Cost] = COSTS,
     task: Task | None = None,
     importance: Importance | None = None,
     seed: int = 0,
@@ -64,9 +74,10 @@ def search(
     Args:
         model: The network to make smaller.
         data: Samples to learn from.
-        budget: What the smaller network may cost, such as `macs=0.5`.
+        budget: What the smaller network may cost, such as `macs=0.5`; or several budgets, all of which are kept.
         options: How to search.
         space: What may be chosen; None: all that `inspect` finds.
+        costs: How each kind of cost is counted; MACs and parameters need nothing but the space.
         task: Loss, metrics, and how a batch is taken apart; None: `classification()`.
         importance: How much each channel matters, for a search that starts from the model's weights: smaller widths
             keep those that matter most. None: what the options name.
@@ -82,9 +93,9 @@ def search(
         DivergenceError: The loss is not finite.
     """
     options = options or SearchOptions()
-    budget = Budget.parse(budget) if isinstance(budget, str) else budget
+    budgets = parse_budgets(budget)
     space = space or inspect(copy.deepcopy(model).cpu(), example_of(data))
-    target = budget.target(space)
+    limits = tuple(each.limit(space, costs) for each in budgets)
     history = []
     with seeded(seed, "search"):
         bilevel = Bilevel(
@@ -94,8 +105,7 @@ def search(
             task=task,
             importance=importance,
             space=space,
-            kind=budget.kind,
-            target=target,
+            limits=limits,
             seed=seed,
             device=torch.device(device),
         )
@@ -105,14 +115,13 @@ def search(
             if on_epoch is not None:
                 on_epoch(figures)
     probabilities = bilevel.probabilities()
-    architecture = derive(space, probabilities, budget.kind, target, fill=options.fill)
+    architecture = derive(space, probabilities, limits, fill=options.fill)
     return SearchResult(
         architecture=architecture,
         space=space,
         probabilities=probabilities,
-        budget_kind=budget.kind,
-        target=target,
-        actual=space.cost(budget.kind, architecture),
+        limits=limits,
+        spent=tuple(space.cost(limit.cost, architecture) for limit in limits),
         history=tuple(history),
         weights={name: value.cpu() for name, value in bilevel.supernet.plain_weights(architecture).items()},
     )
