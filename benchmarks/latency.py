@@ -77,7 +77,7 @@ def examine(name: str, threads: int, count: int) -> dict[str, object]:
     times = take_turns(calls, clock=backend.clock, repeats=REPEATS, turns=6)
     rows = [
         {
-            "predicted_ns": learned.model.latency(space, architecture),
+            "predicted_ns": space.cost(learned.model, architecture),
             "measured_ns": round(low_quantile(each)),
             "median_ns": round(statistics.median(each)),
             "macs": space.macs(architecture),

@@ -133,7 +133,7 @@ def test_a_model_of_a_computed_machine_is_exact(name, fake):
         architecture = space.random_architecture(seed)
         student = shrink(network, architecture, zoo.example()).eval()
         measured = network_time(student, (zoo.example(1),))
-        assert model.latency(space, architecture) == pytest.approx(measured, rel=0.01)
+        assert space.cost(model, architecture) == pytest.approx(measured, rel=0.01)
     assert model.validation.median < 0.01
 
 
@@ -348,7 +348,7 @@ def test_measuring_in_onnxruntime_gives_a_model_of_every_layer(monkeypatch, tmp_
     }
     assert len(found.model.validation.measured) == 2
     assert min(found.model.validation.measured) > 0
-    assert found.model.latency(space, space.full_architecture()) > 0
+    assert space.cost(found.model, space.full_architecture()) > 0
     assert found.path.is_file()
 
 

@@ -16,6 +16,7 @@ from transprune.analysis.inspection import Dimensions
 from transprune.data import AugmentationName
 from transprune.delivery.performance import MeasureOptions
 from transprune.errors import OptionError, TranspruneError
+from transprune.latency.options import LatencyOptions
 from transprune.pipeline.run import RunOptions
 from transprune.presets import StudentStart
 from transprune.runtime import RunFolder
@@ -37,8 +38,8 @@ class Job:
     data: str = "digits"
     """What it classifies: digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR or parquet:DIR."""
     budget: tyro.conf.UseAppendAction[tuple[str, ...]]
-    """What the smaller network may cost: macs=0.5 (a share), macs=20.4M or params=100K (absolute). Given several times,
-    all hold."""
+    """What the smaller network may cost: macs=0.5 (a share), macs=20.4M, params=100K or latency=4ms (absolute).
+    Given several times, all hold."""
     out: str
     """Folder of the run; made if missing."""
     preset: str = "medium"
@@ -73,6 +74,7 @@ class Job:
     teacher: TrainingOptions = field(default_factory=TrainingOptions)
     search: SearchOptions = field(default_factory=SearchOptions)
     distill: DistillationOptions = field(default_factory=DistillationOptions)
+    latency: LatencyOptions = field(default_factory=LatencyOptions)
 
     def options(self) -> RunOptions:
         """What decides the run."""

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ _NOT_IN_KEY = ("bound", "remeasure")
 class _Kept:
     """What a file holds besides its format and its key."""
 
+    batch_size: int
     tables: tuple[Table, ...]
     layers: tuple[int | None, ...]
     """For each layer of the space, its table."""
@@ -72,24 +73,34 @@ def save_model(path: Path, key: Mapping[str, Any], space: SearchSpace, model: La
     Raises:
         RunFolderError: The file cannot be written.
     """
+    with disk_errors("make the folder", path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(model_json(key, space, model)) + "\n").encode())
+
+
+def model_json(key: Mapping[str, Any], space: SearchSpace, model: LatencyModel) -> dict[str, Any]:
+    """A model as plain values for `json.dumps`."""
     tables = list(dict.fromkeys(model.tables.values()))
     kept = _Kept(
+        batch_size=model.batch_size,
         tables=tuple(tables),
         layers=tuple(tables.index(model.tables[layer]) if layer in model.tables else None for layer in space.layers),
         correction=model.correction,
         validation=model.validation,
     )
-    content = {"format": FORMAT, "key": key, "median_error": model.validation.median, **asdict(kept)}
-    with disk_errors("make the folder", path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(content) + "\n").encode())
+    return {"format": FORMAT, "key": dict(key), "median_error": model.validation.median, **asdict(kept)}
 
 
-def load_model(path: Path, key: Mapping[str, Any], space: SearchSpace, batch_size: int) -> LatencyModel | None:
+def load_model(path: Path, key: Mapping[str, Any] | None, space: SearchSpace) -> LatencyModel | None:
     """Reads a model; None: there is none.
 
+    Args:
+        path: The file.
+        key: What the model must be of; None: whatever it is of.
+        space: The space whose layers the model is for.
+
     Raises:
-        LatencyError: The file is damaged, of a newer format, or of another key.
+        LatencyError: The file is damaged, of a newer format, of another key or another space.
         RunFolderError: The file cannot be read.
     """
     with disk_errors("read", path):
@@ -100,9 +111,9 @@ def load_model(path: Path, key: Mapping[str, Any], space: SearchSpace, batch_siz
         value = json.loads(text)
         if value["format"] != FORMAT:
             raise ValueError(f"its format is {value['format']!r}, expected {FORMAT}")
-        if value["key"] != json.loads(json.dumps(key)):
+        if key is not None and value["key"] != json.loads(json.dumps(key)):
             raise ValueError("it is of another network, machine or option")
-        kept = read_record(_Kept, {name: value[name] for name in ("tables", "layers", "correction", "validation")})
+        kept = read_record(_Kept, {item.name: value[item.name] for item in fields(_Kept)})
         tables = {
             layer: kept.tables[index]
             for layer, index in zip(space.layers, kept.layers, strict=True)
@@ -112,4 +123,4 @@ def load_model(path: Path, key: Mapping[str, Any], space: SearchSpace, batch_siz
         raise LatencyError(
             f"cannot read the latency model '{path}': {error}; remove that file, and it is measured again"
         ) from error
-    return LatencyModel(tables, batch_size, kept.correction, kept.validation)
+    return LatencyModel(tables, kept.batch_size, kept.correction, kept.validation)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +25,7 @@ from transprune.latency.model import LatencyModel, Validation
 from transprune.latency.operators import Operator, operators_of
 from transprune.latency.options import LatencyOptions
 from transprune.latency.tables import Table, grid_of
-from transprune.latency.timing import Advance, time_all
+from transprune.latency.timing import Advance, low_quantile, take_turns, time_all
 from transprune.layers import Layer
 from transprune.networks.shrinking import shrink_read
 from transprune.runtime import epoch_progress
@@ -43,6 +45,8 @@ class LatencyMeasurement:
     """The file that keeps it."""
     seconds: float
     """Time that measuring took; 0: it was kept from an earlier time."""
+    key: Mapping[str, Any]
+    """All that it depends on: hardware, versions, options, network."""
 
 
 def measure_latency(
@@ -77,16 +81,16 @@ def measure_latency(
     inputs = _inputs(example, options.batch_size)
     key = cache_key(backend, options, space, operators, [list(tensor.shape) for tensor in inputs])
     path = cache_path(key)
-    kept = None if options.remeasure else load_model(path, key, space, options.batch_size)
+    kept = None if options.remeasure else load_model(path, key, space)
     if kept is not None and kept.validation.median <= options.bound:
         log.info("latency: the model measured before is kept in %s", path)
-        return LatencyMeasurement(model=kept, path=path, seconds=0.0)
+        return LatencyMeasurement(model=kept, path=path, seconds=0.0, key=key)
     started = time.perf_counter()
     found = _Measuring(
         network=model, space=space, reading=reading, inputs=inputs, backend=backend, options=options
     ).model(operators)
     save_model(path, key, space, found)
-    return LatencyMeasurement(model=found, path=path, seconds=time.perf_counter() - started)
+    return LatencyMeasurement(model=found, path=path, seconds=time.perf_counter() - started, key=key)
 
 
 def _inputs(example: Example, batch_size: int) -> tuple[Tensor, ...]:
@@ -103,6 +107,44 @@ def _inputs(example: Example, batch_size: int) -> tuple[Tensor, ...]:
             f"samples; expected batch_size=1"
         )
     return inputs if batch is None else batch
+
+
+def trusted_latency(
+    model: nn.Module,
+    space: SearchSpace,
+    example: Example,
+    options: LatencyOptions | None = None,
+    *,
+    device: torch.device | str = "cpu",
+) -> LatencyMeasurement:
+    """`measure_latency` for a search, which must be able to trust the model.
+
+    Raises:
+        LatencyError: The model's error exceeds the bound, or as `measure_latency`.
+    """
+    options = options or LatencyOptions()
+    found = measure_latency(model, space, example, options, device=device)
+    found.model.check_trust(options.bound)
+    return found
+
+
+def time_networks(
+    networks: Mapping[str, nn.Module],
+    example: Example,
+    options: LatencyOptions,
+    *,
+    device: torch.device | str = "cpu",
+) -> dict[str, float]:
+    """Measured times of whole networks in milliseconds a batch, by name; they take turns.
+
+    Raises:
+        LatencyError: A network cannot be written for the backend.
+    """
+    backend, inputs = make_backend(options, device), _inputs(example, options.batch_size)
+    with backend.running():
+        calls = [backend.network(copy.deepcopy(network).cpu().eval(), inputs) for network in networks.values()]
+        times = take_turns(calls, clock=backend.clock, repeats=4 * options.repeats)
+    return {name: low_quantile(each) / 1e6 for name, each in zip(networks, times, strict=True)}
 
 
 class _Measuring:
@@ -157,7 +199,7 @@ class _Measuring:
         correction = fit_correction(self.space, tables, batch_size, fitted, whole[:count])
         measured = tuple(map(round, whole[count:]))
         found = LatencyModel(tables, batch_size, correction, Validation(predicted=(), measured=()))
-        predicted = tuple(found.latency(self.space, architecture) for architecture in held_out)
+        predicted = tuple(self.space.cost(found, architecture) for architecture in held_out)
         validation = Validation(predicted=predicted, measured=measured)
         log.info(
             "latency: on %d random architectures the model is off by %.1f %% (median), %.1f %% (worst)",

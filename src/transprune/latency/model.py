@@ -15,11 +15,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from transprune.architecture import Architecture
+from transprune.costs import Cost
 from transprune.errors import LatencyError
 from transprune.latency.tables import Table
 from transprune.layers import Channels, Layer
-from transprune.space import SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +59,10 @@ class Validation:
 
 
 @dataclass(frozen=True)
-class LatencyModel:
-    """Latency of every architecture of a space, in whole nanoseconds a batch."""
+class LatencyModel(Cost):
+    """Latency as a kind of cost: what every layer adds to the time of one batch, in whole nanoseconds."""
+
+    kind = name = "latency"
 
     tables: Mapping[Layer, Table]
     """Layers that are not named take no time of their own."""
@@ -78,7 +79,7 @@ class LatencyModel:
         with_rest = self.correction.scale * table.time(inputs, outputs) + self.correction.traffic * elements
         return max(0, round(with_rest + self.correction.dispatch))
 
-    def part_time(self, layer: Layer, part: tuple[int, int], inputs: int, outputs: int) -> int:
+    def of_part(self, layer: Layer, part: tuple[int, int], inputs: int, outputs: int) -> int:
         """What a part of a layer's input and a part of its output add, nanoseconds.
 
         Where several channels are concatenated, the layer's time is shared out by their full widths, each share as if
@@ -90,15 +91,9 @@ class LatencyModel:
             return self.layer_time(layer, inputs, outputs)
         return round(before * after * self.layer_time(layer, round(inputs / before), round(outputs / after)))
 
-    def latency(self, space: SearchSpace, architecture: Architecture) -> int:
-        """Predicted time of one batch, nanoseconds."""
-        return sum(
-            self.part_time(layer, (row, column), space.resolve(one, architecture), space.resolve(other, architecture))
-            for layer in space.layers
-            if layer in self.tables and space.is_kept(layer.name, architecture)
-            for row, one in enumerate(layer.inputs.parts)
-            for column, other in enumerate(layer.outputs.parts)
-        )
+    def written(self, amount: float) -> str:
+        """Nanoseconds as milliseconds."""
+        return f"{amount / 1e6:,.3f} ms"
 
     def check_trust(self, bound: float) -> None:
         """Checks that the model is good enough to search with.

@@ -24,6 +24,7 @@ RUN_FILES = (
     "teacher.safetensors",
     "supernet.safetensors",
     "space.json",
+    "latency.json",
     "architecture.json",
     "student.safetensors",
     "student.onnx",
