@@ -71,6 +71,7 @@ ABLATIONS = {
     "depth": Arm(label="depth only", dimensions="depth"),
     "one-sample": Arm(label="one sample", search={"width_samples": 1, "depth_samples": 1}),
     "unsorted": Arm(label="channels not sorted in the search", search={"importance": "none"}),
+    "decay": Arm(label="architecture parameters decayed", search={"architecture_weight_decay": 1e-3}),
     "scratch-search": Arm(label="search from new weights", search={"start": "scratch", "learning_rate": 0.1}),
     "tas-labels": Arm(label="without distillation", is_distilled=False),
     "tas-scratch": Arm(label="student from new weights", start="scratch"),
@@ -369,15 +370,15 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="such as parquet:DIR or cifar10:DIR")
     parser.add_argument("--image-size", type=int, nargs=3, help="channels, rows and columns to bring the images to")
     parser.add_argument("--network", default="resnet20")
-    parser.add_argument("--budget", default="macs=0.5")
+    parser.add_argument("--budget", default="macs=0.4")
     parser.add_argument("--study", choices=STUDIES, default="methods")
     parser.add_argument("--arms", nargs="*", help="some arms of the study; without: all")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--teacher-epochs", type=int, default=20)
-    parser.add_argument("--search-epochs", type=int, default=12)
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--search-epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--architecture-learning-rate", type=float, default=0.02)
+    parser.add_argument("--architecture-learning-rate", type=float, default=0.03)
     parser.add_argument("--jobs", type=int, default=1, help="processes, each on one thread")
     parser.add_argument("--out", required=True, help="folder of the results")
     found = parser.parse_args()

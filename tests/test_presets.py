@@ -46,6 +46,7 @@ def test_the_overview_has_every_preset_with_its_epochs_and_rates():
         assert overview["depths mixed"][name] == str(search.depth_samples or "all")
         assert float(overview["learning rate of the supernet"][name]) == search.learning_rate
         assert float(overview["learning rate of the architecture"][name]) == search.architecture_learning_rate
+        assert float(overview["weight decay of the architecture"][name]) == search.architecture_weight_decay
         starts = {"scratch": "new weights", "model": "teacher"}
         assert overview["search starts from"][name] == starts[search.start]
         assert overview["student starts from"][name] == {**starts, "supernet": "supernet"}[preset.student]

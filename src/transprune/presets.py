@@ -30,7 +30,9 @@ class Preset:
 def _from_trained(*, epochs: int, batch_size: int, architecture_learning_rate: float) -> SearchOptions:
     """A search that starts from the teacher's weights, in a supernet that keeps channel i as channel i.
 
-    Deviation: the paper's starts from new weights and interpolates, which takes hundreds of epochs.
+    Deviation: the paper's starts from new weights and interpolates, which takes hundreds of epochs, and decays the
+    architecture parameters. At high sampling temperatures their gradients are so small that the decay holds them at
+    zero: a short search ends as undecided as it began (LOG.md, 2026-11-25).
     """
     return SearchOptions(
         epochs=epochs,
@@ -38,6 +40,7 @@ def _from_trained(*, epochs: int, batch_size: int, architecture_learning_rate: f
         warm_up_epochs=1,
         learning_rate=0.02,
         architecture_learning_rate=architecture_learning_rate,
+        architecture_weight_decay=0.0,
         alignment="pad",
         start="model",
     )
