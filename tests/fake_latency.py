@@ -29,7 +29,7 @@ def kernel_time(weight: tuple[int, ...], groups: int, positions: int) -> int:
 
 def alone(operator: Operator, batch: int, inputs: int, outputs: int) -> int:
     """Time of an operator alone, nanoseconds."""
-    positions = batch * (prod(operator._output_extent()) if operator.kind != "product" else operator.positions)
+    positions = batch * (prod(operator.output_extent()) if operator.kind != "product" else operator.positions)
     own = kernel_time(operator.weight_shape(inputs, outputs), operator.groups_at(outputs), positions)
     return own + CALL + REORDER * operator.traffic(batch, inputs, outputs)
 

@@ -313,6 +313,9 @@ OPERATORS = {
     "transposed": Operator(
         kind="transposed", extent=(4, 4), kernel=(2, 2), stride=(2, 2), padding=(0, 0), dilation=(1, 1), has_bias=True
     ),
+    "grouped transposed": Operator(
+        kind="transposed", extent=(5, 4), kernel=(3, 3), stride=(2, 2), padding=(1, 0), dilation=(1, 1), groups=2
+    ),
     "linear": Operator(kind="product", has_bias=True, activation="gelu"),
     "tokens": Operator(kind="product", positions=7, has_bias=True, activation="hardswish"),
     "attention": Operator(kind="product", positions=7, has_weights=False),

@@ -113,7 +113,7 @@ def load_model(path: Path, key: Mapping[str, Any] | None, space: SearchSpace) ->
             raise ValueError(f"its format is {value['format']!r}, expected {FORMAT}")
         if key is not None and value["key"] != json.loads(json.dumps(key)):
             raise ValueError("it is of another network, machine or option")
-        kept = read_record(_Kept, {item.name: value[item.name] for item in fields(_Kept)})
+        kept = read_record(_Kept, {item.name: value[item.name] for item in fields(_Kept) if item.name in value})
         tables = {
             layer: kept.tables[index]
             for layer, index in zip(space.layers, kept.layers, strict=True)

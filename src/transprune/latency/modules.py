@@ -49,7 +49,7 @@ def _layer(operator: Operator, inputs: int, outputs: int) -> nn.Module:
         return nn.Linear(inputs, outputs, bias=operator.has_bias)
     groups = operator.groups_at(outputs)
     made: nn.Module = _CONVOLUTIONS[operator.kind][len(operator.extent) - 1](
-        inputs * groups if operator.kind == "conv" else inputs,
+        inputs * groups,
         outputs,
         operator.kernel,
         operator.stride,

@@ -77,7 +77,8 @@ class Operator:
         if self.kind == "conv":
             return (outputs, inputs, *self.kernel)
         if self.kind == "transposed":
-            return (inputs, outputs, *self.kernel)
+            groups = self.groups_at(outputs)
+            return (inputs * groups, outputs // groups, *self.kernel)
         return (outputs, inputs)
 
     def traffic(self, batch: int, inputs: int, outputs: int) -> int:
@@ -85,15 +86,14 @@ class Operator:
         if self.kind == "product":
             return batch * self.positions * (inputs + outputs)
         read = prod(self.input_shape(batch, inputs, outputs))
-        return read + batch * outputs * prod(self._output_extent())
+        return read + batch * outputs * prod(self.output_extent())
 
-    def _output_extent(self) -> list[int]:
-        if self.kind == "transposed":
-            return [size * step for size, step in zip(self.extent, self.stride, strict=True)]
+    def output_extent(self) -> list[int]:
+        """Rows and columns of a convolution's output."""
         sizes = zip(self.extent, self.kernel, self.stride, self.padding, self.dilation, strict=True)
-        return [
-            (size + 2 * pad - dilation * (kernel - 1) - 1) // step + 1 for size, kernel, step, pad, dilation in sizes
-        ]
+        if self.kind == "transposed":
+            return [(size - 1) * step - 2 * pad + wide * (kernel - 1) + 1 for size, kernel, step, pad, wide in sizes]
+        return [(size + 2 * pad - wide * (kernel - 1) - 1) // step + 1 for size, kernel, step, pad, wide in sizes]
 
 
 def operators_of(reading: Reading, space: SearchSpace) -> dict[Layer, Operator]:
@@ -128,7 +128,7 @@ def _operator(fact: LayerFacts, layer: Layer, reading: Reading) -> Operator:
     name = operator(fact.use.node)
     if layer.operator == "projection":
         return _projection(fact, reading)
-    if layer.operator == "matmul" or fact.use.weight is None or not name.startswith(("conv", "linear")):
+    if not name.startswith(("conv", "linear")) or not _is_of_its_weight(fact, layer):
         return Operator(kind="product", positions=layer.positions, has_weights=False)
     has_norm, activation = _followers(fact.use.node)
     if name == "linear":
@@ -136,6 +136,15 @@ def _operator(fact: LayerFacts, layer: Layer, reading: Reading) -> Operator:
             kind="product", positions=layer.positions, has_bias=layer.has_bias, has_norm=has_norm, activation=activation
         )
     return _convolution(fact, layer, has_norm, activation)
+
+
+def _is_of_its_weight(fact: LayerFacts, layer: Layer) -> bool:
+    """Whether a layer's channels are those of its weight, and not those together with what else is searched."""
+    arguments = bound_arguments(fact.use.node)
+    one, other, *_ = *(shape(arguments["weight"]) or ()), 0, 0
+    groups = int(arguments.get("groups") or 1)
+    channels = [layer.outputs.total, layer.inputs.total]
+    return channels in ([one, other], [other * groups, one // groups])
 
 
 def _projection(fact: LayerFacts, reading: Reading) -> Operator:
