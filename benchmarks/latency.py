@@ -3,9 +3,9 @@
     python benchmarks/latency.py [NETWORK ...] [--threads N] [--architectures N]
 
 For each network: learns the latency model on this machine (anew), then draws random architectures that the model has
-not seen, shrinks each for real, exports it as a run does (`torch.export`, ONNX), and times it in onnxruntime, all in
-turn. Beside the model's error stands that of MACs times one factor, the factor fitted on the same measurements. Writes
-`benchmarks/latency/NETWORK-threadsN.json`.
+not seen, shrinks each for real, writes it as ONNX (with `--exported` as a run does, which takes longer), and times it in
+onnxruntime, all in turn. Beside the model's error stands that of MACs times one factor, the factor fitted on the same
+measurements. Writes `benchmarks/latency/NETWORK-threadsN.json`.
 """
 
 from __future__ import annotations
@@ -45,10 +45,11 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", default=list(NETWORKS))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--architectures", type=int, default=30)
+    parser.add_argument("--exported", action="store_true")
     arguments = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     for name in arguments.networks:
-        content = examine(name, arguments.threads, arguments.architectures)
+        content = examine(name, arguments.threads, arguments.architectures, is_exported=arguments.exported)
         path = RESULTS / f"{name}-threads{arguments.threads}.json"
         path.write_text(json.dumps(content, indent=1) + "\n")
         print(
@@ -60,7 +61,7 @@ def main() -> None:
         )
 
 
-def examine(name: str, threads: int, count: int) -> dict[str, object]:
+def examine(name: str, threads: int, count: int, *, is_exported: bool) -> dict[str, object]:
     make, size = NETWORKS[name]
     torch.manual_seed(0)
     network, example = make().eval(), torch.zeros(1, 3, size, size)
@@ -72,8 +73,12 @@ def examine(name: str, threads: int, count: int) -> dict[str, object]:
     backend = OnnxRuntime(options, torch.device("cpu"))
     calls = []
     for architecture in architectures:
-        student = transprune.shrink(network, architecture, example)
-        calls.append(backend.file(onnx_bytes(export_program(student, example)), (example,)))
+        student = transprune.shrink(network, architecture, example).eval()
+        calls.append(
+            backend.file(onnx_bytes(export_program(student, example)), (example,))
+            if is_exported
+            else backend.network(student, (example,))
+        )
     times = take_turns(calls, clock=backend.clock, repeats=REPEATS, turns=6)
     rows = [
         {
@@ -93,6 +98,7 @@ def examine(name: str, threads: int, count: int) -> dict[str, object]:
         "network": name,
         "input": [1, 3, size, size],
         "threads": threads,
+        "exported": is_exported,
         "seconds": learned.seconds,
         "correction": vars(learned.model.correction),
         "own_median_error": validation.median,

@@ -4,9 +4,9 @@
     python benchmarks/latency_budget.py search [--threads N]
 
 `random` draws architectures within `latency=0.5` and within `macs=0.5` (`random_architecture`: nothing is learned, so
-only the budgets differ). `search` runs the whole job on digits at 32×32 pixels: a teacher, a search for each budget,
-students distilled alike. All networks are exported as a run does and timed in onnxruntime, taking turns with the
-unpruned network.
+only the budgets differ). `search` runs the whole job on digits at 16×16 pixels: a teacher, a search for each budget,
+students distilled alike. All networks are written as ONNX and timed in onnxruntime, taking turns with the unpruned
+network.
 Writes `benchmarks/latency/budget-WHAT-threadsN.json`.
 """
 
@@ -25,14 +25,13 @@ import transprune
 from latency import NETWORKS, RESULTS
 from transprune.budget import Budget
 from transprune.costs import COSTS
-from transprune.delivery.onnx_export import onnx_bytes
-from transprune.delivery.program import export_program
 from transprune.latency.backends import OnnxRuntime
 from transprune.latency.timing import low_quantile, take_turns
 from transprune.runtime.environment import environment
 
 BUDGETS = ("latency=0.5", "macs=0.5")
 REPEATS = 90
+EPOCHS = 5
 
 
 def main() -> None:
@@ -86,18 +85,18 @@ def drawn(name: str, options: transprune.LatencyOptions, count: int) -> list[dic
 
 def searched(options: transprune.LatencyOptions) -> list[dict[str, object]]:
     """A ResNet-20 searched for each budget, on digits."""
-    data = transprune.load_data("digits", image_size=(3, 32, 32))
+    data = transprune.load_data("digits", image_size=(3, 16, 16))
     recipe = transprune.get_preset("quick")
     example = torch.zeros(1, *data.image_size)
     torch.manual_seed(0)
-    teacher = transprune.train(transprune.resnet(20), data, replace(recipe.teacher, epochs=8))
+    teacher = transprune.train(transprune.resnet(20), data, replace(recipe.teacher, epochs=EPOCHS))
     space = transprune.inspect(teacher, example)
     found = [
-        transprune.search(teacher, data, text, replace(recipe.search, epochs=6), space=space, latency=options)
+        transprune.search(teacher, data, text, replace(recipe.search, epochs=EPOCHS), space=space, latency=options)
         for text in BUDGETS
     ]
     students = [transprune.shrink(teacher, each.architecture, example) for each in found]
-    students = [transprune.distill(one, teacher, data, replace(recipe.distill, epochs=8)) for one in students]
+    students = [transprune.distill(one, teacher, data, replace(recipe.distill, epochs=EPOCHS)) for one in students]
     times = timed([teacher, *students], example, options)
     top1 = [transprune.evaluate(network, data).top1 for network in (teacher, *students)]
     full = space.full_architecture()
@@ -121,8 +120,7 @@ def searched(options: transprune.LatencyOptions) -> list[dict[str, object]]:
 def timed(networks: list[nn.Module], example: Tensor, options: transprune.LatencyOptions) -> list[float]:
     """Times in nanoseconds, each at a low quantile."""
     backend = OnnxRuntime(options, torch.device("cpu"))
-    files = [onnx_bytes(export_program(network.eval(), example)) for network in networks]
-    calls = [backend.file(content, (example,)) for content in files]
+    calls = [backend.network(network.eval(), (example,)) for network in networks]
     times = take_turns(calls, clock=backend.clock, repeats=REPEATS, turns=9)
     print(f"spread of the unpruned network: {statistics.quantiles(times[0], n=4)} ns", flush=True)
     return [low_quantile(each) for each in times]

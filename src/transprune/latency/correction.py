@@ -1,7 +1,8 @@
 """What lies between operators, learned from whole networks.
 
-Each whole network gives one equation: its measured time is the corrected sum over its operators. The three numbers of
-the correction solve all equations best, each relative to its time, with a faint preference for no correction at all.
+Each whole network gives one equation: its measured time is the corrected sum over its operators. The numbers of the
+correction solve all equations best, each relative to its time, with a faint preference for no correction at all. The
+full network counts more than others: shares of its latency are what budgets ask for.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from transprune.space import SearchSpace
 
 PREFERENCE = 1e-2
 """Weight of the preference for no correction; an equation of one network has the weight 1."""
+FULL = 3.0
+"""Weight of the equation of the full network."""
 
 
 def fit_correction(
@@ -38,30 +41,33 @@ def fit_correction(
         architectures: What was measured whole.
         measured: Times in nanoseconds.
     """
-    sums = np.array([_sums(space, tables, batch_size, architecture) for architecture in architectures])
+    sums = np.array([_parts(space, tables, batch_size, architecture) for architecture in architectures])
     rows = sums / np.array(measured)[:, None]
-    typical = np.maximum(np.abs(rows).mean(0), 1e-30)  # brings the three unknowns to one scale
-    matrix = np.vstack([rows / typical, PREFERENCE * np.eye(3)])
-    wanted = np.concatenate([np.ones(len(rows)), PREFERENCE * np.array([typical[0], 0.0, 0.0])])
-    found = lsq_linear(matrix, wanted, bounds=([0, -np.inf, -np.inf], np.inf)).x / typical
-    return Correction(scale=float(found[0]), traffic=float(found[1]), dispatch=float(found[2]))
+    typical = np.maximum(np.abs(rows).mean(0), 1e-30)  # brings the unknowns to one scale
+    weights = np.array([FULL if one == space.full_architecture() else 1.0 for one in architectures])
+    nothing = np.array([1.0, 0.0, 0.0, 0.0]) * typical  # no correction
+    matrix = np.vstack([weights[:, None] * rows / typical, PREFERENCE * np.eye(4)])
+    wanted = np.concatenate([weights, PREFERENCE * nothing])
+    found = lsq_linear(matrix, wanted, bounds=([0, -np.inf, -np.inf, -np.inf], np.inf)).x / typical
+    scale, traffic, handing, dispatch = map(float, found)
+    return Correction(scale=scale, traffic=traffic, handing=handing, dispatch=dispatch)
 
 
-def _sums(
+def _parts(
     space: SearchSpace, tables: Mapping[Layer, Table], batch_size: int, architecture: Architecture
-) -> tuple[float, float, float]:
-    """Times alone, elements read and written, and number of the layers of an architecture."""
-    times = elements = count = 0.0
-    for layer in space.layers:
-        table = tables.get(layer)
-        if table is None or not space.is_kept(layer.name, architecture):
-            continue
-        inputs, outputs = space.resolve(layer.inputs, architecture), space.resolve(layer.outputs, architecture)
-        if not (table.operator.needs_change and inputs == outputs):
-            times += table.time(inputs, outputs)
-            elements += table.operator.traffic(batch_size, inputs, outputs)
-            count += 1
-    return times, elements, count
+) -> np.ndarray:
+    """What `Table.parts` says of the layers of an architecture, summed [4]."""
+    total: np.ndarray = np.sum(
+        [
+            tables[layer].parts(
+                batch_size, space.resolve(layer.inputs, architecture), space.resolve(layer.outputs, architecture)
+            )
+            for layer in space.layers
+            if layer in tables and space.is_kept(layer.name, architecture)
+        ],
+        axis=0,
+    )
+    return total
 
 
 def spread_architectures(space: SearchSpace, count: int, seed: int) -> list[Architecture]:

@@ -1,12 +1,13 @@
 """A model of latency: what every layer adds to the time of a network, for every pair of its widths.
 
-    latency = Σ over kept layers of max(0, scale · time(inputs, outputs) + traffic · elements + dispatch)
+    latency = Σ over kept layers of max(0, scale · time + traffic · elements + handing · handed on + dispatch)
 
 The first is the operator's own time as measured alone (`transprune.latency.tables`). Alone, an operator also pays for
-being called from outside and for bringing its input and output into the form that its kernel wants, which in a network
-happens once or not at all; and a network pays for sums, pools and activations that belong to no operator. Both grow
-with the elements that a layer reads and writes and with the number of layers, so three numbers, fitted on whole
-networks, account for them (`transprune.latency.correction`); they may be negative.
+being called from outside, and for bringing its input and output into the blocks of channels that its kernel wants: in a
+network that happens once or not at all, and not between two operators that both have blocks. A network also pays for
+sums, pools and activations that belong to no operator. All of it grows with the elements that a layer reads and
+writes, with those that it hands on in blocks, and with the number of layers, so three numbers, fitted on whole networks,
+account for it (`transprune.latency.correction`); they may be negative.
 """
 
 from __future__ import annotations
@@ -29,8 +30,15 @@ class Correction:
     """Of the time alone."""
     traffic: float = 0.0
     """Nanoseconds for every element read or written."""
+    handing: float = 0.0
+    """Nanoseconds for every element that may be handed on in blocks."""
     dispatch: float = 0.0
     """Nanoseconds for every layer."""
+
+    def apply(self, parts: Sequence[float]) -> float:
+        """The time in a network of what `Table.parts` says of an operator, nanoseconds."""
+        factors = self.scale, self.traffic, self.handing, self.dispatch
+        return sum(factor * part for factor, part in zip(factors, parts, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +81,9 @@ class LatencyModel(Cost):
     def layer_time(self, layer: Layer, inputs: int, outputs: int) -> int:
         """What a layer adds to a network's time at the given numbers of input and output elements, nanoseconds."""
         table = self.tables.get(layer)
-        if table is None or (table.operator.needs_change and inputs == outputs):
-            return 0
-        elements = table.operator.traffic(self.batch_size, inputs, outputs)
-        with_rest = self.correction.scale * table.time(inputs, outputs) + self.correction.traffic * elements
-        return max(0, round(with_rest + self.correction.dispatch))
+        return (
+            0 if table is None else max(0, round(self.correction.apply(table.parts(self.batch_size, inputs, outputs))))
+        )
 
     def of_part(self, layer: Layer, part: tuple[int, int], inputs: int, outputs: int) -> int:
         """What a part of a layer's input and a part of its output add, nanoseconds.

@@ -21,6 +21,9 @@ from transprune.layers import Layer
 from transprune.residual import ResidualSum
 from transprune.space import SearchSpace
 
+BLOCK, UNIT = 16, 4
+"""Runtimes keep feature maps in blocks of so many channels, where a convolution reads fewer than a block of channels or
+a multiple of the unit (onnxruntime with AVX-512; on other processors blocks are of 8, which changes little)."""
 ACTIVATIONS = {
     "relu": "relu",
     "hardtanh": "relu6",
@@ -87,6 +90,13 @@ class Operator:
             return batch * self.positions * (inputs + outputs)
         read = prod(self.input_shape(batch, inputs, outputs))
         return read + batch * outputs * prod(self.output_extent())
+
+    def handed_on(self, batch: int, inputs: int, outputs: int) -> int:
+        """Elements of its output that may pass to the next operator in blocks, as they are; else 0."""
+        channels = inputs * self.groups_at(outputs)
+        is_blocked = self.kind == "conv" and (channels < BLOCK or channels % UNIT == 0)
+        is_read_so = outputs >= BLOCK and outputs % UNIT == 0
+        return batch * outputs * prod(self.output_extent()) if is_blocked and is_read_so else 0
 
     def output_extent(self) -> list[int]:
         """Rows and columns of a convolution's output."""

@@ -23,6 +23,16 @@ class Table:
     nanoseconds: tuple[tuple[int, ...], ...]
     """[inputs, outputs]: the time of one batch."""
 
+    def parts(self, batch: int, inputs: int, outputs: int) -> tuple[float, float, float, float]:
+        """What the time in a network is made of: the time alone, elements read or written, elements handed on, one.
+
+        All are 0 where the operator does not exist.
+        """
+        if self.operator.needs_change and inputs == outputs:
+            return 0.0, 0.0, 0.0, 0.0
+        traffic = self.operator.traffic(batch, inputs, outputs)
+        return self.time(inputs, outputs), traffic, self.operator.handed_on(batch, inputs, outputs), 1.0
+
     def time(self, inputs: float, outputs: float) -> float:
         """The time at a pair of widths: where it was measured, the measured one; else bilinear between neighbours.
 
