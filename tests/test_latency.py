@@ -172,6 +172,17 @@ def test_a_projection_takes_time_only_where_its_widths_differ(fake):
     assert model.layer_time(layer, 8, 4) > 0
 
 
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "is_blocked"),
+    [(16, 16, True), (9, 32, True), (20, 44, True), (19, 32, False), (32, 19, False), (16, 12, False)],
+)
+def test_an_output_is_handed_on_in_blocks_between_convolutions_that_both_have_them(inputs, outputs, is_blocked):
+    one = (1, 1)
+    operator = Operator(kind="conv", extent=(5, 4), kernel=one, stride=one, padding=(0, 0), dilation=one)
+    assert operator.handed_on(2, inputs, outputs) == (2 * outputs * 20 if is_blocked else 0)
+    assert PRODUCT.handed_on(2, inputs, outputs) == 0
+
+
 def test_a_space_of_another_model_is_refused():
     with pytest.raises(SpaceError, match="is none of this model"):
         operators_of(read(zoo.plain(), zoo.example()), inspect(zoo.residual(), zoo.example()))

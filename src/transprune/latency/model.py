@@ -6,8 +6,8 @@ The first is the operator's own time as measured alone (`transprune.latency.tabl
 being called from outside, and for bringing its input and output into the blocks of channels that its kernel wants: in a
 network that happens once or not at all, and not between two operators that both have blocks. A network also pays for
 sums, pools and activations that belong to no operator. All of it grows with the elements that a layer reads and
-writes, with those that it hands on in blocks, and with the number of layers, so three numbers, fitted on whole networks,
-account for it (`transprune.latency.correction`); they may be negative.
+writes, with those that it hands on in blocks, and with the number of layers, so three numbers, fitted on whole
+networks, account for it (`transprune.latency.correction`); they may be negative.
 """
 
 from __future__ import annotations
