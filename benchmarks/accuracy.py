@@ -258,7 +258,7 @@ def magnitude_pruned(study: Study, teacher: nn.Module) -> nn.Module:
     import torch_pruning
 
     space = transprune.inspect(teacher, study.example)
-    target = transprune.Budget.parse(study.budget).limit(space).most
+    limit = transprune.Budget.parse(study.budget).limit(space)
     steps = 200
     network = study.model()
     network.load_state_dict(teacher.state_dict())
@@ -273,10 +273,10 @@ def magnitude_pruned(study: Study, teacher: nn.Module) -> nn.Module:
         ignored_layers=[layer for layer in network.modules() if isinstance(layer, nn.Linear)],
     )
     for _ in range(steps):
-        if transprune.count_macs(network, study.example) <= target:
+        if transprune.count_macs(network, study.example) <= limit.most:
             return network
         pruner.step()
-    raise RuntimeError(f"Torch-Pruning does not reach {target:,} MACs")
+    raise RuntimeError(f"Torch-Pruning does not reach {limit}")
 
 
 def run(study: Study, arms: Mapping[str, Arm], seeds: Sequence[int], jobs: int) -> None:

@@ -55,10 +55,8 @@ def trained_supernet(model: torch.nn.Module, data: transprune.ImageData, steps: 
     """A search whose weights have taken some steps at the highest temperature."""
     options = transprune.get_preset("medium").search
     space = transprune.inspect(model, torch.zeros(1, *data.image_size))
-    target = transprune.Budget.parse("macs=0.5").target(space)
-    bilevel = transprune.Bilevel(
-        model, data, options, space=space, kind="macs", target=target, seed=0, device=torch.device("cpu")
-    )
+    limits = (transprune.Budget.parse("macs=0.5").limit(space),)
+    bilevel = transprune.Bilevel(model, data, options, space=space, limits=limits, seed=0, device=torch.device("cpu"))
     meter = Meter(bilevel.task)
     for _, batch in zip(range(steps), bilevel.weight_batches, strict=False):
         bilevel.step_weights(batch, options.temperature_start, meter)

@@ -4,7 +4,7 @@
 
 For each network: learns the latency model on this machine (anew), then draws random architectures that the model has
 not seen, shrinks each for real, writes it as ONNX (with `--exported` as a run does, which takes longer), and times it
-in onnxruntime, all in turn. Beside the model's error stands that of MACs times one factor, the factor fitted on the same
+in onnxruntime, all in turn. Beside the model's error stands that of MACs times one factor, fitted on the same
 measurements. Writes `benchmarks/latency/NETWORK-threadsN.json`.
 """
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from transprune._version import __version__
+from transprune.analysis.derivation import check_attainable
 from transprune.analysis.inspection import Dimensions, inspect
 from transprune.budget import parse_budgets
 from transprune.costs import COSTS, Cost
@@ -237,8 +238,7 @@ def prepare(options: RunOptions, out: str | Path, *, device: str = "auto", overw
     if any(budget.kind == "latency" for budget in budgets):
         measured = trusted_latency(model, space, example, options.latency, device=chosen)
         costs = {**COSTS, "latency": measured.model}
-    for budget in budgets:
-        budget.limit(space, costs)  # refuses what cannot be attained
+    check_attainable(space, [budget.limit(space, costs) for budget in budgets])
     folder = RunFolder.create(out, asdict(options), overwrite=overwrite)
     run = Run(folder, options, str(chosen))
     run.data, run.model, run.given_weights, run.space = data, model, weights, space

@@ -112,17 +112,20 @@ def search_step(run: Run) -> None:
 
 def _explain(run: Run, found: SearchResult) -> None:
     likeliest = found.probabilities.most_probable(found.space)
-    same = likeliest == found.architecture
+    proof = found.derivation
     why = (
         "it takes the most probable candidate everywhere"
-        if same
+        if likeliest == found.architecture
         else f"the most probable candidates cost {_amounts(found, likeliest)}, and of all architectures that use what "
-        f"is allowed ({' and '.join(map(str, found.limits))}) this one is the most probable"
+        f"is allowed ({' and '.join(map(str, found.limits))}) this is the most probable one found: {proof}"
     )
     run.decide(
         f"Chose an architecture of {_amounts(found, found.architecture)}",
         why,
         architecture=found.architecture.to_json(),
+        given_up=proof.given_up,
+        gap=proof.gap,
+        is_proved=proof.is_proved,
     )
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from transprune.analysis.cost import ExpectedCost
-from transprune.analysis.derivation import NEARLY_FULL
+from transprune.analysis.derivation import NEARLY_FULL, SECONDS
 from transprune.analysis.probabilities import Probabilities
 from transprune.architecture import Architecture
 from transprune.budget import Limit
@@ -83,7 +83,9 @@ class SearchOptions:
     """What puts the channels in order before a search that starts from the model's weights, so that smaller widths keep
     the best ones: the magnitude of their weights, or nothing."""
     fill: float = NEARLY_FULL
-    """Share of the budget that the derived architecture uses wherever the space permits."""
+    """Share of the budget, of several of one of them, that the derived architecture uses wherever the space permits."""
+    derivation_seconds: float | None = SECONDS
+    """Time in which the most probable architecture must be found; what it lacks of a proof is said. None: any."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "width_samples", "depth_samples"):
@@ -104,6 +106,8 @@ class SearchOptions:
                 f"cannot search with warm_up_epochs={self.warm_up_epochs}: expected at least 0 and fewer than "
                 f"the {self.epochs} epochs"
             )
+        if self.derivation_seconds is not None:
+            at_least("derivation_seconds", self.derivation_seconds, 0)
         if self.alignment not in ALIGNMENTS or self.start not in ("scratch", "model"):
             raise OptionError(
                 f"cannot search with alignment={self.alignment!r} and start={self.start!r}; expected "

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transprune.analysis.derivation import derive
+from transprune.analysis.derivation import Derivation, check_attainable, derive_with_proof
 from transprune.analysis.inspection import inspect
 from transprune.analysis.probabilities import Probabilities
 from transprune.architecture import Architecture
@@ -40,6 +40,8 @@ class SearchResult:
     """The most that the architecture may cost, budget by budget."""
     spent: tuple[int, ...]
     """What it costs, each at most the limit."""
+    derivation: Derivation
+    """How good the architecture is among all within the limits."""
     history: tuple[Mapping[str, Any], ...] = ()
     """Figures of every epoch."""
     weights: Mapping[str, Tensor] = field(default_factory=dict)
@@ -104,6 +106,7 @@ def search(
         measured = trusted_latency(model, space, example_of(data), latency, device=device)
         costs = {**costs, "latency": measured.model}
     limits = tuple(each.limit(space, costs) for each in budgets)
+    check_attainable(space, limits)
     history = []
     with seeded(seed, "search"):
         bilevel = Bilevel(
@@ -123,12 +126,14 @@ def search(
             if on_epoch is not None:
                 on_epoch(figures)
     probabilities = bilevel.probabilities()
-    architecture = derive(space, probabilities, limits, fill=options.fill)
+    derivation = derive_with_proof(space, probabilities, limits, fill=options.fill, seconds=options.derivation_seconds)
+    architecture = derivation.architecture
     return SearchResult(
         architecture=architecture,
         space=space,
         probabilities=probabilities,
         limits=limits,
+        derivation=derivation,
         spent=tuple(space.cost(limit.cost, architecture) for limit in limits),
         history=tuple(history),
         weights={name: value.cpu() for name, value in bilevel.supernet.plain_weights(architecture).items()},
