@@ -7,7 +7,7 @@
 only the budgets differ). `search` runs the whole job on digits at 16×16 pixels: a teacher, a search for each budget,
 students distilled alike. All networks are written as ONNX and timed in onnxruntime, taking turns with the unpruned
 network.
-Writes `benchmarks/latency/budget-WHAT-threadsN.json`.
+Writes `benchmarks/latency/budget-WHAT-NETWORKS-threadsN.json`.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ def main() -> None:
         rows = [row for name in arguments.networks for row in drawn(name, options, arguments.count)]
     for row in rows:
         print({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}, flush=True)
+    networks = "resnet20" if arguments.what == "search" else "-".join(arguments.networks)
     content = {"threads": arguments.threads, "rows": rows, "environment": environment()}
-    path: Path = RESULTS / f"budget-{arguments.what}-threads{arguments.threads}.json"
+    path: Path = RESULTS / f"budget-{arguments.what}-{networks}-threads{arguments.threads}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")
 
