@@ -50,7 +50,16 @@ def test_a_budget_is_read_as_a_share_or_a_figure(text, kind, amount, is_share):
     [
         *("", "macs", "macs=", "=0.5", "0.5", "macs 0.5", "macs=abc", "macs=-0.5", "macs=+0.5", "macs=1e6", "macs=50%"),
         *("macs = 0.5", "macs=0.5 M", "macs=1,000,000", "macs=20T", "macs=20MM", "macs=20KM", "macs=1.2.3", "macs=."),
-        *("macs=nan", "macs=inf", "latency=0.5", "flops=0.5", "macs=0.5,params=0.5", "macs==0.5", "macs=0x10"),
+        *(
+            "macs=nan",
+            "macs=inf",
+            "speed=0.5",
+            "flops=0.5",
+            "latency=4",
+            "macs=0.5,params=0.5",
+            "macs==0.5",
+            "macs=0x10",
+        ),
         "macs=20\N{KELVIN SIGN}",
     ],
 )

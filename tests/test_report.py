@@ -181,7 +181,7 @@ def test_the_table_has_ratios_and_differences(full):
 
 def test_a_kept_budget_and_an_exceeded_one_are_told_apart(tmp_path, full):
     assert "Budget kept:" in full[1].text("strong")
-    assert "1,253,455 of at most 1,257,984 MACs (macs=0.5), 99.6 % of what is allowed." in full[1].text("p")
+    assert "1,253,455 MACs of at most 1,257,984 MACs (macs=0.5), 99.6 % of what is allowed." in full[1].text("p")
     folder = fake_run(tmp_path / "run", epochs=1)
     (folder / "journal.jsonl").unlink()
     change(folder, "result.json", lambda result: result["budgets"][0].update(actual=1_300_000))

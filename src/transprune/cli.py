@@ -15,7 +15,9 @@ from transprune import presets
 from transprune.analysis.inspection import Dimensions
 from transprune.budget import points
 from transprune.data import AugmentationName
+from transprune.delivery.performance import MeasureOptions
 from transprune.errors import OptionError, TranspruneError
+from transprune.latency.options import LatencyOptions
 from transprune.pipeline.run import RunOptions
 from transprune.presets import StudentStart
 from transprune.runtime import RunFolder
@@ -37,8 +39,9 @@ class Job:
     data: str = "digits"
     """What it classifies: digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR or parquet:DIR."""
     budget: tyro.conf.UseAppendAction[tuple[str, ...]]
-    """What the smaller network may cost: macs=0.5 (a share), macs=20.4M or params=100K (absolute). Given several times,
-    all hold. One may name several amounts, macs=0.3,0.5,0.7: a search for each from one supernet, and the curve."""
+    """What the smaller network may cost: macs=0.5 (a share), macs=20.4M, params=100K or latency=4ms (absolute). Given
+    several times, all hold. One may name several amounts, macs=0.3,0.5,0.7: a search for each from one supernet, and
+    the curve."""
     out: str
     """Folder of the run; made if missing."""
     preset: str = "medium"
@@ -73,6 +76,7 @@ class Job:
     teacher: TrainingOptions = field(default_factory=TrainingOptions)
     search: SearchOptions = field(default_factory=SearchOptions)
     distill: DistillationOptions = field(default_factory=DistillationOptions)
+    latency: LatencyOptions = field(default_factory=LatencyOptions)
 
     def options(self) -> RunOptions:
         """What decides the run."""
@@ -176,6 +180,31 @@ class ExportCommand(Step):
         print(f"wrote {folder.file('student.onnx')} and {folder.file('student.pt2')}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class MeasureCommand(Step):
+    """Measure latency, throughput, memory and file size of teacher and student, in torch and onnxruntime.
+
+    transprune measure runs/first --threads 1 --batch-size 64
+    """
+
+    options: Annotated[MeasureOptions, tyro.conf.arg(name="")] = field(default_factory=MeasureOptions)
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print what was measured as JSON."""
+
+    def __call__(self) -> None:
+        """Runs the step and shows the table."""
+        from transprune import pipeline
+
+        run = pipeline.open_run(self.run, device=self.device)
+        with pipeline.logging_to(run):
+            content = pipeline.measure_step(run, self.options)
+        if self.as_json:
+            print(json.dumps(content, indent=2))
+            return
+        pipeline.show_measurements(content)
+        print(f"wrote {run.folder.file('measurements.json')}")
+
+
 class ReportCommand(Step):
     """Write report.html, of a frontier frontier.html, from what the run folder holds.
 
@@ -247,6 +276,7 @@ COMMANDS: dict[str, Any] = {
     "distill": DistillCommand,
     "evaluate": EvaluateCommand,
     "export": ExportCommand,
+    "measure": MeasureCommand,
     "report": ReportCommand,
 }
 

@@ -49,8 +49,9 @@ def _read(hint: Any, value: Any, place: str) -> Any:
         return _checked(value, place, f"one of {', '.join(arguments)}", lambda: value in arguments)
     if is_dataclass(hint):
         return read_record(hint, value, place)  # type: ignore[arg-type]
-    if hint is int:
-        return _checked(value, place, "a whole number", lambda: isinstance(value, int) and not isinstance(value, bool))
+    if hint in (int, float):
+        kind, name = (int, "a whole number") if hint is int else (int | float, "a number")
+        return hint(_checked(value, place, name, lambda: isinstance(value, kind) and not isinstance(value, bool)))
     return _checked(value, place, {str: "a text", bool: "true or false"}[hint], lambda: isinstance(value, hint))
 
 

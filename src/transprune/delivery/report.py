@@ -10,10 +10,12 @@ from typing import Any
 
 from transprune.delivery.markup import bar, code, figures, note, page, row, section, table
 from transprune.delivery.report_charts import accuracy_figures, cost_figures, depth_figures, width_figures
+from transprune.delivery.report_measurements import measurement_section
 from transprune.delivery.run_record import RunRecord, StageRow, WidthRow, number, part, read_record
 from transprune.delivery.wording import (
     COST_NAMES,
     PHASE_NAMES,
+    amount,
     compact,
     duration,
     headline,
@@ -29,6 +31,7 @@ _MEASURES = (
     ("MACs a sample", "macs", ""),
     ("Parameters", "params", ""),
     ("Latency", "latency_ms", "ms"),
+    ("Latency where it will run", "latency_measured_ms", "ms"),
     ("File size", "file_bytes", "B"),
 )
 
@@ -52,6 +55,7 @@ def write_report(run_dir: Path) -> Path:
 def _page(record: RunRecord) -> str:
     sections = (
         section("Teacher and student", _result(record)),
+        measurement_section(record),
         section("Widths, before and after", _widths(record)),
         section("Depths, before and after", _depths(record)),
         section("Cost and certainty over the search", figures(cost_figures(record)) or note("No search is recorded.")),
@@ -76,7 +80,8 @@ def _result(record: RunRecord) -> str:
     if not teacher and not student:
         return note("Neither the teacher nor a student is measured yet.")
     caption = "The unpruned network (teacher) and the derived one (student), measured on the test split"
-    rows = [_measure_row(*measure, teacher, student) for measure in _MEASURES]
+    measures = [measure for measure in _MEASURES if measure[1] != "latency_measured_ms" or measure[1] in teacher]
+    rows = [_measure_row(*measure, teacher, student) for measure in measures]
     measured = table(caption, ["Measure", "Teacher", "Student", "Student against teacher"], rows, "result")
     missing = "" if student else note("The student is not measured yet.")
     return f'<div class="summary">\n{measured}<div>\n{missing}{_budgets(record)}{_shape(record)}</div>\n</div>\n'
@@ -110,7 +115,8 @@ def _budget(record: RunRecord, budget: Mapping[str, Any]) -> str:
     name = COST_NAMES.get(kind, kind)
     state = "kept" if actual <= target else "exceeded"
     asked = f" ({budget['text']})" if "text" in budget else ""
-    said = f"{actual:,.0f} of at most {target:,.0f} {name}{asked}, {percent(actual / target)} of what is allowed."
+    used = percent(actual / target)
+    said = f"{amount(kind, actual)} of at most {amount(kind, target)}{asked}, {used} of what is allowed."
     full = number(part(record.result, "teacher").get(kind))
     key = escape(f"solid: the student's {name}; pale: the teacher's; line: the target")
     drawn = f"{bar(actual / full, target / full)}<small>{key}</small>" if full else ""

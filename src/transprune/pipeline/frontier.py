@@ -115,7 +115,7 @@ def _scale_step(run: Run) -> None:
     """The architecture of uniform widths, whose student starts and learns like a searched one."""
     if run.folder.has("architecture.json"):
         return
-    limits = [budget.limit(run.space) for budget in parse_budgets(run.options.budget)]
+    limits = [budget.limit(run.space, run.costs) for budget in parse_budgets(run.options.budget)]
     architecture = uniform_architecture(run.space, limits)
     run.decide(
         "Scaled all widths uniformly",

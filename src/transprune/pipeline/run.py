@@ -21,8 +21,12 @@ from transprune._version import __version__
 from transprune.analysis.derivation import check_attainable
 from transprune.analysis.inspection import Dimensions, inspect
 from transprune.budget import Budget, points
+from transprune.costs import COSTS, Cost
 from transprune.data import AugmentationName, ImageData, load_data
 from transprune.errors import ModelError, OptionError, RunFolderError
+from transprune.latency.cache import load_model, model_json
+from transprune.latency.measuring import LatencyMeasurement, trusted_latency
+from transprune.latency.options import LatencyOptions
 from transprune.networks.models import build_model
 from transprune.networks.weights import Weights, load_weights
 from transprune.numerics.structures import outline
@@ -68,6 +72,8 @@ class RunOptions:
     teacher: TrainingOptions = field(default_factory=TrainingOptions)
     search: SearchOptions = field(default_factory=SearchOptions)
     distill: DistillationOptions = field(default_factory=DistillationOptions)
+    latency: LatencyOptions = field(default_factory=LatencyOptions)
+    """How latency is measured, where a budget speaks of it."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], folder: Path) -> RunOptions:
@@ -76,7 +82,12 @@ class RunOptions:
         Raises:
             RunFolderError: A key is unknown or missing.
         """
-        parts = {"teacher": TrainingOptions, "search": SearchOptions, "distill": DistillationOptions}
+        parts = {
+            "teacher": TrainingOptions,
+            "search": SearchOptions,
+            "distill": DistillationOptions,
+            "latency": LatencyOptions,
+        }
         try:
             nested = {name: kind(**_as_declared(kind, config[name])) for name, kind in parts.items()}
             rest = {key: value for key, value in config.items() if key not in parts}
@@ -128,6 +139,12 @@ class Run:
     def space(self) -> SearchSpace:
         """The search space, as `space.json` holds it."""
         return SearchSpace.from_json(self.folder.read_json("space.json"))
+
+    @cached_property
+    def costs(self) -> Mapping[str, Cost]:
+        """How each kind of cost is counted; latency by the model that the run began with, if it has one."""
+        model = load_model(self.folder.file("latency.json"), None, self.space)
+        return COSTS if model is None else {**COSTS, model.kind: model}
 
     @property
     def is_frontier(self) -> bool:
@@ -188,7 +205,8 @@ def describe(figures: Mapping[str, Any]) -> str:
         kind = key.removeprefix("actual_")
         if kind != key:
             target = figures[f"target_{kind}"]
-            parts.append(f"{kind} {value / target:.2f} × budget (expected {figures[f'expected_{kind}'] / target:.2f})")
+            said = f"{kind} {value / 1e6:.3f} ms," if kind == "latency" else kind
+            parts.append(f"{said} {value / target:.2f} × budget (expected {figures[f'expected_{kind}'] / target:.2f})")
     if "entropy" in figures:
         parts.append(f"entropy {figures['entropy']:.2f}")
     return "  ".join(parts)
@@ -221,13 +239,20 @@ def prepare(options: RunOptions, out: str | Path, *, device: str = "auto", overw
         divisor=options.divisor,
     )
     _check_logits(model, example, len(data.classes))
-    limits = [budget.limit(space) for budget in budgets]
-    check_attainable(space, limits)
+    measured = None
+    costs: Mapping[str, Cost] = COSTS
+    if any(budget.kind == "latency" for budget in budgets):
+        measured = trusted_latency(model, space, example, options.latency, device=chosen)
+        costs = {**COSTS, "latency": measured.model}
+    check_attainable(space, [budget.limit(space, costs) for budget in budgets])
     folder = RunFolder.create(out, asdict(options), overwrite=overwrite)
     run = Run(folder, options, str(chosen))
     run.data, run.model, run.given_weights, run.space = data, model, weights, space
     folder.write_json("environment.json", environment())
     folder.write_json("space.json", space.to_json())
+    if measured is not None and not folder.has("latency.json"):  # a run keeps the model that it began with
+        folder.write_json("latency.json", model_json(measured.key, space, measured.model))
+    limits = [budget.limit(space, run.costs) for budget in budgets]
     run.journal.record("start", command=" ".join(["transprune", *sys.argv[1:]]), version=__version__)
     run.journal.record("configuration", **asdict(options))
     run.journal.record(
@@ -246,7 +271,23 @@ def prepare(options: RunOptions, out: str | Path, *, device: str = "auto", overw
             for limit in limits
         ],
     )
+    if measured is not None:
+        _record_latency(run, measured)
     return run
+
+
+def _record_latency(run: Run, measured: LatencyMeasurement) -> None:
+    """Says how latency was measured, and how good the model is."""
+    validation = measured.model.validation
+    run.journal.record(
+        "latency",
+        measured_for=measured.key,
+        seconds=measured.seconds,
+        median_error=validation.median,
+        worst_error=validation.worst,
+        predicted=validation.predicted,
+        measured=validation.measured,
+    )
 
 
 def open_run(path: str | Path, *, device: str = "auto", is_frontier: bool = False) -> Run:

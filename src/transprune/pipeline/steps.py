@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from transprune.delivery.loading import load
 from transprune.delivery.onnx_export import check_onnx, onnx_bytes
 from transprune.delivery.program import check_pt2, export_program, pt2_bytes, takes_any_batch
 from transprune.delivery.report import write_report
+from transprune.latency.measuring import time_networks
 from transprune.networks.shrinking import shrink
 from transprune.networks.sorting import sort_channels
 from transprune.networks.traced import TracedNetwork
@@ -89,6 +90,7 @@ def search_step(run: Run) -> None:
             options.budget,
             options.search,
             space=run.space,
+            costs=run.costs,
             seed=options.seed,
             device=run.device,
             on_epoch=on_epoch,
@@ -199,6 +201,8 @@ def evaluate_step(run: Run) -> None:
             )
             for name, network in networks.items()
         }
+        for name, latency in _latencies(run, networks).items():
+            figures[name] |= latency
     run.folder.write_json(
         "result.json",
         {
@@ -210,7 +214,7 @@ def evaluate_step(run: Run) -> None:
             "budgets": [
                 {
                     "kind": budget.kind,
-                    "target": budget.limit(run.space).most,
+                    "target": budget.limit(run.space, run.costs).most,
                     "actual": figures["student"][budget.kind],
                     "share": budget.amount if budget.is_share else None,
                     "text": str(budget),
@@ -223,6 +227,19 @@ def evaluate_step(run: Run) -> None:
             "environment": run.folder.read_json("environment.json"),
         },
     )
+
+
+def _latencies(run: Run, networks: Mapping[str, nn.Module]) -> dict[str, dict[str, float]]:
+    """Of a run with a latency budget, what the model says (ns) and what is measured (ms) of its networks."""
+    cost = run.costs.get("latency")
+    if cost is None:
+        return {}
+    architectures = {"teacher": run.space.full_architecture(), "student": load_architecture(run)}
+    measured = time_networks(networks, run.example, run.options.latency, device=run.device)
+    return {
+        name: {"latency": run.space.cost(cost, architectures[name]), "latency_measured_ms": measured[name]}
+        for name in networks
+    }
 
 
 def export_step(run: Run) -> None:

@@ -16,6 +16,8 @@ from transprune.analysis.probabilities import Probabilities
 from transprune.architecture import Architecture
 from transprune.budget import Budget, Limit, parse_budgets
 from transprune.costs import COSTS, Cost
+from transprune.latency.measuring import trusted_latency
+from transprune.latency.options import LatencyOptions
 from transprune.networks.sorting import Importance
 from transprune.runtime import seeded
 from transprune.space import SearchSpace
@@ -105,6 +107,7 @@ def search(
     *,
     space: SearchSpace | None = None,
     costs: Mapping[str, Cost] = COSTS,
+    latency: LatencyOptions | None = None,
     task: Task | None = None,
     importance: Importance | None = None,
     seed: int = 0,
@@ -120,6 +123,7 @@ def search(
         options: How to search.
         space: What may be chosen; None: all that `inspect` finds.
         costs: How each kind of cost is counted; MACs and parameters need nothing but the space.
+        latency: How latency is measured where a budget speaks of it and `costs` does not; None: the defaults.
         task: Loss, metrics, and how a batch is taken apart; None: `classification()`.
         importance: How much each channel matters, for a search that starts from the model's weights: smaller widths
             keep those that matter most. None: what the options name.
@@ -130,6 +134,7 @@ def search(
     Raises:
         BudgetError: The budget is malformed or out of the attainable range.
         ModelError: The model cannot be read.
+        LatencyError: The latency cannot be measured, or its model not be trusted.
         DataError: The data cannot be read or divided, or a batch not be taken apart.
         OptionError: The task's loss or a metric gives something else than expected.
         DivergenceError: The loss is not finite.
@@ -137,6 +142,9 @@ def search(
     options = options or SearchOptions()
     budgets = parse_budgets(budget)
     space = space or inspect(copy.deepcopy(model).cpu(), example_of(data))
+    if any(each.kind == "latency" for each in budgets) and "latency" not in costs:
+        measured = trusted_latency(model, space, example_of(data), latency, device=device)
+        costs = {**costs, "latency": measured.model}
     limits = tuple(each.limit(space, costs) for each in budgets)
     check_attainable(space, limits)
     history = []
