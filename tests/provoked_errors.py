@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -22,22 +23,30 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+import oracles
 import transprune
 from small_networks import ConvNorm, example, plain, staged
 from transprune import cli
 from transprune import space as spaces
-from transprune.analysis.derivation import derive
+from transprune.analysis.derivation import check_attainable, derive
 from transprune.analysis.inspection import inspect
-from transprune.analysis.probabilities import Probabilities
+from transprune.analysis.reading import read
 from transprune.analysis.reference_points import uniform_architecture
 from transprune.architecture import Architecture
-from transprune.budget import Budget, Limit
-from transprune.costs import MACS
+from transprune.budget import Budget, Limit, points
+from transprune.costs import MACS, PARAMS
 from transprune.data import Augmentation, ImageData, LoaderData, MemorySplit, load_data, make_loader, split_halves
 from transprune.delivery.agreement import check_agreement
 from transprune.delivery.onnx_export import check_onnx, onnx_bytes
+from transprune.delivery.performance import MeasureOptions
 from transprune.delivery.program import check_pt2, export_program, pt2_bytes
 from transprune.delivery.run_record import read_record
+from transprune.latency import measuring
+from transprune.latency.backends import make_backend, network_onnx
+from transprune.latency.cache import load_model
+from transprune.latency.model import LatencyModel, Validation
+from transprune.latency.operators import operators_of
+from transprune.latency.options import LatencyOptions
 from transprune.networks import surgery
 from transprune.networks.models import build_model
 from transprune.networks.resnet_shape import ResNetShape
@@ -45,7 +54,7 @@ from transprune.networks.supernet import Supernet
 from transprune.networks.torchvision_resnet import resnet_from_torchvision
 from transprune.networks.weights import load_weights
 from transprune.numerics.sampling import draw_candidates
-from transprune.pipeline import RunOptions, prepare
+from transprune.pipeline import RunOptions, open_run, prepare
 from transprune.runtime import (
     CheckpointOptions,
     Checkpoints,
@@ -75,7 +84,7 @@ def ways(**named: Callable[[Path], object]) -> None:
 # --- budgets and spaces -----------------------------------------------------------------------------------------
 
 SPACE = inspect(staged(), example())
-UNIFORM = Probabilities(torch.full((20, 8), 0.1), torch.full((5, 8), 0.1))
+UNIFORM = oracles.random_probabilities(SPACE, seed=0)
 
 ways(
     budget_kind=lambda _: Budget("flops", 0.5, is_share=True),
@@ -84,6 +93,11 @@ ways(
     budget_twice=lambda _: transprune.search(plain(), None, ["macs=0.5", "macs=0.4"]),
     budget_unattainable=lambda _: Budget.parse("macs=0.001").limit(SPACE),
     derive_too_little=lambda _: derive(SPACE, UNIFORM, [Limit(MACS, 0)]),
+    budgets_together=lambda _: check_attainable(
+        SPACE, [Limit(cost, SPACE.cost(cost, SPACE.smallest_architecture()) - 1) for cost in (MACS, PARAMS)]
+    ),
+    frontier_kinds=lambda _: points(["macs=0.3,0.5", "params=0.3,0.5"]),
+    frontier_same=lambda _: points(["macs=0.5,0.5"]),
     uniform_too_little=lambda _: uniform_architecture(SPACE, [Limit(MACS, 1)]),
     architecture_size=lambda _: Architecture(widths={"stem": 0}),
     architecture_text=lambda _: Architecture.from_json("{"),
@@ -538,6 +552,42 @@ ways(
     report_empty=lambda place: read_record(run_folder(place).path),
     report_malformed=lambda place: read_record(run_folder(place, space_json="[1]").path),
 )
+
+# --- latency ----------------------------------------------------------------------------------------------------
+
+
+@way
+def latency_onnx(_):
+    with mock.patch.object(torch.onnx, "export", side_effect=RuntimeError("no such operator")):
+        network_onnx(plain(), (example(),))
+
+
+@way
+def latency_damaged(place):
+    (place / "latency.json").write_text("{}")
+    load_model(place / "latency.json", {}, SPACE)
+
+
+ways(
+    measure_options=lambda _: MeasureOptions(batch_size=0),
+    latency_backend=lambda _: make_backend(SimpleNamespace(backend="tensorflow")),
+    latency_least=lambda _: LatencyOptions(grid=1),
+    latency_bound=lambda _: LatencyOptions(bound=2.0),
+    latency_batch=lambda _: measuring._inputs((torch.zeros(2, 3), torch.zeros(3, 3)), 4),
+    latency_trust=lambda _: LatencyModel({}, 1, (), Validation(predicted=(100, 100), measured=(200, 300))).check_trust(
+        0.15
+    ),
+    latency_space=lambda _: operators_of(read(plain(), example()), SPACE),
+    search_frontier=lambda _: cli._refuse_frontier(("macs=0.3,0.5",)),
+    step_of_frontier=lambda place: open_run(frontier(place)),
+)
+
+
+def frontier(place):
+    """A folder of a frontier that has not begun."""
+    RunFolder.create(place, asdict(options(budget=("macs=0.3,0.5",))))
+    return place
+
 
 # --- export -----------------------------------------------------------------------------------------------------
 

@@ -28,7 +28,11 @@ if TYPE_CHECKING:
     from transprune.costs import Cost
     from transprune.data import Augmentation, ImageData, LoaderData, MemorySplit, load_data, make_loader
     from transprune.delivery.loading import load
+    from transprune.delivery.performance import MeasureOptions, Performance, measure
     from transprune.errors import TranspruneError
+    from transprune.latency.measuring import LatencyMeasurement, measure_latency
+    from transprune.latency.model import LatencyModel
+    from transprune.latency.options import LatencyOptions
     from transprune.networks.adapters import register_adapter
     from transprune.networks.resnet import ResNet, resnet
     from transprune.networks.resnet_shape import ResNetShape
@@ -66,7 +70,11 @@ _HOME = {
     "transprune.costs": ("Cost",),
     "transprune.data": ("Augmentation", "ImageData", "LoaderData", "MemorySplit", "load_data", "make_loader"),
     "transprune.delivery.loading": ("load",),
+    "transprune.delivery.performance": ("MeasureOptions", "Performance", "measure"),
     "transprune.errors": ("TranspruneError",),
+    "transprune.latency.measuring": ("LatencyMeasurement", "measure_latency"),
+    "transprune.latency.model": ("LatencyModel",),
+    "transprune.latency.options": ("LatencyOptions",),
     "transprune.networks.adapters": ("register_adapter",),
     "transprune.networks.resnet": ("ResNet", "resnet"),
     "transprune.networks.resnet_shape": ("ResNetShape",),
@@ -107,10 +115,15 @@ __all__ = [
     "Evaluation",
     "ExpectedCost",
     "ImageData",
+    "LatencyMeasurement",
+    "LatencyModel",
+    "LatencyOptions",
     "Limit",
     "LoaderData",
+    "MeasureOptions",
     "MemorySplit",
     "Metric",
+    "Performance",
     "Probabilities",
     "ResNet",
     "ResNetShape",
@@ -138,7 +151,9 @@ __all__ = [
     "load",
     "load_data",
     "make_loader",
+    "measure",
     "measure_latencies",
+    "measure_latency",
     "random_architecture",
     "register_adapter",
     "regression",

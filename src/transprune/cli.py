@@ -8,15 +8,17 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union
 
 import tyro
 
 from transprune import presets
 from transprune.analysis.inspection import Dimensions
+from transprune.budget import points
 from transprune.data import AugmentationName
+from transprune.delivery.performance import MeasureOptions
 from transprune.errors import OptionError, StoppedError, TranspruneError
+from transprune.latency.options import LatencyOptions
 from transprune.pipeline.run import Run, RunOptions, Safety
 from transprune.presets import StudentStart
 from transprune.runtime import RunFolder, Terminated, raising_on_sigterm
@@ -44,8 +46,9 @@ class Job:
     data: str = "digits"
     """What it classifies: digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR or parquet:DIR."""
     budget: tyro.conf.UseAppendAction[tuple[str, ...]]
-    """What the smaller network may cost: macs=0.5 (a share), macs=20.4M or params=100K (absolute). Given several times,
-    all hold."""
+    """What the smaller network may cost: macs=0.5 (a share), macs=20.4M, params=100K or latency=4ms (absolute). Given
+    several times, all hold. One may name several amounts, macs=0.3,0.5,0.7: a search for each from one supernet, and
+    the curve."""
     out: str
     """Folder of the run; made if missing."""
     preset: str = "medium"
@@ -84,6 +87,7 @@ class Job:
     teacher: TrainingOptions = field(default_factory=TrainingOptions)
     search: SearchOptions = field(default_factory=SearchOptions)
     distill: DistillationOptions = field(default_factory=DistillationOptions)
+    latency: LatencyOptions = field(default_factory=LatencyOptions)
 
     def options(self) -> RunOptions:
         """What decides the run."""
@@ -112,7 +116,7 @@ class RunCommand(Job):
 
     def __call__(self) -> None:
         """Runs every step."""
-        _run_all(self.prepared())
+        _run_all(self.prepared(), overwrite=self.overwrite)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +128,7 @@ class SearchCommand(Job):
 
     def __call__(self) -> None:
         """Runs the teacher and the search."""
+        _refuse_frontier(self.budget)
         _teach_and_search(self.prepared())
 
 
@@ -182,17 +187,34 @@ class ResumedSearch(ResumedRun):
         _teach_and_search(self.resumed())
 
 
-def _run_all(run: Run) -> None:
+def _run_all(run: Run, *, overwrite: bool = False) -> None:
     from transprune import pipeline
 
     with run:
-        pipeline.run_all(run)
+        if run.is_frontier:
+            pipeline.run_frontier(run, overwrite=overwrite)
+        else:
+            pipeline.run_all(run)
+
+
+def _refuse_frontier(budget: Sequence[str]) -> None:
+    """Checks that there is one amount of each budget.
+
+    Raises:
+        OptionError: There are several.
+    """
+    if len(points(budget)) > 1:
+        raise OptionError(
+            f"cannot search along {' '.join(budget)} step by step: expected one amount of each budget; "
+            f"a frontier is made by `transprune run`"
+        )
 
 
 def _teach_and_search(run: Run) -> None:
     from transprune import pipeline
 
     with run, pipeline.logging_to(run):
+        _refuse_frontier(run.options.budget)
         pipeline.teach_step(run)
         pipeline.search_step(run)
     pipeline.show_architecture(run)
@@ -238,17 +260,41 @@ class ExportCommand(Step):
         print(f"wrote {folder.file('student.onnx')} and {folder.file('student.pt2')}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class MeasureCommand(Step):
+    """Measure latency, throughput, memory and file size of teacher and student, in torch and onnxruntime.
+
+    transprune measure runs/first --threads 1 --batch-size 64
+    """
+
+    options: Annotated[MeasureOptions, tyro.conf.arg(name="")] = field(default_factory=MeasureOptions)
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print what was measured as JSON."""
+
+    def __call__(self) -> None:
+        """Runs the step and shows the table."""
+        from transprune import pipeline
+
+        with pipeline.open_run(self.run, device=self.device) as run, pipeline.logging_to(run):
+            content = pipeline.measure_step(run, self.options)
+        if self.as_json:
+            print(json.dumps(content, indent=2))
+            return
+        pipeline.show_measurements(content)
+        print(f"wrote {run.folder.file('measurements.json')}")
+
+
 class ReportCommand(Step):
-    """Write report.html from what the run folder holds.
+    """Write report.html, of a frontier frontier.html, from what the run folder holds.
 
     transprune report runs/first
     """
 
     def __call__(self) -> None:
         """Writes the report; also of a run that another process is at work on."""
-        from transprune.delivery.report import write_report
+        from transprune import pipeline
 
-        print(f"wrote {write_report(Path(self.run))}")
+        print(f"wrote {pipeline.write_any_report(self.run)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,6 +356,7 @@ COMMANDS: dict[str, Any] = {
     "distill": DistillCommand,
     "evaluate": EvaluateCommand,
     "export": ExportCommand,
+    "measure": MeasureCommand,
     "report": ReportCommand,
 }
 

@@ -8,6 +8,7 @@
     ├── OptionError     (ValueError)      an option or configuration value is unknown or out of range
     ├── RunFolderError  (RuntimeError)    a run folder is missing, incomplete or holds something else
     ├── ExportError     (RuntimeError)    an exported file does not reproduce the network it came from
+    ├── LatencyError    (RuntimeError)    a latency cannot be measured, or its model not be trusted
     ├── DivergenceError (ArithmeticError) a loss or a gradient is no longer a finite number
     ├── ResourceError   (RuntimeError)    memory ran out, or a process that loads data died
     └── StoppedError    (RuntimeError)    a signal or a time limit ended a run that can go on
@@ -51,6 +52,10 @@ class RunFolderError(TranspruneError, RuntimeError):
 
 class ExportError(TranspruneError, RuntimeError):
     """An exported file does not reproduce the network it came from."""
+
+
+class LatencyError(TranspruneError, RuntimeError):
+    """A latency cannot be measured, or its model not be trusted."""
 
 
 class DivergenceError(TranspruneError, ArithmeticError):

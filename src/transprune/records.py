@@ -49,7 +49,8 @@ def _read(hint: Any, value: Any, place: str) -> Any:
         return read_record(hint, value, place)  # type: ignore[arg-type]
     expected, kinds = _PLAIN[hint]
     is_right = isinstance(value, kinds) and (hint is bool or not isinstance(value, bool))
-    return _checked(value, place, expected, lambda: is_right)
+    found = _checked(value, place, expected, lambda: is_right)
+    return float(found) if hint is float else found
 
 
 _PLAIN: dict[Any, tuple[str, Any]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from transprune.analysis.trace import first_line
 from transprune.delivery.agreement import check_agreement
 from transprune.delivery.program import takes_any_batch
 from transprune.errors import ExportError
+from transprune.runtime.log import quiet
 
 
 def onnx_bytes(program: ExportedProgram) -> bytes:
@@ -27,12 +27,9 @@ def onnx_bytes(program: ExportedProgram) -> bytes:
     Raises:
         ExportError: torch cannot write it as ONNX.
     """
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), quiet("torch.onnx"):
         warnings.simplefilter("ignore")  # the exporter speaks of its own internals
         path = Path(folder) / "network.onnx"
-        quiet = logging.getLogger("torch.onnx")
-        level = quiet.level
-        quiet.setLevel(logging.ERROR)
         try:
             torch.onnx.export(
                 program,
@@ -49,8 +46,6 @@ def onnx_bytes(program: ExportedProgram) -> bytes:
             raise ExportError(
                 f"cannot export to ONNX: {first_line(error)}; the weights in student.safetensors are whole"
             ) from error
-        finally:
-            quiet.setLevel(level)
         return path.read_bytes()
 
 

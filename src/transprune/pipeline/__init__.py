@@ -1,5 +1,7 @@
 """The whole job as steps on a run folder: prepare, teach, search, distill, evaluate, export, report."""
 
+from transprune.pipeline.frontier import run_frontier
+from transprune.pipeline.measuring import measure_step, show_measurements
 from transprune.pipeline.results import show_architecture, show_results, show_space, space_as_json
 from transprune.pipeline.run import Run, RunOptions, Safety, logging_to, open_run, prepare, resume_run
 from transprune.pipeline.steps import (
@@ -10,6 +12,7 @@ from transprune.pipeline.steps import (
     run_all,
     search_step,
     teach_step,
+    write_any_report,
 )
 
 __all__ = [
@@ -20,15 +23,19 @@ __all__ = [
     "evaluate_step",
     "export_step",
     "logging_to",
+    "measure_step",
     "open_run",
     "prepare",
     "report_step",
     "resume_run",
     "run_all",
+    "run_frontier",
     "search_step",
     "show_architecture",
+    "show_measurements",
     "show_results",
     "show_space",
     "space_as_json",
     "teach_step",
+    "write_any_report",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,10 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from transprune._version import __version__
+from transprune.analysis.derivation import check_attainable
 from transprune.analysis.inspection import Dimensions, inspect
-from transprune.budget import parse_budgets
+from transprune.budget import Budget, points
+from transprune.costs import COSTS, Cost
 from transprune.data import AugmentationName, ImageData, load_data
 from transprune.errors import ModelError, OptionError, RunFolderError, StoppedError
+from transprune.latency.cache import load_model, model_json
+from transprune.latency.measuring import LatencyMeasurement, trusted_latency
+from transprune.latency.options import LatencyOptions
 from transprune.networks.models import build_model
 from transprune.networks.weights import Weights, load_weights
 from transprune.numerics.structures import outline
@@ -56,7 +62,7 @@ class RunOptions:
     model: str
     data: str
     budget: tuple[str, ...]
-    """All of them hold."""
+    """All of them hold; one that names several amounts makes the run a frontier (`transprune.pipeline.frontier`)."""
     preset: str
     seed: int = 0
     weights: str | None = None
@@ -72,6 +78,8 @@ class RunOptions:
     teacher: TrainingOptions = field(default_factory=TrainingOptions)
     search: SearchOptions = field(default_factory=SearchOptions)
     distill: DistillationOptions = field(default_factory=DistillationOptions)
+    latency: LatencyOptions = field(default_factory=LatencyOptions)
+    """How latency is measured, where a budget speaks of it."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], folder: Path) -> RunOptions:
@@ -175,6 +183,17 @@ class Run:
         """The search space, as `space.json` holds it."""
         return SearchSpace.from_json(self.folder.read_json("space.json"))
 
+    @cached_property
+    def costs(self) -> Mapping[str, Cost]:
+        """How each kind of cost is counted; latency by the model that the run began with, if it has one."""
+        model = load_model(self.folder.file("latency.json"), None, self.space)
+        return COSTS if model is None else {**COSTS, model.kind: model}
+
+    @property
+    def is_frontier(self) -> bool:
+        """Whether it is several searches, each in a folder of its own."""
+        return len(points(self.options.budget)) > 1
+
     @property
     def example(self) -> Tensor:
         """One image of zeros [1, channels, rows, columns]."""
@@ -264,7 +283,8 @@ def describe(figures: Mapping[str, Any]) -> str:
         kind = key.removeprefix("actual_")
         if kind != key:
             target = figures[f"target_{kind}"]
-            parts.append(f"{kind} {value / target:.2f} × budget (expected {figures[f'expected_{kind}'] / target:.2f})")
+            said = f"{kind} {value / 1e6:.3f} ms," if kind == "latency" else kind
+            parts.append(f"{said} {value / target:.2f} × budget (expected {figures[f'expected_{kind}'] / target:.2f})")
     if "entropy" in figures:
         parts.append(f"entropy {figures['entropy']:.2f}")
     return "  ".join(parts)
@@ -297,7 +317,7 @@ def prepare(
     if resume:
         RunFolder.open(out)
     chosen = choose_device(device)
-    budgets = parse_budgets(options.budget)
+    budgets = [Budget.parse(text) for text in dict.fromkeys(itertools.chain(*points(options.budget)))]
     data = _data(options)
     model = _build(options, data)
     weights = _weights(options, model)
@@ -311,13 +331,21 @@ def prepare(
         divisor=options.divisor,
     )
     _check_logits(model, example, len(data.classes))
-    limits = [budget.limit(space) for budget in budgets]
+    measured = None
+    costs: Mapping[str, Cost] = COSTS
+    if any(budget.kind == "latency" for budget in budgets):
+        measured = trusted_latency(model, space, example, options.latency, device=chosen)
+        costs = {**COSTS, "latency": measured.model}
+    check_attainable(space, [budget.limit(space, costs) for budget in budgets])
     lock = FolderLock(Path(out))
     folder = RunFolder.create(out, asdict(options), overwrite=overwrite)
     run = Run(folder, options, str(chosen), safety, lock)
     run.data, run.model, run.given_weights, run.space = data, model, weights, space
     folder.write_json("environment.json", environment())
     folder.write_json("space.json", space.to_json())
+    if measured is not None and not folder.has("latency.json"):  # a run keeps the model that it began with
+        folder.write_json("latency.json", model_json(measured.key, space, measured.model))
+    limits = [budget.limit(space, run.costs) for budget in budgets]
     run.journal.record("start", command=" ".join(["transprune", *sys.argv[1:]]), version=__version__)
     run.journal.record("configuration", **asdict(options))
     run.journal.record(
@@ -336,18 +364,45 @@ def prepare(
             for limit in limits
         ],
     )
+    if measured is not None:
+        _record_latency(run, measured)
     return run
+
+
+def _record_latency(run: Run, measured: LatencyMeasurement) -> None:
+    """Says how latency was measured, and how good the model is."""
+    validation = measured.model.validation
+    run.journal.record(
+        "latency",
+        measured_for=measured.key,
+        seconds=measured.seconds,
+        median_error=validation.median,
+        worst_error=validation.worst,
+        predicted=validation.predicted,
+        measured=validation.measured,
+    )
 
 
 def open_run(path: str | Path, *, device: str = "auto", safety: Safety | None = None) -> Run:
     """Takes up the run in a folder.
 
+    Args:
+        path: The folder.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        safety: When to write checkpoints, when to stop, and what to do about numbers that are not finite.
+
     Raises:
-        RunFolderError: The folder is missing, holds no run or another process is at work on it.
+        RunFolderError: The folder is missing, holds no run, holds a frontier, or another process is at work on it.
     """
     folder = RunFolder.open(path)
-    lock = FolderLock(folder.path)
-    run = Run(folder, _read_options(folder), device, safety, lock)
+    options = read_options(folder)
+    if len(points(options.budget)) > 1:
+        runs = sorted(path.parent.name for path in folder.path.glob("*/config.toml"))
+        raise RunFolderError(
+            f"cannot do this step in '{folder.path}': it holds a frontier of several runs; name one of them, such as "
+            f"'{folder.path / (runs[0] if runs else '...')}' ({', '.join(runs) or 'none has begun'})"
+        )
+    run = Run(folder, options, device, safety, FolderLock(folder.path))
     run.journal.record("start", command=" ".join(["transprune", *sys.argv[1:]]), version=__version__)
     return run
 
@@ -358,10 +413,15 @@ def resume_run(path: str | Path, *, device: str = "auto", safety: Safety | None 
     Raises:
         TranspruneError: The folder is missing or holds no run, or as `prepare`.
     """
-    return prepare(_read_options(RunFolder.open(path)), path, device=device, safety=safety)
+    return prepare(read_options(RunFolder.open(path)), path, device=device, safety=safety)
 
 
-def _read_options(folder: RunFolder) -> RunOptions:
+def read_options(folder: RunFolder) -> RunOptions:
+    """What decides the run in a folder.
+
+    Raises:
+        RunFolderError: Its config.toml is malformed.
+    """
     return RunOptions.from_config(folder.config, folder.path)
 
 

@@ -108,6 +108,11 @@ class Checkpoints:
             with disk_errors("remove", self.folder / name):
                 (self.folder / name).unlink(missing_ok=True)
 
+    def minutes_left(self) -> float | None:
+        """What is left of the time limit, for work that is done on the side; None: no limit."""
+        limit = self.options.max_minutes
+        return None if limit is None else max(limit - (time.monotonic() - self._began) / 60, 1e-9)
+
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Inside the block, SIGTERM and Ctrl-C wait for the end of the step."""

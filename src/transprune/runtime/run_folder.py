@@ -26,14 +26,19 @@ RUN_FILES = (
     "run.log",
     *CHECKPOINT_FILES,
     "teacher.safetensors",
+    "shared.safetensors",
     "supernet.safetensors",
     "space.json",
+    "latency.json",
     "architecture.json",
     "student.safetensors",
     "student.onnx",
     "student.pt2",
     "result.json",
+    "measurements.json",
     "report.html",
+    "frontier.json",
+    "frontier.html",
 )
 """Every file that transprune writes into a run folder, in the order of their making."""
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from transprune.analysis.cost import ExpectedCost
-from transprune.analysis.derivation import NEARLY_FULL
+from transprune.analysis.derivation import NEARLY_FULL, SECONDS
 from transprune.analysis.probabilities import Probabilities
 from transprune.architecture import Architecture
 from transprune.budget import Limit
@@ -60,7 +60,7 @@ class SearchOptions:
     architecture_weight_decay: float = 1e-3
     """L2 penalty on the architecture parameters."""
     architecture_after: float = 0.0
-    """Share of the epochs in which the weights alone learn, before the architecture does; the paper: 0."""
+    """Share of the epochs in which the weights alone learn, before the architecture does; the paper: 0; 1: never."""
     temperature_start: float = 10.0
     """Sampling temperature τ in the first epoch."""
     temperature_end: float = 0.1
@@ -85,7 +85,9 @@ class SearchOptions:
     """What puts the channels in order before a search that starts from the model's weights, so that smaller widths keep
     the best ones: the magnitude of their weights, or nothing."""
     fill: float = NEARLY_FULL
-    """Share of the budget that the derived architecture uses wherever the space permits."""
+    """Share of the budget, of several of one of them, that the derived architecture uses wherever the space permits."""
+    derivation_seconds: float | None = SECONDS
+    """Time in which the most probable architecture must be found; what it lacks of a proof is said. None: any."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "width_samples", "depth_samples"):
@@ -96,16 +98,18 @@ class SearchOptions:
             at_least(name, getattr(self, name), 0)
         for name in ("temperature_start", "temperature_end"):
             at_least(name, getattr(self, name), 1e-3)
-        if not 0 < self.weights_share < 1 or not 0 <= self.architecture_after < 1 or self.fill > 1:
+        if not 0 < self.weights_share < 1 or not 0 <= self.architecture_after <= 1 or self.fill > 1:
             raise OptionError(
                 f"cannot search with weights_share={self.weights_share}, architecture_after="
-                f"{self.architecture_after} and fill={self.fill}; expected shares in (0, 1), [0, 1) and [0, 1]"
+                f"{self.architecture_after} and fill={self.fill}; expected shares in (0, 1), [0, 1] and [0, 1]"
             )
         if not 0 <= self.warm_up_epochs < self.epochs:
             raise OptionError(
                 f"cannot search with warm_up_epochs={self.warm_up_epochs}: expected at least 0 and fewer than "
                 f"the {self.epochs} epochs"
             )
+        if self.derivation_seconds is not None:
+            at_least("derivation_seconds", self.derivation_seconds, 0)
         if self.alignment not in ALIGNMENTS or self.start not in ("scratch", "model"):
             raise OptionError(
                 f"cannot search with alignment={self.alignment!r} and start={self.start!r}; expected "
@@ -134,6 +138,7 @@ class Bilevel(Loop):
         device: torch.device,
         task: Task | None = None,
         importance: Importance | None = None,
+        phase: str = "search",
         on_divergence: Policy = "stop",
     ) -> None:
         self.space, self.options, self.limits = space, options, tuple(limits)
@@ -156,7 +161,7 @@ class Bilevel(Loop):
             device=device,
         )
         super().__init__(
-            phase="search",
+            phase=phase,
             epochs=options.epochs,
             batches=feeds.weights,
             task=task,
@@ -225,7 +230,7 @@ class Bilevel(Loop):
         outputs = self.supernet(selection, *batch.inputs)
         loss = self.task.loss_of(outputs, batch.targets)
         if self.schedule.last_epoch == 0:
-            check_first_loss(loss, "search")
+            check_first_loss(loss, self.phase)
         self.weight_optimizer.zero_grad()
         loss.backward()
         gradients = [weight.grad for weight in self.weights]
