@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from transprune.delivery.markup import figures, page, row, section, table
 from transprune.delivery.report_charts import tick
 from transprune.delivery.svg import BLUE, GREY, INK, ORANGE, WIDTH, inline_svg, page_style
-from transprune.delivery.wording import COST_NAMES, percent, points
+from transprune.delivery.wording import COST_NAMES, amount, percent, points
 from transprune.runtime import RunFolder
 
 SEARCHED, UNIFORM = "searched", "uniform"
@@ -84,7 +84,7 @@ def _point_row(point: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     searched, uniform = point[SEARCHED], point[UNIFORM]
     return row(
         ", ".join(budget["text"] for budget in point["budgets"]),
-        f"{searched[kind]:,.0f} ({percent(searched[kind] / full)})",
+        f"{amount(kind, searched[kind])} ({percent(searched[kind] / full)})",
         _link(searched),
         _link(uniform),
         escape(points(searched["top1"] - uniform["top1"])),
@@ -110,17 +110,21 @@ def frontier_chart(record: Mapping[str, Any]) -> str:
         axes.plot(*teacher, "D", color=GREY, ms=5, label="teacher")
         axes.set(xlabel=COST_NAMES.get(kind, kind), ylabel="top-1 (%)")
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(kind, value)))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axes.margins(0.06, 0.1)
         axes.grid(axis="y", color=(INK, 0.12), lw=0.6)
         axes.set_axisbelow(True)
         axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, frameon=False, handlelength=1.8)
         said = "; ".join(
-            f"{name}: {', '.join(f'{top1:.2f} % at {tick(cost)}' for cost, top1 in curve)}"
+            f"{name}: {', '.join(f'{top1:.2f} % at {_short(kind, cost)}' for cost, top1 in curve)}"
             for name, curve in curves.items()
         )
         return inline_svg(figure, "frontier", f"Line chart of top-1 accuracy against cost. {said}.")
+
+
+def _short(kind: str, cost: float) -> str:
+    return amount(kind, cost, digits=1) if kind == "latency" else tick(cost)
 
 
 def _curve(record: Mapping[str, Any], name: str) -> list[tuple[float, float]]:
