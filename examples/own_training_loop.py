@@ -42,17 +42,18 @@ def main(*, budget: str = "macs=0.5", epochs: int = 20, settled: float = 0.2, li
     search = transprune.Bilevel(teacher, data, options, space=space, limits=limits, seed=0, device=torch.device("cpu"))
 
     for epoch in range(1, epochs + 1):
-        temperature, meter = search.temperature(epoch), Meter(search.task)
+        temperature, search.meter = search.temperature(epoch), Meter(search.task)
         pairs = zip(search.weight_batches, search.architecture_batches, strict=False)
         for step, (weights_batch, architecture_batch) in enumerate(pairs):
             if step == limit:
                 break
-            search.step_weights(weights_batch, temperature, meter)
+            search.step_weights(weights_batch, temperature)
             search.step_architecture(architecture_batch, temperature)
         expected = float(search.expected_costs[0](search.parameters.probabilities()).detach())
         entropy = search.parameters.entropy()
         print(
-            f"epoch {epoch}: loss {meter.evaluation().loss:.3f}, {expected:,.0f} MACs expected, entropy {entropy:.2f}"
+            f"epoch {epoch}: loss {search.meter.evaluation().loss:.3f}, {expected:,.0f} MACs expected, "
+            f"entropy {entropy:.2f}"
         )
         if entropy < settled:
             break
