@@ -91,6 +91,7 @@ class Study:
     teacher_epochs: int
     search_epochs: int
     epochs: int
+    learning_rate: float
     batch_size: int
     architecture_learning_rate: float
     out: str
@@ -121,7 +122,7 @@ class Study:
         if not path.exists():
             started = time.perf_counter()
             teacher = transprune.train(
-                teacher, self.images, self._training(self.teacher_epochs), on_epoch=show("teacher", 0)
+                teacher, self.images, self._training(self.teacher_epochs, 0.1), on_epoch=show("teacher", 0)
             )
             save_file(teacher.state_dict(), path)
             record = {**figures_of(teacher, self), "seconds": time.perf_counter() - started}
@@ -132,7 +133,7 @@ class Study:
     def distillation(self, arm: Arm) -> transprune.DistillationOptions:
         """How a student is trained."""
         weight = 0.9 if arm.is_distilled else 0.0
-        return transprune.DistillationOptions(**asdict(self._training(self.epochs)), weight=weight)
+        return transprune.DistillationOptions(**asdict(self._training(self.epochs, self.learning_rate)), weight=weight)
 
     def searching(self, arm: Arm) -> transprune.SearchOptions:
         """How an architecture is searched."""
@@ -144,9 +145,13 @@ class Study:
         )
         return replace(shared, **arm.search)
 
-    def _training(self, epochs: int) -> transprune.TrainingOptions:
+    def _training(self, epochs: int, learning_rate: float) -> transprune.TrainingOptions:
         return transprune.TrainingOptions(
-            epochs=epochs, batch_size=self.batch_size, warm_up_epochs=1, evaluate_every=epochs
+            epochs=epochs,
+            learning_rate=learning_rate,
+            batch_size=self.batch_size,
+            warm_up_epochs=1,
+            evaluate_every=epochs,
         )
 
 
@@ -377,6 +382,7 @@ def main() -> None:
     parser.add_argument("--teacher-epochs", type=int, default=20)
     parser.add_argument("--search-epochs", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--learning-rate", type=float, default=0.03, help="peak rate of the students")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--architecture-learning-rate", type=float, default=0.03)
     parser.add_argument("--jobs", type=int, default=1, help="processes, each on one thread")

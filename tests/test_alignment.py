@@ -1,4 +1,4 @@
-"""Feature maps of different widths: interpolated or padded channel by channel, and mixed by one matrix."""
+"""Feature maps of different widths: interpolated or padded channel by channel."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import oracles
-from transprune.numerics.alignment import ALIGNMENTS, align_channels, interpolation_matrix, mixing_matrix, pad_channels
+from transprune.numerics.alignment import ALIGNMENTS, align_channels, interpolation_matrix, pad_channels
 
 DOUBLE = torch.zeros((), dtype=torch.float64)
 WIDTHS = st.integers(1, 40)
@@ -72,50 +72,10 @@ def test_nothing_happens_to_channels_that_fit(alignment):
     assert torch.equal(pad_channels(fitting, 6), fitting)
 
 
-@given(
-    widths=st.lists(st.integers(1, 20), min_size=1, max_size=4),
-    alignment=st.sampled_from(ALIGNMENTS),
-    is_scaled=st.booleans(),
-    extra=st.integers(0, 3),
-    seed=st.integers(0, 100),
-)
-def test_one_matrix_mixes_like_each_prefix_by_itself(widths, alignment, is_scaled, extra, seed):
-    generator = torch.Generator().manual_seed(seed)
-    widest = max(widths)
-    weights = torch.rand(len(widths), generator=generator, dtype=torch.float64)
-    scales = torch.randn(len(widths), widest + extra, generator=generator, dtype=torch.float64) if is_scaled else None
-    mixed = features(widest, 2, 3, seed=seed)
-    matrix = mixing_matrix(widths, weights, scales, alignment)
-    assert matrix.shape == ((widest,) if alignment == "pad" else (widest, widest))
-    full = torch.diag(matrix) if alignment == "pad" else matrix
-    found = torch.einsum("tc,bchw->bthw", full, mixed)
-    assert torch.allclose(found, oracles.mix_prefixes(mixed, widths, weights, scales, alignment), atol=1e-6)
-
-
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
-def test_gradients_of_the_mixture_reach_weights_and_scales_alike_in_both_ways(alignment):
-    mixed, widths = features(6, 2, 2), [4, 6, 3]
-    found, expected = [], []
-    for gradients in (found, expected):
-        weights = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64, requires_grad=True)
-        scales = torch.arange(1.0, 19.0, dtype=torch.float64).view(3, 6).requires_grad_()
-        if gradients is found:
-            matrix = mixing_matrix(widths, weights, scales, alignment)
-            full = torch.diag(matrix) if alignment == "pad" else matrix
-            outcome = torch.einsum("tc,bchw->bthw", full, mixed)
-        else:
-            outcome = oracles.mix_prefixes(mixed, widths, weights, scales, alignment)
-        outcome.square().sum().backward()
-        gradients += [weights.grad, scales.grad]
-    assert all(torch.allclose(a, b) for a, b in zip(found, expected, strict=True))
-    assert not found[1][0, 4:].any()
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 def test_the_type_of_the_features_is_kept(alignment, dtype):
     assert align_channels(torch.zeros(1, 3, 2, 2, dtype=dtype), 5, alignment).dtype == dtype
-    assert mixing_matrix([3, 5], torch.ones(2, dtype=dtype), None, alignment).dtype == dtype
 
 
 def learns(source, target):

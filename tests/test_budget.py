@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from small_networks import CASES, plain, resnet_space, space_of, staged
 from transprune.architecture import Architecture
-from transprune.budget import Budget
+from transprune.budget import Budget, parse_budgets, points
 from transprune.costs import COSTS
 from transprune.errors import BudgetError
 from transprune.layers import Channels, Layer
@@ -50,7 +50,16 @@ def test_a_budget_is_read_as_a_share_or_a_figure(text, kind, amount, is_share):
     [
         *("", "macs", "macs=", "=0.5", "0.5", "macs 0.5", "macs=abc", "macs=-0.5", "macs=+0.5", "macs=1e6", "macs=50%"),
         *("macs = 0.5", "macs=0.5 M", "macs=1,000,000", "macs=20T", "macs=20MM", "macs=20KM", "macs=1.2.3", "macs=."),
-        *("macs=nan", "macs=inf", "latency=0.5", "flops=0.5", "macs=0.5,params=0.5", "macs==0.5", "macs=0x10"),
+        *(
+            "macs=nan",
+            "macs=inf",
+            "speed=0.5",
+            "flops=0.5",
+            "latency=4",
+            "macs=0.5,params=0.5",
+            "macs==0.5",
+            "macs=0x10",
+        ),
         "macs=20\N{KELVIN SIGN}",
     ],
 )
@@ -176,3 +185,33 @@ def test_the_smallest_share_that_a_refusal_states_is_attainable(name, kind):
     stated = re.search(r"\((0\.\d+) of the unpruned network\)", str(refusal.value))
     assert stated is not None
     Budget.parse(f"{kind}={stated[1]}").limit(space)
+
+
+def test_several_amounts_of_one_kind_are_points_at_each_of_which_the_other_budgets_hold():
+    assert points(["macs=0.5"]) == [("macs=0.5",)]
+    assert points(["macs=0.3, 0.5,20M", "params=0.4"]) == [
+        ("macs=0.3", "params=0.4"),
+        ("macs=0.5", "params=0.4"),
+        ("macs=20M", "params=0.4"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("budgets", "message"),
+    [
+        (["macs=0.3,0.5", "params=0.3,0.4"], "several amounts of one kind of cost only"),
+        (["macs=0.5,0.50"], "expected amounts that differ"),
+        (["macs=0.5,,0.3"], "cannot read the budget 'macs='"),
+        (["macs=0.5", "macs=0.4"], "one or several of different kinds"),
+        ([], "one or several of different kinds"),
+    ],
+)
+def test_points_that_make_no_frontier_are_refused(budgets, message):
+    with pytest.raises(BudgetError, match=message):
+        points(budgets)
+
+
+def test_one_budget_or_several_are_read_from_text_or_taken_as_they_are():
+    budget = Budget.parse("params=0.4")
+    assert parse_budgets("macs=0.5") == (Budget.parse("macs=0.5"),)
+    assert parse_budgets(["macs=0.5", budget]) == (Budget.parse("macs=0.5"), budget)

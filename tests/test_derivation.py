@@ -1,6 +1,7 @@
 """The derivation: the most probable architecture within the budget, which is a promise in whole numbers."""
 
 import math
+import random
 
 import numpy as np
 import pytest
@@ -10,13 +11,18 @@ from hypothesis import strategies as st
 
 import oracles
 from any_networks import SEVERAL_PARTS, any_space
-from small_networks import CASES, depthwise_stage_behind_stage, plain, resnet_space, space_of, staged
-from transprune.analysis.derivation import GAP, NEARLY_FULL, derive
+from random_spaces import Steps, random_space
+from small_networks import CASES, depthwise_stage_behind_stage, example, plain, resnet_space, space_of, staged
+from transprune.analysis.derivation import GAP, NEARLY_FULL, check_attainable, derive, derive_with_proof
+from transprune.analysis.measurement import count_macs
 from transprune.analysis.probabilities import Probabilities, certain
+from transprune.analysis.repair import _Stepping, log_probabilities, repair
 from transprune.budget import Limit
 from transprune.costs import COSTS, MACS, PARAMS
 from transprune.errors import BudgetError
-from transprune.space import PAPER_RATIOS
+from transprune.layers import Channels, Layer
+from transprune.networks.shrinking import shrink
+from transprune.space import PAPER_RATIOS, SearchSpace, WidthGroup
 
 NETWORKS = pytest.mark.parametrize("name", [*CASES, *SEVERAL_PARTS])
 
@@ -217,3 +223,114 @@ def test_the_same_probabilities_give_the_same_architecture():
     probabilities = oracles.random_probabilities(space, seed=0, sharpness=0.01)
     target = space.macs(space.full_architecture()) // 2
     assert derive(space, probabilities, [Limit(MACS, target)]) == derive(space, probabilities, [Limit(MACS, target)])
+
+
+KINDS = (MACS, PARAMS, Steps())
+
+
+def best_of_all(space, costs, logs, limits, fill):
+    """Brute force: the largest log-probability within all limits, of those that use one where any does; None: none."""
+    kept = [
+        pick for pick in costs[0] if all(cost[pick] <= limit.most for cost, limit in zip(costs, limits, strict=True))
+    ]
+    filled = [
+        pick for pick in kept if any(cost[pick] >= fill * limit.most for cost, limit in zip(costs, limits, strict=True))
+    ]
+    return max((sum(row[at] for row, at in zip(logs, pick, strict=True)) for pick in filled or kept), default=None)
+
+
+def random_limits(space, costs, kinds, draw):
+    """Limits that some architecture keeps together; sometimes exactly its costs."""
+    pick = draw.choice(list(costs[0]))
+    return [
+        Limit(kind, cost[pick] + draw.choice([0, draw.randint(0, max(cost.values()) // 5)]))
+        for kind, cost in zip(kinds, costs, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("first", range(0, 200, 25))
+def test_on_random_spaces_with_one_or_several_budgets_it_equals_brute_force(first):
+    for seed in range(first, first + 25):
+        draw, space = random.Random(seed), random_space(seed)
+        kinds = draw.sample(KINDS, draw.randint(1, 3))
+        costs = [oracles.all_costs(space, kind) for kind in kinds]
+        probabilities = oracles.random_probabilities(space, seed, sharpness=draw.choice([0.3, 2.0, 8.0]))
+        limits = random_limits(space, costs, kinds, draw)
+        for fill in (0.0, NEARLY_FULL):
+            found = derive_with_proof(space, probabilities, limits, fill=fill)
+            assert all(limit.is_kept(space, found.architecture) for limit in limits)
+            best = best_of_all(space, costs, log_probabilities(space, probabilities), limits, fill)
+            reached = oracles.log_probability(space, probabilities, found.architecture)
+            assert best - GAP * found.given_up - 1e-5 <= reached <= best + 1e-9, seed
+            assert found.is_proved, seed
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_without_time_it_still_keeps_every_budget_and_claims_nothing_false(seed):
+    draw, space = random.Random(seed), random_space(seed)
+    costs = [oracles.all_costs(space, kind) for kind in (MACS, PARAMS)]
+    probabilities = oracles.random_probabilities(space, seed, sharpness=3.0)
+    limits = random_limits(space, costs, (MACS, PARAMS), draw)
+    found = derive_with_proof(space, probabilities, limits, fill=0, seconds=0.0)
+    assert all(limit.is_kept(space, found.architecture) for limit in limits)
+    best = best_of_all(space, costs, log_probabilities(space, probabilities), limits, 0)
+    reached = oracles.log_probability(space, probabilities, found.architecture)
+    assert reached + found.gap >= best - 1e-6
+    assert reached >= oracles.log_probability(space, probabilities, space.smallest_architecture()) - 1e-9
+
+
+@pytest.mark.parametrize("depth", [20, 56])
+def test_large_spaces_are_derived_within_the_stated_gap_and_use_a_budget(depth):
+    space = resnet_space(depth)
+    full = space.full_architecture()
+    limits = [Limit(MACS, space.macs(full) // 2), Limit(PARAMS, space.params(full) * 2 // 5)]
+    probabilities = oracles.random_probabilities(space, seed=depth, sharpness=2.0)
+    found = derive_with_proof(space, probabilities, limits)
+    assert all(limit.is_kept(space, found.architecture) for limit in limits)
+    assert any(space.cost(limit.cost, found.architecture) >= NEARLY_FULL * limit.most for limit in limits)
+    free = derive_with_proof(space, probabilities, limits, fill=0)
+    repaired = oracles.log_probability(space, probabilities, repair(space, probabilities, limits))
+    assert repaired <= oracles.log_probability(space, probabilities, free.architecture) + free.gap + 1e-6
+
+
+def test_single_steps_know_what_every_change_of_one_size_costs():
+    space = space_of(staged)
+    limits = [Limit(MACS, 1), Limit(PARAMS, 1)]
+    stepping = _Stepping(space, oracles.random_probabilities(space, seed=0), limits)
+    costs, after = stepping._costs()
+    here = list(space.sizes_of(stepping.architecture))
+    assert costs.tolist() == [space.macs(stepping.architecture), space.params(stepping.architecture)]
+    for place, choice in enumerate(space.choices):
+        for candidate, found in zip(choice.candidates, after[place], strict=True):
+            changed = space.architecture_of([*here[:place], candidate, *here[place + 1 :]])
+            assert found.tolist() == [space.macs(changed), space.params(changed)]
+
+
+def test_budgets_that_no_architecture_keeps_together_are_refused_with_what_each_leaves():
+    group = WidthGroup(name="conv", width=4, candidates=(1, 2, 4), layers=("conv",))
+    layer = Layer(name="conv", operator="conv", inputs=Channels(1), outputs=Channels(4, "conv"))
+    space = SearchSpace(groups=(group,), stages=(), layers=(layer,))
+
+    class Falling(MACS.__class__):
+        kind = name = "slack"
+
+        def of_part(self, layer, part, inputs, outputs):
+            return 10 - outputs
+
+    check_attainable(space, [Limit(MACS, 2), Limit(Falling(), 8)])
+    with pytest.raises(BudgetError, match=r"2 macs and 7 slack together.*MACs at least 4 macs, slack at least 8 slack"):
+        check_attainable(space, [Limit(MACS, 2), Limit(Falling(), 7)])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_independent_counters_find_the_budgets_kept_on_the_shrunk_network_to_the_last_unit(name):
+    space = space_of(CASES[name])
+    draw = random.Random(name)
+    picks = list(oracles.all_picks(space))
+    for seed in range(2):
+        within = oracles.architecture_of(space, draw.choice(picks))
+        limits = [Limit(MACS, space.macs(within)), Limit(PARAMS, space.params(within))]
+        architecture = derive(space, oracles.random_probabilities(space, seed), limits)
+        student = shrink(CASES[name](), architecture, example())
+        assert count_macs(student, example()) == space.macs(architecture) <= limits[0].most
+        assert oracles.count_parameters(student) == space.params(architecture) <= limits[1].most

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from documents import ROOT, run_page
+from fake_latency import use_fake_backend
+from transprune.latency.backends import BACKENDS
 
 DOCS = ROOT / "docs"
 
@@ -40,6 +42,14 @@ def test_the_guide_to_any_model_runs_and_prints_what_it_says():
     assert re.search(r"\d+ widths, \d+ depths", printed)
     assert "TracedNetwork because its own forward cannot follow the cut" in printed
     assert isinstance(names["small"], torch.nn.Sequential)
+
+
+@pytest.mark.usefixtures("_one_thread")
+def test_the_guide_to_latency_runs_and_prints_what_it_says(monkeypatch, tmp_path):
+    fake = use_fake_backend(monkeypatch, tmp_path)  # what it says is the same on every machine
+    monkeypatch.setitem(BACKENDS, "onnxruntime", fake)
+    _, printed = run_blocks("latency.md")
+    assert re.match(r"\d+\.\d{3} ms\n\d+\.\d{3} ms\noff by \d\.\d% \(median\), \d\.\d% \(worst\)\n$", printed)
 
 
 def test_every_file_that_the_guides_link_to_is_there():

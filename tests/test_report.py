@@ -181,7 +181,7 @@ def test_the_table_has_ratios_and_differences(full):
 
 def test_a_kept_budget_and_an_exceeded_one_are_told_apart(tmp_path, full):
     assert "Budget kept:" in full[1].text("strong")
-    assert "1,253,455 of at most 1,257,984 MACs (macs=0.5), 99.6 % of what is allowed." in full[1].text("p")
+    assert "1,253,455 MACs of at most 1,257,984 MACs (macs=0.5), 99.6 % of what is allowed." in full[1].text("p")
     folder = fake_run(tmp_path / "run", epochs=1)
     (folder / "journal.jsonl").unlink()
     change(folder, "result.json", lambda result: result["budgets"][0].update(actual=1_300_000))
@@ -373,3 +373,29 @@ def test_numbers_in_words():
     ]
     assert [points(change) for change in (0, -0.3)] == ["unchanged", "0.30 points lower"]
     assert points(0.001) == "less than 0.01 points higher"
+
+
+def test_widths_that_do_not_suit_the_hardware_are_named_with_their_share_of_the_macs(tmp_path, full):
+    assert "--divisor" not in full[1].text("p")
+    folder = fake_run(tmp_path / "run", epochs=1)
+    widths = {"multiple_of": 8, "layers": 20, "unfriendly": ["stem.conv", "classifier"], "share_of_macs": 0.625}
+    change(folder, "result.json", lambda result: result.update(widths=widths))
+    _, page = report(folder)
+    assert "62.5 % of the student’s MACs" in page.text("p")
+    assert "2 of 20 layers" in page.text("p")
+    assert "--divisor 8" in page.text("p")
+
+
+def test_every_one_of_several_budgets_is_reported(tmp_path):
+    folder = fake_run(tmp_path / "run", epochs=2)
+    params = {"kind": "params", "target": 134168, "actual": 127954, "text": "params=0.5"}
+    change(folder, "result.json", lambda result: result["budgets"].append(params))
+    entries = [json.loads(line) for line in (folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()]
+    for entry in entries:
+        if "target_macs" in entry:
+            entry |= {f"{name}_params": entry[f"{name}_macs"] / 10 for name in ("expected", "actual", "target")}
+    (folder / "journal.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+    _, page = report(folder)
+    assert page.text("strong").count("Budget kept:") == 2
+    assert "of the MACs, 47.7 % of the parameters" in page.text("title")
+    assert all(f"{name} over the search" in page.text("h3") for name in ("MACs", "parameters"))

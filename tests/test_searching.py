@@ -6,13 +6,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from test_training import assert_same_state, state_of, two_colours
+from transprune.analysis.cost import ExpectedCost
 from transprune.analysis.inspection import inspect
 from transprune.budget import Limit
 from transprune.costs import MACS, PARAMS
 from transprune.errors import BudgetError, OptionError
 from transprune.residual import ResidualSum
-from transprune.training.evaluation import Meter
-from transprune.training.searching import Bilevel, SearchOptions, search
+from transprune.training.searching import Bilevel, SearchOptions, search, train_shared
 
 
 class Block(nn.Module):
@@ -98,7 +98,7 @@ def test_a_step_of_the_weights_moves_no_architecture_parameter_and_the_other_way
     assert not torch.equal(parameters["depths"], searching.parameters.depths)
     assert all(weight.grad is None for weight in searching.weights), "the architecture step needs no weight gradients"
     parameters = state_of(searching.parameters)
-    searching.step_weights(batch, 5.0, Meter(searching.task))
+    searching.step_weights(batch, 5.0)
     assert_same_state(parameters, searching.parameters.state_dict())
     assert not torch.equal(weights["network.stem.weight"], searching.supernet.state_dict()["network.stem.weight"])
 
@@ -142,9 +142,9 @@ def test_the_architecture_waits_while_the_weights_alone_learn(model):
     options = SearchOptions(epochs=3, batch_size=16, architecture_after=0.34, architecture_learning_rate=0.05)
     searching = bilevel(model, options)
     before = searching.parameters.widths.detach().clone()
-    searching.run_epoch(1)
+    searching.run_epoch()
     assert torch.equal(before, searching.parameters.widths)
-    searching.run_epoch(2)
+    searching.run_epoch()
     assert not torch.equal(before, searching.parameters.widths)
 
 
@@ -186,3 +186,52 @@ def test_an_unattainable_budget_is_refused_before_any_training_with_the_attainab
 def test_search_options_out_of_range_are_refused(options, message):
     with pytest.raises(OptionError, match=message):
         SearchOptions(**options)
+
+
+def test_several_budgets_are_all_kept_and_every_epoch_tells_of_each(model):
+    found = search(model, two_colours(), ["macs=0.5", "params=0.4"], OPTIONS)
+    assert found.space.macs(found.architecture) == found.spent[0] <= found.limits[0].most
+    assert found.space.params(found.architecture) == found.spent[1] <= found.limits[1].most
+    for figures in found.history:
+        for kind, limit in zip(("macs", "params"), found.limits, strict=True):
+            assert figures[f"target_{kind}"] == limit.most
+            assert {f"expected_{kind}", f"actual_{kind}"} <= figures.keys()
+    assert found.derivation.is_proved
+
+
+def test_the_penalty_of_several_budgets_is_the_sum_of_each_ones(model):
+    both = bilevel(model)
+    macs, params = both.limits[0], Limit(PARAMS, both.space.params(both.space.full_architecture()) // 3)
+
+    def penalty(*limits):
+        both.limits = limits
+        both.expected_costs = [ExpectedCost(both.space, limit.cost) for limit in limits]
+        with torch.no_grad():
+            return both.penalty().item()
+
+    with torch.no_grad():  # the most probable architecture is the largest, which exceeds both
+        both.parameters.widths[:, -1] += 1
+        both.parameters.depths[:, -1] += 1
+    each = penalty(macs), penalty(params)
+    assert all(each)
+    assert penalty(macs, params) == pytest.approx(sum(each))
+
+
+@pytest.mark.parametrize("budgets", [[], ["macs=0.5", "macs=0.4"]])
+def test_no_budget_or_two_of_a_kind_are_refused(model, budgets):
+    with pytest.raises(BudgetError, match="expected one or several of different kinds"):
+        search(model, two_colours(), budgets, OPTIONS)
+
+
+def test_shared_weights_learn_without_any_choice_and_fit_the_model(model):
+    seen = []
+    before = state_of(model)
+    space = inspect(model, torch.zeros(1, *two_colours().image_size))
+    weights = train_shared(model, two_colours(), OPTIONS, space=space, on_epoch=seen.append)
+    assert_same_state(before, model.state_dict())
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    assert unexpected == []
+    assert all("running" in name or "num_batches" in name for name in missing)
+    assert not torch.equal(weights["stem.weight"], before["stem.weight"])
+    assert [figures["phase"] for figures in seen] == ["supernet"] * OPTIONS.epochs
+    assert all(figures["entropy"] > 0.99 for figures in seen)

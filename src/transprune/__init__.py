@@ -28,7 +28,11 @@ if TYPE_CHECKING:
     from transprune.costs import Cost
     from transprune.data import Augmentation, ImageData, LoaderData, MemorySplit, load_data, make_loader
     from transprune.delivery.loading import load
+    from transprune.delivery.performance import MeasureOptions, Performance, measure
     from transprune.errors import TranspruneError
+    from transprune.latency.measuring import LatencyMeasurement, measure_latency
+    from transprune.latency.model import LatencyModel
+    from transprune.latency.options import LatencyOptions
     from transprune.networks.adapters import register_adapter
     from transprune.networks.resnet import ResNet, resnet
     from transprune.networks.resnet_shape import ResNetShape
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
     from transprune.networks.traced import TracedNetwork
     from transprune.presets import get_preset
     from transprune.residual import ResidualSum
+    from transprune.runtime import CheckpointOptions, Checkpoints
     from transprune.space import SearchSpace, depth_candidates, width_candidates
     from transprune.training.bilevel import Bilevel, SearchOptions
     from transprune.training.evaluation import Evaluation, evaluate
@@ -65,7 +70,11 @@ _HOME = {
     "transprune.costs": ("Cost",),
     "transprune.data": ("Augmentation", "ImageData", "LoaderData", "MemorySplit", "load_data", "make_loader"),
     "transprune.delivery.loading": ("load",),
+    "transprune.delivery.performance": ("MeasureOptions", "Performance", "measure"),
     "transprune.errors": ("TranspruneError",),
+    "transprune.latency.measuring": ("LatencyMeasurement", "measure_latency"),
+    "transprune.latency.model": ("LatencyModel",),
+    "transprune.latency.options": ("LatencyOptions",),
     "transprune.networks.adapters": ("register_adapter",),
     "transprune.networks.resnet": ("ResNet", "resnet"),
     "transprune.networks.resnet_shape": ("ResNetShape",),
@@ -77,6 +86,7 @@ _HOME = {
     "transprune.networks.traced": ("TracedNetwork",),
     "transprune.presets": ("get_preset",),
     "transprune.residual": ("ResidualSum",),
+    "transprune.runtime": ("CheckpointOptions", "Checkpoints"),
     "transprune.space": ("SearchSpace", "depth_candidates", "width_candidates"),
     "transprune.training.bilevel": ("Bilevel", "SearchOptions"),
     "transprune.training.evaluation": ("Evaluation", "evaluate"),
@@ -98,15 +108,22 @@ __all__ = [
     "Augmentation",
     "Bilevel",
     "Budget",
+    "CheckpointOptions",
+    "Checkpoints",
     "Cost",
     "DistillationOptions",
     "Evaluation",
     "ExpectedCost",
     "ImageData",
+    "LatencyMeasurement",
+    "LatencyModel",
+    "LatencyOptions",
     "Limit",
     "LoaderData",
+    "MeasureOptions",
     "MemorySplit",
     "Metric",
+    "Performance",
     "Probabilities",
     "ResNet",
     "ResNetShape",
@@ -134,7 +151,9 @@ __all__ = [
     "load",
     "load_data",
     "make_loader",
+    "measure",
     "measure_latencies",
+    "measure_latency",
     "random_architecture",
     "register_adapter",
     "regression",

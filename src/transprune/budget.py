@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -15,8 +16,9 @@ from transprune.errors import BudgetError
 from transprune.space import SearchSpace
 
 _THOUSANDS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
-UNITS: Mapping[str, Mapping[str, int]] = {"macs": _THOUSANDS, "params": _THOUSANDS}
-"""By the kind of cost, what its units are worth, ascending."""
+_TIMES = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}
+UNITS: Mapping[str, Mapping[str, int]] = {"macs": _THOUSANDS, "params": _THOUSANDS, "latency": _TIMES}
+"""By the kind of cost, what its units are worth, ascending; without one that is no text, every figure needs a unit."""
 _TEXT = re.compile(r"(?P<kind>[a-z_]+)=(?P<number>\d+(?:\.\d*)?|\.\d+)(?P<unit>[a-z]*)", re.IGNORECASE | re.ASCII)
 
 
@@ -49,7 +51,7 @@ class Budget:
     kind: str
     """What it counts: a kind of cost (`transprune.costs`)."""
     amount: float
-    """A share in (0, 1], or MACs a sample, or parameters."""
+    """A share in (0, 1], or MACs a sample, or parameters, or nanoseconds a batch."""
     is_share: bool
 
     def __post_init__(self) -> None:
@@ -58,14 +60,14 @@ class Budget:
         if not math.isfinite(self.amount) or self.amount <= 0 or (self.is_share and self.amount > 1):
             raise BudgetError(
                 f"cannot use the budget {self.kind}={self.amount:g}; expected a share in (0, 1] such as "
-                f"{self.kind}=0.5, or a figure above 1 such as {self.kind}=20.4M"
+                f"{self.kind}=0.5, or a figure above 1 such as {self.kind}={_example(self.kind)}"
             )
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """Reads `macs=0.5` (a share) or `macs=20.4M` (absolute; K, M, G are powers of 1000).
+        """Reads `macs=0.5` (a share), `macs=20.4M` (absolute; K, M, G are powers of 1000) or `latency=4ms`.
 
-        A figure of at most 1 without a unit is a share.
+        A figure of at most 1 without a unit is a share. Units of time are ns, us, ms and s.
 
         Raises:
             BudgetError: The text is malformed, of an unknown kind, or not above zero.
@@ -73,14 +75,15 @@ class Budget:
         match = _TEXT.fullmatch(text.strip())
         units = UNITS.get(match["kind"].lower(), {}) if match else {}
         found = {unit.lower(): unit for unit in units}
-        if match is None or match["unit"].lower() not in found:
+        is_share = match is not None and bool(units) and not match["unit"] and Decimal(match["number"]) <= 1
+        if match is None or not (is_share or match["unit"].lower() in found):
             raise BudgetError(
                 f"cannot read the budget {text!r}; expected KIND=SHARE such as macs=0.5 or KIND=FIGURE such as "
-                f"macs=20.4M, where KIND is {' or '.join(UNITS)}"
+                f"macs=20.4M or latency=4ms, where KIND is {' or '.join(UNITS)}"
             )
-        unit = found[match["unit"].lower()]
-        amount = float(Decimal(match["number"]) * units[unit])
-        return cls(kind=match["kind"].lower(), amount=amount, is_share=not unit and amount <= 1)
+        worth = 1 if is_share else units[found[match["unit"].lower()]]
+        amount = float(Decimal(match["number"]) * worth)
+        return cls(kind=match["kind"].lower(), amount=amount, is_share=is_share)
 
     def limit(self, space: SearchSpace, costs: Mapping[str, Cost] = COSTS) -> Limit:
         """The most that an architecture may cost.
@@ -115,6 +118,11 @@ class Budget:
         return f"{self.kind}={_decimal(self.amount, worth)}{unit}"
 
 
+def _example(kind: str) -> str:
+    """An absolute figure of a kind."""
+    return "4ms" if kind == "latency" else "20.4M"
+
+
 def parse_budgets(budgets: Budget | str | Sequence[Budget | str]) -> tuple[Budget, ...]:
     """One budget or several, each read from its text where it is one.
 
@@ -130,6 +138,33 @@ def parse_budgets(budgets: Budget | str | Sequence[Budget | str]) -> tuple[Budge
             f"several of different kinds"
         )
     return found
+
+
+def points(budgets: Sequence[str]) -> list[tuple[str, ...]]:
+    """The budgets of each point of a frontier: one of the texts may name several amounts, `macs=0.3,0.5,0.7`.
+
+    Example:
+        >>> points(["macs=0.3,0.5", "params=0.4"])
+        [('macs=0.3', 'params=0.4'), ('macs=0.5', 'params=0.4')]
+
+    Raises:
+        BudgetError: A budget is malformed, two points are the same, or more than one text names several amounts.
+    """
+    several = [text for text in budgets if "," in text]
+    if len(several) > 1:
+        raise BudgetError(
+            f"cannot draw a frontier along {' and '.join(several)}: expected several amounts of one kind of cost only"
+        )
+    alternatives = [_each_amount(text) for text in budgets]
+    found = [tuple(map(str, parse_budgets(each))) for each in itertools.product(*alternatives)]
+    if len(set(found)) < len(found):
+        raise BudgetError(f"cannot draw a frontier along {several[0]}: expected amounts that differ")
+    return found
+
+
+def _each_amount(text: str) -> list[str]:
+    kind, _, amounts = text.partition("=")
+    return [f"{kind}={amount.strip()}" for amount in amounts.split(",")] if "," in text else [text]
 
 
 def _decimal(amount: float, unit: int = 1) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from transprune.architecture import Architecture, parse_json
 from transprune.costs import MACS, PARAMS, Cost
-from transprune.errors import SpaceError
+from transprune.errors import SpaceError, newer_format
 from transprune.layers import Channels, Layer
 from transprune.records import read_record
 
@@ -83,6 +83,24 @@ class SearchSpace:
         """Position of each stage by name."""
         return {stage.name: index for index, stage in enumerate(self.stages)}
 
+    @cached_property
+    def choices(self) -> tuple[WidthGroup | DepthStage, ...]:
+        """All groups, then all stages."""
+        return (*self.groups, *self.stages)
+
+    def architecture_of(self, sizes: Sequence[int]) -> Architecture:
+        """The architecture of a size for each of `choices`."""
+        groups = len(self.groups)
+        return Architecture(
+            widths={group.name: size for group, size in zip(self.groups, sizes[:groups], strict=True)},
+            depths={stage.name: size for stage, size in zip(self.stages, sizes[groups:], strict=True)},
+        )
+
+    def sizes_of(self, architecture: Architecture) -> list[int]:
+        """The size of each of `choices` in an architecture."""
+        widths = [architecture.widths.get(group.name, group.width) for group in self.groups]
+        return widths + [architecture.depths.get(stage.name, stage.depth) for stage in self.stages]
+
     def full_architecture(self) -> Architecture:
         """The unpruned network."""
         return self._pick(max)
@@ -97,8 +115,7 @@ class SearchSpace:
 
     def count(self) -> int:
         """How many architectures there are."""
-        groups, stages = self.groups, self.stages
-        return math.prod([len(group.candidates) for group in groups] + [len(stage.candidates) for stage in stages])
+        return math.prod(len(choice.candidates) for choice in self.choices)
 
     def macs(self, architecture: Architecture) -> int:
         """Multiply-adds for one sample (conventions: `transprune.layers`).
@@ -204,6 +221,8 @@ class SearchSpace:
         if isinstance(value, str):
             value = parse_json(value, "a search space")
         found = value.get("format") if isinstance(value, dict) else type(value).__name__
+        if isinstance(found, int) and found > FORMAT:
+            raise SpaceError(f"cannot read a search space: {newer_format(found, FORMAT)}")
         if found != FORMAT:
             raise SpaceError(
                 f"cannot read a search space: found format {found!r}, expected {FORMAT}; "
@@ -239,10 +258,7 @@ class SearchSpace:
             _check_sources(layer.name, (layer.inputs, layer.outputs), known)
 
     def _pick(self, choose: Callable[[Sequence[int]], int]) -> Architecture:
-        return Architecture(
-            widths={group.name: choose(group.candidates) for group in self.groups},
-            depths={stage.name: choose(stage.candidates) for stage in self.stages},
-        )
+        return self.architecture_of([choose(choice.candidates) for choice in self.choices])
 
 
 def _check_sources(name: str, sides: Sequence[Channels], known: Collection[str | None]) -> None:

@@ -58,9 +58,14 @@ def alternatives(space: SearchSpace, channels: Channels) -> Iterator[tuple[Depth
         yield {}, channels
         return
     stage = space.stages[space.stage_index[channels.source]]
+    found: dict[tuple[frozenset[tuple[str, frozenset[int]]], Channels], set[int]] = {}
     for depth in stage.candidates:
-        for depths, end in alternatives(space, stage.outputs[depth - 1]):
-            yield {**depths, stage.name: frozenset({depth})}, replace(end, repeat=end.repeat * channels.repeat)
+        for before, end in alternatives(space, stage.outputs[depth - 1]):
+            whole = replace(end, repeat=end.repeat * channels.repeat)
+            found.setdefault((frozenset(before.items()), whole), set()).add(depth)
+    for (before_items, end), at in found.items():  # blocks that hand on the same channels are one alternative
+        is_any = len(at) == len(stage.candidates)
+        yield {**dict(before_items), **({} if is_any else {stage.name: frozenset(at)})}, end
 
 
 def cost_terms(space: SearchSpace, cost: Cost) -> list[CostTerm]:

@@ -1,34 +1,55 @@
-"""The most probable architecture within a budget, exactly: an integer program solved by HiGHS.
+"""The most probable architecture within all budgets, by an integer program (`analysis.program`) that HiGHS solves.
 
-Each candidate is a variable that is 0 or 1, one per group and stage. For every term of the cost (`analysis.cost`), the
-pair of its input and output widths is chosen by variables that must agree with the candidates and vanish where the
-depths are not the term's; their costs sum to at most the budget. The solver proves its answer to within `GAP`.
+The solver proves how good its answer is. Where its time runs out, the answer comes with what it could prove, and an
+architecture made by single steps (`analysis.repair`) takes the place of a worse one or of none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import coo_matrix
 
-from transprune.analysis.cost import CostTerm, cost_terms
 from transprune.analysis.probabilities import Probabilities
+from transprune.analysis.program import GAP, Program, Solution, Sum
+from transprune.analysis.repair import log_probabilities, repair
 from transprune.architecture import Architecture
 from transprune.budget import Limit
-from transprune.costs import Cost
 from transprune.errors import BudgetError
-from transprune.space import DepthStage, SearchSpace, WidthGroup
+from transprune.space import SearchSpace
 
-GAP = 1e-4
-"""Largest distance from the best log-probability, as a share of the distance from the unconstrained best."""
 TOLERANCE = 1e-6
 """How far, as a share, the solver may miss a constraint and still call it kept."""
 NEARLY_FULL = 0.99
 """Share of the budget that a derived architecture uses wherever the space permits."""
+SECONDS = 60.0
+"""Time that the solver may take."""
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """A derived architecture, and how good it is."""
+
+    architecture: Architecture
+    given_up: float
+    """Log-probability (natural) that it gives up against the most probable candidates everywhere; at least 0."""
+    gap: float
+    """Log-probability by which an architecture that may be derived could at most be more probable; infinite: the time
+    ran out before anything was proved."""
+
+    @property
+    def is_proved(self) -> bool:
+        """Whether it is proved to be the most probable one, to within the solver's `GAP` of what it gives up."""
+        return self.gap <= GAP * self.given_up + 1e-6
+
+    def __str__(self) -> str:
+        if self.is_proved:
+            return "proved optimal"
+        if np.isinf(self.gap):
+            return "not proved: the time ran out first"
+        return f"log-probability within {self.gap:.3g} of the best, where the time ran out"
 
 
 def derive(
@@ -37,6 +58,7 @@ def derive(
     limits: Sequence[Limit],
     *,
     fill: float = NEARLY_FULL,
+    seconds: float | None = SECONDS,
 ) -> Architecture:
     """The most probable of all architectures within all limits that, if any does, use one of them to `fill` or more.
 
@@ -48,163 +70,167 @@ def derive(
         probabilities: Probability of every candidate.
         limits: The most that the architecture may cost of each kind.
         fill: Share of one of the limits that the architecture should at least use.
+        seconds: As `derive_with_proof`.
 
     Raises:
         BudgetError: No architecture costs that little.
     """
-    if all(limit.most >= 1 for limit in limits):
-        program = _Program(space, probabilities, [limit.cost for limit in limits])
-        # What uses a limit is sought among all, then, where the best of all does not, at each limit.
-        free = _solve(program, limits, None, 0.0)
-        if free is not None and (not fill or _is_filled(space, free, limits, fill)):
-            return free
-        filled = [_solve(program, limits, place, fill) for place in range(len(limits))]
-        found = [architecture for architecture in filled if architecture is not None]
-        if found:
-            return min(found, key=program.given_up)
-        if free is not None:
-            return free
+    return derive_with_proof(space, probabilities, limits, fill=fill, seconds=seconds).architecture
+
+
+def derive_with_proof(
+    space: SearchSpace,
+    probabilities: Probabilities,
+    limits: Sequence[Limit],
+    *,
+    fill: float = NEARLY_FULL,
+    seconds: float | None = SECONDS,
+) -> Derivation:
+    """As `derive`, with what is known about the answer.
+
+    Where the time runs out, the answer keeps all limits nevertheless, but may use less than `fill` of them.
+
+    Args:
+        space: The search space.
+        probabilities: Probability of every candidate.
+        limits: The most that the architecture may cost of each kind.
+        fill: Share of one of the limits that the architecture should at least use.
+        seconds: Time that the solver may take altogether; None: what it needs.
+
+    Raises:
+        BudgetError: No architecture costs that little, or none was found in the time.
+    """
+    deriving = _Deriving(space, probabilities, limits, fill, seconds)
+    found = deriving.solve() if all(limit.most >= 1 for limit in limits) else None
+    if found is not None:
+        return found
+    for architecture in (space.smallest_architecture(), repair(space, probabilities, limits)):
+        if architecture is not None and all(limit.is_kept(space, architecture) for limit in limits):
+            return Derivation(architecture, deriving.given_up(architecture), np.inf)
     smallest = space.smallest_architecture()
-    if all(limit.is_kept(space, smallest) for limit in limits):
-        return smallest
+    least = " and ".join(limit.cost.written(space.cost(limit.cost, smallest)) for limit in limits)
     raise BudgetError(
         f"cannot derive an architecture of at most {' and '.join(map(str, limits))}: the smallest of this search space "
-        f"has {' and '.join(limit.cost.written(space.cost(limit.cost, smallest)) for limit in limits)}"
+        f"has {least}"
     )
 
 
-def _is_filled(space: SearchSpace, architecture: Architecture, limits: Sequence[Limit], fill: float) -> bool:
-    return any(space.cost(limit.cost, architecture) >= fill * limit.most for limit in limits)
+def check_attainable(space: SearchSpace, limits: Sequence[Limit], *, seconds: float | None = SECONDS) -> None:
+    """Checks that some architecture keeps all limits together.
+
+    Args:
+        space: The search space.
+        limits: Each attainable by itself (`Budget.limit`).
+        seconds: Time that the solver may take; what is not proved in it is let through.
+
+    Raises:
+        BudgetError: None does; the message states, for each, the least that the others leave attainable.
+    """
+    if all(limit.is_kept(space, space.smallest_architecture()) for limit in limits):
+        return
+    program = Program(space, [limit.cost for limit in limits])
+    most = [limit.most + 0.5 for limit in limits]
+    if program.solve([], [0.0] * len(limits), most, seconds=seconds).bound < np.inf:
+        return
+    ranges = []
+    for place, limit in enumerate(limits):
+        total = program.sums[place]
+        loose = [np.inf if at == place else value for at, value in enumerate(most)]
+        found = program.solve(_scaled(total), [0.0] * len(limits), loose, seconds=seconds).architecture
+        least = "not attainable" if found is None else f"at least {limit.cost.written(space.cost(limit.cost, found))}"
+        ranges.append(f"{limit.cost.name} {least}")
+    raise BudgetError(
+        f"cannot keep the budgets {' and '.join(map(str, limits))} together: no architecture of this search space "
+        f"does. Where the others are kept: {', '.join(ranges)}; allow more of one"
+    )
 
 
-def _solve(program: _Program, limits: Sequence[Limit], place: int | None, fill: float) -> Architecture | None:
-    """The most probable architecture within all limits, which uses the limit at a place (None: none) to `fill`."""
-    # The solver works with floating-point tolerances, and the promise is about integers: where half a unit is too small
-    # for it to see, the bound is drawn in.
-    least = [fill * limit.most if at == place else 0.0 for at, limit in enumerate(limits)]
-    for draw in (lambda most: most + 0.5, lambda most: most * (1 - 2 * TOLERANCE)):
-        architecture = program.solve(least, [draw(limit.most) for limit in limits])
-        if architecture is not None and all(limit.is_kept(program.space, architecture) for limit in limits):
-            return architecture
-    return None
+def _scaled(total: Sum) -> Sum:
+    most = max(factor for _, factor in total)
+    return [(variable, factor / most) for variable, factor in total]
 
 
-Sum = list[tuple[int, float]]
-"""Variables with their factors."""
+class _Deriving:
+    """One derivation: the program, the objective, and the time that is left."""
 
+    def __init__(
+        self,
+        space: SearchSpace,
+        probabilities: Probabilities,
+        limits: Sequence[Limit],
+        fill: float,
+        seconds: float | None,
+    ) -> None:
+        self.space, self.probabilities, self.limits, self.fill = space, probabilities, limits, fill
+        self.end = None if seconds is None else time.monotonic() + seconds
+        self.logs = log_probabilities(space, probabilities)
+        self.program = Program(space, [limit.cost for limit in limits])
 
-@dataclass
-class _Program:
-    """Variables in [0, 1] and linear constraints; the first variables stand for candidates and are whole numbers."""
-
-    space: SearchSpace
-    probabilities: Probabilities
-    costs: Sequence[Cost]
-    variables: int = 0
-    rows: list[tuple[Sum, float, float]] = field(default_factory=list)
-    """Each constraint: a sum, its least and its greatest value."""
-    sums: list[Sum] = field(default_factory=list)
-    """What each cost is."""
-
-    def __post_init__(self) -> None:
-        self.groups = [self._one_of(len(group.candidates)) for group in self.space.groups]
-        self.stages = [self._one_of(len(stage.candidates)) for stage in self.space.stages]
-        self.choices = self.variables
-        for cost in self.costs:
-            self.sums.append([])
-            for _, terms in groupby(cost_terms(self.space, cost), key=lambda term: (id(term.layer), term.part)):
-                self._add_part(list(terms))
+    def solve(self) -> Derivation | None:
+        """The best of all that use what is allowed; else the best of all; None where the solver finds none."""
+        free = self._best(None)
+        if free.architecture is None or not self.fill or self._is_filled(free.architecture):
+            return self._better(free)
+        filled = [self._best(place) for place in range(len(self.limits))]
+        found = [each.architecture for each in filled if each.architecture is not None]
+        if not found:  # proved impossible, unless the time ran out
+            return self._better(free)
+        bound = max(free.bound, min(each.bound for each in filled))
+        return self._better(Solution(min(found, key=self.given_up), bound))
 
     def given_up(self, architecture: Architecture) -> float:
         """Log-probability that an architecture gives up against the most probable one."""
-        lost, total = self._improbability(), 0.0
-        parts: list[tuple[Sequence[WidthGroup | DepthStage], list[range], Mapping[str, int]]] = [
-            (self.space.groups, self.groups, architecture.widths),
-            (self.space.stages, self.stages, architecture.depths),
+        sizes = self.space.sizes_of(architecture)
+        lost = [
+            row.max() - row[choice.candidates.index(size)]
+            for choice, size, row in zip(self.space.choices, sizes, self.logs, strict=True)
         ]
-        for choices, variables, sizes in parts:
-            for choice, row in zip(choices, variables, strict=True):
-                total += lost[row[choice.candidates.index(sizes[choice.name])]]
-        return total
+        return float(sum(lost))
 
-    def solve(self, least: Sequence[float], most: Sequence[float]) -> Architecture | None:
-        """The most probable architecture whose costs lie from `least` to `most`; None if the solver finds none."""
-        rows = list(self.rows)
-        for total, low, high in zip(self.sums, least, most, strict=True):
-            rows.append(([(variable, cost / high) for variable, cost in total], low / high, 1.0))
-        entries = [(row, *term) for row, (terms, _, _) in enumerate(rows) for term in terms]
-        row, column, value = zip(*entries, strict=True)
-        matrix = coo_matrix((value, (row, column)), shape=(len(rows), self.variables)).tocsr()
-        found = milp(
-            self._improbability(),
-            constraints=LinearConstraint(matrix, [low for _, low, _ in rows], [high for _, _, high in rows]),
-            integrality=np.arange(self.variables) < self.choices,
-            bounds=Bounds(0, 1),
-            options={"mip_rel_gap": GAP},
-        )
-        return None if found.x is None else self._architecture(found.x)
+    def _best(self, place: int | None) -> Solution:
+        """The most probable architecture within all limits, which uses the limit at a place (None: none) to `fill`."""
+        least = [self.fill * limit.most if at == place else 0.0 for at, limit in enumerate(self.limits)]
+        first = self._try(least, [limit.most + 0.5 for limit in self.limits])
+        if self._is_kept(first.architecture):
+            return first
+        if first.architecture is None:
+            return first
+        # The solver works with floating-point tolerances, and the promise is about integers: where half a unit is too
+        # small for it to see, the limits are drawn in. What is proved without that holds all the same.
+        again = self._try(least, [limit.most * (1 - 2 * TOLERANCE) for limit in self.limits])
+        return Solution(again.architecture if self._is_kept(again.architecture) else None, first.bound)
 
-    def _architecture(self, solution: np.ndarray) -> Architecture:
-        def chosen(variables: range) -> int:
-            return int(np.argmax(solution[list(variables)]))
+    def _try(self, least: Sequence[float], most: Sequence[float]) -> Solution:
+        left = None if self.end is None else max(0.0, self.end - time.monotonic())
+        return self.program.solve(self._objective(), least, most, seconds=left)
 
-        return Architecture(
-            widths={
-                group.name: group.candidates[chosen(variables)]
-                for group, variables in zip(self.space.groups, self.groups, strict=True)
-            },
-            depths={
-                stage.name: stage.candidates[chosen(variables)]
-                for stage, variables in zip(self.space.stages, self.stages, strict=True)
-            },
-        )
+    def _objective(self) -> Sum:
+        """Log-probability that each candidate gives up."""
+        variables = [*self.program.groups, *self.program.stages]
+        return [
+            (variable, float(row.max() - value))
+            for each, row in zip(variables, self.logs, strict=True)
+            for variable, value in zip(each, row, strict=True)
+        ]
 
-    def _improbability(self) -> np.ndarray:
-        """Log-probability that each choice gives up against the most probable one [variables]."""
-        given_up = np.zeros(self.variables)
-        for rows, choices in ((self.probabilities.widths, self.groups), (self.probabilities.depths, self.stages)):
-            for row, variables in zip(rows.detach().cpu().double().numpy(), choices, strict=True):
-                logs = np.log(np.maximum(row[: len(variables)], 1e-30))
-                given_up[list(variables)] = logs.max() - logs
-        return given_up
+    def _better(self, solution: Solution) -> Derivation | None:
+        """What the solver found, or what single steps find where that is more probable and uses as much."""
+        if solution.architecture is None:
+            return None
+        found = self._derivation(solution.architecture, solution.bound)
+        if not found.is_proved:
+            other = repair(self.space, self.probabilities, self.limits)
+            is_filled = not self._is_filled(found.architecture) or (other is not None and self._is_filled(other))
+            if other is not None and is_filled and self.given_up(other) < found.given_up:
+                return self._derivation(other, solution.bound)
+        return found
 
-    def _one_of(self, candidates: int) -> range:
-        """New variables of which one is chosen."""
-        variables = self._new(candidates)
-        self.rows.append(([(variable, 1.0) for variable in variables], 1, 1))
-        return variables
+    def _derivation(self, architecture: Architecture, bound: float) -> Derivation:
+        given_up = self.given_up(architecture)
+        return Derivation(architecture, given_up, max(0.0, given_up - bound))
 
-    def _new(self, count: int) -> range:
-        self.variables += count
-        return range(self.variables - count, self.variables)
+    def _is_kept(self, architecture: Architecture | None) -> bool:
+        return architecture is not None and all(limit.is_kept(self.space, architecture) for limit in self.limits)
 
-    def _add_part(self, terms: list[CostTerm]) -> None:
-        """Variables for the pair of widths of each term; they sum to one where its depths hold, else to zero."""
-        uses: dict[tuple[int, str, int], Sum] = {}
-        for term in terms:
-            places = np.argwhere(np.eye(len(term.values)) if term.is_diagonal else np.ones(term.values.shape))
-            pairs = self._new(len(places))
-            self.sums[-1] += [(pair, term.values[tuple(place)]) for pair, place in zip(pairs, places, strict=True)]
-            self._sum_where([(pair, 1.0) for pair in pairs], [self._allowed(*item) for item in term.depths.items()])
-            for axis, channels in enumerate((term.inputs, term.outputs)):
-                for pair, place in zip(pairs, places, strict=True):
-                    if channels.source is not None:
-                        uses.setdefault((axis, channels.source, place[axis]), []).append((pair, 1.0))
-        # At most one term of a part holds, so all that use a candidate share one constraint.
-        for (_, source, index), members in uses.items():
-            chosen = self.groups[self.space.group_index[source]][index]
-            self.rows.append(([*members, (chosen, -1.0)], -np.inf, 0.0))
-
-    def _allowed(self, stage: str, depths: frozenset[int]) -> Sum:
-        """Minus one where the stage has one of the depths, else zero."""
-        position = self.space.stage_index[stage]
-        candidates = zip(self.stages[position], self.space.stages[position].candidates, strict=True)
-        return [(variable, -1.0) for variable, depth in candidates if depth in depths]
-
-    def _sum_where(self, total: Sum, conditions: list[Sum]) -> None:
-        """Makes a sum one where all conditions are minus one, else zero."""
-        least = 1.0 - len(conditions)
-        together = total + [term for condition in conditions for term in condition]
-        self.rows.append((together, least, least if len(conditions) <= 1 else np.inf))
-        if len(conditions) > 1:
-            self.rows += [(total + condition, -np.inf, 0.0) for condition in conditions]
+    def _is_filled(self, architecture: Architecture) -> bool:
+        return any(self.space.cost(limit.cost, architecture) >= self.fill * limit.most for limit in self.limits)

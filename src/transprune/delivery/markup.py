@@ -4,6 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from importlib import resources
+
+_UNBROKEN_TOP1 = '<span class="whole">top-1</span>'
+
+
+def page(title: str, kicker: str, content: str, beneath: str = "") -> str:
+    """A whole page that needs nothing but itself.
+
+    Args:
+        title: Text of its title and heading.
+        kicker: Text above the heading.
+        content: What `section` made.
+        beneath: Content beneath the heading.
+    """
+    style = resources.files("transprune.delivery").joinpath("report_style.css").read_text(encoding="utf-8")
+    sentence = escape(title)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{sentence}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
+        f'<header>\n<p class="kicker">{escape(kicker)}</p>\n<h1>{sentence.replace("top-1", _UNBROKEN_TOP1)}</h1>\n'
+        f"{beneath}</header>\n{content}</main>\n</body>\n</html>\n"
+    )
 
 
 def section(title: str, content: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -12,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from transprune.analysis.trace import first_line
 from transprune.delivery.agreement import check_agreement
 from transprune.delivery.program import takes_any_batch
 from transprune.errors import ExportError
+from transprune.runtime.log import quiet
 
 
 def onnx_bytes(program: ExportedProgram) -> bytes:
@@ -26,12 +27,9 @@ def onnx_bytes(program: ExportedProgram) -> bytes:
     Raises:
         ExportError: torch cannot write it as ONNX.
     """
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), quiet("torch.onnx"):
         warnings.simplefilter("ignore")  # the exporter speaks of its own internals
         path = Path(folder) / "network.onnx"
-        quiet = logging.getLogger("torch.onnx")
-        level = quiet.level
-        quiet.setLevel(logging.ERROR)
         try:
             torch.onnx.export(
                 program,
@@ -46,10 +44,8 @@ def onnx_bytes(program: ExportedProgram) -> bytes:
             )
         except Exception as error:  # the exporter raises many kinds
             raise ExportError(
-                f"cannot export to ONNX: {type(error).__name__}: {error}; the weights in student.safetensors are whole"
+                f"cannot export to ONNX: {first_line(error)}; the weights in student.safetensors are whole"
             ) from error
-        finally:
-            quiet.setLevel(level)
         return path.read_bytes()
 
 
@@ -72,7 +68,7 @@ def check_onnx(content: bytes, network: nn.Module, batches: Sequence[Tensor]) ->
     try:
         session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no common base in its public API
-        raise ExportError(f"cannot run the exported ONNX file: {type(error).__name__}: {error}") from error
+        raise ExportError(f"cannot run the exported ONNX file: {first_line(error)}") from error
 
     def run(images: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])

@@ -5,16 +5,17 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from html import escape
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from transprune.delivery.markup import bar, code, figures, note, row, section, table
+from transprune.delivery.markup import bar, code, figures, note, page, row, section, table
 from transprune.delivery.report_charts import accuracy_figures, cost_figures, depth_figures, width_figures
+from transprune.delivery.report_measurements import measurement_section
 from transprune.delivery.run_record import RunRecord, StageRow, WidthRow, number, part, read_record
 from transprune.delivery.wording import (
     COST_NAMES,
     PHASE_NAMES,
+    amount,
     compact,
     duration,
     headline,
@@ -30,9 +31,9 @@ _MEASURES = (
     ("MACs a sample", "macs", ""),
     ("Parameters", "params", ""),
     ("Latency", "latency_ms", "ms"),
+    ("Latency where it will run", "latency_measured_ms", "ms"),
     ("File size", "file_bytes", "B"),
 )
-_UNBROKEN_TOP1 = '<span class="whole">top-1</span>'
 
 
 def write_report(run_dir: Path) -> Path:
@@ -52,24 +53,16 @@ def write_report(run_dir: Path) -> Path:
 
 
 def _page(record: RunRecord) -> str:
-    style = resources.files("transprune.delivery").joinpath("report_style.css").read_text(encoding="utf-8")
-    sentence = escape(headline(record))
     sections = (
         section("Teacher and student", _result(record)),
+        measurement_section(record),
         section("Widths, before and after", _widths(record)),
         section("Depths, before and after", _depths(record)),
         section("Cost and certainty over the search", figures(cost_figures(record)) or note("No search is recorded.")),
         section("Accuracy", figures(accuracy_figures(record)) or note("No epoch is recorded.")),
         section("How to repeat it", _origin(record)),
     )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{sentence}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        f'<header>\n<p class="kicker">transprune report</p>\n<h1>{sentence.replace("top-1", _UNBROKEN_TOP1)}</h1>\n'
-        f"{_times(record)}</header>\n{''.join(sections)}</main>\n</body>\n</html>\n"
-    )
+    return page(headline(record), "transprune report", "".join(sections), _times(record))
 
 
 def _times(record: RunRecord) -> str:
@@ -87,7 +80,8 @@ def _result(record: RunRecord) -> str:
     if not teacher and not student:
         return note("Neither the teacher nor a student is measured yet.")
     caption = "The unpruned network (teacher) and the derived one (student), measured on the test split"
-    rows = [_measure_row(*measure, teacher, student) for measure in _MEASURES]
+    measures = [measure for measure in _MEASURES if measure[1] != "latency_measured_ms" or measure[1] in teacher]
+    rows = [_measure_row(*measure, teacher, student) for measure in measures]
     measured = table(caption, ["Measure", "Teacher", "Student", "Student against teacher"], rows, "result")
     missing = "" if student else note("The student is not measured yet.")
     return f'<div class="summary">\n{measured}<div>\n{missing}{_budgets(record)}{_shape(record)}</div>\n</div>\n'
@@ -121,7 +115,8 @@ def _budget(record: RunRecord, budget: Mapping[str, Any]) -> str:
     name = COST_NAMES.get(kind, kind)
     state = "kept" if actual <= target else "exceeded"
     asked = f" ({budget['text']})" if "text" in budget else ""
-    said = f"{actual:,.0f} of at most {target:,.0f} {name}{asked}, {percent(actual / target)} of what is allowed."
+    used = percent(actual / target)
+    said = f"{amount(kind, actual)} of at most {amount(kind, target)}{asked}, {used} of what is allowed."
     full = number(part(record.result, "teacher").get(kind))
     key = escape(f"solid: the student's {name}; pale: the teacher's; line: the target")
     drawn = f"{bar(actual / full, target / full)}<small>{key}</small>" if full else ""
@@ -140,7 +135,21 @@ def _widths(record: RunRecord) -> str:
     caption = "Channels of every width group, in network order"
     widths = table(caption, ["Width group", "Full", "Kept", "Share"], map(_width_row, record.groups), "sizes")
     details = f"<details>\n<summary>The widths as a table</summary>\n{widths}</details>\n"
-    return figures(width_figures(record)) + unsearched + details
+    return figures(width_figures(record)) + unsearched + _friendliness(record) + details
+
+
+def _friendliness(record: RunRecord) -> str:
+    """What to do where widths do not suit the hardware."""
+    widths = part(record.result, "widths")
+    share, multiple = number(widths.get("share_of_macs")), widths.get("multiple_of")
+    if not share:
+        return ""
+    return note(
+        f"{percent(share)} of the student’s MACs are in layers that read or write a chosen number of channels that is "
+        f"no multiple of {multiple} ({len(widths.get('unfriendly', []))} of {widths.get('layers')} layers). Most "
+        f"hardware computes {multiple} channels at a time and is slower with other numbers than the MACs say; "
+        f"--divisor {multiple} lets only multiples be chosen."
+    )
 
 
 def _width_row(group: WidthRow) -> str:

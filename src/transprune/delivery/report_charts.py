@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from html import escape
 from typing import Any
 
@@ -18,7 +19,7 @@ from transprune.delivery.figures import (
 )
 from transprune.delivery.run_record import RunRecord, number, part, series
 from transprune.delivery.svg import GREY, ORANGE
-from transprune.delivery.wording import COST_NAMES, compact, percent
+from transprune.delivery.wording import COST_NAMES, amount, compact, percent
 
 Captioned = tuple[str, str, str]
 """Title (text), explanation (HTML) and drawing (SVG)."""
@@ -73,7 +74,9 @@ def cost_figures(record: RunRecord) -> Iterator[Captioned]:
         )
         if cost:
             note = f"{escape(name)} expected under the probabilities, and of the most probable network of each epoch"
-            picture = line_chart(f"cost-{place}", cost, _describe(cost, compact), label_of=_tick)
+            label_of = partial(amount, kind) if kind == "latency" else None
+            said = _describe(cost, label_of or compact)
+            picture = line_chart(f"cost-{place}", cost, said, label_of=label_of or tick)
             yield f"{name} over the search", note, picture
     entropy = _drawn(_line(epochs, "entropy", "entropy"))
     if entropy:
@@ -124,7 +127,7 @@ def _drawn(*lines: Line) -> list[Line]:
     return [line for line in lines if line.epochs]
 
 
-def _tick(value: float) -> str:
+def tick(value: float) -> str:
     """A figure for an axis: no more digits than it needs."""
     text = compact(value)
     figure, _, prefix = text.partition(" ")

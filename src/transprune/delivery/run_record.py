@@ -49,6 +49,8 @@ class RunRecord:
     environment: Mapping[str, Any]
     architecture: Mapping[str, Any]
     result: Mapping[str, Any]
+    measurements: Mapping[str, Any]
+    """What `transprune measure` wrote."""
     entries: Sequence[Mapping[str, Any]]
     """The journal."""
     groups: Sequence[WidthRow]
@@ -144,6 +146,7 @@ def _read(folder: RunFolder) -> RunRecord:
         environment=environment or part(result, "environment"),
         architecture=architecture,
         result=result,
+        measurements=folder.read_json("measurements.json") if folder.has("measurements.json") else {},
         entries=read_journal(folder.file("journal.jsonl")) if folder.has("journal.jsonl") else [],
         groups=[_width_row(group, space, architecture) for group in space.get("groups", [])],
         stages=[_stage_row(stage, architecture) for stage in space.get("stages", [])],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transprune.delivery.run_record import PHASES, RunRecord, number, part
 
-COST_NAMES = {"macs": "MACs", "params": "parameters"}
+COST_NAMES = {"macs": "MACs", "params": "parameters", "latency": "latency"}
 PHASE_NAMES = {"teacher": "teacher training", "search": "search", "distill": "distillation"}
 _PREFIXES = ((10**9, "G"), (10**6, "M"), (10**3, "k"))
 
@@ -22,6 +22,18 @@ def compact(value: float, unit: str = "") -> str:
         if abs(value) >= size:
             return f"{value / size:.2f} {prefix}{unit}"
     return f"{value:.0f} {unit}".strip()
+
+
+def amount(kind: str, value: float, digits: int = 3) -> str:
+    """What something costs: nanoseconds of latency as milliseconds, all else as a number.
+
+    Example:
+        >>> amount("latency", 4_200_000)
+        '4.200 ms'
+        >>> amount("macs", 40813194)
+        '40,813,194 MACs'
+    """
+    return f"{value / 1e6:.{digits}f} ms" if kind == "latency" else f"{value:,.0f} {COST_NAMES.get(kind, kind)}"
 
 
 def percent(share: float, decimals: int = 1) -> str:

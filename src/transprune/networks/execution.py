@@ -65,6 +65,13 @@ class Surroundings:
     def __init__(self, sizes: Sizes) -> None:
         self.sizes = sizes
 
+    def runs(self, step: Step) -> bool:
+        """Whether a call is made at the depths in use."""
+        if step.block is None:
+            return True
+        stage, position = step.block
+        return stage not in self.sizes.depths or position < max(self.sizes.depths[stage])
+
     def state(self, name: str) -> Tensor:
         """A parameter, buffer or constant at the sizes in use."""
         raise NotImplementedError
@@ -198,7 +205,7 @@ class Program:
             return device if isinstance(template, torch.device) else template
 
         for step in self.steps:
-            if step.block is None or step.block[1] < max(depths[step.block[0]]):
+            if surroundings.runs(step):
                 arguments = {**step.constants, **{name: filled(template) for name, template in step.reads.items()}}
                 for name, layout in step.sizes.items():
                     is_list = isinstance(layout, tuple)

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from transprune.analysis.layouts import Concatenation, Group, Layout, Product, Sizes
 from transprune.networks.selection import Choice, Selection
-from transprune.numerics.alignment import Alignment, mixing_matrix
+from transprune.numerics.alignment import Alignment
+from transprune.numerics.mixtures import Mixture, mixed
 
 
 def mixing(layout: Layout, selection: Selection, sizes: Sizes, alignment: Alignment, like: Tensor) -> Tensor:
@@ -30,7 +31,7 @@ def mixing(layout: Layout, selection: Selection, sizes: Sizes, alignment: Alignm
     """
     match layout:
         case Group(name, _) if name in selection.widths:
-            return mix_choice(selection.widths[name], alignment)
+            return mixed([mixture_of(selection.widths[name], alignment)])[0]
         case Concatenation(parts):
             return _joined([mixing(part, selection, sizes, alignment, like) for part in parts])
         case Product(factors):
@@ -38,10 +39,29 @@ def mixing(layout: Layout, selection: Selection, sizes: Sizes, alignment: Alignm
     return torch.ones(layout.size(sizes), dtype=like.dtype, device=like.device)
 
 
-def mix_choice(choice: Choice, alignment: Alignment, scales: Tensor | None = None) -> Tensor:
-    """The map that mixes the candidates of one group, each scaled on its own [samples, widest] if asked for."""
-    is_diagonal = alignment == "pad" or len(choice.sizes) == 1
-    return mixing_matrix(list(choice.sizes), choice.weights, scales, "pad" if is_diagonal else "interpolate")
+def mixture_of(
+    choice: Choice, alignment: Alignment, factors: Tensor | None = None, *, is_applied: bool = False
+) -> Mixture:
+    """The mixture of the candidates of one group.
+
+    Args:
+        choice: The candidates in use.
+        alignment: How narrower candidates reach the widest.
+        factors: A factor for every channel of every candidate [candidates, width], or the same for all [width].
+        is_applied: Whether the factors themselves are mixed, rather than channels that they scale.
+    """
+    rows = None
+    if factors is not None:
+        rows = choice.indices if factors.dim() == 2 else (0,) * len(choice.sizes)
+        factors = factors if factors.dim() == 2 else factors[None]
+    return Mixture(
+        widths=choice.sizes,
+        weights=choice.weights,
+        alignment="pad" if len(choice.sizes) == 1 else alignment,
+        factors=factors,
+        rows=rows,
+        is_applied=is_applied,
+    )
 
 
 def _joined(maps: list[Tensor]) -> Tensor:
@@ -62,13 +82,13 @@ def _multiplied(maps: list[Tensor]) -> Tensor:
     return total
 
 
-def mix_along(tensor: Tensor, mixed: Tensor, axis: int) -> Tensor:
+def mix_along(tensor: Tensor, matrix: Tensor, axis: int) -> Tensor:
     """A tensor whose entries along an axis are mixed."""
-    if mixed.dim() == 1:
-        return tensor * mixed.view(-1, *[1] * (tensor.dim() - 1 - axis))
+    if matrix.dim() == 1:
+        return tensor * matrix.view(-1, *[1] * (tensor.dim() - 1 - axis))
     if axis == 1 and tensor.dim() == 4:
-        return F.conv2d(tensor, mixed[:, :, None, None])
+        return F.conv2d(tensor, matrix[:, :, None, None])
     if axis == 0:
-        return (mixed @ tensor.flatten(1)).view_as(tensor) if tensor.dim() > 1 else mixed @ tensor
-    moved: Tensor = F.linear(tensor.movedim(axis, -1), mixed).movedim(-1, axis)
+        return (matrix @ tensor.flatten(1)).view_as(tensor) if tensor.dim() > 1 else matrix @ tensor
+    moved: Tensor = F.linear(tensor.movedim(axis, -1), matrix).movedim(-1, axis)
     return moved

@@ -84,7 +84,8 @@ class ArchitectureParameters(nn.Module):
         """Draws candidates for every group and stage (`transprune.numerics.sampling`).
 
         Deviation: the paper mixes all depths of a stage (`depth_samples=None`); two cost less, since no block beyond
-        the deeper of the two is computed.
+        the deeper of the two is computed. And candidates whose weight is lost to rounding beside the others' are left
+        out, so that a search that has settled runs at the widths and depths it has settled on.
         """
         widths = draw_candidates(
             self.widths, self.width_is_candidate, temperature=temperature, samples=width_samples, generator=generator
@@ -106,11 +107,12 @@ class ArchitectureParameters(nn.Module):
 
 
 def _choices(named: Sequence[WidthGroup | DepthStage], draw: Draw) -> dict[str, Choice]:
-    choices = {}
-    for item, indices, weights in zip(named, draw.indices.tolist(), draw.weights, strict=True):
+    least = torch.finfo(draw.weights.dtype).eps
+    shares, choices = draw.weights.tolist(), {}
+    for place, (item, indices, weights) in enumerate(zip(named, draw.indices.tolist(), draw.weights, strict=True)):
         # Rows with fewer candidates than samples end in entries that stand for none, at weight zero.
-        real = [position for position, index in enumerate(indices) if index < len(item.candidates)]
-        chosen = tuple(indices[position] for position in real)
-        mixed = weights if len(real) == len(indices) else weights[real]
+        kept = [position for position, share in enumerate(shares[place]) if share > least]
+        chosen = tuple(indices[position] for position in kept)
+        mixed = weights if len(kept) == len(indices) else weights[kept]
         choices[item.name] = Choice(tuple(item.candidates[index] for index in chosen), chosen, mixed)
     return choices

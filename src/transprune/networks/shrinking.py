@@ -61,11 +61,20 @@ def shrink(
     if weights not in ("inherit", "scratch"):
         raise OptionError(f"cannot shrink with weights={weights!r}; expected 'inherit' or 'scratch'")
     reading = read(model, example)
-    full_space(reading).check(architecture)
-    student = _Shrinking(model, reading, architecture).student(as_inputs(example))
+    student = shrink_read(model, reading, architecture, example)
     if weights == "scratch":
         initialise(student)
     return student
+
+
+def shrink_read(model: nn.Module, reading: Reading, architecture: Architecture, example: Example) -> nn.Module:
+    """`shrink` for a model that is read already, with inherited weights; for many architectures of one model.
+
+    Raises:
+        SpaceError: The architecture does not belong to the model.
+    """
+    full_space(reading).check(architecture)
+    return _Shrinking(model, reading, architecture).student(as_inputs(example))
 
 
 def kept_entries(model: nn.Module, architecture: Architecture, example: Example) -> dict[str, tuple[np.ndarray, ...]]:

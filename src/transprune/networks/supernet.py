@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
 from transprune.analysis.layouts import FreeSumEnd, Group, Layout, Sizes, StageEnd
 from transprune.analysis.reading import Reading, read
@@ -17,10 +17,13 @@ from transprune.analysis.trace import Example, operator
 from transprune.architecture import Architecture
 from transprune.errors import OptionError, SpaceError
 from transprune.networks.execution import Arguments, Function, Program, Step, Surroundings
-from transprune.networks.mixing import mix_along, mix_choice, mixing
-from transprune.networks.selection import Choice, Selection
+from transprune.networks.mixing import mix_along, mixing, mixture_of
+from transprune.networks.selection import Selection
 from transprune.networks.traced import TRAINABLE, cut_constant, in_mode, tensor_at
-from transprune.numerics.alignment import ALIGNMENTS, Alignment, align_channels, pad_channels
+from transprune.numerics.alignment import ALIGNMENTS, Alignment, align_channels
+from transprune.numerics.lean import add_padded, first_entries, weighted_sum
+from transprune.numerics.mixtures import Mixture, mixed
+from transprune.numerics.normalisation import normalise_and_mix
 from transprune.space import SearchSpace
 
 RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -69,6 +72,7 @@ class Supernet(nn.Module):
         reading = read(model, example)
         _check_space(model, space, reading)
         self.network = copy.deepcopy(model)
+        _use_channels_last(self.network)
         self.plan = _Plan(reading, space, self.network)
 
     def forward(self, selection: Selection, *inputs: Any) -> Any:
@@ -91,6 +95,13 @@ class Supernet(nn.Module):
             index = group.candidates.index(architecture.widths.get(group.name, group.width))
             weights[name] = weights[name][index].clone()
         return weights
+
+
+def _use_channels_last(network: nn.Module) -> None:
+    """Lays out the weights of 2-D convolutions channels last, which is faster; the feature maps follow."""
+    for parameter in network.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def _check_space(model: nn.Module, space: SearchSpace, reading: Reading) -> None:
@@ -123,6 +134,8 @@ class _Plan:
         self.searched = {group.name: len(group.candidates) for group in space.groups}
         self.candidate_norms: dict[fx.Node, str] = {}
         """Norms behind a convolution, and the group whose candidates they normalise."""
+        self.affine: dict[fx.Node, list[str]] = {}
+        """Paths of the scale and shift of those of them that have both as parameters."""
         self.mixed_norms: dict[fx.Node, Layout] = {}
         """Other batch norms over searched channels."""
         self.mixed_layers: dict[fx.Node, Layout] = {}
@@ -130,6 +143,8 @@ class _Plan:
         self.rows: dict[str, str] = {}
         """Parameters with a row for each candidate, and the group."""
         self.free_sums = self.program.free_sums
+        self.in_place = frozenset(node for node in reading.trace.calls if self._may_write_over_input(reading, node))
+        """ReLUs that write over what they read."""
         for node in reading.trace.calls:
             if operator(node) == "batch_norm":
                 self._place_norm(reading, node, network)
@@ -143,6 +158,13 @@ class _Plan:
 
     def _is_searched(self, layout: Layout) -> bool:
         return any(name in self.searched for name in layout.groups())
+
+    def _may_write_over_input(self, reading: Reading, node: fx.Node) -> bool:
+        """Whether nobody else reads what a ReLU reads, and no operator keeps it for its gradient."""
+        if operator(node) != "relu" or node.args[0] in {each for stage in reading.stages for each in stage.exits}:
+            return False
+        source = node.all_input_nodes[0]
+        return len(source.users) == 1 and (operator(source) == "batch_norm" or source in self.free_sums)
 
     def _outputs(self, reading: Reading, node: fx.Node) -> Layout:
         axes: tuple[Layout, ...] = reading.values[node]
@@ -171,6 +193,9 @@ class _Plan:
                 self.mixed_norms[node] = channels
             return
         self.candidate_norms[node] = channels.name
+        names = [reading.trace.parameter(source) for source in node.args[1:3]]
+        if len(names) == 2 and None not in names:
+            self.affine[node] = [name for name in names if name is not None]
         for place in (1, 2):
             source_node = node.args[place] if len(node.args) > place else None
             name = reading.trace.parameter(source_node)
@@ -208,26 +233,25 @@ class _Mixing(Surroundings):
         assert tensor is not None  # the supernet keeps all modules
         if name in self.plan.rows:
             return tensor
-        for axis, layout in enumerate(self.reading.states[name]):
-            tensor = self._cut(tensor, axis, layout)
-        return tensor
-
-    def _cut(self, tensor: Tensor, axis: int, layout: Layout) -> Tensor:
-        size = layout.size(self.sizes)
-        if size == tensor.shape[axis]:
+        layouts = self.reading.states[name]
+        sizes = [layout.size(self.sizes) for layout in layouts]
+        if tuple(sizes) == tensor.shape:
             return tensor
-        if layout.is_prefix:
-            return tensor.narrow(axis, 0, size)
-        kept = torch.from_numpy(layout.kept(self.sizes, self.reading.first_units))
-        return tensor.index_select(axis, kept.to(tensor.device))
+        if all(layout.is_prefix or layout.full == size for layout, size in zip(layouts, sizes, strict=True)):
+            return first_entries(tensor, sizes)
+        for axis, layout in enumerate(layouts):
+            if sizes[axis] < tensor.shape[axis]:
+                kept = torch.from_numpy(layout.kept(self.sizes, self.reading.first_units))
+                tensor = tensor.index_select(axis, kept.to(tensor.device))
+        return tensor
 
     def function(self, step: Step) -> Function:
         node, plan = step.node, self.plan
-        if node in plan.candidate_norms:
-            choice = self.selection.widths[plan.candidate_norms[node]]
-            return lambda arguments: self._candidate_norm(choice, arguments)
         if step.operator == "batch_norm":
-            return lambda arguments: self._norm(plan.mixed_norms.get(node), arguments)
+            norm = self._candidate_norm if node in plan.candidate_norms else self._norm
+            return lambda arguments: norm(node, arguments)
+        if node in plan.in_place:
+            return lambda arguments: torch.relu_(arguments["self"])
         if node in plan.mixed_layers:
             return lambda arguments: self._mixed_layer(step, plan.mixed_layers[node], arguments)
         if node in plan.free_sums:
@@ -241,59 +265,63 @@ class _Mixing(Surroundings):
             return in_mode(step.operator, step.function, is_training)
         return step.function
 
-    def _candidate_norm(self, choice: Choice, arguments: Arguments) -> Tensor:
+    def _candidate_norm(self, node: fx.Node, arguments: Arguments) -> Tensor:
         """A batch norm for each candidate width, mixed.
 
         The candidates are prefixes of one feature map, so on the channels they share their batch statistics are the
-        same, and one normalisation serves all; only scale and shift belong to a candidate. What follows is linear: with
-        `pad` the mixture of all candidates is one batch norm whose scale and shift are mixed, with `interpolate` it is
-        one normalisation and one 1×1 convolution. Both equal normalising, aligning and adding each on its own.
+        same, and one normalisation serves all; only scale and shift belong to a candidate. What follows is linear: a
+        matrix with `interpolate`, its diagonal with `pad`. That equals normalising, aligning and adding each on its
+        own.
         """
-        features: Tensor = arguments["input"]
-        scale, shift = (self._of_candidates(choice, arguments[name], name) for name in ("weight", "bias"))
-        eps = arguments["eps"]
-        if scale.dim() == 1:
-            return F.batch_norm(features, None, None, scale, shift, training=True, eps=eps)
-        normalised = F.batch_norm(features, None, None, training=True, eps=eps)
-        moved = shift.sum(1)
-        if features.dim() == 4:
-            return F.conv2d(normalised, scale[:, :, None, None], moved)
-        return mix_along(normalised, scale, 1) + moved.view(-1, *[1] * (features.dim() - 2))
+        mixture, shift = self._mixtures.get(node) or mixed(
+            self._mixtures_of(node, arguments["weight"], arguments["bias"])
+        )
+        return normalise_and_mix(arguments["input"], mixture, shift, arguments["eps"])
 
-    def _of_candidates(self, choice: Choice, rows: Tensor | None, name: str) -> Tensor:
-        """The mixed scales or shifts of the candidates in use."""
-        widest = max(choice.sizes)
-        if rows is None:
-            value = 1.0 if name == "weight" else 0.0
-            return mix_choice(choice, self.alignment, choice.weights.new_full((len(choice.sizes), widest), value))
-        own = rows[list(choice.indices)] if rows.dim() == 2 else rows.expand(len(choice.sizes), -1)
-        return mix_choice(choice, self.alignment, own)
+    @cached_property
+    def _mixtures(self) -> dict[fx.Node, tuple[Tensor, Tensor]]:
+        """Scale and shift of all norms behind convolutions whose parameters are those of a module."""
+        found = {
+            step.node: self._mixtures_of(step.node, *(self.state(name) for name in self.plan.affine[step.node]))
+            for step in self.plan.program.steps
+            if step.node in self.plan.affine and self.runs(step)
+        }
+        results = iter(mixed([mixture for pair in found.values() for mixture in pair]) if found else ())
+        return dict(zip(found, zip(results, results, strict=True), strict=True))
 
-    def _norm(self, layout: Layout | None, arguments: Arguments) -> Tensor:
+    def _mixtures_of(self, node: fx.Node, scales: Tensor | None, shifts: Tensor | None) -> tuple[Mixture, Mixture]:
+        choice = self.selection.widths[self.plan.candidate_norms[node]]
+        if shifts is None:
+            shifts = choice.weights.new_zeros(max(choice.sizes))
+        return (
+            mixture_of(choice, self.alignment, scales),
+            mixture_of(choice, self.alignment, shifts, is_applied=True),
+        )
+
+    def _norm(self, node: fx.Node, arguments: Arguments) -> Tensor:
         """A batch norm over however many channels arrive; mixed where they are searched."""
         features: Tensor = arguments["input"]
+        layout = self.plan.mixed_norms.get(node)
         weight, bias = arguments["weight"], arguments["bias"]
-        if layout is None:
-            return F.batch_norm(features, None, None, weight, bias, training=True, eps=arguments["eps"])
-        mixed = mixing(layout, self.selection, self.sizes, self.alignment, features)
-        if mixed.dim() == 1:
-            scale = mixed if weight is None else mixed * weight
-            shift = None if bias is None else mixed * bias
-            return F.batch_norm(features, None, None, scale, shift, training=True, eps=arguments["eps"])
-        normalised = F.batch_norm(features, None, None, weight, bias, training=True, eps=arguments["eps"])
-        return mix_along(normalised, mixed, 1)
+        scale = features.new_ones(features.shape[1]) if weight is None else weight
+        shift = features.new_zeros(features.shape[1]) if bias is None else bias
+        if layout is not None:
+            matrix = mixing(layout, self.selection, self.sizes, self.alignment, features)
+            scale = matrix * scale
+            shift = matrix * shift if matrix.dim() == 1 else matrix @ shift
+        return normalise_and_mix(features, scale, shift, arguments["eps"])
 
     def _mixed_layer(self, step: Step, layout: Layout, arguments: Arguments) -> Tensor:
         """A convolution or linear layer whose outputs are mixed: that is linear in its weights, and done to them."""
         weight, bias = arguments["weight"], arguments["bias"]
-        mixed = mixing(layout, self.selection, self.sizes, self.alignment, weight)
+        matrix = mixing(layout, self.selection, self.sizes, self.alignment, weight)
         is_transposed, is_grouped = "transpose" in step.operator, arguments.get("groups", 1) > 1
-        if is_grouped and (is_transposed or mixed.dim() == 2):
+        if is_grouped and (is_transposed or matrix.dim() == 2):
             axis = self.plan.channel_axis(self.reading, step.node)
             outcome: Tensor = step.function(arguments)
-            return mix_along(outcome, mixed, axis)
-        arguments["weight"] = mix_along(weight, mixed, 1 if is_transposed else 0)
-        arguments["bias"] = None if bias is None else mix_along(bias, mixed, 0)
+            return mix_along(outcome, matrix, axis)
+        arguments["weight"] = mix_along(weight, matrix, 1 if is_transposed else 0)
+        arguments["bias"] = None if bias is None else mix_along(bias, matrix, 0)
         result: Tensor = step.function(arguments)
         return result
 
@@ -302,8 +330,7 @@ class _Mixing(Surroundings):
         if choice is None or len(handed_on) == 1:
             return handed_on[-1]
         widest = max(kept.shape[1] for kept in handed_on)
-        aligned = [align_channels(kept, widest, self.alignment) for kept in handed_on]
-        return torch.stack([weight * kept for weight, kept in zip(choice.weights, aligned, strict=True)]).sum(0)
+        return weighted_sum([align_channels(kept, widest, self.alignment) for kept in handed_on], choice.weights)
 
 
 def padded_sum(main: Tensor, shortcut: Tensor, *, keeps_main_width: bool) -> Tensor:
@@ -317,5 +344,4 @@ def padded_sum(main: Tensor, shortcut: Tensor, *, keeps_main_width: bool) -> Ten
     """
     if keeps_main_width:
         shortcut = shortcut[:, : main.shape[1]]
-    width = max(main.shape[1], shortcut.shape[1])
-    return pad_channels(main, width) + pad_channels(shortcut, width)
+    return add_padded(main, shortcut)

@@ -23,6 +23,13 @@ def _interpolation_matrix(source: int, target: int) -> np.ndarray:
     return means
 
 
+def interpolation_entries(source: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The entries of `interpolation_matrix` that are not zero: their rows, their columns and their values."""
+    matrix = _interpolation_matrix(source, target)
+    rows, columns = matrix.nonzero()
+    return rows, columns, matrix[rows, columns]
+
+
 def interpolation_matrix(source: int, target: int, *, like: Tensor) -> Tensor:
     """Channel-wise interpolation as a matrix [target, source], in the type and on the device of `like`.
 
@@ -52,41 +59,28 @@ def align_channels(features: Tensor, width: int, alignment: Alignment) -> Tensor
         return features
     if alignment == "pad":
         return pad_channels(features, width)
-    matrix = interpolation_matrix(channels, width, like=features)
-    return torch.einsum("tc,bc...->bt...", matrix, features)
+    return map_channels(features, interpolation_matrix(channels, width, like=features))
+
+
+def map_channels(features: Tensor, matrix: Tensor, offset: Tensor | None = None) -> Tensor:
+    """A linear map along the channels of a feature map of any rank: a convolution with a kernel of one position.
+
+    Args:
+        features: [batch, channels, ...].
+        matrix: [outputs, channels].
+        offset: Added to every output [outputs].
+
+    Returns:
+        [batch, outputs, ...].
+    """
+    if features.dim() == 2:
+        return F.linear(features, matrix, offset)
+    rank = features.dim() - 2
+    ones, zeros = [1] * rank, [0] * rank
+    return torch.convolution(features, matrix.view(*matrix.shape, *ones), offset, ones, zeros, ones, False, zeros, 1)
 
 
 def pad_channels(features: Tensor, width: int) -> Tensor:
     """Appends channels of zeros to a feature map [batch, channels, ...] up to `width` channels."""
     missing = width - features.shape[1]
     return F.pad(features, [0, 0] * (features.dim() - 2) + [0, missing]) if missing else features
-
-
-def mixing_matrix(widths: list[int], weights: Tensor, scales: Tensor | None, alignment: Alignment) -> Tensor:
-    """The linear map that mixes prefixes of one feature map: Σ_k weights_k · align(scale_k ⊙ prefix of widths_k).
-
-    Args:
-        widths: Width of each prefix [samples]; the widest decides the size of the result.
-        weights: Mixing weights [samples].
-        scales: A factor for every channel of every prefix [samples, at least the widest]; None: ones.
-        alignment: How a narrower prefix reaches the widest.
-
-    Returns:
-        For `interpolate` the matrix [widest, widest]; for `pad` its diagonal [widest], since channels stay apart.
-    """
-    widest = max(widths)
-    if scales is None:
-        scales = weights.new_ones(len(widths), widest)
-    if alignment == "pad":
-        inside = torch.arange(widest, device=weights.device) < torch.tensor(widths, device=weights.device)[:, None]
-        return (weights[:, None] * inside * scales[:, :widest]).sum(0)
-    parts = [
-        weight * pad_columns(interpolation_matrix(width, widest, like=weights) * scale[:width], widest)
-        for width, weight, scale in zip(widths, weights, scales, strict=True)
-    ]
-    return torch.stack(parts).sum(0)
-
-
-def pad_columns(matrix: Tensor, columns: int) -> Tensor:
-    """Appends columns of zeros to a matrix."""
-    return F.pad(matrix, [0, columns - matrix.shape[1]])

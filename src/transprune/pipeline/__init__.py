@@ -1,7 +1,9 @@
 """The whole job as steps on a run folder: prepare, teach, search, distill, evaluate, export, report."""
 
+from transprune.pipeline.frontier import run_frontier
+from transprune.pipeline.measuring import measure_step, show_measurements
 from transprune.pipeline.results import show_architecture, show_results, show_space, space_as_json
-from transprune.pipeline.run import Run, RunOptions, logging_to, open_run, prepare
+from transprune.pipeline.run import Run, RunOptions, Safety, logging_to, open_run, prepare, resume_run
 from transprune.pipeline.steps import (
     distill_step,
     evaluate_step,
@@ -10,23 +12,30 @@ from transprune.pipeline.steps import (
     run_all,
     search_step,
     teach_step,
+    write_any_report,
 )
 
 __all__ = [
     "Run",
     "RunOptions",
+    "Safety",
     "distill_step",
     "evaluate_step",
     "export_step",
     "logging_to",
+    "measure_step",
     "open_run",
     "prepare",
     "report_step",
+    "resume_run",
     "run_all",
+    "run_frontier",
     "search_step",
     "show_architecture",
+    "show_measurements",
     "show_results",
     "show_space",
     "space_as_json",
     "teach_step",
+    "write_any_report",
 ]

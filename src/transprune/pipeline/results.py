@@ -7,6 +7,7 @@ from typing import Any
 
 from transprune.architecture import Architecture
 from transprune.costs import COSTS
+from transprune.delivery.wording import amount
 from transprune.pipeline.run import Run
 from transprune.runtime import RunFolder, print_table
 from transprune.space import SearchSpace, WidthGroup
@@ -44,13 +45,35 @@ def show_results(folder: RunFolder) -> None:
         [label, form.format(teacher[key]), form.format(student[key]), _change(key, teacher[key], student[key])]
         for label, key, form in ROWS
     ]
+    if "latency_measured_ms" in teacher:
+        before, after = teacher["latency_measured_ms"], student["latency_measured_ms"]
+        rows.append(["latency where it will run (ms)", f"{before:.3f}", f"{after:.3f}", _change("ms", before, after)])
     asked = ", ".join(budget["text"] for budget in budgets)
     print_table(f"{result['model']} on {result['data']}, {asked}", ["", "teacher", "student", "change"], rows)
     for budget in budgets:
         share = budget["actual"] / budget["target"]
         kept = "kept" if budget["actual"] <= budget["target"] else "NOT kept"
-        print(f"budget {kept}: {budget['actual']:,} of {budget['target']:,} {budget['kind']} ({100 * share:.1f} %)")
+        kind, actual, target = budget["kind"], budget["actual"], budget["target"]
+        print(f"budget {kept}: {amount(kind, actual)} of {amount(kind, target)} ({100 * share:.1f} %)")
     print(f"report: {folder.file('report.html')}")
+
+
+def show_frontier(folder: RunFolder) -> None:
+    """Prints the points of a frontier."""
+    record = folder.read_json("frontier.json")
+    kind, teacher = record["kind"], record["teacher"]
+    rows = [
+        [
+            ", ".join(budget["text"] for budget in point["budgets"]),
+            f"{point['searched'][kind]:,}",
+            f"{point['searched']['top1']:.2f}",
+            f"{point['uniform']['top1']:.2f}",
+        ]
+        for point in record["points"]
+    ]
+    title = f"{record['model']} on {record['data']}; teacher: {teacher[kind]:,} {kind}, top-1 {teacher['top1']:.2f} %"
+    print_table(title, ["budget", kind, "searched, top-1 (%)", "uniform, top-1 (%)"], rows)
+    print(f"curve: {folder.file('frontier.html')}")
 
 
 def _change(key: str, teacher: float, student: float) -> str:
@@ -77,7 +100,7 @@ def show_architecture(run: Run) -> None:
         ["stage", "full", "chosen"],
         [[stage.name, stage.depth, architecture.depths[stage.name]] for stage in space.stages],
     )
-    for cost in COSTS.values():
+    for cost in run.costs.values():
         chosen, full = space.cost(cost, architecture), space.cost(cost, space.full_architecture())
         print(f"{cost.kind}: {cost.written(chosen)} of {cost.written(full)} ({100 * chosen / full:.1f} %)")
     print(f"next: transprune distill {run.folder.path}")

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 
 from torch import Tensor, nn
 
+from transprune.analysis.friendliness import friendliness
 from transprune.analysis.measurement import count_macs, measure_latencies
 from transprune.architecture import Architecture
-from transprune.budget import parse_budgets
+from transprune.budget import parse_budgets, points
 from transprune.data import make_loader
+from transprune.delivery.frontier import write_frontier
 from transprune.delivery.loading import load
 from transprune.delivery.onnx_export import check_onnx, onnx_bytes
 from transprune.delivery.program import check_pt2, export_program, pt2_bytes, takes_any_batch
 from transprune.delivery.report import write_report
+from transprune.latency.measuring import time_networks
 from transprune.networks.shrinking import shrink
 from transprune.networks.sorting import sort_channels
 from transprune.networks.traced import TracedNetwork
 from transprune.pipeline.results import network_figures, show_results
-from transprune.pipeline.run import Run, log, logging_to
-from transprune.runtime import seeded
+from transprune.pipeline.run import Run, log, logging_to, read_options
+from transprune.runtime import RunFolder, seeded
 from transprune.training.evaluation import evaluate
 from transprune.training.fitting import distill, estimate_statistics, train
 from transprune.training.searching import SearchResult, search
@@ -45,13 +50,15 @@ def teach_step(run: Run) -> None:
     """The teacher: given weights, or the unpruned network trained on the labels, from what fits of given weights."""
     if _is_done(run, "teacher.safetensors"):
         return
-    with run.phase("teacher"):
-        teacher = _given_teacher(run)
-        if run.given_weights is None or not run.given_weights.is_whole:
-            options = run.options.teacher
-            with run.epochs("teacher", options.epochs) as on_epoch:
-                teacher = train(teacher, run.data, options, seed=run.options.seed, device=run.device, on_epoch=on_epoch)
+    options = run.options.teacher
+    if run.given_weights is not None and run.given_weights.is_whole:
+        with run.phase("teacher"):
+            teacher = _given_teacher(run)
+    else:
+        with run.training("teacher", options.epochs) as training:
+            teacher = train(_given_teacher(run), run.data, options, **training)
     run.folder.write_tensors("teacher.safetensors", teacher.state_dict())
+    run.checkpoints.clear()
 
 
 def _given_teacher(run: Run) -> nn.Module:
@@ -78,49 +85,58 @@ def search_step(run: Run) -> None:
     if _is_done(run, "architecture.json"):
         return
     options = run.options
-    model = load_teacher(run) if options.search.start == "model" else run.model
-    with run.phase("search"), run.epochs("search", options.search.epochs) as on_epoch:
-        found = search(
-            model,
-            run.data,
-            options.budget,
-            options.search,
-            space=run.space,
-            seed=options.seed,
-            device=run.device,
-            on_epoch=on_epoch,
-        )
+    model = _search_start(run)
+    with run.training("search", options.search.epochs) as training:
+        found = search(model, run.data, options.budget, options.search, space=run.space, costs=run.costs, **training)
     _explain(run, found)
     if options.student == "supernet":
         run.folder.write_tensors("supernet.safetensors", found.weights)
+    write_architecture(run, found.architecture)
+
+
+def _search_start(run: Run) -> nn.Module:
+    """The network whose weights the search starts from, if it does not start from new ones."""
+    if not run.folder.has("shared.safetensors"):
+        return load_teacher(run) if run.options.search.start == "model" else run.model
+    model = copy.deepcopy(run.model)
+    model.load_state_dict(run.folder.read_tensors("shared.safetensors"), strict=False)
+    return model
+
+
+def write_architecture(run: Run, architecture: Architecture) -> None:
+    """Writes `architecture.json`, from which `load` rebuilds the student."""
     run.folder.write_json(
         "architecture.json",
         {
             "format": 1,
-            **found.architecture.to_json(),
+            **architecture.to_json(),
             "model": {
-                "name": options.model,
+                "name": run.options.model,
                 "classes": len(run.data.classes),
                 "input_size": list(run.data.image_size),
             },
             "preprocessing": {"mean": list(run.data.mean), "std": list(run.data.std)},
         },
     )
+    run.checkpoints.clear()
 
 
 def _explain(run: Run, found: SearchResult) -> None:
     likeliest = found.probabilities.most_probable(found.space)
-    same = likeliest == found.architecture
+    proof = found.derivation
     why = (
         "it takes the most probable candidate everywhere"
-        if same
+        if likeliest == found.architecture
         else f"the most probable candidates cost {_amounts(found, likeliest)}, and of all architectures that use what "
-        f"is allowed ({' and '.join(map(str, found.limits))}) this one is the most probable"
+        f"is allowed ({' and '.join(map(str, found.limits))}) this is the most probable one found: {proof}"
     )
     run.decide(
         f"Chose an architecture of {_amounts(found, found.architecture)}",
         why,
         architecture=found.architecture.to_json(),
+        given_up=proof.given_up,
+        gap=proof.gap,
+        is_proved=proof.is_proved,
     )
 
 
@@ -138,17 +154,10 @@ def distill_step(run: Run) -> None:
     student = _untrained_student(run)
     if isinstance(student, TracedNetwork):
         run.decide("The student runs the operators that were traced", student.reason)
-    with run.phase("distill"), run.epochs("distill", run.options.distill.epochs) as on_epoch:
-        student = distill(
-            student,
-            teacher,
-            run.data,
-            run.options.distill,
-            seed=run.options.seed,
-            device=run.device,
-            on_epoch=on_epoch,
-        )
+    with run.training("distill", run.options.distill.epochs) as training:
+        student = distill(student, teacher, run.data, run.options.distill, **training)
     run.folder.write_tensors("student.safetensors", student.state_dict())
+    run.checkpoints.clear()
 
 
 def _untrained_student(run: Run) -> nn.Module:
@@ -179,6 +188,8 @@ def evaluate_step(run: Run) -> None:
             )
             for name, network in networks.items()
         }
+        for name, latency in _latencies(run, networks).items():
+            figures[name] |= latency
     run.folder.write_json(
         "result.json",
         {
@@ -190,18 +201,32 @@ def evaluate_step(run: Run) -> None:
             "budgets": [
                 {
                     "kind": budget.kind,
-                    "target": budget.limit(run.space).most,
+                    "target": budget.limit(run.space, run.costs).most,
                     "actual": figures["student"][budget.kind],
                     "share": budget.amount if budget.is_share else None,
                     "text": str(budget),
                 }
                 for budget in parse_budgets(options.budget)
             ],
+            "widths": asdict(friendliness(run.space, load_architecture(run))),
             **figures,
             "seconds": {phase: run.seconds(phase) for phase in ("teacher", "search", "distill")},
             "environment": run.folder.read_json("environment.json"),
         },
     )
+
+
+def _latencies(run: Run, networks: Mapping[str, nn.Module]) -> dict[str, dict[str, float]]:
+    """Of a run with a latency budget, what the model says (ns) and what is measured (ms) of its networks."""
+    cost = run.costs.get("latency")
+    if cost is None:
+        return {}
+    architectures = {"teacher": run.space.full_architecture(), "student": load_architecture(run)}
+    measured = time_networks(networks, run.example, run.options.latency, device=run.device)
+    return {
+        name: {"latency": run.space.cost(cost, architectures[name]), "latency_measured_ms": measured[name]}
+        for name in networks
+    }
 
 
 def export_step(run: Run) -> None:
@@ -234,9 +259,24 @@ def _check_batches(run: Run, sizes: Sequence[int]) -> list[Tensor]:
 
 
 def report_step(run: Run) -> None:
-    """The report, `report.html`."""
+    """The report, `report.html`; of a frontier `frontier.html`."""
+    if run.is_frontier:
+        log.info("report: wrote %s", write_frontier(run.folder))
+        return
     path = write_report(run.folder.path)
     log.info("report: wrote %s", path)
+
+
+def write_any_report(path: str | Path) -> Path:
+    """Writes the report of a run or of a frontier, also while another process is at work on it.
+
+    Raises:
+        RunFolderError: The folder holds no run, or nothing to report yet.
+    """
+    folder = RunFolder.open(path)
+    if len(points(read_options(folder).budget)) > 1:
+        return write_frontier(folder)
+    return write_report(folder.path)
 
 
 def load_teacher(run: Run) -> nn.Module:

@@ -44,3 +44,15 @@ def attach_run_log(path: StrPath) -> Iterator[None]:
         logger.setLevel(level)
         with disk_errors("write", path):
             handler.close()
+
+
+@contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Keeps a library's logger silent below errors inside the block."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,257 @@
+"""What a search step costs beside a training step of the unpruned network.
+
+    python benchmarks/search_step.py [--networks NAME ...] [--batch N ...] [--modes MODE ...] [--repeats N]
+        [--no-memory] [--json FILE]
+
+A step is forward, backward and the optimizer's step on one batch of noise, 3×32×32. Plain steps train the unpruned
+network; they are timed in both memory formats, and `ratio` is to the faster one. The phases of the search:
+
+- `start`: weights step, all candidates equally probable, sampling temperature 10; each repeat draws anew;
+- `end`: weights step, settled on an architecture of half the MACs, sampling temperature 0.1;
+- `architecture`: step of the architecture parameters in the conditions of `start`.
+
+Every repeat runs each kind of step once, in turn, so that a busy machine slows all of them; and it begins with another
+kind, since steps of the same draw share the kernels that are compiled for its shapes. Times are medians. `peak_mib` is
+the most memory that a process of its own held in 4 steps (on CUDA: that its tensors held).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import transprune
+from transprune.analysis.cost import ExpectedCost
+from transprune.analysis.derivation import derive
+from transprune.analysis.inspection import inspect
+from transprune.analysis.probabilities import Probabilities
+from transprune.budget import Budget
+from transprune.networks.selection import ArchitectureParameters
+from transprune.networks.supernet import Supernet
+from transprune.numerics.penalty import budget_penalty
+from transprune.runtime.environment import environment
+from transprune.training.bilevel import SearchOptions
+from transprune.training.fitting import sgd
+
+MODES, ALIGNMENTS, PHASES = ("width", "depth", "both"), ("interpolate", "pad"), ("start", "end", "architecture")
+FORMATS = {"plain": torch.contiguous_format, "plain_channels_last": torch.channels_last}
+COLUMNS = ("network", "batch", "mode", "alignment", "phase", "plain_ms", "search_ms", "ratio", "peak_mib", "peak_ratio")
+OPTIONS = SearchOptions()
+MEMORY_STEPS = 4
+HALF = Budget.parse("macs=0.5")
+SETTLED = 10.0
+"""Logit of the chosen candidates at the end of a search; all others have 0."""
+
+Step = Callable[[int], None]
+"""Runs one step; the number seeds what it draws."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What is timed."""
+
+    mode: str
+    """Of the search; `plain` or `plain_channels_last`: training."""
+    alignment: str = ""
+    phase: str = ""
+
+
+PLAIN = tuple(Kind(mode=name) for name in FORMATS)
+SEARCH = tuple(Kind(mode=m, alignment=a, phase=p) for m, a, p in itertools.product(MODES, ALIGNMENTS, PHASES))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=["resnet20", "resnet56", "resnet110"])
+    parser.add_argument("--batch", nargs="+", type=int, default=[64, 128])
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
+    parser.add_argument("--no-memory", action="store_true", help="time alone")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--memory-of", nargs=3, metavar=("MODE", "ALIGNMENT", "PHASE"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.memory_of:
+        kind = Kind(**dict(zip(("mode", "alignment", "phase"), arguments.memory_of, strict=True)))
+        print(peak_mib(kind, arguments.networks[0], arguments.batch[0], arguments.device))
+        return
+    cases = list(itertools.product(arguments.networks, arguments.batch))
+    kinds = [kind for kind in SEARCH if kind.mode in arguments.modes]
+    # First of all, while this process is small: a child's peak is at least what its parent held when it was born.
+    peak = (lambda *_: None) if arguments.no_memory else peak_in_a_process
+    peaks = {case: {kind: peak(kind, *case, arguments.device) for kind in [*PLAIN, *kinds]} for case in cases}
+    rows = []
+    print(" ".join(f"{column:>12}" for column in COLUMNS))
+    for case in cases:
+        for row in measured(*case, peaks[case], arguments.repeats, arguments.device):
+            rows.append(row)
+            print(" ".join(f"{shown(row[column]):>12}" for column in COLUMNS), flush=True)
+    if arguments.json is not None:
+        record = {"steps": rows, "repeats": arguments.repeats, "environment": environment()}
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def measured(
+    network: str, batch: int, peaks: dict[Kind, float | None], repeats: int, device: str
+) -> list[dict[str, Any]]:
+    """A row for each kind of search step, of the kinds whose peak memory is given."""
+    steps = {kind: step_of(kind, network, batch, device) for kind in peaks}
+    wall: dict[Kind, list[float]] = {kind: [] for kind in peaks}
+    cpu: dict[Kind, list[float]] = {kind: [] for kind in peaks}
+    for repeat in range(-2, repeats):
+        for kind, step in rotated(list(steps.items()), repeat):
+            took_wall, took_cpu = timed(step, repeat, device)
+            if repeat >= 0:
+                wall[kind].append(took_wall)
+                cpu[kind].append(took_cpu)
+    milliseconds, processor = ({k: statistics.median(each) for k, each in times.items()} for times in (wall, cpu))
+    formats = {f"{kind.mode}_ms": milliseconds[kind] for kind in PLAIN}
+    fastest = min(PLAIN, key=milliseconds.__getitem__)
+    least = None if None in peaks.values() else min(peaks[kind] for kind in PLAIN)
+    return [
+        {
+            "network": network,
+            "batch": batch,
+            **vars(kind),
+            **formats,
+            "search_ms": milliseconds[kind],
+            "ratio": milliseconds[kind] / milliseconds[fastest],
+            "ratio_of_processor_time": processor[kind] / processor[fastest],
+            "peak_mib": peaks[kind],
+            "plain_peak_mib": least,
+            "peak_ratio": None if least is None else peaks[kind] / least,
+        }
+        for kind in peaks
+        if kind not in PLAIN
+    ]
+
+
+def rotated(items: list[Any], by: int) -> list[Any]:
+    return items[by % len(items) :] + items[: by % len(items)]
+
+
+def shown(value: Any) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def timed(step: Step, repeat: int, device: str) -> tuple[float, float]:
+    """Milliseconds on the clock and of the processor."""
+    started = time.perf_counter(), time.process_time()
+    step(repeat)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - started[0]), 1e3 * (time.process_time() - started[1])
+
+
+def step_of(kind: Kind, name: str, batch: int, device: str) -> Step:
+    torch.manual_seed(0)
+    network = transprune.resnet(int(name.removeprefix("resnet")))
+    images = torch.randn(batch, 3, 32, 32, device=device)
+    labels = torch.randint(0, 10, (batch,), device=device)
+    if kind.mode in FORMATS:
+        return plain_step(network.to(device=device, memory_format=FORMATS[kind.mode]), images, labels)
+    return search_step(kind, network, images, labels)
+
+
+def plain_step(network: nn.Module, images: Tensor, labels: Tensor) -> Step:
+    optimizer = weight_optimizer(network.train())
+
+    def step(seed: int) -> None:
+        loss = F.cross_entropy(network(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def weight_optimizer(network: nn.Module) -> torch.optim.SGD:
+    return sgd(network.parameters(), 0.01, OPTIONS.momentum, OPTIONS.weight_decay)
+
+
+def search_step(kind: Kind, network: nn.Module, images: Tensor, labels: Tensor) -> Step:
+    """The steps of `transprune.training.bilevel.Bilevel`."""
+    space = inspect(network, torch.zeros(1, 3, 32, 32), dimensions=kind.mode)
+    supernet = Supernet(network, space, torch.zeros(1, 3, 32, 32), alignment=kind.alignment).to(images.device).train()
+    parameters = ArchitectureParameters(space).to(images.device)
+    settle(parameters, kind.phase)
+    limit = HALF.limit(space)
+    expected_cost = ExpectedCost(space, limit.cost, device=images.device)
+    temperature = OPTIONS.temperature_end if kind.phase == "end" else OPTIONS.temperature_start
+    weights = weight_optimizer(supernet)
+    learning = list(parameters.parameters())
+    architecture = torch.optim.Adam(learning, lr=0.0)
+
+    def step_weights(seed: int) -> None:
+        torch.manual_seed(1000 + seed)
+        with torch.no_grad():
+            selection = parameters.sample(temperature)
+        loss = F.cross_entropy(supernet(selection, images), labels)
+        weights.zero_grad()
+        loss.backward()
+        weights.step()
+
+    def step_architecture(seed: int) -> None:
+        torch.manual_seed(1000 + seed)
+        loss = F.cross_entropy(supernet(parameters.sample(temperature), images), labels)
+        probabilities = parameters.probabilities()
+        actual = expected_cost(probabilities.one_hot())
+        penalty = budget_penalty(expected_cost(probabilities), actual, limit.most, OPTIONS.tolerance)
+        architecture.zero_grad()
+        (loss + OPTIONS.penalty_weight * penalty).backward(inputs=learning)
+        architecture.step()
+
+    return step_architecture if kind.phase == "architecture" else step_weights
+
+
+@torch.no_grad()
+def settle(parameters: ArchitectureParameters, phase: str) -> None:
+    """Equal logits; at the end high ones for the architecture of half the MACs that random logits favour."""
+    space = parameters.space
+    if phase == "end":
+        parameters.widths.normal_()
+        parameters.depths.normal_()
+        probabilities = parameters.probabilities()
+        probabilities = Probabilities(probabilities.widths.cpu(), probabilities.depths.cpu())
+        chosen = derive(space, probabilities, [HALF.limit(space)])
+    parameters.widths.zero_()
+    parameters.depths.zero_()
+    if phase == "end":
+        for row, group in zip(parameters.widths, space.groups, strict=True):
+            row[group.candidates.index(chosen.widths.get(group.name, group.width))] = SETTLED
+        for row, stage in zip(parameters.depths, space.stages, strict=True):
+            row[stage.candidates.index(chosen.depths.get(stage.name, stage.depth))] = SETTLED
+
+
+def peak_in_a_process(kind: Kind, network: str, batch: int, device: str) -> float:
+    command = [sys.executable, __file__, "--networks", network, "--batch", str(batch), "--device", device]
+    memory_of = ["--memory-of", kind.mode, kind.alignment, kind.phase]
+    return float(subprocess.run([*command, *memory_of], check=True, capture_output=True, text=True).stdout)
+
+
+def peak_mib(kind: Kind, network: str, batch: int, device: str) -> float:
+    step = step_of(kind, network, batch, device)
+    for seed in range(MEMORY_STEPS):
+        step(seed)
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+if __name__ == "__main__":
+    main()

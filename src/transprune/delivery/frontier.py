@@ -1,0 +1,132 @@
+"""The accuracy of several searches against their cost, uniform scaling beside them, as a record and as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from transprune.delivery.markup import figures, page, row, section, table
+from transprune.delivery.report_charts import tick
+from transprune.delivery.svg import BLUE, GREY, INK, ORANGE, WIDTH, inline_svg, page_style
+from transprune.delivery.wording import COST_NAMES, amount, percent, points
+from transprune.runtime import RunFolder
+
+SEARCHED, UNIFORM = "searched", "uniform"
+
+
+def frontier_record(folder: RunFolder, runs: Sequence[tuple[RunFolder, RunFolder]]) -> dict[str, Any]:
+    """What `frontier.json` says: the teacher, and of each point the searched and the uniformly scaled student.
+
+    Args:
+        folder: The folder of the frontier.
+        runs: For each point, the run of the search and that of uniform scaling; both evaluated.
+    """
+    results = [tuple(run.read_json("result.json") for run in pair) for pair in runs]
+    kinds = [_kind(searched["budgets"], results) for searched, _ in results]
+    return {
+        "format": 1,
+        "model": results[0][0]["model"],
+        "data": results[0][0]["data"],
+        "seed": results[0][0]["seed"],
+        "kind": kinds[0],
+        "teacher": results[0][0]["teacher"],
+        "points": [
+            {
+                "budgets": searched["budgets"],
+                SEARCHED: {"folder": pair[0].path.name, **searched["student"]},
+                UNIFORM: {"folder": pair[1].path.name, **uniform["student"]},
+            }
+            for pair, (searched, uniform) in zip(runs, results, strict=True)
+        ],
+    }
+
+
+def _kind(budgets: Sequence[Mapping[str, Any]], results: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """The kind of cost along which the points differ."""
+    for place, budget in enumerate(budgets):
+        if len({searched["budgets"][place]["target"] for searched, _ in results}) > 1:
+            return str(budget["kind"])
+    return str(budgets[0]["kind"])
+
+
+def write_frontier(folder: RunFolder) -> Path:
+    """Writes `frontier.html` from `frontier.json`.
+
+    Raises:
+        RunFolderError: Not all points are done.
+    """
+    folder.require("frontier.json", made_by="run")
+    return folder.write_text("frontier.html", frontier_page(folder.read_json("frontier.json")))
+
+
+def frontier_page(record: Mapping[str, Any]) -> str:
+    """The curve and its points on one page."""
+    kind = record["kind"]
+    name = COST_NAMES.get(kind, kind)
+    title = f"{record['model']} on {record['data']}: accuracy against {name}"
+    key = f"top-1 on the test split; {escape(name)} of the student. Both were distilled alike from the same weights."
+    chart = figures([("Searched and uniformly scaled", key, frontier_chart(record))])
+    head = ["Budget", name, "Searched, top-1", "Uniform scaling, top-1", "Searched against uniform"]
+    caption = f"The points of the curve; the teacher has {record['teacher']['top1']:.2f} % top-1"
+    rows = [_point_row(point, record) for point in record["points"]]
+    return page(
+        title, "transprune frontier", section("The curve", chart) + section("Points", table(caption, head, rows))
+    )
+
+
+def _point_row(point: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+    kind, full = record["kind"], record["teacher"][record["kind"]]
+    searched, uniform = point[SEARCHED], point[UNIFORM]
+    return row(
+        ", ".join(budget["text"] for budget in point["budgets"]),
+        f"{amount(kind, searched[kind])} ({percent(searched[kind] / full)})",
+        _link(searched),
+        _link(uniform),
+        escape(points(searched["top1"] - uniform["top1"])),
+    )
+
+
+def _link(student: Mapping[str, Any]) -> str:
+    return f'<a href="{escape(student["folder"], quote=True)}/report.html">{student["top1"]:.2f} %</a>'
+
+
+def frontier_chart(record: Mapping[str, Any]) -> str:
+    """Accuracy against cost: searched, uniformly scaled, and the teacher."""
+    kind = record["kind"]
+    teacher = (record["teacher"][kind], record["teacher"]["top1"])
+    curves = {name: _curve(record, name) for name in (SEARCHED, UNIFORM)}
+    with page_style("frontier"):
+        height = 190.0
+        figure = Figure(figsize=(WIDTH / 72, height / 72))
+        axes = figure.add_axes((44 / WIDTH, 30 / height, (WIDTH - 56) / WIDTH, (height - 54) / height))
+        axes.plot(*zip(*curves[SEARCHED], strict=True), color=BLUE, marker="o", ms=4, lw=1.8, label=SEARCHED, zorder=3)
+        uniform: dict[str, Any] = {"color": ORANGE, "marker": "s", "ms": 3.5, "ls": "--", "lw": 1.4}
+        axes.plot(*zip(*curves[UNIFORM], strict=True), label=UNIFORM, **uniform)
+        axes.plot(*teacher, "D", color=GREY, ms=5, label="teacher")
+        axes.set(xlabel=COST_NAMES.get(kind, kind), ylabel="top-1 (%)")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(kind, value)))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        axes.margins(0.06, 0.1)
+        axes.grid(axis="y", color=(INK, 0.12), lw=0.6)
+        axes.set_axisbelow(True)
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, frameon=False, handlelength=1.8)
+        said = "; ".join(
+            f"{name}: {', '.join(f'{top1:.2f} % at {_short(kind, cost)}' for cost, top1 in curve)}"
+            for name, curve in curves.items()
+        )
+        return inline_svg(figure, "frontier", f"Line chart of top-1 accuracy against cost. {said}.")
+
+
+def _short(kind: str, cost: float) -> str:
+    return amount(kind, cost, digits=1) if kind == "latency" else tick(cost)
+
+
+def _curve(record: Mapping[str, Any], name: str) -> list[tuple[float, float]]:
+    """Cost and accuracy of each point, from the cheapest on."""
+    return sorted((point[name][record["kind"]], point[name]["top1"]) for point in record["points"])

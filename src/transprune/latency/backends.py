@@ -1,0 +1,173 @@
+"""What runs a network while it is timed."""
+
+from __future__ import annotations
+
+import io
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from transprune.errors import LatencyError, OptionError, expected_one_of
+from transprune.latency.modules import operator_inputs, operator_module
+from transprune.latency.onnx_graphs import operator_onnx
+from transprune.latency.operators import Operator
+from transprune.latency.options import LatencyOptions
+from transprune.runtime import environment
+from transprune.runtime.log import quiet
+
+Call = Callable[[], object]
+"""Runs something once, and comes back when it is done."""
+
+
+class Backend:
+    """What runs a network while it is timed; the base says what each of them does.
+
+    Args:
+        options: Threads and batch size.
+        device: Where torch computes.
+    """
+
+    def __init__(self, options: LatencyOptions, device: torch.device) -> None:
+        self.options = options
+        self.device = device
+
+    def clock(self) -> int:
+        """The time now, in nanoseconds."""
+        return time.perf_counter_ns()
+
+    def surroundings(self) -> dict[str, Any]:
+        """The hardware and the versions that latencies depend on."""
+        raise NotImplementedError
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """The state in which everything is measured."""
+        yield
+
+    def operator(self, operator: Operator, inputs: int, outputs: int) -> Call:
+        """An operator at the given widths, ready to run."""
+        raise NotImplementedError
+
+    def network(self, network: nn.Module, inputs: tuple[Tensor, ...]) -> Call:
+        """A whole network, ready to run on the inputs."""
+        raise NotImplementedError
+
+
+class OnnxRuntime(Backend):
+    """onnxruntime on the CPU."""
+
+    def surroundings(self) -> dict[str, Any]:
+        """The processor, and the versions of what writes and runs the files."""
+        found = environment()
+        return {name: found[name] for name in ("cpu", "onnxruntime", "torch")}
+
+    def operator(self, operator: Operator, inputs: int, outputs: int) -> Call:
+        """An operator at the given widths, ready to run."""
+        content = operator_onnx(operator, self.options.batch_size, inputs, outputs)
+        return self.file(content, operator_inputs(operator, self.options.batch_size, inputs, outputs))
+
+    def network(self, network: nn.Module, inputs: tuple[Tensor, ...]) -> Call:
+        """A whole network, exported and ready to run."""
+        return self.file(network_onnx(network, inputs), inputs)
+
+    def file(self, content: bytes, inputs: tuple[Tensor, ...]) -> Call:
+        """An ONNX file, ready to run on the inputs in order."""
+        import onnxruntime
+
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = self.options.threads
+        settings.inter_op_num_threads = 1
+        settings.log_severity_level = 3  # errors only
+        session = onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
+        names = [each.name for each in session.get_inputs()]
+        feed = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
+        return lambda: session.run(None, feed)
+
+
+class Torch(Backend):
+    """torch as it is, on the device of the run."""
+
+    def surroundings(self) -> dict[str, Any]:
+        """The processor or the graphics card, and the version of torch."""
+        found = environment()
+        device = found["cpu"] if self.device.type == "cpu" else torch.cuda.get_device_name(self.device)
+        return {"device": device, "torch": found["torch"]}
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """With so many threads, and without gradients."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.options.threads)
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            torch.set_num_threads(before)
+
+    def operator(self, operator: Operator, inputs: int, outputs: int) -> Call:
+        """An operator at the given widths, ready to run."""
+        given = operator_inputs(operator, self.options.batch_size, inputs, outputs)
+        return self.network(operator_module(operator, inputs, outputs), given)
+
+    def network(self, network: nn.Module, inputs: tuple[Tensor, ...]) -> Call:
+        """A whole network, ready to run."""
+        placed = network.to(self.device)
+        given = tuple(tensor.to(self.device) for tensor in inputs)
+        if self.device.type == "cpu":
+            return lambda: placed(*given)
+
+        def run() -> None:
+            placed(*given)
+            torch.cuda.synchronize(self.device)
+
+        return run
+
+
+BACKENDS: dict[str, type[Backend]] = {"onnxruntime": OnnxRuntime, "torch": Torch}
+
+
+def make_backend(options: LatencyOptions, device: torch.device | str = "cpu") -> Backend:
+    """The backend that the options name.
+
+    Args:
+        options: Backend, threads and batch size.
+        device: Where torch computes; onnxruntime computes on the CPU.
+
+    Raises:
+        OptionError: There is no such backend.
+    """
+    if options.backend not in BACKENDS:
+        raise OptionError(
+            f"cannot measure latency with backend={options.backend!r}: {expected_one_of(options.backend, BACKENDS)}"
+        )
+    return BACKENDS[options.backend](options, torch.device(device))
+
+
+def network_onnx(network: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
+    """The ONNX file of a network for inputs of exactly these shapes, to be timed and thrown away.
+
+    torch's older exporter takes milliseconds where the newer takes seconds, and runtimes make the same of both files;
+    what the older one cannot write, or where torch has it no more, the newer one does.
+
+    Raises:
+        LatencyError: Neither can.
+    """
+    problem: Exception | None = None
+    for is_newer in (False, True):
+        content = io.BytesIO()
+        try:
+            with warnings.catch_warnings(), quiet("torch.onnx"):
+                warnings.simplefilter("ignore")  # the exporters speak of their own internals
+                program = torch.onnx.export(network, inputs, None if is_newer else content, dynamo=is_newer)  # type: ignore[arg-type]
+                return content.getvalue() if program is None else program.model_proto.SerializeToString()
+        except Exception as error:  # the exporters raise many kinds
+            problem = error
+    raise LatencyError(
+        f"cannot measure the latency of {type(network).__name__} in onnxruntime: torch cannot write it as ONNX "
+        f"({type(problem).__name__}: {problem}); measure it with the backend torch"
+    ) from problem

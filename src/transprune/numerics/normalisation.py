@@ -1,0 +1,152 @@
+"""Batch normalisation and a mixture of its channels as one operation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from transprune.numerics.alignment import map_channels
+
+ROW = 128
+"""Numbers in a row of memory from which on reading it in a vectorised loop pays."""
+
+
+def normalise_and_mix(features: Tensor, mixture: Tensor, shift: Tensor, eps: float) -> Tensor:
+    """Normalises every channel with the statistics of the batch, then mixes channels: y = M·(x − μ)/σ + b.
+
+    With r = 1/σ, A = M·diag(r) and n = batch · positions this is y = A·x + (b − A·μ): once μ and σ are known, a single
+    linear map of x, so that the normalised features never exist. For a gradient g of y, with sums over batch and
+    positions,
+
+        ∂b = Σ g,    ∂M = (Σ g·xᵀ − ∂b·μᵀ)·diag(r),    ∂x = Aᵀ·g − (r/n)·Mᵀ∂b − (r²/n)·s·(x − μ),
+        s_c = Σ_t M_tc ∂M_tc,
+
+    the last being batch norm's own backward for the gradient Mᵀ·g. Only x is kept for it, as batch norm does.
+
+    Args:
+        features: x [batch, channels, ...].
+        mixture: M [outputs, channels], or the diagonal of one that keeps channels apart [channels].
+        shift: b [outputs].
+        eps: Added to the variance.
+
+    Returns:
+        [batch, outputs, ...].
+    """
+    if mixture.dim() == 1 and not _is_channels_last_on_cpu(features):  # torch's own is as fast there
+        return F.batch_norm(features, None, None, mixture, shift, training=True, eps=eps)
+    mixed: Tensor = _NormaliseAndMix.apply(features, mixture, shift, eps)
+    return mixed
+
+
+class _NormaliseAndMix(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, mixture: Tensor, shift: Tensor, eps: float) -> Tensor:
+        rows, repeats = _in_rows(features)
+        mean, variance = _statistics(rows, repeats)
+        rate = (variance + eps).rsqrt()
+        scaled = mixture * rate
+        ctx.save_for_backward(features, mean, rate, scaled)
+        if mixture.dim() == 2:
+            return map_channels(features, scaled, torch.addmv(shift, scaled, mean, alpha=-1))
+        outcome = torch.empty_like(features)
+        offset = torch.addcmul(shift, scaled, mean, value=-1)
+        torch.addcmul(_along(offset, rows, repeats), rows, _along(scaled, rows, repeats), out=_in_rows(outcome)[0])
+        return outcome
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
+        features, mean, rate, scaled = ctx.saved_tensors
+        if _is_channels_last_on_cpu(features):
+            gradient = gradient.contiguous(memory_format=torch.channels_last)
+        rows, repeats = _in_rows(features)
+        gradients, its_repeats = _in_rows(gradient)
+        if scaled.dim() == 2:
+            of_shift = gradients.sum([0, *range(2, gradients.dim())]).view(its_repeats, -1).sum(0)
+            of_mixture = torch.addr(_products(gradient, features), of_shift, mean, alpha=-1) * rate
+            slope, offset = (scaled * of_mixture).sum(0), of_shift @ scaled
+        else:
+            of_shift, of_mixture = _sums(gradients, rows, mean, rate, repeats)
+            slope, offset = scaled * of_mixture, scaled * of_shift
+        if not ctx.needs_input_grad[0]:
+            return None, of_mixture, of_shift, None
+        share = -features.shape[1] / features.numel()
+        slope = slope * rate * share
+        offset = torch.addcmul(offset * share, slope, mean, value=-1)
+        if scaled.dim() == 2:
+            of_features = map_channels(gradient, scaled.t(), offset)
+            _in_rows(of_features)[0].addcmul_(rows, _along(slope, rows, repeats))
+        else:
+            of_features = torch.empty_like(features)
+            its_rows = _in_rows(of_features)[0]
+            torch.addcmul(_along(offset, rows, repeats), rows, _along(slope, rows, repeats), out=its_rows)
+            its_rows.addcmul_(gradients, _along(scaled, rows, repeats))
+        return of_features, of_mixture, of_shift, None
+
+
+def _is_channels_last_on_cpu(features: Tensor) -> bool:
+    is_channels_last = features.dim() == 4 and features.is_contiguous(memory_format=torch.channels_last)
+    return is_channels_last and features.device.type == "cpu"
+
+
+def _in_rows(features: Tensor) -> tuple[Tensor, int]:
+    """The same memory as a feature map of more channels, and how often the channels are repeated there.
+
+    Torch's loops over the channels of a pixel are slow when there are few of them. Where the channels of a pixel lie
+    side by side, so do those of several pixels.
+    """
+    if not _is_channels_last_on_cpu(features):
+        return features, 1
+    channels = features.shape[1]
+    pixels, repeats = features.numel() // channels, 1
+    while repeats * channels < ROW and pixels % (2 * repeats) == 0:
+        repeats *= 2
+    columns = repeats * channels
+    return features.as_strided((1, columns, pixels // repeats, 1), (features.numel(), 1, columns, columns)), repeats
+
+
+def _along(values: Tensor, rows: Tensor, repeats: int) -> Tensor:
+    """A number for each channel, in the shape to meet the rows."""
+    return _repeated(values, repeats).view(-1, *[1] * (rows.dim() - 2))
+
+
+def _repeated(values: Tensor, repeats: int) -> Tensor:
+    return values.expand(repeats, -1).reshape(-1)
+
+
+def _statistics(rows: Tensor, repeats: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance of every channel."""
+    if rows.device.type != "cpu":
+        variance, mean = torch.var_mean(rows, [0, *range(2, rows.dim())], correction=0)
+        return mean, variance
+    means, variances = torch.batch_norm_update_stats(rows, None, None, 0.0)
+    if repeats == 1:
+        return means, variances
+    between, mean = torch.var_mean(means.view(repeats, -1), 0, correction=0)
+    return mean, between + variances.view(repeats, -1).mean(0)
+
+
+def _sums(gradients: Tensor, rows: Tensor, mean: Tensor, rate: Tensor, repeats: int) -> tuple[Tensor, Tensor]:
+    """Σ g and Σ g·(x − μ)/σ of every channel."""
+    _, products, sums = torch.ops.aten.native_batch_norm_backward(
+        *(gradients, rows, None, None, None, _repeated(mean, repeats), _repeated(rate, repeats)),
+        *(True, 0.0, [False, True, True]),
+    )
+    return sums.view(repeats, -1).sum(0), products.view(repeats, -1).sum(0)
+
+
+def _products(gradient: Tensor, features: Tensor) -> Tensor:
+    """Σ g·xᵀ over batch and positions [outputs, channels]: the gradient of the matrix of a linear map."""
+    if features.dim() == 2:
+        return gradient.t() @ features
+    rank = features.dim() - 2
+    ones, zeros = [1] * rank, [0] * rank
+    matrix = features.new_empty(gradient.shape[1], features.shape[1], *ones)
+    products: Tensor = torch.ops.aten.convolution_backward(
+        *(gradient, features, matrix, None, ones, zeros, ones, False, zeros, 1), [False, True, False]
+    )[1]
+    return products.flatten(1)

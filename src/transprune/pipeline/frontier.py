@@ -1,0 +1,125 @@
+"""Several budgets in one go: one teacher, one supernet, and for each budget a search beside uniform scaling.
+
+The folder holds what is shared; every point has a run folder of its own in it, such as `macs-0.3`, and uniform scaling
+one beside it, `macs-0.3-uniform`. They are runs like any other: every verb works on them.
+
+Shared is `shared.safetensors`: the supernet's weights, trained for `search.epochs` with all candidates drawn alike.
+Each search goes on from them for half as many epochs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from transprune.analysis.reference_points import uniform_architecture
+from transprune.budget import parse_budgets, points
+from transprune.delivery.frontier import frontier_record, write_frontier
+from transprune.pipeline.results import show_frontier
+from transprune.pipeline.run import Run, RunOptions, logging_to, prepare
+from transprune.pipeline.steps import (
+    distill_step,
+    evaluate_step,
+    export_step,
+    load_teacher,
+    report_step,
+    search_step,
+    teach_step,
+    write_architecture,
+)
+from transprune.training.searching import train_shared
+
+
+def run_frontier(run: Run, *, overwrite: bool = False) -> None:
+    """Trains what is shared, runs every point that is not done yet, and draws the curve.
+
+    Args:
+        run: A run whose budget names several amounts.
+        overwrite: Start the points anew.
+    """
+    with logging_to(run):
+        teach_step(run)
+        share_step(run)
+    folders = []
+    for budgets in points(run.options.budget):
+        with _point(run, budgets, "", overwrite) as searched:
+            _finish(searched, is_uniform=False)
+        with _point(run, budgets, "-uniform", overwrite) as uniform:
+            _finish(uniform, is_uniform=True)
+        folders.append((searched.folder, uniform.folder))
+    run.folder.write_json("frontier.json", frontier_record(run.folder, folders))
+    write_frontier(run.folder)
+    show_frontier(run.folder)
+
+
+def share_step(run: Run) -> None:
+    """The weights that all searches start from."""
+    if run.folder.has("shared.safetensors"):
+        return
+    options = run.options
+    model = load_teacher(run) if options.search.start == "model" else run.model
+    with run.training("supernet", options.search.epochs) as training:
+        weights = train_shared(model, run.data, options.search, space=run.space, **training)
+    run.folder.write_tensors("shared.safetensors", weights)
+    run.checkpoints.clear()
+
+
+def point_options(options: RunOptions, budgets: tuple[str, ...]) -> RunOptions:
+    """What decides the run of one point: its search goes on from the shared weights for half the epochs."""
+    epochs = -(-options.search.epochs // 2)
+    search = replace(
+        options.search,
+        epochs=epochs,
+        warm_up_epochs=min(options.search.warm_up_epochs, epochs - 1),
+        architecture_after=0.0,
+        start="model",
+        importance="none",  # the shared weights stand in order already
+    )
+    return replace(options, budget=budgets, search=search)
+
+
+def _point(run: Run, budgets: tuple[str, ...], ending: str, overwrite: bool) -> Run:
+    """The run of one point, with what it shares."""
+    name = "-".join(budgets).replace("=", "-") + ending
+    point = prepare(
+        point_options(run.options, budgets),
+        Path(run.folder.path, name),
+        device=str(run.device),
+        overwrite=overwrite,
+        safety=replace(run.safety, max_minutes=run.checkpoints.minutes_left()),
+    )
+    for file in ("teacher.safetensors", "shared.safetensors"):
+        if not point.folder.has(file):
+            point.folder.write_bytes(file, run.folder.file(file).read_bytes())
+    return point
+
+
+def _finish(run: Run, *, is_uniform: bool) -> None:
+    """Every step of a point that is not done yet."""
+    if run.folder.has("report.html"):
+        return
+    with logging_to(run):
+        if is_uniform:
+            _scale_step(run)
+        else:
+            search_step(run)
+        distill_step(run)
+        evaluate_step(run)
+        export_step(run)
+        report_step(run)
+
+
+def _scale_step(run: Run) -> None:
+    """The architecture of uniform widths, whose student starts and learns like a searched one."""
+    if run.folder.has("architecture.json"):
+        return
+    limits = [budget.limit(run.space, run.costs) for budget in parse_budgets(run.options.budget)]
+    architecture = uniform_architecture(run.space, limits)
+    run.decide(
+        "Scaled all widths uniformly",
+        f"for comparison: the largest share of {' and '.join(map(str, limits))}, every block kept",
+        architecture=architecture.to_json(),
+    )
+    if run.options.student == "supernet":
+        run.folder.write_bytes("supernet.safetensors", run.folder.file("shared.safetensors").read_bytes())
+    write_architecture(run, architecture)

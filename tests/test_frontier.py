@@ -1,0 +1,198 @@
+"""A frontier: several budgets in one go, from one teacher and one supernet, with uniform scaling beside them."""
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+
+import transprune
+from test_report import EVIL, Page
+from transprune.cli import main
+from transprune.delivery.frontier import frontier_page
+from transprune.runtime import RunFolder, read_journal
+
+NET = """
+from torch import nn
+
+def build(classes, image_channels):
+    return nn.Sequential(
+        nn.Conv2d(image_channels, 10, 3, padding=1, bias=False), nn.BatchNorm2d(10), nn.ReLU(),
+        nn.Conv2d(10, 20, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(20), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(20, classes),
+    )
+"""
+FAST = [
+    *("--data", "digits", "--preset", "quick", "--teacher.epochs", "2", "--teacher.warm-up-epochs", "0"),
+    *("--search.epochs", "3", "--search.batch-size", "256", "--distill.epochs", "1", "--distill.warm-up-epochs", "0"),
+    *("--device", "cpu"),
+]
+
+
+def run(*more, budget="macs=0.4,0.7"):
+    main(["run", "net.py:build", "--budget", budget, "--out", "out", *FAST, *more])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("frontier")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        (place / "net.py").write_text(NET)
+        run()
+    return place
+
+
+@pytest.fixture(autouse=True)
+def _there(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+
+
+def read(name):
+    return json.loads(Path("out", name).read_text())
+
+
+def test_every_point_is_a_run_of_its_own_within_its_budget():
+    for share in (0.4, 0.7):
+        for ending in ("", "-uniform"):
+            result = read(f"macs-{share}{ending}/result.json")
+            (budget,) = result["budgets"]
+            assert budget["text"] == f"macs={share}"
+            assert budget["target"] == int(share * result["teacher"]["macs"])
+            assert result["student"]["macs"] <= budget["target"]
+            for name in ("student.safetensors", "student.onnx", "report.html", "architecture.json", "config.toml"):
+                assert Path("out", f"macs-{share}{ending}", name).stat().st_size
+
+
+def test_the_points_share_teacher_and_supernet_and_each_has_searched_by_itself():
+    for name in ("teacher.safetensors", "shared.safetensors"):
+        files = {path.read_bytes() for path in Path("out").rglob(name)}
+        assert len(files) == 1
+    phases = {
+        path.parent.name: [entry["phase"] for entry in read_journal(path) if entry.get("status") == "begin"]
+        for path in Path("out").rglob("journal.jsonl")
+    }
+    assert phases["out"] == ["teacher", "supernet"]
+    assert phases["macs-0.4"] == ["search", "distill", "evaluate", "export"]
+    assert phases["macs-0.7-uniform"] == ["distill", "evaluate", "export"]
+    assert read("macs-0.4/architecture.json") != read("macs-0.7/architecture.json")
+
+
+def test_uniform_scaling_has_one_share_of_every_width():
+    space, widths = read("space.json"), read("macs-0.4-uniform/architecture.json")["widths"]
+    shares = [widths[group["name"]] / group["width"] for group in space["groups"]]
+    assert max(shares) - min(shares) < 1 / 10
+
+
+def test_the_supernets_epochs_leave_the_architecture_undecided():
+    entries = [entry for entry in read_journal(Path("out/journal.jsonl")) if entry.get("phase") == "supernet"]
+    epochs = [entry for entry in entries if entry["event"] == "epoch"]
+    assert [entry["epoch"] for entry in epochs] == [1, 2, 3]
+    assert all(entry["entropy"] > 0.99 for entry in epochs)
+
+
+def test_the_record_holds_what_every_point_measured():
+    record = read("frontier.json")
+    assert record["kind"] == "macs"
+    assert [point["budgets"][0]["text"] for point in record["points"]] == ["macs=0.4", "macs=0.7"]
+    for point in record["points"]:
+        for name in ("searched", "uniform"):
+            student = dict(point[name])
+            assert student == {"folder": student["folder"], **read(f"{student['folder']}/result.json")["student"]}
+
+
+def test_the_same_command_again_repeats_nothing(capsys):
+    files = [*Path("out").rglob("*.safetensors"), *Path("out").rglob("student.onnx")]
+    before = {path: path.stat().st_mtime_ns for path in files}
+    run()
+    assert before == {path: path.stat().st_mtime_ns for path in files}
+    assert "searched, top-1" in capsys.readouterr().out
+
+
+def test_a_point_that_was_interrupted_goes_on_where_it_stopped():
+    point = Path("out/macs-0.7")
+    kept = (point / "architecture.json").stat().st_mtime_ns
+    whole = (point / "student.safetensors").read_bytes()
+    for name in ("student.safetensors", "result.json", "report.html"):
+        (point / name).unlink()
+    run()
+    assert (point / "architecture.json").stat().st_mtime_ns == kept
+    assert (point / "student.safetensors").read_bytes() == whole
+
+
+def test_every_verb_works_on_a_point_and_its_student_is_loaded_like_any_other():
+    for step in ("evaluate", "export", "report"):
+        main([step, "out/macs-0.4", "--device", "cpu"])
+    names: dict = {}
+    exec(Path("net.py").read_text(), names)
+    student = transprune.load("out/macs-0.4", model=names["build"](10, 1))
+    assert transprune.count_macs(student, torch.zeros(1, 1, 8, 8)) == read("macs-0.4/result.json")["student"]["macs"]
+
+
+def test_a_step_on_the_whole_frontier_names_its_runs_and_its_report_is_the_curve(capsys):
+    with pytest.raises(SystemExit):
+        main(["distill", "out", "--device", "cpu"])
+    message = capsys.readouterr().err
+    assert "it holds a frontier of several runs" in message
+    assert "macs-0.4, macs-0.4-uniform, macs-0.7, macs-0.7-uniform" in message
+    Path("out/frontier.html").unlink()
+    main(["report", "out"])
+    assert "frontier.html" in capsys.readouterr().out
+    assert Path("out/frontier.html").is_file()
+
+
+def test_searching_along_a_frontier_step_by_step_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["search", "net.py:build", "--budget", "macs=0.4,0.7", "--out", "other", *FAST])
+    assert "a frontier is made by `transprune run`" in capsys.readouterr().err
+    assert not Path("other").exists()
+
+
+def test_a_point_that_cannot_be_attained_is_refused_before_any_training(capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "net.py:build", "--budget", "macs=0.7,0.001", "--out", "other", *FAST])
+    assert "cannot keep the budget macs=0.001" in capsys.readouterr().err
+    assert not Path("other").exists()
+
+
+def fake_record(**changed):
+    def student(macs, top1, folder):
+        return {"folder": folder, "macs": macs, "params": macs // 10, "top1": top1}
+
+    points = [
+        {
+            "budgets": [{"kind": "macs", "text": f"macs={share}", "target": int(share * 1e6)}],
+            "searched": student(int(share * 1e6), 90 + 8 * share, f"macs-{share}"),
+            "uniform": student(int(share * 1e6), 88 + 9 * share, f"macs-{share}-uniform"),
+        }
+        for share in (0.7, 0.3, 0.5)
+    ]
+    teacher = {"macs": 1_000_000, "params": 100_000, "top1": 99.0}
+    return {"model": "m", "data": "d", "seed": 0, "kind": "macs", "teacher": teacher, "points": points, **changed}
+
+
+def test_the_page_shows_both_curves_with_their_points_and_links_to_the_runs():
+    page = Page(frontier_page(fake_record()))
+    assert not page.open
+    (chart,) = [each for each in page.all("svg") if "accuracy against cost" in each["aria-label"]]
+    assert "searched: 92.40 % at 300 k, 94.00 % at 500 k, 95.60 % at 700 k" in chart["aria-label"]
+    assert "uniform: 90.70 % at 300 k" in chart["aria-label"]
+    links = {each["href"] for each in page.all("a")}
+    assert links == {f"macs-{share}{end}/report.html" for share in (0.3, 0.5, 0.7) for end in ("", "-uniform")}
+    assert "1.70 points higher" in page.text("td")
+    assert all(word in page.text() for word in ("searched", "uniform", "teacher", "MACs"))
+
+
+def test_names_in_a_record_cannot_break_the_page():
+    page = Page(frontier_page(fake_record(model=EVIL, data=EVIL)))
+    assert isinstance(page, HTMLParser)
+    assert not page.open
+    assert page.all("script") == []
+
+
+def test_overwriting_starts_every_point_anew():
+    before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("*.safetensors")}
+    run("--overwrite")
+    assert all(path.stat().st_mtime_ns > time for path, time in before.items())
+    assert RunFolder.open("out/macs-0.4").config["budget"] == ["macs=0.4"]

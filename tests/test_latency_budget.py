@@ -1,0 +1,203 @@
+"""Budgets in latency: read, kept exactly, refused where the model cannot be trusted; from the search to the report."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+import small_networks as zoo
+from fake_latency import network_time, use_fake_backend
+from test_searching import OPTIONS, Residual
+from test_training import two_colours
+from transprune import pipeline
+from transprune.analysis.cost import ExpectedCost
+from transprune.analysis.inspection import inspect
+from transprune.analysis.probabilities import certain
+from transprune.budget import Budget
+from transprune.delivery import performance
+from transprune.delivery.performance import MeasureOptions
+from transprune.errors import BudgetError, LatencyError
+from transprune.latency.measuring import measure_latency
+from transprune.latency.options import LatencyOptions
+from transprune.networks.shrinking import shrink
+from transprune.presets import get_preset
+from transprune.runtime import read_journal
+from transprune.training.searching import search
+
+FAKE = LatencyOptions(backend="fake", repeats=3, architectures=6, validations=5)
+
+
+@pytest.fixture
+def fake(monkeypatch, tmp_path):
+    return use_fake_backend(monkeypatch, tmp_path)
+
+
+# What a budget says
+
+
+@pytest.mark.parametrize(
+    ("text", "nanoseconds", "written"),
+    [
+        ("latency=4ms", 4e6, "latency=4ms"),
+        ("latency=0.25ms", 250_000, "latency=250us"),
+        ("latency=800us", 800_000, "latency=800us"),
+        ("latency=1s", 1e9, "latency=1s"),
+        ("latency=2NS", 2, "latency=2ns"),
+    ],
+)
+def test_an_absolute_latency_is_read_in_its_unit_and_written_in_a_readable_one(text, nanoseconds, written):
+    budget = Budget.parse(text)
+    assert (budget.amount, budget.is_share) == (nanoseconds, False)
+    assert str(budget) == written
+    assert Budget.parse(written) == budget
+
+
+def test_a_latency_of_at_most_one_without_a_unit_is_a_share():
+    assert Budget.parse("latency=0.5") == Budget("latency", 0.5, is_share=True)
+    assert str(Budget.parse("latency=0.5")) == "latency=0.5"
+
+
+@pytest.mark.parametrize("text", ["latency=4", "latency=4M", "latency=ms", "macs=4ms", "speed=0.5"])
+def test_a_latency_without_its_unit_and_other_nonsense_are_refused(text):
+    with pytest.raises(BudgetError, match=r"cannot read the budget .* or latency=4ms"):
+        Budget.parse(text)
+
+
+# What an architecture costs
+
+
+@pytest.mark.parametrize("name", ["residual", "depthwise", "staged", "depthwise_behind_stage", "linear_stage"])
+def test_predicted_latency_is_the_sum_over_kept_layers_and_expected_latency_at_one_hot_is_the_same(name, fake):
+    network = zoo.CASES[name]().eval()
+    space = inspect(network, zoo.example())
+    model = measure_latency(network, space, zoo.example(), FAKE).model
+    expected = ExpectedCost(space, model)
+    for seed in range(4):
+        architecture = space.random_architecture(seed)
+        total = sum(
+            model.layer_time(
+                layer, space.resolve(layer.inputs, architecture), space.resolve(layer.outputs, architecture)
+            )
+            for layer in space.layers
+            if space.is_kept(layer.name, architecture)
+        )
+        assert space.cost(model, architecture) == total
+        assert float(expected(certain(space, architecture))) == total
+
+
+def test_concatenated_parts_share_out_the_time_of_their_layer(fake):
+    class Concatenating(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = torch.nn.Conv2d(3, 8, 1), torch.nn.Conv2d(3, 24, 1)
+            self.last = torch.nn.Conv2d(32, 16, 1)
+
+        def forward(self, images):
+            return self.last(torch.cat([self.first(images), self.second(images)], 1))
+
+    network = Concatenating().eval()
+    space = inspect(network, zoo.example())
+    model = measure_latency(network, space, zoo.example(), FAKE).model
+    layer = next(layer for layer in space.layers if layer.name == "last")
+    parts = [model.of_part(layer, (row, 0), width, 16) for row, width in enumerate((8, 24))]
+    assert sum(parts) == pytest.approx(model.layer_time(layer, 32, 16), abs=1)
+    assert parts[0] == pytest.approx(parts[1] / 3, abs=1)
+    assert float(ExpectedCost(space, model)(certain(space, space.full_architecture()))) == space.cost(
+        model, space.full_architecture()
+    )
+
+
+# The search
+
+
+def test_a_search_for_a_latency_keeps_it_uses_it_and_the_network_really_takes_that_long(fake):
+    torch.manual_seed(0)
+    model, data = Residual(), two_colours()
+    found = search(model, data, "latency=0.6", OPTIONS, latency=FAKE)
+    assert 0.8 * found.target < found.actual <= found.target  # times of this machine have steps
+    example = torch.zeros(1, *data.image_size)
+    student = shrink(model, found.architecture, example).eval()
+    assert network_time(student, (example,)) <= 0.61 * network_time(model.eval(), (example,))
+    assert found.history[-1]["target_latency"] == found.target
+
+
+def test_a_latency_budget_and_another_hold_together(fake):
+    torch.manual_seed(0)
+    found = search(Residual(), two_colours(), ["latency=0.8", "params=0.5"], OPTIONS, latency=FAKE)
+    assert all(spent <= limit.most for spent, limit in zip(found.spent, found.limits, strict=True))
+
+
+def test_a_search_does_not_trust_a_model_that_is_too_far_off(monkeypatch, tmp_path):
+    use_fake_backend(monkeypatch, tmp_path, noise=0.9)
+    with pytest.raises(LatencyError, match="cannot trust the latency model: on 5 random architectures"):
+        search(Residual(), two_colours(), "latency=0.6", OPTIONS, latency=FAKE)
+    trusting = replace(FAKE, bound=0.999, remeasure=True)
+    assert search(Residual(), two_colours(), "latency=0.9", replace(OPTIONS, epochs=1), latency=trusting).actual
+
+
+@pytest.mark.parametrize("budget", ["latency=0.001", "latency=1s", "latency=1us"])
+def test_an_unattainable_latency_is_refused_before_training_with_the_attainable_range(budget, fake):
+    epochs = []
+    with pytest.raises(
+        BudgetError, match=r"allows [\d.,]+ ms, and the attainable range .* is \d+\.\d+ ms .* to \d+\.\d+ ms"
+    ):
+        search(Residual(), two_colours(), budget, OPTIONS, latency=FAKE, on_epoch=epochs.append)
+    assert not epochs
+
+
+# The run
+
+
+@pytest.fixture
+def run(fake, tmp_path):
+    recipe = get_preset("quick")
+    options = pipeline.RunOptions(
+        model="resnet20",
+        data="digits",
+        budget=("latency=0.6",),
+        preset="quick",
+        teacher=replace(recipe.teacher, epochs=1, warm_up_epochs=0),
+        search=replace(recipe.search, epochs=1, warm_up_epochs=0, batch_size=128),
+        distill=replace(recipe.distill, epochs=1, warm_up_epochs=0),
+        latency=FAKE,
+    )
+    return pipeline.prepare(options, tmp_path / "run", device="cpu")
+
+
+def test_a_run_measures_searches_and_reports_in_milliseconds(run, fake, monkeypatch, capsys):
+    folder = run.folder
+    with pipeline.logging_to(run):
+        for step in (pipeline.teach_step, pipeline.search_step, pipeline.distill_step, pipeline.evaluate_step):
+            step(run)
+        pipeline.report_step(run)
+    pipeline.show_results(folder)
+    (entry,) = [entry for entry in read_journal(folder.file("journal.jsonl")) if entry["event"] == "latency"]
+    assert entry["measured_for"]["cpu"] == "an abacus"
+    assert len(entry["predicted"]) == len(entry["measured"]) == FAKE.validations
+    assert entry["median_error"] < 0.01
+    result = folder.read_json("result.json")
+    (budget,) = result["budgets"]
+    assert budget["kind"] == "latency"
+    assert 0.9 * budget["target"] < budget["actual"] == result["student"]["latency"] <= budget["target"]
+    assert result["student"]["latency_measured_ms"] == pytest.approx(result["student"]["latency"] / 1e6, rel=0.05)
+    shown = capsys.readouterr().out
+    assert re.search(r"budget kept: \d\.\d{3} ms of \d\.\d{3} ms", shown)
+    assert "latency where it will run (ms)" in shown
+    page = folder.file("report.html").read_text(encoding="utf-8")
+    assert re.search(r"\d\.\d{3} ms of at most \d\.\d{3} ms \(latency=0\.6\)", page)
+    assert "latency over the search" in page
+    assert re.search(r"latency \d\.\d{3} ms, \d\.\d\d × budget", folder.file("run.log").read_text(encoding="utf-8"))
+
+    runs, kept = fake.runs, folder.read_json("latency.json")
+    again = pipeline.open_run(folder.path)
+    assert again.costs["latency"] == run.costs["latency"]
+    assert fake.runs == runs
+    assert kept["median_error"] == entry["median_error"]
+
+    monkeypatch.setattr(performance._Subject, "peak_memory", lambda *_: None)
+    content = pipeline.measure_step(again, MeasureOptions(batch_size=2, repeats=5, seconds=0.1))
+    assert json.loads(folder.file("measurements.json").read_text(encoding="utf-8")) == content
+    pipeline.show_measurements(content)
+    assert "quartiles (ms)" in capsys.readouterr().out
