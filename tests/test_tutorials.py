@@ -7,6 +7,28 @@ import pytest
 import torch
 
 from documents import ROOT, run_page
+from fake_latency import use_fake_backend
+from transprune.latency.backends import BACKENDS
+
+
+@pytest.fixture
+def _one_thread(_few_threads):
+    torch.set_num_threads(1)
+
+
+@pytest.mark.usefixtures("_one_thread")
+def test_the_tutorial_on_latency_ends_with_a_server_within_the_budget(monkeypatch, tmp_path):
+    fake = use_fake_backend(monkeypatch, tmp_path / "cache")  # a busy machine is no reason to fail
+    monkeypatch.setitem(BACKENDS, "onnxruntime", fake)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    printed = run_page(ROOT / "docs" / "tutorials" / "latency.md", folder).printed
+    (budget,) = json.loads((folder / "runs/fast/result.json").read_text())["budgets"]
+    assert budget["kind"] == "latency"
+    assert budget["actual"] <= budget["target"]
+    assert re.fullmatch(
+        r"\d+\.\d{3} ms in the middle, \d+\.\d{3} ms for one in a hundred\n", printed["python serve.py\n"]
+    )
 
 
 @pytest.fixture(scope="module")
