@@ -31,6 +31,7 @@ RUN_FILES = (
     "student.onnx",
     "student.pt2",
     "result.json",
+    "examples.json",
     "measurements.json",
     "report.html",
     "frontier.json",
