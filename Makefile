@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test check lint types floors format coverage clean
+.PHONY: help setup demo test torture check lint types floors format docs package coverage clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -23,6 +23,9 @@ demo: $(READY)  ## the main job on handwritten digits, into runs/demo
 test: $(READY)  ## the tests
 	$(BIN)/python -m pytest
 
+torture: $(READY)  ## a hundred runs killed at random moments, into benchmarks/torture (half an hour or more)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py
+
 lint: $(READY)  ## style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -39,9 +42,15 @@ format: $(READY)  ## rewrite in the project's style
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
+docs: $(READY)  ## the documentation site, every link checked, into build/site
+	$(BIN)/python docs/site.py
+
+package: $(READY)  ## the wheel and the source distribution, into dist
+	$(BIN)/python -m hatchling build
+
 coverage: $(READY)  ## every listed network read, shrunk and checked, into docs/coverage.md (an hour or two)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,benchmarks]'
 	$(BIN)/python benchmarks/model_coverage.py --jobs 2
 
-clean:  ## forget the environment and the demo's run
-	rm -rf .venv runs/demo
+clean:  ## forget the environment, what was built and the demo's run
+	rm -rf .venv build dist runs/demo

@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 
 import transprune
 from transprune.networks.models import build_model
-from transprune.training.evaluation import Meter
 
 
 def main() -> None:
@@ -57,9 +56,8 @@ def trained_supernet(model: torch.nn.Module, data: transprune.ImageData, steps: 
     space = transprune.inspect(model, torch.zeros(1, *data.image_size))
     limits = (transprune.Budget.parse("macs=0.5").limit(space),)
     bilevel = transprune.Bilevel(model, data, options, space=space, limits=limits, seed=0, device=torch.device("cpu"))
-    meter = Meter(bilevel.task)
     for _, batch in zip(range(steps), bilevel.weight_batches, strict=False):
-        bilevel.step_weights(batch, options.temperature_start, meter)
+        bilevel.step_weights(batch, options.temperature_start)
     return bilevel
 
 

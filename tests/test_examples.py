@@ -1,111 +1,152 @@
-"""What examples.json holds: accuracy by class, and pictures of test images on which two networks disagree."""
+"""Every example runs, with few images and epochs, and does what its first line says."""
 
-from __future__ import annotations
-
-import base64
-import io
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from PIL import Image
+from sklearn.datasets import load_digits
+from torch import nn
 
-from transprune.data import ImageData, MemorySplit
-from transprune.data.augmentation import Augmentation
-from transprune.delivery.examples import LARGEST_SIDE, MOST_PICTURES, examples_record
-from transprune.training.answers import Answers, answers
+import transprune
+from transprune.cli import main as command_line
 
-
-def data_of(labels: list[int], size: tuple[int, int, int] = (3, 6, 5)) -> ImageData:
-    """Images whose pixels all have the value of their place."""
-    images = torch.arange(len(labels), dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, *size).contiguous()
-    split = MemorySplit(images, torch.tensor(labels))
-    channels = size[0]
-    return ImageData(
-        name="grey", train=split, test=split, classes=("a", "b", "c"), image_size=size,
-        mean=(0.4,) * channels, std=(0.2,) * channels, augmentation=Augmentation(),
-    )  # fmt: skip
+EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def said(classes: list[int], confidences: list[float] | None = None) -> Answers:
-    return Answers(classes=torch.tensor(classes), confidences=torch.tensor(confidences or [0.9] * len(classes)))
+def example(name):
+    """An example as a module."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-LABELS = [0, 0, 1, 1, 2, 2]
-TEACHER = said([0, 0, 1, 0, 1, 0])
-STUDENT = said([0, 1, 1, 1, 1, 1])
+def parameters(network):
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
-def test_images_are_counted_by_who_is_right():
-    record = examples_record(data_of(LABELS), TEACHER, STUDENT)
-    counts = {"both_right": 2, "teacher_only": 1, "student_only": 1, "both_wrong": 1, "same_mistake": 1}
-    assert record["counts"] == counts
-    assert sum(counts.values()) == record["samples"] == 6
+@pytest.fixture(autouse=True)
+def _one_thread(_few_threads):
+    torch.set_num_threads(1)
 
 
-def test_accuracy_is_counted_class_by_class_and_absent_classes_are_left_out():
-    record = examples_record(data_of(LABELS), TEACHER, STUDENT)
-    assert record["classes"] == [
-        {"name": "a", "samples": 2, "teacher": 100.0, "student": 50.0},
-        {"name": "b", "samples": 2, "teacher": 50.0, "student": 100.0},
-        {"name": "c", "samples": 2, "teacher": 0.0, "student": 0.0},
-    ]
-    only_a = examples_record(data_of([0, 0]), said([0, 0]), said([0, 0]))
-    assert [each["name"] for each in only_a["classes"]] == ["a"]
-    assert only_a["examples"] == []
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """120 digits as a folder of images."""
+    folder, digits = tmp_path_factory.mktemp("photos"), load_digits()
+    for number, (pixels, label) in enumerate(zip(digits.images[:120], digits.target, strict=False)):
+        place = folder / ("val" if number // 10 % 4 == 0 else "train") / str(label)
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((pixels * 255 / 16).astype("uint8")).save(place / f"{number}.png")
+    return folder
 
 
-@pytest.mark.parametrize("size", [(1, 6, 5), (3, 6, 5)])
-def test_a_picture_has_the_pixels_of_its_test_image(size):
-    record = examples_record(data_of(LABELS, size), TEACHER, STUDENT)
-    found = {each["kind"]: each for each in record["examples"]}
-    assert {kind: each["place"] for kind, each in found.items()} == {
-        "teacher_only": 1, "student_only": 3, "both_wrong": 5,
-    }  # fmt: skip
-    for each in found.values():
-        picture = Image.open(io.BytesIO(base64.b64decode(each["image"].removeprefix("data:image/png;base64,"))))
-        assert picture.size == (5, 6)
-        assert set(picture.convert("L").getdata()) == {each["place"]}
-    both = found["both_wrong"]
-    assert (both["label"], both["teacher"]["class"], both["student"]["class"]) == ("c", "a", "b")
+@pytest.fixture(scope="module")
+def finished_run(photos, tmp_path_factory):
+    """A run on these images."""
+    run = tmp_path_factory.mktemp("runs") / "first"
+    words = f"run resnet20 --data imagefolder:{photos} --image-size 1 8 8 --budget macs=0.5 --preset quick --out {run}"
+    command_line([*words.split(), "--teacher.epochs", "3", "--search.epochs", "2", "--distill.epochs", "3"])
+    return run
 
 
-def test_large_images_are_made_small_and_there_are_only_so_many():
-    labels = [0] * 200
-    confidences = [n / 200 for n in range(200)]
-    record = examples_record(data_of(labels, (3, 100, 80)), said([0] * 200, [1.0] * 200), said([1] * 200, confidences))
-    assert [each["place"] for each in record["examples"]] == list(range(199, 199 - MOST_PICTURES, -1))
-    first = base64.b64decode(record["examples"][0]["image"].removeprefix("data:image/png;base64,"))
-    assert max(Image.open(io.BytesIO(first)).size) == LARGEST_SIDE
+def test_a_network_of_torchvision_takes_what_fits_of_a_weights_file_and_gets_smaller(photos, tmp_path, capsys):
+    original = torchvision.models.squeezenet1_1(num_classes=20)
+    torch.save(original.state_dict(), tmp_path / "weights.pth")
+    small = example("torchvision_finetuning").main(
+        model="squeezenet1_1",
+        weights=tmp_path / "weights.pth",
+        data=f"imagefolder:{photos}",
+        budget="params=0.6",
+        epochs=1,
+        out=tmp_path / "small.safetensors",
+    )
+    new, *_ = capsys.readouterr().out.splitlines()
+    assert set(new.removeprefix("new weights for ").split(", ")) == {"classifier.1.weight", "classifier.1.bias"}
+    assert parameters(small) <= 0.6 * parameters(torchvision.models.squeezenet1_1(num_classes=10))
+    assert (tmp_path / "small.safetensors").stat().st_size > 4 * parameters(small)
 
 
-def test_pictures_of_pure_noise_stay_below_two_megabytes():
-    data = data_of([0, 1, 2] * 20, (3, 224, 224))
-    noise = torch.randint(0, 256, (60, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    object.__setattr__(data, "test", MemorySplit(noise, data.test.labels))
-    record = examples_record(data, said([0] * 60), said([1] * 60))
-    assert len(record["examples"]) == 3 * MOST_PICTURES
-    assert sum(len(each["image"]) for each in record["examples"]) < 1_000_000
+def test_a_network_of_timm_keeps_its_stem_and_has_widths_in_multiples_of_8(photos):
+    timm_model = example("timm_model")
+    small = timm_model.main(data=f"imagefolder:{photos}", epochs=1)
+    whole = timm_model.timm.create_model("resnet10t", num_classes=10)
+    assert [each.out_channels for each in small.conv1 if isinstance(each, nn.Conv2d)] == [24, 32, 64]
+    widths = {each.out_channels for each in small.modules() if isinstance(each, nn.Conv2d)}
+    assert all(width % 8 == 0 for width in widths)
+    assert parameters(small) <= 0.4 * parameters(whole)
 
 
-class Brightness(torch.nn.Module):
-    """Says "b" of bright images, "a" of dark ones."""
-
-    def __init__(self, threshold: float) -> None:
-        super().__init__()
-        self.threshold = threshold
-
-    def forward(self, images):
-        bright = images.mean((1, 2, 3)) - self.threshold
-        return torch.stack([-bright, bright, torch.full_like(bright, -9.0)], dim=1)
+def test_rows_of_a_hugging_face_data_set_are_learned_from(capsys):
+    example("hugging_face_datasets").main(limit=100, epochs=1)
+    assert "student: " in capsys.readouterr().out
 
 
-def test_answers_come_in_the_order_of_the_split_and_leave_the_networks_in_their_mode():
-    data = data_of([0] * 10)
-    normal = (torch.arange(10) / 255 - 0.4) / 0.2
-    networks = {"low": Brightness(float(normal[4]) - 1e-3), "high": Brightness(float(normal[7]) - 1e-3).train()}
-    found = answers(networks, data, batch_size=3)
-    assert found["low"].classes.tolist() == [0] * 4 + [1] * 6
-    assert found["high"].classes.tolist() == [0] * 7 + [1] * 3
-    logits = networks["low"](normal.view(-1, 1, 1, 1).expand(-1, 3, 6, 5))
-    assert torch.allclose(found["low"].confidences, logits.softmax(1).max(1).values, atol=1e-5)
-    assert all(network.training for network in networks.values())
+def test_a_loop_of_ones_own_ends_when_the_probabilities_are_settled(capsys):
+    example("own_training_loop").main(epochs=3, limit=2, settled=1.0)
+    said = capsys.readouterr().out
+    assert said.count("epoch ") == 1
+    assert "the student: " in said
+
+
+def test_a_supernet_is_trained_in_a_loop_of_accelerate(capsys):
+    small = example("accelerate_loop").main(share=0.4, epochs=1)
+    assert transprune.count_macs(small, torch.zeros(1, 1, 8, 8)) <= 0.4 * transprune.count_macs(
+        example("accelerate_loop").network(), torch.zeros(1, 1, 8, 8)
+    )
+
+
+def test_a_student_is_quantised_to_a_third_of_its_bytes_and_says_the_same(finished_run, photos):
+    quantise = example("quantise")
+    small = quantise.main(run=finished_run, data=f"imagefolder:{photos}")
+    student = transprune.load(finished_run)
+    assert quantise.weight_bytes(small) < quantise.weight_bytes(student) / 3
+    data = transprune.load_data(f"imagefolder:{photos}", image_size=(1, 8, 8))
+    images, _ = next(iter(transprune.make_loader(data.train, data, batch_size=64, train=False, seed=0, device="cpu")))
+    with torch.no_grad():
+        wanted = student(images)
+        assert (small(images) - wanted).abs().mean() < 0.1 * wanted.abs().mean()
+
+
+def test_an_exported_student_runs_without_torch(finished_run, photos):
+    forbidden = "import sys; sys.modules.update(torch=None, transprune=None); import runpy; "
+    start = f"sys.argv[0] = {str(EXAMPLES / 'deploy_onnx.py')!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
+    images = sorted((photos / "val").rglob("*.png"))[:7]
+    done = subprocess.run(
+        [sys.executable, "-c", forbidden + start, str(finished_run), *map(str, images)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    said = [int(line.split("class ")[1].split()[0]) for line in done.stdout.splitlines()]
+    pixels = torch.stack([torch.tensor(list(Image.open(file).get_flattened_data())) for file in images])
+    described = json.loads((finished_run / "architecture.json").read_text())["preprocessing"]
+    normalised = (pixels.view(-1, 1, 8, 8) / 255 - described["mean"][0]) / described["std"][0]
+    assert said == transprune.load(finished_run)(normalised).argmax(1).tolist()
+
+
+def test_the_notebook_runs_from_its_first_cell_to_its_last(monkeypatch, capsys):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    notebook = json.loads((EXAMPLES / "first_steps.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert "EPOCHS = 16" in cells[0]
+    names = {}
+    for number, cell in enumerate(cells):
+        exec(compile(cell.replace("EPOCHS = 16", "EPOCHS = 1"), f"cell {number}", "exec"), names)
+    names["plt"].close("all")
+    assert "MACs expected" in capsys.readouterr().out
+    assert names["found"].actual <= names["found"].target
+
+
+def test_every_example_is_listed_and_every_listed_one_is_there():
+    listed = (EXAMPLES / "README.md").read_text()
+    files = {file.name for file in EXAMPLES.iterdir() if file.suffix in (".py", ".ipynb")}
+    assert files == {
+        word.strip("()") for word in listed.replace("](", " ").split() if word.endswith((".py)", ".ipynb)"))
+    }

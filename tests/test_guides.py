@@ -1,26 +1,22 @@
 """The code in the guides runs as it stands, in the order of the page."""
 
-import contextlib
-import io
 import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from documents import ROOT, run_page
 from fake_latency import use_fake_backend
 from transprune.latency.backends import BACKENDS
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = ROOT / "docs"
 
 
 def run_blocks(page):
-    """What the Python blocks of a page leave behind, and what they print."""
-    names, printed = {}, io.StringIO()
-    for block in re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL):
-        with contextlib.redirect_stdout(printed):
-            exec(compile(block, page, "exec"), names)
-    return names, printed.getvalue()
+    """What the blocks of a page leave behind, and what they print."""
+    outcome = run_page(DOCS / page, Path.cwd())
+    return outcome.names, "".join(outcome.printed.values())
 
 
 @pytest.fixture

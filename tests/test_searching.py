@@ -12,7 +12,6 @@ from transprune.budget import Limit
 from transprune.costs import MACS, PARAMS
 from transprune.errors import BudgetError, OptionError
 from transprune.residual import ResidualSum
-from transprune.training.evaluation import Meter
 from transprune.training.searching import Bilevel, SearchOptions, search, train_shared
 
 
@@ -99,7 +98,7 @@ def test_a_step_of_the_weights_moves_no_architecture_parameter_and_the_other_way
     assert not torch.equal(parameters["depths"], searching.parameters.depths)
     assert all(weight.grad is None for weight in searching.weights), "the architecture step needs no weight gradients"
     parameters = state_of(searching.parameters)
-    searching.step_weights(batch, 5.0, Meter(searching.task))
+    searching.step_weights(batch, 5.0)
     assert_same_state(parameters, searching.parameters.state_dict())
     assert not torch.equal(weights["network.stem.weight"], searching.supernet.state_dict()["network.stem.weight"])
 
@@ -143,9 +142,9 @@ def test_the_architecture_waits_while_the_weights_alone_learn(model):
     options = SearchOptions(epochs=3, batch_size=16, architecture_after=0.34, architecture_learning_rate=0.05)
     searching = bilevel(model, options)
     before = searching.parameters.widths.detach().clone()
-    searching.run_epoch(1)
+    searching.run_epoch()
     assert torch.equal(before, searching.parameters.widths)
-    searching.run_epoch(2)
+    searching.run_epoch()
     assert not torch.equal(before, searching.parameters.widths)
 
 

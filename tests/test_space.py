@@ -342,9 +342,12 @@ def test_text_that_is_not_json_is_refused_as_such(text):
         SearchSpace.from_json(text)
 
 
-@pytest.mark.parametrize(
-    "value", [{}, {"format": 1}, {"format": 3}, {"format": "2"}, {"format": None}, [], None, 3, "3", "[]", '""']
-)
+def test_a_newer_format_is_refused_with_advice():
+    with pytest.raises(SpaceError, match=r"it is of format 3, and this version reads up to 2; update transprune"):
+        SearchSpace.from_json({"format": 3})
+
+
+@pytest.mark.parametrize("value", [{}, {"format": 1}, {"format": "2"}, {"format": None}, [], None, 3, "3", "[]", '""'])
 def test_another_format_is_refused(value):
     with pytest.raises(SpaceError, match=r"cannot read a search space: found format .*, expected 2; write it anew"):
         SearchSpace.from_json(value)

@@ -10,6 +10,8 @@ from shapes import iou_pixel_by_pixel
 from test_searching import Residual
 from test_training import SHORT, assert_same_state, small_network, two_colours
 from transprune.analysis.inspection import inspect
+from transprune.budget import Limit
+from transprune.costs import MACS
 from transprune.data import LoaderData, make_loader
 from transprune.errors import DataError, DivergenceError, OptionError
 from transprune.numerics.structures import on_device, outline, tensors_in
@@ -100,13 +102,14 @@ def test_an_epoch_of_the_search_without_a_task_equals_the_two_steps_written_out(
     model = Residual()
     space = inspect(model, torch.zeros(1, 1, 4, 4))
     options = SearchOptions(epochs=1, batch_size=16, architecture_learning_rate=0.05)
+    limits = [Limit(MACS, 9000)]
 
     def bilevel():
         torch.manual_seed(0)
-        return Bilevel(model, data, options, space=space, kind="macs", target=9000, seed=0, device=torch.device("cpu"))
+        return Bilevel(model, data, options, space=space, limits=limits, seed=0, device=torch.device("cpu"))
 
     searching, plain = bilevel(), bilevel()
-    figures = searching.run_epoch(1)
+    figures = searching.run_epoch()
     losses = []
     for (images,), labels in plain.weight_batches:
         with torch.no_grad():

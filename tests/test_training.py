@@ -115,8 +115,10 @@ def test_distilling_leaves_student_and_teacher_untouched():
     assert all(parameter.requires_grad for parameter in teacher.parameters())
 
 
-def test_a_loss_that_becomes_no_number_stops_the_training_and_names_phase_and_epoch():
-    with pytest.raises(DivergenceError, match=r"phase 'teacher': the loss of epoch 1 is nan; lower the learning rate"):
+def test_a_loss_that_becomes_no_number_stops_the_training_and_names_phase_and_layer():
+    place = "phase 'teacher', epoch 1, step 2"
+    expected = f"^cannot go on with {place}: the loss is nan; the output of the layer '4' is the first that is not"
+    with pytest.raises(DivergenceError, match=expected):
         train(small_network(), two_colours(), TrainingOptions(**{**SHORT, "learning_rate": 1e38}))
 
 

@@ -1,46 +1,44 @@
-"""Every block of the tutorials runs word by word, one after the other in an empty folder."""
+"""The tutorials run word by word, one block after the other in an empty folder, and end with what they promise."""
 
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+import torch
 
-TUTORIALS = Path(__file__).parent.parent / "docs" / "tutorials"
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-FILE = re.compile(r"# (\S+\.py)\n")
-
-
-def blocks(tutorial: str) -> list[tuple[str, str]]:
-    """Language and text of every block."""
-    return BLOCK.findall((TUTORIALS / tutorial).read_text())
+from documents import ROOT, run_page
+from fake_latency import use_fake_backend
+from transprune.latency.backends import BACKENDS
 
 
-def run(language: str, text: str, folder: Path) -> str:
-    """Does what a reader does with a block, and gives what is printed."""
-    file = FILE.match(text)
-    if language == "python" and file:
-        (folder / file[1]).write_text(text)
-        return ""
-    command = {"python": [sys.executable, "-c"], "bash": ["bash", "-euc"]}[language]
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",  # networks this small are no faster with two, and much slower on a busy machine
-    }
-    done = subprocess.run([*command, text], cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+@pytest.fixture
+def _one_thread(_few_threads):
+    torch.set_num_threads(1)
+
+
+@pytest.mark.usefixtures("_one_thread")
+def test_the_tutorial_on_latency_ends_with_a_server_within_the_budget(monkeypatch, tmp_path):
+    fake = use_fake_backend(monkeypatch, tmp_path / "cache")  # a busy machine is no reason to fail
+    monkeypatch.setitem(BACKENDS, "onnxruntime", fake)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    printed = run_page(ROOT / "docs" / "tutorials" / "latency.md", folder).printed
+    (budget,) = json.loads((folder / "runs/fast/result.json").read_text())["budgets"]
+    assert budget["kind"] == "latency"
+    assert budget["actual"] <= budget["target"]
+    assert re.fullmatch(
+        r"\d+\.\d{3} ms in the middle, \d+\.\d{3} ms for one in a hundred\n", printed["python serve.py\n"]
+    )
 
 
 @pytest.fixture(scope="module")
 def own_model(tmp_path_factory):
     """The folder after the tutorial, and what each of its blocks printed."""
-    folder = tmp_path_factory.mktemp("own_model")
-    return folder, {text: run(language, text, folder) for language, text in blocks("own-model.md")}
+    folder, threads = tmp_path_factory.mktemp("own_model"), torch.get_num_threads()
+    torch.set_num_threads(1)  # networks this small are no faster with two, and much slower on a busy machine
+    outcome = run_page(ROOT / "docs" / "tutorials" / "own-model.md", folder)
+    torch.set_num_threads(threads)
+    return folder, outcome.printed
 
 
 def test_the_tutorial_on_a_model_of_ones_own_ends_with_a_smaller_model(own_model):

@@ -108,7 +108,7 @@ def test_weights_that_do_not_fit_are_refused_with_what_is_missing_unexpected_and
     assert str(tmp_path / name) in message
     assert "1 missing: 0.bias" in message
     assert "1 unexpected: 9.weight" in message
-    assert "1 of another shape: 8.weight has shape [3, 6], expected [5, 6]" in message
+    assert "1 of another shape or type: 8.weight has shape [3, 6], expected [5, 6]" in message
     assert "--weights-partial" in message
 
 

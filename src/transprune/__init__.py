@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from transprune.networks.traced import TracedNetwork
     from transprune.presets import get_preset
     from transprune.residual import ResidualSum
+    from transprune.runtime import CheckpointOptions, Checkpoints
     from transprune.space import SearchSpace, depth_candidates, width_candidates
     from transprune.training.bilevel import Bilevel, SearchOptions
     from transprune.training.evaluation import Evaluation, evaluate
@@ -85,6 +86,7 @@ _HOME = {
     "transprune.networks.traced": ("TracedNetwork",),
     "transprune.presets": ("get_preset",),
     "transprune.residual": ("ResidualSum",),
+    "transprune.runtime": ("CheckpointOptions", "Checkpoints"),
     "transprune.space": ("SearchSpace", "depth_candidates", "width_candidates"),
     "transprune.training.bilevel": ("Bilevel", "SearchOptions"),
     "transprune.training.evaluation": ("Evaluation", "evaluate"),
@@ -106,6 +108,8 @@ __all__ = [
     "Augmentation",
     "Bilevel",
     "Budget",
+    "CheckpointOptions",
+    "Checkpoints",
     "Cost",
     "DistillationOptions",
     "Evaluation",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, TypeVar, Union
 
 import tyro
 
@@ -16,16 +17,22 @@ from transprune.analysis.inspection import Dimensions
 from transprune.budget import points
 from transprune.data import AugmentationName
 from transprune.delivery.performance import MeasureOptions
-from transprune.errors import OptionError, TranspruneError
+from transprune.errors import OptionError, StoppedError, TranspruneError
 from transprune.latency.options import LatencyOptions
-from transprune.pipeline.run import RunOptions
+from transprune.pipeline.run import Run, RunOptions, Safety
 from transprune.presets import StudentStart
-from transprune.runtime import RunFolder
+from transprune.runtime import RunFolder, Terminated, raising_on_sigterm
 from transprune.training.bilevel import SearchOptions
 from transprune.training.fitting import DistillationOptions, TrainingOptions
 
-FAILED, INTERRUPTED = 2, 130
-"""Exit codes: a clear error was printed; the user stopped the run."""
+Options = TypeVar("Options")
+Unprefixed = Annotated[Options, tyro.conf.arg(name="")]
+"""Options that stand beside the others on the command line, without a word before them."""
+
+FAILED = 2
+"""Exit code: a clear error was printed."""
+STOPPED = {"SIGINT": 130, "SIGTERM": 143, "--max-minutes": 75}
+"""Exit codes of a run that can go on, by what stopped it; 75 is what schedulers know as "try again"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +80,10 @@ class Job:
     """Download cifar10 or cifar100 into DIR when it is not there."""
     overwrite: bool = False
     """Start anew where the folder holds a run."""
+    resume: bool = False
+    """Go on with the run in the folder, in the middle of a phase too. The same command does so without it, but begins
+    a run where there is none. Without --out, the run is named alone: --resume RUN."""
+    safety: Unprefixed[Safety] = field(default_factory=Safety)
     teacher: TrainingOptions = field(default_factory=TrainingOptions)
     search: SearchOptions = field(default_factory=SearchOptions)
     distill: DistillationOptions = field(default_factory=DistillationOptions)
@@ -81,6 +92,19 @@ class Job:
     def options(self) -> RunOptions:
         """What decides the run."""
         return RunOptions(**{item.name: getattr(self, item.name) for item in fields(RunOptions)})
+
+    def prepared(self) -> Run:
+        """The run, begun or taken up."""
+        from transprune import pipeline
+
+        return pipeline.prepare(
+            self.options(),
+            self.out,
+            device=self.device,
+            overwrite=self.overwrite,
+            resume=self.resume,
+            safety=self.safety,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,13 +116,7 @@ class RunCommand(Job):
 
     def __call__(self) -> None:
         """Runs every step."""
-        from transprune import pipeline
-
-        run = pipeline.prepare(self.options(), self.out, device=self.device, overwrite=self.overwrite)
-        if run.is_frontier:
-            pipeline.run_frontier(run, overwrite=self.overwrite)
-        else:
-            pipeline.run_all(run)
+        _run_all(self.prepared(), overwrite=self.overwrite)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,18 +128,8 @@ class SearchCommand(Job):
 
     def __call__(self) -> None:
         """Runs the teacher and the search."""
-        from transprune import pipeline
-
-        if len(points(self.budget)) > 1:
-            raise OptionError(
-                f"cannot search along {' '.join(self.budget)} step by step: expected one amount of each budget; "
-                f"a frontier is made by `transprune run`"
-            )
-        run = pipeline.prepare(self.options(), self.out, device=self.device, overwrite=self.overwrite)
-        with pipeline.logging_to(run):
-            pipeline.teach_step(run)
-            pipeline.search_step(run)
-        pipeline.show_architecture(run)
+        _refuse_frontier(self.budget)
+        _teach_and_search(self.prepared())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,23 +140,95 @@ class Step:
     """Folder of the run."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    safety: Unprefixed[Safety] = field(default_factory=Safety)
 
     def _do(self, name: str) -> RunFolder:
         """Runs a step by its name."""
         from transprune import pipeline
 
-        run = pipeline.open_run(self.run, device=self.device, is_frontier=name == "report")
-        with pipeline.logging_to(run):
+        with (
+            pipeline.open_run(self.run, device=self.device, safety=self.safety) as run,
+            pipeline.logging_to(run),
+        ):
             step: Callable[[pipeline.Run], None] = getattr(pipeline, f"{name}_step")
             step(run)
         return run.folder
 
 
+@dataclass(frozen=True, kw_only=True)
+class ResumedRun(Step):
+    """Go on with a run where it stopped, as the command that began it would.
+
+    transprune run --resume runs/first
+    """
+
+    resume: bool = True
+    """Go on."""
+
+    def __call__(self) -> None:
+        """Runs every step that is left."""
+        _run_all(self.resumed())
+
+    def resumed(self) -> Run:
+        """The run, taken up."""
+        from transprune import pipeline
+
+        return pipeline.resume_run(self.run, device=self.device, safety=self.safety)
+
+
+class ResumedSearch(ResumedRun):
+    """Go on with a search where it stopped, as the command that began it would.
+
+    transprune search --resume runs/first
+    """
+
+    def __call__(self) -> None:
+        """Runs the teacher and the search, as far as they are left."""
+        _teach_and_search(self.resumed())
+
+
+def _run_all(run: Run, *, overwrite: bool = False) -> None:
+    from transprune import pipeline
+
+    with run:
+        if run.is_frontier:
+            pipeline.run_frontier(run, overwrite=overwrite)
+        else:
+            pipeline.run_all(run)
+
+
+def _refuse_frontier(budget: Sequence[str]) -> None:
+    """Checks that there is one amount of each budget.
+
+    Raises:
+        OptionError: There are several.
+    """
+    if len(points(budget)) > 1:
+        raise OptionError(
+            f"cannot search along {' '.join(budget)} step by step: expected one amount of each budget; "
+            f"a frontier is made by `transprune run`"
+        )
+
+
+def _teach_and_search(run: Run) -> None:
+    from transprune import pipeline
+
+    with run, pipeline.logging_to(run):
+        _refuse_frontier(run.options.budget)
+        pipeline.teach_step(run)
+        pipeline.search_step(run)
+    pipeline.show_architecture(run)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DistillCommand(Step):
     """Train the student of a run with its teacher.
 
     transprune distill runs/first
     """
+
+    resume: bool = False
+    """Go on in the middle of it, if it was interrupted; the same happens without this word."""
 
     def __call__(self) -> None:
         """Runs the step."""
@@ -195,8 +275,7 @@ class MeasureCommand(Step):
         """Runs the step and shows the table."""
         from transprune import pipeline
 
-        run = pipeline.open_run(self.run, device=self.device)
-        with pipeline.logging_to(run):
+        with pipeline.open_run(self.run, device=self.device) as run, pipeline.logging_to(run):
             content = pipeline.measure_step(run, self.options)
         if self.as_json:
             print(json.dumps(content, indent=2))
@@ -212,9 +291,10 @@ class ReportCommand(Step):
     """
 
     def __call__(self) -> None:
-        """Runs the step."""
-        folder = self._do("report")
-        print(f"wrote {folder.file('frontier.html' if folder.has('frontier.html') else 'report.html')}")
+        """Writes the report; also of a run that another process is at work on."""
+        from transprune import pipeline
+
+        print(f"wrote {pipeline.write_any_report(self.run)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,9 +361,13 @@ COMMANDS: dict[str, Any] = {
 }
 
 
-def _subcommand(name: str, preset_name: str) -> Any:
+RESUMED: dict[str, Any] = {"run": ResumedRun, "search": ResumedSearch}
+"""What a subcommand takes where it goes on with a run that is named alone."""
+
+
+def _subcommand(name: str, preset_name: str, *, is_resumed: bool) -> Any:
     """The type of a subcommand; where it starts a run, the preset's figures are its defaults."""
-    command = COMMANDS[name]
+    command = RESUMED.get(name, COMMANDS[name]) if is_resumed else COMMANDS[name]
     if not issubclass(command, Job):
         return Annotated[command, tyro.conf.subcommand(name, prefix_name=False)]
     preset = presets.get_preset(preset_name)
@@ -301,6 +385,11 @@ def _subcommand(name: str, preset_name: str) -> Any:
     return Annotated[command, tyro.conf.subcommand(name, default=default, prefix_name=False)]
 
 
+def _is_resumed(arguments: Sequence[str]) -> bool:
+    """Whether the arguments go on with a run that is named alone, with all options as it holds them."""
+    return "--resume" in arguments and not any(argument.partition("=")[0] == "--out" for argument in arguments)
+
+
 def _named_preset(arguments: Sequence[str]) -> str:
     """The preset that the arguments ask for: it decides the defaults of other arguments, so it is read first."""
     name = Job.preset
@@ -312,13 +401,36 @@ def _named_preset(arguments: Sequence[str]) -> str:
     return name
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The entry point: exits with 0, 2 after a clear error (also of the arguments), or 130 when interrupted."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    logging.getLogger("transprune").setLevel(logging.INFO)
+@contextmanager
+def _explaining() -> Iterator[None]:
+    """Turns errors and stops into a message and an exit code; warnings are printed."""
+    logger = logging.getLogger("transprune")
+    logger.setLevel(logging.INFO)
+    assert logging.lastResort is not None  # prints warnings on standard error
+    logger.addHandler(logging.lastResort)
     try:
-        preset = _named_preset(arguments)
-        commands: Any = Union[tuple(_subcommand(name, preset) for name in COMMANDS)]  # noqa: UP007 (built at run time)
+        with raising_on_sigterm():
+            yield
+    except StoppedError as error:
+        print(f"transprune: {error}", file=sys.stderr)
+        sys.exit(STOPPED[error.reason])
+    except TranspruneError as error:
+        print(f"transprune: {error}", file=sys.stderr)
+        sys.exit(FAILED)
+    except KeyboardInterrupt as error:
+        print("transprune: interrupted; what is finished is kept, and the same command goes on", file=sys.stderr)
+        sys.exit(STOPPED["SIGTERM" if isinstance(error, Terminated) else "SIGINT"])
+    finally:
+        logger.removeHandler(logging.lastResort)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point; `docs/faults.md` lists the exit codes."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    with _explaining():
+        preset, is_resumed = _named_preset(arguments), _is_resumed(arguments)
+        subcommands = tuple(_subcommand(name, preset, is_resumed=is_resumed) for name in COMMANDS)
+        commands: Any = Union[subcommands]  # noqa: UP007 (built at run time)
         command = tyro.cli(
             commands,
             prog="transprune",
@@ -326,12 +438,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             args=list(arguments),
         )
         command()
-    except TranspruneError as error:
-        print(f"transprune: {error}", file=sys.stderr)
-        sys.exit(FAILED)
-    except KeyboardInterrupt:
-        print("transprune: interrupted; what is finished is kept, and the same command goes on", file=sys.stderr)
-        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

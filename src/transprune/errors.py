@@ -9,7 +9,9 @@
     ├── RunFolderError  (RuntimeError)    a run folder is missing, incomplete or holds something else
     ├── ExportError     (RuntimeError)    an exported file does not reproduce the network it came from
     ├── LatencyError    (RuntimeError)    a latency cannot be measured, or its model not be trusted
-    └── DivergenceError (ArithmeticError) a loss is no longer a finite number
+    ├── DivergenceError (ArithmeticError) a loss or a gradient is no longer a finite number
+    ├── ResourceError   (RuntimeError)    memory ran out, or a process that loads data died
+    └── StoppedError    (RuntimeError)    a signal or a time limit ended a run that can go on
 
 Each message says what was attempted, where, what was found, what was expected and how to mend it.
 """
@@ -57,7 +59,20 @@ class LatencyError(TranspruneError, RuntimeError):
 
 
 class DivergenceError(TranspruneError, ArithmeticError):
-    """A loss is no longer a finite number."""
+    """A loss or a gradient is no longer a finite number."""
+
+
+class ResourceError(TranspruneError, RuntimeError):
+    """Memory ran out, or a process that loads data died."""
+
+
+class StoppedError(TranspruneError, RuntimeError):
+    """A signal or a time limit ended a run; a checkpoint is written, and the run can go on."""
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        """`SIGINT`, `SIGTERM` or `--max-minutes`."""
 
 
 def expected_one_of(name: str, known: Iterable[str]) -> str:
@@ -71,6 +86,14 @@ def expected_one_of(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=1)
     listed = names if len(names) <= _MANY else [*names[:3], f"… ({len(names)} in all)"]
     return f"expected one of {', '.join(listed)}" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+def newer_format(found: object, known: int) -> str:
+    """The end of a message about a file of a newer version of transprune."""
+    return (
+        f"it is of format {found}, and this version reads up to {known}; "
+        "update transprune (pip install --upgrade transprune)"
+    )
 
 
 _MANY = 20

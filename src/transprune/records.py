@@ -42,17 +42,36 @@ def _read(hint: Any, value: Any, place: str) -> Any:
     if origin in (Union, types.UnionType):
         return None if value is None else _read(arguments[0], value, place)
     if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"{place} is {_shown(value)}, expected a list")
-        return tuple(_read(arguments[0], item, f"{place}[{index}]") for index, item in enumerate(value))
+        return _read_tuple(arguments, value, place)
     if origin is Literal:
         return _checked(value, place, f"one of {', '.join(arguments)}", lambda: value in arguments)
     if is_dataclass(hint):
         return read_record(hint, value, place)  # type: ignore[arg-type]
-    if hint in (int, float):
-        kind, name = (int, "a whole number") if hint is int else (int | float, "a number")
-        return hint(_checked(value, place, name, lambda: isinstance(value, kind) and not isinstance(value, bool)))
-    return _checked(value, place, {str: "a text", bool: "true or false"}[hint], lambda: isinstance(value, hint))
+    expected, kinds = _PLAIN[hint]
+    is_right = isinstance(value, kinds) and (hint is bool or not isinstance(value, bool))
+    found = _checked(value, place, expected, lambda: is_right)
+    return float(found) if hint is float else found
+
+
+_PLAIN: dict[Any, tuple[str, Any]] = {
+    int: ("a whole number", int),
+    float: ("a number", int | float),
+    str: ("a text", str),
+    bool: ("true or false", bool),
+}
+"""What to call a plain type, and what may stand for it; true and false stand for no number."""
+
+
+def _read_tuple(arguments: tuple[Any, ...], value: Any, place: str) -> tuple[Any, ...]:
+    """Values of one kind, any number of them (`tuple[int, ...]`), or as many as are declared."""
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{place} is {_shown(value)}, expected a list")
+    kinds = [arguments[0]] * len(value) if Ellipsis in arguments else list(arguments)
+    if len(kinds) != len(value):
+        raise ValueError(f"{place} is {_shown(value)}, expected a list of {len(kinds)}")
+    return tuple(
+        _read(kind, item, f"{place}[{index}]") for index, (kind, item) in enumerate(zip(kinds, value, strict=True))
+    )
 
 
 def _checked(value: Any, place: str, expected: str, is_right: Callable[[], bool]) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 from transprune.architecture import Architecture, parse_json
 from transprune.costs import MACS, PARAMS, Cost
-from transprune.errors import SpaceError
+from transprune.errors import SpaceError, newer_format
 from transprune.layers import Channels, Layer
 from transprune.records import read_record
 
@@ -225,6 +225,8 @@ class SearchSpace:
         if isinstance(value, str):
             value = parse_json(value, "a search space")
         found = value.get("format") if isinstance(value, dict) else type(value).__name__
+        if isinstance(found, int) and found > FORMAT:
+            raise SpaceError(f"cannot read a search space: {newer_format(found, FORMAT)}")
         if found != FORMAT:
             raise SpaceError(
                 f"cannot read a search space: found format {found!r}, expected {FORMAT}; "

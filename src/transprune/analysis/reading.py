@@ -17,16 +17,11 @@ from transprune.analysis.axes import (
     Concatenated,
     FreeSum,
     Multiplied,
-    Same,
     atoms,
-    collapse,
-    fix,
-    is_fixed,
-    mark,
     settle,
-    unify,
 )
 from transprune.analysis.coupling import PRODUCERS, Axes, Coupling, Use, couple
+from transprune.analysis.deciding import decide, searchable
 from transprune.analysis.layouts import (
     Concatenation,
     Constant,
@@ -159,7 +154,7 @@ class _Freezing:
         self.layouts: dict[int, Layout] = {}
 
     def reading(self) -> Reading:
-        self._decide()
+        decide(self.coupling)
         groups = self._name_groups()
         coupling = self.coupling
         layers, rest = self._layers()
@@ -183,94 +178,18 @@ class _Freezing:
             ends={stage.name: self._end(stage) for stage in coupling.stages},
         )
 
-    # What may vary together.
-
-    def _decide(self) -> None:
-        """Refines the axes until every one of them is linear in the widths of the groups."""
-        for name in self.coupling.trace.constants:
-            for axis in self.coupling.states.get(name, ()):
-                mark(axis, ordered=True)  # what the forward makes itself cannot be permuted
-        while self._mend_ends() or self._choose_factors() or self._limit_costs():
-            pass
-
-    def _all_axes(self) -> list[Axis]:
-        found: dict[int, Axis] = {}
-        for axes in self.coupling.states.values():
-            for axis in axes:
-                _collect(axis, found)
-        for value in self.coupling.values.values():
-            for axis in _flat(value):
-                _collect(axis, found)
-        return list(found.values())
-
-    def _mend_ends(self) -> bool:
-        """Stages and free sums whose sides are more than runs of channels cannot differ in width."""
-        for axis in self._all_axes():
-            match axis.form:
-                case Behind(_, exits):
-                    settled = [settle(each) for each in exits]
-                    if all(each is settled[0] for each in settled):
-                        axis.form = Same(settled[0])
-                        return True
-                    if not all(_is_run(each) for each in settled):
-                        collapse(axis)
-                        return True
-                case FreeSum(_, main, other):
-                    if settle(main) is settle(other):
-                        axis.form = Same(main)
-                        return True
-                    if not (_is_run(main) and _is_run(other)):
-                        collapse(axis)
-                        unify(main, other)
-                        return True
-        return False
-
-    def _choose_factors(self) -> bool:
-        """Of axes that are multiplied with each other, one is searched."""
-        preferred = {id(atom) for axis in self.coupling.preferred for atom in atoms(axis)}
-        changed = False
-        products = [axis.form.factors for axis in self._all_axes() if isinstance(axis.form, Multiplied)]
-        searched = [[settle(factor) for factor in factors if not is_fixed(factor)] for factors in products]
-        alone = {id(atom) for factors in searched if len(factors) == 1 for atom in atoms(factors[0])}
-        for factors in products:
-            free = [settle(factor) for factor in factors if not is_fixed(factor) and not settle(factor).is_batch]
-            if len(free) < 2:
-                continue
-            changed = True
-            inside = [atom for factor in free for atom in {id(atom): atom for atom in _searchable(factor)}.values()]
-            squared = [atom for atom in inside if sum(atom is other for other in inside) > 1]
-            if squared:
-                for atom in squared:
-                    fix(atom, "it is multiplied with itself")
-                continue
-            chosen = _best(free, preferred, alone)
-            for other in free:
-                if other is not chosen:
-                    fix(other, "another part of the same axis is searched instead")
-        return changed
-
-    def _limit_costs(self) -> bool:
-        """A layer's cost may depend on two widths at most."""
-        for use in self.coupling.uses:
-            varying = [axis for axis in (use.outputs, use.inputs, *use.positions) if _searchable(axis)]
-            if len(varying) > 2:
-                for axis in varying[2:]:
-                    fix(axis, f"the cost of {use.name!r} would depend on three widths at once")
-                return True
-        return False
-
     # Groups and layouts.
 
     def _name_groups(self) -> tuple[GroupFacts, ...]:
         with_parameters = {
-            id(atom) for axes in self.coupling.states.values() for axis in axes for atom in _searchable(axis)
+            id(atom) for axes in self.coupling.states.values() for axis in axes for atom in searchable(axis)
         }
         uses = [use for use in self.coupling.uses if use.operator in PRODUCERS]
         order = {use.name: position for position, use in reversed(list(enumerate(uses)))}
         groups: list[GroupFacts] = []
         taken: dict[str, int] = {}
         for use in uses:
-            for atom in _searchable(use.outputs):
+            for atom in searchable(use.outputs):
                 if id(atom) in self.names or id(atom) not in with_parameters:
                     continue
                 layers = tuple(sorted(set(atom.layers) & order.keys(), key=order.__getitem__))
@@ -359,8 +278,8 @@ class _Freezing:
         return tuple(layers), tuple(rest.values())
 
     def _facts(self, use: Use, parameters: Mapping[str, nn.Parameter], counted: set[int]) -> Iterator[LayerFacts]:
-        varying = [axis for axis in use.positions if _searchable(axis)]
-        constant = _count(axis for axis in use.positions if not _searchable(axis))
+        varying = [axis for axis in use.positions if searchable(axis)]
+        constant = _count(axis for axis in use.positions if not searchable(axis))
         own = [parameters[name] for name in (use.weight, use.bias) if name is not None]
         expected = {"matmul": 0, "projection": 0, "norm": 2 * use.has_bias}.get(use.operator, 1 + use.has_bias)
         is_counted = not varying and len(own) == expected and not any(id(parameter) in counted for parameter in own)
@@ -419,42 +338,6 @@ def _leaves(axis: Axis) -> list[Axis]:
     return [settle(factor) for factor in axis.form.factors] if isinstance(axis.form, Multiplied) else [axis]
 
 
-def _searchable(axis: Axis) -> list[Axis]:
-    return [atom for atom in atoms(axis) if atom.reason is None and atom.size > 1 and not atom.is_batch]
-
-
-def _is_run(axis: Axis) -> bool:
-    """Whether the first of its units are the first entries of an axis."""
-    axis = settle(axis)
-    match axis.form:
-        case None | Behind() | FreeSum():
-            return True
-        case Multiplied((outer, *inner)):
-            return _is_run(outer) and all(is_fixed(each) and not _has_samples(each) for each in inner)
-    return is_fixed(axis)
-
-
-def _has_samples(axis: Axis) -> bool:
-    return any(atom.is_batch for atom in atoms(axis))
-
-
-def _best(free: Sequence[Axis], preferred: set[int], alone: set[int]) -> Axis:
-    """Which of several axes that are multiplied is searched.
-
-    What an operator is run for many times (heads), then what is searched without the others elsewhere, then the
-    outermost if it leaves a real choice, else the largest.
-    """
-    for wanted in (preferred, alone):
-        for axis in free:
-            if any(id(atom) in wanted for atom in atoms(axis)):
-                return axis
-    return free[0] if free[0].size >= MANY else max(free, key=lambda axis: axis.size)
-
-
-MANY = 8
-"""As many groups of a convolution leave a real choice of how many to keep."""
-
-
 def _entries_a_unit(axis: Axis, atom: Axis) -> int:
     """Entries of an axis for every unit of an atom."""
     axis = settle(axis)
@@ -467,25 +350,3 @@ def _entries_a_unit(axis: Axis, atom: Axis) -> int:
                 for factor in factors
             )
     return 1
-
-
-def _collect(axis: Axis, found: dict[int, Axis]) -> None:
-    axis = settle(axis)
-    if id(axis) in found:
-        return
-    found[id(axis)] = axis
-    match axis.form:
-        case Concatenated(inner) | Multiplied(inner) | Behind(_, inner):
-            for each in inner:
-                _collect(each, found)
-        case FreeSum(_, main, other):
-            _collect(main, found)
-            _collect(other, found)
-
-
-def _flat(value: Any) -> Iterator[Axis]:
-    if isinstance(value, Axis):
-        yield value
-    else:
-        for each in value or ():
-            yield from _flat(each)

@@ -54,6 +54,8 @@ class FileFetcher:
 
     def fetch(self, plan: list[PlannedBatch]) -> Iterator[RawBatch]:
         """Yields the batches in order."""
+        if not plan:
+            return
         loader = DataLoader(
             self._batches,
             batch_size=None,

@@ -42,9 +42,12 @@ class Loader:
         return len(self._plan.sizes)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        batches = self._plan.batches(self.epoch)
         self.epoch += 1
-        return self._normalised(batches)
+        return self.batches(self.epoch - 1)
+
+    def batches(self, epoch: int, *, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch (from 0 on), from one of them on; a function of the seed and these numbers."""
+        return self._normalised(self._plan.batches(epoch)[first:])
 
     def _normalised(self, batches: list[PlannedBatch]) -> Iterator[tuple[Tensor, Tensor]]:
         for raw, labels in self._fetcher.fetch(batches):

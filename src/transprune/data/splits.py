@@ -119,6 +119,7 @@ class ImageData:
                 f"expected {channels} numbers each, one for a channel, and every std above 0"
             )
         for part, split in (("train", self.train), ("test", self.test)):
+            self._check_channels(part, split)
             place = first_bad_label(split.labels, len(self.classes))
             if place is not None:
                 found = int(split.labels[place])
@@ -126,6 +127,19 @@ class ImageData:
                     f"cannot use the {part} split of {self.name!r}: image {place} has label {found}; "
                     f"expected 0 to {len(self.classes) - 1} for its {len(self.classes)} classes"
                 )
+
+    def _check_channels(self, part: str, split: Split) -> None:
+        """Checks that images in memory can be brought to the image size; those in files are converted as they are read.
+
+        Raises:
+            DataError: They have other than 1 or 3 channels, and not those of the image size.
+        """
+        found, wanted = split.images.shape[1] if isinstance(split, MemorySplit) else 3, self.image_size[0]
+        if found != wanted and (found not in (1, 3) or wanted not in (1, 3)):
+            raise DataError(
+                f"cannot use the {part} split of {self.name!r}: its images have {found} channels; expected {wanted}, "
+                "or 1 or 3 where 3 or 1 are wanted; drop the others, such as the transparency of RGBA images"
+            )
 
 
 def first_bad_label(labels: Tensor, classes: int) -> int | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from transprune.architecture import Architecture
-from transprune.errors import ModelError, RunFolderError
+from transprune.errors import ModelError, RunFolderError, newer_format
 from transprune.networks.models import build_model, is_user_model
 from transprune.networks.shrinking import shrink
 from transprune.runtime import RunFolder
@@ -28,28 +30,58 @@ def load(run_dir: str | Path, *, model: nn.Module | None = None) -> nn.Module:
     """
     folder = RunFolder(run_dir)
     folder.require("student.safetensors", made_by="distill")
-    described = folder.read_json("architecture.json")
+    described, tensors = folder.read_json("architecture.json"), folder.read_tensors("student.safetensors")
     architecture = Architecture.from_json(described)
+    name, classes, image_size = _origin(folder, described)
+    held = sum(tensor.numel() for tensor in tensors.values())
+    if classes > held or math.prod(image_size) > LARGEST_IMAGE:
+        raise _misfit(folder, f"{classes} classes and images of {image_size} are too many for its {held} numbers")
+    if model is None:
+        model = _build(folder, name, classes, image_size[0])
+    largest = max((size for tensor in (*tensors.values(), *model.parameters()) for size in tensor.shape), default=1)
+    for group, width in architecture.widths.items():
+        if width > largest:
+            raise _misfit(folder, f"the width of {group!r} is {width}, and no tensor is that large")
+    student = shrink(model, architecture, torch.zeros(1, *image_size))
+    try:
+        student.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise _misfit(folder, " ".join(str(error).split())[:200]) from error
+    return student.eval()
+
+
+LARGEST_IMAGE = 2**26
+"""Numbers in the largest image that a network is rebuilt for; a damaged description must not fill the memory."""
+
+
+def _origin(folder: RunFolder, described: Any) -> tuple[str, int, tuple[int, int, int]]:
+    """Name of the unpruned network, number of classes and image size.
+
+    Raises:
+        RunFolderError: They are not described, or by a newer version.
+    """
+    found = described.get("format", 1)
+    if found != 1:
+        raise RunFolderError(f"cannot read '{folder.file('architecture.json')}': {newer_format(found, 1)}")
     try:
         origin = described["model"]
-        name, classes = str(origin["name"]), int(origin["classes"])
+        classes = int(origin["classes"])
         channels, rows, columns = (int(size) for size in origin["input_size"])
-    except (KeyError, TypeError, ValueError) as error:
+        if min(classes, channels, rows, columns) < 1:
+            raise ValueError(f"classes {classes} and input_size {channels, rows, columns} are no sizes")
+        return str(origin["name"]), classes, (channels, rows, columns)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise RunFolderError(
             f"cannot rebuild the student of '{folder.path}': architecture.json does not describe its model ({error}); "
             f"expected the file as `transprune search` wrote it"
         ) from error
-    if model is None:
-        model = _build(folder, name, classes, channels)
-    student = shrink(model, architecture, torch.zeros(1, channels, rows, columns))
-    try:
-        student.load_state_dict(folder.read_tensors("student.safetensors"))
-    except RuntimeError as error:
-        raise RunFolderError(
-            f"cannot rebuild the student of '{folder.path}': student.safetensors does not fit architecture.json "
-            f"({str(error).splitlines()[0]})"
-        ) from error
-    return student.eval()
+
+
+def _misfit(folder: RunFolder, problem: str) -> RunFolderError:
+    return RunFolderError(
+        f"cannot rebuild the student of '{folder.path}': student.safetensors does not fit architecture.json "
+        f"({problem}); expected both as one run wrote them"
+    )
 
 
 def _build(folder: RunFolder, name: str, classes: int, channels: int) -> nn.Module:

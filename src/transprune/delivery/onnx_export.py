@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from transprune.analysis.trace import first_line
 from transprune.delivery.agreement import check_agreement
 from transprune.delivery.program import takes_any_batch
 from transprune.errors import ExportError
@@ -43,7 +44,7 @@ def onnx_bytes(program: ExportedProgram) -> bytes:
             )
         except Exception as error:  # the exporter raises many kinds
             raise ExportError(
-                f"cannot export to ONNX: {type(error).__name__}: {error}; the weights in student.safetensors are whole"
+                f"cannot export to ONNX: {first_line(error)}; the weights in student.safetensors are whole"
             ) from error
         return path.read_bytes()
 
@@ -67,7 +68,7 @@ def check_onnx(content: bytes, network: nn.Module, batches: Sequence[Tensor]) ->
     try:
         session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no common base in its public API
-        raise ExportError(f"cannot run the exported ONNX file: {type(error).__name__}: {error}") from error
+        raise ExportError(f"cannot run the exported ONNX file: {first_line(error)}") from error
 
     def run(images: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])

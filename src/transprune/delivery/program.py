@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from transprune.analysis.trace import first_line
 from transprune.delivery.agreement import check_agreement
 from transprune.errors import ExportError
 
@@ -36,8 +37,7 @@ def export_program(network: nn.Module, example: Tensor) -> ExportedProgram:
         return torch.export.export(exported, (one,), strict=False)
     except Exception as error:
         raise ExportError(
-            f"cannot export {type(network).__name__}: {type(error).__name__}: {error}; "
-            f"the weights in student.safetensors are whole"
+            f"cannot export {type(network).__name__}: {first_line(error)}; the weights in student.safetensors are whole"
         ) from error
 
 
@@ -59,8 +59,7 @@ def pt2_bytes(program: ExportedProgram) -> bytes:
         torch.export.save(program, content)
     except Exception as error:  # the writer does not know every operator
         raise ExportError(
-            f"cannot write the exported program: {type(error).__name__}: {error}; "
-            f"the weights in student.safetensors are whole"
+            f"cannot write the exported program: {first_line(error)}; the weights in student.safetensors are whole"
         ) from error
     return content.getvalue()
 
@@ -82,5 +81,5 @@ def check_pt2(content: bytes, network: nn.Module, batches: Sequence[Tensor]) -> 
     try:
         loaded = torch.export.load(io.BytesIO(content)).module()
     except Exception as error:  # a damaged file may raise anything in the reader
-        raise ExportError(f"cannot load the exported .pt2 file: {type(error).__name__}: {error}") from error
+        raise ExportError(f"cannot load the exported .pt2 file: {first_line(error)}") from error
     return check_agreement(".pt2", loaded, network, batches)

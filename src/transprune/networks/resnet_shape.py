@@ -30,7 +30,7 @@ class ResNetShape:
     stem: int
     """Width of the first convolution."""
     stages: tuple[tuple[tuple[int, ...], ...], ...]
-    """Widths of the convolutions of every block of every stage: stages[stage][block][convolution]."""
+    """Widths of the convolutions of every block of every stage: `stages[stage][block][convolution]`."""
     style: Style = "cifar"
     """`cifar`: a 3×3 stem, and no batch norm on shortcuts that halve the resolution; `imagenet`: a 7×7 stem of stride 2
     with max pooling, and a batch norm on every shortcut that changes the shape."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,13 +24,13 @@ class Weights:
     """What of a file fits a model, and what does not."""
 
     tensors: dict[str, Tensor]
-    """Those that fit the model by name and shape."""
+    """Those that fit the model by name, shape and type."""
     missing: tuple[str, ...] = ()
     """Names in the model that the file does not have."""
     unexpected: tuple[str, ...] = ()
     """Names in the file that the model does not have."""
     reshaped: tuple[str, ...] = ()
-    """Names of another shape, each with both shapes."""
+    """Names of another shape or type, each with both; numbers with a point fit each other in any precision."""
     misplaced: tuple[str, ...] = ()
     """Names whose layer computes something else here than where it was trained."""
 
@@ -44,7 +45,7 @@ class Weights:
         kinds = (
             ("missing", self.missing),
             ("unexpected", self.unexpected),
-            ("of another shape", self.reshaped),
+            ("of another shape or type", self.reshaped),
             ("trained with a stride where this network pools (its -strided twin does not)", self.misplaced),
         )
         return "; ".join(f"{len(names)} {kind}: {_first(names)}" for kind, names in kinds if names)
@@ -92,6 +93,7 @@ def _read(file: Path) -> dict[str, Tensor]:
         return load_file(file)
     if file.suffix not in (".pth", ".pt"):
         raise ModelError(f"cannot load weights from '{file}': expected a file ending in .safetensors, .pth or .pt")
+    _check_stored(file)
     content = torch.load(file, map_location="cpu", weights_only=True)
     for key in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -99,6 +101,18 @@ def _read(file: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ModelError(f"cannot load weights from '{file}': expected a state dict, a map from names to tensors")
     return {str(name): value for name, value in content.items()}
+
+
+def _check_stored(file: Path) -> None:
+    """Checks that an archive is no larger inside than outside, before anything of it is held in memory.
+
+    Raises:
+        ValueError: Parts of it are compressed, which torch never does.
+    """
+    if zipfile.is_zipfile(file):  # files from before torch 1.6 are no archives
+        with zipfile.ZipFile(file) as archive:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                raise ValueError("it is a compressed archive")
 
 
 def _fit(found: dict[str, Tensor], model: nn.Module) -> Weights:
@@ -109,17 +123,25 @@ def _fit(found: dict[str, Tensor], model: nn.Module) -> Weights:
         misplaced = pooled_shortcuts(model)
         found = renamed(found, halved_by="pool" if misplaced else "stride")
     known = [name for name in expected if name in found]
+    misfits = {name: _misfit(found[name], expected[name]) for name in known}
     return Weights(
-        tensors={name: found[name] for name in known if found[name].shape == expected[name].shape},
+        tensors={name: found[name] for name in known if not misfits[name]},
         missing=tuple(name for name in expected if name not in found),
         unexpected=tuple(name for name in found if name not in expected),
-        reshaped=tuple(
-            f"{name} has shape {list(found[name].shape)}, expected {list(expected[name].shape)}"
-            for name in known
-            if found[name].shape != expected[name].shape
-        ),
+        reshaped=tuple(f"{name} {misfit}" for name, misfit in misfits.items() if misfit),
         misplaced=misplaced,
     )
+
+
+def _misfit(found: Tensor, expected: Tensor) -> str:
+    """What keeps a tensor from being another's value; empty if nothing does."""
+    if found.shape != expected.shape:
+        return f"has shape {list(found.shape)}, expected {list(expected.shape)}"
+    if found.dtype != expected.dtype and not (found.is_floating_point() and expected.is_floating_point()):
+        return f"has type {found.dtype}, expected {expected.dtype}"
+    if found.layout != torch.strided:
+        return f"is {found.layout}, expected {torch.strided}"
+    return ""
 
 
 def _without_prefixes(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:

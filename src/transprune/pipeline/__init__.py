@@ -3,7 +3,7 @@
 from transprune.pipeline.frontier import run_frontier
 from transprune.pipeline.measuring import measure_step, show_measurements
 from transprune.pipeline.results import show_architecture, show_results, show_space, space_as_json
-from transprune.pipeline.run import Run, RunOptions, logging_to, open_run, prepare
+from transprune.pipeline.run import Run, RunOptions, Safety, logging_to, open_run, prepare, resume_run
 from transprune.pipeline.steps import (
     distill_step,
     evaluate_step,
@@ -12,11 +12,13 @@ from transprune.pipeline.steps import (
     run_all,
     search_step,
     teach_step,
+    write_any_report,
 )
 
 __all__ = [
     "Run",
     "RunOptions",
+    "Safety",
     "distill_step",
     "evaluate_step",
     "export_step",
@@ -25,6 +27,7 @@ __all__ = [
     "open_run",
     "prepare",
     "report_step",
+    "resume_run",
     "run_all",
     "run_frontier",
     "search_step",
@@ -34,4 +37,5 @@ __all__ = [
     "show_space",
     "space_as_json",
     "teach_step",
+    "write_any_report",
 ]

@@ -42,9 +42,10 @@ def run_frontier(run: Run, *, overwrite: bool = False) -> None:
         share_step(run)
     folders = []
     for budgets in points(run.options.budget):
-        searched, uniform = (_point(run, budgets, ending, overwrite) for ending in ("", "-uniform"))
-        _finish(searched, is_uniform=False)
-        _finish(uniform, is_uniform=True)
+        with _point(run, budgets, "", overwrite) as searched:
+            _finish(searched, is_uniform=False)
+        with _point(run, budgets, "-uniform", overwrite) as uniform:
+            _finish(uniform, is_uniform=True)
         folders.append((searched.folder, uniform.folder))
     run.folder.write_json("frontier.json", frontier_record(run.folder, folders))
     write_frontier(run.folder)
@@ -57,17 +58,10 @@ def share_step(run: Run) -> None:
         return
     options = run.options
     model = load_teacher(run) if options.search.start == "model" else run.model
-    with run.phase("supernet"), run.epochs("supernet", options.search.epochs) as on_epoch:
-        weights = train_shared(
-            model,
-            run.data,
-            options.search,
-            space=run.space,
-            seed=options.seed,
-            device=run.device,
-            on_epoch=on_epoch,
-        )
+    with run.training("supernet", options.search.epochs) as training:
+        weights = train_shared(model, run.data, options.search, space=run.space, **training)
     run.folder.write_tensors("shared.safetensors", weights)
+    run.checkpoints.clear()
 
 
 def point_options(options: RunOptions, budgets: tuple[str, ...]) -> RunOptions:
@@ -88,7 +82,11 @@ def _point(run: Run, budgets: tuple[str, ...], ending: str, overwrite: bool) -> 
     """The run of one point, with what it shares."""
     name = "-".join(budgets).replace("=", "-") + ending
     point = prepare(
-        point_options(run.options, budgets), Path(run.folder.path, name), device=str(run.device), overwrite=overwrite
+        point_options(run.options, budgets),
+        Path(run.folder.path, name),
+        device=str(run.device),
+        overwrite=overwrite,
+        safety=replace(run.safety, max_minutes=run.checkpoints.minutes_left()),
     )
     for file in ("teacher.safetensors", "shared.safetensors"):
         if not point.folder.has(file):

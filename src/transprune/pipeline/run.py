@@ -6,13 +6,13 @@ import copy
 import itertools
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Self, TypedDict, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from transprune.analysis.inspection import Dimensions, inspect
 from transprune.budget import Budget, points
 from transprune.costs import COSTS, Cost
 from transprune.data import AugmentationName, ImageData, load_data
-from transprune.errors import ModelError, OptionError, RunFolderError
+from transprune.errors import ModelError, OptionError, RunFolderError, StoppedError
 from transprune.latency.cache import load_model, model_json
 from transprune.latency.measuring import LatencyMeasurement, trusted_latency
 from transprune.latency.options import LatencyOptions
@@ -31,7 +31,11 @@ from transprune.networks.models import build_model
 from transprune.networks.weights import Weights, load_weights
 from transprune.numerics.structures import outline
 from transprune.presets import StudentStart
+from transprune.records import read_record
 from transprune.runtime import (
+    CheckpointOptions,
+    Checkpoints,
+    FolderLock,
     Journal,
     RunFolder,
     attach_run_log,
@@ -43,7 +47,9 @@ from transprune.runtime import (
 )
 from transprune.space import SearchSpace
 from transprune.training.bilevel import SearchOptions
+from transprune.training.divergence import Policy
 from transprune.training.fitting import DistillationOptions, TrainingOptions
+from transprune.training.looping import EpochCallback
 from transprune.training.tasks import each_logits
 
 log = logging.getLogger("transprune.run")
@@ -80,45 +86,82 @@ class RunOptions:
         """Reads what `asdict` gave to `config.toml`.
 
         Raises:
-            RunFolderError: A key is unknown or missing.
+            RunFolderError: A key is unknown or missing, or a value is of another type or out of range.
         """
-        parts = {
-            "teacher": TrainingOptions,
-            "search": SearchOptions,
-            "distill": DistillationOptions,
-            "latency": LatencyOptions,
-        }
         try:
-            nested = {name: kind(**_as_declared(kind, config[name])) for name, kind in parts.items()}
-            rest = {key: value for key, value in config.items() if key not in parts}
-            return cls(**_as_declared(cls, rest), **nested)
-        except (KeyError, TypeError, OptionError) as error:
+            return read_record(cls, _with_nones(cls, config))
+        except (ValueError, TypeError) as error:
             raise RunFolderError(
                 f"cannot read '{folder / 'config.toml'}': {error}; expected the file as `transprune run` wrote it"
             ) from error
 
 
-def _as_declared(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """TOML has no None and no tuples: a missing field that may be None is None, and lists become tuples."""
-    may_be_none = {item.name for item in fields(kind) if "None" in str(item.type)}
-    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return {**dict.fromkeys(may_be_none), **plain}
+def _with_nones(kind: Any, values: Any) -> Any:
+    """TOML has no None: a missing field that may be None is None."""
+    if not isinstance(values, Mapping):
+        return values
+    hints = get_type_hints(kind)
+    found = {name: _with_nones(hint, values.get(name)) for name, hint in hints.items() if is_dataclass(hint)}
+    may_be_none = [name for name, hint in hints.items() if type(None) in get_args(hint)]
+    return {**dict.fromkeys(may_be_none), **values, **found}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Safety(CheckpointOptions):
+    """What happens when something happens; it decides nothing about the result of a run that is left alone."""
+
+    on_divergence: Policy = "stop"
+    """What to do about a loss or a gradient that is not finite: stop, or skip the step."""
+
+
+class Training(TypedDict):
+    """What the loops of `train`, `search` and `distill` get from a run."""
+
+    seed: int
+    device: torch.device
+    on_epoch: EpochCallback
+    checkpoints: Checkpoints
+    on_divergence: Policy
 
 
 class Run:
-    """A run folder with what its steps need: options, data, model and journal.
+    """A run folder with what its steps need: options, data, model, journal and checkpoints.
+
+    No other process can use the folder until `close`, which the end of a `with` block calls.
 
     Args:
         folder: The folder.
         options: What decides the run.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        safety: When to write checkpoints, when to stop, and what to do about numbers that are not finite.
+        lock: Holds the folder.
     """
 
-    def __init__(self, folder: RunFolder, options: RunOptions, device: str) -> None:
+    def __init__(
+        self, folder: RunFolder, options: RunOptions, device: str, safety: Safety | None, lock: FolderLock
+    ) -> None:
         self.folder = folder
         self.options = options
         self.device = choose_device(device)
+        self.safety = safety or Safety()
         self.journal = Journal(folder.file("journal.jsonl"))
+        self.checkpoints = Checkpoints(
+            folder.path,
+            self.safety,
+            go_on=f"give the same command again, or `transprune run --resume {folder.path}`",
+        )
+        self._lock = lock
+        folder.tidy()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets other processes use the folder."""
+        self._lock.release()
 
     @cached_property
     def data(self) -> ImageData:
@@ -157,20 +200,44 @@ class Run:
         return torch.zeros(1, *self.data.image_size)
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Records the beginning and end of a phase, with its duration."""
-        started = perf_counter()
-        self.journal.record("phase", phase=name, status="begin", device=str(self.device))
+    def phase(self, name: str, *, earlier: float = 0.0, **details: Any) -> Iterator[None]:
+        """Records the beginning and end of a phase, with its duration.
+
+        Args:
+            name: The phase.
+            earlier: Seconds that it took before it was interrupted.
+            details: What else to record at its beginning.
+        """
+        started = perf_counter() - earlier
+        self.journal.record("phase", phase=name, status="begin", device=str(self.device), **details)
         log.info("%s: begins on %s", name, self.device)
-        yield
+        try:
+            yield
+        except StoppedError as error:
+            self.journal.record("phase", phase=name, status="stopped", reason=error.reason)
+            raise
         seconds = perf_counter() - started
         self.journal.record("phase", phase=name, status="end", seconds=seconds)
         log.info("%s: done in %.1f s", name, seconds)
 
     @contextmanager
-    def epochs(self, name: str, epochs: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-        """Gives a callback that records every epoch and shows its figures."""
-        with epoch_progress(name, epochs) as progress:
+    def training(self, name: str, epochs: int) -> Iterator[Training]:
+        """A phase of epochs: gives what `train`, `search` and `distill` need to record it and to go on with it.
+
+        What a journal says of epochs behind the last checkpoint is removed: they are run again.
+        """
+        state = self.checkpoints.find(name) or {"epoch": 1, "steps": 0, "total_seconds": 0.0}
+        done, steps = state["epoch"] - 1, state["steps"]
+        is_resumed = done > 0 or steps > 0
+        self.journal.forget(lambda entry: is_epoch(entry, name) and entry["epoch"] > done)
+        details = {"resumed": {"epoch": state["epoch"], "step": steps}} if is_resumed else {}
+        if is_resumed:
+            log.info("%s: goes on in epoch %d after step %d", name, state["epoch"], steps)
+        with (
+            self.phase(name, earlier=state["total_seconds"], **details),
+            epoch_progress(name, epochs) as progress,
+        ):
+            progress.advance(steps=done)
 
             def on_epoch(figures: Mapping[str, Any]) -> None:
                 self.journal.record("epoch", **figures)
@@ -178,7 +245,13 @@ class Run:
                 log.info("%s: epoch %d of %d: %s", name, figures["epoch"], epochs, text)
                 progress.advance(text)
 
-            yield on_epoch
+            yield {
+                "seed": self.options.seed,
+                "device": self.device,
+                "on_epoch": on_epoch,
+                "checkpoints": self.checkpoints,
+                "on_divergence": self.safety.on_divergence,
+            }
 
     def decide(self, what: str, why: str, **details: Any) -> None:
         """Records a decision."""
@@ -193,6 +266,11 @@ class Run:
     def read_journal(self) -> list[dict[str, Any]]:
         """All entries so far."""
         return read_journal(self.folder.file("journal.jsonl"))
+
+
+def is_epoch(entry: Mapping[str, Any], phase: str) -> bool:
+    """Whether a record of a journal tells of an epoch of a phase."""
+    return entry.get("event") == "epoch" and entry.get("phase") == phase and isinstance(entry.get("epoch"), int)
 
 
 def describe(figures: Mapping[str, Any]) -> str:
@@ -212,7 +290,15 @@ def describe(figures: Mapping[str, Any]) -> str:
     return "  ".join(parts)
 
 
-def prepare(options: RunOptions, out: str | Path, *, device: str = "auto", overwrite: bool = False) -> Run:
+def prepare(
+    options: RunOptions,
+    out: str | Path,
+    *,
+    device: str = "auto",
+    overwrite: bool = False,
+    resume: bool = False,
+    safety: Safety | None = None,
+) -> Run:
     """Checks everything that can be checked before any training, then makes the run folder.
 
     Args:
@@ -220,10 +306,16 @@ def prepare(options: RunOptions, out: str | Path, *, device: str = "auto", overw
         out: The run folder.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         overwrite: Start anew where the folder holds a run.
+        resume: Go on with the run in the folder; without it, one that is there is taken up, else one begins.
+        safety: When to write checkpoints, when to stop, and what to do about numbers that are not finite.
 
     Raises:
         TranspruneError: Model, data, weights, budget, options or folder cannot be used.
     """
+    if resume and overwrite:
+        raise OptionError("cannot use --resume with --overwrite: one goes on with a run, the other removes it")
+    if resume:
+        RunFolder.open(out)
     chosen = choose_device(device)
     budgets = [Budget.parse(text) for text in dict.fromkeys(itertools.chain(*points(options.budget)))]
     data = _data(options)
@@ -245,8 +337,9 @@ def prepare(options: RunOptions, out: str | Path, *, device: str = "auto", overw
         measured = trusted_latency(model, space, example, options.latency, device=chosen)
         costs = {**COSTS, "latency": measured.model}
     check_attainable(space, [budget.limit(space, costs) for budget in budgets])
+    lock = FolderLock(Path(out))
     folder = RunFolder.create(out, asdict(options), overwrite=overwrite)
-    run = Run(folder, options, str(chosen))
+    run = Run(folder, options, str(chosen), safety, lock)
     run.data, run.model, run.given_weights, run.space = data, model, weights, space
     folder.write_json("environment.json", environment())
     folder.write_json("space.json", space.to_json())
@@ -290,27 +383,46 @@ def _record_latency(run: Run, measured: LatencyMeasurement) -> None:
     )
 
 
-def open_run(path: str | Path, *, device: str = "auto", is_frontier: bool = False) -> Run:
+def open_run(path: str | Path, *, device: str = "auto", safety: Safety | None = None) -> Run:
     """Takes up the run in a folder.
 
     Args:
         path: The folder.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        is_frontier: Whether it may hold a frontier.
+        safety: When to write checkpoints, when to stop, and what to do about numbers that are not finite.
 
     Raises:
-        RunFolderError: The folder is missing, holds no run, or holds a frontier where a single run is wanted.
+        RunFolderError: The folder is missing, holds no run, holds a frontier, or another process is at work on it.
     """
     folder = RunFolder.open(path)
-    run = Run(folder, RunOptions.from_config(folder.config, folder.path), device)
-    if run.is_frontier and not is_frontier:
+    options = read_options(folder)
+    if len(points(options.budget)) > 1:
         runs = sorted(path.parent.name for path in folder.path.glob("*/config.toml"))
         raise RunFolderError(
             f"cannot do this step in '{folder.path}': it holds a frontier of several runs; name one of them, such as "
             f"'{folder.path / (runs[0] if runs else '...')}' ({', '.join(runs) or 'none has begun'})"
         )
+    run = Run(folder, options, device, safety, FolderLock(folder.path))
     run.journal.record("start", command=" ".join(["transprune", *sys.argv[1:]]), version=__version__)
     return run
+
+
+def resume_run(path: str | Path, *, device: str = "auto", safety: Safety | None = None) -> Run:
+    """Goes on with the run in a folder as the command that began it would.
+
+    Raises:
+        TranspruneError: The folder is missing or holds no run, or as `prepare`.
+    """
+    return prepare(read_options(RunFolder.open(path)), path, device=device, safety=safety)
+
+
+def read_options(folder: RunFolder) -> RunOptions:
+    """What decides the run in a folder.
+
+    Raises:
+        RunFolderError: Its config.toml is malformed.
+    """
+    return RunOptions.from_config(folder.config, folder.path)
 
 
 def _data(options: RunOptions) -> ImageData:

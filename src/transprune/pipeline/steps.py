@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from torch import Tensor, nn
 
 from transprune.analysis.friendliness import friendliness
 from transprune.analysis.measurement import count_macs, measure_latencies
 from transprune.architecture import Architecture
-from transprune.budget import parse_budgets
+from transprune.budget import parse_budgets, points
 from transprune.data import make_loader
 from transprune.delivery.examples import examples_record
 from transprune.delivery.frontier import write_frontier
@@ -24,8 +25,8 @@ from transprune.networks.shrinking import shrink
 from transprune.networks.sorting import sort_channels
 from transprune.networks.traced import TracedNetwork
 from transprune.pipeline.results import network_figures, show_results
-from transprune.pipeline.run import Run, log, logging_to
-from transprune.runtime import seeded
+from transprune.pipeline.run import Run, log, logging_to, read_options
+from transprune.runtime import RunFolder, seeded
 from transprune.training.answers import answers
 from transprune.training.evaluation import evaluate
 from transprune.training.fitting import distill, estimate_statistics, train
@@ -51,13 +52,15 @@ def teach_step(run: Run) -> None:
     """The teacher: given weights, or the unpruned network trained on the labels, from what fits of given weights."""
     if _is_done(run, "teacher.safetensors"):
         return
-    with run.phase("teacher"):
-        teacher = _given_teacher(run)
-        if run.given_weights is None or not run.given_weights.is_whole:
-            options = run.options.teacher
-            with run.epochs("teacher", options.epochs) as on_epoch:
-                teacher = train(teacher, run.data, options, seed=run.options.seed, device=run.device, on_epoch=on_epoch)
+    options = run.options.teacher
+    if run.given_weights is not None and run.given_weights.is_whole:
+        with run.phase("teacher"):
+            teacher = _given_teacher(run)
+    else:
+        with run.training("teacher", options.epochs) as training:
+            teacher = train(_given_teacher(run), run.data, options, **training)
     run.folder.write_tensors("teacher.safetensors", teacher.state_dict())
+    run.checkpoints.clear()
 
 
 def _given_teacher(run: Run) -> nn.Module:
@@ -85,18 +88,8 @@ def search_step(run: Run) -> None:
         return
     options = run.options
     model = _search_start(run)
-    with run.phase("search"), run.epochs("search", options.search.epochs) as on_epoch:
-        found = search(
-            model,
-            run.data,
-            options.budget,
-            options.search,
-            space=run.space,
-            costs=run.costs,
-            seed=options.seed,
-            device=run.device,
-            on_epoch=on_epoch,
-        )
+    with run.training("search", options.search.epochs) as training:
+        found = search(model, run.data, options.budget, options.search, space=run.space, costs=run.costs, **training)
     _explain(run, found)
     if options.student == "supernet":
         run.folder.write_tensors("supernet.safetensors", found.weights)
@@ -127,6 +120,7 @@ def write_architecture(run: Run, architecture: Architecture) -> None:
             "preprocessing": {"mean": list(run.data.mean), "std": list(run.data.std)},
         },
     )
+    run.checkpoints.clear()
 
 
 def _explain(run: Run, found: SearchResult) -> None:
@@ -162,17 +156,10 @@ def distill_step(run: Run) -> None:
     student = _untrained_student(run)
     if isinstance(student, TracedNetwork):
         run.decide("The student runs the operators that were traced", student.reason)
-    with run.phase("distill"), run.epochs("distill", run.options.distill.epochs) as on_epoch:
-        student = distill(
-            student,
-            teacher,
-            run.data,
-            run.options.distill,
-            seed=run.options.seed,
-            device=run.device,
-            on_epoch=on_epoch,
-        )
+    with run.training("distill", run.options.distill.epochs) as training:
+        student = distill(student, teacher, run.data, run.options.distill, **training)
     run.folder.write_tensors("student.safetensors", student.state_dict())
+    run.checkpoints.clear()
 
 
 def _untrained_student(run: Run) -> nn.Module:
@@ -282,6 +269,18 @@ def report_step(run: Run) -> None:
         return
     path = write_report(run.folder.path)
     log.info("report: wrote %s", path)
+
+
+def write_any_report(path: str | Path) -> Path:
+    """Writes the report of a run or of a frontier, also while another process is at work on it.
+
+    Raises:
+        RunFolderError: The folder holds no run, or nothing to report yet.
+    """
+    folder = RunFolder.open(path)
+    if len(points(read_options(folder).budget)) > 1:
+        return write_frontier(folder)
+    return write_report(folder.path)
 
 
 def load_teacher(run: Run) -> nn.Module:

@@ -1,27 +1,45 @@
-"""Run folders, journal, log, progress, environment and seeds; knows no machine learning."""
+"""Run folders, checkpoints, journal, log, progress, environment and seeds; knows no machine learning."""
 
+from transprune.runtime.checkpoint import CheckpointOptions, Checkpoints
 from transprune.runtime.environment import environment
+from transprune.runtime.interruption import Terminated, raising_on_sigterm
 from transprune.runtime.journal import Journal, read_journal
+from transprune.runtime.lock import FolderLock
 from transprune.runtime.log import attach_run_log
 from transprune.runtime.plain import to_plain
 from transprune.runtime.progress import EpochProgress, epoch_progress, track
 from transprune.runtime.run_folder import RUN_FILES, RunFolder
-from transprune.runtime.seeds import choose_device, phase_seed, seeded
+from transprune.runtime.seeds import (
+    KeptGenerator,
+    choose_device,
+    phase_seed,
+    random_states,
+    seeded,
+    set_random_states,
+)
 from transprune.runtime.tables import print_table
 
 __all__ = [
     "RUN_FILES",
+    "CheckpointOptions",
+    "Checkpoints",
     "EpochProgress",
+    "FolderLock",
     "Journal",
+    "KeptGenerator",
     "RunFolder",
+    "Terminated",
     "attach_run_log",
     "choose_device",
     "environment",
     "epoch_progress",
     "phase_seed",
     "print_table",
+    "raising_on_sigterm",
+    "random_states",
     "read_journal",
     "seeded",
+    "set_random_states",
     "to_plain",
     "track",
 ]

@@ -12,7 +12,7 @@ from transprune.errors import RunFolderError
 
 StrPath = str | os.PathLike[str]
 
-_FULL = "free some space on that disk or choose a folder on another one with --out"
+_FULL = "free some space on that disk, and the same command goes on; or choose a folder on another one with --out"
 _FORBIDDEN = "give yourself the permission to that folder or choose another one with --out"
 _MISSING = "check the path, and whether the step that makes it was run"
 _ADVICE = {
@@ -48,8 +48,13 @@ def disk_errors(action: str, path: StrPath) -> Iterator[None]:
         ) from error
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, *, keep: Path | None = None) -> None:
     """Writes a file so that readers, also after a power cut, find the old content or the new, never a part.
+
+    Args:
+        path: The file.
+        content: All of it.
+        keep: A second name, which the old content gets once the new one is whole on the disk.
 
     Raises:
         RunFolderError: The file cannot be written: the disk is full, the folder is missing or read-only.
@@ -61,6 +66,8 @@ def write_atomically(path: Path, content: bytes) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+            if keep is not None and path.exists():
+                path.replace(keep)
             temporary.replace(path)
         except BaseException:
             with suppress(OSError):
@@ -69,8 +76,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         _sync_folder(path.parent)
 
 
-def leftovers(folder: Path, name: str) -> list[Path]:
-    """Temporary files of `name` that a killed process could not remove."""
+def leftovers(folder: Path, name: str = "*") -> list[Path]:
+    """Temporary files of `name` (of any, without one) that a killed process could not remove."""
     return sorted(folder.glob(f".{name}.*.tmp"))
 
 
@@ -80,9 +87,15 @@ def _sync_folder(folder: Path) -> None:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:  # some network disks cannot do it
-            raise
+        sync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync(descriptor: int) -> None:
+    """Waits until what was written is on the disk; some network disks and devices cannot do it."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
+            raise

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from transprune.errors import OptionError, RunFolderError
-from transprune.runtime.files import StrPath, disk_errors
+from transprune.runtime.files import StrPath, disk_errors, sync, write_atomically
 from transprune.runtime.plain import to_plain
 
 
@@ -29,7 +30,7 @@ class Journal:
         """The file, which earlier records may be in already; None keeps records in memory only."""
         self.entries: list[dict[str, Any]] = []
         """What was recorded through this object."""
-        self._is_mended = False
+        self._is_whole = False
 
     def record(self, event: str, **fields: Any) -> None:
         """Adds a record with the current time.
@@ -57,13 +58,30 @@ class Journal:
             self._append(self.path, line)
         self.entries.append(entry)
 
+    def forget(self, is_stale: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Removes records, such as those of epochs that will be run again.
+
+        Raises:
+            RunFolderError: The file cannot be read or written, or is malformed.
+        """
+        self.entries = [entry for entry in self.entries if not is_stale(entry)]
+        if self.path is None or not self.path.exists():
+            return
+        entries = read_journal(self.path)
+        kept = [entry for entry in entries if not is_stale(entry)]
+        if len(kept) < len(entries):
+            write_atomically(self.path, "".join(f"{json.dumps(entry)}\n" for entry in kept).encode())
+
     def _append(self, path: Path, line: str) -> None:
         with disk_errors("write", path):
-            if not self._is_mended:
+            if not self._is_whole:
                 _mend_end(path)
-                self._is_mended = True
+            self._is_whole = False  # until the whole line is there
             with path.open("a", encoding="utf-8", newline="\n") as file:
                 file.write(line + "\n")
+                file.flush()
+                sync(file.fileno())
+            self._is_whole = True
 
 
 def read_journal(path: StrPath) -> list[dict[str, Any]]:

@@ -9,18 +9,22 @@ from typing import Any
 
 from torch import Tensor
 
-from transprune.errors import RunFolderError
+from transprune.errors import RunFolderError, newer_format
+from transprune.runtime.checkpoint import CHECKPOINT_FILES
 from transprune.runtime.configuration import HEADER, differences, read_toml, to_toml
 from transprune.runtime.files import StrPath, disk_errors, leftovers, write_atomically
 from transprune.runtime.plain import to_plain
 from transprune.runtime.tensors import decode_tensors, encode_tensors
 
 CONFIG_FILE = "config.toml"
+FORMAT = 1
+"""What a run folder is laid out like; `format` in config.toml, and 1 where that is missing."""
 RUN_FILES = (
     CONFIG_FILE,
     "environment.json",
     "journal.jsonl",
     "run.log",
+    *CHECKPOINT_FILES,
     "teacher.safetensors",
     "shared.safetensors",
     "supernet.safetensors",
@@ -68,11 +72,11 @@ class RunFolder:
             OptionError: A value of `config` is of a kind that TOML cannot hold.
         """
         folder = cls(path)
-        text = to_toml(config)
+        text = to_toml({"format": FORMAT, **config})
         with disk_errors("make the run folder", folder.path):
             folder.path.mkdir(parents=True, exist_ok=True)
         if folder.has(CONFIG_FILE) and not overwrite:
-            folder._check_same_run(read_toml(text.encode()))
+            folder._check_same_run(config)
             return folder
         if folder.has(CONFIG_FILE):
             folder._remove_run()
@@ -102,12 +106,26 @@ class RunFolder:
         """The configuration as it stands in config.toml; a value that was None is missing.
 
         Raises:
-            RunFolderError: The file is missing or malformed.
+            RunFolderError: The file is missing or malformed, or of a newer format.
         """
         try:
-            return read_toml(self._read(CONFIG_FILE))
-        except ValueError as error:
+            config = read_toml(self._read(CONFIG_FILE))
+        except (ValueError, RecursionError) as error:
             raise self._malformed(CONFIG_FILE, "TOML", error) from error
+        found = config.pop("format", FORMAT)
+        if found != FORMAT:
+            raise RunFolderError(f"cannot use the run folder '{self.path}': {newer_format(found, FORMAT)}")
+        return config
+
+    def tidy(self) -> None:
+        """Removes what killed processes left half written; only for who holds the folder's lock.
+
+        Raises:
+            RunFolderError: The folder cannot be written.
+        """
+        for path in leftovers(self.path):
+            with disk_errors("remove", path):
+                path.unlink(missing_ok=True)
 
     def file(self, name: str) -> Path:
         """The path of a file of this run, whether it is there or not."""
@@ -143,7 +161,7 @@ class RunFolder:
         """
         try:
             return json.loads(self._read(name))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise self._malformed(name, "JSON", error) from error
 
     def read_tensors(self, name: str) -> dict[str, Tensor]:
@@ -199,14 +217,14 @@ class RunFolder:
         with disk_errors("read", self.file(name)):
             return self.file(name).read_bytes()
 
-    def _malformed(self, name: str, kind: str, error: ValueError) -> RunFolderError:
+    def _malformed(self, name: str, kind: str, error: Exception) -> RunFolderError:
         return RunFolderError(
             f"cannot read '{self.file(name)}': it is no valid {kind} ({error}); "
             "repair it, or repeat the run with --overwrite"
         )
 
     def _check_same_run(self, wanted: Mapping[str, Any]) -> None:
-        lines = differences(self.config, wanted)
+        lines = differences(self.config, read_toml(to_toml(wanted).encode()))
         if lines:
             raise RunFolderError(
                 f"cannot use the run folder '{self.path}': it holds a run with another configuration\n  "

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 
 from transprune.errors import OptionError
+
+log = logging.getLogger("transprune.run")
 
 _DEVICE = re.compile(r"cpu|cuda(?::(?P<index>\d+))?")
 
@@ -45,6 +49,47 @@ def seeded(seed: int, phase: str) -> Iterator[int]:
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
+
+
+def random_states() -> dict[str, Any]:
+    """Where the generators of `random`, numpy and torch (CPU and CUDA) stand."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": (str(kind), torch.from_numpy(np.asarray(keys)), int(position), int(has_gauss), float(gauss)),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_states(states: Mapping[str, Any]) -> None:
+    """Puts the generators where `random_states` found them; CUDA devices that are not here now are left out."""
+    random.setstate(states["python"])
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, keys.numpy(), *rest))
+    torch.set_rng_state(states["torch"])
+    present = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for index, state in enumerate(states["cuda"][:present]):
+        torch.cuda.set_rng_state(state, index)
+
+
+class KeptGenerator:
+    """The state of a generator, as a part of what a loop keeps."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Where the generator stands."""
+        return {"state": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Puts the generator there; one of another kind of device is seeded from the state instead."""
+        if len(state["state"]) == len(self.generator.get_state()):
+            self.generator.set_state(state["state"])
+            return
+        log.warning("going on on another kind of device: random numbers differ from those of one run alone")
+        self.generator.manual_seed(int.from_bytes(hashlib.sha256(state["state"].numpy().tobytes()).digest()[:4]))
 
 
 def choose_device(name: str = "auto") -> torch.device:

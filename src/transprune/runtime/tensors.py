@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -34,14 +35,25 @@ def decode_tensors(content: bytes) -> dict[str, Tensor]:
         raise ValueError(str(error)) from error
 
 
+def read_metadata(content: bytes) -> dict[str, str]:
+    """The texts beside the tensors of a safetensors file that `encode_tensors` wrote."""
+    metadata: dict[str, str] = _header(content)[0]["__metadata__"]
+    return metadata
+
+
+def _header(content: bytes) -> tuple[dict[str, Any], int]:
+    """The header, and where it ends: 8 bytes of its length, itself in JSON padded with blanks, then the tensors."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    return json.loads(content[8:end]), end
+
+
 def _with_sorted_metadata(content: bytes) -> bytes:
     """The same file with its metadata in alphabetical order.
 
     The library writes metadata in an order that changes from process to process, and equal runs are to leave equal
-    files. The layout is: 8 bytes of header length, the header in JSON padded with blanks, the tensors.
+    files.
     """
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:end])
+    header, end = _header(content)
     header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

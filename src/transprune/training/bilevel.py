@@ -6,7 +6,6 @@ Source: Dong & Yang, 2019, arXiv:1905.09717, section 3.2 and Algorithm 1.
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,10 +27,13 @@ from transprune.networks.supernet import Supernet
 from transprune.numerics.alignment import ALIGNMENTS, Alignment
 from transprune.numerics.annealing import Schedule, anneal
 from transprune.numerics.penalty import budget_penalty
+from transprune.runtime import KeptGenerator
 from transprune.space import SearchSpace
-from transprune.training.evaluation import Evaluation, Meter, evaluate_batches, evaluation_mode
+from transprune.training.divergence import Policy
+from transprune.training.evaluation import Evaluation, evaluate_batches, evaluation_mode
 from transprune.training.feeding import Batch, Data, example_of, search_feeds
-from transprune.training.fitting import at_least, check_finite, check_first_loss, cosine_schedule, sgd
+from transprune.training.fitting import at_least, check_first_loss, cosine_schedule, sgd
+from transprune.training.looping import Loop
 from transprune.training.tasks import Task, classification
 
 
@@ -117,11 +119,11 @@ class SearchOptions:
             raise OptionError(f"cannot search with importance={self.importance!r}; expected magnitude or none")
 
 
-class Bilevel:
+class Bilevel(Loop):
     """A search in progress: a supernet, its architecture parameters, an optimizer for each, and two parts of the data.
 
-    `step_weights` and `step_architecture` are the two halves of an iteration; use them in a loop of your own, or
-    `run_epoch` for a whole pass. See `search` for the arguments.
+    `step_weights` and `step_architecture` are the two halves of an iteration; use them in a loop of your own,
+    `run_epoch` for a whole pass, or `run` for all. See `search` for the arguments.
     """
 
     def __init__(
@@ -136,9 +138,11 @@ class Bilevel:
         device: torch.device,
         task: Task | None = None,
         importance: Importance | None = None,
+        phase: str = "search",
+        on_divergence: Policy = "stop",
     ) -> None:
         self.space, self.options, self.limits = space, options, tuple(limits)
-        self.task = task or classification()
+        task = task or classification()
         start, example = copy.deepcopy(model).cpu(), example_of(data)
         if options.start == "scratch":
             initialise(start)
@@ -150,13 +154,23 @@ class Bilevel:
         self.generator = torch.Generator(device).manual_seed(seed)
         feeds = search_feeds(
             data,
-            self.task,
+            task,
             batch_size=options.batch_size,
             weights_share=options.weights_share,
             seed=seed,
             device=device,
         )
+        super().__init__(
+            phase=phase,
+            epochs=options.epochs,
+            batches=feeds.weights,
+            task=task,
+            network=self.supernet,
+            device=device,
+            on_divergence=on_divergence,
+        )
         self.weight_batches, self.validation_batches = feeds.weights, feeds.validation
+        self._architecture_feed = feeds.architecture
         self.architecture_batches = _endless(feeds.architecture)
         self.weights = [parameter for parameter in self.supernet.parameters() if parameter.requires_grad]
         self.weight_optimizer = sgd(self.weights, options.learning_rate, options.momentum, options.weight_decay)
@@ -170,36 +184,28 @@ class Bilevel:
             weight_decay=options.architecture_weight_decay,
         )
 
-    def run_epoch(self, epoch: int) -> dict[str, Any]:
-        """One pass over the weights' part of the data, a step of the architecture after each step of the weights.
-
-        Args:
-            epoch: Which one, from 1.
-
-        Returns:
-            The figures of the epoch.
-        """
-        started = time.perf_counter()
-        temperature = self.temperature(epoch)
-        rate = self.weight_optimizer.param_groups[0]["lr"]
-        learns_architecture = epoch > self.options.architecture_after * self.options.epochs
-        meter = Meter(self.task)
-        for batch in self.weight_batches:
-            self.step_weights(batch, temperature, meter)
-            if learns_architecture:
-                self.step_architecture(next(self.architecture_batches), temperature)
-        trained = meter.evaluation()
-        check_finite(trained.loss, "search", epoch)
+    def parts(self) -> dict[str, Any]:
+        """Supernet and architecture parameters, their optimizers, the schedule, and what decides the candidates."""
         return {
-            "phase": "search",
-            "epoch": epoch,
-            "epochs": self.options.epochs,
-            **trained.headline(),
-            "temperature": temperature,
-            "learning_rate": rate,
-            **self._state(),
-            "seconds": time.perf_counter() - started,
+            "supernet": self.supernet,
+            "parameters": self.parameters,
+            "weight_optimizer": self.weight_optimizer,
+            "schedule": self.schedule,
+            "architecture_optimizer": self.architecture_optimizer,
+            "architecture_batches": self._architecture_feed,
+            "generator": KeptGenerator(self.generator),
         }
+
+    def learning_rate(self) -> float:
+        """The weights' learning rate in the next step."""
+        return float(self.weight_optimizer.param_groups[0]["lr"])
+
+    def step(self, batch: Batch) -> None:
+        """A step of the weights; then one of the architecture, once it learns."""
+        temperature = self.temperature(self.epoch)
+        self.step_weights(batch, temperature)
+        if self.epoch > self.options.architecture_after * self.options.epochs:
+            self.step_architecture(next(self.architecture_batches), temperature)
 
     def temperature(self, epoch: int) -> float:
         """The sampling temperature τ of an epoch (from 1)."""
@@ -216,27 +222,34 @@ class Bilevel:
             generator=self.generator,
         )
 
-    def step_weights(self, batch: Batch, temperature: float, meter: Meter) -> None:
+    def step_weights(self, batch: Batch, temperature: float) -> None:
         """One step of the weights, with the architecture parameters held."""
+        self.sentinel.remember()
         with torch.no_grad():
             selection = self.select(temperature)
         outputs = self.supernet(selection, *batch.inputs)
         loss = self.task.loss_of(outputs, batch.targets)
         if self.schedule.last_epoch == 0:
-            check_first_loss(loss, "search")
+            check_first_loss(loss, self.phase)
         self.weight_optimizer.zero_grad()
         loss.backward()
-        self.weight_optimizer.step()
+        gradients = [weight.grad for weight in self.weights]
+        if self.sentinel.passes(loss, gradients, lambda: self.supernet(selection, *batch.inputs)):
+            self.weight_optimizer.step()
+            self.meter.add(loss, outputs, batch)
         self.schedule.step()
-        meter.add(loss, outputs, batch)
 
     def step_architecture(self, batch: Batch, temperature: float) -> None:
         """One step of the architecture parameters, with the weights held; no gradient of a weight is computed."""
-        outputs = self.supernet(self.select(temperature), *batch.inputs)
+        self.sentinel.remember()
+        selection, learning = self.select(temperature), list(self.parameters.parameters())
+        outputs = self.supernet(selection, *batch.inputs)
         loss = self.task.loss_of(outputs, batch.targets) + self.options.penalty_weight * self.penalty()
         self.architecture_optimizer.zero_grad()
-        loss.backward(inputs=list(self.parameters.parameters()))
-        self.architecture_optimizer.step()
+        loss.backward(inputs=learning)
+        gradients = [parameter.grad for parameter in learning]
+        if self.sentinel.passes(loss, gradients, lambda: self.supernet(selection, *batch.inputs)):
+            self.architecture_optimizer.step()
 
     def penalty(self) -> Tensor:
         """How far the expected costs should move, from the costs of the most probable architecture.
@@ -263,7 +276,8 @@ class Bilevel:
         with evaluation_mode(self.supernet):
             return evaluate_batches(partial(self.supernet, selection), self.validation_batches, self.task)
 
-    def _state(self) -> dict[str, Any]:
+    def end_of_epoch(self) -> dict[str, Any]:
+        """Temperature, probabilities and costs, and figures of the most probable architecture."""
         probabilities = self.probabilities()
         likeliest = probabilities.most_probable(self.space)
         validated = self.validate(likeliest)
@@ -275,6 +289,7 @@ class Bilevel:
             costs[f"actual_{kind}"] = self.space.cost(limit.cost, likeliest)
             costs[f"target_{kind}"] = limit.most
         return {
+            "temperature": self.temperature(self.epoch),
             **{f"validation_{name}": value for name, value in validated.headline().items()},
             **costs,
             "entropy": self.parameters.entropy(),

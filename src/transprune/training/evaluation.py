@@ -60,6 +60,15 @@ class Meter:
             self._count(name, self._task.metric(name).measure(outputs, batch.targets), batch.samples)
         self._samples += batch.samples
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was counted so far."""
+        return {"sums": dict(self._sums), "samples": self._samples}
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Goes on from what `state_dict` gave."""
+        self._sums = {name: value.to(device) for name, value in state["sums"].items()}
+        self._samples = state["samples"]
+
     def evaluation(self) -> Evaluation:
         """The figures over all batches so far; NaN if there were none."""
         figures = {name: self._figure(name) for name in ("loss", *self._task.metrics)}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -20,8 +21,9 @@ from transprune.data import (
     no_batches,
     split_halves,
 )
-from transprune.errors import DataError
+from transprune.errors import DataError, ResourceError, TranspruneError
 from transprune.numerics.structures import on_device, outline, tensors_in
+from transprune.runtime import random_states, set_random_states
 from transprune.training.tasks import Task
 
 Data = ImageData | LoaderData
@@ -46,6 +48,9 @@ class Batch(NamedTuple):
 class Feed:
     """The batches of a loader, each taken apart by a task and moved to a device.
 
+    Each `iter` is the next epoch; after `load_state_dict` it is the rest of the epoch that was running. The place in an
+    epoch is counted in batches of the whole data, whoever computes them.
+
     Args:
         loader: Yields batches, anew for each `iter`.
         task: Says how to take them apart.
@@ -55,19 +60,85 @@ class Feed:
 
     def __init__(self, loader: Iterable[Any], task: Task, device: torch.device, part: str) -> None:
         self._loader, self._task, self._device, self._part = loader, task, device, part
+        self._epoch = 0
+        self._given = 0
+        self._start: Mapping[str, Any] | None = None
 
     def __len__(self) -> int:
-        """How many batches; a loader that does not say is read once to count."""
+        """How many batches; a loader that does not say is read once to count.
+
+        Raises:
+            DataError: There are none, or the loader fails.
+        """
         length = length_of(self._loader)
-        return sum(1 for _ in self) if length is None else length
+        if length is None:
+            with self._loading():
+                length = sum(1 for _ in self._loader)
+        if not length:
+            raise no_batches(self._part)
+        return length
 
     def __iter__(self) -> Iterator[Batch]:
-        is_empty = True
-        for batch in self._loader:
-            is_empty = False
-            yield on_device(self._apart(batch), self._device)
-        if is_empty:
-            raise no_batches(self._part)
+        try:
+            for batch in self._rest():
+                self._given += 1
+                yield on_device(self._apart(batch), self._device)
+            if not self._given:
+                raise no_batches(self._part)
+        finally:
+            self._epoch, self._given, self._start = self._epoch + 1, 0, None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next batch is to be found."""
+        own = [generator.get_state() for generator in _generators(self._loader)]
+        return {"epoch": self._epoch, "given": self._given, "start": self._start, "own": own}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Lets the next `iter` begin where `state_dict` was called."""
+        self._epoch, self._given, self._start = state["epoch"], state["given"], state["start"]
+        _set_own_states(self._loader, state["own"])
+
+    def _rest(self) -> Iterator[Any]:
+        """What is left of the running epoch."""
+        with self._loading():
+            batches = self._opened()
+        while True:
+            with self._loading():
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+            yield batch
+
+    @contextmanager
+    def _loading(self) -> Iterator[None]:
+        """Names the batch that cannot be loaded.
+
+        Raises:
+            DataError: The loader fails.
+            ResourceError: A process that loads data died.
+        """
+        try:
+            yield
+        except TranspruneError:
+            raise
+        except Exception as error:  # a user's loader may raise anything
+            raise _not_loaded(f"batch {self._given + 1} of the {self._part} loader", error) from error
+
+    def _opened(self) -> Iterator[Any]:
+        if isinstance(self._loader, Loader):
+            return self._loader.batches(self._epoch, first=self._given)
+        if self._start is None:
+            self._start = _loader_states(self._loader)
+            return iter(self._loader)
+        # A loader of the user's goes on only by beginning its epoch anew, as it began, and giving up what was given.
+        now = _loader_states(self._loader)
+        _set_loader_states(self._loader, self._start)
+        batches = iter(self._loader)
+        for _ in range(self._given):
+            next(batches)
+        _set_loader_states(self._loader, now)
+        return batches
 
     def _apart(self, batch: Any) -> Batch:
         try:
@@ -78,6 +149,43 @@ class Feed:
                 f"{error if isinstance(error, DataError) else repr(error)}"
             ) from error
         return Batch(inputs if isinstance(inputs, tuple) else (inputs,), targets)
+
+
+def worker_died(what: str, error: Exception) -> ResourceError | None:
+    """The error of a process that died while it loaded data; None if the error is another one."""
+    if "DataLoader worker" not in str(error):
+        return None
+    return ResourceError(
+        f"cannot load {what}: a process that loads data died ({str(error).splitlines()[0]}); the system may have "
+        "ended it because memory ran out: lower the batch size or the number of processes that load data"
+    )
+
+
+def _not_loaded(what: str, error: Exception) -> TranspruneError:
+    return worker_died(what, error) or DataError(
+        f"cannot load {what}: {type(error).__name__}: {error}; look at the data set and its transforms"
+    )
+
+
+def _loader_states(loader: Iterable[Any]) -> dict[str, Any]:
+    """The random states that a user's loader draws from: the common ones, and its own."""
+    return {**random_states(), "own": [generator.get_state() for generator in _generators(loader)]}
+
+
+def _set_loader_states(loader: Iterable[Any], states: Mapping[str, Any]) -> None:
+    set_random_states(states)
+    _set_own_states(loader, states["own"])
+
+
+def _set_own_states(loader: Iterable[Any], states: Sequence[Tensor]) -> None:
+    for generator, state in zip(_generators(loader), states, strict=True):
+        generator.set_state(state)
+
+
+def _generators(loader: Iterable[Any]) -> list[torch.Generator]:
+    """The generators that a `DataLoader` and its sampler were given."""
+    found = [getattr(owner, "generator", None) for owner in (loader, getattr(loader, "sampler", None))]
+    return [generator for generator in found if isinstance(generator, torch.Generator)]
 
 
 class SearchFeeds(NamedTuple):

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import copy
 import math
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from transprune.errors import DivergenceError, OptionError
 from transprune.numerics.annealing import warm_up_then_cosine
-from transprune.runtime import seeded
-from transprune.training.evaluation import Meter, evaluate_batches, evaluation_mode
+from transprune.runtime import Checkpoints, seeded
+from transprune.training.divergence import Policy
+from transprune.training.evaluation import evaluate_batches, evaluation_mode
 from transprune.training.feeding import Batch, Data, feed
+from transprune.training.looping import EpochCallback, Loop
 from transprune.training.tasks import Task, classification
-
-EpochCallback = Callable[[Mapping[str, Any]], None]
-"""Called after every epoch with its figures; see `docs/journal.md` for their names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +90,8 @@ def train(
     device: torch.device | str = "cpu",
     on_epoch: EpochCallback | None = None,
     phase: str = "teacher",
+    checkpoints: Checkpoints | None = None,
+    on_divergence: Policy = "stop",
 ) -> nn.Module:
     """Trains a copy of a network on the targets alone.
 
@@ -104,15 +104,25 @@ def train(
         device: Where to train.
         on_epoch: Called after every epoch.
         phase: What the epochs are called.
+        checkpoints: Where to keep what is needed to go on after an interruption, and to go on from if it is there;
+            None: nowhere.
+        on_divergence: What to do about a loss or a gradient that is not finite: `stop`, or `skip` the step.
 
     Raises:
         DataError: The data cannot be read, or a batch not be taken apart.
         OptionError: The task's loss or a metric gives something else than expected.
-        DivergenceError: The loss is not finite.
+        DivergenceError: The loss or a gradient is not finite.
+        ResourceError: Memory ran out, or a process that loads data died.
+        StoppedError: A signal or the time limit of the checkpoints ended it.
     """
     options, task = options or TrainingOptions(), task or classification()
+    place = torch.device(device)
     with seeded(seed, phase):
-        return _fit(network, None, data, options, task, seed=seed, device=device, on_epoch=on_epoch, phase=phase)
+        fit = Fit(
+            *(network, None, data, options, task), seed=seed, device=place, phase=phase, on_divergence=on_divergence
+        )
+        fit.run(checkpoints, on_epoch)
+    return fit.network.eval()
 
 
 def distill(
@@ -126,6 +136,8 @@ def distill(
     device: torch.device | str = "cpu",
     on_epoch: EpochCallback | None = None,
     phase: str = "distill",
+    checkpoints: Checkpoints | None = None,
+    on_divergence: Policy = "stop",
 ) -> nn.Module:
     """Trains a copy of a student on the targets and on a teacher's outputs (`transprune.numerics.distillation`).
 
@@ -139,67 +151,101 @@ def distill(
         device: Where to train.
         on_epoch: Called after every epoch.
         phase: What the epochs are called.
+        checkpoints: Where to keep what is needed to go on after an interruption, and to go on from if it is there;
+            None: nowhere.
+        on_divergence: What to do about a loss or a gradient that is not finite: `stop`, or `skip` the step.
 
     Raises:
         DataError: The data cannot be read, or a batch not be taken apart.
         OptionError: The task's loss or a metric gives something else than expected.
-        DivergenceError: The loss is not finite.
+        DivergenceError: The loss or a gradient is not finite.
+        ResourceError: Memory ran out, or a process that loads data died.
+        StoppedError: A signal or the time limit of the checkpoints ended it.
     """
     options, task = options or DistillationOptions(), task or classification()
-    with seeded(seed, phase):
-        return _fit(student, teacher, data, options, task, seed=seed, device=device, on_epoch=on_epoch, phase=phase)
-
-
-def _fit(
-    start: nn.Module,
-    teacher: nn.Module | None,
-    data: Data,
-    options: TrainingOptions,
-    task: Task,
-    *,
-    seed: int,
-    device: torch.device | str,
-    on_epoch: EpochCallback | None,
-    phase: str,
-) -> nn.Module:
-    network = copy.deepcopy(start).to(device)
-    loss_function = _loss_function(teacher, options, task, device)
     place = torch.device(device)
-    train_batches = feed(data, "train", task, batch_size=options.batch_size, seed=seed, device=place)
-    test_batches = feed(data, "test", task, batch_size=options.batch_size, seed=seed, device=place)
-    optimizer = sgd(network.parameters(), options.learning_rate, options.momentum, options.weight_decay)
-    schedule = cosine_schedule(optimizer, len(train_batches), options.epochs, options.warm_up_epochs)
-    for epoch in range(1, options.epochs + 1):
-        started = time.perf_counter()
-        network.train()
-        meter = Meter(task)
-        rate = optimizer.param_groups[0]["lr"]
-        for batch in train_batches:
-            outputs = network(*batch.inputs)
-            loss = loss_function(outputs, batch)
-            if schedule.last_epoch == 0:
-                check_first_loss(loss, phase)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            meter.add(loss, outputs, batch)
-        trained = meter.evaluation()
-        check_finite(trained.loss, phase, epoch)
-        figures: dict[str, Any] = {"phase": phase, "epoch": epoch, "epochs": options.epochs}
-        figures |= {**trained.headline(), "learning_rate": rate}
-        if epoch % options.evaluate_every == 0 or epoch == options.epochs:
-            with evaluation_mode(network):
-                tested = evaluate_batches(network, test_batches, task)
-            figures |= {f"test_{name}": value for name, value in tested.to_json().items()}
-        figures["seconds"] = time.perf_counter() - started
-        if on_epoch is not None:
-            on_epoch(figures)
-    return network.eval()
+    with seeded(seed, phase):
+        fit = Fit(
+            *(student, teacher, data, options, task), seed=seed, device=place, phase=phase, on_divergence=on_divergence
+        )
+        fit.run(checkpoints, on_epoch)
+    return fit.network.eval()
+
+
+class Fit(Loop):
+    """A network in training, with or without a teacher. See `train` and `distill` for the arguments."""
+
+    def __init__(
+        self,
+        start: nn.Module,
+        teacher: nn.Module | None,
+        data: Data,
+        options: TrainingOptions,
+        task: Task,
+        *,
+        seed: int,
+        device: torch.device,
+        phase: str,
+        on_divergence: Policy,
+    ) -> None:
+        self.network = copy.deepcopy(start).to(device)
+        batches, self.test_batches = (
+            feed(data, part, task, batch_size=options.batch_size, seed=seed, device=device) for part in PARTS
+        )
+        super().__init__(
+            phase=phase,
+            epochs=options.epochs,
+            batches=batches,
+            task=task,
+            network=self.network,
+            device=device,
+            on_divergence=on_divergence,
+        )
+        self.options = options
+        self.loss = _loss_function(teacher, options, task, device)
+        self.weights = list(self.network.parameters())
+        self.optimizer = sgd(self.weights, options.learning_rate, options.momentum, options.weight_decay)
+        self.schedule = cosine_schedule(self.optimizer, len(batches), options.epochs, options.warm_up_epochs)
+
+    def parts(self) -> dict[str, Any]:
+        """Network, optimizer and schedule."""
+        return {"network": self.network, "optimizer": self.optimizer, "schedule": self.schedule}
+
+    def learning_rate(self) -> float:
+        """The learning rate of the next step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def step(self, batch: Batch) -> None:
+        """One step of the weights."""
+        self.network.train()
+        self.sentinel.remember()
+        outputs = self.network(*batch.inputs)
+        loss = self.loss(outputs, batch)
+        if self.schedule.last_epoch == 0:
+            check_first_loss(loss, self.phase)
+        self.optimizer.zero_grad()
+        loss.backward()
+        gradients = [weight.grad for weight in self.weights]
+        if self.sentinel.passes(loss, gradients, lambda: self.network(*batch.inputs)):
+            self.optimizer.step()
+            self.meter.add(loss, outputs, batch)
+        self.schedule.step()
+
+    def end_of_epoch(self) -> dict[str, Any]:
+        """Figures on the test data, where they are due."""
+        if self.epoch % self.options.evaluate_every and self.epoch != self.epochs:
+            return {}
+        with evaluation_mode(self.network):
+            tested = evaluate_batches(self.network, self.test_batches, self.task)
+        return {f"test_{name}": value for name, value in tested.to_json().items()}
+
+
+PARTS: tuple[Literal["train"], Literal["test"]] = ("train", "test")
+"""The parts of the data that a network is trained and tested on."""
 
 
 def _loss_function(
-    teacher: nn.Module | None, options: TrainingOptions, task: Task, device: torch.device | str
+    teacher: nn.Module | None, options: TrainingOptions, task: Task, device: torch.device
 ) -> Callable[[Any, Batch], Tensor]:
     """The loss of the outputs for a batch."""
     if teacher is None or not isinstance(options, DistillationOptions) or task.ignores_teacher(options.weight):
@@ -250,20 +296,6 @@ def check_first_loss(loss: Tensor, phase: str) -> None:
         )
 
 
-def check_finite(loss: float, phase: str, epoch: int) -> None:
-    """Checks the mean loss of an epoch.
-
-    Raises:
-        DivergenceError: It is not a finite number.
-    """
-    if not math.isfinite(loss):
-        raise DivergenceError(
-            f"cannot go on with phase {phase!r}: the loss of epoch {epoch} is {loss}; "
-            f"lower the learning rate or lengthen the warm-up"
-        )
-
-
-@torch.no_grad()
 def estimate_statistics(
     network: nn.Module, data: Data, *, task: Task | None = None, batch_size: int = 256, seed: int = 0
 ) -> nn.Module:

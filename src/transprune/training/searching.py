@@ -19,11 +19,12 @@ from transprune.costs import COSTS, Cost
 from transprune.latency.measuring import trusted_latency
 from transprune.latency.options import LatencyOptions
 from transprune.networks.sorting import Importance
-from transprune.runtime import seeded
+from transprune.runtime import Checkpoints, seeded
 from transprune.space import SearchSpace
 from transprune.training.bilevel import Bilevel, SearchOptions
+from transprune.training.divergence import Policy
 from transprune.training.feeding import Data, example_of
-from transprune.training.fitting import EpochCallback
+from transprune.training.looping import EpochCallback
 from transprune.training.tasks import Task
 
 
@@ -69,6 +70,8 @@ def train_shared(
     seed: int = 0,
     device: torch.device | str = "cpu",
     on_epoch: EpochCallback | None = None,
+    checkpoints: Checkpoints | None = None,
+    on_divergence: Policy = "stop",
 ) -> dict[str, Tensor]:
     """Weights that serve every architecture, for several searches to start from; all candidates are drawn alike.
 
@@ -81,6 +84,8 @@ def train_shared(
         seed: Decides the order of the samples, their augmentation and the candidates drawn.
         device: Where to train.
         on_epoch: Called after every epoch.
+        checkpoints: As of `search`.
+        on_divergence: As of `search`.
 
     Returns:
         The supernet's weights at full widths, under the model's names. Where the options start from the model's
@@ -89,12 +94,18 @@ def train_shared(
     weights_alone = replace(options, architecture_after=1.0)
     with seeded(seed, "supernet"):
         bilevel = Bilevel(
-            model, data, weights_alone, task=task, space=space, limits=(), seed=seed, device=torch.device(device)
+            model,
+            data,
+            weights_alone,
+            task=task,
+            space=space,
+            limits=(),
+            seed=seed,
+            device=torch.device(device),
+            phase="supernet",
+            on_divergence=on_divergence,
         )
-        for epoch in range(1, options.epochs + 1):
-            figures = bilevel.run_epoch(epoch)
-            if on_epoch is not None:
-                on_epoch({**figures, "phase": "supernet"})
+        bilevel.run(checkpoints, on_epoch)
     weights = bilevel.supernet.plain_weights(space.full_architecture())
     return {name: value.cpu() for name, value in weights.items()}
 
@@ -113,6 +124,8 @@ def search(
     seed: int = 0,
     device: torch.device | str = "cpu",
     on_epoch: EpochCallback | None = None,
+    checkpoints: Checkpoints | None = None,
+    on_divergence: Policy = "stop",
 ) -> SearchResult:
     """Learns the widths and depths of a smaller network. The model is untouched.
 
@@ -130,6 +143,9 @@ def search(
         seed: Decides the order of the samples, their augmentation and the candidates drawn.
         device: Where to search.
         on_epoch: Called after every epoch.
+        checkpoints: Where to keep what is needed to go on after an interruption, and to go on from if it is there;
+            None: nowhere.
+        on_divergence: What to do about a loss or a gradient that is not finite: `stop`, or `skip` the step.
 
     Raises:
         BudgetError: The budget is malformed or out of the attainable range.
@@ -137,7 +153,9 @@ def search(
         LatencyError: The latency cannot be measured, or its model not be trusted.
         DataError: The data cannot be read or divided, or a batch not be taken apart.
         OptionError: The task's loss or a metric gives something else than expected.
-        DivergenceError: The loss is not finite.
+        DivergenceError: The loss or a gradient is not finite.
+        ResourceError: Memory ran out, or a process that loads data died.
+        StoppedError: A signal or the time limit of the checkpoints ended it.
     """
     options = options or SearchOptions()
     budgets = parse_budgets(budget)
@@ -147,7 +165,6 @@ def search(
         costs = {**costs, "latency": measured.model}
     limits = tuple(each.limit(space, costs) for each in budgets)
     check_attainable(space, limits)
-    history = []
     with seeded(seed, "search"):
         bilevel = Bilevel(
             model,
@@ -159,12 +176,9 @@ def search(
             limits=limits,
             seed=seed,
             device=torch.device(device),
+            on_divergence=on_divergence,
         )
-        for epoch in range(1, options.epochs + 1):
-            figures = bilevel.run_epoch(epoch)
-            history.append(figures)
-            if on_epoch is not None:
-                on_epoch(figures)
+        bilevel.run(checkpoints, on_epoch)
     probabilities = bilevel.probabilities()
     derivation = derive_with_proof(space, probabilities, limits, fill=options.fill, seconds=options.derivation_seconds)
     architecture = derivation.architecture
@@ -175,6 +189,6 @@ def search(
         limits=limits,
         derivation=derivation,
         spent=tuple(space.cost(limit.cost, architecture) for limit in limits),
-        history=tuple(history),
+        history=tuple(bilevel.history),
         weights={name: value.cpu() for name, value in bilevel.supernet.plain_weights(architecture).items()},
     )

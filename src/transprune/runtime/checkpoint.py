@@ -1,0 +1,172 @@
+"""Checkpoints: what a phase needs to go on after any step, on disk. Knows nothing of what it keeps."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transprune.errors import OptionError, RunFolderError, StoppedError, newer_format
+from transprune.runtime.files import StrPath, disk_errors, write_atomically
+from transprune.runtime.interruption import StopRequest, deferred_signals
+from transprune.runtime.trees import decode_tree, encode_tree
+
+FORMAT = 1
+CHECKPOINT, PREVIOUS = CHECKPOINT_FILES = ("checkpoint.safetensors", "checkpoint.previous.safetensors")
+TIME_IS_UP = "--max-minutes"
+"""The reason of a stop that no signal asked for."""
+
+log = logging.getLogger("transprune.run")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointOptions:
+    """When to write checkpoints, and when to stop."""
+
+    checkpoint_minutes: float | None = 10.0
+    """Minutes between two checkpoints; None: none by the clock. SIGTERM and Ctrl-C always write one."""
+    checkpoint_steps: int | None = None
+    """Steps between two checkpoints; None: none by count."""
+    max_minutes: float | None = None
+    """Stop after so many minutes, with a checkpoint to go on from; None: no limit."""
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoint_minutes", "checkpoint_steps", "max_minutes"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise OptionError(f"cannot use {name}={value}: expected more than 0, or None for never")
+
+
+class Checkpoints:
+    """The last checkpoint in a folder, and the one before it in case that the last is damaged.
+
+    Args:
+        folder: Where they are kept; made if missing.
+        options: When to write them, and when to stop.
+        go_on: How to go on after a stop, for its message.
+
+    Example:
+        >>> teacher = transprune.train(model, data, checkpoints=Checkpoints("kept"))  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        folder: StrPath,
+        options: CheckpointOptions | None = None,
+        *,
+        go_on: str = "make the same call again with checkpoints in the same folder",
+    ) -> None:
+        self.folder, self.options, self._go_on = Path(folder), options or CheckpointOptions(), go_on
+        with disk_errors("make the folder of checkpoints", self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self._request = StopRequest()
+        self._began = self._saved = time.monotonic()
+        self._steps = 0
+
+    def find(self, phase: str) -> Any | None:
+        """The state that was saved last in a phase; None if there is none.
+
+        A damaged checkpoint is said aloud and removed, and the one before it is taken.
+
+        Raises:
+            RunFolderError: A checkpoint cannot be read, or is of a newer format.
+        """
+        for name in CHECKPOINT_FILES:
+            path = self.folder / name
+            try:
+                found = _read(path)
+            except ValueError as error:
+                log.warning("'%s' is damaged (%s) and removed; looking for an earlier checkpoint", path, error)
+                with disk_errors("remove", path):
+                    path.unlink()
+                continue
+            if found is not None and found["phase"] == phase:
+                return found["state"]
+        return None
+
+    def save(self, phase: str, state: Any) -> None:
+        """Writes a checkpoint; the last one is kept beside it.
+
+        Raises:
+            RunFolderError: It cannot be written; the last one is kept.
+        """
+        content = encode_tree({"format": FORMAT, "phase": phase, "state": state})
+        write_atomically(self.folder / CHECKPOINT, content, keep=self.folder / PREVIOUS)
+        self._saved, self._steps = time.monotonic(), 0
+
+    def clear(self) -> None:
+        """Removes the checkpoints, once what they were for is done.
+
+        Raises:
+            RunFolderError: They cannot be removed.
+        """
+        for name in CHECKPOINT_FILES:
+            with disk_errors("remove", self.folder / name):
+                (self.folder / name).unlink(missing_ok=True)
+
+    def minutes_left(self) -> float | None:
+        """What is left of the time limit, for work that is done on the side; None: no limit."""
+        limit = self.options.max_minutes
+        return None if limit is None else max(limit - (time.monotonic() - self._began) / 60, 1e-9)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Inside the block, SIGTERM and Ctrl-C wait for the end of the step."""
+        with deferred_signals() as self._request:
+            self._saved = time.monotonic()
+            yield
+
+    def after_step(self, phase: str, state: Callable[[], Any]) -> None:
+        """Writes a checkpoint if it is time for one, and stops if that was asked for.
+
+        Args:
+            phase: What the step belongs to.
+            state: Gives what is needed to go on.
+
+        Raises:
+            StoppedError: A signal or the time limit ends the run; the checkpoint is written.
+            RunFolderError: The checkpoint cannot be written.
+        """
+        self._steps += 1
+        reason = self._request.reason or (TIME_IS_UP if self._is_over() else None)
+        if reason is not None or self._is_due():
+            self.save(phase, state())
+        if reason is not None:
+            raise StoppedError(
+                f"stopped in phase {phase!r} ({reason}): everything up to this step is kept in "
+                f"'{self.folder / CHECKPOINT}'; to go on, {self._go_on}",
+                reason=reason,
+            )
+
+    def _is_over(self) -> bool:
+        limit = self.options.max_minutes
+        return limit is not None and time.monotonic() - self._began >= 60 * limit
+
+    def _is_due(self) -> bool:
+        minutes, steps = self.options.checkpoint_minutes, self.options.checkpoint_steps
+        is_late = minutes is not None and time.monotonic() - self._saved >= 60 * minutes
+        return is_late or (steps is not None and self._steps >= steps)
+
+
+def _read(path: Path) -> Mapping[str, Any] | None:
+    """What a checkpoint holds; None if there is none.
+
+    Raises:
+        ValueError: It is damaged.
+        RunFolderError: It cannot be read, or is of a newer format.
+    """
+    try:
+        with disk_errors("read", path):
+            content = path.read_bytes()
+    except RunFolderError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
+    found: Mapping[str, Any] = decode_tree(content)
+    if found["format"] > FORMAT:
+        raise RunFolderError(f"cannot read '{path}': {newer_format(found['format'], FORMAT)}")
+    return found

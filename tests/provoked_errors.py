@@ -1,0 +1,614 @@
+"""A way to each error that the library raises: functions of an empty folder, one for each place in the code."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+from urllib.error import URLError
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+import oracles
+import transprune
+from small_networks import ConvNorm, example, plain, staged
+from transprune import cli
+from transprune import space as spaces
+from transprune.analysis.derivation import check_attainable, derive
+from transprune.analysis.inspection import inspect
+from transprune.analysis.reading import read
+from transprune.analysis.reference_points import uniform_architecture
+from transprune.architecture import Architecture
+from transprune.budget import Budget, Limit, points
+from transprune.costs import MACS, PARAMS
+from transprune.data import Augmentation, ImageData, LoaderData, MemorySplit, load_data, make_loader, split_halves
+from transprune.delivery.agreement import check_agreement
+from transprune.delivery.onnx_export import check_onnx, onnx_bytes
+from transprune.delivery.performance import MeasureOptions
+from transprune.delivery.program import check_pt2, export_program, pt2_bytes
+from transprune.delivery.run_record import read_record
+from transprune.latency import measuring
+from transprune.latency.backends import make_backend, network_onnx
+from transprune.latency.cache import load_model
+from transprune.latency.model import LatencyModel, Validation
+from transprune.latency.operators import operators_of
+from transprune.latency.options import LatencyOptions
+from transprune.networks import surgery
+from transprune.networks.models import build_model
+from transprune.networks.resnet_shape import ResNetShape
+from transprune.networks.supernet import Supernet
+from transprune.networks.torchvision_resnet import resnet_from_torchvision
+from transprune.networks.weights import load_weights
+from transprune.numerics.sampling import draw_candidates
+from transprune.pipeline import RunOptions, open_run, prepare
+from transprune.runtime import (
+    CheckpointOptions,
+    Checkpoints,
+    FolderLock,
+    Journal,
+    RunFolder,
+    choose_device,
+    read_journal,
+)
+from transprune.runtime.trees import encode_tree
+from transprune.training.evaluation import evaluate
+from transprune.training.tasks import Metric, Task, last_is_target, regression
+
+WAYS: dict[str, Callable[[Path], object]] = {}
+"""By name; each raises one error."""
+
+
+def way(function: Callable[[Path], object]) -> Callable[[Path], object]:
+    WAYS[function.__name__.strip("_")] = function
+    return function
+
+
+def ways(**named: Callable[[Path], object]) -> None:
+    WAYS.update(named)
+
+
+# --- budgets and spaces -----------------------------------------------------------------------------------------
+
+SPACE = inspect(staged(), example())
+UNIFORM = oracles.random_probabilities(SPACE, seed=0)
+
+ways(
+    budget_kind=lambda _: Budget("flops", 0.5, is_share=True),
+    budget_amount=lambda _: Budget("macs", 1.5, is_share=True),
+    budget_text=lambda _: Budget.parse("half of it"),
+    budget_twice=lambda _: transprune.search(plain(), None, ["macs=0.5", "macs=0.4"]),
+    budget_unattainable=lambda _: Budget.parse("macs=0.001").limit(SPACE),
+    derive_too_little=lambda _: derive(SPACE, UNIFORM, [Limit(MACS, 0)]),
+    budgets_together=lambda _: check_attainable(
+        SPACE, [Limit(cost, SPACE.cost(cost, SPACE.smallest_architecture()) - 1) for cost in (MACS, PARAMS)]
+    ),
+    frontier_kinds=lambda _: points(["macs=0.3,0.5", "params=0.3,0.5"]),
+    frontier_same=lambda _: points(["macs=0.5,0.5"]),
+    uniform_too_little=lambda _: uniform_architecture(SPACE, [Limit(MACS, 1)]),
+    architecture_size=lambda _: Architecture(widths={"stem": 0}),
+    architecture_text=lambda _: Architecture.from_json("{"),
+    architecture_part=lambda _: Architecture.from_json({"widths": {}}),
+    space_newer=lambda _: spaces.SearchSpace.from_json({"format": 99}),
+    space_format=lambda _: spaces.SearchSpace.from_json({"format": "old"}),
+    space_malformed=lambda _: spaces.SearchSpace.from_json({"format": 2, "groups": 1}),
+    architecture_unknown=lambda _: SPACE.check(Architecture(widths={"nowhere": 3})),
+    architecture_too_deep=lambda _: SPACE.check(Architecture(depths={SPACE.stages[0].name: 9})),
+)
+
+
+class Branching(nn.Module):
+    def forward(self, images):
+        return images if images.sum() > 0 else -images
+
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = ConvNorm(3, 8), nn.Linear(8, 5)
+
+    def forward(self, images):
+        features = self.conv(images)
+        return self.head(features[features > 0].view(1, -1)[:, :8])
+
+
+ways(
+    inspect_dimensions=lambda _: inspect(plain(), example(), dimensions="height"),
+    inspect_ratios=lambda _: inspect(plain(), example(), ratios=(2.0,)),
+    inspect_nothing=lambda _: inspect(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), example()),
+    inspect_depths=lambda _: inspect(staged(), example(), depths=lambda depth: (0, depth)),
+    inspect_pattern=lambda _: inspect(plain(), example(), keep=["nowhere"]),
+    trace_example=lambda _: inspect(plain(), torch.zeros(1, 1, 8, 8)),
+    trace_branch=lambda _: inspect(Branching(), example()),
+    trace_counts=lambda _: inspect(Counting(), example()),
+    shrink_weights=lambda _: transprune.shrink(plain(), Architecture(), example(), weights="new"),
+    sort_importance=lambda _: transprune.sort_channels(plain(), example(), lambda weights, width: torch.zeros(3)),
+    supernet_alignment=lambda _: Supernet(plain(), inspect(plain(), example()), example(), alignment="stretch"),
+    supernet_space=lambda _: Supernet(plain(), SPACE, example()),
+    no_module=lambda _: surgery.get_module(plain(), "no.where"),
+    sampling=lambda _: draw_candidates(torch.zeros(1, 2), torch.ones(1, 2).bool(), temperature=0.0, samples=2),
+)
+
+
+@way
+def shrink_wider(_):
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 3, padding=1)
+            self.next, self.head = nn.Conv2d(8, 4, 1), nn.Linear(4, 5)
+
+        def forward(self, images):
+            joined = torch.cat([self.one(images), self.two(images)], 1)
+            return self.head(self.next(joined).mean((2, 3)))
+
+    transprune.shrink(Joined(), Architecture(widths={"one": 6}), example())
+
+
+# --- models -----------------------------------------------------------------------------------------------------
+
+
+def build(name, channels=3):
+    return build_model(name, classes=5, image_channels=channels)
+
+
+def own(code, call="build", name="net.py"):
+    """A model in a file of the user's."""
+
+    def provoke(place):
+        (place / name).write_text(code)
+        build(f"{place / name}:{call}")
+
+    return provoke
+
+
+ways(
+    model_unknown=lambda _: build("resnet21"),
+    model_torchvision=lambda _: build("torchvision:resnet19"),
+    model_torchvision_grey=lambda _: build("torchvision:resnet18", channels=1),
+    model_timm=lambda _: build("timm:resnet10tt"),
+    model_timm_fails=lambda _: build("timm:vit_tiny_patch16_224", channels="x"),
+    resnet_depth=lambda _: transprune.resnet(21),
+    resnet_block=lambda _: ResNetShape.from_paper("wide", [3, 16], blocks=[1], style="cifar"),
+    resnet_widths=lambda _: ResNetShape.from_paper("basic", [3, 16], blocks=[1], style="cifar"),
+    resnet_narrow=lambda _: ResNetShape.from_paper("basic", [3, 16, 0, 1], blocks=[1], style="cifar"),
+    torchvision_resnet=lambda _: resnet_from_torchvision(nn.Linear(2, 2)),
+    own_form=lambda _: build("net.py:"),
+    own_no_file=lambda place: build(f"{place}/net.py:build"),
+    own_no_module=lambda _: build("no_such_module:build"),
+    own_no_function=own("def create():\n    pass\n"),
+    own_returns=own("def build():\n    return 3\n"),
+    own_fails=own("def build():\n    raise KeyError('depth')\n"),
+)
+
+
+@way
+def model_no_timm(_):
+    with mock.patch.dict(sys.modules, {"timm": None}):
+        build("timm:resnet10t")
+
+
+def weights(content, name="w.pth"):
+    def provoke(place):
+        (save_file if name.endswith(".safetensors") else torch.save)(content, place / name)
+        load_weights(place / name, nn.Linear(2, 3))
+
+    return provoke
+
+
+def text_weights(name):
+    def provoke(place):
+        (place / name).write_text("not tensors")
+        load_weights(place / name, nn.Linear(2, 3))
+
+    return provoke
+
+
+ways(
+    weights_missing=lambda place: load_weights(place / "w.pth", nn.Linear(2, 3)),
+    weights_nothing=weights({"other": torch.zeros(2)}),
+    weights_misfit=weights({"weight": torch.zeros(3, 2), "bias": torch.zeros(4)}, "w.safetensors"),
+    weights_ending=text_weights("w.bin"),
+    weights_no_state=weights([1, 2]),
+    weights_damaged=text_weights("w.safetensors"),
+)
+
+# --- data -------------------------------------------------------------------------------------------------------
+
+
+def images(place, *, classes=("cat", "dog"), parts=("train", "val"), count=2):
+    for part in parts:
+        for name in classes:
+            (place / part / name).mkdir(parents=True)
+            for number in range(count):
+                Image.fromarray(np.full((8, 8, 3), 40 * number, dtype=np.uint8)).save(
+                    place / part / name / f"{number}.png"
+                )
+    return place
+
+
+def image_folder(change):
+    def provoke(place):
+        change(images(place))
+        load_data(f"imagefolder:{place}")
+
+    return provoke
+
+
+def table(path, labels, *, names=None, kind=None, cell=None):
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(buffer, "PNG")
+    cells = [{"bytes": cell if cell and not number else buffer.getvalue()} for number, _ in enumerate(labels)]
+    struct = pa.struct([("bytes", kind or pa.binary())])
+    content = pa.table({"image": pa.array(cells, struct), "label": pa.array(labels, pa.int64())})
+    if names:
+        features = {"label": {"names": names, "_type": "ClassLabel"}}
+        content = content.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(content, path)
+
+
+def tables(train=(0, 1), test=(0, 1), *, train_names=None, test_names=None, name="train.parquet"):
+    def provoke(place):
+        table(place / name, list(train), names=train_names)
+        table(place / "test.parquet", list(test), names=test_names)
+        load_data(f"parquet:{place}")
+
+    return provoke
+
+
+@way
+def parquet_damaged(place):
+    for name in ("train.parquet", "test.parquet"):
+        (place / name).write_text("not parquet")
+    load_data(f"parquet:{place}")
+
+
+@way
+def parquet_columns(place):
+    for name in ("train.parquet", "test.parquet"):
+        pq.write_table(pa.table({"label": [0, 1]}), place / name)
+    load_data(f"parquet:{place}")
+
+
+@way
+def cifar_download(place):
+    from torchvision.datasets import CIFAR10
+
+    with mock.patch.object(CIFAR10, "download", side_effect=URLError("no route to host")):
+        load_data(f"cifar10:{place}", download=True)
+
+
+def few(labels=(0, 1), *, pixels=None, channels=1, mean=(0.5,), classes=("a", "b")):
+    pixels = torch.zeros(len(labels), channels, 4, 4, dtype=torch.uint8) if pixels is None else pixels
+    split = MemorySplit(pixels, torch.tensor(labels, dtype=torch.int64))
+    return ImageData(
+        name="few",
+        train=split,
+        test=split,
+        classes=classes,
+        image_size=(len(mean), 4, 4),
+        mean=mean,
+        std=(0.5,) * len(mean),
+        augmentation=Augmentation(),
+    )
+
+
+def load_some(split, **options):
+    return make_loader(split, few(), **{"batch_size": 2, "train": True, "seed": 0, "device": "cpu"} | options)
+
+
+ways(
+    augment_jitter=lambda _: Augmentation(colour_jitter=(2.0, 0.0, 0.0, 0.0)),
+    augment_pad=lambda _: Augmentation(pad=-1),
+    augment_both=lambda _: Augmentation(pad=1, resized_crop=True),
+    image_unreadable=image_folder(lambda place: (place / "train/cat/0.png").write_text("no image")),
+    folder_no_train=image_folder(lambda place: shutil.rmtree(place / "train")),
+    folder_no_test=image_folder(lambda place: shutil.rmtree(place / "val")),
+    folder_no_classes=image_folder(lambda place: [shutil.rmtree(place / "train" / name) for name in ("cat", "dog")]),
+    folder_other_classes=image_folder(lambda place: (place / "val/dog").rename(place / "val/cow")),
+    folder_empty_class=image_folder(lambda place: [path.unlink() for path in (place / "train/dog").iterdir()]),
+    loader_options=lambda _: load_some(few().train, batch_size=0),
+    loader_empty=lambda _: load_some(few().train.subset([])),
+    loader_kind=lambda _: load_some([1, 2]),
+    loaders_no_batch=lambda _: LoaderData(train=[], test=[1], example=torch.zeros(1)),
+    loaders_once=lambda _: LoaderData(train=iter([1]), test=[1], example=torch.zeros(1)),
+    loaders_indivisible=lambda _: transprune.search(plain(), stream([1]), "macs=0.5"),
+    parquet_none=lambda place: load_data(f"parquet:{place}"),
+    parquet_shards=tables(name="train-00000-of-00002.parquet"),
+    parquet_names=tables(train_names=["a", "b"], test_names=["a", "c"]),
+    parquet_absent=tables(train=(0, 2)),
+    parquet_label=tables(test=(0, 5)),
+    parquet_empty=tables(train=()),
+    parquet_no_label=tables(train=(0, None, 1)),
+    data_size=lambda _: load_data("digits", image_size=(2, 8, 8)),
+    data_no_folder=lambda place: load_data(f"imagefolder:{place}/none"),
+    data_unknown=lambda _: load_data("digit"),
+    data_no_place=lambda _: load_data("cifar10"),
+    data_place=lambda _: load_data("digits:here"),
+    cifar_missing=lambda place: load_data(f"cifar10:{place}"),
+    split_fraction=lambda _: split_halves(few().train, fraction=1.0, seed=0),
+    split_empty=lambda _: split_halves(few([0]).train, seed=0),
+    split_labels=lambda _: MemorySplit(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2)),
+    split_pixels=lambda _: few(pixels=torch.zeros(2, 1, 4, 4)),
+    data_mean=lambda _: ImageData(**{**vars(few()), "mean": (0.5, 0.5)}),
+    data_channels=lambda _: few(channels=4, mean=(0.5, 0.5, 0.5)),
+    data_label=lambda _: few([0, 7]),
+)
+
+
+def stream(batches, shape=(1, 3, 8, 8)):
+    return LoaderData(train=batches, test=batches, example=torch.zeros(shape))
+
+
+# --- training ---------------------------------------------------------------------------------------------------
+
+TRAINING = {"epochs": 1, "warm_up_epochs": 0, "learning_rate": 0.1}
+BATCH = (torch.ones(4, 2), torch.arange(4) % 3)
+
+
+def train(network=None, batches=None, task=None, **keywords):
+    options = transprune.TrainingOptions(**TRAINING)
+    data = stream(batches or [BATCH], (1, 2))
+    return transprune.train(network or nn.Linear(2, 3), data, options, task=task, **keywords)
+
+
+class Failing:
+    def __init__(self, error):
+        self.error = error
+
+    def __iter__(self):
+        raise self.error
+
+    def __len__(self):
+        return 1
+
+
+class Raising(nn.Linear):
+    def __init__(self, error):
+        super().__init__(2, 3)
+        self.error = error
+
+    def forward(self, inputs):
+        raise self.error
+
+
+def number(outputs, targets):
+    return outputs.square().mean()
+
+
+def scored(metric):
+    return Task(loss=number, metrics={"score": metric})
+
+
+NAN = (torch.full((4, 2), float("nan")), BATCH[1])
+
+ways(
+    training_least=lambda _: transprune.TrainingOptions(epochs=0),
+    training_warm_up=lambda _: transprune.TrainingOptions(epochs=3, warm_up_epochs=3),
+    distillation_options=lambda _: transprune.DistillationOptions(weight=2.0),
+    search_shares=lambda _: transprune.SearchOptions(weights_share=1.0),
+    search_warm_up=lambda _: transprune.SearchOptions(epochs=2, warm_up_epochs=2),
+    search_alignment=lambda _: transprune.SearchOptions(alignment="stretch"),
+    search_importance=lambda _: transprune.SearchOptions(importance="luck"),
+    divergence_policy=lambda _: train(on_divergence="ignore"),
+    divergence=lambda _: train(batches=[BATCH, NAN]),
+    first_loss=lambda _: train(batches=[NAN]),
+    loss_without_weights=lambda _: train(task=Task(loss=lambda outputs, _: torch.zeros(()))),
+    loss_no_number=lambda _: train(task=Task(loss=lambda outputs, _: outputs)),
+    metric_shape=lambda _: train(task=scored(lambda outputs, _: torch.zeros(3))),
+    metric_end=lambda _: (
+        train(task=scored(Metric(lambda outputs, _: outputs)))
+        and evaluate(nn.Linear(2, 3), stream([BATCH], (1, 2)), task=scored(Metric(lambda outputs, _: outputs)))
+    ),
+    task_outputs=lambda _: Task(loss=number, outputs="words"),
+    task_name=lambda _: Task(loss=number, metrics={"loss": number}),
+    task_shapes=lambda _: train(task=regression()),
+    batch_form=lambda _: last_is_target(torch.zeros(2)),
+    batch_apart=lambda _: train(batches=[torch.zeros(4, 2)]),
+    batch_label=lambda _: train(batches=[(BATCH[0], torch.full((4,), 9))]),
+    no_memory=lambda _: train(Raising(MemoryError())),
+    worker_died=lambda _: train(
+        batches=Failing(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."))
+    ),
+    loader_fails=lambda _: train(batches=Failing(OSError("the disk is gone"))),
+    data_kind=lambda _: transprune.train(nn.Linear(2, 3), [BATCH]),
+    imitation=lambda _: transprune.distill(
+        nn.Linear(2, 3),
+        nn.Linear(2, 2),
+        stream([BATCH], (1, 2)),
+        transprune.DistillationOptions(**TRAINING),
+        task=Task(loss=number),
+    ),
+)
+
+# --- run folders ------------------------------------------------------------------------------------------------
+
+OPTIONS = RunOptions(model="resnet20", data="digits", budget=("macs=0.5",), preset="quick")
+
+
+def run_folder(place, **files):
+    """A folder of a run with these files, whose names are written with `_` for `.`."""
+    folder = RunFolder.create(place, {"seed": 0})
+    for name, content in files.items():
+        folder.write_text(name.replace("_", "."), content)
+    return folder
+
+
+def student(described, *, widths=None):
+    def provoke(place):
+        content = {"widths": widths or {}, "depths": {}, **described}
+        folder = run_folder(place, architecture_json=json.dumps(content))
+        folder.write_tensors("student.safetensors", {"x": torch.zeros(12)})
+        transprune.load(place)
+
+    return provoke
+
+
+def model(name="resnet20", classes=3):
+    return {"model": {"name": name, "classes": classes, "input_size": [1, 8, 8]}}
+
+
+@way
+def disk_full(place):
+    with mock.patch.object(os, "fsync", side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))):
+        RunFolder(place).write_text("result.json", "{}")
+
+
+@way
+def folder_held(place):
+    lock = FolderLock(place)
+    try:
+        FolderLock(place)
+    finally:
+        lock.release()
+
+
+@way
+def stopped(place):
+    kept = Checkpoints(place, CheckpointOptions(max_minutes=1e-9))
+    kept.after_step("search", lambda: 1)
+
+
+@way
+def checkpoint_newer(place):
+    (place / "checkpoint.safetensors").write_bytes(encode_tree({"format": 99, "phase": "search", "state": 1}))
+    Checkpoints(place).find("search")
+
+
+@way
+def folder_not_ours(place):
+    (place / "config.toml").write_text("mine = 1\n")
+    RunFolder.create(place, {}, overwrite=True)
+
+
+@way
+def device_beyond(_):
+    with (
+        mock.patch.object(torch.cuda, "is_available", return_value=True),
+        mock.patch.object(torch.cuda, "device_count", return_value=2),
+    ):
+        choose_device("cuda:7")
+
+
+@way
+def device_none(_):
+    with (
+        mock.patch.object(torch.cuda, "is_available", return_value=False),
+        mock.patch.object(torch.version, "cuda", None),
+    ):
+        choose_device("cuda")
+
+
+def options(**changes):
+    return RunOptions(**{**vars(OPTIONS), **changes})
+
+
+@way
+def model_no_logits(place):
+    (place / "net.py").write_text("from torch import nn\ndef build():\n    return nn.Sequential(\n")
+    code = "from torch import nn\n\ndef build():\n"
+    code += "    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten(), nn.Linear(288, 8), nn.Linear(8, 7))\n"
+    (place / "net.py").write_text(code)
+    prepare(options(model=f"{place / 'net.py'}:build"), place / "out", device="cpu")
+
+
+ways(
+    inspect_size=lambda _: cli.InspectCommand(model="resnet20", input_size=(3, 0, 8))(),
+    preset=lambda _: transprune.get_preset("quik"),
+    resume_and_overwrite=lambda place: prepare(OPTIONS, place, resume=True, overwrite=True),
+    partial_alone=lambda place: prepare(options(weights_partial=True), place, device="cpu"),
+    config_malformed=lambda place: RunOptions.from_config({"seed": "one"}, place),
+    config_value=lambda place: RunFolder.create(place, {"value": {1, 2}}),
+    checkpoint_options=lambda _: CheckpointOptions(max_minutes=0),
+    journal_time=lambda _: Journal().record("start", time=1),
+    journal_value=lambda _: Journal().record("start", value=object()),
+    journal_line=lambda place: read_journal(
+        run_folder(place, journal_jsonl='nonsense\n{"event": "start"}\n').file("journal.jsonl")
+    ),
+    folder_malformed=lambda place: run_folder(place, result_json="{").read_json("result.json"),
+    folder_missing=lambda place: RunFolder.open(place / "none"),
+    folder_newer=lambda place: run_folder(place, config_toml="format = 99\n").config,
+    folder_incomplete=lambda place: run_folder(place).require("architecture.json", made_by="search"),
+    folder_other_run=lambda place: RunFolder.create(run_folder(place).path, {"seed": 1}),
+    folder_strangers=lambda place: (place / "thesis.txt").write_text("x") and RunFolder.create(place, {}),
+    device_unknown=lambda _: choose_device("tpu"),
+    student_misfit=student(model(), widths={"stem.conv": 10**9}),
+    student_newer=student({"format": 99}),
+    student_undescribed=student({"model": {"name": "resnet20"}}),
+    student_own_code=student(model("net.py:build")),
+    report_empty=lambda place: read_record(run_folder(place).path),
+    report_malformed=lambda place: read_record(run_folder(place, space_json="[1]").path),
+)
+
+# --- latency ----------------------------------------------------------------------------------------------------
+
+
+@way
+def latency_onnx(_):
+    with mock.patch.object(torch.onnx, "export", side_effect=RuntimeError("no such operator")):
+        network_onnx(plain(), (example(),))
+
+
+@way
+def latency_damaged(place):
+    (place / "latency.json").write_text("{}")
+    load_model(place / "latency.json", {}, SPACE)
+
+
+ways(
+    measure_options=lambda _: MeasureOptions(batch_size=0),
+    latency_backend=lambda _: make_backend(SimpleNamespace(backend="tensorflow")),
+    latency_least=lambda _: LatencyOptions(grid=1),
+    latency_bound=lambda _: LatencyOptions(bound=2.0),
+    latency_batch=lambda _: measuring._inputs((torch.zeros(2, 3), torch.zeros(3, 3)), 4),
+    latency_trust=lambda _: LatencyModel({}, 1, (), Validation(predicted=(100, 100), measured=(200, 300))).check_trust(
+        0.15
+    ),
+    latency_space=lambda _: operators_of(read(plain(), example()), SPACE),
+    search_frontier=lambda _: cli._refuse_frontier(("macs=0.3,0.5",)),
+    step_of_frontier=lambda place: open_run(frontier(place)),
+)
+
+
+def frontier(place):
+    """A folder of a frontier that has not begun."""
+    RunFolder.create(place, asdict(options(budget=("macs=0.3,0.5",))))
+    return place
+
+
+# --- export -----------------------------------------------------------------------------------------------------
+
+IMAGES = [torch.ones(2, 3, 8, 8)]
+
+
+@way
+def onnx_fails(_):
+    with mock.patch.object(torch.onnx, "export", side_effect=RuntimeError("no such operator")):
+        onnx_bytes(export_program(plain(), IMAGES[0]))
+
+
+@way
+def pt2_fails(_):
+    with mock.patch.object(torch.export, "save", side_effect=RuntimeError("no such operator")):
+        pt2_bytes(SimpleNamespace())
+
+
+ways(
+    export_disagrees=lambda _: check_agreement("ONNX", lambda images: torch.ones(2, 5) * 99, plain(), IMAGES),
+    export_program=lambda _: export_program(Branching(), IMAGES[0]),
+    onnx_unreadable=lambda _: check_onnx(b"nonsense", plain(), IMAGES),
+    pt2_unreadable=lambda _: check_pt2(b"nonsense", plain(), IMAGES),
+)
