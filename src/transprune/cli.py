@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union
 
 import tyro
@@ -21,7 +22,7 @@ from transprune.errors import OptionError, StoppedError, TranspruneError
 from transprune.latency.options import LatencyOptions
 from transprune.pipeline.run import Run, RunOptions, Safety
 from transprune.presets import StudentStart
-from transprune.runtime import RunFolder, Terminated, raising_on_sigterm
+from transprune.runtime import RunFolder, Terminated, raising_on_sigterm, to_plain
 from transprune.training.bilevel import SearchOptions
 from transprune.training.fitting import DistillationOptions, TrainingOptions
 
@@ -298,6 +299,38 @@ class ReportCommand(Step):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompareCommand:
+    """Show several runs side by side.
+
+    transprune compare runs/* --html runs/comparison.html
+    """
+
+    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN...")]
+    """Folders of the runs, evaluated."""
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print their figures as JSON."""
+    html: Path | None = None
+    """Also write a page that needs nothing but itself into this file."""
+
+    def __call__(self) -> None:
+        """Shows the runs."""
+        from transprune.delivery.comparison import comparison
+        from transprune.pipeline.results import show_comparison, write_comparison
+
+        if not self.runs:
+            raise OptionError("cannot compare: no run is named; expected the folders of runs, such as runs/*")
+        found = comparison(self.runs)
+        if self.html:
+            write_comparison(found, self.html)
+        if self.as_json:
+            print(json.dumps(to_plain(found), indent=2))
+            return
+        show_comparison(found)
+        if self.html:
+            print(f"wrote {self.html}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class InspectCommand:
     """Show which widths and depths of a network can be chosen, and what they cost.
 
@@ -358,6 +391,7 @@ COMMANDS: dict[str, Any] = {
     "export": ExportCommand,
     "measure": MeasureCommand,
     "report": ReportCommand,
+    "compare": CompareCommand,
 }
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transprune.architecture import Architecture
 from transprune.costs import COSTS
+from transprune.delivery.comparison import HEAD, cells, comparison_page
 from transprune.delivery.wording import amount
 from transprune.pipeline.run import Run
 from transprune.runtime import RunFolder, print_table
+from transprune.runtime.files import disk_errors
 from transprune.space import SearchSpace, WidthGroup
 from transprune.training.evaluation import Evaluation
 
@@ -80,6 +83,21 @@ def _change(key: str, teacher: float, student: float) -> str:
     if key.startswith("top"):
         return f"{student - teacher:+.2f}"
     return f"× {student / teacher:.3f}" if teacher else ""
+
+
+def show_comparison(runs: Sequence[Mapping[str, Any]]) -> None:
+    """Prints a line for each run."""
+    print_table("students; in brackets: against the teacher", HEAD, [cells(run) for run in runs])
+
+
+def write_comparison(runs: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Writes the page of a comparison.
+
+    Raises:
+        RunFolderError: The file cannot be written.
+    """
+    with disk_errors("write", file):
+        file.write_text(comparison_page(runs), encoding="utf-8")
 
 
 def show_architecture(run: Run) -> None:
