@@ -32,7 +32,21 @@ def fake_space(blocks: int) -> dict:
         {"name": name, "width": width, "candidates": [int(width * ratio) for ratio in RATIOS], "layers": [name]}
         for name, width in convolutions
     ]
-    return {"format": 1, "groups": groups, "stages": stages, "layers": [], "fixed": []}
+    for stage in stages:
+        outputs = [channels(f"{path}.layer2.conv", STAGE_WIDTHS[int(path[7])]) for path in stage["blocks"]]
+        stage["outputs"] = outputs
+    layers, inputs = [], channels(None, 1)
+    for name, width in convolutions:
+        stage = int(name[7]) if name != "stem.conv" else 0
+        size = {"inputs": inputs, "outputs": channels(name, width), "kernel": 9, "positions": ROWS[stage] ** 2}
+        layers.append({"name": name, "operator": "conv", **size})
+        inputs = channels(name, width)
+    return {"format": 2, "groups": groups, "stages": stages, "layers": layers, "fixed": []}
+
+
+def channels(source: str | None, full: int) -> dict:
+    """Channels that a group decides."""
+    return {"full": full, "source": source, "repeat": 1, "beside": []}
 
 
 def macs(space: dict, widths: dict, depths: dict) -> float:
@@ -85,6 +99,7 @@ def fake_run(folder: Path, *, blocks: int = 3, epochs: int = 40, seed: int = 0, 
     if steps >= 3:
         journal += [fake_training(draw, "distill", epoch, epochs, best=98.89) for epoch in range(1, epochs + 1)]
         write(folder, "result.json", fake_result(model, seed, round(2 * target), int(target)))
+        write(folder, "examples.json", fake_examples())
     lines = [json.dumps({"time": START.format(n // 60 % 60, n % 60), **entry}) for n, entry in enumerate(journal)]
     (folder / "journal.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return folder
@@ -175,6 +190,33 @@ def fake_result(model: str, seed: int, full: int, target: int) -> dict:
         "seconds": {"teacher": 46.2, "search": 112.8, "distill": 71.4},
         "environment": ENVIRONMENT,
     }  # fmt: skip
+
+
+PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNgYPhfDwADgQGAWjR9awAAAABJRU5Erk"
+    "Jggg=="
+)
+
+
+def fake_examples() -> dict:
+    """Ten classes of 36 images, and six pictures."""
+    counts = {"both_right": 354, "teacher_only": 3, "student_only": 2, "both_wrong": 1, "same_mistake": 0}
+    kinds = ["teacher_only"] * 3 + ["student_only"] * 2 + ["both_wrong"]
+    examples = [
+        {
+            "kind": kind, "place": 31 * place, "label": str(place),
+            "teacher": {"class": str(place + (kind != "teacher_only")), "probability": 0.91},
+            "student": {"class": str(place + 2 * (kind != "student_only")), "probability": 0.5},
+            "image": PIXEL,
+        }
+        for place, kind in enumerate(kinds)
+    ]  # fmt: skip
+    lost = {2: 97.2222, 3: 100.0}
+    classes = [
+        {"name": str(name), "samples": 36, "teacher": 100.0 - 2.7778 * (name == 3), "student": lost.get(name, 100.0)}
+        for name in range(10)
+    ]
+    return {"format": 1, "samples": 360, "counts": counts, "classes": classes, "examples": examples}
 
 
 ENVIRONMENT = {

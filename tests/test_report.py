@@ -46,6 +46,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
+        data = data.replace("\xa0", " ")
         if data.strip():
             self.texts.append((self.open[-1] if self.open else "", data))
 
@@ -58,7 +59,7 @@ class Page(HTMLParser):
 
 def report(folder: Path) -> tuple[str, Page]:
     text = write_report(folder).read_text(encoding="utf-8")
-    return text, Page(text)
+    return text.replace("&nbsp;", " "), Page(text)
 
 
 def change(folder: Path, name: str, edit) -> None:
@@ -106,13 +107,13 @@ def test_every_element_is_closed_and_every_id_unique_and_found(full):
 
 
 def test_the_same_folder_gives_the_same_page(folder, full):
-    assert write_report(folder).read_text(encoding="utf-8") == full[0]
+    assert report(folder)[0] == full[0]
 
 
 def test_settings_of_matplotlib_neither_matter_nor_change(folder, full):
     with mpl.rc_context({"svg.fonttype": "path", "text.color": "red", "font.size": 30}):
         before = dict(mpl.rcParams)
-        assert write_report(folder).read_text(encoding="utf-8") == full[0]
+        assert report(folder)[0] == full[0]
         assert dict(mpl.rcParams) == before
 
 
@@ -130,9 +131,9 @@ def test_headings_are_in_order_and_the_title_is_the_result(full):
 def test_tables_have_captions_and_scopes_and_figures_have_descriptions(full):
     _, page = full
     tags = Counter(tag for tag, _ in page.elements)
-    assert tags["table"] == tags["caption"] == 4
+    assert tags["table"] == tags["caption"] == 6
     assert all(cell.get("scope") in ("row", "col") for cell in page.all("th"))
-    assert tags["svg"] == tags["figure"] == 12
+    assert tags["svg"] == tags["figure"] == 13
     assert all(svg["role"] == "img" and len(svg["aria-label"]) > 30 for svg in page.all("svg"))
     assert page.all("html") == [{"lang": "en"}]
 
@@ -140,7 +141,7 @@ def test_tables_have_captions_and_scopes_and_figures_have_descriptions(full):
 def test_what_scrolls_can_be_reached_by_keyboard(full):
     _, page = full
     scrolling = [attributes for tag, attributes in page.elements if tag == "pre" or attributes.get("class") == "scroll"]
-    assert len(scrolling) == 6
+    assert len(scrolling) == 9
     assert all(region["tabindex"] == "0" and region["aria-label"] for region in scrolling)
 
 
@@ -240,7 +241,7 @@ def test_a_network_of_110_layers_has_a_row_for_each_and_fits_in_two_megabytes(tm
     assert len(set(labels)) == 108
     assert len(figure(text, "Depth of stages.0")) < 100_000
     heights = [float(svg["viewbox"].split()[3]) for svg in page.all("svg")]
-    assert heights[0] == heights[1] == heights[2] > 1000
+    assert heights[1] == heights[2] == heights[3] > 1000
 
 
 def test_texts_from_files_are_escaped_everywhere(tmp_path):
@@ -283,7 +284,7 @@ def test_names_in_any_script_are_reported(tmp_path):
             "search",
             "resnet20 on digits: 8 of 9 blocks kept, widths at 69.9 % of full on average; no student is measured yet",
             ["Neither the teacher nor a student is measured yet."],
-            11,
+            12,
         ),
     ],
 )
@@ -399,3 +400,52 @@ def test_every_one_of_several_budgets_is_reported(tmp_path):
     assert page.text("strong").count("Budget kept:") == 2
     assert "of the MACs, 47.7 % of the parameters" in page.text("title")
     assert all(f"{name} over the search" in page.text("h3") for name in ("MACs", "parameters"))
+
+
+def test_every_layer_is_in_the_table_with_its_channels_and_macs_before_and_after(folder, full):
+    text, _ = full
+    widths = json.loads((folder / "architecture.json").read_text())["widths"]
+    first, second = widths["stem.conv"], widths["stages.0.0.layer1.conv"]
+    before, after = 9 * 64 * 16 * 16, 9 * 64 * first * second
+    row = f"stages.0.0.layer1.conv</th><td>conv</td><td>16 → 16</td><td>{first} → {second}</td>"
+    row += f"<td>{compact(before)}</td><td>{compact(after)} ({100 * after / before:.1f} %)</td>"
+    assert row in text
+    assert "stages.1.2.layer2.conv</th><td>conv</td><td>32 → 32</td><td>dropped</td>" in text
+    assert "2 layers are dropped" in figure(text, "Layer by layer")
+
+
+def test_classes_and_pictures_of_disagreement_are_shown(full):
+    text, page = full
+    assert "on 354 both are right (98.3 %); on 3 only the teacher is right (0.8 %)" in page.text("p")
+    assert "same mistake" not in page.text("p")
+    assert '2</th><td>36</td><td>100.0 %</td><td>97.2 %</td><td><span class="worse">−2.8</span></td>' in text
+    assert '3</th><td>36</td><td>97.2 %</td><td>100.0 %</td><td><span class="better">+2.8</span></td>' in text
+    assert [image["alt"] for image in page.all("img")][:2] == ["Test image 0, of class 0", "Test image 31, of class 1"]
+    assert "Only the student is right (2 of 2 shown)" in page.text("h3")
+
+
+def test_of_many_classes_those_with_the_largest_changes_are_shown(tmp_path):
+    folder = fake_run(tmp_path / "run", epochs=1)
+    many = [{"name": f"c{n}", "samples": 9, "teacher": 50.0, "student": 50.0 + n % 50} for n in range(1000)]
+    change(folder, "examples.json", lambda value: value.update(classes=many))
+    text, _ = report(folder)
+    assert "the 24 of 1000 classes with the largest changes" in text
+    assert text.count('<span class="better">') == 24
+    assert "c49</th>" in text
+    assert "c7</th>" not in text
+
+
+def test_a_picture_is_nothing_but_a_picture(tmp_path):
+    folder = fake_run(tmp_path / "run", epochs=1)
+    evil = 'https://example.org/x.png" onerror="alert(1)'
+    change(folder, "examples.json", lambda value: [each.update(image=evil) for each in value["examples"]])
+    text, page = report(folder)
+    assert "example.org" not in text
+    assert all(image["src"] == "" for image in page.all("img"))
+
+
+def test_a_point_of_a_frontier_leads_to_the_curve(tmp_path, full):
+    assert "frontier.html" not in full[0]
+    folder = fake_run(tmp_path / "frontier" / "macs-0.3", epochs=1)
+    (folder.parent / "config.toml").write_text("")
+    assert [link["href"] for link in report(folder)[1].all("a")] == ["../frontier.html"]

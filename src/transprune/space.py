@@ -140,10 +140,14 @@ class SearchSpace:
             SpaceError: As `macs`.
         """
         self.check(architecture)
+        return sum(self.layer_cost(cost, layer, architecture) for layer in self.layers)
+
+    def layer_cost(self, cost: Cost, layer: Layer, architecture: Architecture) -> int:
+        """What one layer costs in an architecture of this space; 0 where its block is dropped."""
+        if not self.is_kept(layer.name, architecture):
+            return 0
         return sum(
             cost.of_part(layer, (row, column), self.resolve(inputs, architecture), self.resolve(outputs, architecture))
-            for layer in self.layers
-            if self.is_kept(layer.name, architecture)
             for row, inputs in enumerate(layer.inputs.parts)
             for column, outputs in enumerate(layer.outputs.parts)
         )

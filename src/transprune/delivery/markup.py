@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib import resources
 
 _UNBROKEN_TOP1 = '<span class="whole">top-1</span>'
+_AS_WRITTEN = re.compile(r"(<pre.*?</pre>|<title>.*?</title>)", re.DOTALL)
+_UNIT = re.compile(r"(?<=\d) (?=%|ms\b|[kMG]?B\b|h\b|min\b|s\b)")
 
 
 def page(title: str, kicker: str, content: str, beneath: str = "") -> str:
@@ -20,7 +23,7 @@ def page(title: str, kicker: str, content: str, beneath: str = "") -> str:
     """
     style = resources.files("transprune.delivery").joinpath("report_style.css").read_text(encoding="utf-8")
     sentence = escape(title)
-    return (
+    return _with_units_unbroken(
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
@@ -28,6 +31,12 @@ def page(title: str, kicker: str, content: str, beneath: str = "") -> str:
         f'<header>\n<p class="kicker">{escape(kicker)}</p>\n<h1>{sentence.replace("top-1", _UNBROKEN_TOP1)}</h1>\n'
         f"{beneath}</header>\n{content}</main>\n</body>\n</html>\n"
     )
+
+
+def _with_units_unbroken(text: str) -> str:
+    """No line ends between a figure and its unit, but in what is quoted word by word."""
+    pieces = _AS_WRITTEN.split(text)
+    return "".join(piece if place % 2 else _UNIT.sub("&nbsp;", piece) for place, piece in enumerate(pieces))
 
 
 def section(title: str, content: str) -> str:
@@ -43,6 +52,12 @@ def note(text: str) -> str:
 def code(text: str, label: str) -> str:
     """Text as it stands in a file; scrolled, also by keyboard, where it is wider than the page."""
     return f'<pre tabindex="0" role="region" aria-label="{escape(label)}"><code>{escape(text.strip())}</code></pre>\n'
+
+
+def details(summary: str, content: str, *, is_open: bool = False) -> str:
+    """Content that folds away; the summary is text."""
+    opened = " open" if is_open else ""
+    return f"<details{opened}>\n<summary>{escape(summary)}</summary>\n{content}</details>\n"
 
 
 def table(caption: str, head: Sequence[str], rows: Iterable[str], kind: str = "plain") -> str:
@@ -82,3 +97,19 @@ def figures(drawings: Iterable[tuple[str, str, str]]) -> str:
         for title, explanation, drawing in drawings
     )
     return f'<div class="figures">\n{drawn}</div>\n' if drawn else ""
+
+
+def wide_figure(title: str, explanation: str, drawing: str, width: float) -> str:
+    """A figure as wide as the page, scrolled, also by keyboard, where the page is narrower than it can be read.
+
+    Args:
+        title: Text above it.
+        explanation: Content beneath the title.
+        drawing: Content.
+        width: Points that it needs to be read.
+    """
+    return (
+        f'<figure class="wide">\n<figcaption><h3>{escape(title)}</h3><p>{explanation}</p></figcaption>\n'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(title)}">'
+        f'<div style="min-width:{width:.0f}px">{drawing}</div></div>\n</figure>\n'
+    )

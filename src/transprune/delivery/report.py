@@ -8,8 +8,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from transprune.delivery.markup import bar, code, figures, note, page, row, section, table
+from transprune.delivery.markup import bar, code, details, figures, note, page, row, section, table
 from transprune.delivery.report_charts import accuracy_figures, cost_figures, depth_figures, width_figures
+from transprune.delivery.report_examples import examples_section
+from transprune.delivery.report_layers import layers_section
 from transprune.delivery.report_measurements import measurement_section
 from transprune.delivery.run_record import RunRecord, StageRow, WidthRow, number, part, read_record
 from transprune.delivery.wording import (
@@ -56,6 +58,8 @@ def _page(record: RunRecord) -> str:
     sections = (
         section("Teacher and student", _result(record)),
         measurement_section(record),
+        examples_section(record),
+        layers_section(record),
         section("Widths, before and after", _widths(record)),
         section("Depths, before and after", _depths(record)),
         section("Cost and certainty over the search", figures(cost_figures(record)) or note("No search is recorded.")),
@@ -72,7 +76,9 @@ def _times(record: RunRecord) -> str:
     for phase, name in PHASE_NAMES.items():
         seconds = number(part(record.result, "seconds").get(phase))
         said += [f"{name} {duration(seconds)}"] if seconds is not None else []
-    return f'<p class="meta">{escape(" · ".join(said))}</p>\n' if said else ""
+    curve = '<p class="meta">One of several budgets: <a href="../frontier.html">accuracy against cost</a></p>\n'
+    times = f'<p class="meta">{escape(" · ".join(said))}</p>\n' if said else ""
+    return times + (curve if record.is_point else "")
 
 
 def _result(record: RunRecord) -> str:
@@ -134,8 +140,8 @@ def _widths(record: RunRecord) -> str:
     unsearched = "" if record.epochs("search") else note("No search is recorded, so there are no probabilities.")
     caption = "Channels of every width group, in network order"
     widths = table(caption, ["Width group", "Full", "Kept", "Share"], map(_width_row, record.groups), "sizes")
-    details = f"<details>\n<summary>The widths as a table</summary>\n{widths}</details>\n"
-    return figures(width_figures(record)) + unsearched + _friendliness(record) + details
+    folded = details("The widths as a table", widths)
+    return figures(width_figures(record)) + unsearched + _friendliness(record) + folded
 
 
 def _friendliness(record: RunRecord) -> str:

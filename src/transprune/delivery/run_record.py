@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transprune.architecture import Architecture
+from transprune.costs import MACS, PARAMS
 from transprune.errors import RunFolderError
+from transprune.layers import Layer
 from transprune.runtime import RunFolder, read_journal
+from transprune.space import SearchSpace
 
 PHASES = ("teacher", "search", "distill")
 
@@ -41,6 +45,31 @@ class StageRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayerSize:
+    """One layer in one network."""
+
+    inputs: int
+    outputs: int
+    macs: int
+    params: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRow:
+    """One layer that computes, before and after."""
+
+    name: str
+    operator: str
+    stage: str | None
+    """The stage whose blocks hold it."""
+    before: LayerSize
+    after: LayerSize | None
+    """None while no architecture is chosen."""
+    is_dropped: bool
+    """Whether its block is dropped."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """Everything that a report shows."""
 
@@ -51,10 +80,16 @@ class RunRecord:
     result: Mapping[str, Any]
     measurements: Mapping[str, Any]
     """What `transprune measure` wrote."""
+    examples: Mapping[str, Any]
+    """Accuracy by class, and pictures on which teacher and student disagree."""
     entries: Sequence[Mapping[str, Any]]
     """The journal."""
     groups: Sequence[WidthRow]
     stages: Sequence[StageRow]
+    layers: Sequence[LayerRow]
+    """Empty while the space is not known."""
+    is_point: bool
+    """Whether it is a point of a frontier, whose page is in the folder above."""
 
     @property
     def is_empty(self) -> bool:
@@ -147,9 +182,12 @@ def _read(folder: RunFolder) -> RunRecord:
         architecture=architecture,
         result=result,
         measurements=folder.read_json("measurements.json") if folder.has("measurements.json") else {},
+        examples=folder.read_json("examples.json") if folder.has("examples.json") else {},
         entries=read_journal(folder.file("journal.jsonl")) if folder.has("journal.jsonl") else [],
         groups=[_width_row(group, space, architecture) for group in space.get("groups", [])],
         stages=[_stage_row(stage, architecture) for stage in space.get("stages", [])],
+        layers=_layer_rows(space, architecture) if space.get("layers") else [],
+        is_point=(folder.path.resolve().parent / "config.toml").is_file(),
     )
 
 
@@ -171,6 +209,36 @@ def _stage_row(stage: Mapping[str, Any], architecture: Mapping[str, Any]) -> Sta
     name, full = str(stage["name"]), int(stage["depth"])
     kept = int(architecture.get("depths", {}).get(name, full)) if architecture else None
     return StageRow(name=name, full=full, candidates=tuple(stage["candidates"]), kept=kept)
+
+
+def _layer_rows(space_json: Mapping[str, Any], architecture_json: Mapping[str, Any]) -> list[LayerRow]:
+    """The layers that cost MACs before or after."""
+    space = SearchSpace.from_json(space_json)
+    full = space.full_architecture()
+    chosen = Architecture.from_json(architecture_json) if architecture_json else None
+    rows = [_layer_row(space, layer, full, chosen) for layer in space.layers]
+    return [row for row in rows if row.before.macs or (row.after and row.after.macs)]
+
+
+def _layer_row(space: SearchSpace, layer: Layer, full: Architecture, chosen: Architecture | None) -> LayerRow:
+    block = space.block_of(layer.name)
+    return LayerRow(
+        name=layer.name,
+        operator=layer.operator,
+        stage=block[0].name if block else None,
+        before=_layer_size(space, layer, full),
+        after=_layer_size(space, layer, chosen) if chosen else None,
+        is_dropped=chosen is not None and not space.is_kept(layer.name, chosen),
+    )
+
+
+def _layer_size(space: SearchSpace, layer: Layer, architecture: Architecture) -> LayerSize:
+    return LayerSize(
+        inputs=space.resolve(layer.inputs, architecture),
+        outputs=space.resolve(layer.outputs, architecture),
+        macs=space.layer_cost(MACS, layer, architecture),
+        params=space.layer_cost(PARAMS, layer, architecture),
+    )
 
 
 def _place(group: str, space: Mapping[str, Any]) -> tuple[str | None, int]:

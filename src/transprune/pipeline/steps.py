@@ -14,6 +14,7 @@ from transprune.analysis.measurement import count_macs, measure_latencies
 from transprune.architecture import Architecture
 from transprune.budget import parse_budgets, points
 from transprune.data import make_loader
+from transprune.delivery.examples import examples_record
 from transprune.delivery.frontier import write_frontier
 from transprune.delivery.loading import load
 from transprune.delivery.onnx_export import check_onnx, onnx_bytes
@@ -26,6 +27,7 @@ from transprune.networks.traced import TracedNetwork
 from transprune.pipeline.results import network_figures, show_results
 from transprune.pipeline.run import Run, log, logging_to, read_options
 from transprune.runtime import RunFolder, processes, seeded
+from transprune.training.answers import answers
 from transprune.training.evaluation import evaluate
 from transprune.training.fitting import distill, estimate_statistics, train
 from transprune.training.searching import SearchResult, search
@@ -186,6 +188,7 @@ def evaluate_step(run: Run) -> None:
     options = run.options
     networks = {"teacher": teacher.to(run.device), "student": student.to(run.device)}
     with run.phase("evaluate"):
+        answered = answers(networks, run.data, device=run.device)
         latencies = measure_latencies(networks, run.example.to(run.device))
         figures = {
             name: network_figures(
@@ -199,6 +202,7 @@ def evaluate_step(run: Run) -> None:
         }
         for name, latency in _latencies(run, networks).items():
             figures[name] |= latency
+    run.folder.write_json("examples.json", examples_record(run.data, **answered))
     run.folder.write_json(
         "result.json",
         {

@@ -35,6 +35,7 @@ RUN_FILES = (
     "student.onnx",
     "student.pt2",
     "result.json",
+    "examples.json",
     "measurements.json",
     "report.html",
     "frontier.json",
