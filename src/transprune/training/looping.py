@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from transprune.runtime import Checkpoints, processes, random_states, set_random_states
+from transprune.runtime import Checkpoints, phase_seed, processes, random_states, set_random_states
 from transprune.training.divergence import Policy, Sentinel
 from transprune.training.evaluation import Meter
 from transprune.training.faults import explained
@@ -92,6 +92,8 @@ class Loop(ABC):
             DivergenceError: The loss or a gradient is not finite.
             ResourceError: Memory ran out, or a process that loads data died.
         """
+        if processes.rank() > 0:  # what a forward draws, such as dropout, differs from process to process
+            torch.manual_seed(phase_seed(torch.initial_seed(), f"process {processes.rank()}"))
         if checkpoints is None:
             self._run(lambda: None, on_epoch)
             return
