@@ -353,7 +353,7 @@ def plot(study: Study, rows: Sequence[Row]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 0.9 + 0.42 * len(rows)), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(8, 1.1 + 0.4 * len(rows)), layout="constrained")
     teacher = json.loads(study.file("teacher.json").read_text())["top1"]
     axes.axvline(teacher, color="0.6", linestyle="--", linewidth=1, label=f"teacher, {teacher:.2f} %")
     colours = {"scratch": "#8c6d31", "teacher": "#1f77b4", "supernet": "#2a9d5c"}
@@ -364,7 +364,7 @@ def plot(study: Study, rows: Sequence[Row]) -> None:
     axes.set_yticks(range(len(rows)), [f"{row.arm.label} ({row.arm.start})" for row in rows])
     axes.invert_yaxis()
     axes.set_xlabel(f"top-1 accuracy, % · {study.network}, {study.budget}, {study.epochs} epochs")
-    axes.legend(loc="lower left", frameon=False)
+    figure.legend(loc="outside upper right", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(study.file("accuracy.png"), dpi=120)
 
