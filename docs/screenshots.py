@@ -23,7 +23,7 @@ from browser import Browser
 from transprune.delivery.report import write_report
 
 IMAGES = Path(__file__).parent / "images"
-WIDTH, HEIGHT = 1280, 1130
+WIDTH, HEIGHT = 1280, 1240
 """Pixels of the picture of the report: its first parts."""
 COLUMNS = 78
 FONT_FACE = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
