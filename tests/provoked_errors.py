@@ -62,9 +62,11 @@ from transprune.runtime import (
     Journal,
     RunFolder,
     choose_device,
+    processes,
     read_journal,
 )
 from transprune.runtime.trees import encode_tree
+from transprune.training import feeding
 from transprune.training.evaluation import evaluate
 from transprune.training.tasks import Metric, Task, last_is_target, regression
 
@@ -611,4 +613,44 @@ ways(
     export_program=lambda _: export_program(Branching(), IMAGES[0]),
     onnx_unreadable=lambda _: check_onnx(b"nonsense", plain(), IMAGES),
     pt2_unreadable=lambda _: check_pt2(b"nonsense", plain(), IMAGES),
+)
+
+
+# --- several processes ------------------------------------------------------------------------------------------
+
+
+@way
+def processes_share_samples(_):
+    with mock.patch.object(feeding, "own_share", return_value=(0, 2)):
+        list(feeding._Shares([[0]], "train"))
+
+
+@way
+def process_gone(_):
+    gone = RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:1234")
+    with (
+        mock.patch.object(processes, "count", return_value=2),
+        mock.patch.object(torch.distributed, "all_reduce", side_effect=gone),
+    ):
+        processes.total(1)
+
+
+@way
+def process_failed(_):
+    def tell(outcome, _):
+        outcome[1] = "cannot read it"
+
+    with (
+        mock.patch.multiple(processes, count=lambda: 2, rank=lambda: 1),
+        mock.patch.object(torch.distributed, "broadcast_object_list", side_effect=tell),
+    ):
+        processes.from_first(lambda: 1)
+
+
+ways(
+    processes_share_images=lambda _: make_loader(
+        few().train, few(), batch_size=4, train=True, seed=0, device="cpu", share=(0, 9)
+    ),
+    step_precision=lambda _: transprune.TrainingOptions(precision="int8"),
+    step_accumulate=lambda _: transprune.SearchOptions(accumulate=0),
 )

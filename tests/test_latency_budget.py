@@ -19,6 +19,7 @@ from transprune.budget import Budget
 from transprune.delivery import performance
 from transprune.delivery.performance import MeasureOptions
 from transprune.errors import BudgetError, LatencyError
+from transprune.latency.backends import BACKENDS
 from transprune.latency.measuring import measure_latency
 from transprune.latency.options import LatencyOptions
 from transprune.networks.shrinking import shrink
@@ -151,7 +152,8 @@ def test_an_unattainable_latency_is_refused_before_training_with_the_attainable_
 
 
 @pytest.fixture
-def run(fake, tmp_path):
+def run(fake, monkeypatch, tmp_path):
+    monkeypatch.setitem(BACKENDS, "onnxruntime", fake)  # a configuration names a backend that there is
     recipe = get_preset("quick")
     options = pipeline.RunOptions(
         model="resnet20",
@@ -161,7 +163,7 @@ def run(fake, tmp_path):
         teacher=replace(recipe.teacher, epochs=1, warm_up_epochs=0),
         search=replace(recipe.search, epochs=1, warm_up_epochs=0, batch_size=128),
         distill=replace(recipe.distill, epochs=1, warm_up_epochs=0),
-        latency=FAKE,
+        latency=replace(FAKE, backend="onnxruntime"),
     )
     return pipeline.prepare(options, tmp_path / "run", device="cpu")
 
@@ -185,12 +187,13 @@ def test_a_run_measures_searches_and_reports_in_milliseconds(run, fake, monkeypa
     shown = capsys.readouterr().out
     assert re.search(r"budget kept: \d\.\d{3} ms of \d\.\d{3} ms", shown)
     assert "latency where it will run (ms)" in shown
-    page = folder.file("report.html").read_text(encoding="utf-8")
+    page = folder.file("report.html").read_text(encoding="utf-8").replace("&nbsp;", " ")
     assert re.search(r"\d\.\d{3} ms of at most \d\.\d{3} ms \(latency=0\.6\)", page)
     assert "latency over the search" in page
     assert re.search(r"latency \d\.\d{3} ms, \d\.\d\d × budget", folder.file("run.log").read_text(encoding="utf-8"))
 
     runs, kept = fake.runs, folder.read_json("latency.json")
+    run.close()
     again = pipeline.open_run(folder.path)
     assert again.costs["latency"] == run.costs["latency"]
     assert fake.runs == runs

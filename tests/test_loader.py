@@ -89,8 +89,8 @@ class TestBatchSizes:
     def test_sizes_add_up_to_all_images_unless_some_are_dropped(self):
         for samples in range(1, 60):
             for batch_size in range(1, 20):
-                for merge in (True, False):
-                    assert sum(batch_sizes(samples, batch_size, merge_single=merge, drop_last=False)) == samples
+                for merge in (0, 2, 5):
+                    assert sum(batch_sizes(samples, batch_size, merge_below=merge, drop_last=False)) == samples
 
 
 class TestEpochs:

@@ -1,5 +1,7 @@
 """Architectures that a search is compared with: uniform scaling and random ones, at the same cost."""
 
+import math
+
 import pytest
 import torch
 
@@ -21,10 +23,10 @@ def space_named(name):
 
 def next_wider(space, architecture):
     """The cheapest uniform architecture wider than this one: the oracle tries every share from the top."""
-    shares = sorted({width / group.width for group in space.groups for width in range(1, group.width + 1)})
+    shares = sorted({(width - 0.5) / group.width for group in space.groups for width in range(1, group.width + 1)})
     wider = []
     for share in shares:
-        widths = {group.name: max(1, int(group.width * share + 1e-9)) for group in space.groups}
+        widths = {group.name: max(1, math.floor(group.width * share + 0.5 + 1e-9)) for group in space.groups}
         if widths != dict(architecture.widths) and all(widths[key] >= architecture.widths[key] for key in widths):
             wider.append(space.macs(type(architecture)(widths=widths, depths=architecture.depths)))
     return min(wider, default=None)
@@ -50,6 +52,13 @@ def test_uniform_widths_need_no_projection_in_a_residual_network():
     by_full_width = {group.width: architecture.widths[group.name] for group in space.groups}
     assert all(architecture.widths[group.name] == by_full_width[group.width] for group in space.groups)
     assert len(by_full_width) == 3
+
+
+def test_uniform_widths_use_nearly_all_of_any_budget_of_a_residual_network():
+    space = resnet_space(20)
+    full = space.macs(space.full_architecture())
+    for share in (0.25, 0.4, 0.5, 0.7):
+        assert space.macs(uniform_architecture(space, [Limit(MACS, int(share * full))])) > 0.93 * share * full
 
 
 def test_a_budget_below_widths_of_one_is_refused():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union
@@ -22,7 +23,7 @@ from transprune.errors import OptionError, StoppedError, TranspruneError
 from transprune.latency.options import LatencyOptions
 from transprune.pipeline.run import Run, RunOptions, Safety
 from transprune.presets import StudentStart
-from transprune.runtime import RunFolder, Terminated, raising_on_sigterm, to_plain
+from transprune.runtime import RunFolder, Terminated, processes, raising_on_sigterm, to_plain
 from transprune.training.bilevel import SearchOptions
 from transprune.training.fitting import DistillationOptions, TrainingOptions
 
@@ -450,7 +451,8 @@ def _explaining() -> Iterator[None]:
         with raising_on_sigterm():
             yield
     except StoppedError as error:
-        print(f"transprune: {error}", file=sys.stderr)
+        if processes.is_first():
+            print(f"transprune: {error}", file=sys.stderr)
         sys.exit(STOPPED[error.reason])
     except TranspruneError as error:
         print(f"transprune: {error}", file=sys.stderr)
@@ -460,6 +462,21 @@ def _explaining() -> Iterator[None]:
         sys.exit(STOPPED["SIGTERM" if isinstance(error, Terminated) else "SIGINT"])
     finally:
         logger.removeHandler(logging.lastResort)
+
+
+SHARED = (Job, ResumedRun, DistillCommand)
+"""Commands whose work several processes share."""
+
+
+def _call(command: Any) -> None:
+    """Runs a command: in all processes where they share its work, else in the first one alone; the first one prints."""
+    is_shared = isinstance(command, SHARED)
+    if processes.is_first() and not is_shared:
+        with processes.alone():
+            command()
+    elif is_shared:
+        with nullcontext() if processes.is_first() else redirect_stdout(io.StringIO()):
+            command()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -475,7 +492,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             description=DESCRIPTION,
             args=list(arguments),
         )
-        command()
+        with processes.joined():
+            _call(command)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from torch import nn
 from transprune.analysis.layouts import Concatenation, Constant, FreeSumEnd, Group, Layout, Product, Samples, StageEnd
 from transprune.analysis.reading import GroupFacts, LayerFacts, ParameterFacts, Reading, read
 from transprune.analysis.trace import Example
+from transprune.analysis.wrappers import unwrapped
 from transprune.errors import ModelError, OptionError, expected_one_of
 from transprune.layers import Channels, Layer
 from transprune.residual import ResidualSum
@@ -64,6 +65,7 @@ def inspect(
             f"cannot inspect with ratios={list(ratios)} and divisor={divisor}; "
             f"expected ratios in (0, 1] and a divisor of at least 1"
         )
+    model = unwrapped(model)
     reading = read(model, example)
     choosing = _Choosing(reading, keep, only)
     choosing.choose_groups(

@@ -21,7 +21,8 @@ from transprune.space import SearchSpace
 def uniform_architecture(space: SearchSpace, limits: Sequence[Limit]) -> Architecture:
     """Every width at the same share of its full width, every block kept: the largest share within all limits.
 
-    The widths are rounded down and need not be candidates.
+    The widths are rounded to the nearest whole number, halves up, and need not be candidates: rounded down, those of
+    stages of doubling widths would all change at the same shares, and much of a budget be left unused.
 
     Args:
         space: The search space.
@@ -30,7 +31,8 @@ def uniform_architecture(space: SearchSpace, limits: Sequence[Limit]) -> Archite
     Raises:
         BudgetError: Widths of one cost more.
     """
-    shares = sorted({Fraction(width, group.width) for group in space.groups for width in range(group.width + 1)})
+    steps = {Fraction(2 * width - 1, 2 * group.width) for group in space.groups for width in range(1, group.width + 1)}
+    shares = [Fraction(0), *sorted(steps)]
     # Wider is never cheaper, so the shares that fit come first; of a cost for which that is only nearly so, a share is
     # found that fits while the next does not.
     fitting = bisect_left(
@@ -48,7 +50,7 @@ def uniform_architecture(space: SearchSpace, limits: Sequence[Limit]) -> Archite
 
 def _scaled(space: SearchSpace, share: Fraction) -> Architecture:
     return Architecture(
-        widths={group.name: max(1, int(group.width * share)) for group in space.groups},
+        widths={group.name: max(1, int(group.width * share + Fraction(1, 2))) for group in space.groups},
         depths={stage.name: stage.depth for stage in space.stages},
     )
 

@@ -31,6 +31,8 @@ def repair(space: SearchSpace, probabilities: Probabilities, limits: Sequence[Li
     Returns:
         None: no sequence of single steps that save leads there.
     """
+    if min(limit.most for limit in limits) < 1:  # excesses are shares of the limits
+        return None
     stepping = _Stepping(space, probabilities, limits)
     if not stepping.shrink():
         return None

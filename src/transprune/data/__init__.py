@@ -8,7 +8,7 @@ for images, labels in make_loader(weights_part, data, batch_size=64, train=True,
 
 from transprune.data.augmentation import Augmentation, AugmentationName
 from transprune.data.loader import Loader, make_loader
-from transprune.data.loaders import LoaderData, SearchLoaders, divide_loader, length_of, no_batches
+from transprune.data.loaders import LoaderData, SearchLoaders, divide_loader, length_of, like, no_batches
 from transprune.data.sources import load_data
 from transprune.data.splits import FileSplit, ImageData, MemorySplit, Split, split_halves
 
@@ -24,6 +24,7 @@ __all__ = [
     "Split",
     "divide_loader",
     "length_of",
+    "like",
     "load_data",
     "make_loader",
     "no_batches",

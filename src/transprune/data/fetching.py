@@ -41,7 +41,9 @@ class MemoryFetcher:
             places = batch.places.to(self._images.device, non_blocking=True)
             images = self._images.index_select(0, places)
             generator = torch.Generator().manual_seed(batch.seed)
-            yield augment(images, self._augmentation, generator), self._labels.index_select(0, places)
+            # The whole batch, so that every process changes an image as one process alone would.
+            changed, labels = augment(images, self._augmentation, generator), self._labels.index_select(0, places)
+            yield changed[batch.kept], labels[batch.kept]
 
 
 class FileFetcher:
@@ -89,18 +91,19 @@ class FileBatches(Dataset):
         An unreadable image is returned as its error, because an exception that leaves a worker process becomes a page
         of traceback.
         """
-        generator = torch.Generator().manual_seed(batch.seed)
+        generator = torch.Generator().manual_seed(batch.seed ^ (batch.kept.start or 0))
+        places = batch.places[batch.kept]
         view = standard_view(self.image_size)
         rest = self.augmentation
         if rest.resized_crop:
             # Cut from the image at its full size; what is left to do is the same for the whole batch.
             view, rest = _random_view(generator), replace(rest, resized_crop=False)
-        rows = self.split.rows[batch.places].tolist()
+        rows = self.split.rows[places].tolist()
         try:
             images = torch.stack([decode(self.split.files, row, self.image_size, view) for row in rows])
         except DataError as error:
             return error
-        return augment(images, rest, generator), self.split.labels[batch.places]
+        return augment(images, rest, generator), self.split.labels[places]
 
 
 def _random_view(generator: torch.Generator) -> View:

@@ -28,8 +28,11 @@ class Loader:
     `epoch` is the number of the epoch that the next `iter` gives, from 0 on; set it to continue an earlier training.
     """
 
-    def __init__(self, plan: EpochPlan, fetcher: Fetcher, data: ImageData, device: torch.device) -> None:
+    def __init__(
+        self, plan: EpochPlan, fetcher: Fetcher, data: ImageData, device: torch.device, share: tuple[int, int] = (0, 1)
+    ) -> None:
         self.epoch = 0
+        self._share = share
         self._plan = plan
         self._fetcher = fetcher
         self._device = device
@@ -47,7 +50,8 @@ class Loader:
 
     def batches(self, epoch: int, *, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch (from 0 on), from one of them on; a function of the seed and these numbers."""
-        return self._normalised(self._plan.batches(epoch)[first:])
+        own = (batch.share(*self._share) for batch in self._plan.batches(epoch)[first:])
+        return self._normalised([batch for batch in own if batch.count])
 
     def _normalised(self, batches: list[PlannedBatch]) -> Iterator[tuple[Tensor, Tensor]]:
         for raw, labels in self._fetcher.fetch(batches):
@@ -68,6 +72,7 @@ def make_loader(
     device: torch.device | str,
     drop_last: bool | None = None,
     workers: int | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> Loader:
     """Prepares batches of a split.
 
@@ -79,15 +84,18 @@ def make_loader(
         seed: decides order and augmentation, together with the epoch number.
         device: where the batches are wanted. Images in memory are held there too.
         drop_last: leave an incomplete last batch out, unless it is the only one. By default it is kept, except that in
-            training a single last image joins the batch before it: batch norm cannot learn from one image.
+            training a last batch without two images for each process joins the one before it: batch norm cannot learn
+            from one image.
         workers: processes that decode images in files; by default one for each core, at most 16.
+        share: which of how many processes this one is, from 0; each gets its share of every batch, and nothing of one
+            that has no image for it.
 
     Returns:
         A loader of float32 images [batch, channels, rows, columns] and int64 labels [batch] on `device`.
 
     Raises:
         OptionError: if `batch_size` or `workers` is out of range.
-        DataError: if the split is empty or of an unknown kind.
+        DataError: if the split is empty, of an unknown kind, or too small to share.
     """
     if batch_size < 1 or (workers is not None and workers < 0):
         raise OptionError(
@@ -96,10 +104,17 @@ def make_loader(
         )
     if not len(split):
         raise DataError(f"cannot load batches of {data.name!r}: the split has no images")
-    sizes = batch_sizes(len(split), batch_size, merge_single=train and drop_last is None, drop_last=bool(drop_last))
+    least = 2 * share[1] if train else 1
+    merge_below = least if drop_last is None else 0
+    sizes = batch_sizes(len(split), batch_size, merge_below=merge_below, drop_last=bool(drop_last))
+    if share[1] > 1 and min(sizes) < least:
+        raise DataError(
+            f"cannot share a batch of {min(sizes)} images of {data.name!r} among {share[1]} processes: expected at "
+            "least two for each; start fewer processes, or choose a larger batch size"
+        )
     plan = EpochPlan(samples=len(split), sizes=sizes, shuffle=train, seed=seed)
     device = torch.device(device)
-    return Loader(plan, _fetcher(split, data, train, device, workers), data, device)
+    return Loader(plan, _fetcher(split, data, train, device, workers), data, device, share)
 
 
 def _fetcher(split: Split, data: ImageData, train: bool, device: torch.device, workers: int | None) -> Fetcher:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset
+from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, Subset
 
 from transprune.errors import DataError
 
@@ -141,10 +141,15 @@ def _part(loader: DataLoader[Any], places: list[int], *, is_training: bool) -> D
     """
     size = min(loader.batch_size or 1, len(places))
     has_single = size > 1 and len(places) % size == 1
-    return DataLoader(
+    return like(
+        loader,
         Subset(loader.dataset, places),
         batch_size=size,
         shuffle=is_training,
         drop_last=is_training and (loader.drop_last or has_single),
-        **{name: getattr(loader, name) for name in CARRIED_OVER},
     )
+
+
+def like(loader: DataLoader[Any], samples: Dataset[Any], **settings: Any) -> DataLoader[Any]:
+    """A loader of other samples or batches that is otherwise like another one."""
+    return DataLoader(samples, **settings, **{name: getattr(loader, name) for name in CARRIED_OVER})

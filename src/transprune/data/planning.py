@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,21 @@ class PlannedBatch:
 
     seed: int
     """Seed of the random changes in this batch."""
+
+    kept: slice = field(default_factory=lambda: slice(None))
+    """Which of the images are wanted: all, or the share of one of several processes."""
+
+    @property
+    def count(self) -> int:
+        """How many are wanted."""
+        return len(self.places[self.kept])
+
+    def share(self, index: int, processes: int) -> PlannedBatch:
+        """What one of several processes gets of it; the shares are as equal as they can be."""
+        if processes == 1:
+            return self
+        total = len(self.places)
+        return replace(self, kept=slice(index * total // processes, (index + 1) * total // processes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,21 +61,21 @@ class EpochPlan:
         return [PlannedBatch(part, _mixed(self.seed, epoch, number)) for number, part in enumerate(parts)]
 
 
-def batch_sizes(samples: int, batch_size: int, *, merge_single: bool, drop_last: bool) -> tuple[int, ...]:
+def batch_sizes(samples: int, batch_size: int, *, merge_below: int, drop_last: bool) -> tuple[int, ...]:
     """How many images each batch of an epoch holds.
 
     Args:
         samples: images in the split.
         batch_size: images in a full batch.
-        merge_single: let a single last image join the batch before it.
+        merge_below: let fewer last images than this join the batch before them.
         drop_last: leave an incomplete last batch out, unless it is the only one.
     """
     full, rest = divmod(samples, batch_size)
     if not full:
         return (rest,)
     sizes = [batch_size] * full
-    if rest == 1 and merge_single:
-        sizes[-1] += 1
+    if rest < merge_below:
+        sizes[-1] += rest
     elif rest and not drop_last:
         sizes.append(rest)
     return tuple(sizes)

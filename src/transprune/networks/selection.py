@@ -80,8 +80,11 @@ class ArchitectureParameters(nn.Module):
         width_samples: int | None = 2,
         depth_samples: int | None = 2,
         generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
     ) -> Selection:
         """Draws candidates for every group and stage (`transprune.numerics.sampling`).
+
+        Parameters on the CPU draw for a supernet on another `device` without waiting for it.
 
         Deviation: the paper mixes all depths of a stage (`depth_samples=None`); two cost less, since no block beyond
         the deeper of the two is computed. And candidates whose weight is lost to rounding beside the others' are left
@@ -93,7 +96,8 @@ class ArchitectureParameters(nn.Module):
         depths = draw_candidates(
             self.depths, self.depth_is_candidate, temperature=temperature, samples=depth_samples, generator=generator
         )
-        return Selection(_choices(self.space.groups, widths), _choices(self.space.stages, depths))
+        place = device or self.widths.device
+        return Selection(_choices(self.space.groups, widths, place), _choices(self.space.stages, depths, place))
 
     @torch.no_grad()
     def entropy(self) -> float:
@@ -106,10 +110,10 @@ class ArchitectureParameters(nn.Module):
         return float(torch.cat(entropies).mean())
 
 
-def _choices(named: Sequence[WidthGroup | DepthStage], draw: Draw) -> dict[str, Choice]:
+def _choices(named: Sequence[WidthGroup | DepthStage], draw: Draw, device: torch.device | str) -> dict[str, Choice]:
     least = torch.finfo(draw.weights.dtype).eps
-    shares, choices = draw.weights.tolist(), {}
-    for place, (item, indices, weights) in enumerate(zip(named, draw.indices.tolist(), draw.weights, strict=True)):
+    shares, choices, placed = draw.weights.tolist(), {}, draw.weights.to(device, non_blocking=True)
+    for place, (item, indices, weights) in enumerate(zip(named, draw.indices.tolist(), placed, strict=True)):
         # Rows with fewer candidates than samples end in entries that stand for none, at weight zero.
         kept = [position for position, share in enumerate(shares[place]) if share > least]
         chosen = tuple(indices[position] for position in kept)

@@ -18,6 +18,7 @@ from transprune.analysis.inspection import full_space
 from transprune.analysis.layouts import Layout, Sizes
 from transprune.analysis.reading import Reading, read
 from transprune.analysis.trace import Example, as_inputs, first_line
+from transprune.analysis.wrappers import unwrapped
 from transprune.architecture import Architecture
 from transprune.errors import OptionError, SpaceError
 from transprune.networks.adapters import adapt
@@ -60,6 +61,7 @@ def shrink(
     """
     if weights not in ("inherit", "scratch"):
         raise OptionError(f"cannot shrink with weights={weights!r}; expected 'inherit' or 'scratch'")
+    model = unwrapped(model)
     reading = read(model, example)
     student = shrink_read(model, reading, architecture, example)
     if weights == "scratch":
@@ -92,6 +94,7 @@ def kept_entries(model: nn.Module, architecture: Architecture, example: Example)
         ModelError: The model cannot be read (see `inspect`).
         SpaceError: The architecture does not belong to the model.
     """
+    model = unwrapped(model)
     reading = read(model, example)
     full_space(reading).check(architecture)
     sizes = _Shrinking(model, reading, architecture).sizes

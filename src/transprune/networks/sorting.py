@@ -25,6 +25,7 @@ from transprune.analysis.layouts import (
 )
 from transprune.analysis.reading import Reading, read
 from transprune.analysis.trace import Example
+from transprune.analysis.wrappers import unwrapped
 from transprune.errors import OptionError
 
 
@@ -78,6 +79,7 @@ def sort_channels(model: nn.Module, example: Example, importance: Importance = m
         ModelError: The model cannot be read (see `inspect`).
         OptionError: The importance is not one number for every unit.
     """
+    model = unwrapped(model)
     reading = read(model, example)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     orders = _orders(reading, parameters, importance)

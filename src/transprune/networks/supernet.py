@@ -14,16 +14,18 @@ from transprune.analysis.layouts import FreeSumEnd, Group, Layout, Sizes, StageE
 from transprune.analysis.reading import Reading, read
 from transprune.analysis.stages import BlockRun
 from transprune.analysis.trace import Example, operator
+from transprune.analysis.wrappers import unwrapped
 from transprune.architecture import Architecture
 from transprune.errors import OptionError, SpaceError
 from transprune.networks.execution import Arguments, Function, Program, Step, Surroundings
+from transprune.networks.joint_norms import normalise_and_mix_joint
+from transprune.networks.memory_format import use_channels_last
 from transprune.networks.mixing import mix_along, mixing, mixture_of
 from transprune.networks.selection import Selection
 from transprune.networks.traced import TRAINABLE, cut_constant, in_mode, tensor_at
 from transprune.numerics.alignment import ALIGNMENTS, Alignment, align_channels
 from transprune.numerics.lean import add_padded, first_entries, weighted_sum
 from transprune.numerics.mixtures import Mixture, mixed
-from transprune.numerics.normalisation import normalise_and_mix
 from transprune.space import SearchSpace
 
 RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -69,10 +71,11 @@ class Supernet(nn.Module):
             )
         self.space = space
         self.alignment: Alignment = alignment
+        model = unwrapped(model)
         reading = read(model, example)
         _check_space(model, space, reading)
         self.network = copy.deepcopy(model)
-        _use_channels_last(self.network)
+        use_channels_last(self.network)
         self.plan = _Plan(reading, space, self.network)
 
     def forward(self, selection: Selection, *inputs: Any) -> Any:
@@ -95,13 +98,6 @@ class Supernet(nn.Module):
             index = group.candidates.index(architecture.widths.get(group.name, group.width))
             weights[name] = weights[name][index].clone()
         return weights
-
-
-def _use_channels_last(network: nn.Module) -> None:
-    """Lays out the weights of 2-D convolutions channels last, which is faster; the feature maps follow."""
-    for parameter in network.parameters():
-        if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def _check_space(model: nn.Module, space: SearchSpace, reading: Reading) -> None:
@@ -276,7 +272,7 @@ class _Mixing(Surroundings):
         mixture, shift = self._mixtures.get(node) or mixed(
             self._mixtures_of(node, arguments["weight"], arguments["bias"])
         )
-        return normalise_and_mix(arguments["input"], mixture, shift, arguments["eps"])
+        return normalise_and_mix_joint(arguments["input"], mixture, shift, arguments["eps"])
 
     @cached_property
     def _mixtures(self) -> dict[fx.Node, tuple[Tensor, Tensor]]:
@@ -309,7 +305,7 @@ class _Mixing(Surroundings):
             matrix = mixing(layout, self.selection, self.sizes, self.alignment, features)
             scale = matrix * scale
             shift = matrix * shift if matrix.dim() == 1 else matrix @ shift
-        return normalise_and_mix(features, scale, shift, arguments["eps"])
+        return normalise_and_mix_joint(features, scale, shift, arguments["eps"])
 
     def _mixed_layer(self, step: Step, layout: Layout, arguments: Arguments) -> Tensor:
         """A convolution or linear layer whose outputs are mixed: that is linear in its weights, and done to them."""

@@ -37,7 +37,7 @@ class _AddToFirstChannels(torch.autograd.Function):
 
 def weighted_sum(features: Sequence[Tensor], weights: Tensor) -> Tensor:
     """Σ_k weights_k · features_k of feature maps of one shape."""
-    total: Tensor = _WeightedSum.apply(weights, *features)
+    total: Tensor = _WeightedSum.apply(weights, *(each.to(features[0].dtype) for each in features))
     return total
 
 

@@ -25,7 +25,8 @@ def normalise_and_mix(features: Tensor, mixture: Tensor, shift: Tensor, eps: flo
         ∂b = Σ g,    ∂M = (Σ g·xᵀ − ∂b·μᵀ)·diag(r),    ∂x = Aᵀ·g − (r/n)·Mᵀ∂b − (r²/n)·s·(x − μ),
         s_c = Σ_t M_tc ∂M_tc,
 
-    the last being batch norm's own backward for the gradient Mᵀ·g. Only x is kept for it, as batch norm does.
+    the last being batch norm's own backward for the gradient Mᵀ·g. Only x is kept for it, as batch norm does. Inside
+    `torch.autocast` everything is computed in float32.
 
     Args:
         features: x [batch, channels, ...].
@@ -36,6 +37,9 @@ def normalise_and_mix(features: Tensor, mixture: Tensor, shift: Tensor, eps: flo
     Returns:
         [batch, outputs, ...].
     """
+    if torch.is_autocast_enabled(features.device.type):
+        with torch.autocast(features.device.type, enabled=False):
+            return normalise_and_mix(features.float(), mixture.float(), shift.float(), eps)
     if mixture.dim() == 1 and not _is_channels_last_on_cpu(features):  # torch's own is as fast there
         return F.batch_norm(features, None, None, mixture, shift, training=True, eps=eps)
     mixed: Tensor = _NormaliseAndMix.apply(features, mixture, shift, eps)

@@ -28,12 +28,33 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 def on_device(value: Any, device: torch.device | str) -> Any:
     """The same value with its tensors on a device; whatever else has a method `to` is asked to move itself."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=torch.device(device).type == "cuda")  # waits for nothing if it is pinned
     if hasattr(value, "to"):
         return value.to(device)
     if isinstance(value, Mapping):
         return {key: on_device(item, device) for key, item in value.items()}
     if isinstance(value, tuple | list):
         items = [on_device(item, device) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
+def cut(value: Any, places: slice, samples: int) -> Any:
+    """The same value of some of its samples: its tensors and lists of so many entries, cut; all else as it is.
+
+    Example:
+        >>> cut({"image": torch.zeros(8, 3), "sizes": [1] * 8, "scale": torch.tensor(2.0)}, slice(0, 2), 8)["sizes"]
+        [1, 1]
+    """
+    if isinstance(value, Tensor):
+        return value[places] if value.dim() and len(value) == samples else value
+    if isinstance(value, Mapping):
+        return {key: cut(item, places, samples) for key, item in value.items()}
+    if isinstance(value, list) and len(value) == samples and not any(isinstance(item, Tensor) for item in value):
+        return value[places]
+    if isinstance(value, tuple | list):
+        items = [cut(item, places, samples) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
 

@@ -18,15 +18,14 @@ from transprune.delivery.frontier import frontier_record, write_frontier
 from transprune.pipeline.results import show_frontier
 from transprune.pipeline.run import Run, RunOptions, logging_to, prepare
 from transprune.pipeline.steps import (
+    conclude,
     distill_step,
-    evaluate_step,
-    export_step,
     load_teacher,
-    report_step,
     search_step,
     teach_step,
     write_architecture,
 )
+from transprune.runtime import processes
 from transprune.training.searching import train_shared
 
 
@@ -47,6 +46,8 @@ def run_frontier(run: Run, *, overwrite: bool = False) -> None:
         with _point(run, budgets, "-uniform", overwrite) as uniform:
             _finish(uniform, is_uniform=True)
         folders.append((searched.folder, uniform.folder))
+    if not processes.is_first():
+        return
     run.folder.write_json("frontier.json", frontier_record(run.folder, folders))
     write_frontier(run.folder)
     show_frontier(run.folder)
@@ -104,9 +105,7 @@ def _finish(run: Run, *, is_uniform: bool) -> None:
         else:
             search_step(run)
         distill_step(run)
-        evaluate_step(run)
-        export_step(run)
-        report_step(run)
+        conclude(run)
 
 
 def _scale_step(run: Run) -> None:

@@ -30,6 +30,7 @@ from transprune.latency.options import LatencyOptions
 from transprune.networks.models import build_model
 from transprune.networks.weights import Weights, load_weights
 from transprune.numerics.structures import outline
+from transprune.pipeline.together import opened_by_all
 from transprune.presets import StudentStart
 from transprune.records import read_record
 from transprune.runtime import (
@@ -42,6 +43,7 @@ from transprune.runtime import (
     choose_device,
     environment,
     epoch_progress,
+    processes,
     read_journal,
     seeded,
 )
@@ -312,6 +314,18 @@ def prepare(
     Raises:
         TranspruneError: Model, data, weights, budget, options or folder cannot be used.
     """
+
+    def prepared(folder: str | Path) -> Run:
+        is_asked = folder == out  # else it is the copy of what the first process has prepared
+        begin = {"overwrite": overwrite and is_asked, "resume": resume and is_asked}
+        return _prepare(options, folder, device=device, safety=safety, **begin)
+
+    return opened_by_all(out, prepared)
+
+
+def _prepare(
+    options: RunOptions, out: str | Path, *, device: str, overwrite: bool, resume: bool, safety: Safety | None
+) -> Run:
     if resume and overwrite:
         raise OptionError("cannot use --resume with --overwrite: one goes on with a run, the other removes it")
     if resume:
@@ -333,10 +347,12 @@ def prepare(
     _check_logits(model, example, len(data.classes))
     measured = None
     costs: Mapping[str, Cost] = COSTS
-    if any(budget.kind == "latency" for budget in budgets):
+    is_measuring = processes.is_first()  # the others get the measurement, and what was checked against it
+    if is_measuring and any(budget.kind == "latency" for budget in budgets):
         measured = trusted_latency(model, space, example, options.latency, device=chosen)
         costs = {**COSTS, "latency": measured.model}
-    check_attainable(space, [budget.limit(space, costs) for budget in budgets])
+    if is_measuring:
+        check_attainable(space, [budget.limit(space, costs) for budget in budgets])
     lock = FolderLock(Path(out))
     folder = RunFolder.create(out, asdict(options), overwrite=overwrite)
     run = Run(folder, options, str(chosen), safety, lock)
@@ -394,7 +410,10 @@ def open_run(path: str | Path, *, device: str = "auto", safety: Safety | None = 
     Raises:
         RunFolderError: The folder is missing, holds no run, holds a frontier, or another process is at work on it.
     """
-    folder = RunFolder.open(path)
+    return opened_by_all(path, lambda folder: _open_run(RunFolder.open(folder), device, safety))
+
+
+def _open_run(folder: RunFolder, device: str, safety: Safety | None) -> Run:
     options = read_options(folder)
     if len(points(options.budget)) > 1:
         runs = sorted(path.parent.name for path in folder.path.glob("*/config.toml"))
@@ -413,7 +432,8 @@ def resume_run(path: str | Path, *, device: str = "auto", safety: Safety | None 
     Raises:
         TranspruneError: The folder is missing or holds no run, or as `prepare`.
     """
-    return prepare(read_options(RunFolder.open(path)), path, device=device, safety=safety)
+    options = processes.from_first(lambda: read_options(RunFolder.open(path)))
+    return prepare(options, path, device=device, safety=safety)
 
 
 def read_options(folder: RunFolder) -> RunOptions:

@@ -26,7 +26,7 @@ from transprune.networks.sorting import sort_channels
 from transprune.networks.traced import TracedNetwork
 from transprune.pipeline.results import network_figures, show_results
 from transprune.pipeline.run import Run, log, logging_to, read_options
-from transprune.runtime import RunFolder, seeded
+from transprune.runtime import RunFolder, processes, seeded
 from transprune.training.answers import answers
 from transprune.training.evaluation import evaluate
 from transprune.training.fitting import distill, estimate_statistics, train
@@ -42,10 +42,18 @@ def run_all(run: Run) -> None:
         teach_step(run)
         search_step(run)
         distill_step(run)
-        evaluate_step(run)
-        export_step(run)
-        report_step(run)
-    show_results(run.folder)
+        conclude(run)
+    if processes.is_first():
+        show_results(run.folder)
+
+
+def conclude(run: Run) -> None:
+    """Evaluation, export and report: work for the first process alone."""
+    if processes.is_first():
+        with processes.alone():
+            evaluate_step(run)
+            export_step(run)
+            report_step(run)
 
 
 def teach_step(run: Run) -> None:
@@ -170,7 +178,8 @@ def _untrained_student(run: Run) -> nn.Module:
         origin = sort_channels(load_teacher(run), run.example)
         if run.options.student == "supernet":
             origin.load_state_dict(run.folder.read_tensors("supernet.safetensors"), strict=False)
-        return estimate_statistics(shrink(origin, architecture, run.example), run.data, seed=run.options.seed)
+        with processes.alone():  # the same statistics, of all images, in every process
+            return estimate_statistics(shrink(origin, architecture, run.example), run.data, seed=run.options.seed)
 
 
 def evaluate_step(run: Run) -> None:

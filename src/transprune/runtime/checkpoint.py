@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from transprune.errors import OptionError, RunFolderError, StoppedError, newer_format
+from transprune.runtime import processes
 from transprune.runtime.files import StrPath, disk_errors, write_atomically
 from transprune.runtime.interruption import StopRequest, deferred_signals
 from transprune.runtime.trees import decode_tree, encode_tree
@@ -19,6 +20,8 @@ FORMAT = 1
 CHECKPOINT, PREVIOUS = CHECKPOINT_FILES = ("checkpoint.safetensors", "checkpoint.previous.safetensors")
 TIME_IS_UP = "--max-minutes"
 """The reason of a stop that no signal asked for."""
+REASONS = ("SIGINT", "SIGTERM", TIME_IS_UP)
+"""Why a run may stop."""
 
 log = logging.getLogger("transprune.run")
 
@@ -70,11 +73,15 @@ class Checkpoints:
     def find(self, phase: str) -> Any | None:
         """The state that was saved last in a phase; None if there is none.
 
-        A damaged checkpoint is said aloud and removed, and the one before it is taken.
+        A damaged checkpoint is said aloud and removed, and the one before it is taken. In a job of several processes
+        the first one reads.
 
         Raises:
             RunFolderError: A checkpoint cannot be read, or is of a newer format.
         """
+        return processes.from_first(lambda: self._find(phase))
+
+    def _find(self, phase: str) -> Any | None:
         for name in CHECKPOINT_FILES:
             path = self.folder / name
             try:
@@ -89,13 +96,14 @@ class Checkpoints:
         return None
 
     def save(self, phase: str, state: Any) -> None:
-        """Writes a checkpoint; the last one is kept beside it.
+        """Writes a checkpoint; the last one is kept beside it. In a job of several processes the first writes.
 
         Raises:
             RunFolderError: It cannot be written; the last one is kept.
         """
-        content = encode_tree({"format": FORMAT, "phase": phase, "state": state})
-        write_atomically(self.folder / CHECKPOINT, content, keep=self.folder / PREVIOUS)
+        if processes.is_first():
+            content = encode_tree({"format": FORMAT, "phase": phase, "state": state})
+            write_atomically(self.folder / CHECKPOINT, content, keep=self.folder / PREVIOUS)
         self._saved, self._steps = time.monotonic(), 0
 
     def clear(self) -> None:
@@ -104,7 +112,7 @@ class Checkpoints:
         Raises:
             RunFolderError: They cannot be removed.
         """
-        for name in CHECKPOINT_FILES:
+        for name in CHECKPOINT_FILES if processes.is_first() else ():
             with disk_errors("remove", self.folder / name):
                 (self.folder / name).unlink(missing_ok=True)
 
@@ -121,7 +129,7 @@ class Checkpoints:
             yield
 
     def after_step(self, phase: str, state: Callable[[], Any]) -> None:
-        """Writes a checkpoint if it is time for one, and stops if that was asked for.
+        """Writes a checkpoint if it is time for one, and stops if that was asked for; all processes of a job at once.
 
         Args:
             phase: What the step belongs to.
@@ -132,8 +140,10 @@ class Checkpoints:
             RunFolderError: The checkpoint cannot be written.
         """
         self._steps += 1
-        reason = self._request.reason or (TIME_IS_UP if self._is_over() else None)
-        if reason is not None or self._is_due():
+        own = self._request.reason or (TIME_IS_UP if self._is_over() else None)
+        is_due, *asked = processes.any_of(self._is_due(), *(own == reason for reason in REASONS))
+        reason = next((reason for reason, is_given in zip(REASONS, asked, strict=True) if is_given), None)
+        if reason is not None or is_due:
             self.save(phase, state())
         if reason is not None:
             raise StoppedError(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transprune.analysis.cost import ExpectedCost
 from transprune.analysis.derivation import NEARLY_FULL, SECONDS
 from transprune.analysis.probabilities import Probabilities
+from transprune.analysis.wrappers import unwrapped
 from transprune.architecture import Architecture
 from transprune.budget import Limit
 from transprune.errors import OptionError
@@ -35,10 +36,11 @@ from transprune.training.feeding import Batch, Data, example_of, search_feeds
 from transprune.training.fitting import at_least, check_first_loss, cosine_schedule, sgd
 from transprune.training.looping import Loop
 from transprune.training.tasks import Task, classification
+from transprune.training.updating import StepOptions, Update
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchOptions:
+class SearchOptions(StepOptions):
     """How an architecture is searched. The defaults are the paper's for CIFAR."""
 
     epochs: int = 600
@@ -90,6 +92,7 @@ class SearchOptions:
     """Time in which the most probable architecture must be found; what it lacks of a proof is said. None: any."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("epochs", "width_samples", "depth_samples"):
             if getattr(self, name) is not None:
                 at_least(name, getattr(self, name), 1)
@@ -143,15 +146,16 @@ class Bilevel(Loop):
     ) -> None:
         self.space, self.options, self.limits = space, options, tuple(limits)
         task = task or classification()
-        start, example = copy.deepcopy(model).cpu(), example_of(data)
+        start, example = copy.deepcopy(unwrapped(model)).cpu(), example_of(data)
         if options.start == "scratch":
             initialise(start)
         elif importance is not None or options.importance == "magnitude":
             start = sort_channels(start, example, importance or magnitude)
         self.supernet = Supernet(start, space, example, alignment=options.alignment).to(device).train()
-        self.parameters = ArchitectureParameters(space).to(device)
-        self.expected_costs = [ExpectedCost(space, limit.cost, device=device) for limit in self.limits]
-        self.generator = torch.Generator(device).manual_seed(seed)
+        # On the CPU, since the sizes that are drawn are wanted there: no step of the weights waits for a device.
+        self.parameters = ArchitectureParameters(space)
+        self.expected_costs = [ExpectedCost(space, limit.cost) for limit in self.limits]
+        self.generator = torch.Generator().manual_seed(seed)
         feeds = search_feeds(
             data,
             task,
@@ -183,15 +187,19 @@ class Bilevel(Loop):
             betas=options.architecture_betas,
             weight_decay=options.architecture_weight_decay,
         )
+        self.weight_update, self.architecture_update = (
+            Update(optimizer, self.supernet, options, device, self.sentinel)
+            for optimizer in (self.weight_optimizer, self.architecture_optimizer)
+        )
 
     def parts(self) -> dict[str, Any]:
         """Supernet and architecture parameters, their optimizers, the schedule, and what decides the candidates."""
         return {
             "supernet": self.supernet,
             "parameters": self.parameters,
-            "weight_optimizer": self.weight_optimizer,
+            "weight_optimizer": self.weight_update,
             "schedule": self.schedule,
-            "architecture_optimizer": self.architecture_optimizer,
+            "architecture_optimizer": self.architecture_update,
             "architecture_batches": self._architecture_feed,
             "generator": KeptGenerator(self.generator),
         }
@@ -220,36 +228,37 @@ class Bilevel(Loop):
             width_samples=self.options.width_samples,
             depth_samples=self.options.depth_samples,
             generator=self.generator,
+            device=self.device,
         )
 
     def step_weights(self, batch: Batch, temperature: float) -> None:
         """One step of the weights, with the architecture parameters held."""
-        self.sentinel.remember()
         with torch.no_grad():
             selection = self.select(temperature)
-        outputs = self.supernet(selection, *batch.inputs)
-        loss = self.task.loss_of(outputs, batch.targets)
-        if self.schedule.last_epoch == 0:
-            check_first_loss(loss, self.phase)
-        self.weight_optimizer.zero_grad()
-        loss.backward()
-        gradients = [weight.grad for weight in self.weights]
-        if self.sentinel.passes(loss, gradients, lambda: self.supernet(selection, *batch.inputs)):
-            self.weight_optimizer.step()
-            self.meter.add(loss, outputs, batch)
+
+        def forward(part: Batch) -> tuple[Tensor, Any]:
+            outputs = self.supernet(selection, *part.inputs)
+            loss = self.task.loss_of(outputs, part.targets)
+            if self.schedule.last_epoch == 0:
+                check_first_loss(loss, self.phase)
+            return loss, outputs
+
+        for learned in self.weight_update.step(batch, forward):
+            self.meter.add(*learned)
         self.schedule.step()
 
     def step_architecture(self, batch: Batch, temperature: float) -> None:
         """One step of the architecture parameters, with the weights held; no gradient of a weight is computed."""
-        self.sentinel.remember()
-        selection, learning = self.select(temperature), list(self.parameters.parameters())
-        outputs = self.supernet(selection, *batch.inputs)
-        loss = self.task.loss_of(outputs, batch.targets) + self.options.penalty_weight * self.penalty()
-        self.architecture_optimizer.zero_grad()
-        loss.backward(inputs=learning)
-        gradients = [parameter.grad for parameter in learning]
-        if self.sentinel.passes(loss, gradients, lambda: self.supernet(selection, *batch.inputs)):
-            self.architecture_optimizer.step()
+        before = self.generator.get_state()
+
+        def forward(part: Batch) -> tuple[Tensor, Any]:
+            self.generator.set_state(before)  # every part with the same candidates, through gradients of its own
+            with torch.autocast("cpu", enabled=False):
+                selection, penalty = self.select(temperature), self.penalty().to(self.device)
+            outputs = self.supernet(selection, *part.inputs)
+            return self.task.loss_of(outputs, part.targets) + self.options.penalty_weight * penalty, outputs
+
+        self.architecture_update.step(batch, forward)
 
     def penalty(self) -> Tensor:
         """How far the expected costs should move, from the costs of the most probable architecture.
@@ -272,7 +281,7 @@ class Bilevel(Loop):
 
     def validate(self, architecture: Architecture) -> Evaluation:
         """Figures of an architecture in the supernet, on the architecture's part of the data; images not augmented."""
-        selection = Selection.of(self.space, architecture, self.generator.device)
+        selection = Selection.of(self.space, architecture, self.device)
         with evaluation_mode(self.supernet):
             return evaluate_batches(partial(self.supernet, selection), self.validation_batches, self.task)
 

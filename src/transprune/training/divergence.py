@@ -63,7 +63,7 @@ class Sentinel:
             DivergenceError: The policy is to stop, or too many steps were skipped in a row.
         """
         self.settle()
-        is_fine = torch.stack([loss.detach(), *_largest(gradients)]).isfinite().all()
+        is_fine = torch.stack([loss.detach(), *(each.to(loss.device) for each in _largest(gradients))]).isfinite().all()
 
         def reason() -> str:
             return f"the loss is {loss.item():g}; {_first_bad(self._network, forward)}"

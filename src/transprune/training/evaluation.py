@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from transprune.errors import OptionError
 from transprune.numerics.structures import outline
+from transprune.runtime import processes
 from transprune.training.feeding import Batch, Data, feed
 from transprune.training.tasks import Task, classification
 
@@ -41,7 +42,7 @@ class Evaluation:
 
 
 class Meter:
-    """Adds up loss and metrics over batches; nothing leaves the device before `evaluation`."""
+    """Adds up loss and metrics over this process's batches; nothing leaves the device before `evaluation`."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
@@ -61,17 +62,21 @@ class Meter:
         self._samples += batch.samples
 
     def state_dict(self) -> dict[str, Any]:
-        """What was counted so far."""
-        return {"sums": dict(self._sums), "samples": self._samples}
+        """What was counted so far, on the CPU."""
+        return {"sums": {name: value.cpu() for name, value in self._sums.items()}, "samples": self._samples}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """Goes on from what `state_dict` gave."""
-        self._sums = {name: value.to(device) for name, value in state["sums"].items()}
-        self._samples = state["samples"]
+        """Adds what another meter's `state_dict` gave."""
+        for name, value in state["sums"].items():
+            self._add(name, value.to(device))
+        self._samples += state["samples"]
 
     def evaluation(self) -> Evaluation:
-        """The figures over all batches so far; NaN if there were none."""
-        figures = {name: self._figure(name) for name in ("loss", *self._task.metrics)}
+        """The figures over the batches of all processes so far; NaN if there were none."""
+        joint = Meter(self._task)
+        for state in processes.gathered(self.state_dict()):
+            joint.load_state_dict(state, torch.device("cpu"))
+        figures = {name: joint._figure(name) for name in ("loss", *self._task.metrics)}
         return Evaluation(figures.pop("loss"), figures)
 
     def _count(self, name: str, value: Tensor, samples: int) -> None:
@@ -82,6 +87,9 @@ class Meter:
                 f"tensor without dimensions (the mean of the batch) or a row for each sample [{samples}, ...]"
             )
         total = (value * samples).double() if is_mean else value.double().sum(0)
+        self._add(name, total)
+
+    def _add(self, name: str, total: Tensor) -> None:
         self._sums[name] = self._sums[name] + total if name in self._sums else total
 
     def _figure(self, name: str) -> float:

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler
 
 from transprune.data import (
     ImageData,
@@ -17,13 +18,14 @@ from transprune.data import (
     Split,
     divide_loader,
     length_of,
+    like,
     make_loader,
     no_batches,
     split_halves,
 )
 from transprune.errors import DataError, ResourceError, TranspruneError
 from transprune.numerics.structures import on_device, outline, tensors_in
-from transprune.runtime import random_states, set_random_states
+from transprune.runtime import processes, random_states, set_random_states
 from transprune.training.tasks import Task
 
 Data = ImageData | LoaderData
@@ -59,7 +61,7 @@ class Feed:
     """
 
     def __init__(self, loader: Iterable[Any], task: Task, device: torch.device, part: str) -> None:
-        self._loader, self._task, self._device, self._part = loader, task, device, part
+        self._loader, self._task, self._device, self._part = shared(loader, part), task, device, part
         self._epoch = 0
         self._given = 0
         self._start: Mapping[str, Any] | None = None
@@ -151,6 +153,46 @@ class Feed:
         return Batch(inputs if isinstance(inputs, tuple) else (inputs,), targets)
 
 
+def own_share() -> tuple[int, int]:
+    """Which process this one is, and of how many."""
+    return processes.rank(), processes.count()
+
+
+def shared(loader: Iterable[Any], part: str) -> Iterable[Any]:
+    """A loader that gives each process its share of every batch, if it is a `DataLoader` of samples with places.
+
+    Any other must do so itself, as one with a `DistributedSampler` does, or one that accelerate or Fabric prepared;
+    where it gives all processes the same, they all learn from that.
+    """
+    if processes.count() == 1 or not isinstance(loader, DataLoader) or type(loader) is not DataLoader:
+        return loader
+    if loader.batch_sampler is None or isinstance(loader.sampler, DistributedSampler):
+        return loader
+    return like(loader, loader.dataset, batch_sampler=_Shares(loader.batch_sampler, part))
+
+
+class _Shares:
+    """This process's share of the batches that the first process draws."""
+
+    def __init__(self, batches: Iterable[Sequence[int]], part: str) -> None:
+        self._batches, self._is_measuring = batches, part in ("test", "validation")
+
+    def __iter__(self) -> Iterator[Sequence[int]]:
+        index, count = own_share()
+        for batch in processes.from_first(lambda: [list(places) for places in self._batches]):
+            own = batch[processes.share_of(len(batch), index, count)]
+            if len(batch) < count and not self._is_measuring:
+                raise DataError(
+                    f"cannot share a batch of {len(batch)} samples among {count} processes: expected one for each; "
+                    "leave incomplete batches out (drop_last=True), or choose another batch size"
+                )
+            if own:
+                yield own
+
+    def __len__(self) -> int:
+        return len(self._batches)  # type: ignore[arg-type]
+
+
 def worker_died(what: str, error: Exception) -> ResourceError | None:
     """The error of a process that died while it loaded data; None if the error is another one."""
     if "DataLoader worker" not in str(error):
@@ -221,7 +263,9 @@ def feed(
     else:
         images, is_train = _images(data), part == "train"
         split = images.train if is_train else images.test
-        loader = make_loader(split, images, batch_size=batch_size, train=is_train, seed=seed, device=device)
+        loader = make_loader(
+            split, images, batch_size=batch_size, train=is_train, seed=seed, device=device, share=own_share()
+        )
     return Feed(loader, task, device, part)
 
 
@@ -264,7 +308,9 @@ def _image_loaders(
     images: ImageData, batch_size: int, weights_share: float, seed: int, device: torch.device
 ) -> SearchLoaders:
     def loader(split: Split, seed: int, *, train: bool) -> Loader:
-        return make_loader(split, images, batch_size=batch_size, train=train, seed=seed, device=device)
+        return make_loader(
+            split, images, batch_size=batch_size, train=train, seed=seed, device=device, share=own_share()
+        )
 
     weights, architecture = split_halves(images.train, fraction=weights_share, seed=seed)
     return SearchLoaders(

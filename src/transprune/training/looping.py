@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from transprune.runtime import Checkpoints, random_states, set_random_states
+from transprune.runtime import Checkpoints, phase_seed, processes, random_states, set_random_states
 from transprune.training.divergence import Policy, Sentinel
 from transprune.training.evaluation import Meter
 from transprune.training.faults import explained
@@ -92,6 +92,8 @@ class Loop(ABC):
             DivergenceError: The loss or a gradient is not finite.
             ResourceError: Memory ran out, or a process that loads data died.
         """
+        if processes.rank() > 0:  # what a forward draws, such as dropout, differs from process to process
+            torch.manual_seed(phase_seed(torch.initial_seed(), f"process {processes.rank()}"))
         if checkpoints is None:
             self._run(lambda: None, on_epoch)
             return
@@ -139,21 +141,22 @@ class Loop(ABC):
             "seconds": self._seconds,
             "total_seconds": self._total_seconds,
             "history": list(self.history),
-            "meter": self.meter.state_dict(),
             "parts": {name: part.state_dict() for name, part in self._all_parts().items()},
-            "random": random_states(),
+            "processes": processes.gathered({"meter": self.meter.state_dict(), "random": random_states()}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `state_dict` gave."""
+        """Takes up what `state_dict` gave, also if the processes were more or fewer."""
         self.epoch, self.steps, self._rate = state["epoch"], state["steps"], state["learning_rate"]
         self._seconds, self._total_seconds = state["seconds"], state["total_seconds"]
         self.history = list(state["history"])
+        kept = state["processes"]
         self.meter = Meter(self.task)
-        self.meter.load_state_dict(state["meter"], self.device)
+        for own in kept[processes.rank() :: processes.count()]:
+            self.meter.load_state_dict(own["meter"], self.device)
         for name, part in self._all_parts().items():
             part.load_state_dict(state["parts"][name])
-        set_random_states(state["random"])
+        set_random_states(kept[processes.rank() % len(kept)]["random"])
 
     def _figures(self) -> dict[str, Any]:
         self.sentinel.settle()

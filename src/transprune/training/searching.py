@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transprune.analysis.derivation import Derivation, check_attainable, derive_with_proof
 from transprune.analysis.inspection import inspect
 from transprune.analysis.probabilities import Probabilities
+from transprune.analysis.wrappers import unwrapped
 from transprune.architecture import Architecture
 from transprune.budget import Budget, Limit, parse_budgets
 from transprune.costs import COSTS, Cost
@@ -159,7 +160,7 @@ def search(
     """
     options = options or SearchOptions()
     budgets = parse_budgets(budget)
-    space = space or inspect(copy.deepcopy(model).cpu(), example_of(data))
+    space = space or inspect(copy.deepcopy(unwrapped(model)).cpu(), example_of(data))
     if any(each.kind == "latency" for each in budgets) and "latency" not in costs:
         measured = trusted_latency(model, space, example_of(data), latency, device=device)
         costs = {**costs, "latency": measured.model}

@@ -1,0 +1,89 @@
+"""Batch norms with the statistics of the batches of all processes (Ioffe & Szegedy, 2015, arXiv:1502.03167, Alg. 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from transprune.numerics.alignment import map_channels
+from transprune.numerics.normalisation import normalise_and_mix
+from transprune.runtime import processes
+
+_are_joint: ContextVar[bool] = ContextVar("_are_joint", default=False)
+
+
+@contextmanager
+def joint_norms(*, enabled: bool = True) -> Iterator[None]:
+    """Inside the block a batch norm in training takes its statistics over all processes, whichever module calls it."""
+    token = _are_joint.set(enabled)
+    try:
+        with _JointNorms() if enabled else nullcontext():
+            yield
+    finally:
+        _are_joint.reset(token)
+
+
+class _JointNorms(TorchFunctionMode):
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is F.batch_norm:
+            return _batch_norm(*args, **kwargs)
+        return function(*args, **kwargs)
+
+
+def normalise_and_mix_joint(features: Tensor, mixture: Tensor, shift: Tensor, eps: float) -> Tensor:
+    """`normalise_and_mix`, inside `joint_norms` with the statistics of all processes."""
+    if not _are_joint.get():
+        return normalise_and_mix(features, mixture, shift, eps)
+    mean, variance, _ = _statistics(features)
+    normal = (features - _along(mean, features)) * _along((variance + eps).rsqrt(), features)
+    if mixture.dim() == 2:
+        return map_channels(normal, mixture, shift)
+    return normal * _along(mixture, features) + _along(shift, features)
+
+
+def _batch_norm(  # noqa: PLR0917 (the signature is torch's)
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """What `torch.nn.functional.batch_norm` computes."""
+    if not training:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    mean, variance, samples = _statistics(input)
+    with torch.no_grad():
+        if running_mean is not None:
+            running_mean.lerp_(mean.to(running_mean), momentum)
+        if running_var is not None:
+            running_var.lerp_((variance * (samples / (samples - 1))).to(running_var), momentum)
+    scale = (variance + eps).rsqrt()
+    scale = scale if weight is None else scale * weight
+    shift = -mean * scale if bias is None else bias - mean * scale
+    return (input * _along(scale, input) + _along(shift, input)).to(input.dtype)
+
+
+def _statistics(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and variance of every channel over all processes, and how many numbers each is of."""
+    axes, features = [0, *range(2, features.dim())], features.to(torch.promote_types(features.dtype, torch.float32))
+    own = features.new_tensor([features.numel() / features.shape[1]])
+    sums = processes.summed(torch.cat([features.sum(axes), own]))
+    samples = sums[-1].detach()
+    mean = sums[:-1] / samples
+    squares = processes.summed((features - _along(mean, features)).square().sum(axes))
+    return mean, squares / samples, samples
+
+
+def _along(values: Tensor, features: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (features.dim() - 2))

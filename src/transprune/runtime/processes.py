@@ -1,0 +1,218 @@
+"""Several processes that work as one job, as `torchrun` starts them. Knows no machine learning.
+
+A process that was started alone is a job of one, for which everything here does nothing. In a larger job all processes
+call the functions that exchange something, in the same order. Numbers on the CPU travel by gloo, those on CUDA by nccl.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import timedelta
+from itertools import groupby
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+from transprune.errors import ResourceError, StoppedError
+
+Value = TypeVar("Value")
+
+TIMEOUT = timedelta(minutes=30)
+"""How long a process waits for the others before the job ends with an error; the first one evaluates and exports
+meanwhile."""
+
+_is_alone: ContextVar[bool] = ContextVar("_is_alone", default=False)
+
+
+def count() -> int:
+    """How many processes share the work."""
+    return 1 if _is_alone.get() or not _is_joined() else distributed.get_world_size()
+
+
+def rank() -> int:
+    """Which of them this one is, from 0."""
+    return 0 if count() == 1 else distributed.get_rank()
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes files and speaks; also inside `alone`."""
+    return not _is_joined() or distributed.get_rank() == 0
+
+
+def share_of(total: int, index: int, parts: int) -> slice:
+    """The places of one of several shares of a whole, as equal as they can be and none after a larger one's start."""
+    return slice(index * total // parts, (index + 1) * total // parts)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside the block this process works as if there were no others."""
+    token = _is_alone.set(True)
+    try:
+        yield
+    finally:
+        _is_alone.reset(token)
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Inside the block this process is one of the job's that `torchrun` started; without `torchrun` nothing happens.
+
+    Each process of a machine computes on a CUDA device of its own, where there are any.
+
+    Raises:
+        ResourceError: The others cannot be reached.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or _is_joined():
+        yield
+        return
+    has_cuda = torch.cuda.is_available() and distributed.is_nccl_available()
+    if has_cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    with _exchange():
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if has_cuda else "gloo", timeout=TIMEOUT)
+    try:
+        yield
+    except StoppedError:
+        total(0)  # a process that ends with an error is the end of the others: each first finishes what it does
+        raise
+    # After an error the group is left as it is: to take it down would wait for processes that are gone.
+    distributed.destroy_process_group()
+
+
+def add_up(tensors: Iterable[Tensor]) -> None:
+    """Replaces every tensor by the sum over all processes; those of one type travel together."""
+    _together(tensors, distributed.all_reduce)
+
+
+def align(tensors: Iterable[Tensor]) -> None:
+    """Replaces every tensor by that of the first process."""
+    _together(tensors, lambda flat: distributed.broadcast(flat, 0))
+
+
+def total(number: int) -> int:
+    """The sum of a number over all processes."""
+    if count() == 1:
+        return number
+    value = torch.tensor(number)
+    with _exchange():
+        distributed.all_reduce(value)
+    return int(value)
+
+
+def any_of(*flags: bool) -> tuple[bool, ...]:
+    """Of each flag whether it is set in any process."""
+    if count() == 1:
+        return flags
+    value = torch.tensor(flags, dtype=torch.int32)
+    with _exchange():
+        distributed.all_reduce(value, distributed.ReduceOp.MAX)
+    return tuple(bool(flag) for flag in value)
+
+
+def gathered(value: Value) -> list[Value]:
+    """The values of all processes, in their order; tensors among them must be on the CPU."""
+    if count() == 1:
+        return [value]
+    packed: list[Any] = [None] * count()
+    with _exchange():
+        distributed.all_gather_object(packed, _packed(value))
+    return [_unpacked(each) for each in packed]
+
+
+def from_first(make: Callable[[], Value]) -> Value:
+    """What the first process makes, in all of them; tensors in it must be on the CPU.
+
+    Raises:
+        Exception: In the first process, what `make` raises.
+        ResourceError: In the others, if it raised something.
+    """
+    if count() == 1:
+        return make()
+    outcome: list[Any] = [None, None]
+    failure: Exception | None = None
+    if rank() == 0:
+        try:
+            outcome[0] = _packed(make())
+        except Exception as error:
+            failure, outcome[1] = error, str(error)
+    with _exchange():
+        distributed.broadcast_object_list(outcome, 0)
+    if failure is not None:
+        raise failure
+    if outcome[1] is not None:
+        raise ResourceError(f"cannot go on: the first process of the job failed: {outcome[1]}")
+    made: Value = _unpacked(outcome[0])
+    return made
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, through which gradients flow back to all of them."""
+    result: Tensor = _Summed.apply(tensor)
+    return result
+
+
+class _Summed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        result = tensor.clone()
+        add_up([result])
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        result = gradient.clone()
+        add_up([result])
+        return result
+
+
+def _packed(value: Any) -> bytes:
+    """A value as bytes; torch's own way for objects cannot read back every tensor."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def _unpacked(content: bytes) -> Any:
+    return torch.load(io.BytesIO(content), weights_only=False)  # from a process of this very job
+
+
+def _together(tensors: Iterable[Tensor], exchange: Callable[[Tensor], Any]) -> None:
+    if count() == 1:
+        return
+
+    def kind(tensor: Tensor) -> str:
+        return f"{tensor.dtype} {tensor.device}"
+
+    for _, group in groupby(sorted(tensors, key=kind), key=kind):
+        several = list(group)
+        flat = torch.cat([tensor.detach().reshape(-1) for tensor in several])
+        with _exchange():
+            exchange(flat)
+        for tensor, part in zip(several, flat.split([tensor.numel() for tensor in several]), strict=True):
+            tensor.detach().copy_(part.view_as(tensor))
+
+
+@contextmanager
+def _exchange() -> Iterator[None]:
+    """Says what an error of the exchange means.
+
+    Raises:
+        ResourceError: Another process cannot be reached.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        raise ResourceError(
+            f"cannot go on: another process of the job ended or cannot be reached ({str(error).splitlines()[0]}); what "
+            "it printed says why; start the job again, and it goes on from the last checkpoint"
+        ) from error
+
+
+def _is_joined() -> bool:
+    return distributed.is_available() and distributed.is_initialized()

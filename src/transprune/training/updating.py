@@ -1,0 +1,172 @@
+"""One step of an optimizer on a batch: at a precision, in parts, and together with other processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from transprune.errors import OptionError
+from transprune.networks.joint_norms import joint_norms
+from transprune.numerics.structures import cut
+from transprune.runtime import processes
+from transprune.training.divergence import Sentinel
+from transprune.training.feeding import Batch
+
+Precision = Literal["float32", "bfloat16", "float16"]
+"""Type of the numbers in convolutions and products of matrices; weights and statistics are always float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOptions:
+    """How a step is computed: what it costs, hardly what it gives."""
+
+    precision: Precision = "float32"
+    """Type of the numbers in convolutions and products of matrices; `float16` scales the loss. Weights and statistics
+    stay float32."""
+    accumulate: int = 1
+    """Parts that a batch is computed in, one after the other, where memory is short; the step is the same but for
+    batch norms, whose statistics are those of a part."""
+    sync_norms: bool = False
+    """Whether the statistics of batch norms are those of all processes together, rather than of each one's share."""
+
+    def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise OptionError(
+                f"cannot train with precision={self.precision!r}: expected one of {', '.join(get_args(Precision))}"
+            )
+        if not self.accumulate >= 1:
+            raise OptionError(f"cannot use accumulate={self.accumulate}: expected at least 1")
+
+
+class Learned(NamedTuple):
+    """What one part of a batch gave."""
+
+    loss: Tensor
+    outputs: Any
+    batch: Batch
+
+
+class Update:
+    """The steps of an optimizer.
+
+    The gradients are those of the mean loss over the batch of all processes. Running statistics are averaged over the
+    processes with them, so that all processes hold the same network after every step.
+
+    Args:
+        optimizer: Makes the steps.
+        network: What computes; its parameters that learn, if they are not those of the optimizer, get no gradient.
+        options: How a step is computed.
+        device: Where.
+        sentinel: Judges every step.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        network: nn.Module,
+        options: StepOptions,
+        device: torch.device,
+        sentinel: Sentinel,
+    ) -> None:
+        self.optimizer, self._network, self._options, self._sentinel = optimizer, network, options, sentinel
+        self._device = device
+        self._learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "float16")
+        processes.align([*self._learning, *network.parameters(), *network.buffers()])
+
+    def step(self, batch: Batch, forward: Callable[[Batch], tuple[Tensor, Any]]) -> Sequence[Learned]:
+        """Makes one step.
+
+        Args:
+            batch: This process's share of the batch.
+            forward: Gives mean loss and outputs for a part of the batch.
+
+        Returns:
+            Each part; none if the step was left out.
+
+        Raises:
+            DivergenceError: A loss or a gradient is not finite.
+        """
+        self._sentinel.remember()
+        self.optimizer.zero_grad()
+        samples = processes.total(batch.samples)
+        learned = [self._backward(part, forward, samples) for part in parts_of(batch, self._options.accumulate)]
+        loss = _mean(learned, samples)
+        gradients = [parameter.grad for parameter in self._learning]
+        self._share([loss, *(gradient for gradient in gradients if gradient is not None)])
+        if self._scaler.is_enabled():
+            self._scaler.unscale_(self.optimizer)
+            gradients = []  # where they overflow, the scaler leaves the step out and scales less
+        if not self._sentinel.passes(loss, gradients, lambda: forward(batch)):
+            return []
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        return learned
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the optimizer, and of the scale of the loss where there is one."""
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self._scaler.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(state["scaler"])
+        # A tensor in another memory format than its parameter's would be computed by other instructions.
+        for parameter, values in self.optimizer.state.items():
+            for name, value in values.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    values[name] = torch.empty_like(parameter).copy_(value)
+
+    def _backward(self, part: Batch, forward: Callable[[Batch], tuple[Tensor, Any]], samples: int) -> Learned:
+        with joint_norms(enabled=self._options.sync_norms and processes.count() > 1), self._autocast():
+            loss, outputs = forward(part)
+        share = loss if part.samples == samples else loss * (part.samples / samples)
+        self._scaler.scale(share).backward(inputs=self._learning_now())
+        return Learned(loss.detach(), outputs, part)
+
+    def _learning_now(self) -> list[Tensor]:
+        return [parameter for parameter in self._learning if parameter.requires_grad]
+
+    def _share(self, tensors: list[Tensor]) -> None:
+        """Adds up loss and gradients over all processes, and averages the running statistics."""
+        if processes.count() == 1:
+            return
+        buffers = [buffer for buffer in self._network.buffers() if buffer.is_floating_point()]
+        for buffer in buffers:
+            buffer.div_(processes.count())
+        processes.add_up([*tensors, *buffers])
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        return autocast(self._options.precision, self._device)
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
+    """Inside the block, convolutions and products of matrices compute in a precision."""
+    return torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
+
+
+def parts_of(batch: Batch, count: int) -> list[Batch]:
+    """A batch in parts of samples, as many as are asked for or as it has samples.
+
+    Raises:
+        DataError: Something in it cannot be cut.
+    """
+    samples = batch.samples
+    count = min(count, samples)
+    if count == 1:
+        return [batch]
+    places = [processes.share_of(samples, index, count) for index in range(count)]
+    return [Batch(*(cut(value, place, samples) for value in batch)) for place in places]
+
+
+def _mean(learned: Sequence[Learned], samples: int) -> Tensor:
+    """This process's part of the mean loss over the whole batch."""
+    if len(learned) == 1 and learned[0].batch.samples == samples:
+        return learned[0].loss
+    return torch.stack([part.loss * (part.batch.samples / samples) for part in learned]).sum()

@@ -1,0 +1,212 @@
+"""Work for one process or several: each function is called by all processes of a job, and says what came out.
+
+Run by `together`, or by `torchrun` itself.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import multiprocessing, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import transprune
+from test_searching import OPTIONS as SEARCH
+from test_searching import Residual, bilevel
+from test_training import SHORT, small_network, two_colours
+from transprune.data import LoaderData
+from transprune.errors import ResourceError, StoppedError
+from transprune.runtime import CheckpointOptions, Checkpoints, processes
+from transprune.training.feeding import Batch, feed
+from transprune.training.fitting import Fit
+from transprune.training.tasks import classification
+
+CPU = torch.device("cpu")
+
+
+def together(work: Callable[..., Any], count: int = 2) -> list[Any]:
+    """What a function of this module gives in each process of a job."""
+    with tempfile.TemporaryDirectory() as folder:
+        multiprocessing.spawn(_work, (work, count, folder), nprocs=count)
+        return [torch.load(Path(folder) / str(rank), weights_only=False) for rank in range(count)]
+
+
+def _work(rank: int, work: Callable[..., Any], count: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=count)
+    torch.save(work(), Path(folder) / str(rank))
+    torch.distributed.destroy_process_group()
+
+
+def everything() -> dict[str, Any]:
+    """All of the work below, since to start processes takes longer than their work."""
+    works = (
+        exchanges,
+        step_of_fit,
+        steps_of_search,
+        trained,
+        searched,
+        resumed,
+        loaded,
+        measured,
+    )
+    return {work.__name__: work() for work in works}
+
+
+def exchanges() -> dict[str, Any]:
+    """What every function of `processes` gives."""
+    rank = processes.rank()
+    added = [torch.full((2,), rank + 1.0), torch.tensor(10 * rank), torch.eye(2, dtype=torch.float64)]
+    processes.add_up(added)
+    aligned = [torch.full((3,), float(rank))]
+    processes.align(aligned)
+    point = torch.tensor(rank + 1.0, requires_grad=True)
+    ((rank + 1) * processes.summed(point)).backward()
+
+    def fail() -> None:
+        raise ValueError("no such luck")
+
+    try:
+        processes.from_first(fail)
+    except Exception as error:
+        failed = f"{type(error).__name__}: {error}"
+    with processes.alone():
+        alone = processes.count(), processes.rank(), processes.is_first(), processes.gathered(rank)
+    return {
+        "added": added,
+        "aligned": aligned,
+        "gradient": point.grad,
+        "failed": failed,
+        "alone": alone,
+        "total": processes.total(rank + 5),
+        "any": processes.any_of(rank == 1, False, True),
+        "gathered": processes.gathered({"rank": rank}),
+        "first": processes.from_first(lambda: f"made by {rank}"),
+    }
+
+
+def normless() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+
+
+def step_of_fit() -> dict[str, Any]:
+    """Gradients and statistics of one step on the same joint batch of 15 images, without and with norms."""
+    found = {}
+    for name, network, options in (
+        ("plain", normless(), {}),
+        ("normed", small_network(), {"sync_norms": True}),
+        ("parts", normless(), {"accumulate": 3}),
+    ):
+        training = transprune.TrainingOptions(**SHORT | {"batch_size": 15}, **options)
+        fit = Fit(
+            network,
+            None,
+            two_colours(),
+            training,
+            classification(),
+            seed=0,
+            device=CPU,
+            phase="teacher",
+            on_divergence="stop",
+        )
+        fit.step(next(iter(fit._batches)))
+        found[name] = {
+            "gradients": [parameter.grad for parameter in fit.network.parameters()],
+            "state": fit.network.state_dict(),
+            "loss": fit.meter.evaluation().loss,
+        }
+    return found
+
+
+def _double(batch: Batch) -> Batch:
+    return batch._replace(inputs=tuple(each.double() for each in batch.inputs))
+
+
+def steps_of_search() -> dict[str, Any]:
+    """Gradients of both halves of a step."""
+    torch.manual_seed(0)
+    searching = bilevel(Residual(), transprune.SearchOptions(epochs=3, batch_size=11, sync_norms=True))
+    searching.supernet.double()
+    searching.parameters.double()  # in float32 the rounding of the norms hides the small gradients
+    searching.step_weights(_double(next(iter(searching.weight_batches))), temperature=5.0)
+    weights = [weight.grad for weight in searching.weights]
+    searching.step_architecture(_double(next(searching.architecture_batches)), temperature=5.0)
+    return {
+        "weights": weights,
+        "architecture": [parameter.grad for parameter in searching.parameters.parameters()],
+        "loss": searching.meter.evaluation().loss,
+    }
+
+
+def trained() -> dict[str, Any]:
+    """Figures and weights of a whole training."""
+    history: list[Any] = []
+    options = transprune.TrainingOptions(**SHORT, sync_norms=True)
+    network = transprune.train(small_network(), two_colours(68), options, on_epoch=history.append)
+    return {"history": history, "state": network.state_dict()}
+
+
+def searched() -> dict[str, Any]:
+    """What a whole search finds."""
+    torch.manual_seed(0)
+    found = transprune.search(Residual(), two_colours(), "macs=0.5", SEARCH)
+    return {"architecture": found.architecture, "widths": found.probabilities.widths, "history": found.history}
+
+
+def resumed() -> dict[str, Any]:
+    """Weights of a training that stopped in the middle and went on, and of one that did not; with dropout."""
+    network = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(16, 2))
+    options = transprune.TrainingOptions(**SHORT)
+    whole = transprune.train(network, two_colours(), options)
+    kept = Checkpoints(processes.from_first(tempfile.mkdtemp), CheckpointOptions(checkpoint_steps=1))
+    steps = [0]
+
+    def stop(figures: Any) -> None:
+        steps[0] += 1
+        if steps[0] == 2 and processes.rank() == processes.count() - 1:  # only the last one is asked to
+            kept._request.reason = "SIGTERM"
+
+    try:
+        transprune.train(network, two_colours(), options, checkpoints=kept, on_epoch=stop)
+    except StoppedError as error:
+        reason = error.reason
+    return {
+        "whole": whole.state_dict(),
+        "resumed": transprune.train(network, two_colours(), options, checkpoints=kept).state_dict(),
+        "reason": reason,
+    }
+
+
+def loaded() -> dict[str, Any]:
+    """Which samples of loaders of one's own each process sees."""
+    samples = TensorDataset(torch.arange(22.0)[:, None], torch.arange(22) % 2)
+    loader = DataLoader(samples, batch_size=6, shuffle=True)
+    data = LoaderData(train=loader, test=DataLoader(samples, batch_size=7), example=torch.zeros(1, 1))
+    seen = {}
+    for part in ("train", "test"):
+        batches = feed(data, part, classification(), batch_size=0, seed=0, device=CPU)
+        seen[part] = [batch.inputs[0].flatten().tolist() for batch in batches]
+    return seen
+
+
+def measured() -> dict[str, float]:
+    """Figures on test data that cannot be shared equally."""
+    return dict(transprune.evaluate(small_network().eval(), two_colours(33), batch_size=16).to_json())
+
+
+def dies() -> str:
+    """What the first process says when the second has gone."""
+    if processes.rank() == 1:
+        os._exit(1)
+    try:
+        processes.total(1)
+        processes.total(1)
+    except ResourceError as error:
+        return str(error)
+    return "nothing"

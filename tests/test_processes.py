@@ -1,0 +1,102 @@
+"""Several processes work as one: the same gradients, figures and results as one process on the joined batches."""
+
+from itertools import chain
+
+import pytest
+import torch
+
+import jobs
+from test_training import assert_same_state
+
+
+@pytest.fixture(scope="module")
+def two():
+    return jobs.together(jobs.everything)
+
+
+@pytest.fixture(scope="module")
+def one():
+    return jobs.everything()
+
+
+def close(first, second):
+    torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_exchanged_arrives_in_every_process(two):
+    for rank, found in enumerate(each["exchanges"] for each in two):
+        assert [tensor.tolist() for tensor in found["added"]] == [[3.0, 3.0], 10, [[2.0, 0.0], [0.0, 2.0]]]
+        assert found["aligned"][0].tolist() == [0.0, 0.0, 0.0]
+        assert found["gradient"] == 3.0, "each process's share of the sum is in the gradients of both"
+        assert found["total"] == 11
+        assert found["any"] == (True, False, True)
+        assert found["gathered"] == [{"rank": 0}, {"rank": 1}]
+        assert found["first"] == "made by 0"
+        assert found["alone"] == (1, 0, rank == 0, [rank])
+
+
+def test_a_failure_of_the_first_process_ends_the_others(two):
+    assert two[0]["exchanges"]["failed"] == "ValueError: no such luck"
+    assert two[1]["exchanges"]["failed"] == (
+        "ResourceError: cannot go on: the first process of the job failed: no such luck"
+    )
+
+
+@pytest.mark.parametrize("kind", ["plain", "normed", "parts"])
+def test_two_processes_give_the_gradients_of_one_on_the_joined_batch(kind, two, one):
+    for each in two:
+        found, expected = each["step_of_fit"][kind], one["step_of_fit"][kind]
+        close(found["gradients"], expected["gradients"])
+        close(found["state"], expected["state"])
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+
+
+def test_parts_of_a_batch_give_the_gradients_of_the_whole(one):
+    close(one["step_of_fit"]["parts"]["gradients"], one["step_of_fit"]["plain"]["gradients"])
+
+
+def test_two_processes_give_the_gradients_of_both_halves_of_a_search_step(two, one):
+    expected = one["steps_of_search"]
+    assert any(gradient is not None and gradient.abs().max() > 0 for gradient in expected["weights"])
+    assert all(gradient.abs().max() > 0 for gradient in expected["architecture"])
+    for each in two:
+        torch.testing.assert_close(each["steps_of_search"], expected, rtol=1e-6, atol=1e-12)
+
+
+def test_two_processes_hold_the_same_network_bit_for_bit(two):
+    assert_same_state(two[0]["trained"]["state"], two[1]["trained"]["state"])
+    assert torch.equal(two[0]["searched"]["widths"], two[1]["searched"]["widths"])
+    assert two[0]["searched"]["architecture"] == two[1]["searched"]["architecture"]
+
+
+def test_two_processes_train_as_one_does_and_report_the_same(two, one):
+    expected = one["trained"]["history"]
+    for each in two:
+        for figures, wanted in zip(each["trained"]["history"], expected, strict=True):
+            for name in ("loss", "top1", "test_loss", "test_top1", "learning_rate"):
+                assert figures[name] == pytest.approx(wanted[name], rel=1e-3), name
+
+
+def test_a_job_that_stopped_goes_on_bit_for_bit_whichever_process_was_asked_to(two):
+    for each in two:
+        assert_same_state(each["resumed"]["whole"], each["resumed"]["resumed"])
+        assert each["resumed"]["reason"] == "SIGTERM", "the second process alone was asked to"
+
+
+def test_processes_share_every_batch_of_a_loader_and_miss_none(two, one):
+    first, second = (each["loaded"] for each in two)
+    assert sorted(chain(*first["train"], *second["train"])) == list(range(22))
+    assert [len(part) for part in first["train"]] == [3, 3, 3, 2]
+    assert [len(part) for part in first["test"]] == [3, 3, 3], "the last batch has one sample, for the second"
+    own = [*first["test"], []]
+    assert [before + after for before, after in zip(own, second["test"], strict=True)] == one["loaded"]["test"]
+
+
+def test_figures_are_those_of_all_processes(two, one):
+    for each in two:
+        assert each["measured"] == pytest.approx(one["measured"])
+
+
+def test_a_process_that_is_gone_is_an_error_and_not_a_wait():
+    with pytest.raises(Exception, match="process 1 terminated"):
+        jobs.together(jobs.dies)
