@@ -35,6 +35,10 @@ FAILED = 2
 """Exit code: a clear error was printed."""
 STOPPED = {"SIGINT": 130, "SIGTERM": 143, "--max-minutes": 75}
 """Exit codes of a run that can go on, by what stopped it; 75 is what schedulers know as "try again"."""
+DESCRIPTION = """Makes trained PyTorch networks smaller: widths and depths learned, within a budget.
+
+Exit codes: 0 done; 2 an error, which is printed; 75 --max-minutes are over, 130 Ctrl-C, 143 SIGTERM: the same command
+goes on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -485,7 +489,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command = tyro.cli(
             commands,
             prog="transprune",
-            description="Makes trained PyTorch networks smaller: widths and depths learned, within a budget.",
+            description=DESCRIPTION,
             args=list(arguments),
         )
         with processes.joined():

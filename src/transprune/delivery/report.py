@@ -58,8 +58,8 @@ def _page(record: RunRecord) -> str:
     sections = (
         section("Teacher and student", _result(record)),
         measurement_section(record),
-        examples_section(record),
         layers_section(record),
+        examples_section(record),
         section("Widths, before and after", _widths(record)),
         section("Depths, before and after", _depths(record)),
         section("Cost and certainty over the search", figures(cost_figures(record)) or note("No search is recorded.")),
