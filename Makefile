@@ -20,8 +20,8 @@ setup: $(READY)  ## the environment alone
 demo: $(READY)  ## the main job on handwritten digits, into runs/demo
 	$(BIN)/transprune run resnet20 --data digits --budget macs=0.5 --preset demo --out runs/demo --overwrite
 
-test: $(READY)  ## the tests
-	$(BIN)/python -m pytest
+test: $(READY)  ## the tests, a file at a time on each of up to four cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 torture: $(READY)  ## a hundred runs killed at random moments, into benchmarks/torture (half an hour or more)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py
