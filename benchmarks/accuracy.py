@@ -315,8 +315,8 @@ class Row:
 
     @property
     def spread(self) -> float:
-        """Standard deviation over the seeds, in percentage points; NaN of one seed."""
-        return statistics.stdev(self.top1) if len(self.top1) > 1 else float("nan")
+        """Standard deviation over the seeds, in percentage points; 0 of one seed."""
+        return statistics.stdev(self.top1) if len(self.top1) > 1 else 0.0
 
 
 def rows_of(study: Study, arms: Mapping[str, Arm], seeds: Sequence[int]) -> list[Row]:
@@ -341,7 +341,8 @@ def table(study: Study, rows: Sequence[Row]) -> str:
     ]
     for row in rows:
         macs, params = statistics.fmean(row.macs) / 1e6, statistics.fmean(row.params) / 1e3
-        accuracy = f"{row.mean:.2f} ± {row.spread:.2f} % ({len(row.top1)})"
+        spread = f" ± {row.spread:.2f}" if len(row.top1) > 1 else ""
+        accuracy = f"{row.mean:.2f}{spread} % ({len(row.top1)})"
         lines.append(f"| {row.arm.label} | {row.arm.start} | {accuracy} | {macs:.2f} M | {params:.0f} k |")
     return "\n".join(lines) + "\n"
 
