@@ -21,7 +21,8 @@ from transprune.data import AugmentationName
 from transprune.delivery.performance import MeasureOptions
 from transprune.errors import OptionError, StoppedError, TranspruneError
 from transprune.latency.options import LatencyOptions
-from transprune.pipeline.run import Run, RunOptions, Safety
+from transprune.pipeline.options import RunOptions, Safety
+from transprune.pipeline.run import Run
 from transprune.presets import StudentStart
 from transprune.runtime import RunFolder, Terminated, processes, raising_on_sigterm, to_plain
 from transprune.training.bilevel import SearchOptions

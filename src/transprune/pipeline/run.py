@@ -1,4 +1,4 @@
-"""What decides a run, and the things that all of its steps share."""
+"""A run in its folder: how it begins, and the things that all of its steps share."""
 
 from __future__ import annotations
 
@@ -8,33 +8,30 @@ import logging
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Self, TypedDict, get_args, get_type_hints
+from typing import Any, Self, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from transprune._version import __version__
 from transprune.analysis.derivation import check_attainable
-from transprune.analysis.inspection import Dimensions, inspect
+from transprune.analysis.inspection import inspect
 from transprune.budget import Budget, points
 from transprune.costs import COSTS, Cost
-from transprune.data import AugmentationName, ImageData, load_data
+from transprune.data import ImageData, load_data
 from transprune.errors import ModelError, OptionError, RunFolderError, StoppedError
 from transprune.latency.cache import load_model, model_json
 from transprune.latency.measuring import LatencyMeasurement, trusted_latency
-from transprune.latency.options import LatencyOptions
 from transprune.networks.models import build_model
 from transprune.networks.weights import Weights, load_weights
 from transprune.numerics.structures import outline
+from transprune.pipeline.options import RunOptions, Safety
 from transprune.pipeline.together import opened_by_all
-from transprune.presets import StudentStart
-from transprune.records import read_record
 from transprune.runtime import (
-    CheckpointOptions,
     Checkpoints,
     FolderLock,
     Journal,
@@ -48,72 +45,11 @@ from transprune.runtime import (
     seeded,
 )
 from transprune.space import SearchSpace
-from transprune.training.bilevel import SearchOptions
 from transprune.training.divergence import Policy
-from transprune.training.fitting import DistillationOptions, TrainingOptions
 from transprune.training.looping import EpochCallback
 from transprune.training.tasks import each_logits
 
 log = logging.getLogger("transprune.run")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """Everything that decides a run; what `config.toml` holds."""
-
-    model: str
-    data: str
-    budget: tuple[str, ...]
-    """All of them hold; one that names several amounts makes the run a frontier (`transprune.pipeline.frontier`)."""
-    preset: str
-    seed: int = 0
-    weights: str | None = None
-    weights_partial: bool = False
-    image_size: tuple[int, int, int] | None = None
-    augment: AugmentationName = "standard"
-    download: bool = False
-    dimensions: Dimensions = "both"
-    keep: tuple[str, ...] = ()
-    only: tuple[str, ...] = ()
-    divisor: int = 1
-    student: StudentStart = "scratch"
-    teacher: TrainingOptions = field(default_factory=TrainingOptions)
-    search: SearchOptions = field(default_factory=SearchOptions)
-    distill: DistillationOptions = field(default_factory=DistillationOptions)
-    latency: LatencyOptions = field(default_factory=LatencyOptions)
-    """How latency is measured, where a budget speaks of it."""
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any], folder: Path) -> RunOptions:
-        """Reads what `asdict` gave to `config.toml`.
-
-        Raises:
-            RunFolderError: A key is unknown or missing, or a value is of another type or out of range.
-        """
-        try:
-            return read_record(cls, _with_nones(cls, config))
-        except (ValueError, TypeError) as error:
-            raise RunFolderError(
-                f"cannot read '{folder / 'config.toml'}': {error}; expected the file as `transprune run` wrote it"
-            ) from error
-
-
-def _with_nones(kind: Any, values: Any) -> Any:
-    """TOML has no None: a missing field that may be None is None."""
-    if not isinstance(values, Mapping):
-        return values
-    hints = get_type_hints(kind)
-    found = {name: _with_nones(hint, values.get(name)) for name, hint in hints.items() if is_dataclass(hint)}
-    may_be_none = [name for name, hint in hints.items() if type(None) in get_args(hint)]
-    return {**dict.fromkeys(may_be_none), **values, **found}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Safety(CheckpointOptions):
-    """What happens when something happens; it decides nothing about the result of a run that is left alone."""
-
-    on_divergence: Policy = "stop"
-    """What to do about a loss or a gradient that is not finite: stop, or skip the step."""
 
 
 class Training(TypedDict):
