@@ -529,6 +529,7 @@ def model_no_logits(place):
 
 ways(
     inspect_size=lambda _: cli.InspectCommand(model="resnet20", input_size=(3, 0, 8))(),
+    compare_nothing=lambda _: cli.CompareCommand(runs=())(),
     preset=lambda _: transprune.get_preset("quik"),
     resume_and_overwrite=lambda place: prepare(OPTIONS, place, resume=True, overwrite=True),
     partial_alone=lambda place: prepare(options(weights_partial=True), place, device="cpu"),

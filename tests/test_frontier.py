@@ -176,8 +176,9 @@ def test_the_page_shows_both_curves_with_their_points_and_links_to_the_runs():
     page = Page(frontier_page(fake_record()))
     assert not page.open
     (chart,) = [each for each in page.all("svg") if "accuracy against cost" in each["aria-label"]]
-    assert "searched: 92.40 % at 300 k, 94.00 % at 500 k, 95.60 % at 700 k" in chart["aria-label"]
-    assert "uniform: 90.70 % at 300 k" in chart["aria-label"]
+    said = chart["aria-label"].replace("\xa0", " ")
+    assert "searched: 92.40 % at 300 k, 94.00 % at 500 k, 95.60 % at 700 k" in said
+    assert "uniform: 90.70 % at 300 k" in said
     links = {each["href"] for each in page.all("a")}
     assert links == {f"macs-{share}{end}/report.html" for share in (0.3, 0.5, 0.7) for end in ("", "-uniform")}
     assert "1.70 points higher" in page.text("td")
