@@ -238,16 +238,21 @@ def copied(finished, tmp_path):
     return path
 
 
+def spoil(file, data):
+    """Changes a value of a JSON file, or bytes of any file."""
+    content = file.read_bytes()
+    if file.suffix == ".json" and data.draw(st.booleans()):
+        file.write_text(json.dumps(data.draw(changed(json.loads(content)))))
+    else:
+        file.write_bytes(data.draw(damaged(content)))
+
+
 @pytest.mark.parametrize("name", ["architecture.json", "space.json", "config.toml", "journal.jsonl"])
 @given(data=st.data())
 @settings(SHARED_FOLDER, max_examples=30)
 def test_run_folders(finished, tmp_path, name, data):
     path = copied(finished, tmp_path)
-    content = (path / name).read_bytes()
-    if name.endswith(".json") and data.draw(st.booleans()):
-        (path / name).write_text(json.dumps(data.draw(changed(json.loads(content)))))
-    else:
-        (path / name).write_bytes(data.draw(damaged(content)))
+    spoil(path / name, data)
     with only_ours:
         read_record(path)
     with only_ours, open_run(path, device="cpu") as run:
@@ -259,11 +264,7 @@ def test_run_folders(finished, tmp_path, name, data):
 @settings(SHARED_FOLDER, max_examples=12)
 def test_students_of_run_folders(finished, tmp_path, name, data):
     path = copied(finished, tmp_path)
-    content = (path / name).read_bytes()
-    if name.endswith(".json") and data.draw(st.booleans()):
-        (path / name).write_text(json.dumps(data.draw(changed(json.loads(content)))))
-    else:
-        (path / name).write_bytes(data.draw(damaged(content)))
+    spoil(path / name, data)
     with only_ours:
         transprune.load(path)
 
