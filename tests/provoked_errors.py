@@ -47,7 +47,6 @@ from transprune.latency.cache import load_model
 from transprune.latency.model import LatencyModel, Validation
 from transprune.latency.operators import operators_of
 from transprune.latency.options import LatencyOptions
-from transprune.networks import surgery
 from transprune.networks.models import build_model
 from transprune.networks.resnet_shape import ResNetShape
 from transprune.networks.supernet import Supernet
@@ -140,7 +139,6 @@ ways(
     sort_importance=lambda _: transprune.sort_channels(plain(), example(), lambda weights, width: torch.zeros(3)),
     supernet_alignment=lambda _: Supernet(plain(), inspect(plain(), example()), example(), alignment="stretch"),
     supernet_space=lambda _: Supernet(plain(), SPACE, example()),
-    no_module=lambda _: surgery.get_module(plain(), "no.where"),
     sampling=lambda _: draw_candidates(torch.zeros(1, 2), torch.ones(1, 2).bool(), temperature=0.0, samples=2),
 )
 
