@@ -26,7 +26,6 @@ from torch import nn
 import oracles
 import transprune
 from small_networks import ConvNorm, example, plain, staged
-from transprune import cli
 from transprune import space as spaces
 from transprune.analysis.derivation import check_attainable, derive
 from transprune.analysis.inspection import inspect
@@ -34,6 +33,8 @@ from transprune.analysis.reading import read
 from transprune.analysis.reference_points import uniform_architecture
 from transprune.architecture import Architecture
 from transprune.budget import Budget, Limit, points
+from transprune.cli.jobs import refuse_frontier
+from transprune.cli.views import CompareCommand, InspectCommand
 from transprune.costs import MACS, PARAMS
 from transprune.data import Augmentation, ImageData, LoaderData, MemorySplit, load_data, make_loader, split_halves
 from transprune.delivery.agreement import check_agreement
@@ -526,8 +527,8 @@ def model_no_logits(place):
 
 
 ways(
-    inspect_size=lambda _: cli.InspectCommand(model="resnet20", input_size=(3, 0, 8))(),
-    compare_nothing=lambda _: cli.CompareCommand(runs=())(),
+    inspect_size=lambda _: InspectCommand(model="resnet20", input_size=(3, 0, 8))(),
+    compare_nothing=lambda _: CompareCommand(runs=())(),
     preset=lambda _: transprune.get_preset("quik"),
     resume_and_overwrite=lambda place: prepare(OPTIONS, place, resume=True, overwrite=True),
     partial_alone=lambda place: prepare(options(weights_partial=True), place, device="cpu"),
@@ -579,7 +580,7 @@ ways(
         0.15
     ),
     latency_space=lambda _: operators_of(read(plain(), example()), SPACE),
-    search_frontier=lambda _: cli._refuse_frontier(("macs=0.3,0.5",)),
+    search_frontier=lambda _: refuse_frontier(("macs=0.3,0.5",)),
     step_of_frontier=lambda place: open_run(frontier(place)),
 )
 

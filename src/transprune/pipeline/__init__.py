@@ -3,8 +3,9 @@
 from transprune.pipeline.frontier import run_frontier
 from transprune.pipeline.measuring import measure_step, show_measurements
 from transprune.pipeline.options import RunOptions, Safety
+from transprune.pipeline.preparing import open_run, prepare, resume_run
 from transprune.pipeline.results import show_architecture, show_results, show_space, space_as_json
-from transprune.pipeline.run import Run, logging_to, open_run, prepare, resume_run
+from transprune.pipeline.run import Run, logging_to
 from transprune.pipeline.steps import (
     distill_step,
     evaluate_step,

@@ -16,8 +16,9 @@ from transprune.analysis.reference_points import uniform_architecture
 from transprune.budget import parse_budgets, points
 from transprune.delivery.frontier import frontier_record, write_frontier
 from transprune.pipeline.options import RunOptions
+from transprune.pipeline.preparing import prepare
 from transprune.pipeline.results import show_frontier
-from transprune.pipeline.run import Run, logging_to, prepare
+from transprune.pipeline.run import Run, logging_to
 from transprune.pipeline.steps import (
     conclude,
     distill_step,

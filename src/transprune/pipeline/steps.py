@@ -24,8 +24,9 @@ from transprune.latency.measuring import time_networks
 from transprune.networks.shrinking import shrink
 from transprune.networks.sorting import sort_channels
 from transprune.networks.traced import TracedNetwork
+from transprune.pipeline.preparing import read_options
 from transprune.pipeline.results import network_figures, show_results
-from transprune.pipeline.run import Run, log, logging_to, read_options
+from transprune.pipeline.run import Run, log, logging_to
 from transprune.runtime import RunFolder, processes, seeded
 from transprune.training.answers import answers
 from transprune.training.evaluation import evaluate
