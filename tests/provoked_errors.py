@@ -55,6 +55,7 @@ from transprune.networks.torchvision_resnet import resnet_from_torchvision
 from transprune.networks.weights import load_weights
 from transprune.numerics.sampling import draw_candidates
 from transprune.pipeline import RunOptions, open_run, prepare
+from transprune.pipeline.config_file import preset_options, read_config
 from transprune.runtime import (
     CheckpointOptions,
     Checkpoints,
@@ -448,6 +449,16 @@ def run_folder(place, **files):
     return folder
 
 
+def options_file(text):
+    """Options in a file that holds this text."""
+
+    def provoke(place):
+        (place / "options.toml").write_text(text)
+        preset_options("quick", read_config(place / "options.toml"), path=place / "options.toml")
+
+    return provoke
+
+
 def student(described, *, widths=None):
     def provoke(place):
         content = {"widths": widths or {}, "depths": {}, **described}
@@ -533,6 +544,11 @@ ways(
     resume_and_overwrite=lambda place: prepare(OPTIONS, place, resume=True, overwrite=True),
     partial_alone=lambda place: prepare(options(weights_partial=True), place, device="cpu"),
     config_malformed=lambda place: RunOptions.from_config({"seed": "one"}, place),
+    config_file_missing=lambda place: read_config(place / "options.toml"),
+    config_file_toml=options_file("epochs ="),
+    config_file_newer=options_file("format = 99\n"),
+    config_file_key=options_file("[search]\nepoch = 3\n"),
+    config_file_range=options_file("[teacher]\nepochs = 0\n"),
     config_value=lambda place: RunFolder.create(place, {"value": {1, 2}}),
     checkpoint_options=lambda _: CheckpointOptions(max_minutes=0),
     journal_time=lambda _: Journal().record("start", time=1),

@@ -15,6 +15,7 @@ from transprune.cli.steps import Step, Unprefixed
 from transprune.data import AugmentationName
 from transprune.errors import OptionError
 from transprune.latency.options import LatencyOptions
+from transprune.pipeline.config_file import DEFAULT_PRESET
 from transprune.pipeline.options import RunOptions, Safety
 from transprune.pipeline.run import Run
 from transprune.presets import StudentStart
@@ -38,7 +39,10 @@ class Job:
     the curve."""
     out: str
     """Folder of the run; made if missing."""
-    preset: str = "medium"
+    config: Annotated[str | None, tyro.conf.arg(metavar="FILE.toml")] = None
+    """File of options under their names here, those with a dot in tables, such as epochs in [search]; a run's own
+    config.toml too. What the command line gives comes before the file, the file before the preset."""
+    preset: str = DEFAULT_PRESET
     """Recipe whose figures the options below start from: quick, demo, short, medium, paper-cifar or paper-imagenet."""
     seed: int = 0
     """The same seed on the same machine gives the same result."""
