@@ -25,14 +25,15 @@ from transprune.runtime import (
     FolderLock,
     Journal,
     RunFolder,
+    announce,
     attach_run_log,
     choose_device,
-    epoch_progress,
+    phase_progress,
     read_journal,
 )
 from transprune.space import SearchSpace
 from transprune.training.divergence import Policy
-from transprune.training.looping import EpochCallback
+from transprune.training.looping import EpochCallback, Loop, StepCallback
 
 log = logging.getLogger("transprune.run")
 
@@ -43,6 +44,7 @@ class Training(TypedDict):
     seed: int
     device: torch.device
     on_epoch: EpochCallback
+    on_step: StepCallback
     checkpoints: Checkpoints
     on_divergence: Policy
 
@@ -134,6 +136,7 @@ class Run:
         started = perf_counter() - earlier
         self.journal.record("phase", phase=name, status="begin", device=str(self.device), **details)
         log.info("%s: begins on %s", name, self.device)
+        announce(f"{name}: begins on {self.device}")
         try:
             yield
         except StoppedError as error:
@@ -158,20 +161,25 @@ class Run:
             log.info("%s: goes on in epoch %d after step %d", name, state["epoch"], steps)
         with (
             self.phase(name, earlier=state["total_seconds"], **details),
-            epoch_progress(name, epochs) as progress,
+            phase_progress(name, epochs, done) as progress,
         ):
-            progress.advance(steps=done)
 
             def on_epoch(figures: Mapping[str, Any]) -> None:
                 self.journal.record("epoch", **figures)
                 text = describe(figures)
                 log.info("%s: epoch %d of %d: %s", name, figures["epoch"], epochs, text)
-                progress.advance(text)
+                progress.epoch(figures["epoch"], text, figures["seconds"])
+
+            def on_step(loop: Loop) -> None:
+                progress.step(
+                    loop.epoch, loop.steps, loop.steps_an_epoch, lambda: describe(loop.meter.evaluation().headline())
+                )
 
             yield {
                 "seed": self.options.seed,
                 "device": self.device,
                 "on_epoch": on_epoch,
+                "on_step": on_step,
                 "checkpoints": self.checkpoints,
                 "on_divergence": self.safety.on_divergence,
             }

@@ -1,13 +1,15 @@
 """Run folders, checkpoints, journal, log, progress, environment and seeds; knows no machine learning."""
 
 from transprune.runtime.checkpoint import CheckpointOptions, Checkpoints
+from transprune.runtime.duration import duration
 from transprune.runtime.environment import environment
 from transprune.runtime.interruption import Terminated, raising_on_sigterm
 from transprune.runtime.journal import Journal, read_journal
 from transprune.runtime.lock import FolderLock
 from transprune.runtime.log import attach_run_log
+from transprune.runtime.phases import PhaseProgress, announce, phase_progress
 from transprune.runtime.plain import to_plain
-from transprune.runtime.progress import EpochProgress, epoch_progress, track
+from transprune.runtime.progress import bar, track
 from transprune.runtime.run_folder import RUN_FILES, RunFolder
 from transprune.runtime.seeds import (
     KeptGenerator,
@@ -23,16 +25,19 @@ __all__ = [
     "RUN_FILES",
     "CheckpointOptions",
     "Checkpoints",
-    "EpochProgress",
     "FolderLock",
     "Journal",
     "KeptGenerator",
+    "PhaseProgress",
     "RunFolder",
     "Terminated",
+    "announce",
     "attach_run_log",
+    "bar",
     "choose_device",
+    "duration",
     "environment",
-    "epoch_progress",
+    "phase_progress",
     "phase_seed",
     "print_table",
     "raising_on_sigterm",
