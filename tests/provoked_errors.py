@@ -54,7 +54,7 @@ from transprune.networks.supernet import Supernet
 from transprune.networks.torchvision_resnet import resnet_from_torchvision
 from transprune.networks.weights import load_weights
 from transprune.numerics.sampling import draw_candidates
-from transprune.pipeline import RunOptions, open_run, prepare
+from transprune.pipeline import RunOptions, open_run, plan_run, prepare
 from transprune.pipeline.config_file import preset_options, read_config
 from transprune.runtime import (
     CheckpointOptions,
@@ -340,6 +340,7 @@ ways(
     data_unknown=lambda _: load_data("digit"),
     data_no_place=lambda _: load_data("cifar10"),
     data_place=lambda _: load_data("digits:here"),
+    plan_download=lambda place: plan_run(options(data=f"cifar10:{place}", download=True), place / "run"),
     cifar_missing=lambda place: load_data(f"cifar10:{place}"),
     split_fraction=lambda _: split_halves(few().train, fraction=1.0, seed=0),
     split_empty=lambda _: split_halves(few([0]).train, seed=0),

@@ -47,6 +47,16 @@ def test_a_run_leaves_every_file_it_promises(finished):
     assert {path.name for path in finished.iterdir()} <= set(RUN_FILES)
 
 
+@pytest.mark.parametrize("how", ["evaluate", "run", "resume"])
+def test_with_json_nothing_but_the_result_is_on_standard_output(finished, capsys, how):
+    capsys.readouterr()
+    if how == "run":
+        run(finished, "--json")
+    else:
+        main({"evaluate": ["evaluate"], "resume": ["run", "--resume"]}[how] + [str(finished), "--json"])
+    assert json.loads(capsys.readouterr().out) == result_of(finished)
+
+
 def test_the_result_names_accuracy_and_costs_of_teacher_and_student(finished):
     result = result_of(finished)
     for network in ("teacher", "student"):

@@ -20,7 +20,7 @@ SHARED = (Job, ResumedRun, DistillCommand)
 
 def _call(command: Any) -> None:
     """Runs a command: in all processes where they share its work, else in the first one alone; the first one prints."""
-    is_shared = isinstance(command, SHARED)
+    is_shared = isinstance(command, SHARED) and not getattr(command, "plan", False)
     if processes.is_first() and not is_shared:
         with processes.alone():
             command()

@@ -11,6 +11,7 @@ import tyro
 from transprune import pipeline
 from transprune.analysis.inspection import Dimensions
 from transprune.budget import points
+from transprune.cli.output import AsJson, print_json
 from transprune.cli.steps import Step, Unprefixed
 from transprune.data import AugmentationName
 from transprune.errors import OptionError
@@ -19,6 +20,7 @@ from transprune.pipeline.config_file import DEFAULT_PRESET
 from transprune.pipeline.options import RunOptions, Safety
 from transprune.pipeline.run import Run
 from transprune.presets import StudentStart
+from transprune.runtime import processes
 from transprune.training.bilevel import SearchOptions
 from transprune.training.fitting import DistillationOptions, TrainingOptions
 
@@ -69,6 +71,10 @@ class Job:
     letters, signs), or imagenet (the paper's: crops, flips, colours, lighting)."""
     download: bool = False
     """Download cifar10 or cifar100 into DIR when it is not there."""
+    plan: bool = False
+    """Only say what would happen, how long it may take by a few measured steps, and write nothing."""
+    as_json: AsJson = False
+    """Print the result, or the plan, as JSON, and nothing else on standard output."""
     overwrite: bool = False
     """Start anew where the folder holds a run."""
     resume: bool = False
@@ -83,6 +89,21 @@ class Job:
     def options(self) -> RunOptions:
         """What decides the run."""
         return RunOptions(**{item.name: getattr(self, item.name) for item in fields(RunOptions)})
+
+    def show_plan(self, *, search_only: bool = False) -> None:
+        """Prints what would be done."""
+        plan = pipeline.plan_run(
+            self.options(),
+            self.out,
+            device=self.device,
+            overwrite=self.overwrite,
+            resume=self.resume,
+            search_only=search_only,
+        )
+        if self.as_json:
+            print_json(plan.to_json())
+        else:
+            pipeline.show_plan(plan)
 
     def prepared(self) -> Run:
         """The run, begun or taken up."""
@@ -105,7 +126,10 @@ class RunCommand(Job):
 
     def __call__(self) -> None:
         """Runs every step."""
-        _run_all(self.prepared(), overwrite=self.overwrite)
+        if self.plan:
+            self.show_plan()
+        else:
+            _run_all(self.prepared(), overwrite=self.overwrite, as_json=self.as_json)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +142,10 @@ class SearchCommand(Job):
     def __call__(self) -> None:
         """Runs the teacher and the search."""
         refuse_frontier(self.budget)
-        _teach_and_search(self.prepared())
+        if self.plan:
+            self.show_plan(search_only=True)
+        else:
+            _teach_and_search(self.prepared(), as_json=self.as_json)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,10 +157,12 @@ class ResumedRun(Step):
 
     resume: bool = True
     """Go on."""
+    as_json: AsJson = False
+    """Print the result as JSON, and nothing else on standard output."""
 
     def __call__(self) -> None:
         """Runs every step that is left."""
-        _run_all(self.resumed())
+        _run_all(self.resumed(), as_json=self.as_json)
 
     def resumed(self) -> Run:
         """The run, taken up."""
@@ -148,15 +177,23 @@ class ResumedSearch(ResumedRun):
 
     def __call__(self) -> None:
         """Runs the teacher and the search, as far as they are left."""
-        _teach_and_search(self.resumed())
+        _teach_and_search(self.resumed(), as_json=self.as_json)
 
 
-def _run_all(run: Run, *, overwrite: bool = False) -> None:
+def _run_all(run: Run, *, as_json: bool, overwrite: bool = False) -> None:
     with run:
         if run.is_frontier:
             pipeline.run_frontier(run, overwrite=overwrite)
+            show, file = pipeline.show_frontier, "frontier.json"
         else:
             pipeline.run_all(run)
+            show, file = pipeline.show_results, "result.json"
+    if not processes.is_first():
+        return
+    if as_json:
+        print_json(run.folder.read_json(file))
+    else:
+        show(run.folder)
 
 
 def refuse_frontier(budget: Sequence[str]) -> None:
@@ -172,9 +209,12 @@ def refuse_frontier(budget: Sequence[str]) -> None:
         )
 
 
-def _teach_and_search(run: Run) -> None:
+def _teach_and_search(run: Run, *, as_json: bool) -> None:
     with run, pipeline.logging_to(run):
         refuse_frontier(run.options.budget)
         pipeline.teach_step(run)
         pipeline.search_step(run)
-    pipeline.show_architecture(run)
+    if as_json:
+        print_json(run.folder.read_json("architecture.json"))
+    else:
+        pipeline.show_architecture(run)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, TypeVar
@@ -10,6 +9,7 @@ from typing import Annotated, TypeVar
 import tyro
 
 from transprune import pipeline
+from transprune.cli.output import AsJson, print_json
 from transprune.delivery.performance import MeasureOptions
 from transprune.pipeline.options import Safety
 from transprune.runtime import RunFolder
@@ -55,15 +55,23 @@ class DistillCommand(Step):
         print(f"wrote {self._do('distill').file('student.safetensors')}")
 
 
+@dataclass(frozen=True, kw_only=True)
 class EvaluateCommand(Step):
     """Measure accuracy, MACs, parameters and latency of teacher and student, into result.json.
 
     transprune evaluate runs/first
     """
 
+    as_json: AsJson = False
+    """Print what result.json holds, and nothing else on standard output."""
+
     def __call__(self) -> None:
         """Runs the step and shows the table."""
-        pipeline.show_results(self._do("evaluate"))
+        folder = self._do("evaluate")
+        if self.as_json:
+            print_json(folder.read_json("result.json"))
+        else:
+            pipeline.show_results(folder)
 
 
 class ExportCommand(Step):
@@ -86,7 +94,7 @@ class MeasureCommand(Step):
     """
 
     options: Annotated[MeasureOptions, tyro.conf.arg(name="")] = field(default_factory=MeasureOptions)
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    as_json: AsJson = False
     """Print what was measured as JSON."""
 
     def __call__(self) -> None:
@@ -94,7 +102,7 @@ class MeasureCommand(Step):
         with pipeline.open_run(self.run, device=self.device) as run, pipeline.logging_to(run):
             content = pipeline.measure_step(run, self.options)
         if self.as_json:
-            print(json.dumps(content, indent=2))
+            print_json(content)
             return
         pipeline.show_measurements(content)
         print(f"wrote {run.folder.file('measurements.json')}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,11 +11,11 @@ import tyro
 
 from transprune import pipeline
 from transprune.analysis.inspection import Dimensions, inspect
+from transprune.cli.output import AsJson, print_json
 from transprune.delivery.comparison import comparison
 from transprune.errors import OptionError
 from transprune.networks.models import build_model
 from transprune.pipeline.results import show_comparison, write_comparison
-from transprune.runtime import to_plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +27,7 @@ class CompareCommand:
 
     runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN...")]
     """Folders of the runs, evaluated."""
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    as_json: AsJson = False
     """Print their figures as JSON."""
     html: Path | None = None
     """Also write a page that needs nothing but itself into this file."""
@@ -41,7 +40,7 @@ class CompareCommand:
         if self.html:
             write_comparison(found, self.html)
         if self.as_json:
-            print(json.dumps(to_plain(found), indent=2))
+            print_json(found)
             return
         show_comparison(found)
         if self.html:
@@ -69,7 +68,7 @@ class InspectCommand:
     """Patterns of the layers and stages that are searched; all without it."""
     divisor: int = 1
     """Widths to choose from are multiples of this, such as 8."""
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    as_json: AsJson = False
     """Print the whole search space as JSON."""
 
     def __call__(self) -> None:
@@ -89,6 +88,6 @@ class InspectCommand:
             divisor=self.divisor,
         )
         if self.as_json:
-            print(json.dumps(pipeline.space_as_json(space), indent=2))
+            print_json(pipeline.space_as_json(space))
         else:
             pipeline.show_space(self.model, space)

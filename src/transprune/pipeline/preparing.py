@@ -52,10 +52,7 @@ def prepare(
 def _prepare(
     options: RunOptions, out: str | Path, *, device: str, overwrite: bool, resume: bool, safety: Safety | None
 ) -> Run:
-    if resume and overwrite:
-        raise OptionError("cannot use --resume with --overwrite: one goes on with a run, the other removes it")
-    if resume:
-        RunFolder.open(out)
+    check_asked(out, overwrite=overwrite, resume=resume)
     chosen = choose_device(device)
     material = gather(options, chosen)
     lock = FolderLock(Path(out))
@@ -73,6 +70,19 @@ def _prepare(
     if measured is not None:
         _record_latency(run, measured)
     return run
+
+
+def check_asked(out: str | Path, *, overwrite: bool, resume: bool) -> None:
+    """Checks that what is asked of a folder can be done at once, and that there is a run to go on with.
+
+    Raises:
+        OptionError: Both are asked for.
+        RunFolderError: There is no run.
+    """
+    if resume and overwrite:
+        raise OptionError("cannot use --resume with --overwrite: one goes on with a run, the other removes it")
+    if resume:
+        RunFolder.open(out)
 
 
 def _record_start(run: Run) -> None:

@@ -25,7 +25,7 @@ from transprune.networks.shrinking import shrink
 from transprune.networks.sorting import sort_channels
 from transprune.networks.traced import TracedNetwork
 from transprune.pipeline.preparing import read_options
-from transprune.pipeline.results import network_figures, show_results
+from transprune.pipeline.results import network_figures
 from transprune.pipeline.run import Run, log, logging_to
 from transprune.runtime import RunFolder, processes, seeded
 from transprune.training.answers import answers
@@ -38,14 +38,12 @@ EXPORT_CHECKS = (1, 2, 7, 64)
 
 
 def run_all(run: Run) -> None:
-    """Every step in order, then the table of results."""
+    """Every step in order."""
     with logging_to(run):
         teach_step(run)
         search_step(run)
         distill_step(run)
         conclude(run)
-    if processes.is_first():
-        show_results(run.folder)
 
 
 def conclude(run: Run) -> None:

@@ -64,6 +64,11 @@ class Loop(ABC):
         self._seconds = 0.0
         self._total_seconds = 0.0
 
+    @property
+    def batches(self) -> Feed:
+        """What it learns from."""
+        return self._batches
+
     @abstractmethod
     def parts(self) -> dict[str, Any]:
         """Everything that changes from step to step, by name: objects with `state_dict` and `load_state_dict`."""
