@@ -54,7 +54,7 @@ from transprune.networks.supernet import Supernet
 from transprune.networks.torchvision_resnet import resnet_from_torchvision
 from transprune.networks.weights import load_weights
 from transprune.numerics.sampling import draw_candidates
-from transprune.pipeline import RunOptions, open_run, plan_run, prepare
+from transprune.pipeline import RunOptions, Tracking, open_run, plan_run, prepare
 from transprune.pipeline.config_file import preset_options, read_config
 from transprune.runtime import (
     CheckpointOptions,
@@ -670,4 +670,25 @@ ways(
     ),
     step_precision=lambda _: transprune.TrainingOptions(precision="int8"),
     step_accumulate=lambda _: transprune.SearchOptions(accumulate=0),
+)
+
+
+# --- trackers ---------------------------------------------------------------------------------------------------
+
+
+@way
+def tensorboard_missing(_):
+    with mock.patch("importlib.util.find_spec", return_value=None):
+        Tracking(tensorboard=True).loaded()
+
+
+@way
+def tracker_function(place):
+    (place / "mine.py").write_text("def told(entry): pass")
+    Tracking(tracker=(f"{place}/mine.py:tell",)).loaded()
+
+
+ways(
+    tracker_form=lambda _: Tracking(tracker=("mine.py",)).loaded(),
+    tracker_file=lambda _: Tracking(tracker=("mine.py:told",)).loaded(),
 )

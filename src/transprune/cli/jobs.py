@@ -19,6 +19,7 @@ from transprune.latency.options import LatencyOptions
 from transprune.pipeline.config_file import DEFAULT_PRESET
 from transprune.pipeline.options import RunOptions, Safety
 from transprune.pipeline.run import Run
+from transprune.pipeline.tracking import Tracking
 from transprune.presets import StudentStart
 from transprune.runtime import processes
 from transprune.training.bilevel import SearchOptions
@@ -81,6 +82,7 @@ class Job:
     """Go on with the run in the folder, in the middle of a phase too. The same command does so without it, but begins
     a run where there is none. Without --out, the run is named alone: --resume RUN."""
     safety: Unprefixed[Safety] = field(default_factory=Safety)
+    tracking: Unprefixed[Tracking] = field(default_factory=Tracking)
     teacher: TrainingOptions = field(default_factory=TrainingOptions)
     search: SearchOptions = field(default_factory=SearchOptions)
     distill: DistillationOptions = field(default_factory=DistillationOptions)
@@ -107,6 +109,7 @@ class Job:
 
     def prepared(self) -> Run:
         """The run, begun or taken up."""
+        trackers = self.tracking.loaded()
         return pipeline.prepare(
             self.options(),
             self.out,
@@ -114,7 +117,7 @@ class Job:
             overwrite=self.overwrite,
             resume=self.resume,
             safety=self.safety,
-        )
+        ).followed_by(trackers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +169,8 @@ class ResumedRun(Step):
 
     def resumed(self) -> Run:
         """The run, taken up."""
-        return pipeline.resume_run(self.run, device=self.device, safety=self.safety)
+        trackers = self.tracking.loaded()
+        return pipeline.resume_run(self.run, device=self.device, safety=self.safety).followed_by(trackers)
 
 
 class ResumedSearch(ResumedRun):

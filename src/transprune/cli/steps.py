@@ -12,6 +12,7 @@ from transprune import pipeline
 from transprune.cli.output import AsJson, print_json
 from transprune.delivery.performance import MeasureOptions
 from transprune.pipeline.options import Safety
+from transprune.pipeline.tracking import Tracking
 from transprune.runtime import RunFolder
 
 Options = TypeVar("Options")
@@ -28,11 +29,13 @@ class Step:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     safety: Unprefixed[Safety] = field(default_factory=Safety)
+    tracking: Unprefixed[Tracking] = field(default_factory=Tracking)
 
     def _do(self, name: str) -> RunFolder:
         """Runs a step by its name."""
+        trackers = self.tracking.loaded()
         with (
-            pipeline.open_run(self.run, device=self.device, safety=self.safety) as run,
+            pipeline.open_run(self.run, device=self.device, safety=self.safety).followed_by(trackers) as run,
             pipeline.logging_to(run),
         ):
             step: Callable[[pipeline.Run], None] = getattr(pipeline, f"{name}_step")

@@ -17,12 +17,14 @@ from transprune.pipeline.steps import (
     teach_step,
     write_any_report,
 )
+from transprune.pipeline.tracking import Tracking
 
 __all__ = [
     "Plan",
     "Run",
     "RunOptions",
     "Safety",
+    "Tracking",
     "distill_step",
     "evaluate_step",
     "export_step",

@@ -92,7 +92,7 @@ def _point(run: Run, budgets: tuple[str, ...], ending: str, overwrite: bool) -> 
         device=str(run.device),
         overwrite=overwrite,
         safety=replace(run.safety, max_minutes=run.checkpoints.minutes_left()),
-    )
+    ).followed_by(run.trackers)
     for file in ("teacher.safetensors", "shared.safetensors"):
         if not point.folder.has(file):
             point.folder.write_bytes(file, run.folder.file(file).read_bytes())

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from transprune.delivery.wording import amount, duration
+from transprune.delivery.wording import amount
 from transprune.errors import DataError
 from transprune.pipeline.material import Material, gather
 from transprune.pipeline.options import RunOptions
 from transprune.pipeline.preparing import check_asked
 from transprune.pipeline.rehearsal import PlannedPhase, Rehearsal
-from transprune.runtime import RunFolder, choose_device, print_table
+from transprune.runtime import RunFolder, choose_device, duration, print_table
 from transprune.space import Fixed
 
 

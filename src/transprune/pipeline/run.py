@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from time import perf_counter
@@ -20,6 +20,7 @@ from transprune.latency.cache import load_model
 from transprune.networks.weights import Weights
 from transprune.pipeline.material import data_of, model_of, weights_of
 from transprune.pipeline.options import RunOptions, Safety
+from transprune.pipeline.tracking import MakeTracker
 from transprune.runtime import (
     Checkpoints,
     FolderLock,
@@ -28,7 +29,9 @@ from transprune.runtime import (
     announce,
     attach_run_log,
     choose_device,
+    is_epoch,
     phase_progress,
+    processes,
     read_journal,
 )
 from transprune.space import SearchSpace
@@ -75,6 +78,8 @@ class Run:
             self.safety,
             go_on=f"give the same command again, or `transprune run --resume {folder.path}`",
         )
+        self.trackers: tuple[MakeTracker, ...] = ()
+        """What makes the trackers of a run from its folder."""
         self._lock = lock
         folder.tidy()
 
@@ -87,6 +92,17 @@ class Run:
     def close(self) -> None:
         """Lets other processes use the folder."""
         self._lock.release()
+
+    def followed_by(self, trackers: Iterable[MakeTracker]) -> Self:
+        """The run, whose trackers are told everything that the journal records; the first process tells them.
+
+        Args:
+            trackers: Each makes a tracker from the run folder.
+        """
+        self.trackers = tuple(trackers)
+        for make in self.trackers if processes.is_first() else ():
+            self.journal.follow(make(self.folder.path))
+        return self
 
     @cached_property
     def data(self) -> ImageData:
@@ -197,11 +213,6 @@ class Run:
     def read_journal(self) -> list[dict[str, Any]]:
         """All entries so far."""
         return read_journal(self.folder.file("journal.jsonl"))
-
-
-def is_epoch(entry: Mapping[str, Any], phase: str) -> bool:
-    """Whether a record of a journal tells of an epoch of a phase."""
-    return entry.get("event") == "epoch" and entry.get("phase") == phase and isinstance(entry.get("epoch"), int)
 
 
 def describe(figures: Mapping[str, Any]) -> str:

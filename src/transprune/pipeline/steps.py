@@ -202,30 +202,29 @@ def evaluate_step(run: Run) -> None:
         for name, latency in _latencies(run, networks).items():
             figures[name] |= latency
     run.folder.write_json("examples.json", examples_record(run.data, **answered))
-    run.folder.write_json(
-        "result.json",
-        {
-            "model": options.model,
-            "data": options.data,
-            "preset": options.preset,
-            "seed": options.seed,
-            "device": str(run.device),
-            "budgets": [
-                {
-                    "kind": budget.kind,
-                    "target": budget.limit(run.space, run.costs).most,
-                    "actual": figures["student"][budget.kind],
-                    "share": budget.amount if budget.is_share else None,
-                    "text": str(budget),
-                }
-                for budget in parse_budgets(options.budget)
-            ],
-            "widths": asdict(friendliness(run.space, load_architecture(run))),
-            **figures,
-            "seconds": {phase: run.seconds(phase) for phase in ("teacher", "search", "distill")},
-            "environment": run.folder.read_json("environment.json"),
-        },
-    )
+    result = {
+        "model": options.model,
+        "data": options.data,
+        "preset": options.preset,
+        "seed": options.seed,
+        "device": str(run.device),
+        "budgets": [
+            {
+                "kind": budget.kind,
+                "target": budget.limit(run.space, run.costs).most,
+                "actual": figures["student"][budget.kind],
+                "share": budget.amount if budget.is_share else None,
+                "text": str(budget),
+            }
+            for budget in parse_budgets(options.budget)
+        ],
+        "widths": asdict(friendliness(run.space, load_architecture(run))),
+        **figures,
+        "seconds": {phase: run.seconds(phase) for phase in ("teacher", "search", "distill")},
+        "environment": run.folder.read_json("environment.json"),
+    }
+    run.folder.write_json("result.json", result)
+    run.journal.record("result", **{name: result[name] for name in ("budgets", *networks)})
 
 
 def _latencies(run: Run, networks: Mapping[str, nn.Module]) -> dict[str, dict[str, float]]:

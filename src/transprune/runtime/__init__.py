@@ -4,7 +4,7 @@ from transprune.runtime.checkpoint import CheckpointOptions, Checkpoints
 from transprune.runtime.duration import duration
 from transprune.runtime.environment import environment
 from transprune.runtime.interruption import Terminated, raising_on_sigterm
-from transprune.runtime.journal import Journal, read_journal
+from transprune.runtime.journal import Journal, is_epoch, read_journal
 from transprune.runtime.lock import FolderLock
 from transprune.runtime.log import attach_run_log
 from transprune.runtime.phases import PhaseProgress, announce, phase_progress
@@ -20,6 +20,8 @@ from transprune.runtime.seeds import (
     set_random_states,
 )
 from transprune.runtime.tables import print_table
+from transprune.runtime.tracking import Tracker
+from transprune.runtime.user_code import UserFunction
 
 __all__ = [
     "RUN_FILES",
@@ -31,12 +33,15 @@ __all__ = [
     "PhaseProgress",
     "RunFolder",
     "Terminated",
+    "Tracker",
+    "UserFunction",
     "announce",
     "attach_run_log",
     "bar",
     "choose_device",
     "duration",
     "environment",
+    "is_epoch",
     "phase_progress",
     "phase_seed",
     "print_table",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -264,6 +265,7 @@ class RunFolder:
 
     def _remove_run(self) -> None:
         """Removes all files of a run but config.toml, last made first: what is left is always a run."""
+        shutil.rmtree(self.file("tensorboard"), ignore_errors=True)
         for name in reversed(RUN_FILES):
             for path in (self.file(name), *leftovers(self.path, name)):
                 if path.name != CONFIG_FILE:
