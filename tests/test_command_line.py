@@ -51,6 +51,7 @@ def test_help_fits_on_a_screen_and_shows_a_command_that_is_one(capsys, arguments
 
 def test_the_help_of_all_verbs_names_each_with_its_purpose(capsys):
     text = printed(capsys, "-h")
+    assert text == printed(capsys, "--help-all")
     for verb, kind in COMMANDS.items():
         assert re.search(rf"• {verb} +{re.escape(kind.__doc__.strip()[:20])}", text)
     for code in (0, 2, 75, 130, 143):

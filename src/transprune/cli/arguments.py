@@ -52,7 +52,8 @@ def read_command(arguments: Sequence[str]) -> Any:
     """
     verb, rest = (arguments[0], arguments[1:]) if arguments else (None, ())
     if verb is None or verb.startswith("-"):
-        return _read(_all_verbs(), "transprune", arguments, description=DESCRIPTION)
+        asked = ["--help"] if help.is_asked(arguments) else arguments
+        return _read(_all_verbs(), "transprune", asked, description=DESCRIPTION)
     if verb not in COMMANDS:
         raise OptionError(f"cannot do {verb!r}: {expected_one_of(verb, COMMANDS)}")
     kind, default = _kind(verb, rest)
@@ -77,7 +78,7 @@ def _kind(verb: str, arguments: Sequence[str]) -> tuple[Any, Any]:
 
 
 def _all_verbs() -> Any:
-    """All commands, for what is asked of none: the list of them, and completion in the shell."""
+    """All commands, for what is asked of none: the list of them."""
     verbs = []
     for verb in COMMANDS:
         kind, default = _kind(verb, ())
