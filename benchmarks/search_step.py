@@ -11,9 +11,9 @@ network; they are timed in both memory formats, and `ratio` is to the faster one
 - `architecture`: step of the architecture parameters in the conditions of `start`.
 
 Every repeat runs each kind of step once, in turn, so that a busy machine slows all of them; and it begins with another
-kind, since steps of the same draw share the kernels that are compiled for its shapes. All draws are made twice: the
-kernels are compiled in the first round (`first_ms`), and `search_ms` is of the second, as in a search of more steps than
-there are pairs of widths. Times are medians. `peak_mib` is the most memory that a process of its own held in 4 steps (on
+kind, since steps of the same draw share the kernels that are compiled for its shapes. All draws are made twice: kernels
+are compiled in the first round (`first_ms`), and `search_ms` is of the second, as in a search of more steps than there
+are pairs of widths. Times are medians. `peak_mib` is the most memory that a process of its own held in 4 steps (on
 CUDA: that its tensors held).
 """
 

@@ -6,7 +6,7 @@ import os
 
 VARIABLE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 KERNELS = 16384
-"""What a search keeps. A supernet convolves at another width in every step, and oneDNN compiles a kernel for each: a few
+"""What a search keeps. A supernet convolves at other widths in every step, and oneDNN compiles a kernel for each: a few
 thousand for a large network, of which it keeps 1024 by itself and compiles the others again and again."""
 
 
