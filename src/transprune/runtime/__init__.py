@@ -4,6 +4,7 @@ from transprune.runtime.checkpoint import CheckpointOptions, Checkpoints
 from transprune.runtime.environment import environment
 from transprune.runtime.interruption import Terminated, raising_on_sigterm
 from transprune.runtime.journal import Journal, read_journal
+from transprune.runtime.kernel_cache import keep_kernels
 from transprune.runtime.lock import FolderLock
 from transprune.runtime.log import attach_run_log
 from transprune.runtime.plain import to_plain
@@ -33,6 +34,7 @@ __all__ = [
     "choose_device",
     "environment",
     "epoch_progress",
+    "keep_kernels",
     "phase_seed",
     "print_table",
     "raising_on_sigterm",
