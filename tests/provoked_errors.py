@@ -33,6 +33,7 @@ from transprune.analysis.reading import read
 from transprune.analysis.reference_points import uniform_architecture
 from transprune.architecture import Architecture
 from transprune.budget import Budget, Limit, points
+from transprune.cli.arguments import read_command
 from transprune.cli.jobs import refuse_frontier
 from transprune.cli.views import CompareCommand, InspectCommand
 from transprune.costs import MACS, PARAMS
@@ -545,6 +546,7 @@ ways(
     resume_and_overwrite=lambda place: prepare(OPTIONS, place, resume=True, overwrite=True),
     partial_alone=lambda place: prepare(options(weights_partial=True), place, device="cpu"),
     config_malformed=lambda place: RunOptions.from_config({"seed": "one"}, place),
+    verb_unknown=lambda _: read_command(["evalute", "runs/first"]),
     config_file_missing=lambda place: read_config(place / "options.toml"),
     config_file_toml=options_file("epochs ="),
     config_file_newer=options_file("format = 99\n"),

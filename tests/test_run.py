@@ -47,16 +47,6 @@ def test_a_run_leaves_every_file_it_promises(finished):
     assert {path.name for path in finished.iterdir()} <= set(RUN_FILES)
 
 
-@pytest.mark.parametrize("how", ["evaluate", "run", "resume"])
-def test_with_json_nothing_but_the_result_is_on_standard_output(finished, capsys, how):
-    capsys.readouterr()
-    if how == "run":
-        run(finished, "--json")
-    else:
-        main({"evaluate": ["evaluate"], "resume": ["run", "--resume"]}[how] + [str(finished), "--json"])
-    assert json.loads(capsys.readouterr().out) == result_of(finished)
-
-
 def test_the_result_names_accuracy_and_costs_of_teacher_and_student(finished):
     result = result_of(finished)
     for network in ("teacher", "student"):
@@ -238,3 +228,13 @@ def test_the_package_imports_without_the_heavy_libraries():
 def test_every_public_name_is_there():
     for name in transprune.__all__:
         assert getattr(transprune, name) is not None
+
+
+@pytest.mark.parametrize("how", ["evaluate", "run", "resume"])
+def test_with_json_nothing_but_the_result_is_on_standard_output(finished, capsys, how):
+    capsys.readouterr()
+    if how == "run":
+        run(finished, "--json")
+    else:
+        main({"evaluate": ["evaluate"], "resume": ["run", "--resume"]}[how] + [str(finished), "--json"])
+    assert json.loads(capsys.readouterr().out) == result_of(finished)

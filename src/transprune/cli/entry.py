@@ -12,7 +12,7 @@ from transprune.cli.arguments import read_command
 from transprune.cli.ending import explaining
 from transprune.cli.jobs import Job, ResumedRun
 from transprune.cli.steps import DistillCommand
-from transprune.runtime import processes
+from transprune.runtime import keep_kernels, processes
 
 SHARED = (Job, ResumedRun, DistillCommand)
 """Commands whose work several processes share."""
@@ -32,6 +32,7 @@ def _call(command: Any) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point; `docs/faults.md` lists the exit codes."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    keep_kernels()
     with explaining():
         command = read_command(arguments)
         with processes.joined():

@@ -34,24 +34,24 @@ class Job:
     """The network to make smaller: resnet20, resnet32, resnet44, resnet56, resnet110 or resnet164 for small images;
     resnet18, resnet34 or resnet50 for large ones; torchvision:NAME or timm:NAME; FILE.py:FUNCTION or
     package.module:FUNCTION, whose code is run."""
-    data: str = "digits"
+    data: Annotated[str, tyro.conf.arg(metavar="DATA")] = "digits"
     """What it classifies: digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR or parquet:DIR."""
-    budget: tyro.conf.UseAppendAction[tuple[str, ...]]
+    budget: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="KIND=AMOUNT")]
     """What the smaller network may cost: macs=0.5 (a share), macs=20.4M, params=100K or latency=4ms (absolute). Given
     several times, all hold. One may name several amounts, macs=0.3,0.5,0.7: a search for each from one supernet, and
     the curve."""
-    out: str
+    out: Annotated[str, tyro.conf.arg(metavar="RUN")]
     """Folder of the run; made if missing."""
     config: Annotated[str | None, tyro.conf.arg(metavar="FILE.toml")] = None
     """File of options under their names here, those with a dot in tables, such as epochs in [search]; a run's own
     config.toml too. What the command line gives comes before the file, the file before the preset."""
-    preset: str = DEFAULT_PRESET
+    preset: Annotated[str, tyro.conf.arg(metavar="NAME")] = DEFAULT_PRESET
     """Recipe whose figures the options below start from: quick, demo, short, medium, paper-cifar or paper-imagenet."""
     seed: int = 0
     """The same seed on the same machine gives the same result."""
-    device: str = "auto"
+    device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = "auto"
     """auto, cpu, cuda or cuda:N."""
-    weights: str | None = None
+    weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Trained weights of the network (.safetensors or .pth); without them it is trained first."""
     weights_partial: bool = False
     """Take what fits of the weights, and train the network first where something is missing."""

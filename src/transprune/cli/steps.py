@@ -26,7 +26,7 @@ class Step:
 
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
-    device: str = "auto"
+    device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = "auto"
     """auto, cpu, cuda or cuda:N."""
     safety: Unprefixed[Safety] = field(default_factory=Safety)
     tracking: Unprefixed[Tracking] = field(default_factory=Tracking)

@@ -29,7 +29,7 @@ class CompareCommand:
     """Folders of the runs, evaluated."""
     as_json: AsJson = False
     """Print their figures as JSON."""
-    html: Path | None = None
+    html: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Also write a page that needs nothing but itself into this file."""
 
     def __call__(self) -> None:

@@ -5,6 +5,7 @@ from transprune.runtime.duration import duration
 from transprune.runtime.environment import environment
 from transprune.runtime.interruption import Terminated, raising_on_sigterm
 from transprune.runtime.journal import Journal, is_epoch, read_journal
+from transprune.runtime.kernel_cache import keep_kernels
 from transprune.runtime.lock import FolderLock
 from transprune.runtime.log import attach_run_log
 from transprune.runtime.phases import PhaseProgress, announce, phase_progress
@@ -42,6 +43,7 @@ __all__ = [
     "duration",
     "environment",
     "is_epoch",
+    "keep_kernels",
     "phase_progress",
     "phase_seed",
     "print_table",
