@@ -1,6 +1,6 @@
 """Compares ways to make one trained network smaller: same teacher, budget, distillation and epochs, several seeds each.
 
-    python benchmarks/accuracy.py --data parquet:DIR --out DIR [--study methods|ablations] [--network resnet20] ...
+    python benchmarks/accuracy.py --data parquet:DIR --out DIR [--study methods|ablations|recipes] [--network NAME] ...
 
 Makes everything from scratch: trains the teacher, searches, trains every student, and writes `table.md` and
 `accuracy.png`. Every search and every student leaves a JSON file in the folder when it is done, so a stopped study goes
@@ -51,6 +51,8 @@ class Arm:
     """What is searched."""
     search: Mapping[str, Any] = field(default_factory=dict)
     """Search options that differ from the study's."""
+    epochs: int | None = None
+    """Epochs of the student where they differ from the study's."""
 
 
 METHODS = {
@@ -77,7 +79,12 @@ ABLATIONS = {
     "tas-scratch": Arm(label="student from new weights", start="scratch"),
     "tas-supernet": Arm(label="student from the supernet's weights", start="supernet"),
 }
-STUDIES = {"methods": METHODS, "ablations": ABLATIONS}
+RECIPES = {
+    "short": Arm(label="8 epochs of search, 10 of distillation", start="supernet", search={"epochs": 8}, epochs=10),
+    "long": Arm(label="20 epochs of search, 20 of distillation", start="supernet", search={"epochs": 20}, epochs=20),
+}
+"""What time is worth, beside a teacher of 20 epochs."""
+STUDIES = {"methods": METHODS, "ablations": ABLATIONS, "recipes": RECIPES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,12 +127,12 @@ class Study:
         teacher = self.model()
         path = self.file("teacher.safetensors")
         if not path.exists():
-            started = time.perf_counter()
+            started = Clock()
             teacher = transprune.train(
                 teacher, self.images, self._training(self.teacher_epochs, 0.1), on_epoch=show("teacher", 0)
             )
             save_file(teacher.state_dict(), path)
-            record = {**figures_of(teacher, self), "seconds": time.perf_counter() - started}
+            record = {**figures_of(teacher, self), **started.passed()}
             write_json(self.file("teacher.json"), record)
         teacher.load_state_dict(load_file(path))
         return teacher.eval()
@@ -133,7 +140,8 @@ class Study:
     def distillation(self, arm: Arm) -> transprune.DistillationOptions:
         """How a student is trained."""
         weight = 0.9 if arm.is_distilled else 0.0
-        return transprune.DistillationOptions(**asdict(self._training(self.epochs, self.learning_rate)), weight=weight)
+        training = self._training(arm.epochs or self.epochs, self.learning_rate)
+        return transprune.DistillationOptions(**asdict(training), weight=weight)
 
     def searching(self, arm: Arm) -> transprune.SearchOptions:
         """How an architecture is searched."""
@@ -153,6 +161,21 @@ class Study:
             warm_up_epochs=1,
             evaluate_every=epochs,
         )
+
+
+class Clock:
+    """How long something takes; beside other work the processor's time is what can be compared."""
+
+    def __init__(self) -> None:
+        self.started = self._now()
+
+    def passed(self) -> dict[str, float]:
+        """Seconds since the beginning, on the wall and of the processor."""
+        return {name: now - self.started[name] for name, now in self._now().items()}
+
+    @staticmethod
+    def _now() -> dict[str, float]:
+        return {"seconds": time.perf_counter(), "processor_seconds": time.process_time()}
 
 
 @cache
@@ -199,7 +222,7 @@ def search(study: Study, arm: Arm, seed: int) -> None:
     path = study.file(f"{search_name(arm, seed)}.json")
     if path.exists():
         return
-    teacher, started = study.teacher(), time.perf_counter()
+    teacher, started = study.teacher(), Clock()
     space = transprune.inspect(teacher, study.example, dimensions=arm.dimensions)
     options = study.searching(arm)
     found = transprune.search(
@@ -211,7 +234,7 @@ def search(study: Study, arm: Arm, seed: int) -> None:
         "most_probable_macs": space.macs(found.probabilities.most_probable(space)),
         "history": list(found.history),
         "options": asdict(options),
-        "seconds": time.perf_counter() - started,
+        **started.passed(),
     }
     write_json(path, record)
 
@@ -221,7 +244,7 @@ def student(study: Study, name: str, arm: Arm, seed: int) -> None:
     path = study.file(f"student-{name}-{seed}.json")
     if path.exists():
         return
-    started, teacher = time.perf_counter(), study.teacher()
+    started, teacher = Clock(), study.teacher()
     with seeded(seed, "student"):
         network = magnitude_pruned(study, teacher) if arm.shape == "magnitude" else shrunk(study, arm, teacher, seed)
         if arm.start != "scratch":
@@ -235,7 +258,7 @@ def student(study: Study, name: str, arm: Arm, seed: int) -> None:
         "seed": seed,
         **figures_of(trained, study),
         "top1_before_training": untrained,
-        "seconds": time.perf_counter() - started,
+        **started.passed(),
     }
     write_json(path, record)
 

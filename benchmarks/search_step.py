@@ -11,8 +11,10 @@ network; they are timed in both memory formats, and `ratio` is to the faster one
 - `architecture`: step of the architecture parameters in the conditions of `start`.
 
 Every repeat runs each kind of step once, in turn, so that a busy machine slows all of them; and it begins with another
-kind, since steps of the same draw share the kernels that are compiled for its shapes. Times are medians. `peak_mib` is
-the most memory that a process of its own held in 4 steps (on CUDA: that its tensors held).
+kind, since steps of the same draw share the kernels that are compiled for its shapes. All draws are made twice: kernels
+are compiled in the first round (`first_ms`), and `search_ms` is of the second, as in a search of more steps than there
+are pairs of widths. Times are medians. `peak_mib` is the most memory that a process of its own held in 4 steps (on
+CUDA: that its tensors held).
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ from transprune.budget import Budget
 from transprune.networks.selection import ArchitectureParameters
 from transprune.networks.supernet import Supernet
 from transprune.numerics.penalty import budget_penalty
-from transprune.runtime.environment import environment
+from transprune.runtime import environment, keep_kernels
 from transprune.training.bilevel import SearchOptions
 from transprune.training.fitting import sgd
 
@@ -85,6 +87,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--memory-of", nargs=3, metavar=("MODE", "ALIGNMENT", "PHASE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    keep_kernels()
     if arguments.memory_of:
         kind = Kind(**dict(zip(("mode", "alignment", "phase"), arguments.memory_of, strict=True)))
         print(peak_mib(kind, arguments.networks[0], arguments.batch[0], arguments.device))
@@ -111,15 +114,10 @@ def measured(
 ) -> list[dict[str, Any]]:
     """A row for each kind of search step, of the kinds whose peak memory is given."""
     steps = {kind: step_of(kind, network, batch, device) for kind in peaks}
-    wall: dict[Kind, list[float]] = {kind: [] for kind in peaks}
-    cpu: dict[Kind, list[float]] = {kind: [] for kind in peaks}
-    for repeat in range(-2, repeats):
-        for kind, step in rotated(list(steps.items()), repeat):
-            took_wall, took_cpu = timed(step, repeat, device)
-            if repeat >= 0:
-                wall[kind].append(took_wall)
-                cpu[kind].append(took_cpu)
-    milliseconds, processor = ({k: statistics.median(each) for k, each in times.items()} for times in (wall, cpu))
+    for step in steps.values():
+        step(0)
+    first, _ = medians(steps, repeats, device)
+    milliseconds, processor = medians(steps, repeats, device)
     formats = {f"{kind.mode}_ms": milliseconds[kind] for kind in PLAIN}
     fastest = min(PLAIN, key=milliseconds.__getitem__)
     least = None if None in peaks.values() else min(peaks[kind] for kind in PLAIN)
@@ -130,6 +128,7 @@ def measured(
             **vars(kind),
             **formats,
             "search_ms": milliseconds[kind],
+            "first_ms": first[kind],
             "ratio": milliseconds[kind] / milliseconds[fastest],
             "ratio_of_processor_time": processor[kind] / processor[fastest],
             "peak_mib": peaks[kind],
@@ -139,6 +138,19 @@ def measured(
         for kind in peaks
         if kind not in PLAIN
     ]
+
+
+def medians(steps: dict[Kind, Step], repeats: int, device: str) -> tuple[dict[Kind, float], dict[Kind, float]]:
+    """Milliseconds on the clock and of the processor of each kind of step, over draws 0 to `repeats`."""
+    wall: dict[Kind, list[float]] = {kind: [] for kind in steps}
+    cpu: dict[Kind, list[float]] = {kind: [] for kind in steps}
+    for repeat in range(repeats):
+        for kind, step in rotated(list(steps.items()), repeat):
+            took_wall, took_cpu = timed(step, repeat, device)
+            wall[kind].append(took_wall)
+            cpu[kind].append(took_cpu)
+    one, other = ({kind: statistics.median(each) for kind, each in times.items()} for times in (wall, cpu))
+    return one, other
 
 
 def rotated(items: list[Any], by: int) -> list[Any]:

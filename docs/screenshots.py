@@ -33,7 +33,7 @@ def terminal_output(*arguments: str) -> str:
     """What a command prints on a terminal of `COLUMNS` columns, with its colours."""
     ours, theirs = pty.openpty()
     with subprocess.Popen(
-        [sys.executable, "-m", "transprune.cli", *arguments],
+        [sys.executable, "-m", "transprune", *arguments],
         stdout=theirs,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "COLUMNS": str(COLUMNS), "TERM": "xterm-256color"},

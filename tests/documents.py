@@ -1,8 +1,8 @@
 """The blocks of the pages: what a reader would run, and how the tests run it.
 
 A fenced block runs as it stands, in the order of its page: `python` in one namespace (a block that begins with
-`# NAME.py` is that file), `bash` command by command in one folder. Before a fenced block, on a line of its own, may
-stand
+`# NAME.py` is that file, as a `toml` one with `# NAME.toml` is), `bash` command by command in one folder. Before a
+fenced block, on a line of its own, may stand
 
     <!-- not run: REASON -->
     <!-- shortened in tests: OPTIONS -->
@@ -27,7 +27,7 @@ FENCED = re.compile(
     r"(?:^<!-- (?P<mark>not run|shortened in tests): (?P<said>.+?) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-FILE = re.compile(r"# (\S+\.py)\n")
+FILE = re.compile(r"# (\S+\.(?:py|toml))\n")
 SHORTENED = ("transprune run ", "transprune search ")
 
 
@@ -109,7 +109,7 @@ def run_page(page: Path, folder: Path) -> Outcome:
 
 def _run(block: Block, page: Path, names: dict) -> str:
     file = FILE.match(block.text)
-    if block.language == "python" and file:
+    if block.language in ("python", "toml") and file:
         Path(file[1]).write_text(block.text)
         return ""
     if block.language == "bash":
@@ -132,6 +132,7 @@ def run_command(command: str, shortened: str = "") -> str:
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         return done.stdout
+    command, _, target = command.partition(" > ")
     if command.startswith(SHORTENED):
         command = f"{command} {shortened}"
     with contextlib.redirect_stdout(io.StringIO()) as printed:
@@ -140,4 +141,6 @@ def run_command(command: str, shortened: str = "") -> str:
         except SystemExit as end:
             if end.code:
                 raise AssertionError(f"{command}: exit code {end.code}") from end
+    if target:
+        Path(target).write_text(printed.getvalue())
     return printed.getvalue()

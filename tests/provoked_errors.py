@@ -26,7 +26,6 @@ from torch import nn
 import oracles
 import transprune
 from small_networks import ConvNorm, example, plain, staged
-from transprune import cli
 from transprune import space as spaces
 from transprune.analysis.derivation import check_attainable, derive
 from transprune.analysis.inspection import inspect
@@ -34,6 +33,9 @@ from transprune.analysis.reading import read
 from transprune.analysis.reference_points import uniform_architecture
 from transprune.architecture import Architecture
 from transprune.budget import Budget, Limit, points
+from transprune.cli.arguments import read_command
+from transprune.cli.jobs import refuse_frontier
+from transprune.cli.views import CompareCommand, InspectCommand
 from transprune.costs import MACS, PARAMS
 from transprune.data import Augmentation, ImageData, LoaderData, MemorySplit, load_data, make_loader, split_halves
 from transprune.delivery.agreement import check_agreement
@@ -53,7 +55,8 @@ from transprune.networks.supernet import Supernet
 from transprune.networks.torchvision_resnet import resnet_from_torchvision
 from transprune.networks.weights import load_weights
 from transprune.numerics.sampling import draw_candidates
-from transprune.pipeline import RunOptions, open_run, prepare
+from transprune.pipeline import RunOptions, Tracking, open_run, plan_run, prepare
+from transprune.pipeline.config_file import preset_options, read_config
 from transprune.runtime import (
     CheckpointOptions,
     Checkpoints,
@@ -338,6 +341,7 @@ ways(
     data_unknown=lambda _: load_data("digit"),
     data_no_place=lambda _: load_data("cifar10"),
     data_place=lambda _: load_data("digits:here"),
+    plan_download=lambda place: plan_run(options(data=f"cifar10:{place}", download=True), place / "run"),
     cifar_missing=lambda place: load_data(f"cifar10:{place}"),
     split_fraction=lambda _: split_halves(few().train, fraction=1.0, seed=0),
     split_empty=lambda _: split_halves(few([0]).train, seed=0),
@@ -447,6 +451,16 @@ def run_folder(place, **files):
     return folder
 
 
+def options_file(text):
+    """Options in a file that holds this text."""
+
+    def provoke(place):
+        (place / "options.toml").write_text(text)
+        preset_options("quick", read_config(place / "options.toml"), path=place / "options.toml")
+
+    return provoke
+
+
 def student(described, *, widths=None):
     def provoke(place):
         content = {"widths": widths or {}, "depths": {}, **described}
@@ -526,12 +540,18 @@ def model_no_logits(place):
 
 
 ways(
-    inspect_size=lambda _: cli.InspectCommand(model="resnet20", input_size=(3, 0, 8))(),
-    compare_nothing=lambda _: cli.CompareCommand(runs=())(),
+    inspect_size=lambda _: InspectCommand(model="resnet20", input_size=(3, 0, 8))(),
+    compare_nothing=lambda _: CompareCommand(runs=())(),
     preset=lambda _: transprune.get_preset("quik"),
     resume_and_overwrite=lambda place: prepare(OPTIONS, place, resume=True, overwrite=True),
     partial_alone=lambda place: prepare(options(weights_partial=True), place, device="cpu"),
     config_malformed=lambda place: RunOptions.from_config({"seed": "one"}, place),
+    verb_unknown=lambda _: read_command(["evalute", "runs/first"]),
+    config_file_missing=lambda place: read_config(place / "options.toml"),
+    config_file_toml=options_file("epochs ="),
+    config_file_newer=options_file("format = 99\n"),
+    config_file_key=options_file("[search]\nepoch = 3\n"),
+    config_file_range=options_file("[teacher]\nepochs = 0\n"),
     config_value=lambda place: RunFolder.create(place, {"value": {1, 2}}),
     checkpoint_options=lambda _: CheckpointOptions(max_minutes=0),
     journal_time=lambda _: Journal().record("start", time=1),
@@ -579,7 +599,7 @@ ways(
         0.15
     ),
     latency_space=lambda _: operators_of(read(plain(), example()), SPACE),
-    search_frontier=lambda _: cli._refuse_frontier(("macs=0.3,0.5",)),
+    search_frontier=lambda _: refuse_frontier(("macs=0.3,0.5",)),
     step_of_frontier=lambda place: open_run(frontier(place)),
 )
 
@@ -652,4 +672,25 @@ ways(
     ),
     step_precision=lambda _: transprune.TrainingOptions(precision="int8"),
     step_accumulate=lambda _: transprune.SearchOptions(accumulate=0),
+)
+
+
+# --- trackers ---------------------------------------------------------------------------------------------------
+
+
+@way
+def tensorboard_missing(_):
+    with mock.patch("importlib.util.find_spec", return_value=None):
+        Tracking(tensorboard=True).loaded()
+
+
+@way
+def tracker_function(place):
+    (place / "mine.py").write_text("def told(entry): pass")
+    Tracking(tracker=(f"{place}/mine.py:tell",)).loaded()
+
+
+ways(
+    tracker_form=lambda _: Tracking(tracker=("mine.py",)).loaded(),
+    tracker_file=lambda _: Tracking(tracker=("mine.py:told",)).loaded(),
 )

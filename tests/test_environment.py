@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 import transprune
-from transprune.runtime import environment
+from transprune.runtime import environment, kernel_cache
 
 
 def test_the_environment_names_versions_and_hardware():
@@ -78,3 +79,28 @@ def test_importing_the_runtime_imports_no_heavy_libraries():
     modules = subprocess.check_output([sys.executable, "-c", program], text=True).split()
     assert "transprune.runtime" in modules
     assert not {"rich", "onnxruntime", "torchvision", "sklearn", "matplotlib"} & set(modules)
+
+
+CONVOLVES_TWO_WIDTHS_TWICE = """
+import torch
+from transprune.runtime import keep_kernels, kernel_cache
+
+kernel_cache.KERNELS = {kernels}
+keep_kernels()
+for _ in range(2):
+    for width in (3, 5):
+        torch.nn.functional.conv2d(torch.ones(16, 16, 32, 32), torch.ones(width, 16, 3, 3))
+"""
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch was built without oneDNN")
+@pytest.mark.parametrize(("kernels", "given", "expected"), [(1, None, 4), (100, None, 2), (1, "100", 2)])
+def test_onednn_keeps_as_many_kernels_as_it_was_told_by_us_or_by_the_environment(kernels, given, expected):
+    surroundings = {**os.environ, "ONEDNN_VERBOSE": "profile_create"}
+    surroundings.pop(kernel_cache.VARIABLE, None)
+    if given is not None:
+        surroundings[kernel_cache.VARIABLE] = given
+    script = CONVOLVES_TWO_WIDTHS_TWICE.format(kernels=kernels)
+    done = subprocess.run([sys.executable, "-c", script], env=surroundings, capture_output=True, text=True, check=True)
+    compiled = [line for line in done.stdout.splitlines() if "cache_miss" in line and ",convolution," in line]
+    assert len(compiled) == expected

@@ -102,6 +102,14 @@ def test_a_supernet_is_trained_in_a_loop_of_accelerate(capsys):
     )
 
 
+def test_a_supernet_is_trained_by_the_trainer_of_lightning():
+    pytest.importorskip("lightning")
+    lightning_loop = example("lightning_loop")
+    small = lightning_loop.main(share=0.4, epochs=1)
+    whole = transprune.count_macs(transprune.resnet(20, image_channels=1), lightning_loop.EXAMPLE)
+    assert transprune.count_macs(small, lightning_loop.EXAMPLE) <= 0.4 * whole
+
+
 def test_a_student_is_quantised_to_a_third_of_its_bytes_and_says_the_same(finished_run, photos):
     quantise = example("quantise")
     small = quantise.main(run=finished_run, data=f"imagefolder:{photos}")

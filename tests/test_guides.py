@@ -1,6 +1,7 @@
 """The code in the guides runs as it stands, in the order of the page."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,45 @@ def test_the_guide_to_latency_runs_and_prints_what_it_says(monkeypatch, tmp_path
     monkeypatch.setitem(BACKENDS, "onnxruntime", fake)
     _, printed = run_blocks("latency.md")
     assert re.match(r"\d+\.\d{3} ms\n\d+\.\d{3} ms\noff by \d\.\d% \(median\), \d\.\d% \(worst\)\n$", printed)
+
+
+class StandIn:
+    """A module whose functions only note what they were called with."""
+
+    def __init__(self, name):
+        self.__name__, self.calls = name, []
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        part = StandIn(f"{self.__name__}.{name}")
+        part.calls = self.calls
+        return part
+
+    def __call__(self, *arguments, **options):
+        self.calls.append((self.__name__, arguments, options))
+
+    def named(self, name):
+        """The first arguments of all calls of a function."""
+        return [arguments[0] for called, arguments, _ in self.calls if called == name]
+
+
+@pytest.mark.usefixtures("_one_thread")
+def test_the_guide_to_watching_a_run_tells_every_tracker_of_each_epoch(monkeypatch, tmp_path, capsys):
+    wandb, mlflow = StandIn("wandb"), StandIn("mlflow")
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    run_page(DOCS / "tracking.md", tmp_path)
+    assert "failed on a record" not in capsys.readouterr().err
+    for figures in (wandb.named("wandb.log"), mlflow.named("mlflow.log_metrics")):
+        assert [min(name for name in each if "loss" in name) for each in figures[:3]] == [
+            *("teacher/loss", "search/loss", "distill/loss"),
+        ]
+    assert [call[0] for call in wandb.calls][:2] == ["wandb.init", "wandb.config.update"]
+    assert wandb.named("wandb.summary.update")[0].keys() == {"teacher", "student"}
+    assert mlflow.named("mlflow.log_params")[0]["model"] == "resnet20"
+    assert "teacher/loss" in mlflow.named("mlflow.log_metrics")[-1], "the call from Python"
+    assert (tmp_path / "runs/watched/tensorboard/search").is_dir()
 
 
 def test_every_file_that_the_guides_link_to_is_there():

@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rich.progress import Progress
 
 from transprune.errors import OptionError, RunFolderError
-from transprune.runtime import Journal, attach_run_log, epoch_progress, print_table, read_journal, track
+from transprune.runtime import Journal, attach_run_log, print_table, read_journal
 
 needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 
@@ -208,48 +207,12 @@ def test_a_mistake_in_a_log_call_does_not_stop_the_run(tmp_path, capsys, monkeyp
     assert "Logging error" in capsys.readouterr().err
 
 
-# --- progress and tables ----------------------------------------------------------------------------------------
+# --- tables ----------------------------------------------------------------------------------------------------
 
 
 class Terminal(io.StringIO):
     def isatty(self):
         return True
-
-
-def run_bars():
-    seen = []
-    with epoch_progress("search", 2) as progress:
-        for epoch in range(2):
-            seen += track(range(3), "batches")
-            progress.advance(text=f"epoch {epoch} [best]")
-    assert seen == [0, 1, 2] * 2
-
-
-def test_progress_is_silent_when_standard_error_is_no_terminal(capsys):
-    run_bars()
-    assert capsys.readouterr() == ("", "")
-
-
-def test_progress_on_a_terminal_shows_bars_within_bars_and_their_text(monkeypatch):
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "100")
-    starts = []
-    monkeypatch.setattr(Progress, "start", lambda display, start=Progress.start: starts.append(start(display)))
-    for _ in range(2):
-        run_bars()
-    assert terminal.getvalue().count("epoch 1 [best]") >= 2
-    assert "batches" in terminal.getvalue()
-    assert len(starts) == 2  # the inner bars joined the display of the outer one
-
-
-def test_prints_that_are_piped_stay_in_their_pipe_while_a_bar_is_shown(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    monkeypatch.setenv("TERM", "xterm")
-    with epoch_progress("search", 1):
-        print("a result")
-    assert capsys.readouterr().out == "a result\n"
 
 
 def test_a_table_in_a_pipe_is_plain_and_aligned(capsys):

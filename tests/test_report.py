@@ -16,8 +16,9 @@ from fake_run import fake_run
 from transprune.delivery.figures import short_names
 from transprune.delivery.report import write_report
 from transprune.delivery.run_record import read_record
-from transprune.delivery.wording import compact, duration, headline, points
+from transprune.delivery.wording import compact, headline, points
 from transprune.errors import RunFolderError
+from transprune.runtime import duration
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 EVIL = '<script>alert("1")</script>&--> id="x" $\\frac{1}$'

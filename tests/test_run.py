@@ -228,3 +228,13 @@ def test_the_package_imports_without_the_heavy_libraries():
 def test_every_public_name_is_there():
     for name in transprune.__all__:
         assert getattr(transprune, name) is not None
+
+
+@pytest.mark.parametrize("how", ["evaluate", "run", "resume"])
+def test_with_json_nothing_but_the_result_is_on_standard_output(finished, capsys, how):
+    capsys.readouterr()
+    if how == "run":
+        run(finished, "--json")
+    else:
+        main({"evaluate": ["evaluate"], "resume": ["run", "--resume"]}[how] + [str(finished), "--json"])
+    assert json.loads(capsys.readouterr().out) == result_of(finished)

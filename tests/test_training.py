@@ -92,6 +92,16 @@ def test_every_epoch_is_reported_and_the_last_is_always_tested():
     assert all(figures["phase"] == "teacher" and figures["epochs"] == 4 for figures in seen)
 
 
+def test_after_every_step_the_callback_sees_how_far_the_phase_is():
+    seen = []
+
+    def look(loop):
+        seen.append((loop.epoch, loop.steps, loop.steps_an_epoch, loop.meter.evaluation().loss > 0))
+
+    train(small_network(), two_colours(), TrainingOptions(**SHORT), on_step=look)
+    assert seen == [(epoch, step, 4, True) for epoch in (1, 2, 3, 4) for step in (1, 2, 3, 4)]
+
+
 def test_a_student_follows_a_teacher_that_contradicts_the_labels():
     data = two_colours()
     contrary = train(small_network(1), data, TrainingOptions(**SHORT))

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from transprune.errors import expected_one_of
+
 Record = TypeVar("Record")
 
 
@@ -27,7 +29,7 @@ def read_record(kind: type[Record], value: Any, place: str = "") -> Record:
     known = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]
     for name in value:
         if name not in known:
-            raise ValueError(f"{_join(place, name)} is unknown, expected {', '.join(known)}")
+            raise ValueError(f"{_join(place, name)} is unknown, {expected_one_of(str(name), known)}")
     read = {}
     for name, item in known.items():
         if name in value:

@@ -14,8 +14,8 @@ from transprune.delivery.markup import bar, figures, page, row, section, table
 from transprune.delivery.report_charts import tick
 from transprune.delivery.run_record import number, part
 from transprune.delivery.svg import BLUE, GREY, INK, WIDTH, inline_svg, page_style
-from transprune.delivery.wording import compact, duration, percent, points
-from transprune.runtime import RunFolder
+from transprune.delivery.wording import compact, percent, points
+from transprune.runtime import RunFolder, duration
 
 HEAD = ("run", "model", "data", "budget", "top-1", "change", "MACs", "parameters", "latency", "file", "time")
 _COSTS = (("macs", ""), ("params", ""), ("latency_ms", "ms"), ("file_bytes", "B"))

@@ -19,13 +19,12 @@ from transprune.delivery.wording import (
     PHASE_NAMES,
     amount,
     compact,
-    duration,
     headline,
     network_size,
     percent,
     points,
 )
-from transprune.runtime import RunFolder
+from transprune.runtime import RunFolder, duration
 
 _MEASURES = (
     ("Top-1 accuracy", "top1", "%"),

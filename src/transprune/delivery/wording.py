@@ -54,15 +54,6 @@ def points(difference: float) -> str:
     return f"{size} points {'higher' if difference > 0 else 'lower'}"
 
 
-def duration(seconds: float) -> str:
-    """A time in the two largest units that it needs."""
-    whole = round(seconds)
-    hours, minutes = whole // 3600, whole // 60 % 60
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {whole % 60} s" if minutes else f"{seconds:.1f} s"
-
-
 def subject(record: RunRecord) -> str:
     """The model and the data of a run."""
     model = record.result.get("model") or part(record.architecture, "model").get("name") or record.config.get("model")

@@ -28,7 +28,7 @@ from transprune.latency.tables import Table, grid_of
 from transprune.latency.timing import Advance, low_quantile, take_turns, time_all
 from transprune.layers import Layer
 from transprune.networks.shrinking import shrink_read
-from transprune.runtime import epoch_progress
+from transprune.runtime import bar
 from transprune.space import SearchSpace
 
 log = logging.getLogger("transprune.latency")
@@ -176,7 +176,7 @@ class _Measuring:
         )
         fitted = spread_architectures(self.space, self.options.architectures, seed=0)
         held_out = [self.space.random_architecture(seed) for seed in range(self.options.validations)]
-        with self.backend.running(), epoch_progress("latency", len(points) + len(fitted) + len(held_out)) as progress:
+        with self.backend.running(), bar("latency", len(points) + len(fitted) + len(held_out)) as progress:
 
             def advance(what: str) -> Advance:
                 return lambda steps: progress.advance(what, steps=steps)

@@ -3,8 +3,10 @@
 from transprune.pipeline.frontier import run_frontier
 from transprune.pipeline.measuring import measure_step, show_measurements
 from transprune.pipeline.options import RunOptions, Safety
-from transprune.pipeline.results import show_architecture, show_results, show_space, space_as_json
-from transprune.pipeline.run import Run, logging_to, open_run, prepare, resume_run
+from transprune.pipeline.planning import Plan, plan_run, show_plan
+from transprune.pipeline.preparing import open_run, prepare, resume_run
+from transprune.pipeline.results import show_architecture, show_frontier, show_results, show_space, space_as_json
+from transprune.pipeline.run import Run, logging_to
 from transprune.pipeline.steps import (
     distill_step,
     evaluate_step,
@@ -15,17 +17,21 @@ from transprune.pipeline.steps import (
     teach_step,
     write_any_report,
 )
+from transprune.pipeline.tracking import Tracking
 
 __all__ = [
+    "Plan",
     "Run",
     "RunOptions",
     "Safety",
+    "Tracking",
     "distill_step",
     "evaluate_step",
     "export_step",
     "logging_to",
     "measure_step",
     "open_run",
+    "plan_run",
     "prepare",
     "report_step",
     "resume_run",
@@ -33,7 +39,9 @@ __all__ = [
     "run_frontier",
     "search_step",
     "show_architecture",
+    "show_frontier",
     "show_measurements",
+    "show_plan",
     "show_results",
     "show_space",
     "space_as_json",

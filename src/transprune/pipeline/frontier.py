@@ -16,8 +16,8 @@ from transprune.analysis.reference_points import uniform_architecture
 from transprune.budget import parse_budgets, points
 from transprune.delivery.frontier import frontier_record, write_frontier
 from transprune.pipeline.options import RunOptions
-from transprune.pipeline.results import show_frontier
-from transprune.pipeline.run import Run, logging_to, prepare
+from transprune.pipeline.preparing import prepare
+from transprune.pipeline.run import Run, logging_to
 from transprune.pipeline.steps import (
     conclude,
     distill_step,
@@ -51,7 +51,6 @@ def run_frontier(run: Run, *, overwrite: bool = False) -> None:
         return
     run.folder.write_json("frontier.json", frontier_record(run.folder, folders))
     write_frontier(run.folder)
-    show_frontier(run.folder)
 
 
 def share_step(run: Run) -> None:
@@ -80,16 +79,20 @@ def point_options(options: RunOptions, budgets: tuple[str, ...]) -> RunOptions:
     return replace(options, budget=budgets, search=search)
 
 
+def point_name(budgets: tuple[str, ...]) -> str:
+    """The folder of one point in that of the frontier, such as `macs-0.3`."""
+    return "-".join(budgets).replace("=", "-")
+
+
 def _point(run: Run, budgets: tuple[str, ...], ending: str, overwrite: bool) -> Run:
     """The run of one point, with what it shares."""
-    name = "-".join(budgets).replace("=", "-") + ending
     point = prepare(
         point_options(run.options, budgets),
-        Path(run.folder.path, name),
+        Path(run.folder.path, point_name(budgets) + ending),
         device=str(run.device),
         overwrite=overwrite,
         safety=replace(run.safety, max_minutes=run.checkpoints.minutes_left()),
-    )
+    ).followed_by(run.trackers)
     for file in ("teacher.safetensors", "shared.safetensors"):
         if not point.folder.has(file):
             point.folder.write_bytes(file, run.folder.file(file).read_bytes())

@@ -53,21 +53,21 @@ class RunOptions:
             RunFolderError: A key is unknown or missing, or a value is of another type or out of range.
         """
         try:
-            return read_record(cls, _with_nones(cls, config))
+            return read_record(cls, with_nones(cls, config))
         except (ValueError, TypeError) as error:
             raise RunFolderError(
                 f"cannot read '{folder / 'config.toml'}': {error}; expected the file as `transprune run` wrote it"
             ) from error
 
 
-def _with_nones(kind: Any, values: Any) -> Any:
-    """TOML has no None: a missing field that may be None is None."""
+def with_nones(kind: Any, values: Any) -> Any:
+    """TOML has no None: a missing field that may be None is None, in every table that is there."""
     if not isinstance(values, Mapping):
         return values
     hints = get_type_hints(kind)
-    found = {name: _with_nones(hint, values.get(name)) for name, hint in hints.items() if is_dataclass(hint)}
+    tables = {name: with_nones(hints[name], table) for name, table in values.items() if is_dataclass(hints.get(name))}
     may_be_none = [name for name, hint in hints.items() if type(None) in get_args(hint)]
-    return {**dict.fromkeys(may_be_none), **values, **found}
+    return {**dict.fromkeys(may_be_none), **values, **tables}
 
 
 @dataclass(frozen=True, kw_only=True)

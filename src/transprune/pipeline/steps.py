@@ -24,8 +24,9 @@ from transprune.latency.measuring import time_networks
 from transprune.networks.shrinking import shrink
 from transprune.networks.sorting import sort_channels
 from transprune.networks.traced import TracedNetwork
-from transprune.pipeline.results import network_figures, show_results
-from transprune.pipeline.run import Run, log, logging_to, read_options
+from transprune.pipeline.preparing import read_options
+from transprune.pipeline.results import network_figures
+from transprune.pipeline.run import Run, log, logging_to
 from transprune.runtime import RunFolder, processes, seeded
 from transprune.training.answers import answers
 from transprune.training.evaluation import evaluate
@@ -37,14 +38,12 @@ EXPORT_CHECKS = (1, 2, 7, 64)
 
 
 def run_all(run: Run) -> None:
-    """Every step in order, then the table of results."""
+    """Every step in order."""
     with logging_to(run):
         teach_step(run)
         search_step(run)
         distill_step(run)
         conclude(run)
-    if processes.is_first():
-        show_results(run.folder)
 
 
 def conclude(run: Run) -> None:
@@ -203,30 +202,29 @@ def evaluate_step(run: Run) -> None:
         for name, latency in _latencies(run, networks).items():
             figures[name] |= latency
     run.folder.write_json("examples.json", examples_record(run.data, **answered))
-    run.folder.write_json(
-        "result.json",
-        {
-            "model": options.model,
-            "data": options.data,
-            "preset": options.preset,
-            "seed": options.seed,
-            "device": str(run.device),
-            "budgets": [
-                {
-                    "kind": budget.kind,
-                    "target": budget.limit(run.space, run.costs).most,
-                    "actual": figures["student"][budget.kind],
-                    "share": budget.amount if budget.is_share else None,
-                    "text": str(budget),
-                }
-                for budget in parse_budgets(options.budget)
-            ],
-            "widths": asdict(friendliness(run.space, load_architecture(run))),
-            **figures,
-            "seconds": {phase: run.seconds(phase) for phase in ("teacher", "search", "distill")},
-            "environment": run.folder.read_json("environment.json"),
-        },
-    )
+    result = {
+        "model": options.model,
+        "data": options.data,
+        "preset": options.preset,
+        "seed": options.seed,
+        "device": str(run.device),
+        "budgets": [
+            {
+                "kind": budget.kind,
+                "target": budget.limit(run.space, run.costs).most,
+                "actual": figures["student"][budget.kind],
+                "share": budget.amount if budget.is_share else None,
+                "text": str(budget),
+            }
+            for budget in parse_budgets(options.budget)
+        ],
+        "widths": asdict(friendliness(run.space, load_architecture(run))),
+        **figures,
+        "seconds": {phase: run.seconds(phase) for phase in ("teacher", "search", "distill")},
+        "environment": run.folder.read_json("environment.json"),
+    }
+    run.folder.write_json("result.json", result)
+    run.journal.record("result", **{name: result[name] for name in ("budgets", *networks)})
 
 
 def _latencies(run: Run, networks: Mapping[str, nn.Module]) -> dict[str, dict[str, float]]:

@@ -12,6 +12,7 @@ from typing import Any
 from transprune.errors import OptionError, RunFolderError
 from transprune.runtime.files import StrPath, disk_errors, sync, write_atomically
 from transprune.runtime.plain import to_plain
+from transprune.runtime.tracking import Guarded, Tracker
 
 
 class Journal:
@@ -31,6 +32,17 @@ class Journal:
         self.entries: list[dict[str, Any]] = []
         """What was recorded through this object."""
         self._is_whole = False
+        self._followers: list[Tracker] = []
+
+    def follow(self, tracker: Tracker) -> None:
+        """Calls a function with every record: with those made through this object so far, then with each new one.
+
+        What it raises is warned of once; the run goes on.
+        """
+        follower = Guarded(tracker)
+        for entry in self.entries:
+            follower(entry)
+        self._followers.append(follower)
 
     def record(self, event: str, **fields: Any) -> None:
         """Adds a record with the current time.
@@ -57,6 +69,8 @@ class Journal:
         if self.path is not None:
             self._append(self.path, line)
         self.entries.append(entry)
+        for follower in self._followers:
+            follower(entry)
 
     def forget(self, is_stale: Callable[[Mapping[str, Any]], bool]) -> None:
         """Removes records, such as those of epochs that will be run again.
@@ -103,6 +117,11 @@ def read_journal(path: StrPath) -> list[dict[str, Any]]:
                 "remove that line or repeat the run with --overwrite"
             )
     return entries
+
+
+def is_epoch(entry: Mapping[str, Any], phase: str) -> bool:
+    """Whether a record of a journal tells of an epoch of a phase."""
+    return entry.get("event") == "epoch" and entry.get("phase") == phase and isinstance(entry.get("epoch"), int)
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -1,105 +1,116 @@
-"""Progress bars on a terminal, silence elsewhere."""
+"""Bars on standard error while something takes long, if that is a terminal."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from transprune.runtime import processes
+from transprune.runtime.duration import Pace
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import TaskID
+
+    from transprune.runtime.display import Display
 
 Item = TypeVar("Item")
 
-_showing: list[Progress] = []
+_showing: list[Display] = []
 """The display on the terminal, if any: a terminal has room for one, and inner bars join it."""
 
 
-class EpochProgress:
-    """The bar of one phase; does nothing where there is no terminal."""
+class Bar:
+    """A bar on a terminal; does nothing where there is none.
 
-    def __init__(self, display: Progress | None = None, task: TaskID | None = None) -> None:
-        self._display = display
-        self._task = task
+    Args:
+        total: How far it goes; None: nobody knows.
+        display: What is on the terminal.
+        task: The bar's place in it.
+    """
+
+    def __init__(self, total: int | None, display: Display | None = None, task: TaskID | None = None) -> None:
+        self._total, self._display, self._task = total, display, task
+        self._done, self._pace = 0.0, Pace()
 
     def advance(self, text: str = "", *, steps: int = 1) -> None:
         """Moves the bar on.
 
         Args:
-            text: The latest figures, shown beside the bar.
+            text: What to say beside it; the time left is added.
             steps: How far.
         """
+        self._done += steps
+        left = self._pace.left(self._done / self._total) if self._total else ""
+        self.set(self._done, "  ".join(part for part in (text, left) if part))
+
+    def set(self, done: float, text: str = "", *, below: Iterable[str] = ()) -> None:
+        """Moves the bar to a place.
+
+        Args:
+            done: How far it is then.
+            text: What to say beside it.
+            below: Lines to show below all bars.
+        """
         if self._display is not None and self._task is not None:
-            self._display.update(self._task, advance=steps, text=text)
+            self._display.lines = tuple(below)
+            self._display.update(self._task, completed=done, text=text)
 
 
 @contextmanager
-def epoch_progress(description: str, epochs: int) -> Iterator[EpochProgress]:
-    """Shows a bar on standard error while the block runs, if that is a terminal.
+def bar(description: str, total: int | None) -> Iterator[Bar]:
+    """Shows a bar while the block runs; one inside another disappears at its end.
 
     Example:
-        >>> with epoch_progress("search", epochs=2) as progress:
-        ...     progress.advance("loss 0.41  top-1 92.0 %")
+        >>> with bar("timing", total=2) as shown:
+        ...     shown.advance("operators")
     """
-    if not _is_terminal():
-        yield EpochProgress()
+    if not is_terminal():
+        yield Bar(total)
         return
-    with _bar(description, epochs) as (display, task):
-        yield EpochProgress(display, task)
+    is_inner = bool(_showing)
+    with _display() as display:
+        task = display.add_task(description, total=total, text="")
+        try:
+            yield Bar(total, display, task)
+        finally:
+            if is_inner:
+                display.remove_task(task)
 
 
-def track(iterable: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
+def track(iterable: Iterable[Item], description: str, total: int) -> Iterator[Item]:
     """Hands on the items one by one and shows how many there were.
 
     Args:
         iterable: The items.
         description: What is being done with them.
-        total: How many items there will be; None asks the iterable for its length.
+        total: How many items there will be.
     """
-    if not _is_terminal():
-        yield from iterable
-        return
-    with _bar(description, total) as (display, task):
-        yield from display.track(iterable, total=total, task_id=task)
+    with bar(description, total) as shown:
+        for item in iterable:
+            yield item
+            shown.advance()
 
 
-def _is_terminal() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty() and processes.is_first()
+def is_terminal() -> bool:
+    """Whether bars can be shown: standard error is a terminal that can move its cursor, and this process speaks."""
+    can_move = os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+    return sys.stderr is not None and sys.stderr.isatty() and can_move and processes.is_first()
 
 
 @contextmanager
-def _bar(description: str, total: int | None) -> Iterator[tuple[Progress, TaskID]]:
-    """A bar in a display of its own, or a passing one more in the display that is on the terminal."""
+def _display() -> Iterator[Display]:
+    """The display that is on the terminal, or a new one."""
     if _showing:
-        display = _showing[0]
-        task = display.add_task(description, total=total, text="")
-        try:
-            yield display, task
-        finally:
-            display.remove_task(task)
+        yield _showing[0]
         return
-    with _new_display() as display:
+    from transprune.runtime.display import Display
+
+    with Display() as display:
         _showing.append(display)
         try:
-            yield display, display.add_task(description, total=total, text="")
+            yield display
         finally:
             _showing.clear()
-
-
-def _new_display() -> Progress:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-        TextColumn("{task.fields[text]}", markup=False),
-        console=Console(stderr=True),
-        # A print goes above the bar; but one that is piped into a file must stay in that pipe.
-        redirect_stdout=sys.stdout.isatty(),
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,15 +76,27 @@ class RunFolder:
         text = to_toml({"format": FORMAT, **config})
         with disk_errors("make the run folder", folder.path):
             folder.path.mkdir(parents=True, exist_ok=True)
+        folder.check(config, overwrite=overwrite)
         if folder.has(CONFIG_FILE) and not overwrite:
-            folder._check_same_run(config)
             return folder
         if folder.has(CONFIG_FILE):
             folder._remove_run()
-        else:
-            folder._check_empty()
         folder.write_text(CONFIG_FILE, text)
         return folder
+
+    def check(self, config: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        """Checks that `create` would start or take up a run here, and changes nothing.
+
+        Raises:
+            RunFolderError: The folder holds a run with another configuration, or files but no run.
+        """
+        if self.has(CONFIG_FILE):
+            if overwrite:
+                self._check_ours()
+            else:
+                self._check_same_run(config)
+        elif self.path.exists():
+            self._check_empty()
 
     @classmethod
     def open(cls, path: StrPath) -> RunFolder:
@@ -242,13 +255,17 @@ class RunFolder:
                 f"such as {others[0].name}, and these are never removed; choose another folder with --out"
             )
 
-    def _remove_run(self) -> None:
-        """Removes all files of a run but config.toml, last made first: what is left is always a run."""
+    def _check_ours(self) -> None:
+        """Allows only a configuration that transprune wrote."""
         if not self._read(CONFIG_FILE).startswith(HEADER.encode()):
             raise RunFolderError(
                 f"cannot overwrite '{self.path}': its config.toml was not written by transprune (it does not "
                 f"begin with {HEADER.strip()!r}); choose another folder with --out"
             )
+
+    def _remove_run(self) -> None:
+        """Removes all files of a run but config.toml, last made first: what is left is always a run."""
+        shutil.rmtree(self.file("tensorboard"), ignore_errors=True)
         for name in reversed(RUN_FILES):
             for path in (self.file(name), *leftovers(self.path, name)):
                 if path.name != CONFIG_FILE:

@@ -180,7 +180,7 @@ class Bilevel(Loop):
         self.weights = [parameter for parameter in self.supernet.parameters() if parameter.requires_grad]
         self.weight_optimizer = sgd(self.weights, options.learning_rate, options.momentum, options.weight_decay)
         self.schedule = cosine_schedule(
-            self.weight_optimizer, len(self.weight_batches), options.epochs, options.warm_up_epochs
+            self.weight_optimizer, self.steps_an_epoch, options.epochs, options.warm_up_epochs
         )
         self.architecture_optimizer = torch.optim.Adam(
             self.parameters.parameters(),

@@ -20,7 +20,7 @@ from transprune.runtime import Checkpoints, seeded
 from transprune.training.divergence import Policy
 from transprune.training.evaluation import evaluate_batches, evaluation_mode
 from transprune.training.feeding import Batch, Data, example_of, feed
-from transprune.training.looping import EpochCallback, Loop
+from transprune.training.looping import EpochCallback, Loop, StepCallback
 from transprune.training.tasks import Task, classification
 from transprune.training.updating import StepOptions, Update
 
@@ -96,6 +96,7 @@ def train(
     seed: int = 0,
     device: torch.device | str = "cpu",
     on_epoch: EpochCallback | None = None,
+    on_step: StepCallback | None = None,
     phase: str = "teacher",
     checkpoints: Checkpoints | None = None,
     on_divergence: Policy = "stop",
@@ -110,6 +111,7 @@ def train(
         seed: Decides the order of the samples and their augmentation.
         device: Where to train.
         on_epoch: Called after every epoch.
+        on_step: Called after every step.
         phase: What the epochs are called.
         checkpoints: Where to keep what is needed to go on after an interruption, and to go on from if it is there;
             None: nowhere.
@@ -128,7 +130,7 @@ def train(
         fit = Fit(
             *(network, None, data, options, task), seed=seed, device=place, phase=phase, on_divergence=on_divergence
         )
-        fit.run(checkpoints, on_epoch)
+        fit.run(checkpoints, on_epoch, on_step)
     return fit.finished()
 
 
@@ -142,6 +144,7 @@ def distill(
     seed: int = 0,
     device: torch.device | str = "cpu",
     on_epoch: EpochCallback | None = None,
+    on_step: StepCallback | None = None,
     phase: str = "distill",
     checkpoints: Checkpoints | None = None,
     on_divergence: Policy = "stop",
@@ -157,6 +160,7 @@ def distill(
         seed: Decides the order of the samples and their augmentation.
         device: Where to train.
         on_epoch: Called after every epoch.
+        on_step: Called after every step.
         phase: What the epochs are called.
         checkpoints: Where to keep what is needed to go on after an interruption, and to go on from if it is there;
             None: nowhere.
@@ -175,7 +179,7 @@ def distill(
         fit = Fit(
             *(student, teacher, data, options, task), seed=seed, device=place, phase=phase, on_divergence=on_divergence
         )
-        fit.run(checkpoints, on_epoch)
+        fit.run(checkpoints, on_epoch, on_step)
     return fit.finished()
 
 
@@ -216,7 +220,7 @@ class Fit(Loop):
         weights = list(self.network.parameters())
         self.optimizer = sgd(weights, options.learning_rate, options.momentum, options.weight_decay)
         self.update = Update(self.optimizer, self.network, options, device, self.sentinel)
-        self.schedule = cosine_schedule(self.optimizer, len(batches), options.epochs, options.warm_up_epochs)
+        self.schedule = cosine_schedule(self.optimizer, self.steps_an_epoch, options.epochs, options.warm_up_epochs)
 
     def parts(self) -> dict[str, Any]:
         """Network, optimizer and schedule."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from transprune.training.tasks import Task
 
 EpochCallback = Callable[[Mapping[str, Any]], None]
 """Called after every epoch with its figures; see `docs/journal.md` for their names."""
+StepCallback = Callable[["Loop"], None]
+"""Called after every step with the phase in progress: `epoch`, `steps`, `steps_an_epoch` and `meter` say how far."""
 
 
 class Loop(ABC):
@@ -50,6 +53,7 @@ class Loop(ABC):
         """The epoch that is running, or the next one."""
         self.steps = 0
         """Steps made in it."""
+        self.steps_an_epoch = len(batches)
         self.meter = Meter(task)
         """Loss and metrics of it so far."""
         self.history: list[Mapping[str, Any]] = []
@@ -59,6 +63,11 @@ class Loop(ABC):
         self._rate = 0.0
         self._seconds = 0.0
         self._total_seconds = 0.0
+
+    @property
+    def batches(self) -> Feed:
+        """What it learns from."""
+        return self._batches
 
     @abstractmethod
     def parts(self) -> dict[str, Any]:
@@ -80,12 +89,18 @@ class Loop(ABC):
         """The running step, in words."""
         return f"phase {self.phase!r}, epoch {self.epoch}, step {self.steps + 1}"
 
-    def run(self, checkpoints: Checkpoints | None = None, on_epoch: EpochCallback | None = None) -> None:
+    def run(
+        self,
+        checkpoints: Checkpoints | None = None,
+        on_epoch: EpochCallback | None = None,
+        on_step: StepCallback | None = None,
+    ) -> None:
         """All epochs, from where the last checkpoint stands.
 
         Args:
             checkpoints: Where to keep what is needed to go on; None: nowhere.
             on_epoch: Called after every epoch.
+            on_step: Called after every step.
 
         Raises:
             StoppedError: A signal or the time limit ended it; a checkpoint is written.
@@ -94,14 +109,25 @@ class Loop(ABC):
         """
         if processes.rank() > 0:  # what a forward draws, such as dropout, differs from process to process
             torch.manual_seed(phase_seed(torch.initial_seed(), f"process {processes.rank()}"))
-        if checkpoints is None:
-            self._run(lambda: None, on_epoch)
-            return
-        state = checkpoints.find(self.phase)
+        state = checkpoints.find(self.phase) if checkpoints is not None else None
         if state is not None:
             self.load_state_dict(state)
-        with checkpoints.listening():
-            self._run(lambda: checkpoints.after_step(self.phase, self.state_dict), on_epoch)
+
+        def after_step() -> None:
+            if on_step is not None:
+                on_step(self)
+            keep()
+
+        def keep() -> None:
+            if checkpoints is not None:
+                checkpoints.after_step(self.phase, self.state_dict)
+
+        with checkpoints.listening() if checkpoints is not None else nullcontext():
+            while self.epoch <= self.epochs:
+                figures = self.run_epoch(after_step)
+                if on_epoch is not None:
+                    on_epoch(figures)
+                keep()
 
     def run_epoch(self, after_step: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """One pass over the batches, or what is left of it after `load_state_dict`.
@@ -174,10 +200,3 @@ class Loop(ABC):
 
     def _all_parts(self) -> dict[str, Any]:
         return {"batches": self._batches, "sentinel": self.sentinel, **self.parts()}
-
-    def _run(self, after_step: Callable[[], None], on_epoch: EpochCallback | None) -> None:
-        while self.epoch <= self.epochs:
-            figures = self.run_epoch(after_step)
-            if on_epoch is not None:
-                on_epoch(figures)
-            after_step()

@@ -25,7 +25,7 @@ from transprune.space import SearchSpace
 from transprune.training.bilevel import Bilevel, SearchOptions
 from transprune.training.divergence import Policy
 from transprune.training.feeding import Data, example_of
-from transprune.training.looping import EpochCallback
+from transprune.training.looping import EpochCallback, StepCallback
 from transprune.training.tasks import Task
 
 
@@ -71,6 +71,7 @@ def train_shared(
     seed: int = 0,
     device: torch.device | str = "cpu",
     on_epoch: EpochCallback | None = None,
+    on_step: StepCallback | None = None,
     checkpoints: Checkpoints | None = None,
     on_divergence: Policy = "stop",
 ) -> dict[str, Tensor]:
@@ -85,6 +86,7 @@ def train_shared(
         seed: Decides the order of the samples, their augmentation and the candidates drawn.
         device: Where to train.
         on_epoch: Called after every epoch.
+        on_step: Called after every step.
         checkpoints: As of `search`.
         on_divergence: As of `search`.
 
@@ -106,7 +108,7 @@ def train_shared(
             phase="supernet",
             on_divergence=on_divergence,
         )
-        bilevel.run(checkpoints, on_epoch)
+        bilevel.run(checkpoints, on_epoch, on_step)
     weights = bilevel.supernet.plain_weights(space.full_architecture())
     return {name: value.cpu() for name, value in weights.items()}
 
@@ -125,6 +127,7 @@ def search(
     seed: int = 0,
     device: torch.device | str = "cpu",
     on_epoch: EpochCallback | None = None,
+    on_step: StepCallback | None = None,
     checkpoints: Checkpoints | None = None,
     on_divergence: Policy = "stop",
 ) -> SearchResult:
@@ -144,6 +147,7 @@ def search(
         seed: Decides the order of the samples, their augmentation and the candidates drawn.
         device: Where to search.
         on_epoch: Called after every epoch.
+        on_step: Called after every step.
         checkpoints: Where to keep what is needed to go on after an interruption, and to go on from if it is there;
             None: nowhere.
         on_divergence: What to do about a loss or a gradient that is not finite: `stop`, or `skip` the step.
@@ -179,7 +183,7 @@ def search(
             device=torch.device(device),
             on_divergence=on_divergence,
         )
-        bilevel.run(checkpoints, on_epoch)
+        bilevel.run(checkpoints, on_epoch, on_step)
     probabilities = bilevel.probabilities()
     derivation = derive_with_proof(space, probabilities, limits, fill=options.fill, seconds=options.derivation_seconds)
     architecture = derivation.architecture

@@ -1,0 +1,121 @@
+"""Which command the arguments mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from itertools import pairwise
+from typing import Annotated, Any, Union
+
+import tyro
+
+from transprune.cli import help
+from transprune.cli.completion import CompletionCommand
+from transprune.cli.jobs import Job, ResumedRun, ResumedSearch, RunCommand, SearchCommand
+from transprune.cli.steps import DistillCommand, EvaluateCommand, ExportCommand, MeasureCommand, ReportCommand
+from transprune.cli.views import CompareCommand, InspectCommand
+from transprune.errors import OptionError, expected_one_of
+from transprune.pipeline.config_file import DEFAULT_PRESET, preset_options, read_config
+
+DESCRIPTION = """Makes trained PyTorch networks smaller: widths and depths learned, within a budget.
+
+transprune run resnet20 --data digits --budget macs=0.5 --out runs/first --preset quick
+
+Each verb has help of its own: transprune run --help. Add --plan to see what a run would do.
+
+Exit codes: 0 done; 2 an error, which is printed; where the same command goes on: 75 --max-minutes,
+130 Ctrl-C, 143 SIGTERM."""
+
+COMMANDS: dict[str, Any] = {
+    "run": RunCommand,
+    "search": SearchCommand,
+    "distill": DistillCommand,
+    "evaluate": EvaluateCommand,
+    "export": ExportCommand,
+    "measure": MeasureCommand,
+    "report": ReportCommand,
+    "compare": CompareCommand,
+    "inspect": InspectCommand,
+    "completion": CompletionCommand,
+}
+
+
+RESUMED: dict[str, Any] = {"run": ResumedRun, "search": ResumedSearch}
+"""What a subcommand takes where it goes on with a run that is named alone."""
+
+
+def read_command(arguments: Sequence[str]) -> Any:
+    """The command that the arguments mean, with their values; ends the process where they ask for help or mean none.
+
+    Raises:
+        OptionError: There is no such verb, or a file or a preset that decides other options cannot be used.
+    """
+    verb, rest = (arguments[0], arguments[1:]) if arguments else (None, ())
+    if verb is None or verb.startswith("-"):
+        asked = ["--help"] if help.is_asked(arguments) else arguments
+        return _read(_all_verbs(), "transprune", asked, description=DESCRIPTION)
+    if verb not in COMMANDS:
+        raise OptionError(f"cannot do {verb!r}: {expected_one_of(verb, COMMANDS)}")
+    kind, default = _kind(verb, rest)
+    if not help.is_asked(rest):
+        return _read(kind, f"transprune {verb}", rest, default=default)
+    page, default = help.page_of(kind, default, is_short=issubclass(kind, Job) and help.EVERYTHING not in rest)
+    return _read(page, f"transprune {verb}", ["--help"], default=default, config=(tyro.conf.FlagCreatePairsOff,))
+
+
+def _read(kind: Any, program: str, arguments: Sequence[str], **more: Any) -> Any:
+    return tyro.cli(kind, prog=program, args=list(arguments), **more)
+
+
+def _kind(verb: str, arguments: Sequence[str]) -> tuple[Any, Any]:
+    """The dataclass of a command, and its defaults where it starts a run."""
+    command = COMMANDS[verb]
+    if not issubclass(command, Job):
+        return command, tyro.MISSING_NONPROP
+    if _is_resumed(arguments):
+        return RESUMED[verb], tyro.MISSING_NONPROP
+    return command, command(**_defaults(arguments))
+
+
+def _all_verbs() -> Any:
+    """All commands, for what is asked of none: the list of them."""
+    verbs = []
+    for verb in COMMANDS:
+        kind, default = _kind(verb, ())
+        purpose = kind.__doc__.strip().partition("\n")[0]
+        named = tyro.conf.subcommand(verb, default=default, description=purpose, prefix_name=False)
+        verbs.append(Annotated[kind, named])
+    return Union[tuple(verbs)]  # noqa: UP007 (built at run time)
+
+
+def _defaults(arguments: Sequence[str]) -> dict[str, Any]:
+    """Values of a command that starts a run where the arguments give none: the file's of --config, then the preset's.
+
+    Both are named by the arguments themselves, so these two are read first.
+    """
+    path = _value(arguments, "--config")
+    config = read_config(path) if path is not None else {}
+    preset = _value(arguments, "--preset") or config.get("preset", DEFAULT_PRESET)
+    is_named = isinstance(preset, str)  # else the file is refused with the reason
+    options = preset_options(preset if is_named else DEFAULT_PRESET, config, path=path or "")
+    given = {item.name: getattr(options, item.name) for item in fields(options)}
+    missing = [name for name in ("model", "budget") if name not in config]
+    if _value(arguments, "--budget") is not None:
+        missing.append("budget")  # else those of the arguments were added to those of the file
+    return {**given, **dict.fromkeys([*missing, "out"], tyro.MISSING)}
+
+
+def _value(arguments: Sequence[str], option: str) -> str | None:
+    """The value that the arguments give an option, the last if there are several."""
+    found = None
+    for argument, following in pairwise([*arguments, None]):
+        if argument == option:
+            found = following
+        elif argument is not None and argument.startswith(f"{option}="):
+            found = argument.removeprefix(f"{option}=")
+    return found
+
+
+def _is_resumed(arguments: Sequence[str]) -> bool:
+    """Whether the arguments go on with a run that is named alone, with all options as it holds them."""
+    return "--resume" in arguments and not any(argument.partition("=")[0] == "--out" for argument in arguments)

@@ -1,0 +1,224 @@
+"""Commands that start a run, or go on with one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Annotated
+
+import tyro
+
+from transprune import pipeline
+from transprune.analysis.inspection import Dimensions
+from transprune.budget import points
+from transprune.cli.output import AsJson, print_json
+from transprune.cli.steps import Step, Unprefixed
+from transprune.data import AugmentationName
+from transprune.errors import OptionError
+from transprune.latency.options import LatencyOptions
+from transprune.pipeline.config_file import DEFAULT_PRESET
+from transprune.pipeline.options import RunOptions, Safety
+from transprune.pipeline.run import Run
+from transprune.pipeline.tracking import Tracking
+from transprune.presets import StudentStart
+from transprune.runtime import processes
+from transprune.training.bilevel import SearchOptions
+from transprune.training.fitting import DistillationOptions, TrainingOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Arguments that start a run."""
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    """The network to make smaller: resnet20, resnet32, resnet44, resnet56, resnet110 or resnet164 for small images;
+    resnet18, resnet34 or resnet50 for large ones; torchvision:NAME or timm:NAME; FILE.py:FUNCTION or
+    package.module:FUNCTION, whose code is run."""
+    data: Annotated[str, tyro.conf.arg(metavar="DATA")] = "digits"
+    """What it classifies: digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR or parquet:DIR."""
+    budget: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="KIND=AMOUNT")]
+    """What the smaller network may cost: macs=0.5 (a share), macs=20.4M, params=100K or latency=4ms (absolute). Given
+    several times, all hold. One may name several amounts, macs=0.3,0.5,0.7: a search for each from one supernet, and
+    the curve."""
+    out: Annotated[str, tyro.conf.arg(metavar="RUN")]
+    """Folder of the run; made if missing."""
+    config: Annotated[str | None, tyro.conf.arg(metavar="FILE.toml")] = None
+    """File of options under their names here, those with a dot in tables, such as epochs in [search]; a run's own
+    config.toml too. What the command line gives comes before the file, the file before the preset."""
+    preset: Annotated[str, tyro.conf.arg(metavar="NAME")] = DEFAULT_PRESET
+    """Recipe whose figures the options below start from: quick, demo, short, medium, paper-cifar or paper-imagenet."""
+    seed: int = 0
+    """The same seed on the same machine gives the same result."""
+    device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """Trained weights of the network (.safetensors or .pth); without them it is trained first."""
+    weights_partial: bool = False
+    """Take what fits of the weights, and train the network first where something is missing."""
+    dimensions: Dimensions = "both"
+    """What to search: width, depth or both."""
+    keep: tuple[str, ...] = ()
+    """Patterns of layers and stages that keep their size, such as 'stem.*' (quoted)."""
+    only: tuple[str, ...] = ()
+    """Patterns of the layers and stages that are searched; all without it."""
+    divisor: int = 1
+    """Widths to choose from are multiples of this, such as 8."""
+    student: StudentStart = "scratch"
+    """Weights that the student starts from: new ones, the teacher's or the supernet's."""
+    image_size: tuple[int, int, int] | None = None
+    """Channels, rows and columns to bring the images to."""
+    augment: AugmentationName = "standard"
+    """Random changes of the training images: what is customary for the data set, none, shift (no mirroring: for digits,
+    letters, signs), or imagenet (the paper's: crops, flips, colours, lighting)."""
+    download: bool = False
+    """Download cifar10 or cifar100 into DIR when it is not there."""
+    plan: bool = False
+    """Only say what would happen, how long it may take by a few measured steps, and write nothing."""
+    as_json: AsJson = False
+    """Print the result, or the plan, as JSON, and nothing else on standard output."""
+    overwrite: bool = False
+    """Start anew where the folder holds a run."""
+    resume: bool = False
+    """Go on with the run in the folder, in the middle of a phase too. The same command does so without it, but begins
+    a run where there is none. Without --out, the run is named alone: --resume RUN."""
+    safety: Unprefixed[Safety] = field(default_factory=Safety)
+    tracking: Unprefixed[Tracking] = field(default_factory=Tracking)
+    teacher: TrainingOptions = field(default_factory=TrainingOptions)
+    search: SearchOptions = field(default_factory=SearchOptions)
+    distill: DistillationOptions = field(default_factory=DistillationOptions)
+    latency: LatencyOptions = field(default_factory=LatencyOptions)
+
+    def options(self) -> RunOptions:
+        """What decides the run."""
+        return RunOptions(**{item.name: getattr(self, item.name) for item in fields(RunOptions)})
+
+    def show_plan(self, *, search_only: bool = False) -> None:
+        """Prints what would be done."""
+        plan = pipeline.plan_run(
+            self.options(),
+            self.out,
+            device=self.device,
+            overwrite=self.overwrite,
+            resume=self.resume,
+            search_only=search_only,
+        )
+        if self.as_json:
+            print_json(plan.to_json())
+        else:
+            pipeline.show_plan(plan)
+
+    def prepared(self) -> Run:
+        """The run, begun or taken up."""
+        trackers = self.tracking.loaded()
+        return pipeline.prepare(
+            self.options(),
+            self.out,
+            device=self.device,
+            overwrite=self.overwrite,
+            resume=self.resume,
+            safety=self.safety,
+        ).followed_by(trackers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCommand(Job):
+    """The whole job: a network, a data set and a budget go in; a smaller, trained network comes out.
+
+    transprune run resnet20 --data digits --budget macs=0.5 --out runs/first --preset quick
+    """
+
+    def __call__(self) -> None:
+        """Runs every step."""
+        if self.plan:
+            self.show_plan()
+        else:
+            _run_all(self.prepared(), overwrite=self.overwrite, as_json=self.as_json)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchCommand(Job):
+    """The first steps of `run`: train the teacher (unless given) and search; then use distill RUN.
+
+    transprune search resnet20 --data digits --budget macs=0.5 --out runs/first --preset quick
+    """
+
+    def __call__(self) -> None:
+        """Runs the teacher and the search."""
+        refuse_frontier(self.budget)
+        if self.plan:
+            self.show_plan(search_only=True)
+        else:
+            _teach_and_search(self.prepared(), as_json=self.as_json)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumedRun(Step):
+    """Go on with a run where it stopped, as the command that began it would.
+
+    transprune run --resume runs/first
+    """
+
+    resume: bool = True
+    """Go on."""
+    as_json: AsJson = False
+    """Print the result as JSON, and nothing else on standard output."""
+
+    def __call__(self) -> None:
+        """Runs every step that is left."""
+        _run_all(self.resumed(), as_json=self.as_json)
+
+    def resumed(self) -> Run:
+        """The run, taken up."""
+        trackers = self.tracking.loaded()
+        return pipeline.resume_run(self.run, device=self.device, safety=self.safety).followed_by(trackers)
+
+
+class ResumedSearch(ResumedRun):
+    """Go on with a search where it stopped, as the command that began it would.
+
+    transprune search --resume runs/first
+    """
+
+    def __call__(self) -> None:
+        """Runs the teacher and the search, as far as they are left."""
+        _teach_and_search(self.resumed(), as_json=self.as_json)
+
+
+def _run_all(run: Run, *, as_json: bool, overwrite: bool = False) -> None:
+    with run:
+        if run.is_frontier:
+            pipeline.run_frontier(run, overwrite=overwrite)
+            show, file = pipeline.show_frontier, "frontier.json"
+        else:
+            pipeline.run_all(run)
+            show, file = pipeline.show_results, "result.json"
+    if not processes.is_first():
+        return
+    if as_json:
+        print_json(run.folder.read_json(file))
+    else:
+        show(run.folder)
+
+
+def refuse_frontier(budget: Sequence[str]) -> None:
+    """Checks that there is one amount of each budget.
+
+    Raises:
+        OptionError: There are several.
+    """
+    if len(points(budget)) > 1:
+        raise OptionError(
+            f"cannot search along {' '.join(budget)} step by step: expected one amount of each budget; "
+            f"a frontier is made by `transprune run`"
+        )
+
+
+def _teach_and_search(run: Run, *, as_json: bool) -> None:
+    with run, pipeline.logging_to(run):
+        refuse_frontier(run.options.budget)
+        pipeline.teach_step(run)
+        pipeline.search_step(run)
+    if as_json:
+        print_json(run.folder.read_json("architecture.json"))
+    else:
+        pipeline.show_architecture(run)

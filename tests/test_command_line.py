@@ -1,0 +1,188 @@
+"""The command line: help on one screen, every option within reach, words that are nearly right, completion."""
+
+import re
+import shutil
+import subprocess
+from dataclasses import fields
+
+import pytest
+
+from transprune.cli import main
+from transprune.cli.arguments import COMMANDS, RESUMED, read_command
+from transprune.cli.completion import CompletionCommand, options_of
+from transprune.cli.help import EVERYDAY
+from transprune.cli.jobs import Job
+from transprune.errors import OptionError
+
+SCREEN = 45
+"""Lines."""
+VERBS = list(COMMANDS)
+
+
+@pytest.fixture(autouse=True)
+def _terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+def printed(capsys, *arguments, code=0):
+    """What a command that ends by itself prints, on standard output or as an error."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert (end.value.code or 0) == code
+    out, err = capsys.readouterr()
+    return err if code else out
+
+
+def flags(text):
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z.-]*", text))
+
+
+@pytest.mark.parametrize("arguments", [[], *([verb] for verb in VERBS), ["run", "--resume"]], ids=" ".join)
+def test_help_fits_on_a_screen_and_shows_a_command_that_is_one(capsys, arguments):
+    text = printed(capsys, *arguments, "--help")
+    lines = text.splitlines()
+    assert len(lines) <= SCREEN
+    assert max(map(len, lines[1:])) <= 100, "the list of all verbs in the first line may be longer"
+    (example,) = [line for line in lines if line.startswith("transprune ")]
+    assert read_command(example.partition(" >")[0].split()[1:])
+    assert arguments[:1] == [] or example.split()[1] == arguments[0]
+
+
+def test_the_help_of_all_verbs_names_each_with_its_purpose(capsys):
+    text = printed(capsys, "-h")
+    assert text == printed(capsys, "--help-all")
+    for verb, kind in COMMANDS.items():
+        assert re.search(rf"• {verb} +{re.escape(kind.__doc__.strip()[:20])}", text)
+    for code in (0, 2, 75, 130, 143):
+        assert re.search(rf"\b{code}\b", text)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_all_options_are_to_be_found(capsys, verb):
+    everything = printed(capsys, verb, "--help-all")
+    options = options_of(COMMANDS[verb])
+    assert set(options) <= flags(everything)
+    assert flags(printed(capsys, verb, "--help")) - {"--help-all"} <= flags(everything)
+
+
+def test_the_everyday_options_are_a_part_of_all(capsys):
+    assert set(EVERYDAY) < {item.name for item in fields(Job)}
+    text = printed(capsys, "run", "--help")
+    assert "--help-all" in text
+    assert "--search.epochs" not in text
+    assert "--plan" in text
+
+
+def test_help_says_no_more_than_it_knows_of_a_preset(capsys):
+    text = printed(capsys, "run", "--preset", "quick", "--help-all")
+    assert re.search(r"--search\.epochs INT[^(]*\(default: 8\)", text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["rnu"], "did you mean 'run'?"),
+        (["evalute", "runs/first"], "did you mean 'evaluate'?"),
+        (["run", "resnet20", "--bugdet", "macs=0.5", "--out", "x"], "--budget"),
+        (["run", "resnet20", "--budget", "macs=0.5", "--out", "x", "--search.epoch", "3"], "--search.epochs"),
+        (["run", "resnet20", "--budget", "macs=0.5", "--out", "x", "--preset", "quik"], "did you mean 'quick'?"),
+        (["run", "resnet20", "--budget", "macs=0.5", "--out", "x", "--augment", "standrd"], "standard"),
+        (["run", "resnet20", "--budget", "macs=0.5", "--out", "x", "--data", "digit"], "did you mean digits?"),
+        (["inspect", "resnet5"], "did you mean 'resnet56'?"),
+        (["inspect", "resnet56", "--num-class", "3"], "--num-classes"),
+        (["completion", "bsh"], "bash"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_a_word_that_is_nearly_right_is_answered_with_the_right_one(capsys, tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    assert said in printed(capsys, *arguments, code=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_verb_is_one_of_our_errors():
+    with pytest.raises(OptionError, match="expected one of run, search"):
+        read_command(["cook"])
+
+
+def test_without_arguments_the_verbs_are_named(capsys):
+    assert "run, search, distill" in printed(capsys, code=2)
+
+
+# --- completion -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def script(capsys, tmp_path):
+    def written(shell):
+        capsys.readouterr()
+        CompletionCommand(shell=shell)()
+        path = tmp_path / f"transprune.{shell}"
+        path.write_text(capsys.readouterr().out)
+        return path
+
+    return written
+
+
+COMPLETE = """
+source "$0"
+COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
+_transprune
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+def completed(script, *words):
+    """What bash has for the last of these words."""
+    done = subprocess.run(
+        ["bash", "-c", COMPLETE, str(script("bash")), *words], check=True, capture_output=True, text=True
+    )
+    return done.stdout.split()
+
+
+def test_the_script_for_bash_is_valid_and_leaves_files_to_bash(script):
+    subprocess.run(["bash", "-n", str(script("bash"))], check=True)
+    assert script("bash").read_text().endswith("complete -o default -F _transprune transprune\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["r"], ["run", "report"]),
+        ([""], VERBS),
+        (["run", "resnet5"], ["resnet56", "resnet50", "resnet50-strided"]),
+        (["run", "resnet20", "--bud"], ["--budget"]),
+        (["run", "resnet20", "--search.warm"], ["--search.warm-up-epochs"]),
+        (["run", "resnet20", "--preset", "paper"], ["paper-cifar", "paper-imagenet"]),
+        (["search", "resnet20", "--student", "s"], ["scratch", "supernet"]),
+        (["run", "resnet20", "--checkpoint-s"], ["--checkpoint-steps"]),
+        (["inspect", "resnet20", "--js"], ["--json"]),
+        (["measure", "runs/first", "--th"], ["--threads"]),
+        (["distill", "runs/fi"], []),
+        (["run", "resnet20", "--config", "o"], []),
+        (["completion", "f"], ["fish"]),
+    ],
+    ids=" ".join,
+)
+def test_bash_completes(script, words, found):
+    assert completed(script, "transprune", *words) == found
+
+
+def test_every_verb_of_the_script_is_completed_with_its_options_alone(script):
+    for verb in ("report", "compare", "measure"):
+        assert set(completed(script, "transprune", verb, "x", "--")) == set(options_of(COMMANDS[verb]))
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_the_scripts_for_other_shells_are_valid(script, shell):
+    path = script(shell)
+    assert "--search.epochs" in path.read_text() or "-l search.epochs" in path.read_text()
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    subprocess.run([shell, "-n", str(path)], check=True)
+
+
+def test_a_run_that_is_gone_on_with_has_options_of_its_own():
+    assert set(RESUMED) == {verb for verb, kind in COMMANDS.items() if issubclass(kind, Job)}
+    assert "--max-minutes" in options_of(RESUMED["run"])

@@ -1,0 +1,186 @@
+"""A plan tells what a run will do, and changes nothing."""
+
+import json
+import re
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from test_frontier import FAST, NET
+from transprune.cli import main
+from transprune.cli.arguments import read_command
+from transprune.errors import BudgetError, DataError, ModelError, OptionError, RunFolderError
+from transprune.pipeline import plan_run, prepare
+from transprune.runtime import read_journal
+from transprune.training.looping import Loop
+
+
+def job(budget, *more, verb="run"):
+    return [verb, "net.py:build", "--budget", budget, "--out", "out", *FAST, *more]
+
+
+def options(*arguments):
+    return read_command(job("macs=0.5", *arguments)).options()
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(NET)
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    return tmp_path
+
+
+def files(place):
+    """Every file with its content and time."""
+    return {
+        path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+        for path in place.rglob("*")
+        if "__pycache__" not in str(path)
+    }
+
+
+def planned(capsys, *arguments):
+    """What `--plan --json` prints: it must be JSON and nothing else."""
+    capsys.readouterr()
+    main([*arguments, "--plan", "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture
+def steps_made(monkeypatch):
+    """Counts the steps of every phase of a run."""
+    made = Counter()
+    run_epoch = Loop.run_epoch
+
+    def counting(loop, *arguments):
+        figures = run_epoch(loop, *arguments)
+        made[loop.phase] += len(loop.batches)
+        return figures
+
+    monkeypatch.setattr(Loop, "run_epoch", counting)
+    return made
+
+
+@pytest.mark.parametrize(("verb", "budget"), [("search", "params=0.6"), ("run", "macs=0.4,0.7")])
+def test_a_plan_tells_what_the_run_then_does(place, capsys, steps_made, verb, budget):
+    plan = planned(capsys, *job(budget, verb=verb))
+    assert steps_made == {}, "no epoch is trained"
+    main(job(budget, verb=verb))
+    epochs, journals = Counter(), {}
+    for path in Path("out").rglob("journal.jsonl"):
+        folder = "" if path.parent == Path("out") else path.parent.name
+        journals[folder] = read_journal(path)
+        for entry in journals[folder]:
+            if entry["event"] == "epoch":
+                epochs[folder, entry["phase"]] += 1
+                assert epochs[folder, entry["phase"]] == entry["epoch"]
+    assert {(phase["folder"], phase["phase"]): phase["epochs"] for phase in plan["phases"]} == epochs
+    for name in {phase["phase"] for phase in plan["phases"]}:
+        assert sum(phase["steps"] for phase in plan["phases"] if phase["phase"] == name) == steps_made[name]
+    (space,) = [entry for entry in journals[""] if entry["event"] == "space"]
+    for key in ("groups", "stages", "architectures", "fixed"):
+        assert plan[key] == space[key]
+    for said, recorded in zip(plan["budgets"], space["budgets"], strict=True):
+        assert {key: said[key] for key in recorded} == recorded
+    assert plan["seconds"] == pytest.approx(sum(phase["seconds"] for phase in plan["phases"]))
+    assert all(phase["seconds"] > 0 for phase in plan["phases"])
+
+    again = planned(capsys, *job(budget, verb=verb))
+    assert {phase["epochs"] for phase in again["phases"]} == {0}
+    assert all(phase["note"].startswith("done: ") for phase in again["phases"])
+    anew = planned(capsys, *job(budget, "--overwrite", verb=verb))
+    assert [phase["steps"] for phase in anew["phases"]] == [phase["steps"] for phase in plan["phases"]]
+
+
+def test_a_plan_writes_nothing_and_leaves_every_generator_alone(place):
+    with prepare(options(), "out", device="cpu"):
+        pass
+    before = files(place)
+    states = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    for overwrite in (False, True):
+        plan = plan_run(options(), "out", device="cpu", overwrite=overwrite)
+        assert plan.seconds > 0
+    plan_run(options(), "elsewhere/new", device="cpu")
+    assert files(place) == before
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert states[1] == np.random.get_state()[1].tolist()
+
+
+def test_given_weights_leave_out_the_training_of_the_teacher(place):
+    from safetensors.torch import save_file
+
+    namespace = {}
+    exec(NET, namespace)
+    state = namespace["build"](10, 1).state_dict()
+    save_file(state, "whole.safetensors")
+    save_file({name: value for name, value in state.items() if not name.startswith("8")}, "part.safetensors")
+    teacher, *_ = plan_run(options("--weights", "whole.safetensors"), "out", device="cpu").phases
+    assert (teacher.epochs, teacher.steps, teacher.seconds) == (0, 0, 0.0)
+    assert teacher.note == "not trained, weights are given: whole.safetensors"
+    partial = options("--weights", "part.safetensors", "--weights-partial")
+    teacher, *_ = plan_run(partial, "out", device="cpu").phases
+    assert teacher.epochs == 2
+    assert teacher.note == "from what fits of weights given: part.safetensors"
+
+
+def test_without_measured_steps_there_are_no_times(place):
+    plan = plan_run(options(), "out", device="cpu", measured_steps=0)
+    assert plan.seconds is None
+    assert {phase.seconds for phase in plan.phases} == {None}
+    assert all(phase.steps > 0 for phase in plan.phases)
+
+
+@pytest.mark.parametrize(
+    ("error", "changed"),
+    [
+        (ModelError, {"model": "resnet21"}),
+        (DataError, {"data": "digit"}),
+        (BudgetError, {"budget": ("macs=0.0001",)}),
+        (OptionError, {"weights_partial": True}),
+    ],
+)
+def test_a_plan_is_refused_as_the_run_would_be(place, error, changed):
+    said = []
+    for start in (plan_run, prepare):
+        with pytest.raises(error) as caught:
+            start(replace(options(), **changed), "out", device="cpu")
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+
+
+def test_a_folder_that_a_run_could_not_use_is_refused(place):
+    Path("other").mkdir()
+    Path("other", "thesis.txt").write_text("mine")
+    with prepare(options("--seed", "1"), "out", device="cpu"):
+        pass
+    for folder, how in (("out", {}), ("other", {}), ("none", {"resume": True}), ("net.py", {})):
+        with pytest.raises(RunFolderError) as planned:
+            plan_run(options(), folder, device="cpu", **how)
+        with pytest.raises(RunFolderError) as begun:
+            prepare(options(), folder, device="cpu", **how)
+        assert str(planned.value) == str(begun.value) or folder == "net.py"
+    with pytest.raises(OptionError):
+        plan_run(options(), "out", resume=True, overwrite=True)
+
+
+def test_a_plan_downloads_nothing(place):
+    with pytest.raises(DataError, match=r"cannot plan with data that is not there: .* a plan downloads nothing"):
+        plan_run(options("--data", "cifar10:data", "--download"), "out", device="cpu")
+    assert not Path("data").exists()
+
+
+def test_the_plan_for_people_shows_every_figure(place, capsys):
+    plan = plan_run(options(), "out", device="cpu", measured_steps=0)
+    main(job("macs=0.5", "--plan"))
+    text = capsys.readouterr().out
+    (budget,) = plan.budgets
+    for figure in (budget.target, budget.full, budget.smallest, *(phase.steps for phase in plan.phases)):
+        assert f"{figure:,}" in text
+    assert f"{plan.groups} widths and {plan.stages} depths" in text
+    assert re.search(r"about [\d.]+ s in all", text)
+    assert "it is an output of the network" in text

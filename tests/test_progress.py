@@ -1,0 +1,198 @@
+"""What is shown while something takes long: bars on a terminal, plain lines for phases elsewhere."""
+
+import io
+import os
+import pty
+import re
+import subprocess
+import sys
+
+import pytest
+from rich.progress import Progress
+
+from transprune.runtime import bar, duration, phase_progress, phases, processes, track
+from transprune.runtime.duration import Pace
+
+SEARCH = """
+from transprune.runtime import phase_progress, phases
+phases.REFRESH_SECONDS = phases.SILENCE_SECONDS = 0.0
+with phase_progress("search", 2) as progress:
+    for epoch in (1, 2):
+        for step in (1, 2):
+            progress.step(epoch, step, 2, lambda: f"loss 0.{epoch}{step}")
+        progress.epoch(epoch, "loss 0.5  top-1 92.0 %  macs 1.10 × budget (expected 0.95)  entropy 0.81", 61.0)
+"""
+"""A program that shows two epochs of a search."""
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def use_terminal(monkeypatch):
+    """Makes standard error a terminal; gives what is written there."""
+    found = Terminal()
+    monkeypatch.setattr(sys, "stderr", found)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    return found
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still unless it is set."""
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    return now
+
+
+# --- bars -------------------------------------------------------------------------------------------------------
+
+
+def run_bars():
+    seen = []
+    with bar("timing", 2) as shown:
+        for number in range(2):
+            seen += track(range(3), "batches", 3)
+            shown.advance(f"network {number} [best]")
+    assert seen == [0, 1, 2] * 2
+
+
+def test_bars_are_silent_when_standard_error_is_no_terminal(capsys):
+    run_bars()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_terminal_shows_bars_within_bars_and_their_text(monkeypatch):
+    terminal, starts = use_terminal(monkeypatch), []
+    monkeypatch.setattr(Progress, "start", lambda display, start=Progress.start: starts.append(start(display)))
+    for _ in range(2):
+        run_bars()
+    assert terminal.getvalue().count("network 1 [best]") >= 2
+    assert "batches" in terminal.getvalue()
+    assert len(starts) == 2  # the inner bars joined the display of the outer one
+
+
+def test_prints_that_are_piped_stay_in_their_pipe_while_a_bar_is_shown(monkeypatch, capsys):
+    use_terminal(monkeypatch)
+    with bar("timing", 1):
+        print("a result")
+    assert capsys.readouterr().out == "a result\n"
+
+
+# --- the time left ----------------------------------------------------------------------------------------------
+
+
+def test_the_time_left_goes_by_what_was_done_since_the_phase_was_taken_up(clock):
+    pace = Pace(0.5)
+    assert pace.left(0.5) == "", "nothing is known yet"
+    clock[0] = 3600.0
+    assert pace.left(0.6) == "about 4 h 0 min left"
+    assert pace.left(1.0) == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.44, "0.4 s"), (59.4, "59.4 s"), (60, "1 min 0 s"), (7260, "2 h 1 min")],
+)
+def test_a_duration_has_two_units_at_most(seconds, text):
+    assert duration(seconds) == text
+
+
+# --- phases -----------------------------------------------------------------------------------------------------
+
+
+def test_without_a_terminal_each_epoch_is_one_plain_line_with_the_time_left(capsys, clock):
+    with phase_progress("search", 3, done=1) as progress:
+        clock[0] = 60.0
+        progress.epoch(2, "loss 0.5", 60.0)
+        progress.epoch(3, "loss 0.4", 60.0)
+    assert capsys.readouterr() == (
+        "",
+        "search: epoch 2 of 3: loss 0.5  1 min 0 s  about 1 min 0 s left\nsearch: epoch 3 of 3: loss 0.4  1 min 0 s\n",
+    )
+
+
+def test_without_a_terminal_a_long_epoch_is_not_silent_and_a_short_one_has_one_line(capsys, clock):
+    with phase_progress("search", 2) as progress:
+        for step in range(1, 11):
+            clock[0] = step * phases.SILENCE_SECONDS / 4
+            progress.step(1, step, 10, lambda step=step: f"loss 0.{step}")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "search: epoch 1, step 4 of 10: loss 0.4  about 40 min 0 s left",
+        "search: epoch 1, step 8 of 10: loss 0.8  about 30 min 0 s left",
+    ]
+
+
+def test_a_terminal_shows_the_running_step_above_the_last_epoch(monkeypatch, clock):
+    terminal = use_terminal(monkeypatch)
+    with phase_progress("search", 4, done=1) as progress:
+        progress.epoch(2, "entropy 0.81", 61.0)
+        clock[0] = phases.REFRESH_SECONDS
+        progress.step(3, 1, 2, lambda: "loss 0.12")
+    said = terminal.getvalue()
+    assert (
+        said.rindex("2/4") < said.rindex("epoch 3, step 1 of 2: loss 0.12") < said.rindex("epoch 2 of 4: entropy 0.81")
+    )
+
+
+def test_only_the_first_of_several_processes_speaks(capsys, monkeypatch, clock):
+    monkeypatch.setattr(processes, "is_first", lambda: False)
+    with phase_progress("search", 1) as progress:
+        clock[0] = 1e9
+        progress.step(1, 1, 2, lambda: pytest.fail("the figures are asked of the first process alone"))
+        progress.epoch(1, "loss 0.5", 1.0)
+    assert capsys.readouterr() == ("", "")
+
+
+# --- a real pipe and a real terminal ----------------------------------------------------------------------------
+
+
+def test_a_pipe_gets_lines_without_control_characters():
+    done = subprocess.run([sys.executable, "-c", SEARCH], capture_output=True, check=True)
+    assert done.stdout == b""
+    assert re.search(rb"[\x00-\x09\x0b-\x1f]", done.stderr) is None
+    assert len(done.stderr.splitlines()) == 6
+    assert "entropy 0.81  1 min 1 s  about" in done.stderr.decode()
+
+
+def shown_on_terminal(**variables):
+    """What the program writes to a pseudo-terminal."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", **variables}
+    with subprocess.Popen([sys.executable, "-c", SEARCH], stdout=theirs, stderr=theirs, env=environment) as running:
+        os.close(theirs)
+        said = b""
+        while part := _read(ours):
+            said += part
+    os.close(ours)
+    assert running.returncode == 0
+    return said.decode()
+
+
+def _read(terminal):
+    try:
+        return os.read(terminal, 1 << 16)
+    except OSError:  # how Linux says that the program has ended
+        return b""
+
+
+def test_a_real_terminal_gets_a_bar_and_the_figures_below_it():
+    said = shown_on_terminal()
+    assert "\x1b[" in said
+    assert "━" in said
+    assert "2/2" in said
+    assert "entropy 0.81" in said
+
+
+def test_colours_are_left_out_where_NO_COLOR_asks_for_it():  # noqa: N802 (its name)
+    assert re.search(r"\x1b\[[0-9;]*3[0-9]", shown_on_terminal()) is not None
+    assert re.search(r"\x1b\[[0-9;]*3[0-9]", shown_on_terminal(NO_COLOR="1")) is None
+
+
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines():
+    said = shown_on_terminal(TERM="dumb")
+    assert "\x1b" not in said
+    assert said.count("search: epoch ") == 6
