@@ -1,5 +1,7 @@
 """A zoo of the ways in which today's networks are put together: concatenations, attention, computed weights, and more.
 
+Behind a few channels stands no ReLU, which might silence them all, and with them the gradients that tests look for.
+
 Every case is a network and the inputs of its forward. Unless told otherwise these are images [batch, 3, 8, 8], and the
 network gives logits [batch, 5].
 """
@@ -67,7 +69,7 @@ class Branches(nn.Module):
 
 
 def inception() -> nn.Module:
-    return Around(12, Branches(8), nn.ReLU(), ConvNorm(12, 12))
+    return Around(12, Branches(8), nn.GELU(), ConvNorm(12, 12))
 
 
 class Shuffled(nn.Module):
@@ -156,7 +158,7 @@ class SqueezeExcitation(nn.Module):
         self.down, self.up = nn.Conv2d(width, width // 2, 1), nn.Conv2d(width // 2, width, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        return features * self.up(self.down(features.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        return features * self.up(F.silu(self.down(features.mean((2, 3), keepdim=True)))).sigmoid()
 
 
 def squeeze_excitation() -> nn.Module:
@@ -195,7 +197,7 @@ class SplitAttention(nn.Module):
         features = self.norm(self.conv(features)).relu()
         batch, channels, rows, columns = features.shape
         pair = features.view(batch, 2, channels // 2, rows, columns)
-        gates = self.up(self.down(pair.sum(1).mean((2, 3), keepdim=True)).relu())
+        gates = self.up(F.silu(self.down(pair.sum(1).mean((2, 3), keepdim=True))))
         gates = gates.view(batch, 2, channels // 2, 1, 1).softmax(1)
         return (pair * gates).sum(1)
 

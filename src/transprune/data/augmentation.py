@@ -130,7 +130,7 @@ def random_crop(images: Tensor, pad: int, generator: torch.Generator) -> Tensor:
         A tensor of the same shape and type.
     """
     batch, channels, height, width = images.shape
-    tops, lefts = torch.randint(2 * pad + 1, (2, batch, 1, 1), generator=generator).to(images.device)
+    tops, lefts = torch.randint(2 * pad + 1, (2, batch, 1, 1), generator=generator).to(images.device, non_blocking=True)
     rows = tops + torch.arange(height, device=images.device)[:, None]
     columns = lefts + torch.arange(width, device=images.device)
     places = (rows * (width + 2 * pad) + columns).view(batch, 1, -1).expand(-1, channels, -1)
@@ -140,7 +140,7 @@ def random_crop(images: Tensor, pad: int, generator: torch.Generator) -> Tensor:
 
 def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Mirrors each image left and right with probability one half ([batch, channels, rows, columns])."""
-    chosen = (torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5).to(images.device)
+    chosen = (torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5).to(images.device, non_blocking=True)
     return torch.where(chosen, images.flip(3), images)
 
 
@@ -159,7 +159,7 @@ def random_resized_crop(images: Tensor, generator: torch.Generator) -> Tensor:
     zero = torch.zeros_like(left)
     across = torch.stack([(right - left) / width, zero, (right + left) / width - 1], dim=1)
     down = torch.stack([zero, (bottom - top) / height, (bottom + top) / height - 1], dim=1)
-    boxes = torch.stack([across, down], dim=1).to(images.device)
+    boxes = torch.stack([across, down], dim=1).to(images.device, non_blocking=True)
     grid = F.affine_grid(boxes, list(images.shape), align_corners=False)
     cut = F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
     return cut.round_().to(torch.uint8)
@@ -234,5 +234,5 @@ def random_lighting(images: Tensor, deviation: float, generator: torch.Generator
     """
     directions = torch.tensor([[255 * value * part for part in vector] for value, vector in COLOUR_AXES])
     shifts = deviation * torch.randn(len(images), len(COLOUR_AXES), generator=generator) @ directions
-    shifted = images.float() + shifts[:, :, None, None].to(images.device)
+    shifted = images.float() + shifts[:, :, None, None].to(images.device, non_blocking=True)
     return shifted.round_().clamp_(0, 255).to(torch.uint8)

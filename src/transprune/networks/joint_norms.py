@@ -77,7 +77,7 @@ def _batch_norm(  # noqa: PLR0917 (the signature is torch's)
 def _statistics(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and variance of every channel over all processes, and how many numbers each is of."""
     axes, features = [0, *range(2, features.dim())], features.to(torch.promote_types(features.dtype, torch.float32))
-    own = features.new_tensor([features.numel() / features.shape[1]])
+    own = features.new_full((1,), features.numel() / features.shape[1])
     sums = processes.summed(torch.cat([features.sum(axes), own]))
     samples = sums[-1].detach()
     mean = sums[:-1] / samples

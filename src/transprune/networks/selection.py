@@ -117,6 +117,6 @@ def _choices(named: Sequence[WidthGroup | DepthStage], draw: Draw, device: torch
         # Rows with fewer candidates than samples end in entries that stand for none, at weight zero.
         kept = [position for position, share in enumerate(shares[place]) if share > least]
         chosen = tuple(indices[position] for position in kept)
-        mixed = weights if len(kept) == len(indices) else weights[kept]
+        mixed = weights if len(kept) == len(indices) else torch.stack([weights[position] for position in kept])
         choices[item.name] = Choice(tuple(item.candidates[index] for index in chosen), chosen, mixed)
     return choices

@@ -26,6 +26,7 @@ from transprune.networks.traced import TRAINABLE, cut_constant, in_mode, tensor_
 from transprune.numerics.alignment import ALIGNMENTS, Alignment, align_channels
 from transprune.numerics.lean import add_padded, first_entries, weighted_sum
 from transprune.numerics.mixtures import Mixture, mixed
+from transprune.numerics.structures import on_device
 from transprune.space import SearchSpace
 
 RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -224,7 +225,7 @@ class _Mixing(Surroundings):
     def state(self, name: str) -> Tensor:
         if name in self.reading.trace.constants:
             constant = cut_constant(self.plan.program, name, self.sizes)
-            return constant.to(next(self.supernet.parameters()).device)
+            return on_device(constant, next(self.supernet.parameters()).device)
         tensor = tensor_at(self.supernet.network, name)
         assert tensor is not None  # the supernet keeps all modules
         if name in self.plan.rows:
@@ -238,7 +239,7 @@ class _Mixing(Surroundings):
         for axis, layout in enumerate(layouts):
             if sizes[axis] < tensor.shape[axis]:
                 kept = torch.from_numpy(layout.kept(self.sizes, self.reading.first_units))
-                tensor = tensor.index_select(axis, kept.to(tensor.device))
+                tensor = tensor.index_select(axis, on_device(kept, tensor.device))
         return tensor
 
     def function(self, step: Step) -> Function:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from transprune.analysis.layouts import Sizes
 from transprune.networks.execution import Arguments, Function, Program, Step, Surroundings, Value
+from transprune.numerics.structures import on_device
 
 
 class TracedNetwork(nn.Module):
@@ -84,7 +85,7 @@ class _Plain(Surroundings):
     def state(self, name: str) -> Tensor:
         constants = self.program.reading.trace.constants
         if name in constants:
-            return cut_constant(self.program, name, self.sizes).to(next(self.network.parameters()).device)
+            return on_device(cut_constant(self.program, name, self.sizes), next(self.network.parameters()).device)
         for path in self.program.aliases.get(name, (name,)):
             found = tensor_at(self.network, path)
             if found is not None:

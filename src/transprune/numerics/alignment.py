@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from transprune.numerics.structures import on_device
+
 Alignment = Literal["interpolate", "pad"]
 ALIGNMENTS: tuple[Alignment, ...] = ("interpolate", "pad")
 
@@ -42,7 +44,8 @@ def interpolation_matrix(source: int, target: int, *, like: Tensor) -> Tensor:
         >>> (interpolation_matrix(2, 3, like=torch.zeros(1)) @ torch.tensor([0.0, 1.0])).tolist()
         [0.0, 0.5, 1.0]
     """
-    return torch.tensor(_interpolation_matrix(source, target), dtype=like.dtype, device=like.device)
+    matrix: Tensor = on_device(torch.from_numpy(_interpolation_matrix(source, target)).to(like.dtype), like.device)
+    return matrix
 
 
 def align_channels(features: Tensor, width: int, alignment: Alignment) -> Tensor:

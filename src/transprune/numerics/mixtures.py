@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from transprune.numerics.alignment import Alignment, interpolation_entries
+from transprune.numerics.structures import on_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +83,16 @@ def mixed(mixtures: Sequence[Mixture]) -> list[Tensor]:
     weights = torch.cat([each.weights for each in mixtures])
     factors = [each.factors if each.factors is not None else _ones_for(each) for each in mixtures]
     entries, sizes = [each.entries for each in mixtures], [prod(each.shape) for each in mixtures]
-    samples = _joined([each.samples for each in entries], [len(each.widths) for each in mixtures])
-    sources = _joined([each.sources for each in entries], [each.numel() for each in factors])
-    places = _joined([each.places for each in entries], sizes)
-    shares = torch.from_numpy(np.concatenate([each.shares for each in entries])).to(weights)
-    values = shares * weights.index_select(0, samples.to(weights.device))
-    values = values * torch.cat([each.flatten() for each in factors]).index_select(0, sources.to(weights.device))
-    sums = values.new_zeros(sum(sizes)).index_add(0, places.to(weights.device), values)
+    constants = (
+        _joined([each.samples for each in entries], [len(each.widths) for each in mixtures]),
+        _joined([each.sources for each in entries], [each.numel() for each in factors]),
+        _joined([each.places for each in entries], sizes),
+        torch.from_numpy(np.concatenate([each.shares for each in entries])).to(weights.dtype),
+    )
+    samples, sources, places, shares = on_device(constants, weights.device)
+    values = shares * weights.index_select(0, samples)
+    values = values * torch.cat([each.flatten() for each in factors]).index_select(0, sources)
+    sums = values.new_zeros(sum(sizes)).index_add(0, places, values)
     return [part.view(each.shape) for part, each in zip(sums.split(sizes), mixtures, strict=True)]
 
 

@@ -29,7 +29,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 def on_device(value: Any, device: torch.device | str) -> Any:
     """The same value with its tensors on a device; whatever else has a method `to` is asked to move itself."""
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=torch.device(device).type == "cuda")  # waits for nothing if it is pinned
+        return value.to(device, non_blocking=torch.device(device).type != "cpu")  # else the host would wait for it
     if hasattr(value, "to"):
         return value.to(device)
     if isinstance(value, Mapping):

@@ -28,6 +28,7 @@ from transprune.networks.supernet import Supernet
 from transprune.numerics.alignment import ALIGNMENTS, Alignment
 from transprune.numerics.annealing import Schedule, anneal
 from transprune.numerics.penalty import budget_penalty
+from transprune.numerics.structures import on_device
 from transprune.runtime import KeptGenerator
 from transprune.space import SearchSpace
 from transprune.training.divergence import Policy
@@ -254,7 +255,7 @@ class Bilevel(Loop):
         def forward(part: Batch) -> tuple[Tensor, Any]:
             self.generator.set_state(before)  # every part with the same candidates, through gradients of its own
             with torch.autocast("cpu", enabled=False):
-                selection, penalty = self.select(temperature), self.penalty().to(self.device)
+                selection, penalty = self.select(temperature), on_device(self.penalty(), self.device)
             outputs = self.supernet(selection, *part.inputs)
             return self.task.loss_of(outputs, part.targets) + self.options.penalty_weight * penalty, outputs
 

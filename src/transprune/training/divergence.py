@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from transprune.errors import DivergenceError, OptionError
-from transprune.numerics.structures import tensors_in
+from transprune.numerics.structures import on_device, tensors_in
 
 Policy = Literal["stop", "skip"]
 """What to do about a step whose loss or gradient is not finite: end the phase, or leave the step out."""
@@ -39,8 +39,8 @@ class Sentinel:
         if policy not in ("stop", "skip"):
             raise OptionError(f"cannot use on_divergence={policy!r}: expected stop or skip")
         self._place, self._network, self._policy = place, network, policy
-        self._is_late = device.type == "cuda" and policy == "stop"
-        self._pending: tuple[Tensor, torch.cuda.Event, Callable[[], str]] | None = None
+        self._is_late = device.type != "cpu" and policy == "stop"
+        self._pending: tuple[_OnItsWay, Callable[[], str]] | None = None
         self._buffers: list[tuple[Tensor, Tensor]] = []
         self._in_row = 0
         self.skipped = 0
@@ -63,17 +63,14 @@ class Sentinel:
             DivergenceError: The policy is to stop, or too many steps were skipped in a row.
         """
         self.settle()
-        is_fine = torch.stack([loss.detach(), *(each.to(loss.device) for each in _largest(gradients))]).isfinite().all()
+        largest = on_device(_largest(gradients), loss.device)
+        is_fine = torch.stack([loss.detach(), *largest]).isfinite().all()
 
         def reason() -> str:
             return f"the loss is {loss.item():g}; {_first_bad(self._network, forward)}"
 
         if self._is_late:
-            flag = torch.empty((), dtype=torch.bool, pin_memory=True)
-            flag.copy_(is_fine, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-            self._pending = flag, event, reason
+            self._pending = _OnItsWay(is_fine), reason
             return True
         if is_fine:
             self._in_row = 0
@@ -88,10 +85,9 @@ class Sentinel:
             DivergenceError: Its loss or gradient was not finite.
         """
         if self._pending is not None:
-            flag, event, reason = self._pending
+            is_fine, reason = self._pending
             self._pending = None
-            event.synchronize()
-            if not flag:
+            if not is_fine.arrived():
                 self._stop(reason())
 
     def figures(self) -> dict[str, int]:
@@ -123,6 +119,25 @@ class Sentinel:
             f"cannot go on with {self._place()}: {reason}; lower the learning rate{skip}; the last checkpoint, if one "
             "was written, is from before it"
         )
+
+
+class _OnItsWay:
+    """A flag of a CUDA device that the host is going to read.
+
+    Args:
+        flag: bool, without dimensions.
+    """
+
+    def __init__(self, flag: Tensor) -> None:
+        self._flag = torch.empty((), dtype=torch.bool, pin_memory=True)
+        self._flag.copy_(flag, non_blocking=True)
+        self._event = torch.cuda.Event()
+        self._event.record()
+
+    def arrived(self) -> bool:
+        """Waits for what the device had to do before, but for nothing that it was given since."""
+        self._event.synchronize()
+        return bool(self._flag)
 
 
 def _largest(gradients: Sequence[Tensor | None]) -> list[Tensor]:
