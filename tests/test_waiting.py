@@ -1,7 +1,7 @@
 """No step on a device makes the host wait for it, told without such a device.
 
-Tensors of torch's device `meta` have no values: whatever wants one of them fails. What comes from the host must not wait
-for its arrival, which shows in its call.
+Tensors of torch's device `meta` have no values: whatever wants one of them fails. What comes from the host must not
+wait for its arrival, which shows in its call.
 """
 
 from contextlib import nullcontext
