@@ -225,7 +225,8 @@ class _Mixing(Surroundings):
     def state(self, name: str) -> Tensor:
         if name in self.reading.trace.constants:
             constant = cut_constant(self.plan.program, name, self.sizes)
-            return on_device(constant, next(self.supernet.parameters()).device)
+            moved: Tensor = on_device(constant, next(self.supernet.parameters()).device)
+            return moved
         tensor = tensor_at(self.supernet.network, name)
         assert tensor is not None  # the supernet keeps all modules
         if name in self.plan.rows:

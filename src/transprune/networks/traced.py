@@ -85,7 +85,10 @@ class _Plain(Surroundings):
     def state(self, name: str) -> Tensor:
         constants = self.program.reading.trace.constants
         if name in constants:
-            return on_device(cut_constant(self.program, name, self.sizes), next(self.network.parameters()).device)
+            constant: Tensor = on_device(
+                cut_constant(self.program, name, self.sizes), next(self.network.parameters()).device
+            )
+            return constant
         for path in self.program.aliases.get(name, (name,)):
             found = tensor_at(self.network, path)
             if found is not None:
