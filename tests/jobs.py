@@ -5,9 +5,11 @@ Run by `together`, or by `torchrun` itself.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch import multiprocessing, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import transprune
+from test_resume import StopsAfter
 from test_searching import OPTIONS as SEARCH
 from test_searching import Residual, bilevel
 from test_training import SHORT, small_network, two_colours
@@ -52,6 +55,8 @@ def everything() -> dict[str, Any]:
         trained,
         searched,
         resumed,
+        moved,
+        drawn_by_newcomers,
         loaded,
         measured,
     )
@@ -181,6 +186,61 @@ def resumed() -> dict[str, Any]:
         "resumed": transprune.train(network, two_colours(), options, checkpoints=kept).state_dict(),
         "reason": reason,
     }
+
+
+def moved() -> dict[str, Any]:
+    """What each phase gives that one process began, all processes went on with, and one ended; in its first process."""
+    works: dict[str, Callable[..., Any]] = {
+        "train": lambda **more: transprune.train(
+            small_network(), two_colours(68), transprune.TrainingOptions(**SHORT, sync_norms=True), **more
+        ).state_dict(),
+        "search": lambda **more: transprune.search(
+            Residual(), two_colours(), "macs=0.5", dataclasses.replace(SEARCH, batch_size=8, sync_norms=True), **more
+        ).weights,
+        "distill": lambda **more: transprune.distill(
+            normless(), small_network(), two_colours(), transprune.DistillationOptions(**SHORT), **more
+        ).state_dict(),
+    }
+    found = {}
+    for name, work in works.items():
+        folder = processes.from_first(tempfile.mkdtemp)
+        torch.manual_seed(0)  # a new network is built from it
+        if processes.is_first():
+            with processes.alone():
+                found[name] = {"stopped": [_stopped(work, folder, 7)]}
+        stopped = _stopped(work, folder, 2)
+        if processes.is_first():
+            with processes.alone():
+                torch.manual_seed(0)
+                found[name] |= {
+                    "stopped": [*found[name]["stopped"], stopped],
+                    "moved": work(checkpoints=Checkpoints(folder)),
+                    "whole": work(),
+                }
+    return found
+
+
+def _stopped(work: Callable[..., Any], folder: str, steps: int) -> tuple[int, int]:
+    """Processes and steps in the checkpoint of a phase that is stopped."""
+    torch.manual_seed(0)
+    with suppress(StoppedError):
+        work(checkpoints=StopsAfter(folder, steps))
+    states = (Checkpoints(folder).find(phase) for phase in ("teacher", "search", "distill"))
+    state = next(state for state in states if state is not None)
+    return len(state["processes"]), state["steps"]
+
+
+def drawn_by_newcomers() -> list[float]:
+    """What each process draws after it took up the state of one process."""
+    options = transprune.TrainingOptions(**SHORT)
+    place = {"seed": 0, "device": CPU, "phase": "teacher", "on_divergence": "stop"}
+    with processes.alone():
+        one = Fit(normless(), None, two_colours(), options, classification(), **place)  # type: ignore[arg-type]
+        state = one.state_dict()
+    fit = Fit(normless(), None, two_colours(), options, classification(), **place)  # type: ignore[arg-type]
+    torch.manual_seed(processes.rank())  # as `run` does
+    fit.load_state_dict(state)
+    return processes.gathered(torch.rand(1).item())
 
 
 def loaded() -> dict[str, Any]:

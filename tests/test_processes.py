@@ -83,6 +83,21 @@ def test_a_job_that_stopped_goes_on_bit_for_bit_whichever_process_was_asked_to(t
         assert each["resumed"]["reason"] == "SIGTERM", "the second process alone was asked to"
 
 
+@pytest.mark.parametrize("phase", ["train", "search", "distill"])
+def test_a_phase_that_other_numbers_of_processes_take_up_in_its_middle_ends_as_one_left_alone(phase, two, one):
+    first, alone = (each[0]["moved"][phase] if each is two else each["moved"][phase] for each in (two, one))
+    assert [count for count, _ in first["stopped"]] == [1, 2], "one process, then two, then one"
+    assert all(steps > 0 for _, steps in first["stopped"]), "in the middle of an epoch"
+    assert_same_state(alone["moved"], alone["whole"])
+    for name, value in first["whole"].items():
+        torch.testing.assert_close(first["moved"][name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_a_process_that_comes_new_draws_numbers_of_its_own(two):
+    drawn = two[0]["drawn_by_newcomers"]
+    assert drawn[0] != drawn[1]
+
+
 def test_processes_share_every_batch_of_a_loader_and_miss_none(two, one):
     first, second = (each["loaded"] for each in two)
     assert sorted(chain(*first["train"], *second["train"])) == list(range(22))

@@ -70,6 +70,18 @@ def test_a_damaged_checkpoint_is_said_on_the_terminal(stopped, capfd):
     assert Checkpoints(place / "run").find("teacher")["steps"] == before, "one step back, one step made"
 
 
+def test_another_number_of_processes_is_a_decision_in_the_journal(stopped):
+    place, search, _ = stopped
+    kept = Checkpoints(place / "run")
+    state = kept.find("teacher")
+    kept.save("teacher", {**state, "processes": state["processes"] * 2})
+    assert ended(search) == 75
+    decision = [entry for entry in read_journal(place / "run" / "journal.jsonl") if entry["event"] == "decision"][-1]
+    assert decision["what"] == "Phase 'teacher' goes on with 1 process instead of 2"
+    assert (decision["processes"], decision["processes_before"]) == (1, 2)
+    assert kept.find("teacher")["steps"] == state["steps"] + 1
+
+
 def test_two_runs_on_one_folder_are_refused(stopped, capsys):
     place, search, _ = stopped
     lock = FolderLock(place / "run")

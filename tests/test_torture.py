@@ -14,5 +14,5 @@ def alone(tmp_path_factory):
 @pytest.mark.parametrize("seed", range(12))
 def test_a_run_killed_at_random_moments_ends_as_one_left_alone(seed, alone):
     case = torture.torture(seed, *alone, torture.start_fork, torture.training_alone)
-    assert case.hits
+    assert any(not hit.is_late for hit in case.hits)
     assert case.faults == []

@@ -175,6 +175,7 @@ class Run:
         details = {"resumed": {"epoch": state["epoch"], "step": steps}} if is_resumed else {}
         if is_resumed:
             log.info("%s: goes on in epoch %d after step %d", name, state["epoch"], steps)
+            self._compare_processes(name, before=len(state["processes"]))
         with (
             self.phase(name, earlier=state["total_seconds"], **details),
             phase_progress(name, epochs, done) as progress,
@@ -199,6 +200,19 @@ class Run:
                 "checkpoints": self.checkpoints,
                 "on_divergence": self.safety.on_divergence,
             }
+
+    def _compare_processes(self, phase: str, *, before: int) -> None:
+        """Says what another number of processes means for a phase that goes on."""
+        now = processes.count()
+        if now != before:
+            self.decide(
+                f"Phase {phase!r} goes on with {now} {'process' if now == 1 else 'processes'} instead of {before}",
+                "weights, optimizers, schedule, figures, candidates and the place in the data are kept; each batch is "
+                "divided in other shares, so that sums have another order, batch norms see other shares, and what a "
+                "process draws for itself differs: the result is not that of one run left alone bit for bit",
+                processes=now,
+                processes_before=before,
+            )
 
     def decide(self, what: str, why: str, **details: Any) -> None:
         """Records a decision."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -137,8 +138,7 @@ class Feed:
         now = _loader_states(self._loader)
         _set_loader_states(self._loader, self._start)
         batches = iter(self._loader)
-        for _ in range(self._given):
-            next(batches)
+        next(islice(batches, self._given, self._given), None)  # fewer, if other processes have divided them
         _set_loader_states(self._loader, now)
         return batches
 

@@ -172,7 +172,10 @@ class Loop(ABC):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `state_dict` gave, also if the processes were more or fewer."""
+        """Takes up what `state_dict` gave, also if the processes were more or fewer.
+
+        Processes that came new draw from the seed that `run` gave them, of their own.
+        """
         self.epoch, self.steps, self._rate = state["epoch"], state["steps"], state["learning_rate"]
         self._seconds, self._total_seconds = state["seconds"], state["total_seconds"]
         self.history = list(state["history"])
@@ -182,7 +185,8 @@ class Loop(ABC):
             self.meter.load_state_dict(own["meter"], self.device)
         for name, part in self._all_parts().items():
             part.load_state_dict(state["parts"][name])
-        set_random_states(kept[processes.rank() % len(kept)]["random"])
+        if processes.rank() < len(kept):
+            set_random_states(kept[processes.rank()]["random"])
 
     def _figures(self) -> dict[str, Any]:
         self.sentinel.settle()
