@@ -194,9 +194,15 @@ def moved() -> dict[str, Any]:
         "train": lambda **more: transprune.train(
             small_network(), two_colours(68), transprune.TrainingOptions(**SHORT, sync_norms=True), **more
         ).state_dict(),
-        "search": lambda **more: transprune.search(
-            Residual(), two_colours(), "macs=0.5", dataclasses.replace(SEARCH, batch_size=8, sync_norms=True), **more
-        ).weights,
+        "search": lambda **more: (
+            transprune.search(
+                Residual(),
+                two_colours(),
+                "macs=0.5",
+                dataclasses.replace(SEARCH, batch_size=8, sync_norms=True),
+                **more,
+            ).weights
+        ),
         "distill": lambda **more: transprune.distill(
             normless(), small_network(), two_colours(), transprune.DistillationOptions(**SHORT), **more
         ).state_dict(),
