@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -171,7 +172,8 @@ def torture(seed: int, place: Path, alone: tuple[Path, float], start: Start, job
     """
     draw, hits, faults, (whole, _) = random.Random(seed), [], [], alone
     folder, log = place / f"case{seed}", place / f"case{seed}.log"
-    for _ in range(draw.choice([1, 1, 2, 3])):
+    wanted = draw.choice([1, 1, 2, 3])
+    while len(hits) < wanted and not faults:
         name, (records, moment) = draw.choice(list(ENDS)), random_moment(whole, draw)
         process = start(job(place, folder), log)
         wait_for_journal(process, folder, records)
@@ -189,6 +191,9 @@ def torture(seed: int, place: Path, alone: tuple[Path, float], start: Start, job
             faults.append(f"ended with {code} after {name}")
         hits.append(Hit(name, records, round(moment, 3), is_late, phase_of(folder), code))
         faults += broken_files(folder)
+        if all(hit.is_late for hit in hits):  # nothing was interrupted yet: begin anew
+            shutil.rmtree(folder, ignore_errors=True)
+            wanted += 1
     last = start(job(place, folder), log).wait(600)
     if last != 0:
         faults.append(f"going on ended with {last}: {log.read_text()[-2000:]}")
