@@ -7,6 +7,7 @@ import torch
 
 import jobs
 from test_training import assert_same_state
+from transprune.runtime import processes
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +116,15 @@ def test_figures_are_those_of_all_processes(two, one):
 def test_a_process_that_is_gone_is_an_error_and_not_a_wait():
     with pytest.raises(Exception, match="process 1 terminated"):
         jobs.together(jobs.dies)
+
+
+def test_a_process_that_joins_meets_the_others_before_it_may_leave(monkeypatch):
+    """One without work would else be gone while the others still connect."""
+    done = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(processes.distributed, "init_process_group", lambda *_, **__: done.append("connects"))
+    monkeypatch.setattr(processes, "total", lambda number: done.append("meets"))
+    monkeypatch.setattr(processes.distributed, "destroy_process_group", lambda: done.append("leaves"))
+    with processes.joined():
+        done.append("works")
+    assert done == ["connects", "meets", "works", "leaves"]

@@ -76,6 +76,7 @@ def joined() -> Iterator[None]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     with _exchange():
         distributed.init_process_group("cpu:gloo,cuda:nccl" if has_cuda else "gloo", timeout=TIMEOUT)
+    total(0)  # one that has nothing to do would else leave while the others still connect, which ends them
     try:
         yield
     except StoppedError:
