@@ -28,6 +28,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,10 @@ def main() -> None:
     kinds = [kind for kind in SEARCH if kind.mode in arguments.modes]
     # First of all, while this process is small: a child's peak is at least what its parent held when it was born.
     peak = (lambda *_: None) if arguments.no_memory else peak_in_a_process
-    peaks = {case: {kind: peak(kind, *case, arguments.device) for kind in [*PLAIN, *kinds]} for case in cases}
+    every = list(itertools.product([*PLAIN, *kinds], cases))
+    with ThreadPoolExecutor(2) as pool:
+        found = dict(zip(every, pool.map(lambda one: peak(one[0], *one[1], arguments.device), every), strict=True))
+    peaks = {case: {kind: found[kind, case] for kind in [*PLAIN, *kinds]} for case in cases}
     rows = []
     print(" ".join(f"{column:>12}" for column in COLUMNS))
     for case in cases:
