@@ -3,6 +3,9 @@
 import os
 import pickle
 import signal
+import subprocess
+import sys
+import time
 import zipfile
 
 import numpy as np
@@ -21,7 +24,9 @@ from transprune.errors import DataError, DivergenceError, ModelError, OptionErro
 from transprune.networks.weights import load_weights
 from transprune.runtime import CheckpointOptions, Checkpoints
 from transprune.training.divergence import MOST_SKIPPED
+from transprune.training.feeding import feed
 from transprune.training.fitting import cosine_schedule
+from transprune.training.tasks import classification
 
 OPTIONS = transprune.TrainingOptions(**SHORT | {"epochs": 2})
 
@@ -269,6 +274,73 @@ def test_a_process_that_dies_while_loading_is_reported_and_not_waited_for():
     data = loaded(DataLoader(Samples(dies=True), batch_size=4, num_workers=1))
     with pytest.raises(ResourceError, match=r"cannot load batch [12] of the train loader: a process that loads data d"):
         transprune.train(small_network(), data, OPTIONS)
+
+
+class BlockedSignals(Dataset):
+    """Tells whether the process that loads a sample hears Ctrl-C."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, place):
+        is_deaf = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        return torch.full((1,), float(is_deaf)), place
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_processes_that_load_data_never_hear_ctrl_c_and_this_one_does(context):
+    loader = DataLoader(BlockedSignals(), batch_size=2, num_workers=2, multiprocessing_context=context)
+    data = LoaderData(train=loader, test=loader, example=torch.zeros(1, 1))
+    for batch in feed(data, "train", classification(), batch_size=0, seed=0, device=torch.device("cpu")):
+        assert batch.inputs[0].tolist() == [[1.0], [1.0]]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="has no groups of processes")
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_while_processes_load_data_ends_all_of_them_with_a_checkpoint(tmp_path, name, code):
+    """Ctrl-C goes to all processes, as a terminal sends it; SIGTERM to the first alone."""
+    image_folder(tmp_path / "images", size=(80, 90), per_class=60)
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\n\ndef build(classes, image_channels):\n"
+        "    convolution = nn.Conv2d(image_channels, 4, 3, stride=8)\n"
+        "    return nn.Sequential(convolution, nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), "
+        "nn.Linear(4, classes))\n"
+    )
+    arguments = (
+        "run net.py:build --data imagefolder:images --image-size 3 70 70 --budget macs=0.6 --preset quick --device cpu "
+        "--out run --teacher.batch-size 4 --teacher.epochs 1000"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "transprune", *arguments.split()]
+    with (tmp_path / "output.txt").open("w") as output:
+        process = subprocess.Popen(
+            command, cwd=tmp_path, stdout=output, stderr=output, env=environment, start_new_session=True
+        )
+    journal, deadline = tmp_path / "run" / "journal.jsonl", time.monotonic() + 200
+    while not (journal.exists() and '"epoch"' in journal.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if name == "SIGINT":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.terminate()
+    assert process.wait(100) == code
+    text = (tmp_path / "output.txt").read_text()
+    assert f"stopped in phase 'teacher' ({name})" in text
+    assert "Traceback" not in text
+    assert (tmp_path / "run" / "checkpoint.safetensors").exists()
+    while (is_left := group_is_alive(process.pid)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not is_left, "a process that loads data"
+
+
+def group_is_alive(number):
+    """Whether there is a process in a group."""
+    try:
+        os.killpg(number, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 # --- memory -----------------------------------------------------------------------------------------------------

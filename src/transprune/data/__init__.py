@@ -11,6 +11,7 @@ from transprune.data.loader import Loader, make_loader
 from transprune.data.loaders import LoaderData, SearchLoaders, divide_loader, length_of, like, no_batches
 from transprune.data.sources import load_data
 from transprune.data.splits import FileSplit, ImageData, MemorySplit, Split, split_halves
+from transprune.data.workers import deaf_to_ctrl_c
 
 __all__ = [
     "Augmentation",
@@ -22,6 +23,7 @@ __all__ = [
     "MemorySplit",
     "SearchLoaders",
     "Split",
+    "deaf_to_ctrl_c",
     "divide_loader",
     "length_of",
     "like",

@@ -14,6 +14,7 @@ from transprune.data.augmentation import Augmentation, augment, random_boxes
 from transprune.data.decoding import Box, View, decode, standard_view
 from transprune.data.planning import PlannedBatch
 from transprune.data.splits import FileSplit, MemorySplit
+from transprune.data.workers import deaf_to_ctrl_c
 from transprune.errors import DataError
 
 RawBatch = tuple[Tensor, Tensor]
@@ -66,7 +67,9 @@ class FileFetcher:
             pin_memory=self._pin_memory,
             generator=torch.Generator(),  # else each epoch would draw from the caller's random state
         )
-        for batch in loader:
+        with deaf_to_ctrl_c(loader):
+            batches = iter(loader)
+        for batch in batches:
             if isinstance(batch, DataError):
                 raise batch
             yield batch
