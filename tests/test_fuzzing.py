@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shutil
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from transprune.networks.models import build_model, is_user_model
 from transprune.networks.weights import load_weights
 from transprune.pipeline import RunOptions, open_run
 from transprune.presets import get_preset
-from transprune.runtime import Checkpoints, RunFolder, choose_device, read_journal
+from transprune.runtime import Checkpoints, FolderLock, RunFolder, choose_device, read_journal
 from transprune.runtime.configuration import to_toml
 from transprune.space import SearchSpace
 
@@ -112,6 +113,24 @@ def test_presets_and_devices(name):
     for read in (get_preset, choose_device):
         with only_ours:
             read(name)
+
+
+@pytest.mark.parametrize("place", ["x" * 5000, "~nobody-of-that-name/x", "a\0b"])
+def test_names_that_no_file_can_have(place):
+    for read in (
+        lambda: load_data(f"imagefolder:{place}"),
+        lambda: load_data(f"cifar10:{place}"),
+        lambda: build_model(f"{place}.py:build", classes=3, image_channels=3),
+        lambda: load_weights(f"{place}.pth", small_network()),
+        lambda: RunFolder.open(place),
+        lambda: transprune.load(place),
+    ):
+        with pytest.raises(TranspruneError):
+            read()
+    if place[0] != "~":
+        for make in (lambda: RunFolder.create(place, {}), lambda: FolderLock(Path(place))):
+            with pytest.raises(TranspruneError):
+                make()
 
 
 # --- JSON, TOML, journals ---------------------------------------------------------------------------------------

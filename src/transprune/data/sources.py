@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def load_data(
     if kind == "digits":
         data = load_digits(image_size=image_size, augmentation=chosen)
     elif kind in CIFAR_STATISTICS:
-        folder = Path(place).expanduser()
+        folder = Path(os.path.expanduser(place))
         data = load_cifar(kind, folder, image_size=image_size, augmentation=chosen, download=download)
     else:
         data = _load_folder(spec, image_size, chosen)
@@ -70,8 +71,8 @@ def load_data(
 
 def _load_folder(spec: str, image_size: tuple[int, int, int] | None, augmentation: Augmentation | None) -> ImageData:
     kind, _, place = spec.partition(":")
-    folder = Path(place).expanduser()
-    if not folder.is_dir():
+    folder = Path(os.path.expanduser(place))
+    if not os.path.isdir(folder):
         raise DataError(f"cannot load {spec!r}: there is no folder {folder} (looked from {Path.cwd()})")
     load = load_imagefolder if kind == "imagefolder" else load_parquet
     return load(folder, image_size=image_size, augmentation=augmentation)

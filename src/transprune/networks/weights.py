@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,7 @@ def load_weights(path: str | Path, model: nn.Module, *, partial: bool = False) -
         ModelError: The file is missing, of another kind, damaged, holds more than tensors, or does not fit the model.
     """
     file = Path(path)
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise ModelError(f"cannot load weights: there is no file '{file}'")
     try:
         found = _read(file)

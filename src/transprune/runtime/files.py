@@ -46,6 +46,10 @@ def disk_errors(action: str, path: StrPath) -> Iterator[None]:
         raise RunFolderError(
             f"cannot {action} '{os.fspath(path)}': {error.strerror or error}; {_ADVICE.get(error.errno or 0, _OTHER)}"
         ) from error
+    except ValueError as error:
+        if "null byte" not in str(error):
+            raise
+        raise RunFolderError(f"cannot {action} {os.fspath(path)!r}: {error}; choose another name") from error
 
 
 def write_atomically(path: Path, content: bytes, *, keep: Path | None = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import os
 import sys
 import sysconfig
 import traceback
@@ -48,7 +49,7 @@ class UserFunction:
         is_file = place.endswith(".py")
         if not function.isidentifier() or not (is_file or all(part.isidentifier() for part in place.split("."))):
             raise self.failed(FORM)
-        file = Path(place).expanduser()
+        file = Path(os.path.expanduser(place))
         with _importable(file.parent if is_file else Path()):
             module = self._import_file(file) if is_file else self._import_module(place)
             yield self._found(module, function)
@@ -75,7 +76,7 @@ class UserFunction:
         return self.error(f"cannot {self.purpose} {self.name!r}: {what}")
 
     def _import_file(self, file: Path) -> ModuleType:
-        if not file.is_file():
+        if not os.path.isfile(file):
             raise self.failed(f"there is no file '{file}' in '{Path.cwd()}'; {FORM}")
         own_name = f"transprune_user_{file.stem}"
         spec = importlib.util.spec_from_file_location(own_name, file)
