@@ -23,7 +23,7 @@ demo: $(READY)  ## the main job on handwritten digits, into runs/demo
 test: $(READY)  ## the tests, a file at a time on each of up to four cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-torture: $(READY)  ## a hundred runs killed at random moments, into benchmarks/torture (half an hour or more)
+torture: $(READY)  ## a hundred runs killed at random moments, into benchmarks/torture (a quarter of an hour or more)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py
 
 lint: $(READY)  ## style
