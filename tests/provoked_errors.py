@@ -559,7 +559,9 @@ ways(
     journal_line=lambda place: read_journal(
         run_folder(place, journal_jsonl='nonsense\n{"event": "start"}\n').file("journal.jsonl")
     ),
+    folder_null=lambda _: RunFolder.create("a\0b", {}),
     folder_malformed=lambda place: run_folder(place, result_json="{").read_json("result.json"),
+    folder_changed=lambda place: run_folder(place, result_json=f'{{"sha256": "{"0" * 64}"}}').read_json("result.json"),
     folder_missing=lambda place: RunFolder.open(place / "none"),
     folder_newer=lambda place: run_folder(place, config_toml="format = 99\n").config,
     folder_incomplete=lambda place: run_folder(place).require("architecture.json", made_by="search"),

@@ -3,7 +3,10 @@
 import errno
 import json
 import os
+import re
+from contextlib import suppress
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -255,8 +258,40 @@ def test_other_readers_of_safetensors_find_tensors_and_metadata(folder):
     metadata = {"model": "resnet20 Σ", "format": "pt"}
     path = folder.write_tensors("student.safetensors", {"b": torch.ones(3), "a": torch.zeros(2, 2)}, metadata)
     with safe_open(path, framework="pt") as file:
-        assert file.metadata() == metadata
+        assert {**metadata, "sha256": ANY} == file.metadata()
         assert torch.equal(file.get_tensor("b"), torch.ones(3))
+
+
+@pytest.mark.parametrize("name", ["architecture.json", "student.safetensors"])
+def test_no_changed_bit_gives_another_value(folder, name):
+    """A bit that turns the checksum's own name into another leaves the rest as it was, and is the only one let in."""
+    if name.endswith("json"):
+        path, read = folder.write_json(name, {"widths": {"first": 12}, "Σ": [0.25, None]}), folder.read_json
+    else:
+        path, read = folder.write_tensors(name, {"a": torch.arange(3.0)}, {"model": "x"}), folder.read_tensors
+    content, value, let_in = path.read_bytes(), repr(read(name)), 0
+    for place in range(8 * len(content)):
+        path.write_bytes(
+            content[: place // 8] + bytes([content[place // 8] ^ 1 << place % 8]) + content[place // 8 + 1 :]
+        )
+        with suppress(RunFolderError):
+            found = read(name)
+            let_in += 1
+            assert repr(found if name.endswith("safetensors") else without_misnamed_checksum(found)) == value
+    assert let_in < 8 * len("sha256")
+
+
+def without_misnamed_checksum(found):
+    return {key: value for key, value in found.items() if not re.fullmatch("[0-9a-f]{64}", str(value))}
+
+
+def test_a_file_changed_by_hand_is_refused_until_its_checksum_is_removed(folder):
+    path = folder.write_json("architecture.json", {"widths": {"first": 12}})
+    path.write_text(path.read_text().replace("12", "10"))
+    with pytest.raises(RunFolderError, match=r'its checksum does not fit\); restore it, remove its line "sha256"'):
+        folder.read_json("architecture.json")
+    path.write_text("\n".join(line for line in path.read_text().splitlines() if "sha256" not in line))
+    assert folder.read_json("architecture.json") == {"widths": {"first": 10}}
 
 
 def test_equal_tensors_give_equal_files(folder):
@@ -286,8 +321,8 @@ def test_readers_never_find_a_part_of_a_file(folder, monkeypatch):
     replace = Path.replace
 
     def watched(path, target):
-        assert json.loads(Path(target).read_text()) == {"top1": 1}
-        assert json.loads(path.read_text()) == {"top1": 2}
+        assert json.loads(Path(target).read_text())["top1"] == 1
+        assert json.loads(path.read_text())["top1"] == 2
         assert path.parent == Path(target).parent
         return replace(path, target)
 

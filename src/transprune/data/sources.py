@@ -17,6 +17,7 @@ from transprune.data.parquet import load_parquet
 from transprune.data.pixels import fit_images, mean_and_std, moments, sample_places
 from transprune.data.splits import ImageData, MemorySplit, split_halves
 from transprune.errors import DataError
+from transprune.paths import expanded
 
 SPECIFICATIONS = ("digits", "cifar10:DIR", "cifar100:DIR", "imagefolder:DIR", "parquet:DIR")
 
@@ -59,7 +60,7 @@ def load_data(
     if kind == "digits":
         data = load_digits(image_size=image_size, augmentation=chosen)
     elif kind in CIFAR_STATISTICS:
-        folder = Path(os.path.expanduser(place))
+        folder = expanded(place)
         data = load_cifar(kind, folder, image_size=image_size, augmentation=chosen, download=download)
     else:
         data = _load_folder(spec, image_size, chosen)
@@ -71,7 +72,7 @@ def load_data(
 
 def _load_folder(spec: str, image_size: tuple[int, int, int] | None, augmentation: Augmentation | None) -> ImageData:
     kind, _, place = spec.partition(":")
-    folder = Path(os.path.expanduser(place))
+    folder = expanded(place)
     if not os.path.isdir(folder):
         raise DataError(f"cannot load {spec!r}: there is no folder {folder} (looked from {Path.cwd()})")
     load = load_imagefolder if kind == "imagefolder" else load_parquet

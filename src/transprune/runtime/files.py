@@ -38,7 +38,7 @@ def disk_errors(action: str, path: StrPath) -> Iterator[None]:
         path: The file or folder that the error message names.
 
     Raises:
-        RunFolderError: The block raised an `OSError`.
+        RunFolderError: The block raised an `OSError`, or stumbled over a null byte.
     """
     try:
         yield
@@ -47,9 +47,9 @@ def disk_errors(action: str, path: StrPath) -> Iterator[None]:
             f"cannot {action} '{os.fspath(path)}': {error.strerror or error}; {_ADVICE.get(error.errno or 0, _OTHER)}"
         ) from error
     except ValueError as error:
-        if "null byte" not in str(error):
+        if "\0" not in os.fspath(path):
             raise
-        raise RunFolderError(f"cannot {action} {os.fspath(path)!r}: {error}; choose another name") from error
+        raise RunFolderError(f"cannot {action} {os.fspath(path)!r}: no name has a null byte; choose another") from error
 
 
 def write_atomically(path: Path, content: bytes, *, keep: Path | None = None) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from transprune.errors import RunFolderError, newer_format
 from transprune.runtime.checkpoint import CHECKPOINT_FILES
+from transprune.runtime.checksums import BLANK, KEY, is_whole, seal
 from transprune.runtime.configuration import HEADER, differences, read_toml, to_toml
 from transprune.runtime.files import StrPath, disk_errors, leftovers, write_atomically
 from transprune.runtime.plain import to_plain
@@ -167,15 +168,22 @@ class RunFolder:
         return self.file(name)
 
     def read_json(self, name: str) -> Any:
-        """Reads a JSON file.
+        """Reads a JSON file, without its checksum.
 
         Raises:
-            RunFolderError: The file is missing or malformed.
+            RunFolderError: The file is missing, malformed, or not as it was written.
         """
+        content = self._read(name)
         try:
-            return json.loads(self._read(name))
+            value = json.loads(content)
         except (ValueError, RecursionError) as error:
             raise self._malformed(name, "JSON", error) from error
+        if isinstance(value, dict) and value.pop(KEY, None) is not None and not is_whole(content):
+            raise RunFolderError(
+                f"cannot read '{self.file(name)}': it was changed since it was written (its checksum does not fit); "
+                f'restore it, remove its line "{KEY}" if the change is yours, or repeat the run with --overwrite'
+            )
+        return value
 
     def read_tensors(self, name: str) -> dict[str, Tensor]:
         """Reads a safetensors file onto the CPU.
@@ -191,10 +199,15 @@ class RunFolder:
     def write_json(self, name: str, value: Any) -> Path:
         """Writes a value as indented JSON; tensors become lists, numbers that are not finite become text.
 
+        An object gets the checksum of the file as its first entry, `sha256`.
+
         Raises:
             RunFolderError: The file cannot be written.
         """
-        return self.write_text(name, json.dumps(to_plain(value), indent=2, ensure_ascii=False) + "\n")
+        plain = to_plain(value)
+        is_object = isinstance(plain, dict)
+        text = json.dumps({KEY: BLANK, **plain} if is_object else plain, indent=2, ensure_ascii=False) + "\n"
+        return self.write_bytes(name, seal(text.encode()) if is_object else text.encode())
 
     def write_tensors(
         self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None

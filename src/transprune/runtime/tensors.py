@@ -11,16 +11,18 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
 from torch import Tensor
 
+from transprune.runtime.checksums import BLANK, KEY, is_whole, seal
+
 
 def encode_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    """The content of a safetensors file.
+    """The content of a safetensors file, with its own checksum in the metadata.
 
     Tensors may be on any device, views, or share memory; each is written in full and on its own.
     """
     separate = {
         name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
     }
-    return _with_sorted_metadata(safetensors_torch.save(separate, dict(metadata or {})))
+    return seal(_with_sorted_metadata(safetensors_torch.save(separate, {**(metadata or {}), KEY: BLANK})))
 
 
 def decode_tensors(content: bytes) -> dict[str, Tensor]:
@@ -29,6 +31,8 @@ def decode_tensors(content: bytes) -> dict[str, Tensor]:
     Raises:
         ValueError: The content is damaged or something else.
     """
+    if is_whole(content) is False:
+        raise ValueError("its checksum does not fit")
     try:
         return safetensors_torch.load(content)
     except SafetensorError as error:
@@ -54,7 +58,7 @@ def _with_sorted_metadata(content: bytes) -> bytes:
     files.
     """
     header, end = _header(content)
-    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + content[end:]

@@ -1,22 +1,15 @@
-"""Nested tensors and plain values as one safetensors file that tells whether it is whole.
-
-The metadata of the file hold the shape of the tree as JSON, and the SHA-256 of the file in which the digest's own place
-is filled with zeros.
-"""
+"""Nested tensors and plain values as one safetensors file, whose metadata hold the shape of the tree as JSON."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
+from transprune.runtime.checksums import is_whole
 from transprune.runtime.tensors import decode_tensors, encode_tensors, read_metadata
-
-_MARK = b'"sha256":"'
-_BLANK = "0" * 64
 
 
 def encode_tree(tree: Any) -> bytes:
@@ -27,9 +20,7 @@ def encode_tree(tree: Any) -> bytes:
     """
     tensors: dict[str, Tensor] = {}
     shape = json.dumps(_described(tree, tensors), separators=(",", ":"))
-    content = encode_tensors(tensors, {"sha256": _BLANK, "tree": shape})
-    start = content.index(_MARK) + len(_MARK)
-    return content[:start] + _digest(content, start).encode() + content[start + len(_BLANK) :]
+    return encode_tensors(tensors, {"tree": shape})
 
 
 def decode_tree(content: bytes) -> Any:
@@ -38,19 +29,9 @@ def decode_tree(content: bytes) -> Any:
     Raises:
         ValueError: A byte is missing or was changed, or the content is something else.
     """
-    start = content.find(_MARK) + len(_MARK)
-    if content[start : start + len(_BLANK)] != _digest(content, start).encode():
+    if not is_whole(content):
         raise ValueError("its checksum does not fit")
     return _rebuilt(json.loads(read_metadata(content)["tree"]), decode_tensors(content))
-
-
-def _digest(content: bytes, start: int) -> str:
-    """SHA-256 of the content with zeros in the place of the digest."""
-    view = memoryview(content)
-    digest = hashlib.sha256(view[:start])
-    digest.update(_BLANK.encode())
-    digest.update(view[start + len(_BLANK) :])
-    return digest.hexdigest()
 
 
 def _described(value: Any, tensors: dict[str, Tensor]) -> Any:

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from transprune.errors import TranspruneError, expected_one_of
+from transprune.paths import expanded
 
 _OWN = str(Path(__file__).parent.parent)
 """Where transprune's own code is."""
@@ -49,7 +50,7 @@ class UserFunction:
         is_file = place.endswith(".py")
         if not function.isidentifier() or not (is_file or all(part.isidentifier() for part in place.split("."))):
             raise self.failed(FORM)
-        file = Path(os.path.expanduser(place))
+        file = expanded(place)
         with _importable(file.parent if is_file else Path()):
             module = self._import_file(file) if is_file else self._import_module(place)
             yield self._found(module, function)
