@@ -205,6 +205,15 @@ def test_a_signal_waits_for_the_end_of_the_step(tmp_path, number, capfd):
     assert "stops after this step; once more ends at once" in capfd.readouterr().err
 
 
+@pytest.fixture
+def ctrl_c_raises():
+    """As where Python starts; a job in the background of a script may be told to ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c_raises")
 def test_a_second_signal_ends_at_once():
     steps = []
 
