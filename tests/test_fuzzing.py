@@ -115,7 +115,7 @@ def test_presets_and_devices(name):
             read(name)
 
 
-@pytest.mark.parametrize("place", ["x" * 5000, "~nobody-of-that-name/x", "a\0b", "~a\0b"])
+@pytest.mark.parametrize("place", ["x" * 5000, "~nobody-of-that-name/x", "a\0b", "~a\0b", "a\0b/c"])
 def test_names_that_no_file_can_have(place):
     for read in (
         lambda: load_data(f"imagefolder:{place}"),

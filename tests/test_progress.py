@@ -64,6 +64,18 @@ def test_bars_are_silent_when_standard_error_is_no_terminal(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_where_there_is_no_terminal_a_line_says_now_and_then_how_far_it_is(capsys, clock):
+    with bar("latency", 8) as shown:
+        for seconds in (10, 20, 40, 50, 60, 71):
+            clock[0] = float(seconds)
+            shown.advance("operators")
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition("  about")[0] for line in said] == [
+        "latency: 3 of 8  operators",
+        "latency: 6 of 8  operators",
+    ]
+
+
 def test_a_terminal_shows_bars_within_bars_and_their_text(monkeypatch):
     terminal, starts = use_terminal(monkeypatch), []
     monkeypatch.setattr(Progress, "start", lambda display, start=Progress.start: starts.append(start(display)))

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from transprune.runtime import processes
 from transprune.runtime.duration import Pace, duration
-from transprune.runtime.progress import Bar, bar, is_terminal
+from transprune.runtime.progress import Bar, announce, bar, is_terminal
 
 REFRESH_SECONDS = 2.0
 """Time between two looks at the figures of the running epoch: on CUDA they wait for the device."""
 SILENCE_SECONDS = 600.0
 """How long there may be no plain line while steps are made."""
-
-
-def announce(text: str) -> None:
-    """Prints a line on standard error, once for all processes."""
-    if processes.is_first() and sys.stderr is not None:
-        print(text, file=sys.stderr, flush=True)
 
 
 class PhaseProgress:

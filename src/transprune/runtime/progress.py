@@ -1,9 +1,10 @@
-"""Bars on standard error while something takes long, if that is a terminal."""
+"""Bars on standard error while something takes long; now and then a plain line where that is no terminal."""
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
@@ -18,25 +19,36 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
+SPEAK_SECONDS = 30.0
+"""Time between two plain lines."""
 _showing: list[Display] = []
 """The display on the terminal, if any: a terminal has room for one, and inner bars join it."""
 
 
+def announce(text: str) -> None:
+    """Prints a line on standard error, once for all processes."""
+    if processes.is_first() and sys.stderr is not None:
+        print(text, file=sys.stderr, flush=True)
+
+
 class Bar:
-    """A bar on a terminal; does nothing where there is none.
+    """A bar on a terminal; where there is none, plain lines.
 
     Args:
+        description: What takes long.
         total: How far it goes; None: nobody knows.
         display: What is on the terminal.
         task: The bar's place in it.
     """
 
-    def __init__(self, total: int | None, display: Display | None = None, task: TaskID | None = None) -> None:
-        self._total, self._display, self._task = total, display, task
-        self._done, self._pace = 0.0, Pace()
+    def __init__(
+        self, description: str, total: int | None, display: Display | None = None, task: TaskID | None = None
+    ) -> None:
+        self._description, self._total, self._display, self._task = description, total, display, task
+        self._done, self._pace, self._spoke = 0.0, Pace(), time.monotonic()
 
     def advance(self, text: str = "", *, steps: int = 1) -> None:
-        """Moves the bar on.
+        """Moves the bar on, or says so in a line if the last is some time ago.
 
         Args:
             text: What to say beside it; the time left is added.
@@ -44,10 +56,15 @@ class Bar:
         """
         self._done += steps
         left = self._pace.left(self._done / self._total) if self._total else ""
-        self.set(self._done, "  ".join(part for part in (text, left) if part))
+        said = "  ".join(part for part in (text, left) if part)
+        self.set(self._done, said)
+        if self._display is None and time.monotonic() - self._spoke >= SPEAK_SECONDS:
+            of_all = f" of {self._total}" if self._total else ""
+            announce(f"{self._description}: {self._done:g}{of_all}  {said}".rstrip())
+            self._spoke = time.monotonic()
 
     def set(self, done: float, text: str = "", *, below: Iterable[str] = ()) -> None:
-        """Moves the bar to a place.
+        """Moves the bar to a place; says nothing where there is no terminal.
 
         Args:
             done: How far it is then.
@@ -68,13 +85,13 @@ def bar(description: str, total: int | None) -> Iterator[Bar]:
         ...     shown.advance("operators")
     """
     if not is_terminal():
-        yield Bar(total)
+        yield Bar(description, total)
         return
     is_inner = bool(_showing)
     with _display() as display:
         task = display.add_task(description, total=total, text="")
         try:
-            yield Bar(total, display, task)
+            yield Bar(description, total, display, task)
         finally:
             if is_inner:
                 display.remove_task(task)

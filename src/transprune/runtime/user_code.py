@@ -51,6 +51,8 @@ class UserFunction:
         if not function.isidentifier() or not (is_file or all(part.isidentifier() for part in place.split("."))):
             raise self.failed(FORM)
         file = expanded(place)
+        if is_file and not os.path.isfile(file):
+            raise self.failed(f"there is no file '{file}' in '{Path.cwd()}'; {FORM}")
         with _importable(file.parent if is_file else Path()):
             module = self._import_file(file) if is_file else self._import_module(place)
             yield self._found(module, function)
@@ -77,8 +79,6 @@ class UserFunction:
         return self.error(f"cannot {self.purpose} {self.name!r}: {what}")
 
     def _import_file(self, file: Path) -> ModuleType:
-        if not os.path.isfile(file):
-            raise self.failed(f"there is no file '{file}' in '{Path.cwd()}'; {FORM}")
         own_name = f"transprune_user_{file.stem}"
         spec = importlib.util.spec_from_file_location(own_name, file)
         assert spec is not None  # the file ends in .py, for which there is a loader
