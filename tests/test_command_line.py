@@ -1,8 +1,11 @@
 """The command line: help on one screen, every option within reach, words that are nearly right, completion."""
 
+import os
 import re
+import select
 import shutil
 import subprocess
+import sys
 from dataclasses import fields
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from transprune.cli import main
 from transprune.cli.arguments import COMMANDS, RESUMED, read_command
 from transprune.cli.completion import CompletionCommand, options_of
+from transprune.cli.ending import explaining
 from transprune.cli.help import EVERYDAY
 from transprune.cli.jobs import Job
 from transprune.errors import OptionError
@@ -64,6 +68,26 @@ def test_all_options_are_to_be_found(capsys, verb):
     options = options_of(COMMANDS[verb])
     assert set(options) <= flags(everything)
     assert flags(printed(capsys, verb, "--help")) - {"--help-all"} <= flags(everything)
+
+
+@pytest.mark.skipif(not hasattr(select, "poll"), reason="the system cannot tell")
+def test_a_command_whose_reader_has_gone_ends_quietly():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "transprune", "completion", "bash"]
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, b"")
+
+
+def test_another_broken_pipe_is_an_error():
+    with pytest.raises(BrokenPipeError), explaining():
+        raise BrokenPipeError
+
+
+@pytest.mark.parametrize(("verb", "others"), [("report", {"--device"}), ("measure", {"--tracker", "--max-minutes"})])
+def test_a_verb_takes_no_option_that_does_nothing(capsys, verb, others):
+    assert not flags(printed(capsys, verb, "--help-all")) & others
 
 
 def test_the_everyday_options_are_a_part_of_all(capsys):

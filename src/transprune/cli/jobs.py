@@ -9,69 +9,33 @@ from typing import Annotated
 import tyro
 
 from transprune import pipeline
-from transprune.analysis.inspection import Dimensions
 from transprune.budget import points
 from transprune.cli.output import AsJson, print_json
 from transprune.cli.steps import Step, Unprefixed
-from transprune.data import AugmentationName
 from transprune.errors import OptionError
-from transprune.latency.options import LatencyOptions
 from transprune.pipeline.config_file import DEFAULT_PRESET
 from transprune.pipeline.options import RunOptions, Safety
 from transprune.pipeline.run import Run
 from transprune.pipeline.tracking import Tracking
-from transprune.presets import StudentStart
 from transprune.runtime import processes
-from transprune.training.bilevel import SearchOptions
-from transprune.training.fitting import DistillationOptions, TrainingOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """Arguments that start a run."""
+class Job(RunOptions):
+    """Arguments that start a run: what decides it, where it goes, and how it is watched over."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
-    """The network to make smaller: resnet20, resnet32, resnet44, resnet56, resnet110 or resnet164 for small images;
-    resnet18, resnet34 or resnet50 for large ones; torchvision:NAME or timm:NAME; FILE.py:FUNCTION or
-    package.module:FUNCTION, whose code is run."""
     data: Annotated[str, tyro.conf.arg(metavar="DATA")] = "digits"
-    """What it classifies: digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR or parquet:DIR."""
     budget: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="KIND=AMOUNT")]
-    """What the smaller network may cost: macs=0.5 (a share), macs=20.4M, params=100K or latency=4ms (absolute). Given
-    several times, all hold. One may name several amounts, macs=0.3,0.5,0.7: a search for each from one supernet, and
-    the curve."""
+    preset: Annotated[str, tyro.conf.arg(metavar="NAME")] = DEFAULT_PRESET
+    weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     out: Annotated[str, tyro.conf.arg(metavar="RUN")]
     """Folder of the run; made if missing."""
     config: Annotated[str | None, tyro.conf.arg(metavar="FILE.toml")] = None
     """File of options under their names here, those with a dot in tables, such as epochs in [search]; a run's own
     config.toml too. What the command line gives comes before the file, the file before the preset."""
-    preset: Annotated[str, tyro.conf.arg(metavar="NAME")] = DEFAULT_PRESET
-    """Recipe whose figures the options below start from: quick, demo, short, medium, paper-cifar or paper-imagenet."""
-    seed: int = 0
-    """The same seed on the same machine gives the same result."""
     device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = "auto"
     """auto, cpu, cuda or cuda:N."""
-    weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """Trained weights of the network (.safetensors or .pth); without them it is trained first."""
-    weights_partial: bool = False
-    """Take what fits of the weights, and train the network first where something is missing."""
-    dimensions: Dimensions = "both"
-    """What to search: width, depth or both."""
-    keep: tuple[str, ...] = ()
-    """Patterns of layers and stages that keep their size, such as 'stem.*' (quoted)."""
-    only: tuple[str, ...] = ()
-    """Patterns of the layers and stages that are searched; all without it."""
-    divisor: int = 1
-    """Widths to choose from are multiples of this, such as 8."""
-    student: StudentStart = "scratch"
-    """Weights that the student starts from: new ones, the teacher's or the supernet's."""
-    image_size: tuple[int, int, int] | None = None
-    """Channels, rows and columns to bring the images to."""
-    augment: AugmentationName = "standard"
-    """Random changes of the training images: what is customary for the data set, none, shift (no mirroring: for digits,
-    letters, signs), or imagenet (the paper's: crops, flips, colours, lighting)."""
-    download: bool = False
-    """Download cifar10 or cifar100 into DIR when it is not there."""
     plan: bool = False
     """Only say what would happen, how long it may take by a few measured steps, and write nothing."""
     as_json: AsJson = False
@@ -83,10 +47,6 @@ class Job:
     a run where there is none. Without --out, the run is named alone: --resume RUN."""
     safety: Unprefixed[Safety] = field(default_factory=Safety)
     tracking: Unprefixed[Tracking] = field(default_factory=Tracking)
-    teacher: TrainingOptions = field(default_factory=TrainingOptions)
-    search: SearchOptions = field(default_factory=SearchOptions)
-    distill: DistillationOptions = field(default_factory=DistillationOptions)
-    latency: LatencyOptions = field(default_factory=LatencyOptions)
 
     def options(self) -> RunOptions:
         """What decides the run."""

@@ -21,13 +21,25 @@ Unprefixed = Annotated[Options, tyro.conf.arg(name="")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
-    """Arguments of a step on a run folder."""
+class OnRun:
+    """The run folder that a command is about."""
 
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnDevice(OnRun):
+    """The device that computes."""
+
     device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = "auto"
     """auto, cpu, cuda or cuda:N."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(OnDevice):
+    """Arguments of a step on a run folder."""
+
     safety: Unprefixed[Safety] = field(default_factory=Safety)
     tracking: Unprefixed[Tracking] = field(default_factory=Tracking)
 
@@ -90,7 +102,7 @@ class ExportCommand(Step):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureCommand(Step):
+class MeasureCommand(OnDevice):
     """Measure latency, throughput, memory and file size of teacher and student, in torch and onnxruntime.
 
     transprune measure runs/first --threads 1 --batch-size 64
@@ -111,7 +123,7 @@ class MeasureCommand(Step):
         print(f"wrote {run.folder.file('measurements.json')}")
 
 
-class ReportCommand(Step):
+class ReportCommand(OnRun):
     """Write report.html, of a frontier frontier.html, from what the run folder holds.
 
     transprune report runs/first

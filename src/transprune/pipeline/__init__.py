@@ -1,5 +1,6 @@
 """The whole job as steps on a run folder: prepare, teach, search, distill, evaluate, export, report."""
 
+from transprune.pipeline.config_file import preset_options
 from transprune.pipeline.frontier import run_frontier
 from transprune.pipeline.measuring import measure_step, show_measurements
 from transprune.pipeline.options import RunOptions, Safety
@@ -33,6 +34,7 @@ __all__ = [
     "open_run",
     "plan_run",
     "prepare",
+    "preset_options",
     "report_step",
     "resume_run",
     "run_all",

@@ -24,26 +24,44 @@ class RunOptions:
     """Everything that decides a run; what `config.toml` holds."""
 
     model: str
+    """The network to make smaller: resnet20, resnet32, resnet44, resnet56, resnet110 or resnet164 for small images;
+    resnet18, resnet34 or resnet50 for large ones; torchvision:NAME or timm:NAME; FILE.py:FUNCTION or
+    package.module:FUNCTION, whose code is run."""
     data: str
+    """What it classifies: digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR or parquet:DIR."""
     budget: tuple[str, ...]
-    """All of them hold; one that names several amounts makes the run a frontier (`transprune.pipeline.frontier`)."""
+    """What the smaller network may cost: macs=0.5 (a share), macs=20.4M, params=100K or latency=4ms (absolute). Given
+    several times, all hold. One may name several amounts, macs=0.3,0.5,0.7: a search for each from one supernet, and
+    the curve."""
     preset: str
+    """Recipe whose figures the options below start from: quick, demo, short, medium, paper-cifar or paper-imagenet."""
     seed: int = 0
+    """The same seed on the same machine gives the same result."""
     weights: str | None = None
+    """Trained weights of the network (.safetensors or .pth); without them it is trained first."""
     weights_partial: bool = False
+    """Take what fits of the weights, and train the network first where something is missing."""
     image_size: tuple[int, int, int] | None = None
+    """Channels, rows and columns to bring the images to."""
     augment: AugmentationName = "standard"
+    """Random changes of the training images: what is customary for the data set, none, shift (no mirroring: for digits,
+    letters, signs), or imagenet (the paper's: crops, flips, colours, lighting)."""
     download: bool = False
+    """Download cifar10 or cifar100 into DIR when it is not there."""
     dimensions: Dimensions = "both"
+    """What to search: width, depth or both."""
     keep: tuple[str, ...] = ()
+    """Patterns of layers and stages that keep their size, such as 'stem.*' (quoted)."""
     only: tuple[str, ...] = ()
+    """Patterns of the layers and stages that are searched; all without it."""
     divisor: int = 1
+    """Widths to choose from are multiples of this, such as 8."""
     student: StudentStart = "scratch"
+    """Weights that the student starts from: new ones, the teacher's or the supernet's."""
     teacher: TrainingOptions = field(default_factory=TrainingOptions)
     search: SearchOptions = field(default_factory=SearchOptions)
     distill: DistillationOptions = field(default_factory=DistillationOptions)
     latency: LatencyOptions = field(default_factory=LatencyOptions)
-    """How latency is measured, where a budget speaks of it."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], folder: Path) -> RunOptions:
