@@ -8,7 +8,9 @@ network; they are timed in both memory formats, and `ratio` is to the faster one
 
 - `start`: weights step, all candidates equally probable, sampling temperature 10; each repeat draws anew;
 - `end`: weights step, settled on an architecture of half the MACs, sampling temperature 0.1;
-- `architecture`: step of the architecture parameters in the conditions of `start`.
+- `architecture`: step of the architecture parameters in the conditions of `start`;
+- `smaller`: no search, but a plain step, channels last, of the network that `end` is settled on: what is left of a step
+  at its end when nothing is searched any more.
 
 Every repeat runs each kind of step once, in turn, so that a busy machine slows all of them; and it begins with another
 kind, since steps of the same draw share the kernels that are compiled for its shapes. All draws are made twice: kernels
@@ -41,7 +43,6 @@ import transprune
 from transprune.analysis.cost import ExpectedCost
 from transprune.analysis.derivation import derive
 from transprune.analysis.inspection import inspect
-from transprune.analysis.probabilities import Probabilities
 from transprune.budget import Budget
 from transprune.networks.selection import ArchitectureParameters
 from transprune.networks.supernet import Supernet
@@ -74,7 +75,10 @@ class Kind:
 
 
 PLAIN = tuple(Kind(mode=name) for name in FORMATS)
-SEARCH = tuple(Kind(mode=m, alignment=a, phase=p) for m, a, p in itertools.product(MODES, ALIGNMENTS, PHASES))
+SEARCH = (
+    *(Kind(mode=m, alignment=a, phase=p) for m, a, p in itertools.product(MODES, ALIGNMENTS, PHASES)),
+    *(Kind(mode=m, phase="smaller") for m in MODES),
+)
 
 
 def main() -> None:
@@ -202,10 +206,15 @@ def weight_optimizer(network: nn.Module) -> torch.optim.SGD:
 
 def search_step(kind: Kind, network: nn.Module, images: Tensor, labels: Tensor) -> Step:
     """The steps of `transprune.training.bilevel.Bilevel`."""
-    space = inspect(network, torch.zeros(1, 3, 32, 32), dimensions=kind.mode)
-    supernet = Supernet(network, space, torch.zeros(1, 3, 32, 32), alignment=kind.alignment).to(images.device).train()
-    parameters = ArchitectureParameters(space).to(images.device)
+    example = torch.zeros(1, 3, 32, 32)
+    space = inspect(network, example, dimensions=kind.mode)
+    parameters = ArchitectureParameters(space)
     settle(parameters, kind.phase)
+    if kind.phase == "smaller":
+        small = transprune.shrink(network, parameters.probabilities().most_probable(space), example)
+        return plain_step(small.to(device=images.device, memory_format=torch.channels_last), images, labels)
+    supernet = Supernet(network, space, example, alignment=kind.alignment).to(images.device).train()
+    parameters.to(images.device)
     limit = HALF.limit(space)
     expected_cost = ExpectedCost(space, limit.cost, device=images.device)
     temperature = OPTIONS.temperature_end if kind.phase == "end" else OPTIONS.temperature_start
@@ -239,15 +248,14 @@ def search_step(kind: Kind, network: nn.Module, images: Tensor, labels: Tensor) 
 def settle(parameters: ArchitectureParameters, phase: str) -> None:
     """Equal logits; at the end high ones for the architecture of half the MACs that random logits favour."""
     space = parameters.space
-    if phase == "end":
-        parameters.widths.normal_()
-        parameters.depths.normal_()
-        probabilities = parameters.probabilities()
-        probabilities = Probabilities(probabilities.widths.cpu(), probabilities.depths.cpu())
-        chosen = derive(space, probabilities, [HALF.limit(space)])
-    parameters.widths.zero_()
-    parameters.depths.zero_()
-    if phase == "end":
+    if phase in ("end", "smaller"):
+        chance = torch.Generator().manual_seed(0)
+        for logits in parameters.parameters():
+            logits.normal_(generator=chance)
+        chosen = derive(space, parameters.probabilities(), [HALF.limit(space)])
+    for logits in parameters.parameters():
+        logits.zero_()
+    if phase in ("end", "smaller"):
         for row, group in zip(parameters.widths, space.groups, strict=True):
             row[group.candidates.index(chosen.widths.get(group.name, group.width))] = SETTLED
         for row, stage in zip(parameters.depths, space.stages, strict=True):
@@ -256,7 +264,7 @@ def settle(parameters: ArchitectureParameters, phase: str) -> None:
 
 def peak_in_a_process(kind: Kind, network: str, batch: int, device: str) -> float:
     command = [sys.executable, __file__, "--networks", network, "--batch", str(batch), "--device", device]
-    memory_of = ["--memory-of", kind.mode, kind.alignment, kind.phase]
+    memory_of = ["--memory-of", kind.mode, kind.alignment, kind.phase]  # some are empty
     return float(subprocess.run([*command, *memory_of], check=True, capture_output=True, text=True).stdout)
 
 
