@@ -29,6 +29,7 @@ from transprune.analysis.inspection import inspect
 from transprune.budget import Budget
 from transprune.data import Augmentation, ImageData, MemorySplit
 from transprune.networks.models import build_model
+from transprune.runtime import keep_kernels
 from transprune.runtime.environment import environment
 from transprune.training.bilevel import Bilevel
 from transprune.training.fitting import Fit
@@ -41,6 +42,7 @@ COLUMNS = ("network", "batch", "processes", "kind", "step_ms", "images_per_secon
 
 def main() -> None:
     """Measures and prints."""
+    keep_kernels()  # the processes inherit it
     options = _arguments()
     measured = [
         row
