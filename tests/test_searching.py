@@ -1,5 +1,7 @@
 """The bilevel search."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -12,7 +14,9 @@ from transprune.budget import Limit
 from transprune.costs import MACS, PARAMS
 from transprune.errors import BudgetError, OptionError
 from transprune.residual import ResidualSum
+from transprune.training.feeding import search_feeds
 from transprune.training.searching import Bilevel, SearchOptions, search, train_shared
+from transprune.training.tasks import classification
 
 
 class Block(nn.Module):
@@ -152,6 +156,13 @@ def test_validation_draws_nothing_at_random(model):
     searching = bilevel(model)
     architecture = searching.space.random_architecture(0)
     assert searching.validate(architecture) == searching.validate(architecture)
+
+
+def test_validation_batches_mix_the_classes_of_data_that_stand_class_by_class():
+    data = two_colours()
+    ordered = replace(data, train=data.train.subset(data.train.labels.argsort()))
+    feeds = search_feeds(ordered, classification(), batch_size=8, weights_share=0.5, seed=0, device=torch.device("cpu"))
+    assert all(0 < int(batch.targets.sum()) < 8 for batch in feeds.validation)
 
 
 def test_every_epoch_reports_probabilities_that_sum_to_one_and_the_costs(model):
