@@ -58,7 +58,10 @@ def show_results(folder: RunFolder) -> None:
         kept = "kept" if budget["actual"] <= budget["target"] else "NOT kept"
         kind, actual, target = budget["kind"], budget["actual"], budget["target"]
         print(f"budget {kept}: {amount(kind, actual)} of {amount(kind, target)} ({100 * share:.1f} %)")
-    print(f"report: {folder.file('report.html')}")
+    if folder.has("report.html"):
+        print(f"report: {folder.file('report.html')}")
+    else:
+        print(f"next: transprune export {folder.path}; transprune report {folder.path}")
 
 
 def show_frontier(folder: RunFolder) -> None:
