@@ -203,7 +203,7 @@ def test_several_amounts_of_one_kind_are_points_at_each_of_which_the_other_budge
         (["macs=0.5,0.50"], "expected amounts that differ"),
         (["macs=0.5,,0.3"], "cannot read the budget 'macs='"),
         (["macs=0.5", "macs=0.4"], "one or several of different kinds"),
-        ([], "one or several of different kinds"),
+        ([], "cannot search without a budget"),
     ],
 )
 def test_points_that_make_no_frontier_are_refused(budgets, message):
