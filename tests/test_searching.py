@@ -178,7 +178,7 @@ def test_every_epoch_reports_probabilities_that_sum_to_one_and_the_costs(model):
 
 def test_an_unattainable_budget_is_refused_before_any_training_with_the_attainable_range(model):
     seen = []
-    with pytest.raises(BudgetError, match=r"attainable range of this search space is [\d,]+ macs \(0\.\d+ of the"):
+    with pytest.raises(BudgetError, match=r"attainable range of this search space is [\d,]+ MACs \(0\.\d+ of the"):
         search(model, two_colours(), "macs=0.001", OPTIONS, on_epoch=seen.append)
     assert seen == []
 

@@ -123,7 +123,7 @@ def show_architecture(run: Run) -> None:
     )
     for cost in run.costs.values():
         chosen, full = space.cost(cost, architecture), space.cost(cost, space.full_architecture())
-        print(f"{cost.kind}: {cost.written(chosen)} of {cost.written(full)} ({100 * chosen / full:.1f} %)")
+        print(f"{cost.name}: {cost.written(chosen)} of {cost.written(full)} ({100 * chosen / full:.1f} %)")
     print(f"next: transprune distill {run.folder.path}")
 
 
