@@ -94,6 +94,8 @@ ways(
     budget_kind=lambda _: Budget("flops", 0.5, is_share=True),
     budget_amount=lambda _: Budget("macs", 1.5, is_share=True),
     budget_text=lambda _: Budget.parse("half of it"),
+    budget_per_cent=lambda _: Budget.parse("macs=50%"),
+    budget_none=lambda _: transprune.search(plain(), None, []),
     budget_twice=lambda _: transprune.search(plain(), None, ["macs=0.5", "macs=0.4"]),
     budget_unattainable=lambda _: Budget.parse("macs=0.001").limit(SPACE),
     derive_too_little=lambda _: derive(SPACE, UNIFORM, [Limit(MACS, 0)]),
@@ -101,6 +103,7 @@ ways(
         SPACE, [Limit(cost, SPACE.cost(cost, SPACE.smallest_architecture()) - 1) for cost in (MACS, PARAMS)]
     ),
     frontier_kinds=lambda _: points(["macs=0.3,0.5", "params=0.3,0.5"]),
+    frontier_comma=lambda _: points(["macs=0,35"]),
     frontier_same=lambda _: points(["macs=0.5,0.5"]),
     uniform_too_little=lambda _: uniform_architecture(SPACE, [Limit(MACS, 1)]),
     architecture_size=lambda _: Architecture(widths={"stem": 0}),

@@ -62,6 +62,10 @@ def test_the_help_of_all_verbs_names_each_with_its_purpose(capsys):
         assert re.search(rf"\b{code}\b", text)
 
 
+def test_no_arguments_are_answered_with_the_help_of_all_verbs(capsys):
+    assert printed(capsys) == printed(capsys, "--help")
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_all_options_are_to_be_found(capsys, verb):
     everything = printed(capsys, verb, "--help-all")
@@ -113,6 +117,10 @@ def test_help_says_no_more_than_it_knows_of_a_preset(capsys):
         (["run", "resnet20", "--budget", "macs=0.5", "--out", "x", "--preset", "quik"], "did you mean 'quick'?"),
         (["run", "resnet20", "--budget", "macs=0.5", "--out", "x", "--augment", "standrd"], "standard"),
         (["run", "resnet20", "--budget", "macs=0.5", "--out", "x", "--data", "digit"], "did you mean digits?"),
+        (["run", "resnet20", "--budget", "macs=0.5", "--out", "x", "--data", "."], "did you mean imagefolder:.?"),
+        (["run", "resnet20", "--budget", "macs=50%", "--out", "x"], "did you mean macs=0.5?"),
+        (["run", "resnet20", "--budget", "macs=0,5", "--out", "x"], "did you mean macs=0.5?"),
+        (["run", "resnet20", "--out", "x"], "--budget macs=0.5"),
         (["inspect", "resnet5"], "did you mean 'resnet56'?"),
         (["inspect", "resnet56", "--num-class", "3"], "--num-classes"),
         (["completion", "bsh"], "bash"),
@@ -128,10 +136,6 @@ def test_a_word_that_is_nearly_right_is_answered_with_the_right_one(capsys, tmp_
 def test_an_unknown_verb_is_one_of_our_errors():
     with pytest.raises(OptionError, match="expected one of run, search"):
         read_command(["cook"])
-
-
-def test_without_arguments_the_verbs_are_named(capsys):
-    assert "run, search, distill" in printed(capsys, code=2)
 
 
 # --- completion -------------------------------------------------------------------------------------------------

@@ -198,7 +198,7 @@ def test_a_budget_below_the_smallest_architecture_is_refused(name):
     probabilities = oracles.random_probabilities(space, seed=0)
     smallest = space.macs(space.smallest_architecture())
     for target in (smallest - 1, smallest // 2, 1):
-        message = f"at most {target:,} macs: the smallest of this search space has {smallest:,}"
+        message = f"at most {target:,} MACs: the smallest of this search space has {smallest:,}"
         with pytest.raises(BudgetError, match=f"cannot derive an architecture of {message}"):
             derive(space, probabilities, [Limit(MACS, target)])
 
@@ -318,7 +318,7 @@ def test_budgets_that_no_architecture_keeps_together_are_refused_with_what_each_
             return 10 - outputs
 
     check_attainable(space, [Limit(MACS, 2), Limit(Falling(), 8)])
-    with pytest.raises(BudgetError, match=r"2 macs and 7 slack together.*MACs at least 4 macs, slack at least 8 slack"):
+    with pytest.raises(BudgetError, match=r"2 MACs and 7 slack together.*MACs at least 4 MACs, slack at least 8 slack"):
         check_attainable(space, [Limit(MACS, 2), Limit(Falling(), 7)])
 
 

@@ -4,6 +4,7 @@ import copy
 import json
 import random
 import re
+from inspect import getsourcelines
 from pathlib import Path
 
 import pytest
@@ -559,6 +560,25 @@ def test_a_forward_that_branches_on_values_is_refused_in_a_few_lines():
     with pytest.raises(ModelError, match=r"(?s)cannot trace its forward .* must not branch on the values") as caught:
         inspect(Branching(), example())
     assert len(str(caught.value).splitlines()) <= 3
+
+
+class Mistaken(nn.Module):
+    """Its classifier expects other features than it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.classifier = nn.Conv2d(3, 4, 3), nn.Linear(99, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.conv(images).flatten(1))
+
+
+@pytest.mark.parametrize("network", [Branching(), Mistaken()])
+def test_a_refused_forward_is_named_by_its_line_and_torch_adds_nothing(network, capfd):
+    line = getsourcelines(type(network).forward)[1] + 1
+    with pytest.raises(ModelError, match=rf"its forward .*at {__file__}:{line} on an example"):
+        inspect(network, example())
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_the_parts_of_a_loader_hold_every_sample_once_in_the_shares_asked_for(sa
     weights, validation = parts.weights.dataset, parts.validation.dataset
     assert sorted([*weights.indices, *validation.indices]) == list(range(samples))
     assert abs(len(weights) - fraction * samples) <= 2
-    assert sorted(flat(numbers_in(parts.validation))) == validation.indices
+    assert flat(numbers_in(parts.validation)) == validation.indices
     assert set(flat(numbers_in(parts.architecture))) <= set(validation.indices)
 
 
@@ -67,6 +67,11 @@ def test_training_parts_are_shuffled_and_the_validation_part_is_not():
     parts = divided(DataLoader(numbered(40), 8))
     assert numbers_in(parts.weights) != numbers_in(parts.weights)
     assert numbers_in(parts.validation) == numbers_in(parts.validation)
+
+
+def test_the_validation_part_is_mixed_where_the_samples_stand_in_order():
+    validation = flat(numbers_in(divided(DataLoader(numbered(40), 8)).validation))
+    assert validation != sorted(validation)
 
 
 @pytest.mark.parametrize(("samples", "sizes"), [(18, [4, 4]), (20, [4, 4, 2])])

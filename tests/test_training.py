@@ -145,7 +145,10 @@ def test_a_loss_that_is_no_number_from_the_start_stops_the_training_before_any_s
     [
         ({"epochs": 0}, "epochs=0: expected at least 1"),
         ({"batch_size": 1}, "batch_size=1: expected at least 2"),
-        ({"epochs": 3, "warm_up_epochs": 3}, "warm_up_epochs=3: expected at least 0 and fewer than the 3 epochs"),
+        (
+            {"epochs": 3, "warm_up_epochs": 3},
+            "epochs=3 and warm_up_epochs=3: expected a warm-up of at least 0 epochs that is shorter",
+        ),
         ({"learning_rate": float("nan")}, "learning_rate=nan: expected at least 0"),
     ],
 )

@@ -20,6 +20,7 @@ _TIMES = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}
 UNITS: Mapping[str, Mapping[str, int]] = {"macs": _THOUSANDS, "params": _THOUSANDS, "latency": _TIMES}
 """By the kind of cost, what its units are worth, ascending; without one that is no text, every figure needs a unit."""
 _TEXT = re.compile(r"(?P<kind>[a-z_]+)=(?P<number>\d+(?:\.\d*)?|\.\d+)(?P<unit>[a-z]*)", re.IGNORECASE | re.ASCII)
+_PER_CENT = re.compile(r"(?P<kind>[a-z]+)=(?P<number>\d{1,2}(?:\.\d+)?)\s*%", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Budget:
         if match is None or not (is_share or match["unit"].lower() in found):
             raise BudgetError(
                 f"cannot read the budget {text!r}; expected KIND=SHARE such as macs=0.5 or KIND=FIGURE such as "
-                f"macs=20.4M or latency=4ms, where KIND is {' or '.join(UNITS)}"
+                f"macs=20.4M or latency=4ms, where KIND is {' or '.join(UNITS)}{_meant(text)}"
             )
         worth = 1 if is_share else units[found[match["unit"].lower()]]
         amount = float(Decimal(match["number"]) * worth)
@@ -118,6 +119,12 @@ class Budget:
         return f"{self.kind}={_decimal(self.amount, worth)}{unit}"
 
 
+def _meant(text: str) -> str:
+    """The end of a message about a budget in per cent: the share that is meant; empty for other texts."""
+    match = _PER_CENT.fullmatch(text.strip())
+    return f"; did you mean {match['kind']}={_decimal(float(match['number']), 100)}?" if match else ""
+
+
 def _example(kind: str) -> str:
     """An absolute figure of a kind."""
     return "4ms" if kind == "latency" else "20.4M"
@@ -131,11 +138,15 @@ def parse_budgets(budgets: Budget | str | Sequence[Budget | str]) -> tuple[Budge
     """
     several = [budgets] if isinstance(budgets, Budget | str) else budgets
     found = tuple(Budget.parse(each) if isinstance(each, str) else each for each in several)
-    kinds = [budget.kind for budget in found]
-    if not found or len(set(kinds)) < len(kinds):
+    if not found:
         raise BudgetError(
-            f"cannot keep the budgets {', '.join(map(str, found)) or '(none)'}: expected one or "
-            f"several of different kinds"
+            "cannot search without a budget: expected what the smaller network may cost, such as macs=0.5 for half of "
+            "the MACs (--budget macs=0.5 on the command line)"
+        )
+    kinds = [budget.kind for budget in found]
+    if len(set(kinds)) < len(kinds):
+        raise BudgetError(
+            f"cannot keep the budgets {', '.join(map(str, found))}: expected one or several of different kinds"
         )
     return found
 
@@ -164,6 +175,11 @@ def points(budgets: Sequence[str]) -> list[tuple[str, ...]]:
 
 def _each_amount(text: str) -> list[str]:
     kind, _, amounts = text.partition("=")
+    if re.fullmatch(r"0,\d+", amounts, re.ASCII):
+        raise BudgetError(
+            f"cannot read the budget {text!r}: a comma stands between several amounts; "
+            f"did you mean {kind}={amounts.replace(',', '.')}?"
+        )
     return [f"{kind}={amount.strip()}" for amount in amounts.split(",")] if "," in text else [text]
 
 

@@ -35,7 +35,7 @@ class Cost(ABC):
 
     def written(self, amount: float) -> str:
         """An amount with its unit, for a sentence."""
-        return f"{amount:,.0f} {self.kind}"
+        return f"{amount:,.0f} {self.name}"
 
 
 class Macs(Cost):

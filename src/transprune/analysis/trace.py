@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import io
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,6 +18,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from transprune.errors import ModelError
+from transprune.runtime.user_code import own_place
 
 Example = Tensor | tuple[Tensor, ...]
 BATCH = 2
@@ -145,20 +149,21 @@ def _check_forward(network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             network(*inputs)
     except Exception as error:  # a user's forward may raise anything
         raise ModelError(
-            f"cannot read the model {type(network).__name__}: its forward fails on an example of shape "
-            f"{_shapes(inputs)} ({first_line(error)}); expected an example that the model accepts"
+            f"cannot read the model {type(network).__name__}: its forward fails{_at(error)} on an example of shape "
+            f"{_shapes(inputs)} ({first_line(error)}); expected an example that the model accepts (on the command "
+            f"line, `run --image-size` and `inspect --input-size` set its size)"
         ) from error
 
 
 def _exported(network: nn.Module, inputs: tuple[Tensor, ...], batch: int | None) -> Trace:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch.export speaks of attributes that a forward caches
+        with _silent():
             program = torch.export.export(network, inputs, strict=False)
     except Exception as error:  # torch.export raises many kinds
         raise ModelError(
-            f"cannot read the model {type(network).__name__}: torch.export cannot trace its forward on an example of "
-            f"shape {_shapes(inputs)} ({first_line(error)}); the forward must not branch on the values of tensors"
+            f"cannot read the model {type(network).__name__}: torch.export cannot trace its forward{_at(error)} on an "
+            f"example of shape {_shapes(inputs)} ({first_line(error)}); the forward must not branch on the values of "
+            f"tensors"
         ) from error
     found = _trace_of(network, program, batch)
     for node in found.calls:
@@ -170,6 +175,29 @@ def _exported(network: nn.Module, inputs: tuple[Tensor, ...], batch: int | None)
                 f"from those of the inputs"
             )
     return found
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keeps what torch.export says to itself.
+
+    It warns of attributes that a forward caches; where it fails, it logs a traceback and prints the graph on standard
+    error, in which our own message would be lost.
+    """
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _at(error: Exception) -> str:
+    """Where in the user's code it was raised, for a message; empty if that is not known."""
+    place = own_place(error)
+    return f" at {place}" if place else ""
 
 
 def _trace_of(network: nn.Module, program: ExportedProgram, batch: int | None) -> Trace:

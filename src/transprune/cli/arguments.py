@@ -45,14 +45,14 @@ RESUMED: dict[str, Any] = {"run": ResumedRun, "search": ResumedSearch}
 
 
 def read_command(arguments: Sequence[str]) -> Any:
-    """The command that the arguments mean, with their values; ends the process where they ask for help or mean none.
+    """The command that the arguments mean, with their values; ends the process where they ask for help or are none.
 
     Raises:
         OptionError: There is no such verb, or a file or a preset that decides other options cannot be used.
     """
     verb, rest = (arguments[0], arguments[1:]) if arguments else (None, ())
     if verb is None or verb.startswith("-"):
-        asked = ["--help"] if help.is_asked(arguments) else arguments
+        asked = ["--help"] if verb is None or help.is_asked(arguments) else arguments
         return _read(_all_verbs(), "transprune", asked, description=DESCRIPTION)
     if verb not in COMMANDS:
         raise OptionError(f"cannot do {verb!r}: {expected_one_of(verb, COMMANDS)}")

@@ -84,7 +84,8 @@ class SearchLoaders:
     architecture: Iterable[Any]
     """Batches that the architecture learns on."""
     validation: Iterable[Any]
-    """The same samples as `architecture`, to measure on."""
+    """The same samples as `architecture`, to measure on; in one mixed order, since the norms of a supernet take their
+    statistics from each batch, and batches of one class would have others."""
 
 
 def divide_loader(data: LoaderData, *, fraction: float, seed: int) -> SearchLoaders:
@@ -105,7 +106,7 @@ def divide_loader(data: LoaderData, *, fraction: float, seed: int) -> SearchLoad
     samples = len(loader.dataset)  # type: ignore[arg-type]
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed)).tolist()
     count = min(max(round(fraction * samples), 2), samples - 2)
-    first, second = sorted(order[:count]), sorted(order[count:])
+    first, second = sorted(order[:count]), order[count:]
     return SearchLoaders(
         _part(loader, first, is_training=True),
         _part(loader, second, is_training=True),

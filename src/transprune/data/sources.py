@@ -148,7 +148,9 @@ def _check(spec: str, kind: str, place: str) -> None:
     known = {specification.partition(":")[0]: specification for specification in SPECIFICATIONS}
     if kind not in known:
         near = difflib.get_close_matches(kind, known, n=1)
-        hint = f"; did you mean {known[near[0]]}?" if near else ""
+        is_folder = bool(spec) and os.path.isdir(expanded(spec))
+        meant = f"imagefolder:{spec}" if is_folder else known[near[0]] if near else ""
+        hint = f"; did you mean {meant}?" if meant else ""
         raise DataError(f"cannot load data {spec!r}: expected one of {', '.join(SPECIFICATIONS)}{hint}")
     if known[kind] != kind and not place:
         raise DataError(f"cannot load data {spec!r}: it does not say in which folder; expected {known[kind]}")

@@ -58,7 +58,10 @@ def show_results(folder: RunFolder) -> None:
         kept = "kept" if budget["actual"] <= budget["target"] else "NOT kept"
         kind, actual, target = budget["kind"], budget["actual"], budget["target"]
         print(f"budget {kept}: {amount(kind, actual)} of {amount(kind, target)} ({100 * share:.1f} %)")
-    print(f"report: {folder.file('report.html')}")
+    if folder.has("report.html"):
+        print(f"report: {folder.file('report.html')}")
+    else:
+        print(f"next: transprune export {folder.path}; transprune report {folder.path}")
 
 
 def show_frontier(folder: RunFolder) -> None:
@@ -120,7 +123,7 @@ def show_architecture(run: Run) -> None:
     )
     for cost in run.costs.values():
         chosen, full = space.cost(cost, architecture), space.cost(cost, space.full_architecture())
-        print(f"{cost.kind}: {cost.written(chosen)} of {cost.written(full)} ({100 * chosen / full:.1f} %)")
+        print(f"{cost.name}: {cost.written(chosen)} of {cost.written(full)} ({100 * chosen / full:.1f} %)")
     print(f"next: transprune distill {run.folder.path}")
 
 

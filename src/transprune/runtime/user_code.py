@@ -136,9 +136,18 @@ def _place(error: BaseException) -> str | None:
     """
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_OWN)]
-    own = [frame for frame in frames if not _is_installed(frame.filename)]
-    return f"{(own or frames)[-1].filename}:{(own or frames)[-1].lineno}" if frames else None
+    frames = _foreign(error)
+    return own_place(error) or (f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None)
+
+
+def own_place(error: BaseException) -> str | None:
+    """File and line of the innermost frame that is neither transprune's nor an installed package's; None: no such."""
+    own = [frame for frame in _foreign(error) if not _is_installed(frame.filename)]
+    return f"{own[-1].filename}:{own[-1].lineno}" if own else None
+
+
+def _foreign(error: BaseException) -> list[traceback.FrameSummary]:
+    return [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_OWN)]
 
 
 def _is_installed(file: str) -> bool:

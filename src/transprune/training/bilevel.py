@@ -109,8 +109,9 @@ class SearchOptions(StepOptions):
             )
         if not 0 <= self.warm_up_epochs < self.epochs:
             raise OptionError(
-                f"cannot search with warm_up_epochs={self.warm_up_epochs}: expected at least 0 and fewer than "
-                f"the {self.epochs} epochs"
+                f"cannot search with epochs={self.epochs} and warm_up_epochs={self.warm_up_epochs}: expected a "
+                f"warm-up of at least 0 epochs that is shorter than the whole; where epochs are lowered, lower "
+                f"warm_up_epochs too"
             )
         if self.derivation_seconds is not None:
             at_least("derivation_seconds", self.derivation_seconds, 0)

@@ -316,10 +316,11 @@ def _image_loaders(
         )
 
     weights, architecture = split_halves(images.train, fraction=weights_share, seed=seed)
+    mixed = architecture.subset(torch.randperm(len(architecture), generator=torch.Generator().manual_seed(seed)))
     return SearchLoaders(
         loader(weights, seed, train=True),
         loader(architecture, seed + 1, train=True),
-        loader(architecture, seed, train=False),
+        loader(mixed, seed, train=False),
     )
 
 

@@ -54,8 +54,9 @@ class TrainingOptions(StepOptions):
         at_least("learning_rate", self.learning_rate, 0)
         if not 0 <= self.warm_up_epochs < self.epochs:
             raise OptionError(
-                f"cannot train with warm_up_epochs={self.warm_up_epochs}: expected at least 0 and fewer than "
-                f"the {self.epochs} epochs"
+                f"cannot train with epochs={self.epochs} and warm_up_epochs={self.warm_up_epochs}: expected a "
+                f"warm-up of at least 0 epochs that is shorter than the whole; where epochs are lowered, lower "
+                f"warm_up_epochs too"
             )
 
 
