@@ -162,8 +162,9 @@ def test_both_ends_of_the_attainable_range_are_attainable(name, kind):
     assert Budget.parse(f"{kind}={smallest}").limit(space).most == smallest
     assert Budget.parse(f"{kind}={full}").limit(space).most == full
     assert Budget.parse(f"{kind}=1").limit(space).most == full
+    unit = COSTS[kind].name
     for beyond in (smallest - 1, full + 1):
-        with pytest.raises(BudgetError, match=f"allows {beyond:,} {kind}.*range .* is {smallest:,} .* to {full:,} "):
+        with pytest.raises(BudgetError, match=f"allows {beyond:,} {unit}.*range .* is {smallest:,} .* to {full:,} "):
             Budget.parse(f"{kind}={beyond}").limit(space)
 
 

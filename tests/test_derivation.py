@@ -206,7 +206,7 @@ def test_a_budget_below_the_smallest_architecture_is_refused(name):
 @pytest.mark.parametrize("target", [0, -1])
 def test_a_budget_of_nothing_is_refused(target):
     space = space_of(plain)
-    with pytest.raises(BudgetError, match=f"cannot derive an architecture of at most {target:,} macs"):
+    with pytest.raises(BudgetError, match=f"cannot derive an architecture of at most {target:,} MACs"):
         derive(space, oracles.random_probabilities(space, seed=0), [Limit(MACS, target)])
 
 

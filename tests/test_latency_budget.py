@@ -1,6 +1,5 @@
 """Budgets in latency: read, kept exactly, refused where the model cannot be trusted; from the search to the report."""
 
-import json
 import re
 from dataclasses import replace
 
@@ -201,6 +200,6 @@ def test_a_run_measures_searches_and_reports_in_milliseconds(run, fake, monkeypa
 
     monkeypatch.setattr(performance._Subject, "peak_memory", lambda *_: None)
     content = pipeline.measure_step(again, MeasureOptions(batch_size=2, repeats=5, seconds=0.1))
-    assert json.loads(folder.file("measurements.json").read_text(encoding="utf-8")) == content
+    assert folder.read_json("measurements.json") == content
     pipeline.show_measurements(content)
     assert "quartiles (ms)" in capsys.readouterr().out
