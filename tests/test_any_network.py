@@ -427,7 +427,7 @@ def test_a_forward_that_cannot_be_traced_is_refused_in_a_few_lines(habit):
 @pytest.mark.parametrize("name", ["dense", "vision_transformer", "TwoInputs"])
 def test_an_example_of_another_shape_is_refused_with_its_shape(name):
     wrong = tuple(tensor[:, :1] for tensor in inputs_of(name))
-    with pytest.raises(ModelError, match=r"its forward fails on an example of shape \[2, 1"):
+    with pytest.raises(ModelError, match=r"its forward fails at \S+\.py:\d+ on an example of shape \[2, 1"):
         inspect(network_of(name), wrong)
 
 
