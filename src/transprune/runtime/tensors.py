@@ -25,13 +25,18 @@ def encode_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | 
     return seal(_with_sorted_metadata(safetensors_torch.save(separate, {**(metadata or {}), KEY: BLANK})))
 
 
-def decode_tensors(content: bytes) -> dict[str, Tensor]:
+def decode_tensors(content: bytes, *, needs_checksum: bool = False) -> dict[str, Tensor]:
     """The tensors of a safetensors file, on the CPU.
+
+    Args:
+        content: Of the file.
+        needs_checksum: Whether a file without a checksum is damaged too; else it may come from another writer.
 
     Raises:
         ValueError: The content is damaged or something else.
     """
-    if is_whole(content) is False:
+    whole = is_whole(content)
+    if whole is False or (needs_checksum and whole is None):
         raise ValueError("its checksum does not fit")
     try:
         return safetensors_torch.load(content)

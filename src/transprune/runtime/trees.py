@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from transprune.runtime.checksums import is_whole
 from transprune.runtime.tensors import decode_tensors, encode_tensors, read_metadata
 
 
@@ -29,9 +28,8 @@ def decode_tree(content: bytes) -> Any:
     Raises:
         ValueError: A byte is missing or was changed, or the content is something else.
     """
-    if not is_whole(content):
-        raise ValueError("its checksum does not fit")
-    return _rebuilt(json.loads(read_metadata(content)["tree"]), decode_tensors(content))
+    tensors = decode_tensors(content, needs_checksum=True)
+    return _rebuilt(json.loads(read_metadata(content)["tree"]), tensors)
 
 
 def _described(value: Any, tensors: dict[str, Tensor]) -> Any:
