@@ -11,7 +11,7 @@ from transprune.data.loader import Loader, make_loader
 from transprune.data.loaders import LoaderData, SearchLoaders, divide_loader, length_of, like, no_batches
 from transprune.data.sources import load_data
 from transprune.data.splits import FileSplit, ImageData, MemorySplit, Split, split_halves
-from transprune.data.workers import deaf_to_ctrl_c
+from transprune.data.workers import start_loading
 
 __all__ = [
     "Augmentation",
@@ -23,7 +23,6 @@ __all__ = [
     "MemorySplit",
     "SearchLoaders",
     "Split",
-    "deaf_to_ctrl_c",
     "divide_loader",
     "length_of",
     "like",
@@ -31,4 +30,5 @@ __all__ = [
     "make_loader",
     "no_batches",
     "split_halves",
+    "start_loading",
 ]

@@ -14,7 +14,7 @@ from transprune.data.augmentation import Augmentation, augment, random_boxes
 from transprune.data.decoding import Box, View, decode, standard_view
 from transprune.data.planning import PlannedBatch
 from transprune.data.splits import FileSplit, MemorySplit
-from transprune.data.workers import deaf_to_ctrl_c
+from transprune.data.workers import start_loading
 from transprune.errors import DataError
 
 RawBatch = tuple[Tensor, Tensor]
@@ -67,9 +67,7 @@ class FileFetcher:
             pin_memory=self._pin_memory,
             generator=torch.Generator(),  # else each epoch would draw from the caller's random state
         )
-        with deaf_to_ctrl_c(loader):
-            batches = iter(loader)
-        for batch in batches:
+        for batch in start_loading(loader):
             if isinstance(batch, DataError):
                 raise batch
             yield batch

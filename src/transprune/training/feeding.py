@@ -17,13 +17,13 @@ from transprune.data import (
     LoaderData,
     SearchLoaders,
     Split,
-    deaf_to_ctrl_c,
     divide_loader,
     length_of,
     like,
     make_loader,
     no_batches,
     split_halves,
+    start_loading,
 )
 from transprune.errors import DataError, ResourceError, TranspruneError
 from transprune.numerics.structures import on_device, outline, tensors_in
@@ -134,13 +134,11 @@ class Feed:
             return self._loader.batches(self._epoch, first=self._given)
         if self._start is None:
             self._start = _loader_states(self._loader)
-            with deaf_to_ctrl_c(self._loader):
-                return iter(self._loader)
+            return start_loading(self._loader)
         # A loader of the user's goes on only by beginning its epoch anew, as it began, and giving up what was given.
         now = _loader_states(self._loader)
         _set_loader_states(self._loader, self._start)
-        with deaf_to_ctrl_c(self._loader):
-            batches = iter(self._loader)
+        batches = start_loading(self._loader)
         next(islice(batches, self._given, self._given), None)  # fewer, if other processes have divided them
         _set_loader_states(self._loader, now)
         return batches
