@@ -34,7 +34,7 @@ from transprune.space import SearchSpace
 from transprune.training.divergence import Policy
 from transprune.training.evaluation import Evaluation, evaluate_batches, evaluation_mode
 from transprune.training.feeding import Batch, Data, example_of, search_feeds
-from transprune.training.fitting import at_least, check_first_loss, cosine_schedule, sgd
+from transprune.training.fitting import at_least, check_first_loss, check_warm_up, cosine_schedule, sgd
 from transprune.training.looping import Loop
 from transprune.training.tasks import Task, classification
 from transprune.training.updating import StepOptions, Update
@@ -107,12 +107,7 @@ class SearchOptions(StepOptions):
                 f"cannot search with weights_share={self.weights_share}, architecture_after="
                 f"{self.architecture_after} and fill={self.fill}; expected shares in (0, 1), [0, 1] and [0, 1]"
             )
-        if not 0 <= self.warm_up_epochs < self.epochs:
-            raise OptionError(
-                f"cannot search with epochs={self.epochs} and warm_up_epochs={self.warm_up_epochs}: expected a "
-                f"warm-up of at least 0 epochs that is shorter than the whole; where epochs are lowered, lower "
-                f"warm_up_epochs too"
-            )
+        check_warm_up("search", self.epochs, self.warm_up_epochs)
         if self.derivation_seconds is not None:
             at_least("derivation_seconds", self.derivation_seconds, 0)
         if self.alignment not in ALIGNMENTS or self.start not in ("scratch", "model"):

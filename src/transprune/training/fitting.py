@@ -52,12 +52,7 @@ class TrainingOptions(StepOptions):
         at_least("batch_size", self.batch_size, 2)
         at_least("evaluate_every", self.evaluate_every, 1)
         at_least("learning_rate", self.learning_rate, 0)
-        if not 0 <= self.warm_up_epochs < self.epochs:
-            raise OptionError(
-                f"cannot train with epochs={self.epochs} and warm_up_epochs={self.warm_up_epochs}: expected a "
-                f"warm-up of at least 0 epochs that is shorter than the whole; where epochs are lowered, lower "
-                f"warm_up_epochs too"
-            )
+        check_warm_up("train", self.epochs, self.warm_up_epochs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +81,19 @@ def at_least(name: str, value: float, least: float) -> None:
     """
     if not value >= least:
         raise OptionError(f"cannot use {name}={value}: expected at least {least}")
+
+
+def check_warm_up(verb: str, epochs: int, warm_up_epochs: float) -> None:
+    """Checks that a warm-up ends before the epochs do.
+
+    Raises:
+        OptionError: It does not, or is negative.
+    """
+    if not 0 <= warm_up_epochs < epochs:
+        raise OptionError(
+            f"cannot {verb} with epochs={epochs} and warm_up_epochs={warm_up_epochs}: expected a warm-up of at least 0 "
+            f"epochs that is shorter than the whole; where epochs are lowered, lower warm_up_epochs too"
+        )
 
 
 def train(
