@@ -14,7 +14,6 @@ import logging
 import sys
 import tempfile
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 
 import atheris
@@ -33,6 +32,7 @@ with atheris.instrument_imports(include=["transprune"]):
     from transprune.runtime.configuration import to_toml
     from transprune.space import SearchSpace
 
+from test_fuzzing import CONFIG
 from test_training import small_network
 
 PLACE = Path(tempfile.mkdtemp())
@@ -89,7 +89,6 @@ def described_space():
     return json.dumps(transprune.inspect(small_network(), torch.zeros(1, 1, 4, 4)).to_json())
 
 
-CONFIG = asdict(RunOptions(model="resnet20", data="digits", budget=("macs=0.5",), preset="quick"))
 PARSERS = {
     budget: ["macs=0.5", "params=20.4M", "latency=4ms", "macs=0.3,0.5"],
     data: ["cifar10:data", "imagefolder:photos", "parquet:p"],
