@@ -9,8 +9,8 @@ network; they are timed in both memory formats, and `ratio` is to the faster one
 - `start`: weights step, all candidates equally probable, sampling temperature 10; each repeat draws anew;
 - `end`: weights step, settled on an architecture of half the MACs, sampling temperature 0.1;
 - `architecture`: step of the architecture parameters in the conditions of `start`;
-- `smaller`: no search, but a plain step, channels last, of the network that `end` is settled on: what is left of a step
-  at its end when nothing is searched any more.
+- `smaller`: no search, but a step as `transprune.distill` makes it, without a teacher, of the network that `end` is
+  settled on: what is left of a step at its end when nothing is searched any more.
 
 Every repeat runs each kind of step once, in turn, so that a busy machine slows all of them; and it begins with another
 kind, since steps of the same draw share the kernels that are compiled for its shapes. All draws are made twice: kernels
@@ -44,6 +44,7 @@ from transprune.analysis.cost import ExpectedCost
 from transprune.analysis.derivation import derive
 from transprune.analysis.inspection import inspect
 from transprune.budget import Budget
+from transprune.networks.norms import fast_norms
 from transprune.networks.selection import ArchitectureParameters
 from transprune.networks.supernet import Supernet
 from transprune.numerics.penalty import budget_penalty
@@ -188,11 +189,13 @@ def step_of(kind: Kind, name: str, batch: int, device: str) -> Step:
     return search_step(kind, network, images, labels)
 
 
-def plain_step(network: nn.Module, images: Tensor, labels: Tensor) -> Step:
+def plain_step(network: nn.Module, images: Tensor, labels: Tensor, *, has_fast_norms: bool = False) -> Step:
     optimizer = weight_optimizer(network.train())
 
     def step(seed: int) -> None:
-        loss = F.cross_entropy(network(images), labels)
+        with fast_norms(enabled=has_fast_norms):
+            outputs = network(images)
+        loss = F.cross_entropy(outputs, labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -212,7 +215,8 @@ def search_step(kind: Kind, network: nn.Module, images: Tensor, labels: Tensor) 
     settle(parameters, kind.phase)
     if kind.phase == "smaller":
         small = transprune.shrink(network, parameters.probabilities().most_probable(space), example)
-        return plain_step(small.to(device=images.device, memory_format=torch.channels_last), images, labels)
+        small = small.to(device=images.device, memory_format=torch.channels_last)
+        return plain_step(small, images, labels, has_fast_norms=images.device.type == "cpu")
     supernet = Supernet(network, space, example, alignment=kind.alignment).to(images.device).train()
     parameters.to(images.device)
     limit = HALF.limit(space)

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from transprune.numerics.normalisation import normalise_and_mix
+from transprune.networks.norms import fast_norms, joint_norms
+from transprune.numerics import normalisation
+from transprune.numerics.normalisation import batch_norm, normalise_and_mix
 
-SHAPES = [(6, 3), (5, 3, 7), (4, 3, 4, 6), (3, 5, 3, 3), (2, 3, 2, 3, 2), (1, 2, 1, 2), (8, 200, 2, 2)]
+SHAPES = [(6, 3), (5, 3, 7), (4, 3, 4, 6), (3, 5, 3, 3), (2, 3, 2, 3, 2), (1, 2, 1, 2), (8, 200, 2, 2), (4, 1, 6, 8)]
 FORMATS = [torch.contiguous_format, torch.channels_last]
 EPSILON = 1e-3
 
@@ -31,6 +33,11 @@ def arguments(shape, memory_format, outputs, dtype=torch.float64):
     features, *rest = (torch.randn(size, generator=generator, dtype=dtype) for size in (shape, *sizes))
     features = (2 * features + 1).contiguous(memory_format=memory_format if len(shape) == 4 else FORMATS[0])
     return [features.requires_grad_(), *(each.requires_grad_() for each in rest)]
+
+
+@pytest.fixture(autouse=True)
+def in_rows_however_small(monkeypatch):
+    monkeypatch.setattr(normalisation, "PIXELS", 1)
 
 
 every_case = pytest.mark.parametrize(
@@ -80,3 +87,65 @@ def test_features_that_need_no_gradient_get_none():
     quickly(features.detach(), mixture, shift).sum().backward()
     assert features.grad is None
     assert mixture.grad is not None
+
+
+def norm_of(channels: int, dtype: torch.dtype) -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(channels, dtype=dtype)
+    with torch.no_grad():
+        for tensor in (norm.weight, norm.bias, norm.running_mean):
+            tensor.normal_(generator=torch.Generator().manual_seed(channels))
+    return norm.train()
+
+
+def in_rows(monkeypatch) -> list[int]:
+    """The channels of every batch norm that is computed in rows from now on."""
+    calls, usual = [], normalisation._NormaliseAndMix.apply
+    monkeypatch.setattr(
+        normalisation._NormaliseAndMix, "apply", lambda x, *more: calls.append(x.shape[1]) or usual(x, *more)
+    )
+    return calls
+
+
+@pytest.mark.parametrize("channels", [1, 3, 11, 23, 45, 100])
+def test_a_norm_in_rows_gives_what_torch_gives(channels, monkeypatch):
+    calls = in_rows(monkeypatch)
+    features = torch.randn(4, channels, 6, 8, dtype=torch.float64).contiguous(memory_format=torch.channels_last) * 2 + 1
+    direction = torch.randn_like(features)
+    results = []
+    for enabled in (True, False):
+        norm, given = norm_of(channels, torch.float64), features.clone().requires_grad_()
+        for _ in range(2):  # a second batch moves the running statistics again
+            with fast_norms(enabled=enabled):
+                outcome = norm(given)
+        outcome.backward(direction)
+        results.append([outcome, given.grad, *(parameter.grad for parameter in norm.parameters()), *norm.buffers()])
+    assert calls == [channels] * 2, "once for each batch, and not in the other network"
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_norms_that_torch_computes_as_fast_are_left_to_it(monkeypatch):
+    monkeypatch.setattr(normalisation, "PIXELS", 9)
+    calls = in_rows(monkeypatch)
+    last = torch.channels_last
+
+    def run(features: Tensor, *, training: bool = True) -> Tensor:
+        mean, variance, one = (torch.ones(features.shape[1]) for _ in range(3))
+        return batch_norm(features, mean, variance, one, one, training)
+
+    run(torch.randn(2, 32, 4, 4).contiguous(memory_format=last))  # registers are full
+    run(torch.randn(2, 3, 2, 2).contiguous(memory_format=last))  # few pixels
+    run(torch.randn(2, 3, 4, 4))  # the usual format
+    run(torch.randn(2, 3, 4, 4).contiguous(memory_format=last).bfloat16())
+    run(torch.randn(2, 3, 4, 4).contiguous(memory_format=last), training=False)
+    assert calls == []
+    run(torch.randn(2, 3, 4, 4).contiguous(memory_format=last))
+    assert calls == [3]
+
+
+def test_norms_over_all_processes_stay_so(monkeypatch):
+    calls = in_rows(monkeypatch)
+    features = torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    with joint_norms(), fast_norms():
+        norm_of(3, torch.float32)(features)
+    assert calls == []

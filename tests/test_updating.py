@@ -13,8 +13,9 @@ from test_training import SHORT, assert_same_state, small_network, two_colours
 from transprune.analysis.wrappers import unwrapped
 from transprune.errors import OptionError, StoppedError
 from transprune.networks.memory_format import suits_channels_last, use_channels_last
+from transprune.numerics import normalisation
 from transprune.training.feeding import Batch
-from transprune.training.fitting import Fit
+from transprune.training.fitting import DistillationOptions, Fit
 from transprune.training.tasks import classification
 from transprune.training.updating import parts_of
 
@@ -120,10 +121,9 @@ class Flat(nn.Module):
         return self.classifier(features.view(len(images), -1))
 
 
-def fit_of(network):
-    options = transprune.TrainingOptions(**SHORT)
+def fit_of(network, teacher=None, **options):
     return Fit(
-        *(network, None, two_colours(), options, classification()),
+        *(network, teacher, two_colours(), DistillationOptions(**SHORT, **options), classification()),
         seed=0,
         device=torch.device("cpu"),
         phase="teacher",
@@ -152,6 +152,38 @@ def test_a_forward_that_channels_last_cannot_follow_keeps_the_usual_layout():
     use_channels_last(changed)
     with pytest.raises(RuntimeError, match="view"):
         changed(torch.zeros(2, 1, 4, 4))
+
+
+def deep_network():
+    torch.manual_seed(0)
+    layers = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)
+    return nn.Sequential(*layers)
+
+
+def test_norms_of_a_network_in_training_are_computed_in_rows_and_learn_the_same(monkeypatch):
+    monkeypatch.setattr(normalisation, "PIXELS", 1)
+    calls, usual = [], normalisation._NormaliseAndMix.apply
+    monkeypatch.setattr(normalisation._NormaliseAndMix, "apply", lambda *given: calls.append(1) or usual(*given))
+    fast, plain = fit_of(deep_network()), fit_of(deep_network())
+    plain.has_fast_norms = False
+    plain.run()
+    assert calls == []
+    fast.run()
+    assert len(calls) == fast.epochs * fast.steps_an_epoch
+    torch.testing.assert_close(fast.network.state_dict(), plain.network.state_dict(), rtol=1e-3, atol=1e-5)
+    assert not fit_of(deep_network(), compile=True).has_fast_norms
+
+
+@pytest.mark.parametrize(("network", "is_last"), [(Flat, False), (deep_network, True)])
+def test_a_teacher_answers_channels_last_if_it_can(network, is_last):
+    seen, teacher = [], network()
+    last_of = [module for module in teacher.modules() if isinstance(module, nn.Conv2d)][-1]
+    last_of.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs))
+    fit = fit_of(small_network(), teacher)
+    seen.clear()
+    fit.step(next(iter(fit.batches)))
+    assert [outputs.is_contiguous(memory_format=torch.channels_last) for outputs in seen] == [is_last]
+    assert last_of.weight.is_contiguous(), "the caller's network is untouched"
 
 
 class Prepared(nn.Module):

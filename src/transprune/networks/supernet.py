@@ -18,9 +18,9 @@ from transprune.analysis.wrappers import unwrapped
 from transprune.architecture import Architecture
 from transprune.errors import OptionError, SpaceError
 from transprune.networks.execution import Arguments, Function, Program, Step, Surroundings
-from transprune.networks.joint_norms import normalise_and_mix_joint
 from transprune.networks.memory_format import use_channels_last
 from transprune.networks.mixing import mix_along, mixing, mixture_of
+from transprune.networks.norms import normalise_and_mix_joint
 from transprune.networks.selection import Selection
 from transprune.networks.traced import TRAINABLE, cut_constant, in_mode, tensor_at
 from transprune.numerics.alignment import ALIGNMENTS, Alignment, align_channels

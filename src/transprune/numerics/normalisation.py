@@ -1,4 +1,4 @@
-"""Batch normalisation and a mixture of its channels as one operation."""
+"""Batch normalisation, alone and with a mixture of its channels as one operation."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ from torch.nn import functional as F
 
 from transprune.numerics.alignment import map_channels
 
-ROW = 128
-"""Numbers in a row of memory from which on reading it in a vectorised loop pays."""
+ROW = 512
+"""Numbers in a row of memory from which on longer rows are read no faster."""
+VECTOR = 16
+"""Numbers that the widest registers of a CPU hold. Torch's own loops over the channels of a pixel take an incomplete
+register one by one, and its threads wait for each other's where their sums share a line of the cache."""
+PIXELS = 8192
+"""Pixels from which on what torch needs for these outweighs some 25 operations on small tensors."""
 
 
 def normalise_and_mix(features: Tensor, mixture: Tensor, shift: Tensor, eps: float) -> Tensor:
@@ -40,18 +45,59 @@ def normalise_and_mix(features: Tensor, mixture: Tensor, shift: Tensor, eps: flo
     if torch.is_autocast_enabled(features.device.type):
         with torch.autocast(features.device.type, enabled=False):
             return normalise_and_mix(features.float(), mixture.float(), shift.float(), eps)
-    if mixture.dim() == 1 and not _is_channels_last_on_cpu(features):  # torch's own is as fast there
+    if mixture.dim() == 1 and not _is_faster_in_rows(features):
         return F.batch_norm(features, None, None, mixture, shift, training=True, eps=eps)
-    mixed: Tensor = _NormaliseAndMix.apply(features, mixture, shift, eps)
+    mean, variance = _statistics(features)
+    mixed: Tensor = _NormaliseAndMix.apply(features, mixture, shift, mean, (variance + eps).rsqrt())
     return mixed
+
+
+def batch_norm(  # noqa: PLR0917 (the signature is torch's)
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """What `torch.nn.functional.batch_norm` computes, faster where channels lie last and no registers are full.
+
+    That is so on CPUs, in training, for widths that are no multiple of 16. Its gradient cannot be differentiated.
+    """
+    if not training or weight is None or bias is None or not _is_faster_in_rows(input):
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    mean, variance = _statistics(input)
+    follow((running_mean, running_var), (mean, variance), input.numel() // input.shape[1], momentum)
+    normal: Tensor = _NormaliseAndMix.apply(input, weight, bias, mean, (variance + eps).rsqrt())
+    return normal
+
+
+@torch.no_grad()
+def follow(
+    running: tuple[Tensor | None, Tensor | None], batch: tuple[Tensor, Tensor], samples: int | Tensor, momentum: float
+) -> None:
+    """Moves the running mean and variance of a batch norm towards those of a batch, in place.
+
+    Args:
+        running: Mean and unbiased variance [channels].
+        batch: Mean and biased variance [channels].
+        samples: How many numbers of each channel they are of.
+        momentum: Share of the way.
+    """
+    mean, variance = batch
+    for followed, value in zip(running, (mean, variance * (samples / (samples - 1))), strict=True):
+        if followed is not None:
+            followed.lerp_(value.to(followed), momentum)
 
 
 class _NormaliseAndMix(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, features: Tensor, mixture: Tensor, shift: Tensor, eps: float) -> Tensor:
+    def forward(  # noqa: PLR0917 (torch passes them so)
+        ctx: Any, features: Tensor, mixture: Tensor, shift: Tensor, mean: Tensor, rate: Tensor
+    ) -> Tensor:
         rows, repeats = _in_rows(features)
-        mean, variance = _statistics(rows, repeats)
-        rate = (variance + eps).rsqrt()
         scaled = mixture * rate
         ctx.save_for_backward(features, mean, rate, scaled)
         if mixture.dim() == 2:
@@ -63,7 +109,7 @@ class _NormaliseAndMix(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
         features, mean, rate, scaled = ctx.saved_tensors
         if _is_channels_last_on_cpu(features):
             gradient = gradient.contiguous(memory_format=torch.channels_last)
@@ -77,7 +123,7 @@ class _NormaliseAndMix(torch.autograd.Function):
             of_shift, of_mixture = _sums(gradients, rows, mean, rate, repeats)
             slope, offset = scaled * of_mixture, scaled * of_shift
         if not ctx.needs_input_grad[0]:
-            return None, of_mixture, of_shift, None
+            return None, of_mixture, of_shift, None, None
         share = -features.shape[1] / features.numel()
         slope = slope * rate * share
         offset = torch.addcmul(offset * share, slope, mean, value=-1)
@@ -89,7 +135,19 @@ class _NormaliseAndMix(torch.autograd.Function):
             its_rows = _in_rows(of_features)[0]
             torch.addcmul(_along(offset, rows, repeats), rows, _along(slope, rows, repeats), out=its_rows)
             its_rows.addcmul_(gradients, _along(scaled, rows, repeats))
-        return of_features, of_mixture, of_shift, None
+        return of_features, of_mixture, of_shift, None, None
+
+
+def _is_faster_in_rows(features: Tensor) -> bool:
+    """Whether a batch norm waits for memory less if several pixels are read at once."""
+    channels = features.shape[1]
+    return (
+        channels % VECTOR > 0
+        and channels < ROW
+        and features.numel() >= PIXELS * channels
+        and features.dtype in (torch.float32, torch.float64)
+        and _is_channels_last_on_cpu(features)
+    )
 
 
 def _is_channels_last_on_cpu(features: Tensor) -> bool:
@@ -100,14 +158,14 @@ def _is_channels_last_on_cpu(features: Tensor) -> bool:
 def _in_rows(features: Tensor) -> tuple[Tensor, int]:
     """The same memory as a feature map of more channels, and how often the channels are repeated there.
 
-    Torch's loops over the channels of a pixel are slow when there are few of them. Where the channels of a pixel lie
-    side by side, so do those of several pixels.
+    Where the channels of a pixel lie side by side, so do those of several pixels: as many as fill registers, and long
+    rows.
     """
     if not _is_channels_last_on_cpu(features):
         return features, 1
     channels = features.shape[1]
     pixels, repeats = features.numel() // channels, 1
-    while repeats * channels < ROW and pixels % (2 * repeats) == 0:
+    while (repeats * channels < ROW or repeats * channels % VECTOR) and pixels % (2 * repeats) == 0:
         repeats *= 2
     columns = repeats * channels
     return features.as_strided((1, columns, pixels // repeats, 1), (features.numel(), 1, columns, columns)), repeats
@@ -115,15 +173,13 @@ def _in_rows(features: Tensor) -> tuple[Tensor, int]:
 
 def _along(values: Tensor, rows: Tensor, repeats: int) -> Tensor:
     """A number for each channel, in the shape to meet the rows."""
-    return _repeated(values, repeats).view(-1, *[1] * (rows.dim() - 2))
+    return values.repeat(repeats).view(-1, *[1] * (rows.dim() - 2))
 
 
-def _repeated(values: Tensor, repeats: int) -> Tensor:
-    return values.expand(repeats, -1).reshape(-1)
-
-
-def _statistics(rows: Tensor, repeats: int) -> tuple[Tensor, Tensor]:
+@torch.no_grad()
+def _statistics(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of every channel."""
+    rows, repeats = _in_rows(features)
     if rows.device.type != "cpu":
         variance, mean = torch.var_mean(rows, [0, *range(2, rows.dim())], correction=0)
         return mean, variance
@@ -137,7 +193,7 @@ def _statistics(rows: Tensor, repeats: int) -> tuple[Tensor, Tensor]:
 def _sums(gradients: Tensor, rows: Tensor, mean: Tensor, rate: Tensor, repeats: int) -> tuple[Tensor, Tensor]:
     """Σ g and Σ g·(x − μ)/σ of every channel."""
     _, products, sums = torch.ops.aten.native_batch_norm_backward(
-        *(gradients, rows, None, None, None, _repeated(mean, repeats), _repeated(rate, repeats)),
+        *(gradients, rows, None, None, None, mean.repeat(repeats), rate.repeat(repeats)),
         *(True, 0.0, [False, True, True]),
     )
     return sums.view(repeats, -1).sum(0), products.view(repeats, -1).sum(0)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from transprune.analysis.wrappers import unwrapped
 from transprune.errors import DivergenceError, OptionError
-from transprune.networks.memory_format import suits_channels_last, use_channels_last
+from transprune.networks.memory_format import use_channels_last_if_suited
+from transprune.networks.norms import fast_norms
 from transprune.numerics.annealing import warm_up_then_cosine
 from transprune.numerics.structures import on_device
 from transprune.runtime import Checkpoints, seeded
@@ -209,8 +210,9 @@ class Fit(Loop):
         on_divergence: Policy,
     ) -> None:
         self.network = copy.deepcopy(unwrapped(start)).to(device)
-        if suits_channels_last(self.network, on_device(example_of(data), device)):
-            use_channels_last(self.network)
+        example = on_device(example_of(data), device)
+        is_channels_last = use_channels_last_if_suited(self.network.train(), example)
+        self.has_fast_norms = is_channels_last and device.type == "cpu" and not options.compile
         self.compute = compiled(self.network, options)
         batches, self.test_batches = (
             feed(data, part, task, batch_size=options.batch_size, seed=seed, device=device) for part in PARTS
@@ -225,7 +227,7 @@ class Fit(Loop):
             on_divergence=on_divergence,
         )
         self.options = options
-        self.loss = _loss_function(teacher, options, task, device)
+        self.loss = _loss_function(teacher, options, task, example)
         weights = list(self.network.parameters())
         self.optimizer = sgd(weights, options.learning_rate, options.momentum, options.weight_decay)
         self.update = Update(self.optimizer, self.network, options, device, self.sentinel)
@@ -247,7 +249,8 @@ class Fit(Loop):
         self.schedule.step()
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Any]:
-        outputs = self.compute(*batch.inputs)
+        with fast_norms(enabled=self.has_fast_norms):
+            outputs = self.compute(*batch.inputs)
         loss = self.loss(outputs, batch)
         if self.schedule.last_epoch == 0:
             check_first_loss(loss, self.phase)
@@ -271,12 +274,13 @@ PARTS: tuple[Literal["train"], Literal["test"]] = ("train", "test")
 
 
 def _loss_function(
-    teacher: nn.Module | None, options: TrainingOptions, task: Task, device: torch.device
+    teacher: nn.Module | None, options: TrainingOptions, task: Task, example: tuple[Tensor, ...]
 ) -> Callable[[Any, Batch], Tensor]:
-    """The loss of the outputs for a batch."""
+    """The loss of the outputs for a batch, where the example is."""
     if teacher is None or not isinstance(options, DistillationOptions) or task.ignores_teacher(options.weight):
         return lambda outputs, batch: task.loss_of(outputs, batch.targets)
-    guide = copy.deepcopy(unwrapped(teacher)).to(device).eval().requires_grad_(False)
+    guide = copy.deepcopy(unwrapped(teacher)).to(example[0].device).eval().requires_grad_(False)
+    use_channels_last_if_suited(guide, example)
     ask = compiled(guide, options)
     weight, temperature = options.weight, options.distillation_temperature
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from transprune.errors import OptionError
-from transprune.networks.joint_norms import joint_norms
+from transprune.networks.norms import joint_norms
 from transprune.numerics.structures import cut
 from transprune.runtime import processes
 from transprune.training.divergence import Sentinel

@@ -1,9 +1,12 @@
-"""Batch norms with the statistics of the batches of all processes (Ioffe & Szegedy, 2015, arXiv:1502.03167, Alg. 1)."""
+"""How batch norms in training are computed, whichever module calls them: over all processes, or fast on one CPU.
+
+Source: Ioffe & Szegedy, 2015, arXiv:1502.03167, Alg. 1.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -13,7 +16,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from transprune.numerics.alignment import map_channels
-from transprune.numerics.normalisation import normalise_and_mix
+from transprune.numerics.normalisation import batch_norm, follow, normalise_and_mix
 from transprune.runtime import processes
 
 _are_joint: ContextVar[bool] = ContextVar("_are_joint", default=False)
@@ -24,18 +27,26 @@ def joint_norms(*, enabled: bool = True) -> Iterator[None]:
     """Inside the block a batch norm in training takes its statistics over all processes, whichever module calls it."""
     token = _are_joint.set(enabled)
     try:
-        with _JointNorms() if enabled else nullcontext():
+        with _Norms(_joint_batch_norm) if enabled else nullcontext():
             yield
     finally:
         _are_joint.reset(token)
 
 
-class _JointNorms(TorchFunctionMode):
+def fast_norms(*, enabled: bool = True) -> AbstractContextManager[Any]:
+    """Inside the block a batch norm in training of one process is `transprune.numerics.normalisation.batch_norm`."""
+    return _Norms(batch_norm) if enabled and not _are_joint.get() else nullcontext()
+
+
+class _Norms(TorchFunctionMode):
+    """Calls another function in place of `torch.nn.functional.batch_norm`."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self._function = function
+
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if function is F.batch_norm:
-            return _batch_norm(*args, **kwargs)
-        return function(*args, **kwargs)
+        return (self._function if function is F.batch_norm else function)(*args, **(kwargs or {}))
 
 
 def normalise_and_mix_joint(features: Tensor, mixture: Tensor, shift: Tensor, eps: float) -> Tensor:
@@ -49,7 +60,7 @@ def normalise_and_mix_joint(features: Tensor, mixture: Tensor, shift: Tensor, ep
     return normal * _along(mixture, features) + _along(shift, features)
 
 
-def _batch_norm(  # noqa: PLR0917 (the signature is torch's)
+def _joint_batch_norm(  # noqa: PLR0917 (the signature is torch's)
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -63,11 +74,7 @@ def _batch_norm(  # noqa: PLR0917 (the signature is torch's)
     if not training:
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     mean, variance, samples = _statistics(input)
-    with torch.no_grad():
-        if running_mean is not None:
-            running_mean.lerp_(mean.to(running_mean), momentum)
-        if running_var is not None:
-            running_var.lerp_((variance * (samples / (samples - 1))).to(running_var), momentum)
+    follow((running_mean, running_var), (mean, variance), samples, momentum)
     scale = (variance + eps).rsqrt()
     scale = scale if weight is None else scale * weight
     shift = -mean * scale if bias is None else bias - mean * scale
