@@ -1,7 +1,9 @@
 """The supernet equals the paper's formulas, run slowly, and the networks that it stands for."""
 
 import copy
+import gc
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -113,6 +115,24 @@ def test_any_draw_equals_the_slow_reference(alignment, seed):
     parameters = random_parameters(space, seed)
     selection = parameters.sample(1.0)
     assert_equal_to_the_slow_version("resnet14", space, alignment, selection, list(parameters.parameters()))
+
+
+def test_a_step_frees_its_memory_without_the_collector_of_cycles():
+    space = inspected("resnet14")
+    supernet, parameters = (
+        Supernet(RESNETS["resnet14"](), space, IMAGES, alignment="pad"),
+        ArchitectureParameters(space),
+    )
+    gc.disable()
+    try:
+        selection = parameters.sample(1.0)
+        loss = supernet(selection, IMAGES).sum()
+        loss.backward(inputs=list(parameters.parameters()))  # what it does not reach keeps its features until the end
+        left = [weakref.ref(one) for one in (next(iter(selection.depths.values())).weights, loss)]
+        del selection, loss
+        assert [reference() for reference in left] == [None, None]
+    finally:
+        gc.enable()
 
 
 @alignments

@@ -193,20 +193,16 @@ class Program:
         device = inputs[0].device if inputs else None
         kept: dict[fx.Node, Tensor] = {}
 
-        def filled(template: Any) -> Any:
-            if isinstance(template, Value):
-                key = template.key
-                if key not in values:
-                    assert isinstance(key, fx.Node)
-                    values[key] = surroundings.state(str(trace.state(key)))
-                return values[key]
-            if isinstance(template, list):
-                return [filled(each) for each in template]
-            return device if isinstance(template, torch.device) else template
+        def value_of(key: object) -> Any:
+            if key not in values:
+                assert isinstance(key, fx.Node)
+                values[key] = surroundings.state(str(trace.state(key)))
+            return values[key]
 
         for step in self.steps:
             if surroundings.runs(step):
-                arguments = {**step.constants, **{name: filled(template) for name, template in step.reads.items()}}
+                read = {name: _filled(template, value_of, device) for name, template in step.reads.items()}
+                arguments = {**step.constants, **read}
                 for name, layout in step.sizes.items():
                     is_list = isinstance(layout, tuple)
                     arguments[name] = [each.size(sizes) for each in layout] if is_list else layout.size(sizes)  # type: ignore
@@ -224,8 +220,17 @@ class Program:
                 values[stage.name] = surroundings.stage_end(stage, handed_on)
                 for node in stage.exits:
                     values.pop(node, None)
-        flat = [filled(template) for template in self.outputs]
+        flat = [_filled(template, value_of, device) for template in self.outputs]
         return _pytree.tree_unflatten(flat, trace.structure)
+
+
+def _filled(template: Any, value_of: Callable[[object], Any], device: torch.device | None) -> Any:
+    """An argument with its values in place. No closure that calls itself: such a cycle would keep every forward's graph."""
+    if isinstance(template, Value):
+        return value_of(template.key)
+    if isinstance(template, list):
+        return [_filled(each, value_of, device) for each in template]
+    return device if isinstance(template, torch.device) else template
 
 
 def _plain(node: fx.Node) -> dict[str, Any]:
