@@ -225,7 +225,10 @@ class Program:
 
 
 def _filled(template: Any, value_of: Callable[[object], Any], device: torch.device | None) -> Any:
-    """An argument with its values in place. No closure that calls itself: such a cycle would keep every forward's graph."""
+    """An argument with its values in place.
+
+    It is no closure: one that calls itself is a cycle, which would keep the features of a forward.
+    """
     if isinstance(template, Value):
         return value_of(template.key)
     if isinstance(template, list):
