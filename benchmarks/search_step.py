@@ -9,8 +9,9 @@ network; they are timed in both memory formats, and `ratio` is to the faster one
 - `start`: weights step, all candidates equally probable, sampling temperature 10; each repeat draws anew;
 - `end`: weights step, settled on an architecture of half the MACs, sampling temperature 0.1;
 - `architecture`: step of the architecture parameters in the conditions of `start`;
-- `smaller`: no search, but a step as `transprune.distill` makes it, without a teacher, of the network that `end` is
-  settled on: what is left of a step at its end when nothing is searched any more.
+- `smaller`: no search, but a training step, as `transprune.train` makes it, of the network that `end` is settled on:
+  what is left of a step at its end when nothing is searched any more;
+- `distillation`: the same with the unpruned network as its teacher, as `transprune.distill` makes it.
 
 Every repeat runs each kind of step once, in turn, so that a busy machine slows all of them; and it begins with another
 kind, since steps of the same draw share the kernels that are compiled for its shapes. All draws are made twice: kernels
@@ -44,15 +45,18 @@ from transprune.analysis.cost import ExpectedCost
 from transprune.analysis.derivation import derive
 from transprune.analysis.inspection import inspect
 from transprune.budget import Budget
-from transprune.networks.norms import fast_norms
 from transprune.networks.selection import ArchitectureParameters
 from transprune.networks.supernet import Supernet
 from transprune.numerics.penalty import budget_penalty
 from transprune.runtime import environment, keep_kernels
 from transprune.training.bilevel import SearchOptions
-from transprune.training.fitting import sgd
+from transprune.training.feeding import Batch
+from transprune.training.fitting import DistillationOptions, Fit, sgd
+from transprune.training.tasks import classification
 
 MODES, ALIGNMENTS, PHASES = ("width", "depth", "both"), ("interpolate", "pad"), ("start", "end", "architecture")
+AFTERWARDS = ("smaller", "distillation")
+"""Steps of the network that a search has ended in."""
 FORMATS = {"plain": torch.contiguous_format, "plain_channels_last": torch.channels_last}
 COLUMNS = ("network", "batch", "mode", "alignment", "phase", "plain_ms", "search_ms", "ratio", "peak_mib", "peak_ratio")
 OPTIONS = SearchOptions()
@@ -78,7 +82,7 @@ class Kind:
 PLAIN = tuple(Kind(mode=name) for name in FORMATS)
 SEARCH = (
     *(Kind(mode=m, alignment=a, phase=p) for m, a, p in itertools.product(MODES, ALIGNMENTS, PHASES)),
-    *(Kind(mode=m, phase="smaller") for m in MODES),
+    *(Kind(mode=m, phase=p) for m, p in itertools.product(MODES, AFTERWARDS)),
 )
 
 
@@ -189,18 +193,32 @@ def step_of(kind: Kind, name: str, batch: int, device: str) -> Step:
     return search_step(kind, network, images, labels)
 
 
-def plain_step(network: nn.Module, images: Tensor, labels: Tensor, *, has_fast_norms: bool = False) -> Step:
+def plain_step(network: nn.Module, images: Tensor, labels: Tensor) -> Step:
     optimizer = weight_optimizer(network.train())
 
     def step(seed: int) -> None:
-        with fast_norms(enabled=has_fast_norms):
-            outputs = network(images)
-        loss = F.cross_entropy(outputs, labels)
+        loss = F.cross_entropy(network(images), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
     return step
+
+
+def step_of_fit(network: nn.Module, teacher: nn.Module | None, images: Tensor, labels: Tensor) -> Step:
+    """The steps of `transprune.training.fitting.Fit`, after its first."""
+    batches = [(images, labels)]
+    data = transprune.LoaderData(train=batches, test=batches, example=images[:1])
+    options = DistillationOptions(epochs=1000, learning_rate=0.01)
+    fit = Fit(
+        *(network, teacher, data, options, classification()),
+        seed=0,
+        device=images.device,
+        phase="distill",
+        on_divergence="stop",
+    )
+    batch = Batch((images,), labels)
+    return lambda seed: fit.step(batch)
 
 
 def weight_optimizer(network: nn.Module) -> torch.optim.SGD:
@@ -213,10 +231,9 @@ def search_step(kind: Kind, network: nn.Module, images: Tensor, labels: Tensor) 
     space = inspect(network, example, dimensions=kind.mode)
     parameters = ArchitectureParameters(space)
     settle(parameters, kind.phase)
-    if kind.phase == "smaller":
+    if kind.phase in AFTERWARDS:
         small = transprune.shrink(network, parameters.probabilities().most_probable(space), example)
-        small = small.to(device=images.device, memory_format=torch.channels_last)
-        return plain_step(small, images, labels, has_fast_norms=images.device.type == "cpu")
+        return step_of_fit(small, network if kind.phase == "distillation" else None, images, labels)
     supernet = Supernet(network, space, example, alignment=kind.alignment).to(images.device).train()
     parameters.to(images.device)
     limit = HALF.limit(space)
@@ -252,14 +269,14 @@ def search_step(kind: Kind, network: nn.Module, images: Tensor, labels: Tensor) 
 def settle(parameters: ArchitectureParameters, phase: str) -> None:
     """Equal logits; at the end high ones for the architecture of half the MACs that random logits favour."""
     space = parameters.space
-    if phase in ("end", "smaller"):
+    if phase in ("end", *AFTERWARDS):
         chance = torch.Generator().manual_seed(0)
         for logits in parameters.parameters():
             logits.normal_(generator=chance)
         chosen = derive(space, parameters.probabilities(), [HALF.limit(space)])
     for logits in parameters.parameters():
         logits.zero_()
-    if phase in ("end", "smaller"):
+    if phase in ("end", *AFTERWARDS):
         for row, group in zip(parameters.widths, space.groups, strict=True):
             row[group.candidates.index(chosen.widths.get(group.name, group.width))] = SETTLED
         for row, stage in zip(parameters.depths, space.stages, strict=True):
