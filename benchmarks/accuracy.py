@@ -82,7 +82,7 @@ ABLATIONS = {
 RECIPES = {
     "short": Arm(label="8 epochs of search, 10 of distillation", start="supernet", search={"epochs": 8}, epochs=10),
     "brief-search": Arm(
-        label="6 epochs of search, 13 of distillation", start="supernet", search={"epochs": 6}, epochs=13
+        label="6 epochs of search, 16 of distillation", start="supernet", search={"epochs": 6}, epochs=16
     ),
     "long": Arm(label="20 epochs of search, 20 of distillation", start="supernet", search={"epochs": 20}, epochs=20),
 }
