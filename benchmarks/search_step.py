@@ -153,10 +153,10 @@ def measured(
     ]
 
 
-def medians(steps: dict[Kind, Step], repeats: int, device: str) -> tuple[dict[Kind, float], dict[Kind, float]]:
+def medians(steps: dict[Any, Step], repeats: int, device: str) -> tuple[dict[Any, float], dict[Any, float]]:
     """Milliseconds on the clock and of the processor of each kind of step, over draws 0 to `repeats`."""
-    wall: dict[Kind, list[float]] = {kind: [] for kind in steps}
-    cpu: dict[Kind, list[float]] = {kind: [] for kind in steps}
+    wall: dict[Any, list[float]] = {kind: [] for kind in steps}
+    cpu: dict[Any, list[float]] = {kind: [] for kind in steps}
     for repeat in range(repeats):
         for kind, step in rotated(list(steps.items()), repeat):
             took_wall, took_cpu = timed(step, repeat, device)
@@ -205,13 +205,13 @@ def plain_step(network: nn.Module, images: Tensor, labels: Tensor) -> Step:
     return step
 
 
-def step_of_fit(network: nn.Module, teacher: nn.Module | None, images: Tensor, labels: Tensor) -> Step:
-    """The steps of `transprune.training.fitting.Fit`, after its first."""
+def step_of_fit(network: nn.Module, teacher: nn.Module | None, images: Tensor, labels: Tensor, **options: Any) -> Step:
+    """The steps of `transprune.training.fitting.Fit`; `options` are those of the training."""
     batches = [(images, labels)]
     data = transprune.LoaderData(train=batches, test=batches, example=images[:1])
-    options = DistillationOptions(epochs=1000, learning_rate=0.01)
+    training = DistillationOptions(epochs=1000, learning_rate=0.01, **options)
     fit = Fit(
-        *(network, teacher, data, options, classification()),
+        *(network, teacher, data, training, classification()),
         seed=0,
         device=images.device,
         phase="distill",
