@@ -45,7 +45,7 @@ class TrainingOptions(StepOptions):
     evaluate_every: int = 1
     """Epochs between evaluations on the test data; the last epoch is always evaluated."""
     compile: bool = False
-    """Whether `torch.compile` makes the network's forward and backward faster; it takes a minute or so first."""
+    """Whether `torch.compile` makes the network's forward and backward faster; it takes minutes first."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
