@@ -208,9 +208,9 @@ def test_the_gradient_reaches_every_drawn_candidate_and_no_other(alignment):
 def test_the_full_architecture_computes_what_the_plain_network_does_in_training(name, alignment):
     torch.manual_seed(0)
     network, space = RESNETS[name]().train(), inspected(name)
-    supernet = Supernet(network, space, IMAGES, alignment=alignment)
+    supernet = Supernet(network, space, IMAGES, alignment=alignment).double()
     full = Selection.of(space, space.full_architecture())
-    torch.testing.assert_close(supernet(full, IMAGES), network(IMAGES), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(supernet(full, IMAGES.double()), network.double()(IMAGES.double()), rtol=1e-9, atol=1e-9)
 
 
 @alignments
