@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import transprune
+from test_normalisation import in_rows
 from test_resume import StopsAfter
 from test_searching import Residual
 from test_training import SHORT, assert_same_state, small_network, two_colours
@@ -162,8 +163,7 @@ def deep_network():
 
 def test_norms_of_a_network_in_training_are_computed_in_rows_and_learn_the_same(monkeypatch):
     monkeypatch.setattr(normalisation, "PIXELS", 1)
-    calls, usual = [], normalisation._NormaliseAndMix.apply
-    monkeypatch.setattr(normalisation._NormaliseAndMix, "apply", lambda *given: calls.append(1) or usual(*given))
+    calls = in_rows(monkeypatch)
     fast, plain = fit_of(deep_network()), fit_of(deep_network())
     plain.has_fast_norms = False
     plain.run()

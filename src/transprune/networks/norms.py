@@ -5,7 +5,7 @@ Source: Ioffe & Szegedy, 2015, arXiv:1502.03167, Alg. 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from transprune.numerics.alignment import map_channels
-from transprune.numerics.normalisation import batch_norm, follow, normalise_and_mix
+from transprune.numerics.normalisation import follow, is_faster_in_rows, normalise_and_mix, with_statistics
 from transprune.runtime import processes
 
 _are_joint: ContextVar[bool] = ContextVar("_are_joint", default=False)
@@ -27,26 +27,22 @@ def joint_norms(*, enabled: bool = True) -> Iterator[None]:
     """Inside the block a batch norm in training takes its statistics over all processes, whichever module calls it."""
     token = _are_joint.set(enabled)
     try:
-        with _Norms(_joint_batch_norm) if enabled else nullcontext():
+        with _Norms() if enabled else nullcontext():
             yield
     finally:
         _are_joint.reset(token)
 
 
 def fast_norms(*, enabled: bool = True) -> AbstractContextManager[Any]:
-    """Inside the block a batch norm in training of one process is `transprune.numerics.normalisation.batch_norm`."""
-    return _Norms(batch_norm) if enabled and not _are_joint.get() else nullcontext()
+    """Inside the block a batch norm in training is computed in rows where that is faster; `joint_norms` prevails."""
+    return _Norms() if enabled else nullcontext()
 
 
 class _Norms(TorchFunctionMode):
-    """Calls another function in place of `torch.nn.functional.batch_norm`."""
-
-    def __init__(self, function: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self._function = function
+    """Calls `_batch_norm` in place of `torch.nn.functional.batch_norm`."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return (self._function if function is F.batch_norm else function)(*args, **(kwargs or {}))
+        return (_batch_norm if function is F.batch_norm else function)(*args, **(kwargs or {}))
 
 
 def normalise_and_mix_joint(features: Tensor, mixture: Tensor, shift: Tensor, eps: float) -> Tensor:
@@ -60,7 +56,7 @@ def normalise_and_mix_joint(features: Tensor, mixture: Tensor, shift: Tensor, ep
     return normal * _along(mixture, features) + _along(shift, features)
 
 
-def _joint_batch_norm(  # noqa: PLR0917 (the signature is torch's)
+def _batch_norm(  # noqa: PLR0917 (the signature is torch's)
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -71,14 +67,20 @@ def _joint_batch_norm(  # noqa: PLR0917 (the signature is torch's)
     eps: float = 1e-5,
 ) -> Tensor:
     """What `torch.nn.functional.batch_norm` computes."""
-    if not training:
+    samples: int | Tensor
+    if training and _are_joint.get():
+        mean, variance, samples = _statistics(input)
+        scale = (variance + eps).rsqrt()
+        scale = scale if weight is None else scale * weight
+        shift = -mean * scale if bias is None else bias - mean * scale
+        normal = (input * _along(scale, input) + _along(shift, input)).to(input.dtype)
+    elif training and weight is not None and bias is not None and is_faster_in_rows(input):
+        normal, mean, variance = with_statistics(input, weight, bias, eps)
+        samples = input.numel() // input.shape[1]
+    else:
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    mean, variance, samples = _statistics(input)
     follow((running_mean, running_var), (mean, variance), samples, momentum)
-    scale = (variance + eps).rsqrt()
-    scale = scale if weight is None else scale * weight
-    shift = -mean * scale if bias is None else bias - mean * scale
-    return (input * _along(scale, input) + _along(shift, input)).to(input.dtype)
+    return normal
 
 
 def _statistics(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:

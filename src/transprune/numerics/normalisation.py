@@ -45,33 +45,19 @@ def normalise_and_mix(features: Tensor, mixture: Tensor, shift: Tensor, eps: flo
     if torch.is_autocast_enabled(features.device.type):
         with torch.autocast(features.device.type, enabled=False):
             return normalise_and_mix(features.float(), mixture.float(), shift.float(), eps)
-    if mixture.dim() == 1 and not _is_faster_in_rows(features):
+    if mixture.dim() == 1 and not is_faster_in_rows(features):
         return F.batch_norm(features, None, None, mixture, shift, training=True, eps=eps)
+    return with_statistics(features, mixture, shift, eps)[0]
+
+
+def with_statistics(features: Tensor, mixture: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """`normalise_and_mix` in our own kernel, then mean and biased variance of the batch [channels].
+
+    Its gradient cannot be differentiated.
+    """
     mean, variance = _statistics(features)
     mixed: Tensor = _NormaliseAndMix.apply(features, mixture, shift, mean, (variance + eps).rsqrt())
-    return mixed
-
-
-def batch_norm(  # noqa: PLR0917 (the signature is torch's)
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    """What `torch.nn.functional.batch_norm` computes, faster where channels lie last and no registers are full.
-
-    That is so on CPUs, in training, for widths that are no multiple of 16. Its gradient cannot be differentiated.
-    """
-    if not training or weight is None or bias is None or not _is_faster_in_rows(input):
-        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    mean, variance = _statistics(input)
-    follow((running_mean, running_var), (mean, variance), input.numel() // input.shape[1], momentum)
-    normal: Tensor = _NormaliseAndMix.apply(input, weight, bias, mean, (variance + eps).rsqrt())
-    return normal
+    return mixed, mean, variance
 
 
 @torch.no_grad()
@@ -138,8 +124,11 @@ class _NormaliseAndMix(torch.autograd.Function):
         return of_features, of_mixture, of_shift, None, None
 
 
-def _is_faster_in_rows(features: Tensor) -> bool:
-    """Whether a batch norm waits for memory less if several pixels are read at once."""
+def is_faster_in_rows(features: Tensor) -> bool:
+    """Whether a batch norm in training waits for memory less than torch's own if it reads several pixels at once.
+
+    That is so on CPUs where channels lie last and fill no registers.
+    """
     channels = features.shape[1]
     return (
         channels % VECTOR > 0
