@@ -21,9 +21,7 @@ from transprune.analysis.axes import (
     FreeSum,
     Multiplied,
     atoms,
-    collapse,
     concatenate,
-    factor,
     fix,
     fixed,
     is_fixed,
@@ -31,11 +29,9 @@ from transprune.analysis.axes import (
     multiply,
     produce,
     settle,
-    split,
-    unify,
-    unify_products,
 )
 from transprune.analysis.layouts import Concatenation, Constant, Group, Layout, Product, Samples, Sizes
+from transprune.analysis.unification import collapse, factor, split, unify, unify_products
 
 FULL = 64
 """No tensor has more entries."""

@@ -1,10 +1,9 @@
-"""Which entries of which axes are cut together: axes as terms, and their unification.
+"""Which entries of which axes are cut together: axes as terms.
 
 Every axis of every tensor in a trace is an `Axis`. It starts as an atom, and what the operators do to it gives it a
 form: a concatenation of axes, a product of axes (one axis viewed as several, the first varying slowest), or another
-axis that it is the same as. Two axes that an operator needs to agree are unified: their forms are refined until their
-parts match one by one. An atom that remains is a set of entries that may be cut freely; where forms do not fit
-together, all that is behind them is fixed at its full size. Nothing is ever guessed.
+axis that it is the same as. Axes that an operator needs to agree are unified (`transprune.analysis.unification`). An
+atom that remains is a set of entries that may be cut freely.
 """
 
 from __future__ import annotations
@@ -89,7 +88,7 @@ def settle(axis: Axis) -> Axis:
         axis = following
     form = axis.form
     if isinstance(form, Multiplied):
-        factors = tuple(inner for factor in form.factors for inner in _factors(settle(factor)) if inner.size != 1)
+        factors = tuple(inner for factor in form.factors for inner in factors_of(settle(factor)) if inner.size != 1)
         if len(factors) == 1:
             axis.form = Same(factors[0])
             return factors[0]
@@ -103,7 +102,8 @@ def settle(axis: Axis) -> Axis:
     return axis
 
 
-def _factors(axis: Axis) -> tuple[Axis, ...]:
+def factors_of(axis: Axis) -> tuple[Axis, ...]:
+    """The factors of a product that is settled; of another axis itself."""
     return axis.form.factors if isinstance(axis.form, Multiplied) else (axis,)
 
 
@@ -157,247 +157,12 @@ def is_atom(axis: Axis) -> bool:
     return settle(axis).form is None
 
 
-def collapse(axis: Axis) -> Axis:
-    """Makes the exits of a stage one axis, and a free sum its main side, for operators that need one thing."""
-    axis = settle(axis)
-    match axis.form:
-        case Behind(_, (first, *others)):
-            axis.form = Same(first)
-            for other in others:
-                unify(first, other)
-            return collapse(first)
-        case FreeSum(_, main, _):
-            axis.form = Same(main)
-            return collapse(main)
-        case _:
-            return axis
-
-
-def unify(first: Axis, second: Axis, reason: str = "its uses do not fit together") -> None:
-    """Makes two axes of one size the same.
-
-    Args:
-        first: One axis.
-        second: The other.
-        reason: Why both are fixed where their forms cannot be brought together.
-    """
-    first, second = settle(first), settle(second)
-    if first is second or first.size == second.size == 1:
-        return
-    if first.size != second.size:
-        fix(first, reason)
-        fix(second, reason)
-        return
-    if second.is_unbound and second.form is None:
-        _bind(second, first)
-    elif first.is_unbound and first.form is None:
-        _bind(first, second)
-    else:
-        _unify_forms(collapse(first), collapse(second), reason)
-
-
-def _bind(atom: Axis, axis: Axis) -> None:
-    """Lets an atom of which nothing was said be an axis."""
-    for layer in atom.layers:
-        produce(axis, layer)
-    atom.form, atom.is_unbound = Same(axis), False
-    axis.is_unbound = False
-
-
-def _unify_forms(first: Axis, second: Axis, reason: str) -> None:
-    if first is second:
-        return
-    if first.form is not None and second.form is None:
-        first, second = second, first
-    if first.form is None:
-        _join(first, second, reason)
-    elif isinstance(first.form, Multiplied) and isinstance(second.form, Multiplied):
-        unify_products(first.form.factors, second.form.factors, reason)
-    else:
-        _unify_parts(first, second, reason)
-
-
-def _join(atom: Axis, axis: Axis, reason: str) -> None:
-    """Lets an atom be an axis, with all that was said of it."""
-    behind = list(atoms(axis))
-    if any(inner is atom for inner in behind):
-        fix(axis, reason)  # an axis cannot be a part of itself
-        return
-    if atom.is_batch or (axis.form is None and axis.is_batch):
-        _join_samples(atom, axis, reason)
-        return
-    for inner in behind:
-        for layer in atom.layers:
-            produce(inner, layer)
-        inner.is_ordered |= atom.is_ordered
-        inner.is_inexact |= atom.is_inexact
-        if atom.reason is not None and not inner.is_batch:
-            inner.reason = inner.reason or atom.reason
-    atom.form, axis.is_unbound = Same(axis), False
-
-
-def _join_samples(first: Axis, second: Axis, reason: str) -> None:
-    """Lets an axis that nobody produces count samples, as another one does."""
-    if first.is_batch and second.is_batch:
-        first.form = Same(second)
-        return
-    samples, other = (first, second) if first.is_batch else (second, first)
-    if other.form is None and not other.layers:
-        other.form = Same(samples)
-    else:
-        fix(other, reason)
-
-
-def unify_products(first: Sequence[Axis], second: Sequence[Axis], reason: str) -> None:
-    """Makes two products of the same size the same, factor by factor, refining those that are too coarse."""
-    left, right = _merged(first), _merged(second)
-    while left and right:
-        one, other = left[0], right[0]
-        if one.size == other.size:
-            unify(one, other, reason)
-            del left[0], right[0]
-        elif one.size % other.size == 0:
-            left[:1] = factor(one, (other.size, one.size // other.size), reason)
-        elif other.size % one.size == 0:
-            right[:1] = factor(other, (one.size, other.size // one.size), reason)
-        else:
-            break
-    for axis in (*left, *right):  # what is left over did not fit
-        fix(axis, reason)
-
-
-def _merged(axes: Sequence[Axis]) -> list[Axis]:
-    """The factors of several axes, where fixed neighbours are one: how they are made up does not matter."""
-    merged: list[Axis] = []
-    for factor in (inner for axis in axes for inner in _factors(settle(axis)) if inner.size != 1):
-        if merged and is_whole(merged[-1]) and is_whole(factor):
-            merged[-1] = fixed(merged[-1].size * factor.size, next(atoms(factor)).reason or "")
-        else:
-            merged.append(factor)
-    return merged
-
-
-def is_whole(axis: Axis) -> bool:
-    """Whether an axis always has the same entries."""
-    return is_fixed(axis) and not any(atom.is_batch for atom in atoms(axis))
-
-
-def factor(axis: Axis, sizes: Sequence[int], reason: str = "its uses do not fit together") -> list[Axis]:
-    """An axis as a product of axes of the given sizes.
-
-    Args:
-        axis: Of as many entries as the sizes multiply to.
-        sizes: One for each factor.
-        reason: Why the axis is fixed where that is not possible.
-    """
-    axis = settle(axis)
-    factors = [Axis(size) for size in sizes]
-    if axis.form is None:
-        for each in factors:
-            each.reason, each.layers, each.is_unbound = axis.reason, list(axis.layers), False
-            each.is_ordered, each.is_inexact = axis.is_ordered, axis.is_inexact
-        if axis.is_batch:
-            factors[0].is_batch = True
-            for each in factors[1:]:
-                each.reason = "it is a part of the batch"
-        axis.form, axis.is_unbound = Multiplied(tuple(factors)), False
-        return factors
-    whole = Axis(axis.size, Multiplied(tuple(factors)), is_unbound=False)
-    unify(axis, whole, reason)
-    return factors
-
-
-def split(axis: Axis, sizes: Sequence[int], reason: str = "its uses do not fit together") -> list[Axis]:
-    """An axis as a concatenation of axes of the given sizes.
-
-    Args:
-        axis: Of as many entries as the sizes add up to.
-        sizes: One for each part.
-        reason: Why the axis is fixed where that is not possible.
-    """
-    parts: list[Axis] = []
-    rest = axis
-    for size in sizes[:-1]:
-        part, rest = _split_at(collapse(rest), size, reason)
-        parts.append(part)
-    return [*parts, rest]
-
-
-def _split_at(axis: Axis, position: int, reason: str) -> tuple[Axis, Axis]:
-    if position in (0, axis.size):
-        nothing = fixed(0, reason)
-        return (nothing, axis) if position == 0 else (axis, nothing)
-    match axis.form:
-        case Concatenated(parts):
-            return _split_concatenation(parts, position, reason)
-        case Multiplied((outer, *inner)):
-            step = prod(factor.size for factor in inner)
-            if position % step == 0:
-                before, after = _split_at(collapse(outer), position // step, reason)
-                left, right = (
-                    Axis(part.size * step, Multiplied((part, *inner)), is_unbound=False) for part in (before, after)
-                )
-                axis.form = Concatenated((left, right))
-                return settle(left), settle(right)
-            if (is_fixed(outer) or outer.size <= 2) and not outer.is_batch:
-                return _split_at(_written_out(axis, outer, inner, reason), position, reason)
-            fix(axis, reason)
-            return fixed(position, reason), fixed(axis.size - position, reason)
-        case _:
-            left, right = Axis(position), Axis(axis.size - position)
-            for part in (left, right):
-                part.reason, part.layers, part.is_unbound = axis.reason, list(axis.layers), False
-                part.is_ordered, part.is_inexact = axis.is_ordered, axis.is_inexact
-                if axis.is_batch:
-                    part.reason = "it is a part of the batch"
-            axis.form, axis.is_unbound = Concatenated((left, right)), False
-            return left, right
-
-
-def _split_concatenation(parts: Sequence[Axis], position: int, reason: str) -> tuple[Axis, Axis]:
-    before: list[Axis] = []
-    after = [settle(part) for part in parts]
-    while position >= after[0].size:
-        position -= after[0].size
-        before.append(after.pop(0))
-        if not after:
-            break
-    if position and after:
-        left, right = _split_at(collapse(after[0]), position, reason)
-        before.append(left)
-        after[0] = right
-    return _concatenation(before), _concatenation(after)
-
-
-def _concatenation(parts: Sequence[Axis]) -> Axis:
-    return settle(Axis(sum(part.size for part in parts), Concatenated(tuple(parts)), is_unbound=False))
-
-
-def _written_out(axis: Axis, outer: Axis, inner: Sequence[Axis], reason: str) -> Axis:
-    """A product whose first factor is fixed as that many copies of the rest, one after the other."""
-    fix(outer, reason)
-    size = axis.size // outer.size
-    rest = Axis(size, Multiplied(tuple(inner)), is_unbound=False)
-    axis.form = Concatenated((rest,) * outer.size)
-    return settle(axis)
-
-
 def concatenate(parts: Sequence[Axis]) -> Axis:
     """Several axes, one after the other."""
-    return _concatenation([settle(part) for part in parts])
+    return settle(Axis(sum(part.size for part in parts), Concatenated(tuple(parts)), is_unbound=False))
 
 
 def multiply(factors: Sequence[Axis]) -> Axis:
     """Several axes flattened into one, the last varying fastest."""
     size = prod(factor.size for factor in factors)
     return settle(Axis(size, Multiplied(tuple(factors)), is_unbound=False))
-
-
-def _unify_parts(first: Axis, second: Axis, reason: str) -> None:
-    """Makes a concatenation and another form the same: the other is split where the concatenation is."""
-    if not isinstance(first.form, Concatenated):
-        first, second = second, first
-    assert isinstance(first.form, Concatenated)  # at least one of the two is
-    sizes = [part.size for part in first.form.parts]
-    for one, other in zip(split(first, sizes, reason), split(second, sizes, reason), strict=True):
-        unify(one, other, reason)

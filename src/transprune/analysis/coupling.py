@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from transprune.analysis.axes import Axis, Behind, fix, fixed, produce, settle, unify
+from transprune.analysis.axes import Axis, Behind, fix, fixed, produce, settle
 from transprune.analysis.stages import BlockRun
 from transprune.analysis.trace import Trace, operator, shape, source_line
+from transprune.analysis.unification import unify
 from transprune.layers import Operator
 
 Axes = list[Axis]

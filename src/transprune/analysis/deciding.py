@@ -13,14 +13,13 @@ from transprune.analysis.axes import (
     Multiplied,
     Same,
     atoms,
-    collapse,
     fix,
     is_fixed,
     mark,
     settle,
-    unify,
 )
 from transprune.analysis.coupling import Coupling
+from transprune.analysis.unification import collapse, unify
 
 MANY = 8
 """As many groups of a convolution leave a real choice of how many to keep."""

@@ -11,15 +11,7 @@ from typing import Any
 import numpy as np
 from torch import fx, nn
 
-from transprune.analysis.axes import (
-    Axis,
-    Behind,
-    Concatenated,
-    FreeSum,
-    Multiplied,
-    atoms,
-    settle,
-)
+from transprune.analysis.axes import Axis, Behind, Concatenated, FreeSum, Multiplied, atoms, settle
 from transprune.analysis.coupling import PRODUCERS, Axes, Coupling, Use, couple
 from transprune.analysis.deciding import decide, searchable
 from transprune.analysis.layouts import (

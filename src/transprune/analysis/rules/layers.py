@@ -5,10 +5,11 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-from transprune.analysis.axes import Axis, factor, fix, fixed, mark, multiply
+from transprune.analysis.axes import Axis, fix, fixed, mark, multiply
 from transprune.analysis.coupling import Axes, Call, Rule, Use
 from transprune.analysis.rules.pointwise import broadcast
 from transprune.analysis.rules.shapes import fixed_result
+from transprune.analysis.unification import factor
 from transprune.layers import Operator
 
 

@@ -7,18 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from transprune.analysis.axes import (
-    Axis,
-    concatenate,
-    factor,
-    is_fixed,
-    multiply,
-    settle,
-    split,
-    unify_products,
-)
+from transprune.analysis.axes import Axis, concatenate, is_fixed, multiply, settle
 from transprune.analysis.coupling import Axes, Call, Rule
 from transprune.analysis.rules.pointwise import broadcast, fixed_axes
+from transprune.analysis.unification import factor, split, unify_products
 
 
 def reshape(call: Call) -> Axes:
