@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import transprune
 from test_normalisation import in_rows
@@ -165,13 +166,75 @@ def test_norms_of_a_network_in_training_are_computed_in_rows_and_learn_the_same(
     monkeypatch.setattr(normalisation, "PIXELS", 1)
     calls = in_rows(monkeypatch)
     fast, plain = fit_of(deep_network()), fit_of(deep_network())
-    plain.has_fast_norms = False
+    plain.update.has_fast_norms = False
     plain.run()
     assert calls == []
     fast.run()
     assert len(calls) == fast.epochs * fast.steps_an_epoch
     torch.testing.assert_close(fast.network.state_dict(), plain.network.state_dict(), rtol=1e-3, atol=1e-5)
-    assert not fit_of(deep_network(), compile=True).has_fast_norms
+    assert not fit_of(deep_network(), compile=True).update.has_fast_norms
+
+
+class Recomputing(nn.Module):
+    """Keeps no activations of its middle layers, but computes them again in the backward."""
+
+    def __init__(self, **settings):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Conv2d(1, 4, 1)
+        self.middle = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4, momentum=0.0), nn.ReLU())
+        self.last = nn.Linear(16, 2)
+        self.settings = settings
+
+    def forward(self, images):
+        features = self.first(images)
+        recomputes = self.settings and torch.is_grad_enabled()
+        features = checkpoint(self.middle, features, **self.settings) if recomputes else self.middle(features)
+        return self.last(features.flatten(1))
+
+
+@pytest.mark.parametrize("is_reentrant", [False, True])
+def test_activations_that_are_computed_again_pass_through_the_same_norms(is_reentrant, monkeypatch):
+    monkeypatch.setattr(normalisation, "PIXELS", 1)
+    plain, recomputing = fit_of(Recomputing()), fit_of(Recomputing(use_reentrant=is_reentrant))
+    plain.run()
+    recomputing.run()
+    for name, parameter in plain.network.named_parameters():
+        torch.testing.assert_close(recomputing.network.get_parameter(name), parameter)
+
+
+class Casting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(1, 16, 3, padding=1)
+        self.norm = nn.BatchNorm2d(16)
+        self.second = nn.Conv2d(16, 16, 3, padding=1)
+        self.last = nn.Linear(16, 2)
+
+    def forward(self, images):
+        features = self.second(torch.relu(self.norm(self.conv(images))))
+        return self.last(features.float().mean((2, 3)))
+
+
+def test_a_forward_that_casts_is_searched_at_lower_precision():
+    options = transprune.SearchOptions(**SEARCH | {"epochs": 1}, precision="bfloat16")
+    found = transprune.search(Casting(), two_colours(), "macs=0.6", options)
+    assert found.actual <= found.target
+
+
+SPOILT = (torch.ones(8, 4), torch.full((8, 4), float("inf")), torch.ones(8, 4))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_step_is_left_out_at_any_precision_and_its_layer_named(precision, capsys):
+    batches = [(images, torch.zeros(8, dtype=torch.int64)) for images in SPOILT]
+    data = transprune.LoaderData(train=batches, test=batches[:1], example=torch.zeros(1, 4))
+    options = transprune.TrainingOptions(epochs=1, warm_up_epochs=0, precision=precision)
+    history = []
+    transprune.train(nn.Sequential(nn.Linear(4, 2)), data, options, on_divergence="skip", on_epoch=history.append)
+    assert history[0]["skipped"] == 1
+    assert "the output of the layer '0' is the first that is not finite" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("network", "is_last"), [(Flat, False), (deep_network, True)])
@@ -212,6 +275,16 @@ def test_a_prepared_network_is_worked_on_under_its_plain_names(wrap):
     options = transprune.DistillationOptions(epochs=1, batch_size=16, warm_up_epochs=0)
     names = list(transprune.distill(wrap(student), prepared, two_colours(), options).state_dict())
     assert names == list(student.state_dict())
+
+
+def test_a_forward_that_accelerate_replaced_is_taken_off():
+    network = Residual()
+    network._original_forward, network.forward = network.forward, lambda images: pytest.fail("replaced")
+    plain = unwrapped(network)
+    assert plain(torch.zeros(2, 1, 4, 4)).shape == (2, 2)
+    assert "forward" in vars(network), "the caller's network is untouched"
+    assert plain.state_dict().keys() == network.state_dict().keys()
+    assert all(one is other for one, other in zip(plain.parameters(), network.parameters(), strict=True))
 
 
 def test_a_network_that_only_has_a_part_named_module_is_no_wrapper():

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ def joint_norms(*, enabled: bool = True) -> Iterator[None]:
     """Inside the block a batch norm in training takes its statistics over all processes, whichever module calls it."""
     token = _are_joint.set(enabled)
     try:
-        with _Norms() if enabled else nullcontext():
+        with _Norms(are_joint=True) if enabled else nullcontext():
             yield
     finally:
         _are_joint.reset(token)
@@ -35,14 +36,22 @@ def joint_norms(*, enabled: bool = True) -> Iterator[None]:
 
 def fast_norms(*, enabled: bool = True) -> AbstractContextManager[Any]:
     """Inside the block a batch norm in training is computed in rows where that is faster; `joint_norms` prevails."""
-    return _Norms() if enabled else nullcontext()
+    return _Norms(are_joint=_are_joint.get()) if enabled else nullcontext()
 
 
 class _Norms(TorchFunctionMode):
-    """Calls `_batch_norm` in place of `torch.nn.functional.batch_norm`."""
+    """Calls `_batch_norm` in place of `torch.nn.functional.batch_norm`.
+
+    Unlike a context variable, a mode is also there in the threads of a backward, where checkpointed activations are
+    computed again.
+    """
+
+    def __init__(self, *, are_joint: bool) -> None:
+        super().__init__()
+        self._batch_norm = partial(_batch_norm, are_joint=are_joint)
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return (_batch_norm if function is F.batch_norm else function)(*args, **(kwargs or {}))
+        return (self._batch_norm if function is F.batch_norm else function)(*args, **(kwargs or {}))
 
 
 def normalise_and_mix_joint(features: Tensor, mixture: Tensor, shift: Tensor, eps: float) -> Tensor:
@@ -65,10 +74,12 @@ def _batch_norm(  # noqa: PLR0917 (the signature is torch's)
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    *,
+    are_joint: bool,
 ) -> Tensor:
     """What `torch.nn.functional.batch_norm` computes."""
     samples: int | Tensor
-    if training and _are_joint.get():
+    if training and are_joint:
         mean, variance, samples = _statistics(input)
         scale = (variance + eps).rsqrt()
         scale = scale if weight is None else scale * weight

@@ -132,7 +132,7 @@ class _OnItsWay:
         self._flag = torch.empty((), dtype=torch.bool, pin_memory=True)
         self._flag.copy_(flag, non_blocking=True)
         self._event = torch.cuda.Event()
-        self._event.record()
+        self._event.record(torch.cuda.current_stream(flag.device))
 
     def arrived(self) -> bool:
         """Waits for what the device had to do before, but for nothing that it was given since."""
@@ -170,12 +170,16 @@ class _Watch(TorchDispatchMode):
     def __init__(self, named: Sequence[tuple[str, nn.Parameter]]) -> None:
         super().__init__()
         self._names = {parameter.untyped_storage().data_ptr(): name for name, parameter in named}
+        self._casts: list[Any] = []
         self.found: str | None = None
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         outputs = operator(*args, **(kwargs or {}))
         used = [self._names.get(tensor.untyped_storage().data_ptr()) for tensor in tensors_in(args)]
         names = [name for name in used if name is not None]
+        if names and operator is torch.ops.aten._to_copy.default:  # at lower precision layers read copies
+            self._casts.append(outputs)
+            self._names[outputs.untyped_storage().data_ptr()] = names[0]
         if self.found is None and names:
             floats = [tensor for tensor in tensors_in(outputs) if tensor.is_floating_point()]
             if not all(tensor.isfinite().all() for tensor in floats):

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from transprune.analysis.wrappers import unwrapped
 from transprune.errors import DivergenceError, OptionError
 from transprune.networks.memory_format import use_channels_last_if_suited
-from transprune.networks.norms import fast_norms
 from transprune.numerics.annealing import warm_up_then_cosine
 from transprune.numerics.structures import on_device
 from transprune.runtime import Checkpoints, seeded
@@ -212,7 +211,7 @@ class Fit(Loop):
         self.network = copy.deepcopy(unwrapped(start)).to(device)
         example = on_device(example_of(data), device)
         is_channels_last = use_channels_last_if_suited(self.network.train(), example)
-        self.has_fast_norms = is_channels_last and device.type == "cpu" and not options.compile
+        has_fast_norms = is_channels_last and device.type == "cpu" and not options.compile
         self.compute = compiled(self.network, options)
         batches, self.test_batches = (
             feed(data, part, task, batch_size=options.batch_size, seed=seed, device=device) for part in PARTS
@@ -230,7 +229,9 @@ class Fit(Loop):
         self.loss = _loss_function(teacher, options, task, example)
         weights = list(self.network.parameters())
         self.optimizer = sgd(weights, options.learning_rate, options.momentum, options.weight_decay)
-        self.update = Update(self.optimizer, self.network, options, device, self.sentinel)
+        self.update = Update(
+            self.optimizer, self.network, options, device, self.sentinel, has_fast_norms=has_fast_norms
+        )
         self.schedule = cosine_schedule(self.optimizer, self.steps_an_epoch, options.epochs, options.warm_up_epochs)
 
     def parts(self) -> dict[str, Any]:
@@ -249,8 +250,7 @@ class Fit(Loop):
         self.schedule.step()
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Any]:
-        with fast_norms(enabled=self.has_fast_norms):
-            outputs = self.compute(*batch.inputs)
+        outputs = self.compute(*batch.inputs)
         loss = self.loss(outputs, batch)
         if self.schedule.last_epoch == 0:
             check_first_loss(loss, self.phase)
@@ -333,6 +333,7 @@ def check_first_loss(loss: Tensor, phase: str) -> None:
         )
 
 
+@torch.no_grad()
 def estimate_statistics(
     network: nn.Module, data: Data, *, task: Task | None = None, batch_size: int = 256, seed: int = 0
 ) -> nn.Module:

@@ -9,9 +9,10 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
 from transprune.errors import OptionError
-from transprune.networks.norms import joint_norms
+from transprune.networks.norms import fast_norms, joint_norms
 from transprune.numerics.structures import cut
 from transprune.runtime import processes
 from transprune.training.divergence import Sentinel
@@ -63,6 +64,7 @@ class Update:
         options: How a step is computed.
         device: Where.
         sentinel: Judges every step.
+        has_fast_norms: Whether batch norms are computed inside `fast_norms`.
     """
 
     def __init__(
@@ -72,11 +74,18 @@ class Update:
         options: StepOptions,
         device: torch.device,
         sentinel: Sentinel,
+        *,
+        has_fast_norms: bool = False,
     ) -> None:
         self.optimizer, self._network, self._options, self._sentinel = optimizer, network, options, sentinel
+        self.has_fast_norms = has_fast_norms
         self._device = device
         self._learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        own = set(self._learning)
+        self._is_all_that_learns = all(each in own for each in network.parameters() if each.requires_grad)
         self._scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "float16")
+        # The scale is kept where it is first used; to undo it elsewhere, the host would have to wait for it.
+        self._scaler.scale(torch.zeros((), device=self._learning[0].device))
         processes.align([*self._learning, *network.parameters(), *network.buffers()])
 
     def step(self, batch: Batch, forward: Callable[[Batch], tuple[Tensor, Any]]) -> Sequence[Learned]:
@@ -95,18 +104,18 @@ class Update:
         self._sentinel.remember()
         self.optimizer.zero_grad()
         samples = processes.total(batch.samples)
-        learned = [self._backward(part, forward, samples) for part in parts_of(batch, self._options.accumulate)]
+        learned = [self._backward(part, forward, samples) for part in parts_of(batch, self._count(batch))]
         loss = _mean(learned, samples)
         gradients = [parameter.grad for parameter in self._learning]
         self._share([loss, *(gradient for gradient in gradients if gradient is not None)])
         if self._scaler.is_enabled():
             self._scaler.unscale_(self.optimizer)
             gradients = []  # where they overflow, the scaler leaves the step out and scales less
-        if not self._sentinel.passes(loss, gradients, lambda: forward(batch)):
-            return []
-        self._scaler.step(self.optimizer)
+        passes = self._sentinel.passes(loss, gradients, lambda: self._computed(batch, forward))
+        if passes:
+            self._scaler.step(self.optimizer)
         self._scaler.update()
-        return learned
+        return learned if passes else []
 
     def state_dict(self) -> dict[str, Any]:
         """State of the optimizer, and of the scale of the loss where there is one."""
@@ -123,15 +132,31 @@ class Update:
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     values[name] = torch.empty_like(parameter).copy_(value)
 
+    def _count(self, batch: Batch) -> int:
+        """In how many parts a batch is computed: in all processes as many, where each part's norms meet."""
+        count = self._options.accumulate
+        if count > 1 and self._are_norms_joint:
+            count = min(count, *processes.gathered(batch.samples))
+        return count
+
+    @property
+    def _are_norms_joint(self) -> bool:
+        return self._options.sync_norms and processes.count() > 1
+
     def _backward(self, part: Batch, forward: Callable[[Batch], tuple[Tensor, Any]], samples: int) -> Learned:
-        with joint_norms(enabled=self._options.sync_norms and processes.count() > 1), self._autocast():
-            loss, outputs = forward(part)
-        share = loss if part.samples == samples else loss * (part.samples / samples)
-        self._scaler.scale(share).backward(inputs=self._learning_now())
+        with fast_norms(enabled=self.has_fast_norms), joint_norms(enabled=self._are_norms_joint):
+            loss, outputs = self._computed(part, forward)
+            share = loss if part.samples == samples else loss * (part.samples / samples)
+            # Activations that are computed again in the backward (torch.utils.checkpoint) want the same norms: of a
+            # tensor it would leave the blocks, of an edge it does not. Nor can they be told what to differentiate by.
+            scaled = self._scaler.scale(share)
+            inputs = None if self._is_all_that_learns else [each for each in self._learning if each.requires_grad]
+            torch.autograd.backward(get_gradient_edge(scaled), torch.ones_like(scaled), inputs=inputs)
         return Learned(loss.detach(), outputs, part)
 
-    def _learning_now(self) -> list[Tensor]:
-        return [parameter for parameter in self._learning if parameter.requires_grad]
+    def _computed(self, part: Batch, forward: Callable[[Batch], tuple[Tensor, Any]]) -> tuple[Tensor, Any]:
+        with self._autocast():
+            return forward(part)
 
     def _share(self, tensors: list[Tensor]) -> None:
         """Adds up loss and gradients over all processes, and averages the running statistics."""
