@@ -18,11 +18,14 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from transprune.errors import ModelError
+from transprune.numerics.structures import on_device
 from transprune.runtime.user_code import own_place
 
 Example = Tensor | tuple[Tensor, ...]
 BATCH = 2
 """Samples in the batch that is traced: more than one, so that samples can be told from axes of one entry."""
+ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "_assert", "sym_constrain_range")
+"""Operators that torch.export adds to check what it saw; at another precision it is not so, and need not be."""
 
 
 @dataclass(frozen=True)
@@ -125,14 +128,15 @@ def trace(model: nn.Module, example: Example, *, training: bool = False) -> Trac
 
     Args:
         model: Any module that `torch.export` can read.
-        example: An input batch, or a tuple of the forward's positional arguments.
+        example: An input batch, or a tuple of the forward's positional arguments, on any device.
         training: Trace what the model does in training mode; otherwise in evaluation mode.
 
     Raises:
         ModelError: The model does not run on the example, or cannot be exported.
     """
     network = copy.deepcopy(model).train(training)
-    inputs = as_inputs(example)
+    place = next(network.parameters(), None)
+    inputs = as_inputs(example) if place is None else on_device(as_inputs(example), place.device)
     wanted = rebatched(inputs, BATCH)
     try:
         return _exported(network, inputs if wanted is None else wanted, None if wanted is None else BATCH)
@@ -201,7 +205,7 @@ def _at(error: Exception) -> str:
 
 
 def _trace_of(network: nn.Module, program: ExportedProgram, batch: int | None) -> Trace:
-    graph = _inlined(program.graph_module)
+    graph = _without_assertions(_inlined(program.graph_module))
     kinds: dict[InputKind, dict[str, str]] = {kind: {} for kind in InputKind}
     for spec in program.graph_signature.input_specs:
         kinds[spec.kind][spec.arg.name] = spec.target or ""
@@ -245,6 +249,13 @@ def _inlined(module: fx.GraphModule) -> fx.Graph:
             user.replace_all_uses_with(outcome)
             graph.erase_node(user)
         graph.erase_node(node)
+    return graph
+
+
+def _without_assertions(graph: fx.Graph) -> fx.Graph:
+    for node in list(graph.nodes):
+        if node.op == "call_function" and operator(node) in ASSERTIONS and not node.users:
+            graph.erase_node(node)
     return graph
 
 

@@ -127,11 +127,6 @@ def first(call: Call) -> Axes:
     return call.coupling.axes(call.node, call.node.all_input_nodes[0])
 
 
-def nothing(call: Call) -> Any:
-    """Nothing comes out, or nothing that matters."""
-    return []
-
-
 def created(call: Call) -> Axes:
     """A new tensor of one value: its axes take what they meet."""
     sizes = call.shape
@@ -158,12 +153,10 @@ ELEMENTWISE = (
     *("square", "multiply", "divide", "subtract", "true_divide", "maximum", "minimum", "clamp", "clamp_min", "lerp"),
     *("add_relu", "addcmul", "addcdiv", "logical_not", "ne", "eq", "gt", "lt", "ge", "le", "clip", "floor_divide"),
 )
-NOTHING = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range", "_assert")
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(HANDS_ON, first),
     **dict.fromkeys(ELEMENTWISE, elementwise),
-    **dict.fromkeys(NOTHING, nothing),
     **dict.fromkeys(("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"), first),
     **dict.fromkeys(("zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "empty", "new_empty"), created),
     **dict.fromkeys(("arange", "linspace", "eye", "scalar_tensor", "tensor"), counted),
