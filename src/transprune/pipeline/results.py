@@ -35,7 +35,7 @@ ROWS = (
     ("top-5 (%)", "top5", "{:.2f}"),
     ("MACs", "macs", "{:,}"),
     ("parameters", "params", "{:,}"),
-    ("latency (ms, batch 1)", "latency_ms", "{:.3f}"),
+    ("latency in torch (ms, batch 1)", "latency_ms", "{:.3f}"),
     ("weights on disk (bytes)", "file_bytes", "{:,}"),
 )
 
