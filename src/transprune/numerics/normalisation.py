@@ -83,24 +83,26 @@ class _NormaliseAndMix(torch.autograd.Function):
     def forward(  # noqa: PLR0917 (torch passes them so)
         ctx: Any, features: Tensor, mixture: Tensor, shift: Tensor, mean: Tensor, rate: Tensor
     ) -> Tensor:
-        rows, repeats = _in_rows(features)
+        is_last = ctx.is_last = _is_channels_last_on_cpu(features)
+        rows, repeats = _in_rows(features, is_last)
         scaled = mixture * rate
         ctx.save_for_backward(features, mean, rate, scaled)
         if mixture.dim() == 2:
             return map_channels(features, scaled, torch.addmv(shift, scaled, mean, alpha=-1))
         outcome = torch.empty_like(features)
+        its_rows = _in_rows(outcome, is_last)[0]
         offset = torch.addcmul(shift, scaled, mean, value=-1)
-        torch.addcmul(_along(offset, rows, repeats), rows, _along(scaled, rows, repeats), out=_in_rows(outcome)[0])
+        torch.addcmul(_along(offset, rows, repeats), rows, _along(scaled, rows, repeats), out=its_rows)
         return outcome
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
         features, mean, rate, scaled = ctx.saved_tensors
-        if _is_channels_last_on_cpu(features):
-            gradient = gradient.contiguous(memory_format=torch.channels_last)
-        rows, repeats = _in_rows(features)
-        gradients, its_repeats = _in_rows(gradient)
+        is_last = ctx.is_last  # the features; a gradient may come in another format
+        gradient = _laid_out(gradient, is_last)
+        rows, repeats = _in_rows(features, is_last)
+        gradients, its_repeats = _in_rows(gradient, is_last)
         if scaled.dim() == 2:
             of_shift = gradients.sum([0, *range(2, gradients.dim())]).view(its_repeats, -1).sum(0)
             of_mixture = torch.addr(_products(gradient, features), of_shift, mean, alpha=-1) * rate
@@ -114,11 +116,11 @@ class _NormaliseAndMix(torch.autograd.Function):
         slope = slope * rate * share
         offset = torch.addcmul(offset * share, slope, mean, value=-1)
         if scaled.dim() == 2:
-            of_features = map_channels(gradient, scaled.t(), offset)
-            _in_rows(of_features)[0].addcmul_(rows, _along(slope, rows, repeats))
+            of_features = _laid_out(map_channels(gradient, scaled.t(), offset), is_last)
+            _in_rows(of_features, is_last)[0].addcmul_(rows, _along(slope, rows, repeats))
         else:
             of_features = torch.empty_like(features)
-            its_rows = _in_rows(of_features)[0]
+            its_rows = _in_rows(of_features, is_last)[0]
             torch.addcmul(_along(offset, rows, repeats), rows, _along(slope, rows, repeats), out=its_rows)
             its_rows.addcmul_(gradients, _along(scaled, rows, repeats))
         return of_features, of_mixture, of_shift, None, None
@@ -144,13 +146,17 @@ def _is_channels_last_on_cpu(features: Tensor) -> bool:
     return is_channels_last and features.device.type == "cpu"
 
 
-def _in_rows(features: Tensor) -> tuple[Tensor, int]:
+def _laid_out(tensor: Tensor, is_last: bool) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if is_last else tensor
+
+
+def _in_rows(features: Tensor, is_last: bool) -> tuple[Tensor, int]:
     """The same memory as a feature map of more channels, and how often the channels are repeated there.
 
-    Where the channels of a pixel lie side by side, so do those of several pixels: as many as fill registers, and long
-    rows.
+    Where the channels of a pixel lie side by side (`is_last`), so do those of several pixels: as many as fill
+    registers, and long rows.
     """
-    if not _is_channels_last_on_cpu(features):
+    if not is_last:
         return features, 1
     channels = features.shape[1]
     pixels, repeats = features.numel() // channels, 1
@@ -168,7 +174,7 @@ def _along(values: Tensor, rows: Tensor, repeats: int) -> Tensor:
 @torch.no_grad()
 def _statistics(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of every channel."""
-    rows, repeats = _in_rows(features)
+    rows, repeats = _in_rows(features, _is_channels_last_on_cpu(features))
     if rows.device.type != "cpu":
         variance, mean = torch.var_mean(rows, [0, *range(2, rows.dim())], correction=0)
         return mean, variance
