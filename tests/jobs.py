@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import multiprocessing, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 import transprune
 from test_resume import StopsAfter
@@ -24,24 +24,24 @@ from test_searching import Residual, bilevel
 from test_training import SHORT, small_network, two_colours
 from transprune.data import LoaderData
 from transprune.errors import ResourceError, StoppedError
-from transprune.runtime import CheckpointOptions, Checkpoints, processes
-from transprune.training.feeding import Batch, feed
+from transprune.runtime import CheckpointOptions, Checkpoints, processes, random_states, set_random_states
+from transprune.training.feeding import Batch, Feed, feed
 from transprune.training.fitting import Fit
 from transprune.training.tasks import classification
 
 CPU = torch.device("cpu")
 
 
-def together(work: Callable[..., Any], count: int = 2) -> list[Any]:
+def together(work: Callable[..., Any], count: int = 2, *, backend: str = "gloo") -> list[Any]:
     """What a function of this module gives in each process of a job."""
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_work, (work, count, folder), nprocs=count)
+        multiprocessing.spawn(_work, (work, count, folder, backend), nprocs=count)
         return [torch.load(Path(folder) / str(rank), weights_only=False) for rank in range(count)]
 
 
-def _work(rank: int, work: Callable[..., Any], count: int, folder: str) -> None:
+def _work(rank: int, work: Callable[..., Any], count: int, folder: str, backend: str) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=count)
+    torch.distributed.init_process_group(backend, init_method=f"file://{folder}/meet", rank=rank, world_size=count)
     torch.save(work(), Path(folder) / str(rank))
     torch.distributed.destroy_process_group()
 
@@ -58,6 +58,7 @@ def everything() -> dict[str, Any]:
         moved,
         drawn_by_newcomers,
         loaded,
+        taken_up,
         measured,
     )
     return {work.__name__: work() for work in works}
@@ -259,6 +260,33 @@ def loaded() -> dict[str, Any]:
         batches = feed(data, part, classification(), batch_size=0, seed=0, device=CPU)
         seen[part] = [batch.inputs[0].flatten().tolist() for batch in batches]
     return seen
+
+
+def taken_up() -> dict[str, Any]:
+    """What a loader with a generator and noise of its own gives in its second epoch, and one that takes it up there."""
+
+    def batches() -> Feed:
+        samples = TensorDataset(torch.arange(24.0)[:, None], torch.arange(24) % 2)
+        generator = torch.Generator().manual_seed(7)
+        loader = DataLoader(samples, 6, True, generator=generator, collate_fn=_with_noise, num_workers=1)
+        return Feed(loader, classification(), CPU, "train")
+
+    torch.manual_seed(processes.rank())
+    whole = batches()
+    list(whole)
+    epoch = iter(whole)
+    given = [next(epoch).inputs[0].flatten().tolist() for _ in range(2)]
+    state, random = whole.state_dict(), random_states()
+    rest = [batch.inputs[0].flatten().tolist() for batch in epoch]
+    resumed = batches()
+    resumed.load_state_dict(state)
+    set_random_states(random)
+    return {"given": given, "rest": rest, "resumed": [batch.inputs[0].flatten().tolist() for batch in resumed]}
+
+
+def _with_noise(samples: Any) -> Any:
+    inputs, labels = default_collate(samples)
+    return inputs + 0.1 * torch.rand(1), labels
 
 
 def measured() -> dict[str, float]:

@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset, WeightedRandomSampler
 
 from transprune.data import LoaderData, divide_loader
 from transprune.errors import DataError
 from transprune.training.evaluation import evaluate
+from transprune.training.feeding import Feed
 from transprune.training.fitting import TrainingOptions, estimate_statistics, train
 from transprune.training.searching import SearchOptions, search
 from transprune.training.tasks import Task, regression
@@ -206,3 +207,26 @@ def test_evaluation_reads_the_test_loader_alone():
     network = nn.Linear(2, 1)
     nn.init.zeros_(network.bias)
     assert evaluate(network, data, task=regression()).mse == 1.0
+
+
+@pytest.mark.parametrize(
+    ("samples", "processes", "sizes"), [(34, 1, [9, 8]), (40, 1, [8, 8, 4]), (38, 4, [10, 9]), (6, 4, [3])]
+)
+def test_a_validation_part_has_no_batch_too_small_for_a_norm(samples, processes, sizes):
+    loader = DataLoader(numbered(samples), 8)
+    parts = divide_loader(data_of(loader), fraction=0.5, seed=0, processes=processes)
+    assert [len(batch) for batch in numbers_in(parts.validation)] == sizes
+
+
+def test_a_supernet_is_measured_on_samples_that_leave_one_over():
+    network = nn.Sequential(nn.Linear(2, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 1))
+    data = data_of(DataLoader(numbered(34), 8, shuffle=True))
+    found = search(network, data, "macs=0.6", SearchOptions(epochs=1, batch_size=8), task=regression())
+    assert found.actual <= found.target
+
+
+def test_a_distributed_sampler_draws_another_order_in_every_epoch():
+    sampler = DistributedSampler(numbered(16), num_replicas=2, rank=0)
+    batches = Feed(DataLoader(numbered(16), 4, sampler=sampler), regression(), torch.device("cpu"), "train")
+    first, second = ([int(number) for batch in batches for number in batch.targets] for _ in range(2))
+    assert sorted(first) != first != second

@@ -4,10 +4,13 @@ from itertools import chain
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 import jobs
+from test_loader_data import Endless
 from test_training import assert_same_state
 from transprune.runtime import processes
+from transprune.training.feeding import shared
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +27,11 @@ def close(first, second):
     torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-6)
 
 
-def test_what_is_exchanged_arrives_in_every_process(two):
-    for rank, found in enumerate(each["exchanges"] for each in two):
+@pytest.mark.parametrize("backend", ["gloo", "cuda:gloo"])
+def test_what_is_exchanged_arrives_in_every_process(backend, two):
+    """Also where the job's own group serves CUDA alone, as Fabric and accelerate make it."""
+    works = [each["exchanges"] for each in two] if backend == "gloo" else jobs.together(jobs.exchanges, backend=backend)
+    for rank, found in enumerate(works):
         assert [tensor.tolist() for tensor in found["added"]] == [[3.0, 3.0], 10, [[2.0, 0.0], [0.0, 2.0]]]
         assert found["aligned"][0].tolist() == [0.0, 0.0, 0.0]
         assert found["gradient"] == 3.0, "each process's share of the sum is in the gradients of both"
@@ -106,6 +112,19 @@ def test_processes_share_every_batch_of_a_loader_and_miss_none(two, one):
     assert [len(part) for part in first["test"]] == [3, 3, 3], "the last batch has one sample, for the second"
     own = [*first["test"], []]
     assert [before + after for before, after in zip(own, second["test"], strict=True)] == one["loaded"]["test"]
+
+
+def test_a_loader_with_a_generator_of_its_own_is_taken_up_where_it_was(two):
+    found = [each["taken_up"] for each in two]
+    for each in found:
+        assert each["resumed"] == each["rest"]
+    assert sorted(int(number) for each in found for number in chain(*each["given"], *each["rest"])) == list(range(24))
+
+
+def test_a_loader_of_samples_without_places_is_left_as_it_is(monkeypatch):
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    loader = DataLoader(Endless(), 4)
+    assert shared(loader, "train") is loader
 
 
 def test_figures_are_those_of_all_processes(two, one):

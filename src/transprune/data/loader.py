@@ -73,6 +73,7 @@ def make_loader(
     drop_last: bool | None = None,
     workers: int | None = None,
     share: tuple[int, int] = (0, 1),
+    least: int | None = None,
 ) -> Loader:
     """Prepares batches of a split.
 
@@ -83,12 +84,13 @@ def make_loader(
         train: shuffle and augment.
         seed: decides order and augmentation, together with the epoch number.
         device: where the batches are wanted. Images in memory are held there too.
-        drop_last: leave an incomplete last batch out, unless it is the only one. By default it is kept, except that in
-            training a last batch without two images for each process joins the one before it: batch norm cannot learn
-            from one image.
+        drop_last: leave an incomplete last batch out, unless it is the only one. By default it is kept, or joins the
+            one before it if it has too few images for each process.
         workers: processes that decode images in files; by default one for each core, at most 16.
         share: which of how many processes this one is, from 0; each gets its share of every batch, and nothing of one
             that has no image for it.
+        least: how many images of a batch each process must have. By default two in training, since batch norm cannot
+            learn from one image, else none.
 
     Returns:
         A loader of float32 images [batch, channels, rows, columns] and int64 labels [batch] on `device`.
@@ -104,13 +106,13 @@ def make_loader(
         )
     if not len(split):
         raise DataError(f"cannot load batches of {data.name!r}: the split has no images")
-    least = 2 * share[1] if train else 1
+    least = share[1] * (least if least is not None else 2 if train else 0)
     merge_below = least if drop_last is None else 0
     sizes = batch_sizes(len(split), batch_size, merge_below=merge_below, drop_last=bool(drop_last))
     if share[1] > 1 and min(sizes) < least:
         raise DataError(
             f"cannot share a batch of {min(sizes)} images of {data.name!r} among {share[1]} processes: expected at "
-            "least two for each; start fewer processes, or choose a larger batch size"
+            f"least {least} images; start fewer processes, or choose a larger batch size"
         )
     plan = EpochPlan(samples=len(split), sizes=sizes, shuffle=train, seed=seed)
     device = torch.device(device)

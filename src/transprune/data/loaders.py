@@ -88,13 +88,14 @@ class SearchLoaders:
     statistics from each batch, and batches of one class would have others."""
 
 
-def divide_loader(data: LoaderData, *, fraction: float, seed: int) -> SearchLoaders:
+def divide_loader(data: LoaderData, *, fraction: float, seed: int, processes: int = 1) -> SearchLoaders:
     """The loaders of a search: the data's own two, or its training loader divided at random.
 
     Args:
         data: The data.
         fraction: Share of the samples that the weights learn on.
         seed: Decides which samples go where.
+        processes: How many share each batch.
 
     Raises:
         DataError: The training loader cannot be divided.
@@ -108,9 +109,9 @@ def divide_loader(data: LoaderData, *, fraction: float, seed: int) -> SearchLoad
     count = min(max(round(fraction * samples), 2), samples - 2)
     first, second = sorted(order[:count]), order[count:]
     return SearchLoaders(
-        _part(loader, first, is_training=True),
-        _part(loader, second, is_training=True),
-        _part(loader, second, is_training=False),
+        _part(loader, first, 2 * processes, is_training=True),
+        _part(loader, second, 2 * processes, is_training=True),
+        _part(loader, second, 2 * processes, is_training=False),
     )
 
 
@@ -135,19 +136,22 @@ def _divisible(loader: Iterable[Any]) -> DataLoader[Any]:
     return loader
 
 
-def _part(loader: DataLoader[Any], places: list[int], *, is_training: bool) -> DataLoader[Any]:
+def _part(loader: DataLoader[Any], places: list[int], least: int, *, is_training: bool) -> DataLoader[Any]:
     """A loader like another one, of some of its samples, shuffled in training.
 
-    A single last sample is left out in training: batch norm cannot learn from one.
+    No batch has fewer than `least` samples, for the norms of a supernet: in training a last one that has fewer is left
+    out, in measuring the batches are as much larger as it takes.
     """
     size = min(loader.batch_size or 1, len(places))
-    has_single = size > 1 and len(places) % size == 1
+    has_rest = size >= least and 0 < len(places) % size < least
+    while has_rest and not is_training and 0 < len(places) % size < least:
+        size += 1
     return like(
         loader,
         Subset(loader.dataset, places),
         batch_size=size,
         shuffle=is_training,
-        drop_last=is_training and (loader.drop_last or has_single),
+        drop_last=is_training and (loader.drop_last or has_rest),
     )
 
 

@@ -1,7 +1,8 @@
 """Several processes that work as one job, as `torchrun` starts them. Knows no machine learning.
 
 A process that was started alone is a job of one, for which everything here does nothing. In a larger job all processes
-call the functions that exchange something, in the same order. Numbers on the CPU travel by gloo, those on CUDA by nccl.
+call the functions that exchange something, in the same order. Numbers on the CPU travel by gloo, those on CUDA by nccl;
+a job that someone else began with nccl alone gets a gloo group beside it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
+from functools import lru_cache
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -22,6 +24,7 @@ from transprune.errors import ResourceError, StoppedError
 
 Value = TypeVar("Value")
 
+CPU = torch.device("cpu")
 TIMEOUT = timedelta(minutes=30)
 """How long a process waits for the others before the job ends with an error; the first one evaluates and exports
 meanwhile."""
@@ -88,12 +91,12 @@ def joined() -> Iterator[None]:
 
 def add_up(tensors: Iterable[Tensor]) -> None:
     """Replaces every tensor by the sum over all processes; those of one type travel together."""
-    _together(tensors, distributed.all_reduce)
+    _together(tensors, lambda flat, group: distributed.all_reduce(flat, group=group))
 
 
 def align(tensors: Iterable[Tensor]) -> None:
     """Replaces every tensor by that of the first process."""
-    _together(tensors, lambda flat: distributed.broadcast(flat, 0))
+    _together(tensors, lambda flat, group: distributed.broadcast(flat, 0, group=group))
 
 
 def total(number: int) -> int:
@@ -102,7 +105,7 @@ def total(number: int) -> int:
         return number
     value = torch.tensor(number)
     with _exchange():
-        distributed.all_reduce(value)
+        distributed.all_reduce(value, group=_group_for(value.device))
     return int(value)
 
 
@@ -112,7 +115,7 @@ def any_of(*flags: bool) -> tuple[bool, ...]:
         return flags
     value = torch.tensor(flags, dtype=torch.int32)
     with _exchange():
-        distributed.all_reduce(value, distributed.ReduceOp.MAX)
+        distributed.all_reduce(value, distributed.ReduceOp.MAX, group=_group_for(value.device))
     return tuple(bool(flag) for flag in value)
 
 
@@ -122,7 +125,7 @@ def gathered(value: Value) -> list[Value]:
         return [value]
     packed: list[Any] = [None] * count()
     with _exchange():
-        distributed.all_gather_object(packed, _packed(value))
+        distributed.all_gather_object(packed, _packed(value), group=_group_for(CPU))
     return [_unpacked(each) for each in packed]
 
 
@@ -143,7 +146,7 @@ def from_first(make: Callable[[], Value]) -> Value:
         except Exception as error:
             failure, outcome[1] = error, str(error)
     with _exchange():
-        distributed.broadcast_object_list(outcome, 0)
+        distributed.broadcast_object_list(outcome, 0, group=_group_for(CPU))
     if failure is not None:
         raise failure
     if outcome[1] is not None:
@@ -183,7 +186,7 @@ def _unpacked(content: bytes) -> Any:
     return torch.load(io.BytesIO(content), weights_only=False)  # from a process of this very job
 
 
-def _together(tensors: Iterable[Tensor], exchange: Callable[[Tensor], Any]) -> None:
+def _together(tensors: Iterable[Tensor], exchange: Callable[[Tensor, Any], Any]) -> None:
     if count() == 1:
         return
 
@@ -194,9 +197,21 @@ def _together(tensors: Iterable[Tensor], exchange: Callable[[Tensor], Any]) -> N
         several = list(group)
         flat = torch.cat([tensor.detach().reshape(-1) for tensor in several])
         with _exchange():
-            exchange(flat)
+            exchange(flat, _group_for(flat.device))
         for tensor, part in zip(several, flat.split([tensor.numel() for tensor in several]), strict=True):
             tensor.detach().copy_(part.view_as(tensor))
+
+
+def _group_for(device: torch.device) -> Any:
+    """The group that numbers on a device travel in; None: that of the job."""
+    has_way = device.type != "cpu" or "cpu" in distributed.get_backend_config()
+    return None if has_way else _gloo_beside(distributed.group.WORLD)
+
+
+@lru_cache(maxsize=1)
+def _gloo_beside(group: Any) -> Any:
+    """A group for numbers on the CPU, for a job whose own group has no way for them; made once for each group."""
+    return distributed.new_group(backend="gloo", timeout=TIMEOUT)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from transprune.data import (
     ImageData,
@@ -64,6 +64,7 @@ class Feed:
 
     def __init__(self, loader: Iterable[Any], task: Task, device: torch.device, part: str) -> None:
         self._loader, self._task, self._device, self._part = shared(loader, part), task, device, part
+        self._generators = _generators(loader)
         self._epoch = 0
         self._given = 0
         self._start: Mapping[str, Any] | None = None
@@ -94,13 +95,14 @@ class Feed:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch is to be found."""
-        own = [generator.get_state() for generator in _generators(self._loader)]
-        return {"epoch": self._epoch, "given": self._given, "start": self._start, "own": own}
+        own = [generator.get_state() for generator in self._generators]
+        return {"epoch": self._epoch, "given": self._given, "starts": processes.gathered(self._start), "own": own}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Lets the next `iter` begin where `state_dict` was called."""
-        self._epoch, self._given, self._start = state["epoch"], state["given"], state["start"]
-        _set_own_states(self._loader, state["own"])
+        self._epoch, self._given, starts = state["epoch"], state["given"], state["starts"]
+        self._start = starts[processes.rank() if processes.rank() < len(starts) else 0]
+        self._set_own_states(state["own"])
 
     def _rest(self) -> Iterator[Any]:
         """What is left of the running epoch."""
@@ -132,16 +134,29 @@ class Feed:
     def _opened(self) -> Iterator[Any]:
         if isinstance(self._loader, Loader):
             return self._loader.batches(self._epoch, first=self._given)
+        _set_epoch(self._loader, self._epoch)
         if self._start is None:
-            self._start = _loader_states(self._loader)
+            self._start = self._states()
             return start_loading(self._loader)
         # A loader of the user's goes on only by beginning its epoch anew, as it began, and giving up what was given.
-        now = _loader_states(self._loader)
-        _set_loader_states(self._loader, self._start)
+        now = self._states()
+        self._set_states(self._start)
         batches = start_loading(self._loader)
         next(islice(batches, self._given, self._given), None)  # fewer, if other processes have divided them
-        _set_loader_states(self._loader, now)
+        self._set_states(now)
         return batches
+
+    def _states(self) -> dict[str, Any]:
+        """The random states that a user's loader draws from: the common ones, and its own."""
+        return {**random_states(), "own": [generator.get_state() for generator in self._generators]}
+
+    def _set_states(self, states: Mapping[str, Any]) -> None:
+        set_random_states(states)
+        self._set_own_states(states["own"])
+
+    def _set_own_states(self, states: Sequence[Tensor]) -> None:
+        for generator, state in zip(self._generators, states, strict=True):
+            generator.set_state(state)
 
     def _apart(self, batch: Any) -> Batch:
         try:
@@ -167,7 +182,9 @@ def shared(loader: Iterable[Any], part: str) -> Iterable[Any]:
     """
     if processes.count() == 1 or not isinstance(loader, DataLoader) or type(loader) is not DataLoader:
         return loader
-    if loader.batch_sampler is None or isinstance(loader.sampler, DistributedSampler):
+    if isinstance(loader.dataset, IterableDataset) or isinstance(loader.sampler, DistributedSampler):
+        return loader
+    if loader.batch_sampler is None:
         return loader
     return like(loader, loader.dataset, batch_sampler=_Shares(loader.batch_sampler, part))
 
@@ -210,25 +227,23 @@ def _not_loaded(what: str, error: Exception) -> TranspruneError:
     )
 
 
-def _loader_states(loader: Iterable[Any]) -> dict[str, Any]:
-    """The random states that a user's loader draws from: the common ones, and its own."""
-    return {**random_states(), "own": [generator.get_state() for generator in _generators(loader)]}
-
-
-def _set_loader_states(loader: Iterable[Any], states: Mapping[str, Any]) -> None:
-    set_random_states(states)
-    _set_own_states(loader, states["own"])
-
-
-def _set_own_states(loader: Iterable[Any], states: Sequence[Tensor]) -> None:
-    for generator, state in zip(_generators(loader), states, strict=True):
-        generator.set_state(state)
-
-
 def _generators(loader: Iterable[Any]) -> list[torch.Generator]:
     """The generators that a `DataLoader` and its sampler were given."""
     found = [getattr(owner, "generator", None) for owner in (loader, getattr(loader, "sampler", None))]
     return [generator for generator in found if isinstance(generator, torch.Generator)]
+
+
+def _set_epoch(loader: Iterable[Any], epoch: int) -> None:
+    """Tells a loader, or the sampler that draws its order, which epoch begins, if it wants to know.
+
+    A `DistributedSampler` would else draw the same order in every epoch.
+    """
+    batches = getattr(loader, "batch_sampler", None)
+    owners = (loader, batches, getattr(loader, "sampler", None), getattr(batches, "sampler", None))
+    for owner in {id(owner): owner for owner in owners}.values():
+        tell = getattr(owner, "set_epoch", None)
+        if callable(tell):
+            tell(epoch)
 
 
 class SearchFeeds(NamedTuple):
@@ -287,7 +302,7 @@ def search_feeds(
         DataError: The data is of no known kind, or cannot be divided.
     """
     if isinstance(data, LoaderData):
-        loaders = divide_loader(data, fraction=weights_share, seed=seed)
+        loaders = divide_loader(data, fraction=weights_share, seed=seed, processes=processes.count())
     else:
         loaders = _image_loaders(_images(data), batch_size, weights_share, seed, device)
     return SearchFeeds(
@@ -310,7 +325,7 @@ def _image_loaders(
 ) -> SearchLoaders:
     def loader(split: Split, seed: int, *, train: bool) -> Loader:
         return make_loader(
-            split, images, batch_size=batch_size, train=train, seed=seed, device=device, share=own_share()
+            split, images, batch_size=batch_size, train=train, seed=seed, device=device, share=own_share(), least=2
         )
 
     weights, architecture = split_halves(images.train, fraction=weights_share, seed=seed)
