@@ -57,6 +57,7 @@ from transprune.networks.weights import load_weights
 from transprune.numerics.sampling import draw_candidates
 from transprune.pipeline import RunOptions, Tracking, open_run, plan_run, prepare
 from transprune.pipeline.config_file import preset_options, read_config
+from transprune.pipeline.steps import load_teacher
 from transprune.runtime import (
     CheckpointOptions,
     Checkpoints,
@@ -94,10 +95,13 @@ ways(
     budget_kind=lambda _: Budget("flops", 0.5, is_share=True),
     budget_amount=lambda _: Budget("macs", 1.5, is_share=True),
     budget_text=lambda _: Budget.parse("half of it"),
+    budget_number=lambda _: transprune.search(plain(), None, 0.5),
+    example_size=lambda _: transprune.inspect(plain(), (1, 3, 8, 8)),
     budget_per_cent=lambda _: Budget.parse("macs=50%"),
     budget_none=lambda _: transprune.search(plain(), None, []),
     budget_twice=lambda _: transprune.search(plain(), None, ["macs=0.5", "macs=0.4"]),
     budget_unattainable=lambda _: Budget.parse("macs=0.001").limit(SPACE),
+    budget_loose=lambda _: Budget.parse("macs=1M").limit(SPACE),
     derive_too_little=lambda _: derive(SPACE, UNIFORM, [Limit(MACS, 0)]),
     budgets_together=lambda _: check_attainable(
         SPACE, [Limit(cost, SPACE.cost(cost, SPACE.smallest_architecture()) - 1) for cost in (MACS, PARAMS)]
@@ -198,6 +202,7 @@ ways(
     own_no_function=own("def create():\n    pass\n"),
     own_returns=own("def build():\n    return 3\n"),
     own_fails=own("def build():\n    raise KeyError('depth')\n"),
+    own_precision=own("from torch import nn\ndef build():\n    return nn.Linear(2, 3).half()\n"),
 )
 
 
@@ -230,6 +235,8 @@ ways(
     weights_ending=text_weights("w.bin"),
     weights_no_state=weights([1, 2]),
     weights_damaged=text_weights("w.safetensors"),
+    weights_code=weights(nn.Linear(2, 3)),
+    weights_not_finite=weights({"weight": torch.full((3, 2), torch.nan), "bias": torch.zeros(3)}),
 )
 
 # --- data -------------------------------------------------------------------------------------------------------
@@ -426,6 +433,9 @@ ways(
     batch_form=lambda _: last_is_target(torch.zeros(2)),
     batch_apart=lambda _: train(batches=[torch.zeros(4, 2)]),
     batch_label=lambda _: train(batches=[(BATCH[0], torch.full((4,), 9))]),
+    batch_type=lambda _: train(batches=[(BATCH[0].double(), BATCH[1])]),
+    batch_label_type=lambda _: train(batches=[(BATCH[0], BATCH[1].float())]),
+    measured_label=lambda _: evaluate(nn.Linear(2, 3), stream([(BATCH[0], torch.full((4,), 9))], (1, 2))),
     no_memory=lambda _: train(Raising(MemoryError())),
     worker_died=lambda _: train(
         batches=Failing(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."))
@@ -542,6 +552,19 @@ def model_no_logits(place):
     prepare(options(model=f"{place / 'net.py'}:build"), place / "out", device="cpu")
 
 
+@way
+def teacher_of_other_code(place):
+    file = place / "net.py"
+    code = "from torch import nn\ndef build():\n    return nn.Sequential(nn.Conv2d(1, {0}, 3), "
+    code += "nn.Flatten(), nn.Linear({0} * 36, 10))\n"
+    file.write_text(code.format(8))
+    with prepare(options(model=f"{file}:build"), place / "out", device="cpu") as run:
+        run.folder.write_tensors("teacher.safetensors", run.model.state_dict())
+    file.write_text(code.format(9))
+    with open_run(place / "out", device="cpu") as run:
+        load_teacher(run)
+
+
 ways(
     inspect_size=lambda _: InspectCommand(model="resnet20", input_size=(3, 0, 8))(),
     compare_nothing=lambda _: CompareCommand(runs=())(),
@@ -653,7 +676,7 @@ def processes_share_samples(_):
 def process_gone(_):
     gone = RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:1234")
     with (
-        mock.patch.object(processes, "count", return_value=2),
+        mock.patch.multiple(processes, count=lambda: 2, _group_for=lambda _: None),
         mock.patch.object(torch.distributed, "all_reduce", side_effect=gone),
     ):
         processes.total(1)
@@ -661,11 +684,11 @@ def process_gone(_):
 
 @way
 def process_failed(_):
-    def tell(outcome, _):
+    def tell(outcome, _, group):
         outcome[1] = "cannot read it"
 
     with (
-        mock.patch.multiple(processes, count=lambda: 2, rank=lambda: 1),
+        mock.patch.multiple(processes, count=lambda: 2, rank=lambda: 1, _group_for=lambda _: None),
         mock.patch.object(torch.distributed, "broadcast_object_list", side_effect=tell),
     ):
         processes.from_first(lambda: 1)

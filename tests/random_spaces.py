@@ -67,6 +67,7 @@ class Steps(Cost):
     """Costs with steps and dips, as if measured: no product, not even rising everywhere."""
 
     kind, name = "steps", "steps"
+    is_monotone = False
 
     def of_part(self, layer: Layer, part: tuple[int, int], inputs: int, outputs: int) -> int:
         draw = random.Random(f"{layer.name} {part} {inputs} {outputs}")

@@ -74,6 +74,14 @@ def test_all_options_are_to_be_found(capsys, verb):
     assert flags(printed(capsys, verb, "--help")) - {"--help-all"} <= flags(everything)
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_only_what_has_no_default_is_called_required(capsys, verb):
+    text = printed(capsys, verb, "--help-all")
+    required = {"run": 2, "search": 2, "compare": 0}.get(verb, 1)  # MODEL or the folder, and --out
+    assert text.count("(required)") == required
+    assert "{True,False}" not in text
+
+
 @pytest.mark.skipif(not hasattr(select, "poll"), reason="the system cannot tell")
 def test_a_command_whose_reader_has_gone_ends_quietly():
     reader, writer = os.pipe()

@@ -182,7 +182,7 @@ REFUSED = {
     "a missing folder": (["run", "resnet20", "--data", "imagefolder:/nowhere/at/all"], "/nowhere/at/all"),
     "an unreadable budget": (["run", "resnet20", "--budget", "half"], "cannot read the budget 'half'"),
     "a budget out of range": (["run", "resnet20", "--budget", "macs=0.001"], "attainable range"),
-    "a budget above the network": (["run", "resnet20", "--budget", "macs=1G"], "attainable range"),
+    "a budget above the network": (["run", "resnet20", "--budget", "macs=1G"], "unpruned network has .* already"),
     "an unknown preset": (["run", "resnet20", "--preset", "quik"], "did you mean 'quick'"),
     "a missing weights file": (["run", "resnet20", "--weights", "none.safetensors"], "no file 'none.safetensors'"),
     "an option out of range": (["run", "resnet20", "--search.tolerance", "-1"], "tolerance=-1.0: expected at least 0"),

@@ -95,20 +95,22 @@ class Budget:
 
         Raises:
             BudgetError: No architecture of the space costs that little, or the unpruned network costs less already;
-                the message states the attainable range.
+                the message states the attainable range. Of a cost that is not monotone `check_attainable` says so.
         """
         cost = costs[self.kind]
         full = space.cost(cost, space.full_architecture())
-        smallest = space.cost(cost, space.smallest_architecture())
+        least = space.cost(cost, space.smallest_architecture()) if cost.is_monotone else 0
         # The share as it is written, not as the nearest binary fraction: 0.7 of 10 is 7.
         target = math.floor(full * Fraction(repr(float(self.amount))) if self.is_share else self.amount)
-        if not smallest <= target <= full:
+        limit = Limit(cost, target)
+        if target > full:
             raise BudgetError(
-                f"cannot keep the budget {self}: it allows {cost.written(target)}, and the attainable range of this "
-                f"search space is {cost.written(smallest)} ({math.ceil(1000 * smallest / full) / 1000:.3f} of the "
-                f"unpruned network) to {cost.written(full)} (1.000)"
+                f"cannot search within the budget {self}: it allows {limit}, and the unpruned network has "
+                f"{cost.written(full)} already; expected a budget below that, such as {self.kind}=0.5"
             )
-        return Limit(cost, target)
+        if target < least:
+            raise out_of_reach(f"{self}: it allows {limit}, and", limit.cost, least, full)
+        return limit
 
     def __str__(self) -> str:
         if self.is_share:
@@ -117,6 +119,21 @@ class Budget:
         units = [(unit, worth) for unit, worth in UNITS[self.kind].items() if unit or self.amount > 1]
         unit, worth = next((pair for pair in reversed(units) if self.amount >= pair[1]), units[0])
         return f"{self.kind}={_decimal(self.amount, worth)}{unit}"
+
+
+def out_of_reach(asked: str, cost: Cost, least: int, full: int) -> BudgetError:
+    """The error of a budget that no architecture keeps.
+
+    Args:
+        asked: The budget in words.
+        cost: Its kind.
+        least: What the cheapest architecture costs.
+        full: What the unpruned network costs.
+    """
+    return BudgetError(
+        f"cannot keep the budget {asked} the attainable range of this search space is {cost.written(least)} "
+        f"({math.ceil(1000 * least / full) / 1000:.3f} of the unpruned network) to {cost.written(full)} (1.000)"
+    )
 
 
 def _meant(text: str) -> str:
@@ -137,6 +154,10 @@ def parse_budgets(budgets: Budget | str | Sequence[Budget | str]) -> tuple[Budge
         BudgetError: There is none, one is malformed, or two are of the same kind.
     """
     several = [budgets] if isinstance(budgets, Budget | str) else budgets
+    if not isinstance(several, Sequence) or not all(isinstance(each, Budget | str) for each in several):
+        raise BudgetError(
+            f"cannot read the budget {budgets!r}: expected text such as 'macs=0.5' or a Budget, or several of these"
+        )
     found = tuple(Budget.parse(each) if isinstance(each, str) else each for each in several)
     if not found:
         raise BudgetError(

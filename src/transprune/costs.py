@@ -21,6 +21,8 @@ class Cost(ABC):
     """The word for it in budgets, figures and files, such as `macs`."""
     name: str
     """The word for it in sentences and tables, such as `MACs`."""
+    is_monotone = True
+    """Whether larger sizes never cost less."""
 
     @abstractmethod
     def of_part(self, layer: Layer, part: tuple[int, int], inputs: int, outputs: int) -> int:

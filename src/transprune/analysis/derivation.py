@@ -16,7 +16,8 @@ from transprune.analysis.probabilities import Probabilities
 from transprune.analysis.program import GAP, Program, Solution, Sum
 from transprune.analysis.repair import log_probabilities, repair
 from transprune.architecture import Architecture
-from transprune.budget import Limit
+from transprune.budget import Limit, out_of_reach
+from transprune.costs import Cost
 from transprune.errors import BudgetError
 from transprune.space import SearchSpace
 
@@ -107,12 +108,27 @@ def derive_with_proof(
     for architecture in (space.smallest_architecture(), repair(space, probabilities, limits)):
         if architecture is not None and all(limit.is_kept(space, architecture) for limit in limits):
             return Derivation(architecture, deriving.given_up(architecture), np.inf)
-    smallest = space.smallest_architecture()
-    least = " and ".join(limit.cost.written(space.cost(limit.cost, smallest)) for limit in limits)
+    least = " and ".join(limit.cost.written(least_cost(space, limit.cost)) for limit in limits)
     raise BudgetError(
         f"cannot derive an architecture of at most {' and '.join(map(str, limits))}: the smallest of this search space "
         f"has {least}"
     )
+
+
+def least_cost(space: SearchSpace, cost: Cost, *, seconds: float | None = SECONDS) -> int:
+    """What the cheapest architecture costs.
+
+    Args:
+        space: The search space.
+        cost: The kind of cost; where it is not monotone, the solver looks for the cheapest one.
+        seconds: Time that the solver may take; after that it is the cheapest that it found.
+    """
+    smallest = space.cost(cost, space.smallest_architecture())
+    if cost.is_monotone:
+        return smallest
+    program = Program(space, [cost])
+    found = program.solve(_scaled(program.sums[0]), [0.0], [np.inf], seconds=seconds).architecture
+    return smallest if found is None else min(smallest, space.cost(cost, found))
 
 
 def check_attainable(space: SearchSpace, limits: Sequence[Limit], *, seconds: float | None = SECONDS) -> None:
@@ -120,7 +136,7 @@ def check_attainable(space: SearchSpace, limits: Sequence[Limit], *, seconds: fl
 
     Args:
         space: The search space.
-        limits: Each attainable by itself (`Budget.limit`).
+        limits: What may be spent of each kind of cost.
         seconds: Time that the solver may take; what is not proved in it is let through.
 
     Raises:
@@ -132,6 +148,13 @@ def check_attainable(space: SearchSpace, limits: Sequence[Limit], *, seconds: fl
     most = [limit.most + 0.5 for limit in limits]
     if program.solve([], [0.0] * len(limits), most, seconds=seconds).bound < np.inf:
         return
+    if len(limits) == 1:
+        (limit,) = limits
+        cheapest, full = (
+            least_cost(space, limit.cost, seconds=seconds),
+            space.cost(limit.cost, space.full_architecture()),
+        )
+        raise out_of_reach(f"of {limit}:", limit.cost, cheapest, full)
     ranges = []
     for place, limit in enumerate(limits):
         total = program.sums[place]

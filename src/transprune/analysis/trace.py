@@ -134,6 +134,11 @@ def trace(model: nn.Module, example: Example, *, training: bool = False) -> Trac
     Raises:
         ModelError: The model does not run on the example, or cannot be exported.
     """
+    if not all(isinstance(tensor, Tensor) for tensor in as_inputs(example)):
+        raise ModelError(
+            f"cannot read the model {type(model).__name__}: the example is {example!r}; expected a tensor such as "
+            "torch.zeros(1, 3, 32, 32), or a tuple of tensors where the forward takes several"
+        )
     network = copy.deepcopy(model).train(training)
     place = next(network.parameters(), None)
     inputs = as_inputs(example) if place is None else on_device(as_inputs(example), place.device)

@@ -124,7 +124,7 @@ def frontier_chart(record: Mapping[str, Any]) -> str:
 
 
 def _short(kind: str, cost: float) -> str:
-    return amount(kind, cost, digits=1) if kind == "latency" else tick(cost)
+    return f"{cost / 1e6:.3g} ms" if kind == "latency" else tick(cost)
 
 
 def _curve(record: Mapping[str, Any], name: str) -> list[tuple[float, float]]:

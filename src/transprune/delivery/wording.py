@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from transprune.delivery.run_record import PHASES, RunRecord, number, part
+from transprune.latency.model import milliseconds
 
 COST_NAMES = {"macs": "MACs", "params": "parameters", "latency": "latency"}
 PHASE_NAMES = {"teacher": "teacher training", "search": "search", "distill": "distillation"}
@@ -24,7 +25,7 @@ def compact(value: float, unit: str = "") -> str:
     return f"{value:.0f} {unit}".strip()
 
 
-def amount(kind: str, value: float, digits: int = 3) -> str:
+def amount(kind: str, value: float) -> str:
     """What something costs: nanoseconds of latency as milliseconds, all else as a number.
 
     Example:
@@ -33,7 +34,7 @@ def amount(kind: str, value: float, digits: int = 3) -> str:
         >>> amount("macs", 40813194)
         '40,813,194 MACs'
     """
-    return f"{value / 1e6:.{digits}f} ms" if kind == "latency" else f"{value:,.0f} {COST_NAMES.get(kind, kind)}"
+    return milliseconds(value) if kind == "latency" else f"{value:,.0f} {COST_NAMES.get(kind, kind)}"
 
 
 def percent(share: float, decimals: int = 1) -> str:

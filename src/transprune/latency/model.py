@@ -12,6 +12,7 @@ networks, account for it (`transprune.latency.correction`); they may be negative
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,17 @@ from transprune.costs import Cost
 from transprune.errors import LatencyError
 from transprune.latency.tables import Table
 from transprune.layers import Channels, Layer
+
+
+def milliseconds(nanoseconds: float) -> str:
+    """A time in milliseconds, to four digits at least.
+
+    Example:
+        >>> milliseconds(4_200_000), milliseconds(23_456)
+        ('4.200 ms', '0.02346 ms')
+    """
+    digits = 3 - math.floor(math.log10(nanoseconds / 1e6)) if nanoseconds > 0 else 0
+    return f"{nanoseconds / 1e6:,.{max(3, digits)}f} ms"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +83,8 @@ class LatencyModel(Cost):
     """Latency as a kind of cost: what every layer adds to the time of one batch, in whole nanoseconds."""
 
     kind = name = "latency"
+    is_monotone = False
+    """Kernels take longer at some widths than at larger ones."""
 
     tables: Mapping[Layer, Table]
     """Layers that are not named take no time of their own."""
@@ -99,7 +113,7 @@ class LatencyModel(Cost):
 
     def written(self, amount: float) -> str:
         """Nanoseconds as milliseconds."""
-        return f"{amount / 1e6:,.3f} ms"
+        return milliseconds(amount)
 
     def check_trust(self, bound: float) -> None:
         """Checks that the model is good enough to search with.

@@ -32,6 +32,12 @@ def build_user_model(name: str, *, classes: int, image_channels: int) -> nn.Modu
         model = builder(**_arguments(builder, classes, image_channels))
     if not isinstance(model, nn.Module):
         raise wanted.failed(f"it returned {type(model).__name__}; expected a torch.nn.Module")
+    types = {str(each.dtype) for each in model.parameters() if each.is_floating_point()} - {"torch.float32"}
+    if types:
+        raise wanted.failed(
+            f"it returned weights of the type {' and '.join(sorted(types))}; expected torch.float32 (`model.float()`), "
+            "in which a network learns (lower precision is an option, such as --search.precision bfloat16)"
+        )
     return model
 
 

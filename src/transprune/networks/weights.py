@@ -71,12 +71,17 @@ def load_weights(path: str | Path, model: nn.Module, *, partial: bool = False) -
     except ModelError:
         raise
     except Exception as error:  # a damaged file may raise anything in a reader
-        problem = (str(error) or "the file ends too soon").splitlines()[0]
         raise ModelError(
-            f"cannot load weights from '{file}': {type(error).__name__}: {problem}; "
-            f"expected tensors only, as `safetensors.torch.save_file` or `torch.save(model.state_dict())` writes them"
+            f"cannot load weights from '{file}': {_problem(error)}; expected tensors only, as "
+            "`safetensors.torch.save_file` or `torch.save(model.state_dict(), file)` writes them"
         ) from error
     weights = _fit(found, model)
+    spoilt = tuple(name for name, value in weights.tensors.items() if not value.isfinite().all())
+    if spoilt:
+        raise ModelError(
+            f"cannot use the weights in '{file}': numbers that are not finite are in {_first(spoilt)}; expected those "
+            "of a network that was trained to its end"
+        )
     if not weights.tensors:
         raise ModelError(f"cannot load weights from '{file}': nothing in it fits the model; {weights.misfit}")
     if weights.misfit and not partial:
@@ -85,6 +90,13 @@ def load_weights(path: str | Path, model: nn.Module, *, partial: bool = False) -
             f"to take what fits, use --weights-partial"
         )
     return weights
+
+
+def _problem(error: Exception) -> str:
+    """What is wrong with a file, in words, from what a reader raised."""
+    if "Weights only load failed" in str(error):  # torch goes on with how to run the code in the file all the same
+        return "it holds more than tensors, or is no file of torch"
+    return f"{type(error).__name__}: {(str(error) or 'the file ends too soon').splitlines()[0]}"
 
 
 def _read(file: Path) -> dict[str, Tensor]:

@@ -89,7 +89,9 @@ def mixed(mixtures: Sequence[Mixture]) -> list[Tensor]:
         _joined([each.places for each in entries], sizes),
         torch.from_numpy(np.concatenate([each.shares for each in entries])).to(weights.dtype),
     )
-    samples, sources, places, shares = on_device(constants, weights.device)
+    # From other memory than pinned a copy of more than 64 KiB would wait for the device.
+    ready = (each.pin_memory() if weights.is_cuda else each for each in constants)
+    samples, sources, places, shares = (on_device(each, weights.device) for each in ready)
     values = shares * weights.index_select(0, samples)
     values = values * torch.cat([each.flatten() for each in factors]).index_select(0, sources)
     sums = values.new_zeros(sum(sizes)).index_add(0, places, values)

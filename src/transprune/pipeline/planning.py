@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from transprune.analysis.derivation import least_cost
 from transprune.delivery.wording import amount
 from transprune.errors import DataError
 from transprune.pipeline.material import Material, gather
@@ -143,14 +144,13 @@ def _budgets(material: Material) -> tuple[PlannedBudget, ...]:
     space, found = material.space, []
     for budget in material.budgets:
         limit = budget.limit(space, material.costs)
-        full, smallest = space.full_architecture(), space.smallest_architecture()
         found.append(
             PlannedBudget(
                 text=str(budget),
                 kind=budget.kind,
                 target=limit.most,
-                full=space.cost(limit.cost, full),
-                smallest=space.cost(limit.cost, smallest),
+                full=space.cost(limit.cost, space.full_architecture()),
+                smallest=least_cost(space, limit.cost),
             )
         )
     return tuple(found)

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from transprune._version import __version__
+from transprune.analysis.derivation import least_cost
 from transprune.budget import points
 from transprune.errors import OptionError, RunFolderError
 from transprune.latency.cache import model_json
@@ -103,7 +104,7 @@ def _record_space(run: Run, material: Material) -> None:
             {
                 "kind": limit.cost.kind,
                 "full": space.cost(limit.cost, space.full_architecture()),
-                "smallest": space.cost(limit.cost, space.smallest_architecture()),
+                "smallest": least_cost(space, limit.cost),
                 "target": limit.most,
             }
             for limit in limits

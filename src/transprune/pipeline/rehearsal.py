@@ -127,7 +127,11 @@ class Rehearsal:
         note = "from new weights"
         if weights is not None:
             given = f"given: {options.weights}"
-            note = f"not trained, weights are {given}" if weights.is_whole else f"from what fits of weights {given}"
+            note = (
+                f"not trained, weights are {given}"
+                if weights.is_whole
+                else f"from the {len(weights.tensors)} tensors that fit of weights {given}; {weights.misfit}"
+            )
         return Work(
             phase="teacher",
             options=options.teacher,

@@ -50,14 +50,15 @@ def show_results(folder: RunFolder) -> None:
     ]
     if "latency_measured_ms" in teacher:
         before, after = teacher["latency_measured_ms"], student["latency_measured_ms"]
-        rows.append(["latency where it will run (ms)", f"{before:.3f}", f"{after:.3f}", _change("ms", before, after)])
+        rows.append(["latency where it will run (ms)", f"{before:.4g}", f"{after:.4g}", _change("ms", before, after)])
     asked = ", ".join(budget["text"] for budget in budgets)
     print_table(f"{result['model']} on {result['data']}, {asked}", ["", "teacher", "student", "change"], rows)
     for budget in budgets:
         share = budget["actual"] / budget["target"]
         kept = "kept" if budget["actual"] <= budget["target"] else "NOT kept"
         kind, actual, target = budget["kind"], budget["actual"], budget["target"]
-        print(f"budget {kept}: {amount(kind, actual)} of {amount(kind, target)} ({100 * share:.1f} %)")
+        said = "predicted " if kind == "latency" else ""
+        print(f"budget {kept}: {said}{amount(kind, actual)} of {amount(kind, target)} ({100 * share:.1f} %)")
     if folder.has("report.html"):
         print(f"report: {folder.file('report.html')}")
     else:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transprune.budget import points
 from transprune.costs import COSTS, Cost
 from transprune.data import ImageData
+from transprune.delivery.wording import amount
 from transprune.errors import StoppedError
 from transprune.latency.cache import load_model
 from transprune.networks.weights import Weights
@@ -239,7 +240,7 @@ def describe(figures: Mapping[str, Any]) -> str:
         kind = key.removeprefix("actual_")
         if kind != key:
             target = figures[f"target_{kind}"]
-            said = f"{kind} {value / 1e6:.3f} ms," if kind == "latency" else kind
+            said = f"{kind} {amount(kind, value)}," if kind == "latency" else kind
             parts.append(f"{said} {value / target:.2f} × budget (expected {figures[f'expected_{kind}'] / target:.2f})")
     if "entropy" in figures:
         parts.append(f"entropy {figures['entropy']:.2f}")

@@ -20,6 +20,7 @@ from transprune.delivery.loading import load
 from transprune.delivery.onnx_export import check_onnx, onnx_bytes
 from transprune.delivery.program import check_pt2, export_program, pt2_bytes, takes_any_batch
 from transprune.delivery.report import write_report
+from transprune.errors import RunFolderError
 from transprune.latency.measuring import time_networks
 from transprune.networks.shrinking import shrink
 from transprune.networks.sorting import sort_channels
@@ -177,8 +178,16 @@ def _untrained_student(run: Run) -> nn.Module:
         origin = sort_channels(load_teacher(run), run.example)
         if run.options.student == "supernet":
             origin.load_state_dict(run.folder.read_tensors("supernet.safetensors"), strict=False)
-        with processes.alone():  # the same statistics, of all images, in every process
-            return estimate_statistics(shrink(origin, architecture, run.example), run.data, seed=run.options.seed)
+        student = shrink(origin, architecture, run.example).to(run.device)
+        student.load_state_dict(processes.from_first(lambda: _with_statistics(student, run)))
+        return student
+
+
+def _with_statistics(student: nn.Module, run: Run) -> dict[str, Tensor]:
+    """The student's state after its norms have seen all training images."""
+    with processes.alone():
+        state = estimate_statistics(student, run.data, seed=run.options.seed).state_dict()
+    return {name: value.cpu() for name, value in state.items()}
 
 
 def evaluate_step(run: Run) -> None:
@@ -298,7 +307,14 @@ def load_teacher(run: Run) -> nn.Module:
     """
     run.folder.require("teacher.safetensors", made_by="search")
     teacher = copy.deepcopy(run.model)
-    teacher.load_state_dict(run.folder.read_tensors("teacher.safetensors"))
+    try:
+        teacher.load_state_dict(run.folder.read_tensors("teacher.safetensors"))
+    except RuntimeError as error:
+        raise RunFolderError(
+            f"cannot go on with the run in '{run.folder.path}': its teacher does not fit the network "
+            f"{run.options.model} any more ({str(error).splitlines()[-1].strip().rstrip('.')}); bring back the code "
+            "that the run began with, or start anew with --overwrite"
+        ) from error
     return teacher.eval()
 
 

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transprune.errors import OptionError
+from transprune.errors import DataError, OptionError
 from transprune.numerics.structures import outline
 from transprune.runtime import processes
+from transprune.training.faults import data_problem, plain_inputs
 from transprune.training.feeding import Batch, Data, feed
 from transprune.training.tasks import Task, classification
 
@@ -110,8 +111,14 @@ def evaluate_batches(network: Callable[..., Any], batches: Iterable[Batch], task
     """Figures of a function from inputs to outputs."""
     meter = Meter(task)
     for batch in batches:
-        outputs = network(*batch.inputs)
-        meter.add(task.loss_of(outputs, batch.targets), outputs, batch)
+        try:
+            outputs = network(*batch.inputs)
+            meter.add(task.loss_of(outputs, batch.targets), outputs, batch)
+        except (RuntimeError, IndexError) as error:
+            problem = data_problem(error)
+            if problem is None:
+                raise
+            raise DataError(f"cannot measure on a batch of {outline(plain_inputs(batch))}: {problem}") from error
     return meter.evaluation()
 
 
@@ -143,6 +150,9 @@ def evaluate(
         task: Loss, metrics, and how a batch is taken apart; None: `classification()`.
         batch_size: Images a forward, for `ImageData`.
         device: Where to run.
+
+    Raises:
+        DataError: The data cannot be read, or a batch does not suit the network.
     """
     task, place = task or classification(), torch.device(device)
     batches = feed(data, "test", task, batch_size=batch_size, seed=0, device=place)

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "DefaultCPUAllocator")
 """What torch says in errors of no type of their own."""
 
+_OTHER_TYPES = ("should be the same", "expected scalar type", "expected target dtype", "must have the same dtype")
+"""What torch says of types that do not go together."""
+
 
 @contextmanager
 def explained(loop: Loop, batch: Batch | None = None) -> Iterator[None]:
@@ -37,7 +40,7 @@ def explained(loop: Loop, batch: Batch | None = None) -> Iterator[None]:
         raise
     except (RuntimeError, MemoryError, IndexError, ValueError) as error:
         place = loop.place() if batch else f"phase {loop.phase!r}, the figures of epoch {loop.epoch}"
-        shape = f"a batch of {outline(_plain(batch))}" if batch else "a batch of the same size"
+        shape = f"a batch of {outline(plain_inputs(batch))}" if batch else "a batch of the same size"
         if _is_memory(error):
             raise ResourceError(
                 f"cannot go on with {place}: memory ran out for {shape} on {loop.device}; lower the batch size "
@@ -46,13 +49,13 @@ def explained(loop: Loop, batch: Batch | None = None) -> Iterator[None]:
         died = worker_died(f"the data of {place}", error)  # the news may arrive in the middle of a step
         if died is not None:
             raise died from error
-        problem = _data_problem(error)
+        problem = data_problem(error)
         if problem is None or batch is None:
             raise
         raise DataError(f"cannot learn from the batch of {place}: {problem}") from error
 
 
-def _plain(batch: Batch) -> Any:
+def plain_inputs(batch: Batch) -> Any:
     """The inputs, or the only one."""
     return batch.inputs[0] if len(batch.inputs) == 1 else batch.inputs
 
@@ -62,7 +65,8 @@ def _is_memory(error: Exception) -> bool:
     return is_known or any(words in str(error) for words in _NO_MEMORY)
 
 
-def _data_problem(error: Exception) -> str | None:
+def data_problem(error: Exception) -> str | None:
+    """What an error of torch says of the data, in words; None if it speaks of something else."""
     text = str(error)
     if "Expected more than 1 value per channel" in text:
         return (
@@ -71,4 +75,9 @@ def _data_problem(error: Exception) -> str | None:
         )
     if "is out of bounds" in text and "Target" in text:
         return f"a label is out of range ({text.strip().rstrip('.')}); expected 0 to the number of classes minus one"
+    if any(words in text for words in _OTHER_TYPES):
+        return (
+            f"its types do not suit the network or the loss ({text.strip().splitlines()[0].rstrip('.')}); expected "
+            "inputs of the type of the weights, usually torch.float32, and labels of torch.int64"
+        )
     return None

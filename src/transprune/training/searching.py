@@ -20,7 +20,7 @@ from transprune.costs import COSTS, Cost
 from transprune.latency.measuring import trusted_latency
 from transprune.latency.options import LatencyOptions
 from transprune.networks.sorting import Importance
-from transprune.runtime import Checkpoints, seeded
+from transprune.runtime import Checkpoints, processes, seeded
 from transprune.space import SearchSpace
 from transprune.training.bilevel import Bilevel, SearchOptions
 from transprune.training.divergence import Policy
@@ -166,8 +166,9 @@ def search(
     budgets = parse_budgets(budget)
     space = space or inspect(copy.deepcopy(unwrapped(model)).cpu(), example_of(data))
     if any(each.kind == "latency" for each in budgets) and "latency" not in costs:
-        measured = trusted_latency(model, space, example_of(data), latency, device=device)
-        costs = {**costs, "latency": measured.model}
+        example = example_of(data)
+        measured = processes.from_first(lambda: trusted_latency(model, space, example, latency, device=device).model)
+        costs = {**costs, "latency": measured}
     limits = tuple(each.limit(space, costs) for each in budgets)
     check_attainable(space, limits)
     with seeded(seed, "search"):
@@ -185,7 +186,10 @@ def search(
         )
         bilevel.run(checkpoints, on_epoch, on_step)
     probabilities = bilevel.probabilities()
-    derivation = derive_with_proof(space, probabilities, limits, fill=options.fill, seconds=options.derivation_seconds)
+    # Where its time runs out, what the solver has found depends on the process.
+    derivation = processes.from_first(
+        lambda: derive_with_proof(space, probabilities, limits, fill=options.fill, seconds=options.derivation_seconds)
+    )
     architecture = derivation.architecture
     return SearchResult(
         architecture=architecture,
