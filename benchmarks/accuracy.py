@@ -85,7 +85,6 @@ RECIPES = {
         label="6 epochs of search, 16 of distillation", start="supernet", search={"epochs": 6}, epochs=16
     ),
     "long": Arm(label="20 epochs of search, 20 of distillation", start="supernet", search={"epochs": 20}, epochs=20),
-    "longest": Arm(label="40 epochs of search, 40 of distillation", start="supernet", search={"epochs": 40}, epochs=40),
 }
 """What time is worth, beside a teacher of 20 or 40 epochs."""
 STUDIES = {"methods": METHODS, "ablations": ABLATIONS, "recipes": RECIPES}

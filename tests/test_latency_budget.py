@@ -191,9 +191,9 @@ def test_a_run_measures_searches_and_reports_in_milliseconds(run, fake, monkeypa
     assert re.search(r"budget kept: predicted \d\.\d{4} ms of \d\.\d{4} ms", shown)
     assert "latency where it will run (ms)" in shown
     page = folder.file("report.html").read_text(encoding="utf-8").replace("&nbsp;", " ")
-    assert re.search(r"\d\.\d{3} ms of at most \d\.\d{3} ms \(latency=0\.6\)", page)
+    assert re.search(r"\d\.\d{4} ms of at most \d\.\d{4} ms \(latency=0\.6\)", page)
     assert "latency over the search" in page
-    assert re.search(r"latency \d\.\d{3} ms, \d\.\d\d × budget", folder.file("run.log").read_text(encoding="utf-8"))
+    assert re.search(r"latency \d\.\d{4} ms, \d\.\d\d × budget", folder.file("run.log").read_text(encoding="utf-8"))
 
     runs, kept = fake.runs, folder.read_json("latency.json")
     run.close()

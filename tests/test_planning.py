@@ -125,7 +125,9 @@ def test_given_weights_leave_out_the_training_of_the_teacher(place):
     partial = options("--weights", "part.safetensors", "--weights-partial")
     teacher, *_ = plan_run(partial, "out", device="cpu").phases
     assert teacher.epochs == 2
-    assert teacher.note == "from what fits of weights given: part.safetensors"
+    assert teacher.note == (
+        "from the 12 tensors that fit of weights given: part.safetensors; 2 missing: 8.weight, 8.bias"
+    )
 
 
 def test_without_measured_steps_there_are_no_times(place):

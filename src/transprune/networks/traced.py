@@ -33,6 +33,7 @@ class TracedNetwork(nn.Module):
         super().__init__()
         self.__dict__["_traced"] = (program, sizes, type(modules))
         self.__dict__["_reason"] = reason
+        self.__dict__["_counting"] = _counting_norms(program, sizes, modules)
         for name, child in modules._modules.items():  # one module may have several names
             self.add_module(name, child)
         for name, parameter in modules._parameters.items():
@@ -53,6 +54,9 @@ class TracedNetwork(nn.Module):
     def run(self, *inputs: Tensor) -> Any:
         """The operators, on the positional arguments of the unpruned network's forward."""
         program, sizes, _ = self.__dict__["_traced"]
+        if self.training:
+            for path in self.__dict__["_counting"]:
+                self.get_buffer(path).add_(1)
         return program.run(_Plain(self, program, sizes), inputs)
 
     def extra_repr(self) -> str:
@@ -97,8 +101,6 @@ class _Plain(Surroundings):
 
     def function(self, step: Step) -> Function:
         if step.operator in TRAINABLE:
-            if step.operator == "batch_norm" and self.network.training:
-                self._count_batch(step)
             return in_mode(step.operator, step.function, self.network.training)
         shortcut = self.program.free_sums.get(step.node)
         if shortcut is not None:
@@ -106,13 +108,18 @@ class _Plain(Surroundings):
             return lambda arguments: arguments["self"] + module(arguments["other"])
         return step.function
 
-    def _count_batch(self, step: Step) -> None:
-        """A batch norm says how many batches it has seen."""
-        statistics = step.reads.get("running_mean")
-        path = self.program.reading.trace.state(statistics.key) if isinstance(statistics, Value) else None
-        module = self.network.get_submodule(path.rpartition(".")[0]) if path is not None else None
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.num_batches_tracked is not None:
-            module.num_batches_tracked.add_(1)
+
+def _counting_norms(program: Program, sizes: Sizes, modules: nn.Module) -> tuple[str, ...]:
+    """Paths of the buffers in which batch norms say how many batches they have seen."""
+    surroundings, found = Surroundings(sizes), []
+    for step in program.steps:
+        statistics = step.reads.get("running_mean") if step.operator == "batch_norm" else None
+        path = program.reading.trace.state(statistics.key) if isinstance(statistics, Value) else None
+        if path is not None and surroundings.runs(step):
+            norm = path.rpartition(".")[0]
+            if getattr(modules.get_submodule(norm), "num_batches_tracked", None) is not None:
+                found.append(f"{norm}.num_batches_tracked")
+    return tuple(found)
 
 
 TRAINABLE = ("batch_norm", "instance_norm", "dropout", "feature_dropout", "alpha_dropout")
