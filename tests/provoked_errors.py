@@ -55,7 +55,7 @@ from transprune.networks.supernet import Supernet
 from transprune.networks.torchvision_resnet import resnet_from_torchvision
 from transprune.networks.weights import load_weights
 from transprune.numerics.sampling import draw_candidates
-from transprune.pipeline import RunOptions, Tracking, open_run, plan_run, prepare
+from transprune.pipeline import RunOptions, Tracking, open_run, plan_run, prepare, resume_run
 from transprune.pipeline.config_file import preset_options, read_config
 from transprune.pipeline.steps import load_teacher
 from transprune.runtime import (
@@ -552,8 +552,7 @@ def model_no_logits(place):
     prepare(options(model=f"{place / 'net.py'}:build"), place / "out", device="cpu")
 
 
-@way
-def teacher_of_other_code(place):
+def changed_code(place, go_on):
     file = place / "net.py"
     code = "from torch import nn\ndef build():\n    return nn.Sequential(nn.Conv2d(1, {0}, 3), "
     code += "nn.Flatten(), nn.Linear({0} * 36, 10))\n"
@@ -561,11 +560,17 @@ def teacher_of_other_code(place):
     with prepare(options(model=f"{file}:build"), place / "out", device="cpu") as run:
         run.folder.write_tensors("teacher.safetensors", run.model.state_dict())
     file.write_text(code.format(9))
-    with open_run(place / "out", device="cpu") as run:
+    go_on(place / "out", device="cpu")
+
+
+def other_teacher(out, device):
+    with open_run(out, device=device) as run:
         load_teacher(run)
 
 
 ways(
+    code_of_teacher_changed=lambda place: changed_code(place, other_teacher),
+    code_changed=lambda place: changed_code(place, resume_run),
     inspect_size=lambda _: InspectCommand(model="resnet20", input_size=(3, 0, 8))(),
     compare_nothing=lambda _: CompareCommand(runs=())(),
     preset=lambda _: transprune.get_preset("quik"),

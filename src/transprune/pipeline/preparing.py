@@ -17,6 +17,7 @@ from transprune.pipeline.options import RunOptions, Safety
 from transprune.pipeline.run import Run
 from transprune.pipeline.together import opened_by_all
 from transprune.runtime import FolderLock, RunFolder, choose_device, environment, processes
+from transprune.space import SearchSpace
 
 
 def prepare(
@@ -58,6 +59,7 @@ def _prepare(
     material = gather(options, chosen)
     lock = FolderLock(Path(out))
     folder = RunFolder.create(out, asdict(options), overwrite=overwrite)
+    _check_same_space(folder, material.space)
     run = Run(folder, options, str(chosen), safety, lock)
     run.data, run.model, run.given_weights, run.space = material.data, material.model, material.weights, material.space
     folder.write_json("environment.json", environment())
@@ -84,6 +86,20 @@ def check_asked(out: str | Path, *, overwrite: bool, resume: bool) -> None:
         raise OptionError("cannot use --resume with --overwrite: one goes on with a run, the other removes it")
     if resume:
         RunFolder.open(out)
+
+
+def _check_same_space(folder: RunFolder, space: SearchSpace) -> None:
+    """Checks that a run goes on with the network that it began with.
+
+    Raises:
+        RunFolderError: Other sizes can be chosen now.
+    """
+    begun = SearchSpace.from_json(folder.read_json("space.json")) if folder.has("space.json") else space
+    if (begun.groups, begun.stages, begun.layers) != (space.groups, space.stages, space.layers):
+        raise RunFolderError(
+            f"cannot go on with the run in '{folder.path}': the network is not the one that it began with, other sizes "
+            "can be chosen now; bring back the code that the run began with, or start anew with --overwrite"
+        )
 
 
 def _record_start(run: Run) -> None:
