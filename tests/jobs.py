@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import multiprocessing, nn
@@ -25,6 +26,7 @@ from test_training import SHORT, small_network, two_colours
 from transprune.data import LoaderData
 from transprune.errors import ResourceError, StoppedError
 from transprune.runtime import CheckpointOptions, Checkpoints, processes, random_states, set_random_states
+from transprune.training import searching
 from transprune.training.feeding import Batch, Feed, feed
 from transprune.training.fitting import Fit
 from transprune.training.tasks import classification
@@ -161,8 +163,14 @@ def trained() -> dict[str, Any]:
 def searched() -> dict[str, Any]:
     """What a whole search finds."""
     torch.manual_seed(0)
-    found = transprune.search(Residual(), two_colours(), "macs=0.5", SEARCH)
-    return {"architecture": found.architecture, "widths": found.probabilities.widths, "history": found.history}
+    with mock.patch.object(searching, "derive_with_proof", wraps=searching.derive_with_proof) as derive:
+        found = transprune.search(Residual(), two_colours(), "macs=0.5", SEARCH)
+    return {
+        "architecture": found.architecture,
+        "widths": found.probabilities.widths,
+        "history": found.history,
+        "derivations": derive.call_count,
+    }
 
 
 def resumed() -> dict[str, Any]:

@@ -225,6 +225,17 @@ def test_a_supernet_is_measured_on_samples_that_leave_one_over():
     assert found.actual <= found.target
 
 
+@pytest.mark.parametrize("rows", [8, 6])
+def test_batches_of_other_sizes_than_the_example_are_spoken_of(rows, capsys):
+    network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1))
+    samples = TensorDataset(torch.zeros(16, 1, rows, rows), torch.zeros(16, 1))
+    loader = DataLoader(samples, 4)
+    data = LoaderData(train=loader, test=loader, example=torch.zeros(1, 1, 8, 8))
+    search(network, data, "macs=0.6", SearchOptions(epochs=1, batch_size=4), task=regression())
+    said = "hold samples of the shapes [[1, 6, 6]], the example of [[1, 8, 8]]"
+    assert (said in capsys.readouterr().err) == (rows == 6)
+
+
 def test_a_distributed_sampler_draws_another_order_in_every_epoch():
     sampler = DistributedSampler(numbered(16), num_replicas=2, rank=0)
     batches = Feed(DataLoader(numbered(16), 4, sampler=sampler), regression(), torch.device("cpu"), "train")

@@ -74,6 +74,7 @@ def test_two_processes_hold_the_same_network_bit_for_bit(two):
     assert_same_state(two[0]["trained"]["state"], two[1]["trained"]["state"])
     assert torch.equal(two[0]["searched"]["widths"], two[1]["searched"]["widths"])
     assert two[0]["searched"]["architecture"] == two[1]["searched"]["architecture"]
+    assert [each["searched"]["derivations"] for each in two] == [1, 0], "one that ran out of time would differ"
 
 
 def test_two_processes_train_as_one_does_and_report_the_same(two, one):

@@ -6,6 +6,7 @@ Source: Dong & Yang, 2019, arXiv:1905.09717, section 3.2 and Algorithm 1.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,8 +29,8 @@ from transprune.networks.supernet import Supernet
 from transprune.numerics.alignment import ALIGNMENTS, Alignment
 from transprune.numerics.annealing import Schedule, anneal
 from transprune.numerics.penalty import budget_penalty
-from transprune.numerics.structures import on_device
-from transprune.runtime import KeptGenerator
+from transprune.numerics.structures import on_device, tensors_in
+from transprune.runtime import KeptGenerator, processes
 from transprune.space import SearchSpace
 from transprune.training.divergence import Policy
 from transprune.training.evaluation import Evaluation, evaluate_batches, evaluation_mode
@@ -38,6 +39,8 @@ from transprune.training.fitting import at_least, check_first_loss, check_warm_u
 from transprune.training.looping import Loop
 from transprune.training.tasks import Task, classification
 from transprune.training.updating import StepOptions, Update
+
+log = logging.getLogger("transprune.run")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +147,7 @@ class Bilevel(Loop):
         self.space, self.options, self.limits = space, options, tuple(limits)
         task = task or classification()
         start, example = copy.deepcopy(unwrapped(model)).cpu(), example_of(data)
+        self.example = example
         if options.start == "scratch":
             initialise(start)
         elif importance is not None or options.importance == "magnitude":
@@ -238,6 +242,7 @@ class Bilevel(Loop):
             loss = self.task.loss_of(outputs, part.targets)
             if self.schedule.last_epoch == 0:
                 check_first_loss(loss, self.phase)
+                _warn_of_other_sizes(self.example, part)
             return loss, outputs
 
         for learned in self.weight_update.step(batch, forward):
@@ -302,6 +307,17 @@ class Bilevel(Loop):
             "width_probabilities": probabilities.by_group(self.space),
             "depth_probabilities": probabilities.by_stage(self.space),
         }
+
+
+def _warn_of_other_sizes(example: tuple[Tensor, ...], batch: Batch) -> None:
+    """Says so if the samples that costs are counted for are not those that are learned from."""
+    ours, theirs = ([list(tensor.shape[1:]) for tensor in tensors_in(inputs)] for inputs in (example, batch.inputs))
+    if ours != theirs and processes.is_first():
+        log.warning(
+            "the batches hold samples of the shapes %s, the example of %s: costs are counted for the example",
+            theirs,
+            ours,
+        )
 
 
 def _endless(batches: Iterable[Batch]) -> Iterator[Batch]:
