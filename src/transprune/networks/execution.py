@@ -7,7 +7,8 @@ reads the last block in use.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -114,6 +115,18 @@ class Program:
         self.steps = tuple(self._step(node) for node in trace.calls)
         self.outputs = tuple(self._template(source, trace.graph.output_node()) for source in trace.outputs)
         self.steps = self._with_last_reads()
+
+    def without_reads(self, unread: Mapping[fx.Node, Collection[str]]) -> Program:
+        """The same, but certain calls do not read certain arguments, by name."""
+        changed = copy.copy(self)
+        changed.steps = tuple(
+            replace(step, reads={name: read for name, read in step.reads.items() if name not in unread[step.node]})
+            if step.node in unread
+            else step
+            for step in self.steps
+        )
+        changed.steps = changed._with_last_reads()
+        return changed
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
         return self  # it never changes, and its keys are the nodes of a graph

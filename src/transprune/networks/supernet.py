@@ -29,7 +29,9 @@ from transprune.numerics.mixtures import Mixture, mixed
 from transprune.numerics.structures import on_device
 from transprune.space import SearchSpace
 
-RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+AFFINE = ("weight", "bias")
+"""Scale and shift of a norm."""
+STATISTICS = ("running_mean", "running_var")
 """Buffers of norms, which say nothing of a network that changes every step."""
 
 
@@ -92,7 +94,7 @@ class Supernet(nn.Module):
         weights = {
             name: value.detach().clone()
             for name, value in self.network.state_dict().items()
-            if name.rpartition(".")[2] not in RUNNING_STATISTICS
+            if name.rpartition(".")[2] not in (*STATISTICS, "num_batches_tracked")
         }
         for name, group_name in self.plan.rows.items():
             group = self.space.groups[self.space.group_index[group_name]]
@@ -152,6 +154,10 @@ class _Plan:
                 groups = reading.rewrites.get(node, {}).get("groups")
                 if not (isinstance(groups, Layout) and groups.is_searched):
                     self.mixed_layers[node] = self._outputs(reading, node)
+        norms = [node for node in reading.trace.calls if operator(node) == "batch_norm"]
+        self.program = self.program.without_reads(
+            {node: (*STATISTICS, *(AFFINE if node in self.affine else ())) for node in norms}
+        )
 
     def _is_searched(self, layout: Layout) -> bool:
         return any(name in self.searched for name in layout.groups())
