@@ -160,9 +160,9 @@ class RunFolder:
         Raises:
             RunFolderError: The file is missing; the message names the step.
         """
-        if not self.path.is_dir():
-            self.open(self.path)  # which says so
         if not self.has(name):
+            if not self.path.is_dir():
+                self.open(self.path)  # which says so
             raise RunFolderError(
                 f"cannot go on with the run folder '{self.path}': it has no {name}, which the step '{made_by}' "
                 f"writes; run `transprune {made_by}` for this folder first"
