@@ -390,7 +390,8 @@ def plot(study: Study, rows: Sequence[Row]) -> None:
         axes.plot(row.top1, [place] * len(row.top1), "o", color=colour, alpha=0.5, markersize=5)
     axes.set_yticks(range(len(rows)), [f"{row.arm.label} ({row.arm.start})" for row in rows])
     axes.invert_yaxis()
-    axes.set_xlabel(f"top-1 accuracy, % · {study.network}, {study.budget}, {study.epochs} epochs")
+    common = "" if any(row.arm.epochs for row in rows) else f", {study.epochs} epochs"
+    axes.set_xlabel(f"top-1 accuracy, % · {study.network}, {study.budget}{common}")
     figure.legend(loc="outside upper right", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(study.file("accuracy.png"), dpi=120)
