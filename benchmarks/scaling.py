@@ -54,6 +54,7 @@ def main() -> None:
     if options.json is not None:
         settings = {name: value for name, value in vars(options).items() if name != "json"}
         content = {"options": settings, "environment": environment(), "rows": measured}
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(content, indent=1) + "\n")
 
 
