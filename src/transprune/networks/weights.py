@@ -76,7 +76,8 @@ def load_weights(path: str | Path, model: nn.Module, *, partial: bool = False) -
             "`safetensors.torch.save_file` or `torch.save(model.state_dict(), file)` writes them"
         ) from error
     weights = _fit(found, model)
-    spoilt = tuple(name for name, value in weights.tensors.items() if not value.isfinite().all())
+    learned = {name for name, _ in model.named_parameters()}  # a buffer may hold a mask of infinite numbers
+    spoilt = tuple(name for name, value in weights.tensors.items() if name in learned and not value.isfinite().all())
     if spoilt:
         raise ModelError(
             f"cannot use the weights in '{file}': numbers that are not finite are in {_first(spoilt)}; expected those "

@@ -77,7 +77,8 @@ def gather(options: RunOptions, device: torch.device) -> Material:
         measured = trusted_latency(model, space, example, options.latency, device=device)
     found = Material(data=data, model=model, weights=weights, space=space, budgets=budgets, latency=measured)
     if is_measuring:
-        check_attainable(space, [budget.limit(space, found.costs) for budget in budgets])
+        for point in points(options.budget):
+            check_attainable(space, [Budget.parse(text).limit(space, found.costs) for text in point])
     return found
 
 
