@@ -165,7 +165,8 @@ class RunFolder:
                 self.open(self.path)  # which says so
             raise RunFolderError(
                 f"cannot go on with the run folder '{self.path}': it has no {name}, which the step '{made_by}' "
-                f"writes; run `transprune {made_by}` for this folder first"
+                f"writes; run `transprune {made_by}` for this folder first, or `transprune run --resume {self.path}`, "
+                "which does all that is left"
             )
         return self.file(name)
 
