@@ -16,6 +16,7 @@ from transprune.analysis.wrappers import unwrapped
 from transprune.errors import OptionError, StoppedError
 from transprune.networks.memory_format import suits_channels_last, use_channels_last
 from transprune.numerics import normalisation
+from transprune.runtime import processes
 from transprune.training.feeding import Batch
 from transprune.training.fitting import DistillationOptions, Fit
 from transprune.training.tasks import classification
@@ -173,6 +174,14 @@ def test_norms_of_a_network_in_training_are_computed_in_rows_and_learn_the_same(
     assert len(calls) == fast.epochs * fast.steps_an_epoch
     torch.testing.assert_close(fast.network.state_dict(), plain.network.state_dict(), rtol=1e-3, atol=1e-5)
     assert not fit_of(deep_network(), compile=True).update.has_fast_norms
+
+
+@pytest.mark.parametrize(("sync_norms", "parts"), [(True, 2), (False, 4)])
+def test_where_norms_meet_all_processes_compute_as_many_parts(sync_norms, parts, monkeypatch):
+    fit = fit_of(deep_network(), accumulate=4, sync_norms=sync_norms)
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "gathered", lambda samples: [samples, 2])
+    assert fit.update._count(Batch((torch.zeros(5, 1, 4, 4),), None)) == parts
 
 
 class Recomputing(nn.Module):
