@@ -160,20 +160,30 @@ def factor(axis: Axis, sizes: Sequence[int], reason: str = "its uses do not fit 
         reason: Why the axis is fixed where that is not possible.
     """
     axis = settle(axis)
-    factors = [Axis(size) for size in sizes]
     if axis.form is None:
-        for each in factors:
-            each.reason, each.layers, each.is_unbound = axis.reason, list(axis.layers), False
-            each.is_ordered, each.is_inexact = axis.is_ordered, axis.is_inexact
+        factors = [_piece(axis, size) for size in sizes]
         if axis.is_batch:
             factors[0].is_batch = True
             for each in factors[1:]:
                 each.reason = "it is a part of the batch"
         axis.form, axis.is_unbound = Multiplied(tuple(factors)), False
         return factors
+    factors = [Axis(size) for size in sizes]
     whole = Axis(axis.size, Multiplied(tuple(factors)), is_unbound=False)
     unify(axis, whole, reason)
     return factors
+
+
+def _piece(atom: Axis, size: int) -> Axis:
+    """A new atom of which all holds that was said of another one, but that it counts samples."""
+    return Axis(
+        size,
+        reason=atom.reason,
+        layers=list(atom.layers),
+        is_ordered=atom.is_ordered,
+        is_inexact=atom.is_inexact,
+        is_unbound=False,
+    )
 
 
 def split(axis: Axis, sizes: Sequence[int], reason: str = "its uses do not fit together") -> list[Axis]:
@@ -213,12 +223,9 @@ def _split_at(axis: Axis, position: int, reason: str) -> tuple[Axis, Axis]:
             fix(axis, reason)
             return fixed(position, reason), fixed(axis.size - position, reason)
         case _:
-            left, right = Axis(position), Axis(axis.size - position)
-            for part in (left, right):
-                part.reason, part.layers, part.is_unbound = axis.reason, list(axis.layers), False
-                part.is_ordered, part.is_inexact = axis.is_ordered, axis.is_inexact
-                if axis.is_batch:
-                    part.reason = "it is a part of the batch"
+            left, right = _piece(axis, position), _piece(axis, axis.size - position)
+            if axis.is_batch:
+                left.reason = right.reason = "it is a part of the batch"
             axis.form, axis.is_unbound = Concatenated((left, right)), False
             return left, right
 
