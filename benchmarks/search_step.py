@@ -228,12 +228,12 @@ def weight_optimizer(network: nn.Module) -> torch.optim.SGD:
 def search_step(kind: Kind, network: nn.Module, images: Tensor, labels: Tensor) -> Step:
     """The steps of `transprune.training.bilevel.Bilevel`."""
     example = torch.zeros(1, 3, 32, 32)
+    if kind.phase in AFTERWARDS:
+        small = smaller_network(network, example, kind.mode)
+        return step_of_fit(small, network if kind.phase == "distillation" else None, images, labels)
     space = inspect(network, example, dimensions=kind.mode)
     parameters = ArchitectureParameters(space)
     settle(parameters, kind.phase)
-    if kind.phase in AFTERWARDS:
-        small = transprune.shrink(network, parameters.probabilities().most_probable(space), example)
-        return step_of_fit(small, network if kind.phase == "distillation" else None, images, labels)
     supernet = Supernet(network, space, example, alignment=kind.alignment).to(images.device).train()
     parameters.to(images.device)
     limit = HALF.limit(space)
@@ -265,18 +265,25 @@ def search_step(kind: Kind, network: nn.Module, images: Tensor, labels: Tensor) 
     return step_architecture if kind.phase == "architecture" else step_weights
 
 
+def smaller_network(network: nn.Module, example: Tensor, mode: str) -> nn.Module:
+    """The network that the end of a search is settled on, of half the MACs."""
+    parameters = ArchitectureParameters(inspect(network, example, dimensions=mode))
+    settle(parameters, "end")
+    return transprune.shrink(network, parameters.probabilities().most_probable(parameters.space), example)
+
+
 @torch.no_grad()
 def settle(parameters: ArchitectureParameters, phase: str) -> None:
     """Equal logits; at the end high ones for the architecture of half the MACs that random logits favour."""
     space = parameters.space
-    if phase in ("end", *AFTERWARDS):
+    if phase == "end":
         chance = torch.Generator().manual_seed(0)
         for logits in parameters.parameters():
             logits.normal_(generator=chance)
         chosen = derive(space, parameters.probabilities(), [HALF.limit(space)])
     for logits in parameters.parameters():
         logits.zero_()
-    if phase in ("end", *AFTERWARDS):
+    if phase == "end":
         for row, group in zip(parameters.widths, space.groups, strict=True):
             row[group.candidates.index(chosen.widths.get(group.name, group.width))] = SETTLED
         for row, stage in zip(parameters.depths, space.stages, strict=True):

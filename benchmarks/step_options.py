@@ -17,8 +17,7 @@ from pathlib import Path
 import torch
 
 import transprune
-from search_step import Step, medians, settle, step_of_fit
-from transprune.networks.selection import ArchitectureParameters
+from search_step import Step, medians, smaller_network, step_of_fit
 from transprune.runtime import environment
 
 OPTIONS = {"none": {}, "compile": {"compile": True}, "bfloat16": {"precision": "bfloat16"}}
@@ -34,11 +33,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(0)
     network = transprune.resnet(int(arguments.network.removeprefix("resnet")))
-    example = torch.zeros(1, 3, 32, 32)
-    space = transprune.inspect(network, example)
-    parameters = ArchitectureParameters(space)
-    settle(parameters, "smaller")
-    student = transprune.shrink(network, parameters.probabilities().most_probable(space), example)
+    student = smaller_network(network, torch.zeros(1, 3, 32, 32), "both")
     images = torch.randn(arguments.batch, 3, 32, 32, device=arguments.device)
     labels = torch.randint(0, 10, (arguments.batch,), device=arguments.device)
     steps: dict[tuple[str, str], Step] = {}
