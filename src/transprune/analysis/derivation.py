@@ -151,9 +151,9 @@ def check_attainable(space: SearchSpace, limits: Sequence[Limit], *, seconds: fl
     if program.solve([], [0.0] * len(limits), most, seconds=seconds).bound < np.inf:
         return
     if len(limits) == 1:
-        limit, cost = limits[0], limits[0].cost
-        full = space.cost(cost, space.full_architecture())
-        raise out_of_reach(f"of {limit}:", cost, least_cost(space, cost), full)
+        (limit,) = limits
+        full = space.cost(limit.cost, space.full_architecture())
+        raise out_of_reach(f"of {limit}:", limit.cost, least_cost(space, limit.cost), full)
     ranges = []
     for place, limit in enumerate(limits):
         total = program.sums[place]

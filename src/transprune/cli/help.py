@@ -57,13 +57,14 @@ def _dressed(kind: Any, shown: tuple[str, ...] | None) -> Any:
         if shown is not None and item.name not in shown:
             marks += (tyro.conf.Suppress,)
         inner: Any = bare[item.name]
-        own: Any = field(kw_only=True, default=item.default, default_factory=item.default_factory)
+        factory: Any = item.default_factory
         if is_dataclass(inner):
             inner = _dressed(inner, None)  # type: ignore[arg-type]  # a class can be hashed
-            own = field(kw_only=True) if item.default_factory is MISSING else field(kw_only=True, default_factory=inner)
+            factory = factory if factory is MISSING else inner
         elif item.name in said:
             hint = "" if item.default in _OBVIOUS else None
             marks += (tyro.conf.arg(help=said[item.name], help_behavior_hint=hint),)
+        own = field(kw_only=True, default=item.default, default_factory=factory)
         made.append((item.name, Annotated[(inner, *marks)] if marks else inner, own))
     page = make_dataclass(kind.__name__, made, bases=(kind,), frozen=True, kw_only=True)
     page.__doc__ = kind.__doc__

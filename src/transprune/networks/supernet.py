@@ -31,7 +31,7 @@ from transprune.space import SearchSpace
 
 AFFINE = ("weight", "bias")
 """Scale and shift of a norm."""
-STATISTICS = ("running_mean", "running_var")
+RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """Buffers of norms, which say nothing of a network that changes every step."""
 
 
@@ -94,7 +94,7 @@ class Supernet(nn.Module):
         weights = {
             name: value.detach().clone()
             for name, value in self.network.state_dict().items()
-            if name.rpartition(".")[2] not in (*STATISTICS, "num_batches_tracked")
+            if name.rpartition(".")[2] not in RUNNING_STATISTICS
         }
         for name, group_name in self.plan.rows.items():
             group = self.space.groups[self.space.group_index[group_name]]
@@ -156,7 +156,7 @@ class _Plan:
                     self.mixed_layers[node] = self._outputs(reading, node)
         norms = [node for node in reading.trace.calls if operator(node) == "batch_norm"]
         self.program = self.program.without_reads(
-            {node: (*STATISTICS, *(AFFINE if node in self.affine else ())) for node in norms}
+            {node: (*RUNNING_STATISTICS, *(AFFINE if node in self.affine else ())) for node in norms}
         )
 
     def _is_searched(self, layout: Layout) -> bool:

@@ -56,7 +56,9 @@ class TracedNetwork(nn.Module):
         program, sizes, _ = self.__dict__["_traced"]
         if self.training:
             for path in self.__dict__["_counting"]:
-                self.get_buffer(path).add_(1)
+                count = tensor_at(self, path)
+                assert count is not None  # a norm that runs has its buffers
+                count.add_(1)
         return program.run(_Plain(self, program, sizes), inputs)
 
     def extra_repr(self) -> str:
@@ -116,9 +118,9 @@ def _counting_norms(program: Program, sizes: Sizes, modules: nn.Module) -> tuple
         statistics = step.reads.get("running_mean") if step.operator == "batch_norm" else None
         path = program.reading.trace.state(statistics.key) if isinstance(statistics, Value) else None
         if path is not None and surroundings.runs(step):
-            norm = path.rpartition(".")[0]
-            if getattr(modules.get_submodule(norm), "num_batches_tracked", None) is not None:
-                found.append(f"{norm}.num_batches_tracked")
+            count = f"{path.removesuffix('running_mean')}num_batches_tracked"
+            if tensor_at(modules, count) is not None:
+                found.append(count)
     return tuple(found)
 
 

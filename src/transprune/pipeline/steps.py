@@ -25,6 +25,7 @@ from transprune.latency.measuring import time_networks
 from transprune.networks.shrinking import shrink
 from transprune.networks.sorting import sort_channels
 from transprune.networks.traced import TracedNetwork
+from transprune.numerics.structures import on_device
 from transprune.pipeline.preparing import read_options
 from transprune.pipeline.results import network_figures
 from transprune.pipeline.run import Run, log, logging_to
@@ -187,7 +188,8 @@ def _with_statistics(student: nn.Module, run: Run) -> dict[str, Tensor]:
     """The student's state after its norms have seen all training images."""
     with processes.alone():
         state = estimate_statistics(student, run.data, seed=run.options.seed).state_dict()
-    return {name: value.cpu() for name, value in state.items()}
+    found: dict[str, Tensor] = on_device(state, "cpu")
+    return found
 
 
 def evaluate_step(run: Run) -> None:

@@ -234,6 +234,8 @@ class Bilevel(Loop):
 
     def step_weights(self, batch: Batch, temperature: float) -> None:
         """One step of the weights, with the architecture parameters held."""
+        if self.schedule.last_epoch == 0:
+            _warn_of_other_sizes(self.example, batch)
         with torch.no_grad():
             selection = self.select(temperature)
 
@@ -242,7 +244,6 @@ class Bilevel(Loop):
             loss = self.task.loss_of(outputs, part.targets)
             if self.schedule.last_epoch == 0:
                 check_first_loss(loss, self.phase)
-                _warn_of_other_sizes(self.example, part)
             return loss, outputs
 
         for learned in self.weight_update.step(batch, forward):

@@ -182,9 +182,8 @@ def shared(loader: Iterable[Any], part: str) -> Iterable[Any]:
     """
     if processes.count() == 1 or not isinstance(loader, DataLoader) or type(loader) is not DataLoader:
         return loader
-    if isinstance(loader.dataset, IterableDataset) or isinstance(loader.sampler, DistributedSampler):
-        return loader
-    if loader.batch_sampler is None:
+    divides_itself = isinstance(loader.dataset, IterableDataset) or isinstance(loader.sampler, DistributedSampler)
+    if loader.batch_sampler is None or divides_itself:
         return loader
     return like(loader, loader.dataset, batch_sampler=_Shares(loader.batch_sampler, part))
 
@@ -239,8 +238,7 @@ def _set_epoch(loader: Iterable[Any], epoch: int) -> None:
     A `DistributedSampler` would else draw the same order in every epoch.
     """
     batches = getattr(loader, "batch_sampler", None)
-    owners = (loader, batches, getattr(loader, "sampler", None), getattr(batches, "sampler", None))
-    for owner in {id(owner): owner for owner in owners}.values():
+    for owner in (loader, batches, getattr(loader, "sampler", None), getattr(batches, "sampler", None)):
         tell = getattr(owner, "set_epoch", None)
         if callable(tell):
             tell(epoch)
