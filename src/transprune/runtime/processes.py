@@ -13,14 +13,19 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
-from functools import lru_cache
 from itertools import groupby
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, distributed
 
 from transprune.errors import ResourceError, StoppedError
+
+if distributed.is_available():
+    # Loaded later, as by the first optimizer, it would take the group of the job for the default of its functions and
+    # keep it until the interpreter ends, which the group's threads then abort now and then.
+    import torch.distributed.nn.functional
 
 Value = TypeVar("Value")
 
@@ -30,6 +35,10 @@ TIMEOUT = timedelta(minutes=30)
 meanwhile."""
 
 _is_alone: ContextVar[bool] = ContextVar("_is_alone", default=False)
+
+_besides: WeakValueDictionary[str, Any] = WeakValueDictionary()
+"""The gloo group beside a job's own, by the name of that. Only torch holds it: its threads must end with the job, not
+with the interpreter, which some of them would abort."""
 
 
 def count() -> int:
@@ -208,10 +217,12 @@ def _group_for(device: torch.device) -> Any:
     return None if has_way else _gloo_beside(distributed.group.WORLD)
 
 
-@lru_cache(maxsize=1)
 def _gloo_beside(group: Any) -> Any:
     """A group for numbers on the CPU, for a job whose own group has no way for them; made once for each group."""
-    return distributed.new_group(backend="gloo", timeout=TIMEOUT)
+    beside = _besides.get(group.group_name)
+    if beside is None:
+        beside = _besides[group.group_name] = distributed.new_group(backend="gloo", timeout=TIMEOUT)
+    return beside
 
 
 @contextmanager
