@@ -1,5 +1,6 @@
 """Several processes work as one: the same gradients, figures and results as one process on the joined batches."""
 
+from contextlib import nullcontext
 from itertools import chain
 
 import pytest
@@ -9,6 +10,7 @@ from torch.utils.data import DataLoader
 import jobs
 from test_loader_data import Endless
 from test_training import assert_same_state
+from transprune.errors import StoppedError
 from transprune.runtime import processes
 from transprune.training.feeding import shared
 
@@ -138,13 +140,24 @@ def test_a_process_that_is_gone_is_an_error_and_not_a_wait():
         jobs.together(jobs.dies)
 
 
-def test_a_process_that_joins_meets_the_others_before_it_may_leave(monkeypatch):
-    """One without work would else be gone while the others still connect."""
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (None, ["connects", "meets", "works", "leaves"]),
+        (StoppedError("asked to stop", reason="SIGTERM"), ["connects", "meets", "works", "meets", "leaves"]),
+        (ValueError("no such luck"), ["connects", "meets", "works"]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_process_meets_the_others_before_it_may_leave(error, expected, monkeypatch):
+    """One without work would else be gone while the others still connect. After an error the others may be gone."""
     done = []
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(processes.distributed, "init_process_group", lambda *_, **__: done.append("connects"))
     monkeypatch.setattr(processes, "total", lambda number: done.append("meets"))
     monkeypatch.setattr(processes.distributed, "destroy_process_group", lambda: done.append("leaves"))
-    with processes.joined():
+    with pytest.raises(type(error)) if error else nullcontext(), processes.joined():
         done.append("works")
-    assert done == ["connects", "meets", "works", "leaves"]
+        if error:
+            raise error
+    assert done == expected

@@ -93,8 +93,9 @@ def joined() -> Iterator[None]:
         yield
     except StoppedError:
         total(0)  # a process that ends with an error is the end of the others: each first finishes what it does
+        distributed.destroy_process_group()
         raise
-    # After an error the group is left as it is: to take it down would wait for processes that are gone.
+    # After another error the group is left as it is: to take it down would wait for processes that are gone.
     distributed.destroy_process_group()
 
 
