@@ -1,4 +1,4 @@
-"""Small search spaces made at random, and a cost that no rule gives, for a derivation beside brute force."""
+"""Small search spaces made at random, and costs that no rule gives, for a derivation beside brute force."""
 
 from __future__ import annotations
 
@@ -72,3 +72,13 @@ class Steps(Cost):
     def of_part(self, layer: Layer, part: tuple[int, int], inputs: int, outputs: int) -> int:
         draw = random.Random(f"{layer.name} {part} {inputs} {outputs}")
         return 50 + draw.randint(0, 40) + 5 * (inputs // 2) * -(-outputs // 4)
+
+
+class Drawn(Cost):
+    """Costs that say nothing of a size."""
+
+    kind, name = "drawn", "drawn"
+    is_monotone = False
+
+    def of_part(self, layer: Layer, part: tuple[int, int], inputs: int, outputs: int) -> int:
+        return random.Random(f"{layer.name} {part} {inputs} {outputs}").randint(1, 100)

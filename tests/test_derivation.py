@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 import oracles
 from any_networks import SEVERAL_PARTS, any_space
-from random_spaces import Steps, random_space
+from random_spaces import Drawn, Steps, random_space
 from small_networks import CASES, depthwise_stage_behind_stage, example, plain, resnet_space, space_of, staged
 from transprune.analysis.derivation import GAP, NEARLY_FULL, check_attainable, derive, derive_with_proof, least_cost
 from transprune.analysis.measurement import count_macs
 from transprune.analysis.probabilities import Probabilities, certain
 from transprune.analysis.repair import _Stepping, log_probabilities, repair
 from transprune.budget import Limit
-from transprune.costs import COSTS, MACS, PARAMS, Cost
+from transprune.costs import COSTS, MACS, PARAMS
 from transprune.errors import BudgetError
 from transprune.layers import Channels, Layer
 from transprune.networks.shrinking import shrink
@@ -334,16 +334,6 @@ def test_independent_counters_find_the_budgets_kept_on_the_shrunk_network_to_the
         student = shrink(CASES[name](), architecture, example())
         assert count_macs(student, example()) == space.macs(architecture) <= limits[0].most
         assert oracles.count_parameters(student) == space.params(architecture) <= limits[1].most
-
-
-class Drawn(Cost):
-    """Costs that say nothing of a size."""
-
-    kind = name = "drawn"
-    is_monotone = False
-
-    def of_part(self, layer, part, inputs, outputs):
-        return random.Random(f"{layer.name} {part} {inputs} {outputs}").randint(1, 100)
 
 
 @pytest.mark.parametrize("cost", [*KINDS, Drawn()], ids=lambda cost: cost.kind)

@@ -1,6 +1,7 @@
 """A frontier: several budgets in one go, from one teacher and one supernet, with uniform scaling beside them."""
 
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import torch
 
 import transprune
 from test_report import EVIL, Page
+from transprune.analysis.reference_points import uniform_architecture
 from transprune.cli import main
 from transprune.delivery.frontier import frontier_page
+from transprune.errors import BudgetError
 from transprune.runtime import RunFolder, read_journal
 
 NET = """
@@ -157,6 +160,27 @@ def test_a_point_that_cannot_be_attained_is_refused_before_any_training(capsys):
     assert not Path("other").exists()
 
 
+def test_a_point_whose_budget_no_uniform_widths_keep_stands_alone(monkeypatch, capsys):
+    """As of latency, where only whole blocks that go save enough."""
+
+    def scaled(space, limits):
+        if limits[0].most < 0.5 * space.macs(space.full_architecture()):
+            raise BudgetError("cannot scale all widths that far")
+        return uniform_architecture(space, limits)
+
+    monkeypatch.setattr("transprune.pipeline.frontier.uniform_architecture", scaled)
+    main(["run", "net.py:build", "--budget", "macs=0.4,0.7", "--out", "alone", *FAST])
+    assert re.search(r"macs=0\.4 .* –\n", capsys.readouterr().out)
+    names = {path.parent.name for path in Path("alone").glob("*/result.json")}
+    assert names == {"macs-0.4", "macs-0.7", "macs-0.7-uniform"}
+    first, second = json.loads(Path("alone/frontier.json").read_text())["points"]
+    assert first["uniform"] is None
+    assert second["uniform"]["folder"] == "macs-0.7-uniform"
+    (left,) = [each for each in read_journal(Path("alone/journal.jsonl")) if each.get("event") == "decision"]
+    assert left["what"] == "Left uniform widths out at macs=0.4"
+    assert left["why"] == "cannot scale all widths that far"
+
+
 def fake_record(**changed):
     def student(macs, top1, folder):
         return {"folder": folder, "macs": macs, "params": macs // 10, "top1": top1}
@@ -184,6 +208,16 @@ def test_the_page_shows_both_curves_with_their_points_and_links_to_the_runs():
     assert links == {f"macs-{share}{end}/report.html" for share in (0.3, 0.5, 0.7) for end in ("", "-uniform")}
     assert "1.70 points higher" in page.text("td")
     assert all(word in page.text() for word in ("searched", "uniform", "teacher", "MACs"))
+
+
+def test_the_page_of_points_without_uniform_widths_says_so():
+    record = fake_record()
+    for point in record["points"]:
+        point["uniform"] = None
+    page = Page(frontier_page(record))
+    (chart,) = [each for each in page.all("svg") if "accuracy against cost" in each["aria-label"]]
+    assert "uniform" not in chart["aria-label"]
+    assert page.text("td").count("none within the budget") == 3
 
 
 def test_names_in_a_record_cannot_break_the_page():

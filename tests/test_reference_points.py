@@ -1,18 +1,23 @@
 """Architectures that a search is compared with: uniform scaling and random ones, at the same cost."""
 
 import math
+from bisect import bisect_right
+from itertools import groupby
 
 import pytest
 import torch
 
 from any_networks import SEVERAL_PARTS, any_space
+from random_spaces import Drawn
 from small_networks import CASES, resnet_space, space_of
 from transprune.analysis.derivation import NEARLY_FULL
 from transprune.analysis.reference_points import random_architecture, uniform_architecture
+from transprune.architecture import Architecture
 from transprune.budget import Limit
 from transprune.costs import COSTS, MACS
 from transprune.errors import BudgetError
 
+DRAWN = Drawn()
 NETWORKS = pytest.mark.parametrize("name", [*CASES, *SEVERAL_PARTS])
 
 
@@ -21,29 +26,25 @@ def space_named(name):
     return space_of(CASES[name]) if name in CASES else any_space(name)
 
 
-def next_wider(space, architecture):
-    """The cheapest uniform architecture wider than this one: the oracle tries every share from the top."""
+def all_uniform(space):
+    """Every uniform architecture, from the narrowest on: the oracle, which tries every share."""
     shares = sorted({(width - 0.5) / group.width for group in space.groups for width in range(1, group.width + 1)})
-    wider = []
-    for share in shares:
-        widths = {group.name: max(1, math.floor(group.width * share + 0.5 + 1e-9)) for group in space.groups}
-        if widths != dict(architecture.widths) and all(widths[key] >= architecture.widths[key] for key in widths):
-            wider.append(space.macs(type(architecture)(widths=widths, depths=architecture.depths)))
-    return min(wider, default=None)
+    depths = {stage.name: stage.depth for stage in space.stages}
+    widths = [
+        {group.name: max(1, math.floor(group.width * share + 0.5 + 1e-9)) for group in space.groups}
+        for share in [0.0, *shares]
+    ]
+    return [Architecture(widths=each, depths=depths) for each, _ in groupby(widths)]
 
 
 @NETWORKS
 def test_uniform_widths_are_the_widest_of_one_share_that_the_budget_allows(name):
     space = space_named(name)
-    full = space.full_architecture()
-    narrowest = type(full)(widths=dict.fromkeys(full.widths, 1), depths=full.depths)
-    least, most = space.macs(narrowest), space.macs(full)
-    for target in (least, (least + most) // 2, most - 1, most):
-        architecture = uniform_architecture(space, [Limit(MACS, target)])
-        assert space.macs(architecture) <= target
-        above = next_wider(space, architecture)
-        assert above is None or above > target
-        assert dict(architecture.depths) == {stage.name: stage.depth for stage in space.stages}
+    uniform = all_uniform(space)
+    costs = [space.macs(each) for each in uniform]
+    for target in (costs[0], (costs[0] + costs[-1]) // 2, costs[-1] - 1, costs[-1]):
+        widest = bisect_right(costs, target) - 1
+        assert uniform_architecture(space, [Limit(MACS, target)]) == uniform[widest]
 
 
 def test_uniform_widths_need_no_projection_in_a_residual_network():
@@ -63,8 +64,22 @@ def test_uniform_widths_use_nearly_all_of_any_budget_of_a_residual_network():
 
 def test_a_budget_below_widths_of_one_is_refused():
     space = resnet_space(20)
-    with pytest.raises(BudgetError, match=r"cannot scale all widths to at most 10 MACs: .* this network has [\d,]+"):
+    with pytest.raises(
+        BudgetError, match=r"cannot scale all widths to at most 10 MACs: .* has at least [\d,]+"
+    ):
         uniform_architecture(space, [Limit(MACS, 10)])
+
+
+def test_of_a_cost_with_dips_the_widest_that_fits_is_taken_even_where_narrower_ones_do_not_fit():
+    space = space_named("residual")
+    uniform = all_uniform(space)
+    costs = [space.cost(DRAWN, each) for each in uniform]
+    assert costs != sorted(costs)
+    for limit in costs:
+        widest = [each for each, cost in zip(uniform, costs, strict=True) if cost <= limit][-1]
+        assert uniform_architecture(space, [Limit(DRAWN, limit)]) == widest
+    with pytest.raises(BudgetError, match=rf"has at least {min(costs):,} drawn$"):
+        uniform_architecture(space, [Limit(DRAWN, min(costs) - 1)])
 
 
 @pytest.mark.parametrize("cost", COSTS.values(), ids=COSTS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from transprune.analysis.derivation import derive
 from transprune.analysis.probabilities import Probabilities, candidate_masks
 from transprune.architecture import Architecture
 from transprune.budget import Limit
+from transprune.costs import Cost
 from transprune.errors import BudgetError
 from transprune.numerics.sampling import masked_log_softmax, perturb
 from transprune.space import SearchSpace
@@ -29,23 +31,30 @@ def uniform_architecture(space: SearchSpace, limits: Sequence[Limit]) -> Archite
         limits: The most that the architecture may cost of each kind.
 
     Raises:
-        BudgetError: Widths of one cost more.
+        BudgetError: Every share costs more.
     """
     steps = {Fraction(2 * width - 1, 2 * group.width) for group in space.groups for width in range(1, group.width + 1)}
     shares = [Fraction(0), *sorted(steps)]
-    # Wider is never cheaper, so the shares that fit come first; of a cost for which that is only nearly so, a share is
-    # found that fits while the next does not.
-    fitting = bisect_left(
-        shares, True, key=lambda share: not all(limit.is_kept(space, _scaled(space, share)) for limit in limits)
-    )
+
+    def is_too_large(share: Fraction) -> bool:
+        return not all(limit.is_kept(space, _scaled(space, share)) for limit in limits)
+
+    if all(limit.cost.is_monotone for limit in limits):
+        fitting = shares[: bisect_left(shares, True, key=is_too_large)]
+    else:  # a wider one may cost less
+        fitting = list(islice((share for share in reversed(shares) if not is_too_large(share)), 1))
     if not fitting:
-        narrowest = _scaled(space, Fraction(0))
-        least = " and ".join(limit.cost.written(space.cost(limit.cost, narrowest)) for limit in limits)
+        least = " and ".join(limit.cost.written(_least(space, limit.cost, shares)) for limit in limits)
         raise BudgetError(
-            f"cannot scale all widths to at most {' and '.join(map(str, limits))}: with every block and widths of one "
-            f"this network has {least}"
+            f"cannot scale all widths to at most {' and '.join(map(str, limits))}: with every block and all widths at "
+            f"one share this network has at least {least}"
         )
-    return _scaled(space, shares[fitting - 1])
+    return _scaled(space, fitting[-1])
+
+
+def _least(space: SearchSpace, cost: Cost, shares: Sequence[Fraction]) -> int:
+    """What the cheapest of these shares costs; they ascend."""
+    return min(space.cost(cost, _scaled(space, share)) for share in (shares[:1] if cost.is_monotone else shares))
 
 
 def _scaled(space: SearchSpace, share: Fraction) -> Architecture:

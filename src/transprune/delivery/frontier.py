@@ -19,39 +19,36 @@ from transprune.runtime import RunFolder
 SEARCHED, UNIFORM = "searched", "uniform"
 
 
-def frontier_record(folder: RunFolder, runs: Sequence[tuple[RunFolder, RunFolder]]) -> dict[str, Any]:
+def frontier_record(runs: Sequence[tuple[RunFolder, RunFolder | None]]) -> dict[str, Any]:
     """What `frontier.json` says: the teacher, and of each point the searched and the uniformly scaled student.
 
     Args:
-        folder: The folder of the frontier.
-        runs: For each point, the run of the search and that of uniform scaling; both evaluated.
+        runs: For each point, the run of the search and that of uniform scaling (None: none is within its budget);
+            both evaluated.
     """
-    results = [tuple(run.read_json("result.json") for run in pair) for pair in runs]
-    kinds = [_kind(searched["budgets"], results) for searched, _ in results]
+    results = [searched.read_json("result.json") for searched, _ in runs]
     return {
         "format": 1,
-        "model": results[0][0]["model"],
-        "data": results[0][0]["data"],
-        "seed": results[0][0]["seed"],
-        "kind": kinds[0],
-        "teacher": results[0][0]["teacher"],
+        "model": results[0]["model"],
+        "data": results[0]["data"],
+        "seed": results[0]["seed"],
+        "kind": _kind([result["budgets"] for result in results]),
+        "teacher": results[0]["teacher"],
         "points": [
-            {
-                "budgets": searched["budgets"],
-                SEARCHED: {"folder": pair[0].path.name, **searched["student"]},
-                UNIFORM: {"folder": pair[1].path.name, **uniform["student"]},
-            }
-            for pair, (searched, uniform) in zip(runs, results, strict=True)
+            {"budgets": result["budgets"], SEARCHED: _student(searched), UNIFORM: uniform and _student(uniform)}
+            for result, (searched, uniform) in zip(results, runs, strict=True)
         ],
     }
 
 
-def _kind(budgets: Sequence[Mapping[str, Any]], results: Sequence[Sequence[Mapping[str, Any]]]) -> str:
-    """The kind of cost along which the points differ."""
-    for place, budget in enumerate(budgets):
-        if len({searched["budgets"][place]["target"] for searched, _ in results}) > 1:
-            return str(budget["kind"])
-    return str(budgets[0]["kind"])
+def _student(run: RunFolder) -> dict[str, Any]:
+    return {"folder": run.path.name, **run.read_json("result.json")["student"]}
+
+
+def _kind(budgets: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """The kind of cost along which the budgets of the points differ."""
+    differing = (each[0]["kind"] for each in zip(*budgets, strict=True) if len({one["target"] for one in each}) > 1)
+    return str(next(differing, budgets[0][0]["kind"]))
 
 
 def write_frontier(folder: RunFolder) -> Path:
@@ -82,12 +79,14 @@ def frontier_page(record: Mapping[str, Any]) -> str:
 def _point_row(point: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     kind, full = record["kind"], record["teacher"][record["kind"]]
     searched, uniform = point[SEARCHED], point[UNIFORM]
+    beside = "none within the budget", "–"
+    if uniform is not None:
+        beside = _link(uniform), escape(points(searched["top1"] - uniform["top1"]))
     return row(
         ", ".join(budget["text"] for budget in point["budgets"]),
         f"{amount(kind, searched[kind])} ({percent(searched[kind] / full)})",
         _link(searched),
-        _link(uniform),
-        escape(points(searched["top1"] - uniform["top1"])),
+        *beside,
     )
 
 
@@ -105,8 +104,9 @@ def frontier_chart(record: Mapping[str, Any]) -> str:
         figure = Figure(figsize=(WIDTH / 72, height / 72))
         axes = figure.add_axes((44 / WIDTH, 30 / height, (WIDTH - 56) / WIDTH, (height - 54) / height))
         axes.plot(*zip(*curves[SEARCHED], strict=True), color=BLUE, marker="o", ms=4, lw=1.8, label=SEARCHED, zorder=3)
-        uniform: dict[str, Any] = {"color": ORANGE, "marker": "s", "ms": 3.5, "ls": "--", "lw": 1.4}
-        axes.plot(*zip(*curves[UNIFORM], strict=True), label=UNIFORM, **uniform)
+        uniform: dict[str, Any] = {"color": ORANGE, "marker": "s", "ms": 3.5, "ls": "--", "lw": 1.4, "label": UNIFORM}
+        if curves[UNIFORM]:
+            axes.plot(*zip(*curves[UNIFORM], strict=True), **uniform)
         axes.plot(*teacher, "D", color=GREY, ms=5, label="teacher")
         axes.set(xlabel=COST_NAMES.get(kind, kind), ylabel="top-1 (%)")
         axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -119,6 +119,7 @@ def frontier_chart(record: Mapping[str, Any]) -> str:
         said = "; ".join(
             f"{name}: {', '.join(f'{top1:.2f} % at {_short(kind, cost)}' for cost, top1 in curve)}"
             for name, curve in curves.items()
+            if curve
         )
         return inline_svg(figure, "frontier", f"Line chart of top-1 accuracy against cost. {said}.")
 
@@ -128,5 +129,6 @@ def _short(kind: str, cost: float) -> str:
 
 
 def _curve(record: Mapping[str, Any], name: str) -> list[tuple[float, float]]:
-    """Cost and accuracy of each point, from the cheapest on."""
-    return sorted((point[name][record["kind"]], point[name]["top1"]) for point in record["points"])
+    """Cost and accuracy of each point that there is, from the cheapest on."""
+    students = [point[name] for point in record["points"] if point[name] is not None]
+    return sorted((student[record["kind"]], student["top1"]) for student in students)

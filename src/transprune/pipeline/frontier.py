@@ -13,8 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from transprune.analysis.reference_points import uniform_architecture
+from transprune.architecture import Architecture
 from transprune.budget import parse_budgets, points
 from transprune.delivery.frontier import frontier_record, write_frontier
+from transprune.errors import BudgetError
 from transprune.pipeline.options import RunOptions
 from transprune.pipeline.preparing import prepare
 from transprune.pipeline.run import Run, logging_to
@@ -26,7 +28,7 @@ from transprune.pipeline.steps import (
     teach_step,
     write_architecture,
 )
-from transprune.runtime import processes
+from transprune.runtime import RunFolder, processes
 from transprune.training.searching import train_shared
 
 
@@ -43,13 +45,11 @@ def run_frontier(run: Run, *, overwrite: bool = False) -> None:
     folders = []
     for budgets in points(run.options.budget):
         with _point(run, budgets, "", overwrite) as searched:
-            _finish(searched, is_uniform=False)
-        with _point(run, budgets, "-uniform", overwrite) as uniform:
-            _finish(uniform, is_uniform=True)
-        folders.append((searched.folder, uniform.folder))
+            _finish(searched, None)
+        folders.append((searched.folder, _uniform(run, budgets, overwrite)))
     if not processes.is_first():
         return
-    run.folder.write_json("frontier.json", frontier_record(run.folder, folders))
+    run.folder.write_json("frontier.json", frontier_record(folders))
     write_frontier(run.folder)
 
 
@@ -99,28 +99,40 @@ def _point(run: Run, budgets: tuple[str, ...], ending: str, overwrite: bool) -> 
     return point
 
 
-def _finish(run: Run, *, is_uniform: bool) -> None:
-    """Every step of a point that is not done yet."""
+def _uniform(run: Run, budgets: tuple[str, ...], overwrite: bool) -> RunFolder | None:
+    """The run of uniform widths beside a search; None: there are none within the budgets."""
+    limits = [budget.limit(run.space, run.costs) for budget in parse_budgets(budgets)]
+    try:
+        architecture = uniform_architecture(run.space, limits)
+    except BudgetError as error:
+        with logging_to(run):
+            run.decide(f"Left uniform widths out at {', '.join(budgets)}", str(error))
+        return None
+    with _point(run, budgets, "-uniform", overwrite) as uniform:
+        _finish(uniform, architecture)
+    return uniform.folder
+
+
+def _finish(run: Run, uniform: Architecture | None) -> None:
+    """Every step of a point that is not done yet; with an architecture of uniform widths nothing is searched."""
     if run.folder.has("report.html"):
         return
     with logging_to(run):
-        if is_uniform:
-            _scale_step(run)
-        else:
+        if uniform is None:
             search_step(run)
+        else:
+            _scale_step(run, uniform)
         distill_step(run)
         conclude(run)
 
 
-def _scale_step(run: Run) -> None:
+def _scale_step(run: Run, architecture: Architecture) -> None:
     """The architecture of uniform widths, whose student starts and learns like a searched one."""
     if run.folder.has("architecture.json"):
         return
-    limits = [budget.limit(run.space, run.costs) for budget in parse_budgets(run.options.budget)]
-    architecture = uniform_architecture(run.space, limits)
     run.decide(
         "Scaled all widths uniformly",
-        f"for comparison: the largest share of {' and '.join(map(str, limits))}, every block kept",
+        f"for comparison: the largest share of {' and '.join(run.options.budget)}, every block kept",
         architecture=architecture.to_json(),
     )
     if run.options.student == "supernet":

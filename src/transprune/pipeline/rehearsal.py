@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from transprune.analysis.reference_points import uniform_architecture
-from transprune.budget import parse_budgets, points
+from transprune.architecture import Architecture
+from transprune.budget import Limit, parse_budgets, points
 from transprune.errors import BudgetError
 from transprune.networks.shrinking import shrink
 from transprune.pipeline.frontier import point_name, point_options
@@ -87,7 +88,10 @@ class Rehearsal:
         for budgets in several:
             yield self._search(point_options(self.options, budgets), point_name(budgets))
             yield self._distill(budgets, point_name(budgets))
-            yield self._distill(budgets, f"{point_name(budgets)}-uniform")
+            uniform = self._distill(budgets, f"{point_name(budgets)}-uniform")
+            if self._uniform(budgets) is None:
+                uniform = replace(uniform, is_needed=False, note="left out: no uniform widths are within the budget")
+            yield uniform
 
     def planned(self, work: Work, *, is_done: bool) -> PlannedPhase:
         """What will be done for a phase."""
@@ -176,20 +180,26 @@ class Rehearsal:
 
     def _bilevel(self, options: SearchOptions, phase: str, budgets: tuple[str, ...]) -> Loop:
         space = self.material.space
-        limits = [budget.limit(space, self.material.costs) for budget in parse_budgets(budgets)] if budgets else []
+        limits = self._limits(budgets) if budgets else []
         return Bilevel(
             self.material.model, self.material.data, options, space=space, limits=limits, phase=phase, **self._common
         )
 
     def _distilling(self, budgets: tuple[str, ...]) -> Loop:
         space, model = self.material.space, self.material.model
-        limits = [budget.limit(space, self.material.costs) for budget in parse_budgets(budgets)]
-        try:
-            architecture = uniform_architecture(space, limits)
-        except BudgetError:  # blocks have to go as well
-            architecture = space.smallest_architecture()
+        architecture = self._uniform(budgets) or space.smallest_architecture()  # where blocks have to go as well
         example = torch.zeros(1, *self.material.data.image_size)
         return self._fit(shrink(model, architecture, example), model, self.options.distill, "distill")
+
+    def _uniform(self, budgets: tuple[str, ...]) -> Architecture | None:
+        """Uniform widths within the budgets, if there are any."""
+        try:
+            return uniform_architecture(self.material.space, self._limits(budgets))
+        except BudgetError:
+            return None
+
+    def _limits(self, budgets: tuple[str, ...]) -> list[Limit]:
+        return [budget.limit(self.material.space, self.material.costs) for budget in parse_budgets(budgets)]
 
     def _fit(self, network: nn.Module, teacher: nn.Module | None, options: TrainingOptions, phase: str) -> Loop:
         task = classification()

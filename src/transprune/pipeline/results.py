@@ -72,14 +72,15 @@ def show_frontier(folder: RunFolder) -> None:
     rows = [
         [
             ", ".join(budget["text"] for budget in point["budgets"]),
-            f"{point['searched'][kind]:,}",
-            f"{point['searched']['top1']:.2f}",
-            f"{point['uniform']['top1']:.2f}",
+            amount(kind, point["searched"][kind]),
+            *(f"{point[name]['top1']:.2f}" if point[name] else "–" for name in ("searched", "uniform")),
         ]
         for point in record["points"]
     ]
-    title = f"{record['model']} on {record['data']}; teacher: {teacher[kind]:,} {kind}, top-1 {teacher['top1']:.2f} %"
-    print_table(title, ["budget", kind, "searched, top-1 (%)", "uniform, top-1 (%)"], rows)
+    title = (
+        f"{record['model']} on {record['data']}; teacher: {amount(kind, teacher[kind])}, top-1 {teacher['top1']:.2f} %"
+    )
+    print_table(title, ["budget", "student", "searched, top-1 (%)", "uniform, top-1 (%)"], rows)
     print(f"curve: {folder.file('frontier.html')}")
 
 
