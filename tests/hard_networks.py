@@ -243,6 +243,19 @@ class Aliased(nn.Module):
         return self.tail(self.second(self.first(self.stem(images))))
 
 
+class NamedTwice(nn.Module):
+    """A norm under two names, used under one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = ConvNorm(3, 6)
+        self.last_norm = self.stem.norm
+        self.tail = Tail(6)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.tail(self.stem(images))
+
+
 class TiedWeights(nn.Module):
     """Two convolutions with one weight between them, and biases of their own."""
 
@@ -262,7 +275,7 @@ HARD_FOR_A_SUPERNET: dict[str, Callable[[], nn.Module]] = {
     for make in (
         *(pre_activation, depthwise_reads_a_free_sum, inline_sum_reads_a_free_sum, normed_depthwise_behind_a_stage),
         *(SharedSum, SumOfTokens, stage_that_ends_fixed, stage_that_starts_fixed, IteratedStage, IndexedStage),
-        *(Scaled, Aliased, TiedWeights),
+        *(Scaled, Aliased, NamedTwice, TiedWeights),
     )
 }
 HARD: dict[str, Callable[[], nn.Module]] = HARD_FOR_A_SUPERNET | {

@@ -191,6 +191,14 @@ def test_the_weights_and_the_architecture_of_a_search_learn_on_their_own_loaders
     assert seen == {"weights": 3, "architecture": 6}, "three passes each, and three validations"
 
 
+@pytest.mark.parametrize("persistent_workers", [False, True])
+def test_the_parts_of_a_search_may_be_one_loader_and_are_iterated_all_at_once(persistent_workers):
+    loader = DataLoader(torch.arange(4), 1, num_workers=1, persistent_workers=persistent_workers)
+    parts = divide_loader(data_of(EXAMPLE, search=(loader, loader)), fraction=0.5, seed=0)
+    rows = zip(parts.weights, parts.architecture, parts.validation, strict=True)
+    assert [tuple(map(int, row)) for row in rows] == [(place,) * 3 for place in range(4)]
+
+
 def test_batch_norms_get_the_statistics_of_the_training_loader():
     images, labels = torch.randn(32, 1, 4, 4), torch.zeros(32)
     data = LoaderData(

@@ -64,9 +64,7 @@ def test_uniform_widths_use_nearly_all_of_any_budget_of_a_residual_network():
 
 def test_a_budget_below_widths_of_one_is_refused():
     space = resnet_space(20)
-    with pytest.raises(
-        BudgetError, match=r"cannot scale all widths to at most 10 MACs: .* has at least [\d,]+"
-    ):
+    with pytest.raises(BudgetError, match=r"cannot scale all widths to at most 10 MACs: .* has at least [\d,]+"):
         uniform_architecture(space, [Limit(MACS, 10)])
 
 

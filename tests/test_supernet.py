@@ -390,12 +390,14 @@ def test_the_callers_model_is_untouched(case, alignment):
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_the_supernet_starts_from_the_models_weights(case):
+@pytest.mark.parametrize("make", [*CASES.values(), *HARD_FOR_A_SUPERNET.values()], ids=lambda make: make.__name__)
+def test_the_supernet_starts_from_the_models_weights_under_all_of_their_names(make):
     torch.manual_seed(0)
-    network, space = CASES[case](), space_of(CASES[case])
+    network = make()
+    space = inspect(network, example())
     weights = Supernet(network, space, example()).plain_weights(space.smallest_architecture())
-    assert all(torch.equal(weights[name], value) for name, value in network.named_parameters())
+    named = network.named_parameters(remove_duplicate=False)
+    assert all(torch.equal(weights[name], value) for name, value in named)
 
 
 def test_every_layer_keeps_its_name():

@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from transprune.data import Augmentation, ImageData, MemorySplit
+from transprune.architecture import Architecture
+from transprune.data import Augmentation, ImageData, LoaderData, MemorySplit
 from transprune.errors import DivergenceError, OptionError
+from transprune.networks.shrinking import shrink
+from transprune.networks.traced import TracedNetwork
 from transprune.training.evaluation import Meter, evaluate, evaluate_batches, evaluation_mode
 from transprune.training.feeding import Batch
 from transprune.training.fitting import (
@@ -212,6 +215,50 @@ def test_estimated_statistics_are_those_of_the_training_images():
     assert torch.allclose(estimated[1].running_var, features.var((0, 2, 3)), atol=1e-4)
     assert estimated[1].momentum == network[1].momentum
     assert torch.equal(network[1].running_mean, torch.zeros(4))
+
+
+class WritesDownItsWidth(nn.Module):
+    """A smaller one runs the operators that were traced."""
+
+    def __init__(self, momentum: float | None = 0.1) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6, momentum=momentum)
+        self.classifier = nn.Linear(6, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.norm(self.conv(images))
+        return self.classifier(features.view(-1, 6, 36).mean(2))
+
+
+def traced(momentum: float | None = 0.1) -> nn.Module:
+    torch.manual_seed(0)
+    network, images = WritesDownItsWidth(momentum), torch.zeros(2, 1, 8, 8)
+    student = shrink(network, Architecture(widths={"conv": 3}), images)
+    assert isinstance(student, TracedNetwork)
+    return student
+
+
+@pytest.mark.parametrize("make", [WritesDownItsWidth, traced], ids=["own", "traced"])
+def test_estimated_statistics_weigh_every_batch_by_its_images(make):
+    network = make()
+    batches = [(torch.randn(size, 1, 8, 8) * size**0.5, torch.zeros(size, dtype=torch.int64)) for size in (16, 16, 2)]
+    estimated = estimate_statistics(network, LoaderData(train=batches, test=batches, example=batches[0][0]))
+    features = [network.conv(images) for images, _ in batches]
+    for found, measure in ((estimated.norm.running_mean, torch.mean), (estimated.norm.running_var, torch.var)):
+        torch.testing.assert_close(found, sum(len(each) * measure(each, (0, 2, 3)) for each in features) / 34)
+    assert network.norm.running_mean.tolist() == [0] * network.norm.num_features
+
+
+@pytest.mark.parametrize("momentum", [None, 0.1, 0.4])
+def test_norms_of_a_traced_network_follow_the_batches_as_their_modules_would(momentum):
+    network = traced(momentum)
+    norm = copy.deepcopy(network.norm)
+    for _ in range(3):
+        images = torch.randn(8, 1, 8, 8)
+        network.train()(images)
+        norm.train()(network.conv(images))
+    assert_same_state(network.norm.state_dict(), norm.state_dict())
+    assert network.norm.running_mean.any()
 
 
 def test_training_on_a_copy_does_not_share_memory_with_the_start():

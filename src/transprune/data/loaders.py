@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -102,7 +103,8 @@ def divide_loader(data: LoaderData, *, fraction: float, seed: int, processes: in
     """
     if data.search is not None:
         weights, architecture = data.search
-        return SearchLoaders(weights, architecture, architecture)
+        architecture = architecture if architecture is not weights else _beside(weights)
+        return SearchLoaders(weights, architecture, _beside(architecture))
     loader = _divisible(data.train)
     samples = len(loader.dataset)  # type: ignore[arg-type]
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed)).tolist()
@@ -113,6 +115,15 @@ def divide_loader(data: LoaderData, *, fraction: float, seed: int, processes: in
         _part(loader, second, 2 * processes, is_training=True),
         _part(loader, second, 2 * processes, is_training=False),
     )
+
+
+def _beside(loader: Iterable[Any]) -> Iterable[Any]:
+    """The same batches, to be iterated while the loader is: one of persistent workers begins anew for all at once."""
+    if not isinstance(loader, DataLoader) or not loader.persistent_workers:
+        return loader
+    other = copy.copy(loader)
+    other._iterator = None  # holds the workers
+    return other
 
 
 def _divisible(loader: Iterable[Any]) -> DataLoader[Any]:

@@ -54,6 +54,37 @@ class _Norms(TorchFunctionMode):
         return (self._batch_norm if function is F.batch_norm else function)(*args, **(kwargs or {}))
 
 
+class average_norms(TorchFunctionMode):  # noqa: N801 (a context manager)
+    """Inside the block running statistics become the mean of those of all batches, weighed by their sizes.
+
+    Whichever module calls the norm, and whatever its momentum.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: dict[int, int] = {}  # by the running mean
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return (self._batch_norm if function is F.batch_norm else function)(*args, **(kwargs or {}))
+
+    def _batch_norm(  # noqa: PLR0917 (the signature is torch's)
+        self,
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        if training and running_mean is not None:
+            size = input.numel() // input.shape[1]
+            self._seen[id(running_mean)] = seen = self._seen.get(id(running_mean), 0) + size
+            momentum = size / seen
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
 def normalise_and_mix_joint(features: Tensor, mixture: Tensor, shift: Tensor, eps: float) -> Tensor:
     """`normalise_and_mix`, inside `joint_norms` with the statistics of all processes."""
     if not _are_joint.get():

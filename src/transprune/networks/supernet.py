@@ -99,7 +99,8 @@ class Supernet(nn.Module):
         for name, group_name in self.plan.rows.items():
             group = self.space.groups[self.space.group_index[group_name]]
             index = group.candidates.index(architecture.widths.get(group.name, group.width))
-            weights[name] = weights[name][index].clone()
+            row = weights[name][index].clone()
+            weights.update(dict.fromkeys(self.plan.program.aliases.get(name, (name,)), row))
         return weights
 
 

@@ -103,20 +103,39 @@ class _Plain(Surroundings):
 
     def function(self, step: Step) -> Function:
         if step.operator in TRAINABLE:
-            return in_mode(step.operator, step.function, self.network.training)
+            function = in_mode(step.operator, step.function, self.network.training)
+            momentum = self._momentum(step) if function is _batch_norm_in_training else None
+            return function if momentum is None else lambda arguments: function({**arguments, "momentum": momentum})
         shortcut = self.program.free_sums.get(step.node)
         if shortcut is not None:
             module = self.network.get_submodule(shortcut)
             return lambda arguments: arguments["self"] + module(arguments["other"])
         return step.function
 
+    def _momentum(self, step: Step) -> float | None:
+        """That of the norm itself, since a trace in evaluation mode has none of one that averages; None: as traced."""
+        path = _running_mean(self.program, step, self.network)
+        norm = self.network.get_submodule(path.rpartition(".")[0]) if path is not None else None
+        if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            return None
+        if norm.momentum is not None or norm.num_batches_tracked is None:
+            return norm.momentum
+        return 1 / float(norm.num_batches_tracked)
+
+
+def _running_mean(program: Program, step: Step, network: nn.Module) -> str | None:
+    """Path of the running mean that a batch norm reads; None: it reads none, or the step is no batch norm."""
+    statistics = step.reads.get("running_mean") if step.operator == "batch_norm" else None
+    traced = program.reading.trace.state(statistics.key) if isinstance(statistics, Value) else None
+    paths = () if traced is None else program.aliases.get(traced, (traced,))
+    return next((path for path in paths if tensor_at(network, path) is not None), None)
+
 
 def _counting_norms(program: Program, sizes: Sizes, modules: nn.Module) -> tuple[str, ...]:
     """Paths of the buffers in which batch norms say how many batches they have seen."""
     surroundings, found = Surroundings(sizes), []
     for step in program.steps:
-        statistics = step.reads.get("running_mean") if step.operator == "batch_norm" else None
-        path = program.reading.trace.state(statistics.key) if isinstance(statistics, Value) else None
+        path = _running_mean(program, step, modules)
         if path is not None and surroundings.runs(step):
             count = f"{path.removesuffix('running_mean')}num_batches_tracked"
             if tensor_at(modules, count) is not None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transprune.analysis.wrappers import unwrapped
 from transprune.errors import DivergenceError, OptionError
 from transprune.networks.memory_format import use_channels_last_if_suited
+from transprune.networks.norms import average_norms
 from transprune.numerics.annealing import warm_up_then_cosine
 from transprune.numerics.structures import on_device
 from transprune.runtime import Checkpoints, seeded
@@ -337,7 +338,7 @@ def check_first_loss(loss: Tensor, phase: str) -> None:
 def estimate_statistics(
     network: nn.Module, data: Data, *, task: Task | None = None, batch_size: int = 256, seed: int = 0
 ) -> nn.Module:
-    """A copy of a network whose batch norms have the statistics of one pass over the training data.
+    """A copy of a network whose batch norms have the mean statistics of the batches of one pass over the training data.
 
     Wanted after weights come from a supernet, which keeps no running statistics.
 
@@ -348,17 +349,12 @@ def estimate_statistics(
         batch_size: Images a forward, for `ImageData`.
         seed: Decides the order of the samples and their augmentation.
     """
-    network = copy.deepcopy(network)
-    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain mean over all batches
+    network = copy.deepcopy(network).train()
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.reset_running_stats()
     device = next(network.parameters()).device
-    network.train()
-    with seeded(seed, "statistics"):
+    with seeded(seed, "statistics"), average_norms():
         for batch in feed(data, "train", task or classification(), batch_size=batch_size, seed=seed, device=device):
             network(*batch.inputs)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
     return network.eval()
