@@ -99,3 +99,8 @@ def test_a_first_use_under_another_default_device_leaves_later_training_alone():
 def test_the_matrix_belongs_to_the_caller():
     interpolation_matrix(4, 5, like=torch.zeros(())).zero_()
     assert interpolation_matrix(4, 5, like=torch.zeros(())).any()
+
+
+def test_a_matrix_that_is_written_over_is_no_other_ones():
+    interpolation_matrix(3, 5, like=torch.zeros(1, dtype=torch.float64)).zero_()
+    assert interpolation_matrix(3, 5, like=torch.zeros(1, dtype=torch.float64)).any()

@@ -94,3 +94,14 @@ def test_extreme_logits_stay_finite():
     loss.backward()
     assert np.isfinite(loss.item())
     assert student.grad.isfinite().all()
+
+
+def test_at_low_precision_teacher_and_student_are_still_told_apart():
+    generator = torch.Generator().manual_seed(0)
+    teacher = torch.randn(64, 10, generator=generator).bfloat16()
+    student = (teacher.float() + 0.1 * torch.randn(64, 10, generator=generator)).bfloat16()
+    labels = torch.zeros(64, dtype=torch.int64)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = distillation_loss(student, teacher, labels, weight=1.0)
+    exact = distillation_loss(student.double(), teacher.double(), labels, weight=1.0)
+    assert found.item() == pytest.approx(exact.item(), rel=1e-3)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transprune.numerics.penalty import budget_penalty
+from transprune.numerics.penalty import budget_penalty, budgets_penalty
 
 
 def penalty(expected, actual, target=100.0, tolerance=0.25):
@@ -78,3 +78,27 @@ def test_a_single_mac_beyond_the_border_counts(kind):
     within, beyond = torch.tensor(125_000_000, dtype=kind), torch.tensor(125_000_001, dtype=kind)
     assert budget_penalty(2 * expected, within, 100_000_000, 0.25) == 0
     assert budget_penalty(2 * expected, beyond, 100_000_000, 0.25) > 0
+
+
+@pytest.mark.parametrize(
+    ("actual", "slopes"),
+    [
+        ([50, 20], [-1, -1]),
+        ([97, 20], [0, 0]),
+        ([50, 51], [0, 0]),
+        ([150, 20], [1, 0]),
+        ([101, 20], [0, 0]),
+        ([150, 60], [1, 1]),
+    ],
+)
+def test_of_several_budgets_costs_are_pushed_up_only_where_all_have_room(actual, slopes):
+    expected = torch.tensor([80.0, 40.0], dtype=torch.float64, requires_grad=True)
+    budgets_penalty(expected, torch.tensor(actual), [100, 50], tolerance=0.05).backward()
+    assert (expected.grad * expected.detach()).tolist() == pytest.approx(slopes)
+
+
+@given(expected=st.floats(1, 1e12), actual=st.floats(1, 1e12), target=st.floats(1, 1e12), tolerance=st.floats(0, 0.5))
+def test_of_one_budget_the_penalty_is_the_papers(expected, actual, target, tolerance):
+    one, other = torch.tensor(expected, dtype=torch.float64), torch.tensor(actual, dtype=torch.float64)
+    several = budgets_penalty(one[None], other[None], [target], tolerance)
+    torch.testing.assert_close(several, budget_penalty(one, other, target, tolerance))

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from hard_networks import HARD, IndexedStage, Tail
 from oracles import count_by_hand, count_parameters
@@ -16,6 +17,7 @@ from small_networks import (
     CASES,
     ODD_CASES,
     ConvNorm,
+    FreeBlock,
     coupled_stage,
     depthwise,
     example,
@@ -27,6 +29,7 @@ from small_networks import (
     space_of,
     staged,
 )
+from transprune.analysis.inspection import inspect
 from transprune.analysis.measurement import count_macs
 from transprune.architecture import Architecture
 from transprune.errors import OptionError, SpaceError
@@ -392,6 +395,23 @@ def test_a_student_from_scratch_has_new_weights_that_depend_on_the_seed_alone(ca
     assert not any(torch.equal(first[name], other[name]) for name in weights)
 
 
+def test_a_student_from_scratch_has_new_weights_behind_parametrizations_and_in_attention():
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.attention = weight_norm(nn.Linear(3, 8)), nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            embedded = self.embed(tokens)
+            return self.attention(embedded, embedded, embedded, need_weights=False)[0]
+
+    network = Attends()
+    student = shrink(network, Architecture(), torch.randn(1, 5, 3), weights="scratch")
+    before = network.state_dict()
+    kept = [name for name, value in student.state_dict().items() if value.any() and torch.equal(value, before[name])]
+    assert kept == []
+
+
 def test_a_student_from_scratch_forgets_running_statistics():
     student = shrink(telling(residual()), Architecture(), example(), weights="scratch")
     for norm in (module for module in student.modules() if isinstance(module, nn.BatchNorm2d)):
@@ -478,6 +498,23 @@ def test_the_student_keeps_the_settings_of_its_layers():
     assert (convolution.kernel_size, convolution.stride) == ((3, 1), (2, 1))
     assert (convolution.padding, convolution.dilation) == ((2, 0), (2, 2))
     assert (student[1].eps, student[1].momentum, student[4].bias) == (0.1, 0.3, None)
+
+
+def test_a_stage_that_loses_blocks_keeps_its_hooks_and_the_modes_of_its_modules():
+    blocks = nn.Sequential(*(FreeBlock(4, 4) for _ in range(3)))
+    network = nn.Sequential(ConvNorm(3, 4), blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)).train()
+    blocks[0].eval()
+    called = []
+    blocks.register_forward_hook(lambda *_: called.append(1))
+    (stage,) = inspect(network, example()).stages
+    student = shrink(network, Architecture(depths={stage.name: 1}), example())
+    called.clear()
+    student(example())
+    assert called == [1]
+    assert [name for name, _ in student[1].named_children()] == ["0"]
+    assert [module.training for module in student.modules()] == [
+        network.get_submodule(name).training for name, _ in student.named_modules()
+    ]
 
 
 @pytest.mark.parametrize(

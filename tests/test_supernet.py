@@ -429,6 +429,21 @@ def test_plain_weights_are_those_of_the_architectures_candidates_and_copies():
     assert network.stem.conv.weight.any()
 
 
+@pytest.mark.parametrize("alignment", ["interpolate", "pad"])
+def test_networks_of_any_precision_are_mixed_also_without_norms(alignment):
+    network = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)),
+    ).double()
+    space = inspect(network, example().double())
+    supernet = Supernet(network, space, example().double(), alignment=alignment)
+    parameters = ArchitectureParameters(space)  # float32
+    outputs = supernet(parameters.sample(5.0), example().double())
+    outputs.sum().backward()
+    assert outputs.dtype == torch.float64
+    assert all(each.grad.any() for each in parameters.parameters() if each.numel())
+
+
 def test_an_unknown_alignment_is_refused():
     with pytest.raises(OptionError, match="alignment='stretch'; expected interpolate or pad"):
         Supernet(residual(), space_of(residual), example(), alignment="stretch")

@@ -1,5 +1,7 @@
 """Tasks: the default one equals a plain loop, the ready ones equal slow figures, and wrong ones are refused early."""
 
+import math
+
 import pytest
 import torch
 from sklearn.metrics import r2_score
@@ -26,13 +28,13 @@ from transprune.training.tasks import Metric, Task, classification, regression, 
 
 
 def learning_rates(steps, peak, warm_up):
-    """One for each step: up in a straight line over the share `warm_up`, then down half a cosine."""
+    """One for each step: up in a straight line over the share `warm_up`, then down half a cosine, which goes on."""
+    rising = warm_up * steps
     for step in range(1, steps + 1):
-        progress = step / steps
-        if progress <= warm_up:
-            yield peak * progress / warm_up
+        if step <= rising:
+            yield peak * step / rising
         else:
-            yield peak * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * (progress - warm_up) / (1 - warm_up)))).item()
+            yield peak * (1 + math.cos(math.pi * (step - rising) / (steps + 1 - rising))) / 2
 
 
 def train_plainly(network, data, loss_of, *, epochs, batch_size, learning_rate, warm_up_epochs):
@@ -178,6 +180,14 @@ def test_the_figures_of_a_segmentation_are_those_counted_pixel_by_pixel_however_
     mean_iou, accuracy = iou_pixel_by_pixel(logits, targets, classes=5, ignored=ignored)
     assert figures.mean_iou == pytest.approx(mean_iou)
     assert figures.pixel_accuracy == pytest.approx(accuracy)
+
+
+def test_a_segmentation_without_a_pixel_that_counts_costs_nothing():
+    logits = torch.randn(2, 5, 4, 3, requires_grad=True)
+    loss = segmentation(5, ignore_index=255).loss(logits, torch.full((2, 4, 3), 255))
+    loss.backward()
+    assert loss.item() == 0
+    assert not logits.grad.any()
 
 
 def test_a_metric_may_be_a_plain_function_and_batches_then_count_by_their_samples():

@@ -179,7 +179,7 @@ def test_the_learning_rate_rises_in_the_warm_up_and_falls_to_zero_at_the_very_en
     assert rates[19:] == sorted(rates[19:], reverse=True)
     assert max(rates) == pytest.approx(0.1)
     assert 0 <= rates[-1] < 1e-4
-    assert all(rate > 0 for rate in rates[:-1]), "no epoch may train at rate zero"
+    assert all(rate > 0 for rate in rates), "no step may train at rate zero"
 
 
 def test_accuracy_counts_the_five_most_probable_classes():

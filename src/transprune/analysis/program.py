@@ -120,7 +120,7 @@ class Program:
         together: dict[Hashable, list[CostTerm]] = {}
         alternatives: dict[tuple[int, tuple[int, int], str], dict[Hashable, Depths]] = {}
         for term in cost_terms(self.space, cost):
-            for source in filter(None, {term.inputs.source, term.outputs.source}):
+            for source in filter(None, dict.fromkeys((term.inputs.source, term.outputs.source))):
                 alternatives.setdefault((id(term.layer), term.part, source), {})[_key(term.depths)] = term.depths
             key = (id(term.layer), term.part[1], term.outputs, _key(term.depths))
             together.setdefault(key, []).append(term)

@@ -31,7 +31,7 @@ def mixing(layout: Layout, selection: Selection, sizes: Sizes, alignment: Alignm
     """
     match layout:
         case Group(name, _) if name in selection.widths:
-            return mixed([mixture_of(selection.widths[name], alignment)])[0]
+            return mixed([mixture_of(selection.widths[name], alignment)])[0].to(like)
         case Concatenation(parts):
             return _joined([mixing(part, selection, sizes, alignment, like) for part in parts])
         case Product(factors):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +23,6 @@ from transprune.errors import OptionError, SpaceError
 from transprune.networks.adapters import adapt
 from transprune.networks.execution import Program
 from transprune.networks.initialisation import initialise
-from transprune.networks.surgery import put_module
 from transprune.networks.traced import TracedNetwork, traced_network
 from transprune.residual import ResidualSum, projection
 
@@ -149,12 +147,8 @@ class _Shrinking:
             if not dropped:
                 continue
             container = student.get_submodule(stage.container)
-            kept = [(name, child) for name, child in container.named_children() if name not in dropped]
-            if isinstance(container, nn.Sequential):
-                put_module(student, stage.container, nn.Sequential(OrderedDict(kept)).train(container.training))
-            else:
-                for name in dropped:
-                    del container._modules[name]
+            for name in dropped:
+                del container._modules[name]
 
     def _cut_parameters(self, student: nn.Module) -> None:
         done: dict[int, nn.Parameter] = {}

@@ -44,7 +44,8 @@ def interpolation_matrix(source: int, target: int, *, like: Tensor) -> Tensor:
         >>> (interpolation_matrix(2, 3, like=torch.zeros(1)) @ torch.tensor([0.0, 1.0])).tolist()
         [0.0, 0.5, 1.0]
     """
-    matrix: Tensor = on_device(torch.from_numpy(_interpolation_matrix(source, target)).to(like.dtype), like.device)
+    shared = torch.from_numpy(_interpolation_matrix(source, target))
+    matrix: Tensor = on_device(shared.to(like.dtype, copy=True), like.device)
     return matrix
 
 

@@ -48,13 +48,19 @@ def distillation_loss(
     """
     _check_same_shapes(student_logits, teacher_logits)
     from_targets = loss(student_logits, targets)
+    student, teacher = (_at_least_float32(each) for each in (student_logits, teacher_logits.detach()))
     from_teacher = F.kl_div(
-        F.log_softmax(student_logits / temperature, dim=1),
-        F.log_softmax(teacher_logits.detach() / temperature, dim=1),
+        F.log_softmax(student / temperature, dim=1),
+        F.log_softmax(teacher / temperature, dim=1),
         reduction="sum",
         log_target=True,
     ) / (student_logits.numel() // student_logits.shape[1])
     return (1 - weight) * from_targets + weight * temperature**2 * from_teacher
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    """Teacher and student differ by less than bfloat16 tells apart once the temperature has brought them together."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def imitation_loss(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 
-def budget_penalty(expected: Tensor, actual: Tensor, target: float, tolerance: float) -> Tensor:
+def budget_penalty(expected: Tensor, actual: Tensor, target: float | Tensor, tolerance: float) -> Tensor:
     """The penalty on the expected cost, in three regions of the actual cost (Dong & Yang, 2019, Eq. 7).
 
     Above (1 + tolerance) · target it is log(expected / target), which pushes the cost down; below (1 − tolerance) ·
@@ -24,3 +26,20 @@ def budget_penalty(expected: Tensor, actual: Tensor, target: float, tolerance: f
     actual = actual.double()  # whole numbers of this size are not exact in float32
     direction = (actual > (1 + tolerance) * target).to(expected) - (actual < (1 - tolerance) * target).to(expected)
     return direction * torch.log(expected / target)
+
+
+def budgets_penalty(expected: Tensor, actual: Tensor, targets: Sequence[float], tolerance: float) -> Tensor:
+    """The sum of the penalties of several budgets, which all are upper bounds.
+
+    Costs are pushed up only where every budget has room: one that has would else pull against one that has not. With
+    one budget this is `budget_penalty`.
+
+    Args:
+        expected: Expected cost of each kind [budgets], with gradient.
+        actual: Costs of the most probable architecture [budgets].
+        targets: The budgets.
+        tolerance: Half the width of the middle region, as a share of each budget.
+    """
+    actual, limits = actual.double(), torch.tensor(targets, dtype=torch.float64, device=actual.device)
+    has_room = (actual < (1 - tolerance) * limits).all()
+    return (budget_penalty(expected, actual, limits, tolerance) * (has_room | (actual > limits))).sum()

@@ -28,7 +28,7 @@ from transprune.networks.sorting import Importance, magnitude, sort_channels
 from transprune.networks.supernet import Supernet
 from transprune.numerics.alignment import ALIGNMENTS, Alignment
 from transprune.numerics.annealing import Schedule, anneal
-from transprune.numerics.penalty import budget_penalty
+from transprune.numerics.penalty import budgets_penalty
 from transprune.numerics.structures import on_device, tensors_in
 from transprune.runtime import KeptGenerator, processes
 from transprune.space import SearchSpace
@@ -264,17 +264,12 @@ class Bilevel(Loop):
         self.architecture_update.step(batch, forward)
 
     def penalty(self) -> Tensor:
-        """How far the expected costs should move, from the costs of the most probable architecture.
-
-        The penalties of several budgets add up; each is zero where its budget is nearly met.
-        """
+        """How far the expected costs should move, from the costs of the most probable architecture."""
         probabilities = self.parameters.probabilities()
         likeliest = probabilities.one_hot()
-        penalties = [
-            budget_penalty(expected(probabilities), expected(likeliest), limit.most, self.options.tolerance)
-            for expected, limit in zip(self.expected_costs, self.limits, strict=True)
-        ]
-        return torch.stack(penalties).sum()
+        costs = [(expected(probabilities), expected(likeliest)) for expected in self.expected_costs]
+        expected, actual = (torch.stack(each) for each in zip(*costs, strict=True))
+        return budgets_penalty(expected, actual, [limit.most for limit in self.limits], self.options.tolerance)
 
     @torch.no_grad()
     def probabilities(self) -> Probabilities:

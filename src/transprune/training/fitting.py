@@ -308,10 +308,10 @@ def sgd(parameters: Any, learning_rate: float, momentum: float, weight_decay: fl
 def cosine_schedule(
     optimizer: torch.optim.Optimizer, steps_an_epoch: int, epochs: int, warm_up_epochs: float
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Learning rates step by step: a linear warm-up, then half a cosine to zero."""
-    steps = steps_an_epoch * epochs
+    """Learning rates step by step: a linear warm-up, then half a cosine, at zero one step after the end."""
+    end = steps_an_epoch * epochs + 1
     return torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: warm_up_then_cosine(min(1.0, (step + 1) / steps), warm_up_epochs / epochs)
+        optimizer, lambda step: warm_up_then_cosine(min(1.0, (step + 1) / end), warm_up_epochs * steps_an_epoch / end)
     )
 
 

@@ -183,7 +183,8 @@ def segmentation(classes: int, *, ignore_index: int = -100) -> Task:
     """
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(logits, targets, ignore_index=ignore_index)
+        total = F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="sum")
+        return total / (targets != ignore_index).sum().clamp(min=1)  # a batch may have no pixel that counts
 
     def overlaps(logits: Tensor, targets: Tensor) -> Tensor:
         """Pixels of each class that are predicted right, predicted, and there [batch, 3, classes]."""

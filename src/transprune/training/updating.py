@@ -31,7 +31,8 @@ class StepOptions:
     stay float32."""
     accumulate: int = 1
     """Parts that a batch is computed in, one after the other, where memory is short; the step is the same but for
-    batch norms, whose statistics are those of a part."""
+    batch norms, whose statistics are those of a part, and for losses that are no mean over the samples, such as a mean
+    over the pixels that count."""
     sync_norms: bool = False
     """Whether the statistics of batch norms are those of all processes together, rather than of each one's share."""
 
