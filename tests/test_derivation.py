@@ -16,6 +16,7 @@ from small_networks import CASES, depthwise_stage_behind_stage, example, plain, 
 from transprune.analysis.derivation import GAP, NEARLY_FULL, check_attainable, derive, derive_with_proof, least_cost
 from transprune.analysis.measurement import count_macs
 from transprune.analysis.probabilities import Probabilities, certain
+from transprune.analysis.program import Program, Solution
 from transprune.analysis.repair import _Stepping, log_probabilities, repair
 from transprune.budget import Limit
 from transprune.costs import COSTS, MACS, PARAMS
@@ -36,12 +37,10 @@ def check_against_brute_force(space, costs, probabilities, target, fill, *, kind
     """The derived architecture costs what it may, and no architecture that may be derived is more probable."""
     architecture = derive(space, probabilities, [Limit(kind, target)], fill=fill)
     cost = space.cost(kind, architecture)
-    best = oracles.best_within(costs, probabilities, target, fill * target)
-    if best is None:
-        best = oracles.best_within(costs, probabilities, target, 0)
-    else:
-        assert cost >= fill * target
-    assert cost <= target
+    fullest = max(each for each in costs.values() if each <= target)
+    asked = fill * (target if fullest >= fill * target else fullest)
+    best = oracles.best_within(costs, probabilities, target, asked)
+    assert asked <= cost <= target
     unconstrained = oracles.best_within(costs, probabilities, max(costs.values()), 0)
     found = oracles.log_probability(space, probabilities, architecture)
     assert best - GAP * (unconstrained - best) - 1e-6 <= found <= best + 1e-9
@@ -229,14 +228,20 @@ KINDS = (MACS, PARAMS, Steps())
 
 
 def best_of_all(space, costs, logs, limits, fill):
-    """Brute force: the largest log-probability within all limits, of those that use one where any does; None: none."""
+    """Brute force: the largest log-probability within all limits, of those that use one, or what can be used of it."""
     kept = [
         pick for pick in costs[0] if all(cost[pick] <= limit.most for cost, limit in zip(costs, limits, strict=True))
     ]
-    filled = [
-        pick for pick in kept if any(cost[pick] >= fill * limit.most for cost, limit in zip(costs, limits, strict=True))
-    ]
-    return max((sum(row[at] for row, at in zip(logs, pick, strict=True)) for pick in filled or kept), default=None)
+
+    def using(amounts):
+        return [
+            pick
+            for pick in kept
+            if any(cost[pick] >= fill * amount for cost, amount in zip(costs, amounts, strict=True))
+        ]
+
+    filled = using([limit.most for limit in limits]) or using([max(cost[pick] for pick in kept) for cost in costs])
+    return max(sum(row[at] for row, at in zip(logs, pick, strict=True)) for pick in filled)
 
 
 def random_limits(space, costs, kinds, draw):
@@ -265,18 +270,45 @@ def test_on_random_spaces_with_one_or_several_budgets_it_equals_brute_force(firs
             assert found.is_proved, seed
 
 
+@pytest.mark.parametrize("fill", [0.0, NEARLY_FULL])
 @pytest.mark.parametrize("seed", range(30))
-def test_without_time_it_still_keeps_every_budget_and_claims_nothing_false(seed):
+def test_without_time_it_still_keeps_every_budget_and_claims_nothing_false(seed, fill):
     draw, space = random.Random(seed), random_space(seed)
     costs = [oracles.all_costs(space, kind) for kind in (MACS, PARAMS)]
     probabilities = oracles.random_probabilities(space, seed, sharpness=3.0)
     limits = random_limits(space, costs, (MACS, PARAMS), draw)
-    found = derive_with_proof(space, probabilities, limits, fill=0, seconds=0.0)
+    found = derive_with_proof(space, probabilities, limits, fill=fill, seconds=0.0)
     assert all(limit.is_kept(space, found.architecture) for limit in limits)
-    best = best_of_all(space, costs, log_probabilities(space, probabilities), limits, 0)
+    best = best_of_all(space, costs, log_probabilities(space, probabilities), limits, fill)
     reached = oracles.log_probability(space, probabilities, found.architecture)
     assert reached + found.gap >= best - 1e-6
-    assert reached >= oracles.log_probability(space, probabilities, space.smallest_architecture()) - 1e-9
+    if not fill:
+        assert reached >= oracles.log_probability(space, probabilities, space.smallest_architecture()) - 1e-9
+
+
+def test_without_time_single_steps_take_the_place_of_the_smallest_architecture():
+    space = resnet_space(56)
+    limits = [Limit(MACS, space.macs(space.full_architecture()) // 2)]
+    probabilities = oracles.random_probabilities(space, seed=0, sharpness=2.0)
+    found = derive_with_proof(space, probabilities, limits, seconds=0.0)
+    assert found.architecture == repair(space, probabilities, limits) != space.smallest_architecture()
+
+
+@pytest.mark.parametrize("fill", [NEARLY_FULL, 0.9])
+def test_where_the_time_ends_before_a_full_one_is_found_nothing_is_called_proved(fill, monkeypatch):
+    space = resnet_space(20)
+    limits = [Limit(MACS, space.macs(space.full_architecture()) // 2)]
+    probabilities = oracles.random_probabilities(space, seed=0, sharpness=0.0)
+    probabilities.widths[:, 0] *= 2  # the smallest ones are the most probable
+    solve = Program.solve
+
+    def solve_once(program, objective, least, most, *, seconds=None):
+        return Solution(None, -np.inf) if any(least) else solve(program, objective, least, most, seconds=seconds)
+
+    monkeypatch.setattr(Program, "solve", solve_once)
+    found = derive_with_proof(space, probabilities, limits, fill=fill)
+    assert not found.is_proved
+    assert str(found) == "not proved: the time ran out first"
 
 
 @pytest.mark.parametrize("depth", [20, 56])

@@ -90,11 +90,12 @@ def test_random_candidates_use_the_budget_and_differ_by_seed(cost):
     assert random_architecture(space, [Limit(cost, target)], seed=0) == drawn[0]
 
 
-def test_without_a_budget_every_candidate_is_drawn_alike():
+def test_where_no_budget_binds_every_candidate_is_drawn_alike():
     space = space_of(CASES["plain"])
     full = space.macs(space.full_architecture())
     group = space.groups[0]
-    drawn = [random_architecture(space, [Limit(MACS, 10 * full)], seed=seed).widths[group.name] for seed in range(400)]
+    limits = [Limit(MACS, full)]
+    drawn = [random_architecture(space, limits, seed=seed, fill=0).widths[group.name] for seed in range(400)]
     counts = torch.tensor([drawn.count(width) for width in group.candidates], dtype=torch.float64)
     expected = len(drawn) / len(counts)
     assert ((counts - expected).abs() < 5 * expected**0.5).all()

@@ -7,7 +7,7 @@ architecture made by single steps (`analysis.repair`) takes the place of a worse
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,7 +63,9 @@ def derive(
     fill: float = NEARLY_FULL,
     seconds: float | None = SECONDS,
 ) -> Architecture:
-    """The most probable of all architectures within all limits that, if any does, use one of them to `fill` or more.
+    """The most probable of all architectures within all limits that use one of them to `fill` or more.
+
+    Where none does, `fill` is the share of the most that one uses.
 
     Deviation: the reference takes the most probable candidate everywhere, whatever it costs. `fill=0` drops the lower
     bound; `Probabilities.most_probable` is the reference's rule.
@@ -72,7 +74,7 @@ def derive(
         space: The search space.
         probabilities: Probability of every candidate.
         limits: The most that the architecture may cost of each kind.
-        fill: Share of one of the limits that the architecture should at least use.
+        fill: Share of one of the limits that the architecture should at least use, where any does.
         seconds: As `derive_with_proof`.
 
     Raises:
@@ -97,7 +99,7 @@ def derive_with_proof(
         space: The search space.
         probabilities: Probability of every candidate.
         limits: The most that the architecture may cost of each kind.
-        fill: Share of one of the limits that the architecture should at least use.
+        fill: Share of one of the limits that the architecture should at least use, where any does.
         seconds: Time that the solver may take altogether; None: what it needs.
 
     Raises:
@@ -107,9 +109,9 @@ def derive_with_proof(
     found = deriving.solve() if all(limit.most >= 1 for limit in limits) else None
     if found is not None:
         return found
-    for architecture in (space.smallest_architecture(), repair(space, probabilities, limits)):
-        if architecture is not None and all(limit.is_kept(space, architecture) for limit in limits):
-            return Derivation(architecture, deriving.given_up(architecture), np.inf)
+    stepped = deriving.best_of([space.smallest_architecture(), repair(space, probabilities, limits)])
+    if stepped is not None:
+        return Derivation(stepped, deriving.given_up(stepped), np.inf)
     least = " and ".join(limit.cost.written(least_cost(space, limit.cost)) for limit in limits)
     raise BudgetError(
         f"cannot derive an architecture of at most {' and '.join(map(str, limits))}: the smallest of this search space "
@@ -184,21 +186,38 @@ class _Deriving:
         seconds: float | None,
     ) -> None:
         self.space, self.probabilities, self.limits, self.fill = space, probabilities, limits, fill
+        self.asked = [fill * limit.most for limit in limits]
         self.end = None if seconds is None else time.monotonic() + seconds
         self.logs = log_probabilities(space, probabilities)
         self.program = Program(space, [limit.cost for limit in limits])
 
     def solve(self) -> Derivation | None:
-        """The best of all that use what is allowed; else the best of all; None where the solver finds none."""
-        free = self._best(None)
-        if free.architecture is None or not self.fill or self._is_filled(free.architecture):
+        """The best of all that use what is allowed, or nearly what can be used of it; None where none is found."""
+        free = self._best(self._objective())
+        if free.architecture is None or not self.fill or self.is_filled(free.architecture):
             return self._better(free)
-        filled = [self._best(place) for place in range(len(self.limits))]
+        filled = self._filled()
+        if all(each.bound == np.inf for each in filled):  # none uses that much
+            places = range(len(self.limits))
+            self.asked = [self.fill * self._fullest(place, free.architecture) for place in places]
+            if self.is_filled(free.architecture):
+                return self._better(free)
+            filled = self._filled()
         found = [each.architecture for each in filled if each.architecture is not None]
-        if not found:  # proved impossible, unless the time ran out
-            return self._better(free)
+        if not found:  # the time ran out
+            return self._better(Solution(free.architecture, -np.inf))
         bound = max(free.bound, min(each.bound for each in filled))
         return self._better(Solution(min(found, key=self.given_up), bound))
+
+    def best_of(self, architectures: Iterable[Architecture | None]) -> Architecture | None:
+        """The most probable of those within all limits that use what is asked, else of those that do not."""
+        kept = [each for each in architectures if each is not None and self._is_kept(each)]
+        return max(kept, key=lambda each: (self.is_filled(each), -self.given_up(each)), default=None)
+
+    def is_filled(self, architecture: Architecture) -> bool:
+        """Whether it uses as much of one of the limits as is asked."""
+        costs = (self.space.cost(limit.cost, architecture) for limit in self.limits)
+        return any(cost >= asked for cost, asked in zip(costs, self.asked, strict=True))
 
     def given_up(self, architecture: Architecture) -> float:
         """Log-probability that an architecture gives up against the most probable one."""
@@ -209,22 +228,34 @@ class _Deriving:
         ]
         return float(sum(lost))
 
-    def _best(self, place: int | None) -> Solution:
-        """The most probable architecture within all limits, which uses the limit at a place (None: none) to `fill`."""
-        least = [self.fill * limit.most if at == place else 0.0 for at, limit in enumerate(self.limits)]
-        first = self._try(least, [limit.most + 0.5 for limit in self.limits])
-        if self._is_kept(first.architecture):
-            return first
-        if first.architecture is None:
+    def _filled(self) -> list[Solution]:
+        """For each limit the most probable architecture within all of them that uses as much of it as is asked."""
+        places = range(len(self.limits))
+        return [
+            self._best(self._objective(), [self.asked[place] if at == place else 0.0 for at in places])
+            for place in places
+        ]
+
+    def _fullest(self, place: int, known: Architecture) -> int:
+        """The most that an architecture within all limits uses of one of them, and no less than a known one."""
+        total = [(variable, -factor) for variable, factor in _scaled(self.program.sums[place])]
+        found = self._best(total).architecture
+        return max(self.space.cost(self.limits[place].cost, each) for each in (known, found) if each is not None)
+
+    def _best(self, objective: Sum, least: Sequence[float] | None = None) -> Solution:
+        """The best architecture within all limits that uses at least so much of each."""
+        least = [0.0] * len(self.limits) if least is None else least
+        first = self._try(objective, least, [limit.most + 0.5 for limit in self.limits])
+        if first.architecture is None or self._is_kept(first.architecture):
             return first
         # The solver works with floating-point tolerances, and the promise is about integers: where half a unit is too
         # small for it to see, the limits are drawn in. What is proved without that holds all the same.
-        again = self._try(least, [limit.most * (1 - 2 * TOLERANCE) for limit in self.limits])
-        return Solution(again.architecture if self._is_kept(again.architecture) else None, first.bound)
+        again = self._try(objective, least, [limit.most * (1 - 2 * TOLERANCE) for limit in self.limits])
+        return Solution(self.best_of([again.architecture]), first.bound)
 
-    def _try(self, least: Sequence[float], most: Sequence[float]) -> Solution:
+    def _try(self, objective: Sum, least: Sequence[float], most: Sequence[float]) -> Solution:
         left = None if self.end is None else max(0.0, self.end - time.monotonic())
-        return self.program.solve(self._objective(), least, most, seconds=left)
+        return self.program.solve(objective, least, most, seconds=left)
 
     def _objective(self) -> Sum:
         """Log-probability that each candidate gives up."""
@@ -241,18 +272,13 @@ class _Deriving:
             return None
         found = self._derivation(solution.architecture, solution.bound)
         if not found.is_proved:
-            other = repair(self.space, self.probabilities, self.limits)
-            is_filled = not self._is_filled(found.architecture) or (other is not None and self._is_filled(other))
-            if other is not None and is_filled and self.given_up(other) < found.given_up:
-                return self._derivation(other, solution.bound)
+            other = self.best_of([solution.architecture, repair(self.space, self.probabilities, self.limits)])
+            return found if other is None else self._derivation(other, solution.bound)
         return found
 
     def _derivation(self, architecture: Architecture, bound: float) -> Derivation:
         given_up = self.given_up(architecture)
         return Derivation(architecture, given_up, max(0.0, given_up - bound))
 
-    def _is_kept(self, architecture: Architecture | None) -> bool:
-        return architecture is not None and all(limit.is_kept(self.space, architecture) for limit in self.limits)
-
-    def _is_filled(self, architecture: Architecture) -> bool:
-        return any(self.space.cost(limit.cost, architecture) >= self.fill * limit.most for limit in self.limits)
+    def _is_kept(self, architecture: Architecture) -> bool:
+        return all(limit.is_kept(self.space, architecture) for limit in self.limits)

@@ -10,7 +10,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from transprune.analysis.derivation import derive
+from transprune.analysis.derivation import NEARLY_FULL, derive
 from transprune.analysis.probabilities import Probabilities, candidate_masks
 from transprune.architecture import Architecture
 from transprune.budget import Limit
@@ -64,23 +64,26 @@ def _scaled(space: SearchSpace, share: Fraction) -> Architecture:
     )
 
 
-def random_architecture(space: SearchSpace, limits: Sequence[Limit], *, seed: int) -> Architecture:
+def random_architecture(
+    space: SearchSpace, limits: Sequence[Limit], *, seed: int, fill: float = NEARLY_FULL
+) -> Architecture:
     """Random candidates within all limits, that use one of them nearly wherever the space permits.
 
     Every candidate gets a random score, and the architecture within the budget whose scores sum to the most is taken
-    (`derive`): without a budget this draws every candidate with the same probability.
+    (`derive`): where no budget binds, and `fill` is 0, this draws every candidate with the same probability.
 
     Args:
         space: The search space.
         limits: The most that the architecture may cost of each kind.
         seed: Decides the scores.
+        fill: As in `derive`.
 
     Raises:
         BudgetError: No architecture costs that little.
     """
     generator = torch.Generator().manual_seed(seed)
     widths, depths = (_random_scores(mask, generator) for mask in candidate_masks(space))
-    return derive(space, Probabilities(widths, depths), limits)
+    return derive(space, Probabilities(widths, depths), limits, fill=fill)
 
 
 def _random_scores(is_candidate: Tensor, generator: torch.Generator) -> Tensor:
