@@ -114,6 +114,13 @@ def as_inputs(example: Example) -> tuple[Tensor, ...]:
     return example if isinstance(example, tuple) else (example,)
 
 
+def _types(value: object) -> str:
+    """What an example is, without its content."""
+    if isinstance(value, tuple):
+        return f"a tuple of {', '.join(type(each).__name__ for each in value) or 'nothing'}"
+    return f"a {type(value).__name__}"
+
+
 def rebatched(inputs: tuple[Tensor, ...], batch: int) -> tuple[Tensor, ...] | None:
     """The inputs with their first sample so many times; None: they have no common first axis."""
     if not inputs or any(tensor.dim() == 0 for tensor in inputs):
@@ -136,8 +143,8 @@ def trace(model: nn.Module, example: Example, *, training: bool = False) -> Trac
     """
     if not all(isinstance(tensor, Tensor) for tensor in as_inputs(example)):
         raise ModelError(
-            f"cannot read the model {type(model).__name__}: the example is {example!r}; expected a tensor such as "
-            "torch.zeros(1, 3, 32, 32), or a tuple of tensors where the forward takes several"
+            f"cannot read the model {type(model).__name__}: the example is {_types(example)}; expected a tensor such "
+            "as torch.zeros(1, 3, 32, 32), or a tuple of tensors where the forward takes several"
         )
     network = copy.deepcopy(model).train(training)
     place = next(network.parameters(), None)
@@ -171,8 +178,8 @@ def _exported(network: nn.Module, inputs: tuple[Tensor, ...], batch: int | None)
     except Exception as error:  # torch.export raises many kinds
         raise ModelError(
             f"cannot read the model {type(network).__name__}: torch.export cannot trace its forward{_at(error)} on an "
-            f"example of shape {_shapes(inputs)} ({first_line(error)}); the forward must not branch on the values of "
-            f"tensors"
+            f"example of shape {_shapes(inputs)} ({first_line(error)}); expected a forward that does not "
+            f"branch on the values of tensors, of operators and outputs that torch.export knows"
         ) from error
     found = _trace_of(network, program, batch)
     for node in found.calls:

@@ -61,6 +61,13 @@ class LoaderData:
                 )
             if length_of(loader) == 0:
                 raise no_batches(name)
+        inputs = self.example if isinstance(self.example, tuple) else (self.example,)
+        strange = next((each for each in inputs if not isinstance(each, Tensor)), None)
+        if strange is not None or not inputs:
+            raise DataError(
+                f"cannot use the example: it is or holds a {type(strange).__name__}; expected a tensor, or a tuple of "
+                "the tensors that the network's forward takes by their positions"
+            )
 
 
 def length_of(loader: Iterable[Any]) -> int | None:

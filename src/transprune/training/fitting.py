@@ -324,8 +324,9 @@ def check_first_loss(loss: Tensor, phase: str) -> None:
     """
     if torch.is_grad_enabled() and not loss.requires_grad:
         raise OptionError(
-            f"cannot begin phase {phase!r}: the loss does not depend on any weight that may learn; expected one that "
-            "is computed from the outputs with torch alone, without detach, item or numpy"
+            f"cannot begin phase {phase!r}: the loss does not depend on any weight that may learn; expected weights "
+            "that may (requires_grad), and a loss computed from the outputs with torch alone, without detach, item "
+            "or numpy"
         )
     if not math.isfinite(loss.item()):
         raise DivergenceError(
