@@ -18,7 +18,7 @@ from transprune.analysis.measurement import count_macs
 from transprune.analysis.probabilities import Probabilities, certain
 from transprune.analysis.program import Program, Solution
 from transprune.analysis.repair import _Stepping, log_probabilities, repair
-from transprune.budget import Limit
+from transprune.budget import Budget, Limit
 from transprune.costs import COSTS, MACS, PARAMS
 from transprune.errors import BudgetError
 from transprune.layers import Channels, Layer
@@ -375,8 +375,27 @@ def test_a_budget_is_attainable_from_the_cheapest_architecture_on_whichever_that
     cheapest = min(oracles.all_costs(space, cost).values())
     assert least_cost(space, cost) == cheapest
     smallest = space.cost(cost, space.smallest_architecture())
-    assert cheapest == smallest if cost.is_monotone else cheapest <= smallest
+    assert cheapest == smallest if space.smallest_is_cheapest(cost) else cheapest <= smallest
     assert cost.kind != "drawn" or cheapest < smallest
     check_attainable(space, [Limit(cost, cheapest)])
     with pytest.raises(BudgetError, match=f"range of this search space is {cheapest:,} {cost.name}"):
         check_attainable(space, [Limit(cost, cheapest - 1)])
+
+
+def test_equal_sides_of_a_sum_may_cost_less_than_smaller_ones_that_need_a_projection():
+    groups = tuple(
+        WidthGroup(name=name, width=4, candidates=candidates, layers=(name,))
+        for name, candidates in (("main", (2, 4)), ("shortcut", (3, 4)))
+    )
+    convolutions = tuple(
+        Layer(name=name, operator="conv", inputs=Channels(1), outputs=Channels(4, name))
+        for name in ("main", "shortcut")
+    )
+    projection = Layer(name="sum", operator="projection", inputs=Channels(4, "shortcut"), outputs=Channels(4, "main"))
+    space = SearchSpace(groups=groups, stages=(), layers=(*convolutions, projection))
+    assert not space.smallest_is_cheapest(MACS)
+    assert least_cost(space, MACS) == space.macs(space.full_architecture()) == 8 < 2 + 3 + 2 * 3
+    limit = Budget.parse("macs=8").limit(space)
+    check_attainable(space, [limit])
+    with pytest.raises(BudgetError, match="range of this search space is 8 MACs"):
+        check_attainable(space, [Budget.parse("macs=7").limit(space)])

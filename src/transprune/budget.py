@@ -95,11 +95,12 @@ class Budget:
 
         Raises:
             BudgetError: No architecture of the space costs that little, or the unpruned network costs less already;
-                the message states the attainable range. Of a cost that is not monotone `check_attainable` says so.
+                the message states the attainable range. Where another architecture than the smallest may be the
+                cheapest, `check_attainable` says so.
         """
         cost = costs[self.kind]
         full = space.cost(cost, space.full_architecture())
-        least = space.cost(cost, space.smallest_architecture()) if cost.is_monotone else 0
+        least = space.cost(cost, space.smallest_architecture()) if space.smallest_is_cheapest(cost) else 0
         # The share as it is written, not as the nearest binary fraction: 0.7 of 10 is 7.
         target = math.floor(full * Fraction(repr(float(self.amount))) if self.is_share else self.amount)
         limit = Limit(cost, target)

@@ -142,6 +142,18 @@ class SearchSpace:
         self.check(architecture)
         return sum(self.layer_cost(cost, layer, architecture) for layer in self.layers)
 
+    def smallest_is_cheapest(self, cost: Cost) -> bool:
+        """Whether the smallest architecture costs the least, for sure.
+
+        It may not where smaller sizes cost more, and where its own widths need a projection that equal ones do not.
+        """
+        smallest = self.smallest_architecture()
+        return cost.is_monotone and all(
+            self.resolve(layer.inputs, smallest) == self.resolve(layer.outputs, smallest)
+            for layer in self.layers
+            if layer.operator == "projection"
+        )
+
     def layer_cost(self, cost: Cost, layer: Layer, architecture: Architecture) -> int:
         """What one layer costs in an architecture of this space; 0 where its block is dropped."""
         if not self.is_kept(layer.name, architecture):

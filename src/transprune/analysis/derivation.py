@@ -124,11 +124,11 @@ def least_cost(space: SearchSpace, cost: Cost, *, seconds: float | None = BRIEFL
 
     Args:
         space: The search space.
-        cost: The kind of cost; where it is not monotone, the solver looks for the cheapest one.
+        cost: The kind of cost; where that may be another than the smallest, the solver looks for it.
         seconds: Time that the solver may take; after that it is the cheapest that it found.
     """
     smallest = space.cost(cost, space.smallest_architecture())
-    if cost.is_monotone:
+    if space.smallest_is_cheapest(cost):
         return smallest
     program = Program(space, [cost])
     found = program.solve(_scaled(program.sums[0]), [0.0], [np.inf], seconds=seconds).architecture

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from transprune.analysis.derivation import least_cost
 from transprune.architecture import Architecture
 from transprune.costs import COSTS
 from transprune.delivery.comparison import HEAD, cells, comparison_page
@@ -186,9 +187,9 @@ def layer_costs(space: SearchSpace) -> list[tuple[str, str, int, int]]:
 
 
 def attainable(space: SearchSpace) -> dict[str, tuple[int, int]]:
-    """The smallest and the unpruned cost by kind."""
-    smallest, full = space.smallest_architecture(), space.full_architecture()
-    return {kind: (space.cost(cost, smallest), space.cost(cost, full)) for kind, cost in COSTS.items()}
+    """The least and the unpruned cost by kind."""
+    full = space.full_architecture()
+    return {kind: (least_cost(space, cost), space.cost(cost, full)) for kind, cost in COSTS.items()}
 
 
 def _width(group: WidthGroup) -> str:
