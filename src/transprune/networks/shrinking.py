@@ -49,8 +49,9 @@ def shrink(
         architecture: Widths and depths; those it does not name keep their full size. A width above the full one is
             possible where the layer's channels are its own, its new channels start at random.
         example: An input batch, or a tuple of the forward's positional arguments.
-        weights: `inherit` keeps the first channels' weights (a new projection starts as the identity on the channels
-            that both sides have); `scratch` draws new ones, as the paper does.
+        weights: `inherit` keeps the first channels' weights (the convolution of a new projection starts as the
+            identity on the channels that both sides have; its norm has statistics of its own as soon as it trains);
+            `scratch` draws new ones, as the paper does.
 
     Raises:
         ModelError: The model cannot be read (see `inspect`).
