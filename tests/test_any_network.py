@@ -395,6 +395,30 @@ def test_what_an_operator_without_a_rule_costs_is_said_not_to_be_counted():
     assert space.params(Architecture()) == oracles.count_parameters(Recurrent())
 
 
+@pytest.mark.parametrize(
+    ("cell", "operator"),
+    [
+        (nn.GRUCell(4, 4), "gru_cell"),
+        (nn.LSTMCell(4, 4), "lstm_cell"),
+        (nn.RNNCell(4, 4), "rnn_tanh_cell"),
+        (nn.RNNCell(4, 4, nonlinearity="relu"), "rnn_relu_cell"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_cells_of_recurrent_networks_have_no_rule_and_are_named(cell, operator):
+    class Stepping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.hidden, self.head = cell, nn.Linear(4, 8), nn.Linear(8, CLASSES)
+
+        def forward(self, features: Tensor) -> Tensor:
+            state = self.cell(features)
+            return self.head(self.hidden(state[0] if isinstance(state, tuple) else state).relu())
+
+    (reason,) = [each.reason for each in inspect(Stepping(), torch.zeros(2, 4)).fixed if each.name == "cell"]
+    assert f"its MACs are not counted: the operator '{operator}'" in reason
+
+
 class Unfriendly(nn.Module):
     """Its forward cannot be traced."""
 

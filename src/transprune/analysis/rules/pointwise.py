@@ -88,7 +88,10 @@ def without_rule(call: Call) -> Any:
     return fixed_axes(call, value)
 
 
-COSTLY = ("_native_multi_head_attention", "_transformer_encoder_layer_fwd", "lstm", "gru", "rnn_tanh", "bilinear")
+COSTLY = (
+    *("_native_multi_head_attention", "_transformer_encoder_layer_fwd", "bilinear", "cdist"),
+    *("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"),
+)
 """Operators without a rule that multiply and add."""
 
 
