@@ -57,7 +57,7 @@ from transprune.networks.weights import load_weights
 from transprune.numerics.sampling import draw_candidates
 from transprune.pipeline import RunOptions, Tracking, open_run, plan_run, prepare, resume_run
 from transprune.pipeline.config_file import preset_options, read_config
-from transprune.pipeline.steps import load_teacher
+from transprune.pipeline.steps import load_teacher, teach_step
 from transprune.runtime import (
     CheckpointOptions,
     Checkpoints,
@@ -564,6 +564,38 @@ def changed_code(place, go_on):
         run.folder.write_tensors("teacher.safetensors", run.model.state_dict())
     file.write_text(code.format(9))
     go_on(place / "out", device="cpu")
+
+
+def begun(place, **changes):
+    """A run whose data were others in this when it began."""
+    with prepare(OPTIONS, place / "out", device="cpu") as run:
+        kept = run.folder.read_json("data.json")
+    run.folder.write_json("data.json", {**kept, **changes})
+    return place / "out"
+
+
+@way
+def data_classes(place):
+    with open_run(begun(place, classes=["zero", *map(str, range(1, 10))]), device="cpu") as run:
+        _ = run.data
+
+
+@way
+def data_order(place):
+    with open_run(begun(place, classes=[*map(str, range(9, -1, -1))]), device="cpu") as run:
+        _ = run.data
+
+
+@way
+def data_training(place):
+    with open_run(begun(place, training_images=7), device="cpu") as run:
+        teach_step(run)
+
+
+@way
+def data_malformed(place):
+    with open_run(begun(place, mean=1), device="cpu") as run:
+        _ = run.data
 
 
 def other_teacher(out, device):

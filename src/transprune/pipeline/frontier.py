@@ -92,6 +92,7 @@ def _point(run: Run, budgets: tuple[str, ...], ending: str, overwrite: bool) -> 
         device=str(run.device),
         overwrite=overwrite,
         safety=replace(run.safety, max_minutes=run.checkpoints.minutes_left()),
+        part_of=run.folder,
     ).followed_by(run.trackers)
     for file in ("teacher.safetensors", "shared.safetensors"):
         if not point.folder.has(file):

@@ -20,8 +20,9 @@ from transprune.latency.measuring import LatencyMeasurement, trusted_latency
 from transprune.networks.models import build_model
 from transprune.networks.weights import Weights, load_weights
 from transprune.numerics.structures import outline
+from transprune.pipeline.begun_data import as_begun, read_begun
 from transprune.pipeline.options import RunOptions
-from transprune.runtime import processes, seeded
+from transprune.runtime import RunFolder, processes, seeded
 from transprune.space import SearchSpace
 from transprune.training.tasks import each_logits
 
@@ -47,18 +48,20 @@ class Material:
         return COSTS if self.latency is None else {**COSTS, "latency": self.latency.model}
 
 
-def gather(options: RunOptions, device: torch.device) -> Material:
+def gather(options: RunOptions, device: torch.device, *, begun_in: RunFolder | None = None) -> Material:
     """Reads data, network and weights, and checks all that can be checked before training.
 
     Args:
         options: What decides the run.
         device: Where latency is measured, if a budget speaks of it.
+        begun_in: The folder that says what the data were when the run began; None: it begins now.
 
     Raises:
-        TranspruneError: Model, data, weights, budget or options cannot be used.
+        TranspruneError: Model, data, weights, budget or options cannot be used, or the classes are not those that the
+            run began with.
     """
     budgets = tuple(Budget.parse(text) for text in dict.fromkeys(itertools.chain(*points(options.budget))))
-    data = data_of(options)
+    data = data_of(options, begun_in)
     model = model_of(options, data)
     weights = weights_of(options, model)
     example = torch.zeros(1, *data.image_size)
@@ -82,11 +85,20 @@ def gather(options: RunOptions, device: torch.device) -> Material:
     return found
 
 
-def data_of(options: RunOptions) -> ImageData:
-    """The data set that the options name."""
-    return load_data(
-        options.data, image_size=options.image_size, augmentation=options.augment, download=options.download
-    )
+def data_of(options: RunOptions, begun_in: RunFolder | None = None) -> ImageData:
+    """The data set that the options name, as it was read when the run began.
+
+    Args:
+        options: What decides the run.
+        begun_in: The folder that says how that was; None: it begins now.
+
+    Raises:
+        RunFolderError: The classes are not those that the run began with.
+    """
+    begun = None if begun_in is None else read_begun(begun_in)
+    image_size = options.image_size if begun is None else begun.image_size
+    data = load_data(options.data, image_size=image_size, augmentation=options.augment, download=options.download)
+    return data if begun_in is None else as_begun(data, begun_in)
 
 
 def model_of(options: RunOptions, data: ImageData) -> nn.Module:

@@ -11,6 +11,7 @@ import torch
 from transprune.analysis.derivation import least_cost
 from transprune.delivery.wording import amount
 from transprune.errors import DataError
+from transprune.pipeline.begun_data import begun_in, check_training_images
 from transprune.pipeline.material import Material, gather
 from transprune.pipeline.options import RunOptions
 from transprune.pipeline.preparing import check_asked
@@ -97,7 +98,8 @@ def plan_run(
     """
     check_asked(out, overwrite=overwrite, resume=resume)
     chosen = choose_device(device)
-    material = _gathered(options, chosen)
+    begun = begun_in(out, options, overwrite=overwrite)
+    material = _gathered(options, chosen, begun)
     folder = RunFolder(out)
     folder.check(asdict(options), overwrite=overwrite)
     rehearsal = Rehearsal(options, material, chosen, steps=measured_steps)
@@ -107,6 +109,8 @@ def plan_run(
         if not (search_only and work.phase == "distill")
     ]
     space, data = material.space, material.data
+    if begun is not None and any(phase.epochs for phase in phases):
+        check_training_images(data, begun)
     return Plan(
         model=options.model,
         data=options.data,
@@ -124,14 +128,14 @@ def plan_run(
     )
 
 
-def _gathered(options: RunOptions, device: torch.device) -> Material:
+def _gathered(options: RunOptions, device: torch.device, begun: RunFolder | None) -> Material:
     """All that the run works with, but nothing is downloaded.
 
     Raises:
         DataError: It would have to be.
     """
     try:
-        return gather(replace(options, download=False), device)
+        return gather(replace(options, download=False), device, begun_in=begun)
     except DataError as error:
         if not options.download:
             raise

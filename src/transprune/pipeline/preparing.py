@@ -12,6 +12,7 @@ from transprune.budget import points
 from transprune.errors import OptionError, RunFolderError
 from transprune.latency.cache import model_json
 from transprune.latency.measuring import LatencyMeasurement
+from transprune.pipeline.begun_data import DATA_FILE, BegunData, begun_in, read_begun
 from transprune.pipeline.material import Material, gather
 from transprune.pipeline.options import RunOptions, Safety
 from transprune.pipeline.run import Run
@@ -28,6 +29,7 @@ def prepare(
     overwrite: bool = False,
     resume: bool = False,
     safety: Safety | None = None,
+    part_of: RunFolder | None = None,
 ) -> Run:
     """Checks everything that can be checked before any training, then makes the run folder.
 
@@ -38,6 +40,7 @@ def prepare(
         overwrite: Start anew where the folder holds a run.
         resume: Go on with the run in the folder; without it, one that is there is taken up, else one begins.
         safety: When to write checkpoints, when to stop, and what to do about numbers that are not finite.
+        part_of: The folder of the frontier that the run is a point of; it reads the images as that one does.
 
     Raises:
         TranspruneError: Model, data, weights, budget, options or folder cannot be used.
@@ -46,23 +49,34 @@ def prepare(
     def prepared(folder: str | Path) -> Run:
         is_asked = folder == out  # else it is the copy of what the first process has prepared
         begin = {"overwrite": overwrite and is_asked, "resume": resume and is_asked}
-        return _prepare(options, folder, device=device, safety=safety, **begin)
+        return _prepare(options, folder, device=device, safety=safety, part_of=part_of, **begin)
 
     return opened_by_all(out, prepared)
 
 
 def _prepare(
-    options: RunOptions, out: str | Path, *, device: str, overwrite: bool, resume: bool, safety: Safety | None
+    options: RunOptions,
+    out: str | Path,
+    *,
+    device: str,
+    overwrite: bool,
+    resume: bool,
+    safety: Safety | None,
+    part_of: RunFolder | None,
 ) -> Run:
     check_asked(out, overwrite=overwrite, resume=resume)
     chosen = choose_device(device)
-    material = gather(options, chosen)
+    origin = begun_in(out, options, overwrite=overwrite, part_of=part_of)
+    material = gather(options, chosen, begun_in=origin)
+    begun = read_begun(origin) if origin else None
     lock = FolderLock(Path(out))
     folder = RunFolder.create(out, asdict(options), overwrite=overwrite)
     _check_same_space(folder, material.space)
     run = Run(folder, options, str(chosen), safety, lock)
     run.data, run.model, run.given_weights, run.space = material.data, material.model, material.weights, material.space
     folder.write_json("environment.json", environment())
+    if not folder.has(DATA_FILE) and not folder.has("space.json"):  # else an earlier version began the run
+        folder.write_json(DATA_FILE, asdict(begun or BegunData.of(material.data)))
     folder.write_json("space.json", material.space.to_json())
     measured = material.latency
     if measured is not None and not folder.has("latency.json"):  # a run keeps the model that it began with

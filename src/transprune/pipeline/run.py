@@ -19,6 +19,7 @@ from transprune.delivery.wording import amount
 from transprune.errors import StoppedError
 from transprune.latency.cache import load_model
 from transprune.networks.weights import Weights
+from transprune.pipeline.begun_data import check_training_images
 from transprune.pipeline.material import data_of, model_of, weights_of
 from transprune.pipeline.options import RunOptions, Safety
 from transprune.pipeline.tracking import MakeTracker
@@ -107,8 +108,8 @@ class Run:
 
     @cached_property
     def data(self) -> ImageData:
-        """The data set."""
-        return data_of(self.options)
+        """The data set, read as it was when the run began."""
+        return data_of(self.options, self.folder)
 
     @cached_property
     def model(self) -> nn.Module:
@@ -168,7 +169,11 @@ class Run:
         """A phase of epochs: gives what `train`, `search` and `distill` need to record it and to go on with it.
 
         What a journal says of epochs behind the last checkpoint is removed: they are run again.
+
+        Raises:
+            RunFolderError: There are more or fewer training images than the run began with.
         """
+        check_training_images(self.data, self.folder)
         state = self.checkpoints.find(name) or {"epoch": 1, "steps": 0, "total_seconds": 0.0}
         done, steps = state["epoch"] - 1, state["steps"]
         is_resumed = done > 0 or steps > 0
@@ -219,6 +224,11 @@ class Run:
         """Records a decision."""
         self.journal.record("decision", what=what, why=why, **details)
         log.info("%s: %s", what, why)
+
+    def warn(self, what: str, why: str, **details: Any) -> None:
+        """Records a decision that nobody asked for, and says it aloud."""
+        self.journal.record("decision", what=what, why=why, **details)
+        log.warning("%s: %s", what, why)
 
     def seconds(self, phase: str) -> float:
         """How long a phase took, when it was run last; NaN if it was not."""

@@ -26,6 +26,7 @@ from transprune.networks.shrinking import shrink
 from transprune.networks.sorting import sort_channels
 from transprune.networks.traced import TracedNetwork
 from transprune.numerics.structures import on_device
+from transprune.pipeline.begun_data import BegunData, read_begun
 from transprune.pipeline.preparing import read_options
 from transprune.pipeline.results import network_figures
 from transprune.pipeline.run import Run, log, logging_to
@@ -197,6 +198,7 @@ def evaluate_step(run: Run) -> None:
     teacher, student = load_teacher(run), load(run.folder.path, model=run.model)
     options = run.options
     networks = {"teacher": teacher.to(run.device), "student": student.to(run.device)}
+    _warn_of_other_images(run)
     with run.phase("evaluate"):
         answered = answers(networks, run.data, device=run.device)
         latencies = measure_latencies(networks, run.example.to(run.device))
@@ -236,6 +238,22 @@ def evaluate_step(run: Run) -> None:
     }
     run.folder.write_json("result.json", result)
     run.journal.record("result", **{name: result[name] for name in ("budgets", *networks)})
+
+
+def _warn_of_other_images(run: Run) -> None:
+    """Says so if there are more or fewer images than the run began with."""
+    begun, now = read_begun(run.folder), BegunData.of(run.data)
+    if begun is None or begun.counts == now.counts:
+        return
+    run.warn(
+        "Evaluates other images than the run began with",
+        f"it began with {begun.counts}, and there are {now.counts} now; accuracy is that on the images of now, "
+        "normalised as the run began",
+        training_images=now.training_images,
+        training_images_before=begun.training_images,
+        test_images=now.test_images,
+        test_images_before=begun.test_images,
+    )
 
 
 def _latencies(run: Run, networks: Mapping[str, nn.Module]) -> dict[str, dict[str, float]]:

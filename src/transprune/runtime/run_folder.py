@@ -24,6 +24,7 @@ FORMAT = 1
 RUN_FILES = (
     CONFIG_FILE,
     "environment.json",
+    "data.json",
     "journal.jsonl",
     "run.log",
     *CHECKPOINT_FILES,
