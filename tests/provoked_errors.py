@@ -487,6 +487,13 @@ def student(described, *, widths=None):
     return provoke
 
 
+@way
+def student_of_another(place):
+    folder = run_folder(place, architecture_json=json.dumps({"widths": {}, "depths": {}, **model()}))
+    folder.write_tensors("student.safetensors", transprune.resnet(20, classes=3, image_channels=1).state_dict())
+    transprune.load(place, model=transprune.resnet(20, classes=7, image_channels=1))
+
+
 def model(name="resnet20", classes=3):
     return {"model": {"name": name, "classes": classes, "input_size": [1, 8, 8]}}
 

@@ -78,6 +78,37 @@ def test_another_model_than_the_runs_is_refused(tmp_path):
         transprune.load(tmp_path, model=CASES["staged"]())
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"classes": 7}, r"'classifier.weight' is \[5, 19\] in the file, \[7, 19\] in the model"),
+        ({"image_channels": 1}, r"'stem.conv.weight' is \[4, 3, 3, 3\] in the file, \[4, 1, 3, 3\] in the model"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_blamed_and_the_files_are_not(tmp_path, change, said):
+    image_size = (change.get("image_channels", 3), 32, 32)
+    finished_run(tmp_path, "net.py:build", transprune.resnet(20, classes=5))
+    described = RunFolder(tmp_path).read_json("architecture.json")
+    described["model"]["input_size"] = image_size
+    RunFolder(tmp_path).write_json("architecture.json", described)
+    with pytest.raises(ModelError, match=rf"the model that was given does not fit .* \({said}\); give the unpruned"):
+        transprune.load(tmp_path, model=transprune.resnet(20, **{"classes": 5, "image_channels": 3} | change))
+
+
+@pytest.mark.parametrize("known", ["file", "model"])
+def test_a_tensor_that_only_one_of_file_and_model_has_is_named(tmp_path, known):
+    finished_run(tmp_path, "resnet20", transprune.resnet(20, classes=5))
+    tensors = RunFolder(tmp_path).read_tensors("student.safetensors")
+    bias = tensors.pop("classifier.bias")
+    RunFolder(tmp_path).write_tensors(
+        "student.safetensors", tensors if known == "model" else {**tensors, "classifier.bias": bias, "more": bias}
+    )
+    name = "classifier.bias" if known == "model" else "more"
+    other = "file" if known == "model" else "model"
+    with pytest.raises(RunFolderError, match=f"the {known} has a tensor '{name}', the {other} has none"):
+        transprune.load(tmp_path)
+
+
 def test_where_the_library_is_missing_it_is_named(tmp_path, monkeypatch):
     finished_run(tmp_path, "timm:resnet10t", transprune.resnet(20, classes=5))
     monkeypatch.setitem(sys.modules, "timm", None)

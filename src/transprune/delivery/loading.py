@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from transprune.architecture import Architecture
 from transprune.errors import ModelError, RunFolderError, newer_format
@@ -26,7 +27,7 @@ def load(run_dir: str | Path, *, model: nn.Module | None = None) -> nn.Module:
 
     Raises:
         RunFolderError: The folder holds no trained student, or a file is damaged or does not fit.
-        ModelError: The model is not given, and cannot be built by its name.
+        ModelError: The model is not given, and cannot be built by its name; or the one that is given does not fit.
     """
     folder = RunFolder(run_dir)
     folder.require("student.safetensors", made_by="distill")
@@ -36,17 +37,22 @@ def load(run_dir: str | Path, *, model: nn.Module | None = None) -> nn.Module:
     held = sum(tensor.numel() for tensor in tensors.values())
     if classes > held or math.prod(image_size) > LARGEST_IMAGE:
         raise _misfit(folder, f"{classes} classes and images of {image_size} are too many for its {held} numbers")
-    if model is None:
-        model = _build(folder, name, classes, image_size[0])
-    largest = max((size for tensor in (*tensors.values(), *model.parameters()) for size in tensor.shape), default=1)
+    unpruned = _build(folder, name, classes, image_size[0]) if model is None else model
+    largest = max((size for tensor in (*tensors.values(), *unpruned.parameters()) for size in tensor.shape), default=1)
     for group, width in architecture.widths.items():
         if width > largest:
             raise _misfit(folder, f"the width of {group!r} is {width}, and no tensor is that large")
-    student = shrink(model, architecture, torch.zeros(1, *image_size))
-    try:
-        student.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise _misfit(folder, " ".join(str(error).split())[:200]) from error
+    student = shrink(unpruned, architecture, torch.zeros(1, *image_size))
+    difference = _difference(student.state_dict(), tensors)
+    if difference and model is not None:
+        raise ModelError(
+            f"cannot rebuild the student of '{folder.path}': the model that was given does not fit its "
+            f"student.safetensors ({difference}); give the unpruned network that the run began with, for {classes} "
+            f"classes and {image_size[0]} image channels"
+        )
+    if difference:
+        raise _misfit(folder, difference)
+    student.load_state_dict(tensors)
     return student.eval()
 
 
@@ -75,6 +81,17 @@ def _origin(folder: RunFolder, described: Any) -> tuple[str, int, tuple[int, int
             f"cannot rebuild the student of '{folder.path}': architecture.json does not describe its model ({error}); "
             f"expected the file as `transprune search` wrote it"
         ) from error
+
+
+def _difference(network: Mapping[str, Tensor], file: Mapping[str, Tensor]) -> str:
+    """The first difference between the tensors of a network and those of a file; empty if there is none."""
+    for name, tensor in network.items():
+        if name not in file:
+            return f"the model has a tensor {name!r}, the file has none"
+        if tensor.shape != file[name].shape:
+            return f"{name!r} is {list(file[name].shape)} in the file, {list(tensor.shape)} in the model"
+    extra = next((name for name in file if name not in network), None)
+    return "" if extra is None else f"the file has a tensor {extra!r}, the model has none"
 
 
 def _misfit(folder: RunFolder, problem: str) -> RunFolderError:
