@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from transprune.delivery.frontier import is_frontier, whole_frontier
 from transprune.delivery.markup import bar, figures, page, row, section, table
 from transprune.delivery.report_charts import tick
 from transprune.delivery.run_record import number, part
@@ -28,11 +29,13 @@ def comparison(run_dirs: Sequence[str | Path]) -> list[dict[str, Any]]:
         run_dirs: The run folders; all of them evaluated.
 
     Raises:
-        RunFolderError: A folder is missing, is no run, or is not evaluated yet.
+        RunFolderError: A folder is missing, is no run, holds a frontier, or is not evaluated yet.
     """
     found = []
     for run_dir in run_dirs:
         folder = RunFolder.open(run_dir)
+        if is_frontier(folder):
+            raise whole_frontier(folder, "compare the whole of")
         folder.require("result.json", made_by="evaluate")
         result = folder.read_json("result.json")
         kept = ("model", "data", "preset", "seed", "device", "budgets", "teacher", "student", "seconds")

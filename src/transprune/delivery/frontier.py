@@ -14,9 +14,30 @@ from transprune.delivery.markup import figures, page, row, section, table
 from transprune.delivery.report_charts import tick
 from transprune.delivery.svg import BLUE, GREY, INK, ORANGE, WIDTH, inline_svg, page_style
 from transprune.delivery.wording import COST_NAMES, amount, percent, points
+from transprune.errors import RunFolderError
 from transprune.runtime import RunFolder
 
 SEARCHED, UNIFORM = "searched", "uniform"
+
+
+def is_frontier(folder: RunFolder) -> bool:
+    """Whether a run folder holds several runs, one for each amount of a budget."""
+    budgets = folder.config.get("budget")
+    return isinstance(budgets, list) and any("," in str(text) for text in budgets)
+
+
+def whole_frontier(folder: RunFolder, action: str) -> RunFolderError:
+    """The error of what is done with single runs, asked for of a frontier; it names its runs.
+
+    Args:
+        folder: That of the frontier.
+        action: What cannot be done, before the folder's name.
+    """
+    runs = sorted(path.parent.name for path in folder.path.glob("*/config.toml"))
+    return RunFolderError(
+        f"cannot {action} '{folder.path}': it holds a frontier of several runs; name one of them, such as "
+        f"'{folder.path / (runs[0] if runs else '...')}' ({', '.join(runs) or 'none has begun'})"
+    )
 
 
 def frontier_record(runs: Sequence[tuple[RunFolder, RunFolder | None]]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from transprune._version import __version__
 from transprune.analysis.derivation import least_cost
 from transprune.budget import points
+from transprune.delivery.frontier import whole_frontier
 from transprune.errors import OptionError, RunFolderError
 from transprune.latency.cache import model_json
 from transprune.latency.measuring import LatencyMeasurement
@@ -173,11 +174,7 @@ def open_run(path: str | Path, *, device: str = "auto", safety: Safety | None = 
 def _open_run(folder: RunFolder, device: str, safety: Safety | None) -> Run:
     options = read_options(folder)
     if len(points(options.budget)) > 1:
-        runs = sorted(path.parent.name for path in folder.path.glob("*/config.toml"))
-        raise RunFolderError(
-            f"cannot do this step in '{folder.path}': it holds a frontier of several runs; name one of them, such as "
-            f"'{folder.path / (runs[0] if runs else '...')}' ({', '.join(runs) or 'none has begun'})"
-        )
+        raise whole_frontier(folder, "do this step in")
     run = Run(folder, options, device, safety, FolderLock(folder.path))
     _record_start(run)
     return run
