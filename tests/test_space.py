@@ -14,6 +14,7 @@ from transprune.architecture import Architecture
 from transprune.costs import COSTS
 from transprune.errors import SpaceError
 from transprune.layers import Channels, Layer
+from transprune.runtime import RunFolder
 from transprune.space import (
     PAPER_RATIOS,
     DepthStage,
@@ -334,6 +335,14 @@ def test_parsed_json_gives_back_the_same_space(name):
 def test_the_plain_values_themselves_give_back_the_same_space():
     space = space_of(staged)
     assert SearchSpace.from_json(space.to_json()) == space
+
+
+@pytest.mark.parametrize("read", [lambda path: path.read_text(), lambda path: json.loads(path.read_text())])
+def test_the_file_of_a_run_is_read_as_it_is(tmp_path, read):
+    space = space_of(staged)
+    path = RunFolder(tmp_path).write_json("space.json", space.to_json())
+    assert "sha256" in path.read_text()
+    assert SearchSpace.from_json(read(path)) == space
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1", "nonsense", pytest.param("1" * 5_000, id="number of too many digits")])

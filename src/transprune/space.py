@@ -18,8 +18,9 @@ from transprune.records import read_record
 PAPER_RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Candidate widths as shares of the full width (Dong & Yang, 2019, arXiv:1905.09717, section 4.1)."""
 FORMAT = 2
-BESIDE = ("format", "costs", "attainable")
-"""Keys of a space's JSON that are no part of it: its format, and what `transprune inspect --json` works out from it."""
+BESIDE = ("format", "sha256", "costs", "attainable")
+"""Keys of a space's JSON that are no part of it: its format, the checksum of a run's `space.json`, and what
+`transprune inspect --json` works out from it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +227,7 @@ class SearchSpace:
 
     @classmethod
     def from_json(cls, value: Any) -> SearchSpace:
-        """Reads what `to_json` wrote.
+        """Reads what `to_json` wrote, also as a run's `space.json` or `transprune inspect --json` holds it.
 
         Args:
             value: The parsed object, or its text.
