@@ -123,6 +123,11 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path):
             read_config(path)
 
 
+def test_values_without_a_file_are_refused_without_naming_one():
+    with pytest.raises(OptionError, match=r"^cannot use the options: search\.epoch is unknown, "):
+        preset_options("quick", {"search": {"epoch": 3}})
+
+
 CONFIG = asdict(replace(preset_options("quick"), model="resnet20", budget=("macs=0.5",)))
 
 

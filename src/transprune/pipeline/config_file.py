@@ -70,8 +70,9 @@ def preset_options(name: str, config: Mapping[str, Any] | None = None, *, path: 
     try:
         return read_record(RunOptions, _over(RunOptions, asdict(options), config))
     except ValueError as error:
+        named = f" '{path}'" if path else ""
         raise OptionError(
-            f"cannot use the options '{path}': {error}; its names are those that `transprune run --help-all` shows, "
+            f"cannot use the options{named}: {error}; their names are those that `transprune run --help-all` shows, "
             "with search.epochs as epochs in the table [search]"
         ) from error
 
