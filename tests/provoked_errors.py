@@ -108,6 +108,7 @@ ways(
     ),
     frontier_kinds=lambda _: points(["macs=0.3,0.5", "params=0.3,0.5"]),
     frontier_comma=lambda _: points(["macs=0,35"]),
+    frontier_thousands=lambda _: points(["macs=1,000,000"]),
     frontier_same=lambda _: points(["macs=0.5,0.5"]),
     uniform_too_little=lambda _: uniform_architecture(SPACE, [Limit(MACS, 1)]),
     architecture_size=lambda _: Architecture(widths={"stem": 0}),

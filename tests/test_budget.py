@@ -46,6 +46,47 @@ def test_a_budget_is_read_as_a_share_or_a_figure(text, kind, amount, is_share):
 
 
 @pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("macs=1,000,000", "macs=1000000 (or macs=1M)"),
+        ("MACs=20,400", "MACs=20400 (or macs=20.4K)"),
+        ("params=1,234,567", "params=1234567 (or params=1.234567M)"),
+    ],
+)
+def test_commas_between_thousands_are_answered_with_the_figure(text, meant):
+    with pytest.raises(BudgetError, match=re.escape(f"did you mean {meant}?")):
+        points([text])
+    assert points([meant.split(" ")[0]]) == points([meant.split()[-1].rstrip(")")])
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("macs=1e6", "macs=1M"),
+        ("MACs=2.5E+7", "macs=25M"),
+        ("macs=5e-1", "macs=0.5"),
+        ("params=3e3", "params=3K"),
+    ],
+)
+def test_an_exponent_is_answered_with_the_figure(text, meant):
+    with pytest.raises(BudgetError, match=re.escape(f"; did you mean {meant}?")):
+        Budget.parse(text)
+    assert str(Budget.parse(meant)) == meant
+
+
+@pytest.mark.parametrize("text", ["latency=1e6", "speed=1e6", "macs=0e0", "macs=1e"])
+def test_an_exponent_that_means_no_budget_gets_no_answer(text):
+    with pytest.raises(BudgetError) as caught:
+        Budget.parse(text)
+    assert "did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["macs=3000,200", "macs=30,200,1000", "macs=0.3,0.500", "macs=3M,200", "macs=30,20"])
+def test_other_amounts_stand_side_by_side(text):
+    assert len(points([text])) == text.count(",") + 1
+
+
+@pytest.mark.parametrize(
     "text",
     [
         *("", "macs", "macs=", "=0.5", "0.5", "macs 0.5", "macs=abc", "macs=-0.5", "macs=+0.5", "macs=1e6", "macs=50%"),

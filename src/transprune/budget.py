@@ -20,6 +20,9 @@ _TIMES = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}
 UNITS: Mapping[str, Mapping[str, int]] = {"macs": _THOUSANDS, "params": _THOUSANDS, "latency": _TIMES}
 """By the kind of cost, what its units are worth, ascending; without one that is no text, every figure needs a unit."""
 _TEXT = re.compile(r"(?P<kind>[a-z_]+)=(?P<number>\d+(?:\.\d*)?|\.\d+)(?P<unit>[a-z]*)", re.IGNORECASE | re.ASCII)
+_EXPONENT = re.compile(r"(?P<kind>[a-z]+)=(?P<number>(?:\d+(?:\.\d*)?|\.\d+)e[+-]?\d{1,2})", re.IGNORECASE | re.ASCII)
+_GROUPS = re.compile(r"[1-9]\d{0,2}(?:,\d{3})+", re.ASCII)
+"""Digits of one figure in groups of three."""
 _PER_CENT = re.compile(r"(?P<kind>[a-z]+)=(?P<number>\d{1,2}(?:\.\d+)?)\s*%", re.IGNORECASE | re.ASCII)
 
 
@@ -138,9 +141,19 @@ def out_of_reach(asked: str, cost: Cost, least: int, full: int) -> BudgetError:
 
 
 def _meant(text: str) -> str:
-    """The end of a message about a budget in per cent: the share that is meant; empty for other texts."""
+    """The end of a message about a budget in per cent or with an exponent: what is meant; empty for other texts."""
     match = _PER_CENT.fullmatch(text.strip())
-    return f"; did you mean {match['kind']}={_decimal(float(match['number']), 100)}?" if match else ""
+    if match:
+        return f"; did you mean {match['kind']}={_decimal(float(match['number']), 100)}?"
+    match = _EXPONENT.fullmatch(text.strip())
+    if match and "" in UNITS.get(match["kind"].lower(), {}) and float(match["number"]) > 0:
+        return f"; did you mean {_without_unit(match['kind'].lower(), float(match['number']))}?"
+    return ""
+
+
+def _without_unit(kind: str, figure: float) -> Budget:
+    """The budget of a figure alone: a share up to 1."""
+    return Budget(kind=kind, amount=figure, is_share=figure <= 1)
 
 
 def _example(kind: str) -> str:
@@ -201,6 +214,12 @@ def _each_amount(text: str) -> list[str]:
         raise BudgetError(
             f"cannot read the budget {text!r}: a comma stands between several amounts; "
             f"did you mean {kind}={amounts.replace(',', '.')}?"
+        )
+    if _GROUPS.fullmatch(amounts) and "" in UNITS.get(kind.lower(), {}):
+        figure = amounts.replace(",", "")
+        raise BudgetError(
+            f"cannot read the budget {text!r}: a comma stands between several amounts; "
+            f"did you mean {kind}={figure} (or {_without_unit(kind.lower(), float(figure))})?"
         )
     return [f"{kind}={amount.strip()}" for amount in amounts.split(",")] if "," in text else [text]
 
