@@ -10,6 +10,7 @@ from dataclasses import fields
 
 import pytest
 
+import transprune
 from transprune.cli import main
 from transprune.cli.arguments import COMMANDS, RESUMED, read_command
 from transprune.cli.completion import CompletionCommand, options_of
@@ -51,6 +52,10 @@ def test_help_fits_on_a_screen_and_shows_a_command_that_is_one(capsys, arguments
     (example,) = [line for line in lines if line.startswith("transprune ")]
     assert read_command(example.partition(" >")[0].split()[1:])
     assert arguments[:1] == [] or example.split()[1] == arguments[0]
+
+
+def test_the_version_is_printed(capsys):
+    assert printed(capsys, "--version") == f"transprune {transprune.__version__}\n"
 
 
 def test_the_help_of_all_verbs_names_each_with_its_purpose(capsys):

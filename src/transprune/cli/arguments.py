@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from itertools import pairwise
@@ -9,6 +10,7 @@ from typing import Annotated, Any, Union
 
 import tyro
 
+from transprune._version import __version__
 from transprune.cli import help
 from transprune.cli.completion import CompletionCommand
 from transprune.cli.jobs import Job, ResumedRun, ResumedSearch, RunCommand, SearchCommand
@@ -22,6 +24,7 @@ DESCRIPTION = """Makes trained PyTorch networks smaller: widths and depths learn
 transprune run resnet20 --data digits --budget macs=0.5 --out runs/first --preset quick
 
 Each verb has help of its own: transprune run --help. Add --plan to see what a run would do.
+--version prints the version.
 
 Exit codes: 0 done; 2 an error, which is printed; where the same command goes on: 75 --max-minutes,
 130 Ctrl-C, 143 SIGTERM."""
@@ -45,12 +48,17 @@ RESUMED: dict[str, Any] = {"run": ResumedRun, "search": ResumedSearch}
 
 
 def read_command(arguments: Sequence[str]) -> Any:
-    """The command that the arguments mean, with their values; ends the process where they ask for help or are none.
+    """The command that the arguments mean, with their values.
+
+    Ends the process where they ask for help or the version, or are none.
 
     Raises:
         OptionError: There is no such verb, or a file or a preset that decides other options cannot be used.
     """
     verb, rest = (arguments[0], arguments[1:]) if arguments else (None, ())
+    if verb == "--version":
+        print(f"transprune {__version__}")
+        sys.exit(0)
     if verb is None or verb.startswith("-"):
         asked = ["--help"] if verb is None or help.is_asked(arguments) else arguments
         return _read(_all_verbs(), "transprune", asked, description=DESCRIPTION)
