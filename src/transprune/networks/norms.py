@@ -1,11 +1,11 @@
-"""How batch norms in training are computed, whichever module calls them: over all processes, or fast on one CPU.
+"""Batch norms in training, whichever module calls them: over all processes, fast on one CPU, or with mean statistics.
 
 Source: Ioffe & Szegedy, 2015, arXiv:1502.03167, Alg. 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
@@ -28,7 +28,7 @@ def joint_norms(*, enabled: bool = True) -> Iterator[None]:
     """Inside the block a batch norm in training takes its statistics over all processes, whichever module calls it."""
     token = _are_joint.set(enabled)
     try:
-        with _Norms(are_joint=True) if enabled else nullcontext():
+        with _Norms(partial(_batch_norm, are_joint=True)) if enabled else nullcontext():
             yield
     finally:
         _are_joint.reset(token)
@@ -36,39 +36,17 @@ def joint_norms(*, enabled: bool = True) -> Iterator[None]:
 
 def fast_norms(*, enabled: bool = True) -> AbstractContextManager[Any]:
     """Inside the block a batch norm in training is computed in rows where that is faster; `joint_norms` prevails."""
-    return _Norms(are_joint=_are_joint.get()) if enabled else nullcontext()
+    return _Norms(partial(_batch_norm, are_joint=_are_joint.get())) if enabled else nullcontext()
 
 
-class _Norms(TorchFunctionMode):
-    """Calls `_batch_norm` in place of `torch.nn.functional.batch_norm`.
-
-    Unlike a context variable, a mode is also there in the threads of a backward, where checkpointed activations are
-    computed again.
-    """
-
-    def __init__(self, *, are_joint: bool) -> None:
-        super().__init__()
-        self._batch_norm = partial(_batch_norm, are_joint=are_joint)
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return (self._batch_norm if function is F.batch_norm else function)(*args, **(kwargs or {}))
-
-
-class average_norms(TorchFunctionMode):  # noqa: N801 (a context manager)
+def average_norms() -> AbstractContextManager[Any]:
     """Inside the block running statistics become the mean of those of all batches, weighed by their sizes.
 
-    Whichever module calls the norm, and whatever its momentum.
+    Whichever module calls a batch norm, and whatever its momentum.
     """
+    seen: dict[int, int] = {}  # by the running mean
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._seen: dict[int, int] = {}  # by the running mean
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return (self._batch_norm if function is F.batch_norm else function)(*args, **(kwargs or {}))
-
-    def _batch_norm(  # noqa: PLR0917 (the signature is torch's)
-        self,
+    def batch_norm(  # noqa: PLR0917 (the signature is torch's)
         input: Tensor,
         running_mean: Tensor | None,
         running_var: Tensor | None,
@@ -80,9 +58,26 @@ class average_norms(TorchFunctionMode):  # noqa: N801 (a context manager)
     ) -> Tensor:
         if training and running_mean is not None:
             size = input.numel() // input.shape[1]
-            self._seen[id(running_mean)] = seen = self._seen.get(id(running_mean), 0) + size
-            momentum = size / seen
+            seen[id(running_mean)] = seen.get(id(running_mean), 0) + size
+            momentum = size / seen[id(running_mean)]
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+    return _Norms(batch_norm)
+
+
+class _Norms(TorchFunctionMode):
+    """Calls another function in place of `torch.nn.functional.batch_norm`.
+
+    Unlike a context variable, a mode is also there in the threads of a backward, where checkpointed activations are
+    computed again.
+    """
+
+    def __init__(self, batch_norm: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self._batch_norm = batch_norm
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return (self._batch_norm if function is F.batch_norm else function)(*args, **(kwargs or {}))
 
 
 def normalise_and_mix_joint(features: Tensor, mixture: Tensor, shift: Tensor, eps: float) -> Tensor:
