@@ -112,6 +112,22 @@ def test_weights_that_do_not_fit_are_refused_with_what_is_missing_unexpected_and
     assert "--weights-partial" in message
 
 
+def test_weights_without_the_counts_of_norms_are_whole(tmp_path):
+    """As torchvision's first files are."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    network(torch.randn(2, 3, 8, 8))
+    state = {name: value for name, value in network.state_dict().items() if "num_batches" not in name}
+    torch.save(state, tmp_path / "old.pth")
+    found = load_weights(tmp_path / "old.pth", nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    assert found.is_whole
+    assert not found.misfit
+    assert found.tensors["1.num_batches_tracked"] == 0
+    del state["1.running_mean"]
+    torch.save(state, tmp_path / "old.pth")
+    with pytest.raises(ModelError, match=r"2 missing: 1\.running_mean, 1\.num_batches_tracked"):
+        load_weights(tmp_path / "old.pth", network)
+
+
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
 def test_partial_weights_are_those_that_fit_and_the_rest_is_named(tmp_path, name):
     weights = trained().state_dict()

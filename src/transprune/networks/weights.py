@@ -19,6 +19,9 @@ WRAPPERS = ("state_dict", "model", "model_state", "model_state_dict", "state_dic
 PREFIXES = ("module.", "_orig_mod.", "model.")
 """What wrappers for data parallelism, compilation and training loops put before every name."""
 
+COUNT = "num_batches_tracked"
+"""Name of the buffer in which a batch norm counts."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
@@ -136,6 +139,7 @@ def _fit(found: dict[str, Tensor], model: nn.Module) -> Weights:
     if isinstance(model, ResNet) and is_torchvision_resnet(found):
         misplaced = pooled_shortcuts(model)
         found = renamed(found, halved_by="pool" if misplaced else "stride")
+    found = _with_counts(found, expected)
     known = [name for name in expected if name in found]
     misfits = {name: _misfit(found[name], expected[name]) for name in known}
     return Weights(
@@ -145,6 +149,19 @@ def _fit(found: dict[str, Tensor], model: nn.Module) -> Weights:
         reshaped=tuple(f"{name} {misfit}" for name, misfit in misfits.items() if misfit),
         misplaced=misplaced,
     )
+
+
+def _with_counts(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights with the norms' counts of batches, as the model has them, where a file has the statistics alone.
+
+    Files from before torch 0.4.1 do, many of torchvision's among them; torch fills them in likewise.
+    """
+    counts = {
+        name: value.clone()
+        for name, value in expected.items()
+        if name.endswith(COUNT) and f"{name.removesuffix(COUNT)}running_mean" in found
+    }
+    return {**counts, **found}
 
 
 def _misfit(found: Tensor, expected: Tensor) -> str:
