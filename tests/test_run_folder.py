@@ -358,6 +358,17 @@ def test_files_are_readable_by_whoever_the_user_allows(folder):
     assert mode & 0o777 == 0o644
 
 
+@pytest.mark.parametrize("reason", [errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EIO])
+def test_a_disk_that_refuses_is_answered_also_for_steps_without_out(folder, monkeypatch, reason):
+    def refuse(*_):
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    way_out = r"\(with --out where a run begins; for a later step copy the run there\)$"
+    with pytest.raises(RunFolderError, match=rf"cannot write .*result\.json': {os.strerror(reason)}; .*{way_out}"):
+        folder.write_json("result.json", {})
+
+
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="the administrator may write anywhere")
 def test_a_folder_that_must_not_be_written_is_refused(tmp_path):
     tmp_path.chmod(0o500)

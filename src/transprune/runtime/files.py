@@ -12,8 +12,9 @@ from transprune.errors import RunFolderError
 
 StrPath = str | os.PathLike[str]
 
-_FULL = "free some space on that disk, and the same command goes on; or choose a folder on another one with --out"
-_FORBIDDEN = "give yourself the permission to that folder or choose another one with --out"
+_ELSEWHERE = "(with --out where a run begins; for a later step copy the run there)"
+_FULL = f"free some space on that disk, and the same command goes on; or choose a folder on another one {_ELSEWHERE}"
+_FORBIDDEN = f"give yourself the permission to that folder or choose another one {_ELSEWHERE}"
 _MISSING = "check the path, and whether the step that makes it was run"
 _ADVICE = {
     errno.ENOSPC: _FULL,
@@ -26,7 +27,7 @@ _ADVICE = {
     errno.ENOTDIR: "a part of that path is a file; choose another folder with --out",
     errno.EEXIST: "a file has that name; choose another folder with --out",
 }
-_OTHER = "check that disk or choose a folder on another one with --out"
+_OTHER = f"check that disk or choose a folder on another one {_ELSEWHERE}"
 
 
 @contextmanager
