@@ -90,7 +90,8 @@ def place(finished, tmp_path, monkeypatch):
 def test_the_folder_says_what_the_data_were(place):
     kept = json.loads(Path("run/data.json").read_text())
     described = json.loads(Path("run/architecture.json").read_text())["preprocessing"]
-    assert kept["classes"] == list(CLASSES)
+    assert kept["classes"] == described["classes"] == list(CLASSES)
+    assert described["how"].startswith("the whole image is resized to 8 x 8 (rows x columns) bilinearly")
     assert kept["image_size"] == [3, 8, 8]
     assert (kept["mean"], kept["std"]) == (described["mean"], described["std"])
     assert (kept["training_images"], kept["test_images"]) == (24, 24)

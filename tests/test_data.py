@@ -24,6 +24,7 @@ from transprune.data import (
     encoded,
     load_data,
     make_loader,
+    preprocessing,
     split_halves,
 )
 from transprune.data.decoding import FolderFiles, decode, standard_view
@@ -342,6 +343,38 @@ class TestView:
         usual = v2.Compose([v2.PILToTensor(), v2.Resize(256), v2.CenterCrop(224)])(Image.fromarray(smooth))
         assert found.shape == size
         assert (found.float() - usual.float()).abs().max() <= 2
+
+    @pytest.mark.parametrize(
+        ("image_size", "box", "kind"),
+        [
+            ((3, 16, 24), "the whole image", "RGB"),
+            ((1, 64, 64), "the whole image", "grey"),
+            ((3, 96, 64), "the largest central box of the shape 96 x 64 (rows x columns), its sides", "RGB"),
+        ],
+    )
+    def test_the_way_to_the_input_is_described_as_it_is_gone(self, tmp_path, image_size, box, kind):
+        data = load_data(f"imagefolder:{write_folder(tmp_path, size=(150, 110), count=1)}", image_size=image_size)
+        described = preprocessing(data)
+        _, rows, columns = image_size
+        assert described["how"].startswith(box)
+        assert f" is resized to {rows} x {columns} (rows x columns) bilinearly" in described["how"]
+        assert f"as {kind}; pixels from 0 to 1" in described["how"]
+        assert described["classes"] == ["cat", "dog"]
+        # The description, followed step by step:
+        image = picture(0, size=(150, 110)).convert("RGB" if kind == "RGB" else "L")
+        scale = min(150 / rows, 110 / columns) * 7 / 8
+        height, width = (150, 110) if box == "the whole image" else (scale * rows, scale * columns)
+        left, top = (110 - width) / 2, (150 - height) / 2
+        resized = image.resize((columns, rows), Image.Resampling.BILINEAR, box=(left, top, left + width, top + height))
+        pixels = torch.from_numpy(np.asarray(resized).reshape(rows, columns, -1) / 255).permute(2, 0, 1)
+        mean, std = (torch.tensor(described[name])[:, None, None] for name in ("mean", "std"))
+        batches = make_loader(data.test, data, batch_size=2, train=False, seed=0, device="cpu")
+        images, _ = next(iter(batches))
+        assert torch.allclose(images[0], ((pixels - mean) / std).float(), atol=1e-5)
+
+    def test_images_in_memory_are_described_as_shown_whole(self, digits):
+        large = load_data("digits", image_size=(3, 96, 96))
+        assert preprocessing(large)["how"].startswith("the whole image is resized to 96 x 96")
 
     def test_view_for_an_oblong_size_keeps_the_shape_of_things(self):
         left, top, right, bottom = standard_view((3, 100, 200))(512, 512)

@@ -76,7 +76,12 @@ def standard_view(image_size: tuple[int, int, int]) -> View:
         left, top = (columns - scale * width) / 2, (rows - scale * height) / 2
         return (left, top, left + scale * width, top + scale * height)
 
-    return whole if max(height, width) <= SMALL_SIDE else central
+    return whole if is_shown_whole(image_size) else central
+
+
+def is_shown_whole(image_size: tuple[int, int, int]) -> bool:
+    """Whether images for a size are resized as a whole; else a central box of them is."""
+    return max(image_size[1:]) <= SMALL_SIDE
 
 
 def decode(files: ImageFiles, row: int, image_size: tuple[int, int, int], view: View) -> Tensor:

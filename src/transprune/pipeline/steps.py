@@ -13,7 +13,7 @@ from transprune.analysis.friendliness import friendliness
 from transprune.analysis.measurement import count_macs, measure_latencies
 from transprune.architecture import Architecture
 from transprune.budget import parse_budgets, points
-from transprune.data import make_loader
+from transprune.data import make_loader, preprocessing
 from transprune.delivery.examples import examples_record
 from transprune.delivery.frontier import write_frontier
 from transprune.delivery.loading import load
@@ -127,7 +127,7 @@ def write_architecture(run: Run, architecture: Architecture) -> None:
                 "classes": len(run.data.classes),
                 "input_size": list(run.data.image_size),
             },
-            "preprocessing": {"mean": list(run.data.mean), "std": list(run.data.std)},
+            "preprocessing": preprocessing(run.data),
         },
     )
     run.checkpoints.clear()
