@@ -228,3 +228,19 @@ def test_the_points_of_a_frontier_read_the_images_as_the_frontier_began(place):
     rename_class("a", "z")
     with pytest.raises(RunFolderError, match=r"cannot go on with the run in 'frontier': .*'z' is new"):
         prepare(wanted, "frontier", device="cpu")
+
+
+def test_a_run_says_at_its_beginning_which_files_it_left_out_and_a_plan_does(place, capfd):
+    wanted = options()
+    Path("images/train/a/extra.gif").write_bytes(b"")
+    said = "1 file is no image by the ending (1 .gif)"
+    for begin in ({"overwrite": True}, {}):
+        with prepare(wanted, "run", device="cpu", **begin):
+            pass
+    entries = [entry for entry in read_journal("run/journal.jsonl") if "left_out" in entry]
+    assert [(entry["why"], entry["left_out"]) for entry in entries] == [(said, {".gif": 1})]
+    main(command("--plan", out="other"))
+    assert f"left out: {said}" in capfd.readouterr().out
+    with pytest.raises(SystemExit):
+        main(command("--max-minutes", "1e-9", out="other"))
+    assert f"Left out files beside the images: {said}" in capfd.readouterr().err

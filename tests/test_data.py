@@ -25,6 +25,7 @@ from transprune.data import (
     load_data,
     make_loader,
     preprocessing,
+    said_of_left_out,
     split_halves,
 )
 from transprune.data.decoding import FolderFiles, decode, standard_view
@@ -271,6 +272,23 @@ class TestImageFolder:
         source.save(tmp_path / "train" / "cat" / "0.png", transparency=bytes(range(256)))
         data = load_data(f"imagefolder:{tmp_path}")
         assert np.array_equal(data.train.images[0].numpy(), np.asarray(source.convert("RGB")).transpose(2, 0, 1))
+
+    def test_files_that_are_no_images_by_their_ending_are_counted(self, tmp_path):
+        write_folder(tmp_path)
+        for name in ("train/cat/a.gif", "train/cat/b.GIF", "val/dog/c.gif", "train/dog/d.jfif", "val/cat/notes"):
+            (tmp_path / name).write_bytes(b"")
+        for name in ("train/cat/.DS_Store", "train/readme.txt", "labels.csv", "val/dog/.e.gif"):
+            (tmp_path / name).write_bytes(b"")
+        (tmp_path / "train" / ".cache").mkdir()
+        (tmp_path / "train" / ".cache" / "f.gif").write_bytes(b"")
+        data = load_data(f"imagefolder:{tmp_path}")
+        assert len(data.train) == len(data.test) == 6
+        assert data.left_out == {".gif": 3, ".jfif": 1, "": 1}
+        said = said_of_left_out(data)
+        assert said == "5 files are no image by the ending (3 .gif, 1 .jfif, 1 without an ending)"
+
+    def test_nothing_is_said_where_no_file_is_left_out(self, tmp_path):
+        assert said_of_left_out(load_data(f"imagefolder:{write_folder(tmp_path)}")) == ""
 
     def test_validation_goes_before_test_and_hidden_folders_are_no_classes(self, tmp_path):
         write_folder(tmp_path, parts=("train", "val"))

@@ -7,7 +7,7 @@ for images, labels in make_loader(weights_part, data, batch_size=64, train=True,
 """
 
 from transprune.data.augmentation import Augmentation, AugmentationName
-from transprune.data.description import preprocessing
+from transprune.data.description import preprocessing, said_of_left_out
 from transprune.data.loader import Loader, make_loader
 from transprune.data.loaders import LoaderData, SearchLoaders, divide_loader, length_of, like, no_batches
 from transprune.data.sources import load_data
@@ -31,6 +31,7 @@ __all__ = [
     "make_loader",
     "no_batches",
     "preprocessing",
+    "said_of_left_out",
     "split_halves",
     "start_loading",
 ]

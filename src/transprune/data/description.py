@@ -32,3 +32,12 @@ def _how(data: ImageData) -> str:
         f"{box} is resized to {size} bilinearly, with antialiasing, as {kind}; pixels from 0 to 1, less mean and "
         "divided by std, channel by channel: [batch, channels, rows, columns]"
     )
+
+
+def said_of_left_out(data: ImageData) -> str:
+    """How many files were left out, and of which endings, in words; empty if there are none."""
+    if not data.left_out:
+        return ""
+    count = sum(data.left_out.values())
+    endings = ", ".join(f"{many:,} {ending or 'without an ending'}" for ending, many in data.left_out.items())
+    return f"{count:,} {'file is' if count == 1 else 'files are'} no image by the ending ({endings})"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -43,7 +46,7 @@ def load_imagefolder(
         raise DataError(f"cannot load imagefolder:{folder}: it has no folder 'val' or 'test'; {LAYOUT}")
     classes = _classes(train_folder)
     _check_same(train_folder, classes, test_folder, _classes(test_folder))
-    return encoded_data(
+    data = encoded_data(
         folder.resolve().name,
         train=_listed(train_folder, classes),
         test=_listed(test_folder, classes),
@@ -51,6 +54,7 @@ def load_imagefolder(
         image_size=image_size,
         augmentation=augmentation,
     )
+    return replace(data, left_out=_left_out(train_folder, test_folder))
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
@@ -72,6 +76,22 @@ def _check_same(train_folder: Path, train: tuple[str, ...], test_folder: Path, t
             f"cannot match the classes of {train_folder} and {test_folder}: {names}"
             f"{', ...' if len(different) > 5 else ''}; expected the same class folders in both"
         )
+
+
+def _left_out(*folders: Path) -> dict[str, int]:
+    """How many files in class folders have an ending that is none of an image, by ending, most frequent first."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    endings = Counter(
+        Path(name).suffix.lower()
+        for folder in folders
+        for kind in folder.iterdir()
+        if kind.is_dir() and not kind.name.startswith(".")
+        for _, _, names in os.walk(kind, followlinks=True)
+        for name in names
+        if not name.startswith(".") and not name.lower().endswith(IMG_EXTENSIONS)
+    )
+    return dict(endings.most_common())
 
 
 def _listed(folder: Path, classes: tuple[str, ...]) -> FileSplit:

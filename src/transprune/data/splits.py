@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, Self, TypeVar
 
 import torch
@@ -110,6 +110,10 @@ class ImageData:
 
     augmentation: Augmentation
     """Random changes of the training images."""
+
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Files beside the images that are no images by their ending, as many as there are of each; hidden ones do not
+    count."""
 
     def __post_init__(self) -> None:
         channels = self.image_size[0]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from transprune.analysis.derivation import least_cost
+from transprune.data import said_of_left_out
 from transprune.delivery.wording import amount
 from transprune.errors import DataError
 from transprune.pipeline.begun_data import begun_in, check_training_images
@@ -46,6 +47,8 @@ class Plan:
     """Channels, rows and columns."""
     training_images: int
     test_images: int
+    left_out: str
+    """Which files beside the images are none by their ending; empty if there are none."""
     groups: int
     """Widths to choose."""
     stages: int
@@ -118,6 +121,7 @@ def plan_run(
         image_size=data.image_size,
         training_images=len(data.train),
         test_images=len(data.test),
+        left_out=said_of_left_out(data),
         groups=len(space.groups),
         stages=len(space.stages),
         architectures=float(space.count()),
@@ -166,6 +170,8 @@ def show_plan(plan: Plan) -> None:
     print(f"{plan.model} on {plan.data}: a plan, nothing is written")
     images = f"{plan.training_images:,} training and {plan.test_images:,} test images"
     print(f"data: {images} of {size}, {plan.classes} classes")
+    if plan.left_out:
+        print(f"left out: {plan.left_out}")
     print(f"to choose: {plan.groups} widths and {plan.stages} depths, {plan.architectures:.3g} architectures")
     for reason in dict.fromkeys(fixed.reason for fixed in plan.fixed):
         first, *others = [fixed.name for fixed in plan.fixed if fixed.reason == reason]

@@ -9,6 +9,7 @@ from pathlib import Path
 from transprune._version import __version__
 from transprune.analysis.derivation import least_cost
 from transprune.budget import points
+from transprune.data import said_of_left_out
 from transprune.delivery.frontier import whole_frontier
 from transprune.errors import OptionError, RunFolderError
 from transprune.latency.cache import model_json
@@ -84,6 +85,9 @@ def _prepare(
         folder.write_json("latency.json", model_json(measured.key, material.space, measured.model))
     _record_start(run)
     run.journal.record("configuration", **asdict(options))
+    left_out = said_of_left_out(material.data)
+    if left_out and begun is None:
+        run.warn("Left out files beside the images", left_out, left_out=dict(material.data.left_out))
     _record_space(run, material)
     if measured is not None:
         _record_latency(run, measured)
