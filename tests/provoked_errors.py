@@ -601,6 +601,16 @@ def data_training(place):
 
 
 @way
+def data_single_class(place):
+    (place / "images").mkdir()
+    for part in ("train", "val"):
+        folder = place / "images" / part / "cat"
+        folder.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(folder / "0.png")
+    prepare(options(data=f"imagefolder:{place / 'images'}"), place / "out", device="cpu")
+
+
+@way
 def data_malformed(place):
     with open_run(begun(place, mean=1), device="cpu") as run:
         _ = run.data

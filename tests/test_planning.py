@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from test_data import write_folder
 from test_frontier import FAST, NET
 from transprune.cli import main
 from transprune.cli.arguments import read_command
@@ -153,6 +154,22 @@ def test_a_plan_is_refused_as_the_run_would_be(place, error, changed):
             start(replace(options(), **changed), "out", device="cpu")
         said.append(str(caught.value))
     assert said[0] == said[1]
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [
+        (("cat", "dog"), "cannot divide 2 images of 2 classes at fraction=0.5: one part would be empty"),
+        (("cat",), "cannot learn from 'imagefolder:images': its only class is 'cat'; expected at least 2 classes"),
+    ],
+)
+def test_images_that_no_search_can_use_are_refused_before_any_training(place, classes, said):
+    write_folder(place / "images", classes=classes, count=1)
+    few = options("--data", "imagefolder:images")
+    for start in (plan_run, prepare):
+        with pytest.raises(DataError, match=re.escape(said)):
+            start(few, "out", device="cpu")
+    assert not Path("out").exists()
 
 
 def test_a_folder_that_a_run_could_not_use_is_refused(place):

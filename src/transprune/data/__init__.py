@@ -11,7 +11,7 @@ from transprune.data.description import preprocessing, said_of_left_out
 from transprune.data.loader import Loader, make_loader
 from transprune.data.loaders import LoaderData, SearchLoaders, divide_loader, length_of, like, no_batches
 from transprune.data.sources import load_data
-from transprune.data.splits import FileSplit, ImageData, MemorySplit, Split, split_halves
+from transprune.data.splits import FileSplit, ImageData, MemorySplit, Split, halves_of, split_halves
 from transprune.data.workers import start_loading
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "SearchLoaders",
     "Split",
     "divide_loader",
+    "halves_of",
     "length_of",
     "like",
     "load_data",

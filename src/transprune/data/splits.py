@@ -169,12 +169,28 @@ def split_halves(split: AnySplit, *, fraction: float = 0.5, seed: int) -> tuple[
         OptionError: if `fraction` is not between 0 and 1.
         DataError: if one part would be empty.
     """
+    first, second = halves_of(split.labels, fraction=fraction, seed=seed)
+    return split.subset(first), split.subset(second)
+
+
+def halves_of(labels: Tensor, *, fraction: float = 0.5, seed: int) -> tuple[Tensor, Tensor]:
+    """The places of the two parts of `split_halves`, each int64 and ascending.
+
+    Args:
+        labels: class numbers, int64 [samples].
+        fraction: share of the first part.
+        seed: which images go where.
+
+    Raises:
+        OptionError: if `fraction` is not between 0 and 1.
+        DataError: if one part would be empty.
+    """
     if not 0 < fraction < 1:
         raise OptionError(f"cannot divide a split at fraction={fraction}: expected a number between 0 and 1")
     generator = torch.Generator().manual_seed(seed)
-    is_first = torch.zeros(len(split), dtype=torch.bool)
-    for label in split.labels.unique().tolist():
-        members = (split.labels == label).nonzero().flatten()
+    is_first = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique().tolist():
+        members = (labels == label).nonzero().flatten()
         count = round(fraction * len(members))
         if len(members) > 1:
             count = min(max(count, 1), len(members) - 1)
@@ -182,10 +198,10 @@ def split_halves(split: AnySplit, *, fraction: float = 0.5, seed: int) -> tuple[
     first, second = is_first.nonzero().flatten(), (~is_first).nonzero().flatten()
     if not len(first) or not len(second):
         raise DataError(
-            f"cannot divide {len(split)} images of {len(split.labels.unique())} classes at fraction={fraction}: "
+            f"cannot divide {len(labels)} images of {len(labels.unique())} classes at fraction={fraction}: "
             "one part would be empty; expected at least two images of some class"
         )
-    return split.subset(first), split.subset(second)
+    return first, second
 
 
 def _check_labels(labels: Tensor, samples: int) -> None:

@@ -14,8 +14,8 @@ from transprune.analysis.derivation import check_attainable
 from transprune.analysis.inspection import inspect
 from transprune.budget import Budget, points
 from transprune.costs import COSTS, Cost
-from transprune.data import ImageData, load_data
-from transprune.errors import ModelError, OptionError
+from transprune.data import ImageData, halves_of, load_data
+from transprune.errors import DataError, ModelError, OptionError
 from transprune.latency.measuring import LatencyMeasurement, trusted_latency
 from transprune.networks.models import build_model
 from transprune.networks.weights import Weights, load_weights
@@ -62,6 +62,7 @@ def gather(options: RunOptions, device: torch.device, *, begun_in: RunFolder | N
     """
     budgets = tuple(Budget.parse(text) for text in dict.fromkeys(itertools.chain(*points(options.budget))))
     data = data_of(options, begun_in)
+    _check_images(options, data)
     model = model_of(options, data)
     weights = weights_of(options, model)
     example = torch.zeros(1, *data.image_size)
@@ -83,6 +84,20 @@ def gather(options: RunOptions, device: torch.device, *, begun_in: RunFolder | N
         for point in points(options.budget):
             check_attainable(space, [Budget.parse(text).limit(space, found.costs) for text in point])
     return found
+
+
+def _check_images(options: RunOptions, data: ImageData) -> None:
+    """Checks that there is something to tell apart, and that a search can divide the training images.
+
+    Raises:
+        DataError: There is a single class, or there are too few images.
+    """
+    if len(data.classes) < 2:
+        raise DataError(
+            f"cannot learn from {options.data!r}: its only class is {data.classes[0]!r}; expected at least 2 classes, "
+            "each with images of its own"
+        )
+    halves_of(data.train.labels, fraction=options.search.weights_share, seed=options.seed)
 
 
 def data_of(options: RunOptions, begun_in: RunFolder | None = None) -> ImageData:
