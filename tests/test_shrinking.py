@@ -148,6 +148,48 @@ def test_where_a_forward_reads_a_block_that_was_dropped_the_traced_operators_run
         assert torch.equal(student(example(5)), network.tail(features))
 
 
+class Noisy(nn.Module):
+    """Adds random numbers to its features, in evaluation too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.outside = nn.Linear(8, 6), nn.Linear(6, 5)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        features = self.inside(inputs)
+        return self.outside(features + torch.randn_like(features))
+
+
+def test_a_forward_that_draws_random_numbers_can_follow_and_the_callers_generators_stay_where_they_are():
+    network, states = Noisy().eval(), (torch.get_rng_state(), random.getstate(), np.random.get_state()[2])
+    for width in (3, 6):
+        assert type(shrink(network, Architecture(widths={"inside": width}), torch.zeros(2, 8))) is Noisy
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (random.getstate(), np.random.get_state()[2]) == states[1:]
+
+
+class DividedByItsWidth(nn.Module):
+    """Reads its number of channels when it runs, where a trace holds that of the unpruned network."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.inside, self.outside = nn.Linear(8, 6), nn.Linear(6, 5)
+        self.scale = scale
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        features = self.inside(inputs)
+        return self.outside(features / features.shape[1]) * self.scale
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1e-3, 1.0, 1e3])
+def test_whether_a_forward_can_follow_does_not_depend_on_the_size_of_the_outputs(scale):
+    network, inputs = DividedByItsWidth(scale).eval(), torch.zeros(2, 8)
+    assert type(shrink(network, Architecture(widths={"inside": 6}), inputs)) is DividedByItsWidth
+    student = shrink(network, Architecture(widths={"inside": 3}), inputs)
+    assert isinstance(student, TracedNetwork)
+    assert student.reason == "its own forward computes something else after the cut"
+
+
 def described(network: nn.Module) -> list[tuple[str, type, bool]]:
     return [(name, type(module), module.training) for name, module in network.named_modules()]
 

@@ -6,13 +6,13 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
 
+from transprune.analysis.comparing import difference, outputs_of, probes
 from transprune.analysis.inspection import full_space
 from transprune.analysis.layouts import Layout, Sizes
 from transprune.analysis.reading import Reading, read
@@ -27,9 +27,6 @@ from transprune.networks.traced import TracedNetwork, traced_network
 from transprune.residual import ResidualSum, projection
 
 StudentWeights = Literal["inherit", "scratch"]
-AGREEMENT = 1e-3
-"""Largest difference between a network's own forward and the operators that were traced, as a share of the largest
-output, that is taken for rounding."""
 
 
 def shrink(
@@ -231,41 +228,17 @@ def _widened(tensor: Tensor, axis: int, size: int, layout: Layout) -> Tensor:
     return torch.cat([tensor, drawn.to(tensor)], dim=axis)
 
 
-@torch.no_grad()
 def _disagreement(own: nn.Module, traced: TracedNetwork, inputs: tuple[Tensor, ...]) -> str | None:
     """Why a cut network's own forward is not what was traced; None: they agree."""
     modes = [(module, module.training) for module in own.modules()]
-    probes = _probes(inputs)
+    tried = probes(inputs)
     try:
-        expected = _tensors_in(traced.eval()(*probes))
-        with torch.random.fork_rng(devices=[]):
-            found = _tensors_in(own.eval()(*probes))
+        expected = outputs_of(traced.eval(), tried)
+        found = outputs_of(own.eval(), tried)
     except Exception as error:  # a user's forward may raise anything
         return f"its own forward cannot follow the cut ({first_line(error)})"
     finally:
         for module, was_training in modes:
             module.training = was_training
-    if [tensor.shape for tensor in found] != [tensor.shape for tensor in expected]:
-        return "its own forward gives outputs of another shape"
-    if any(tensor.is_meta for tensor in (*found, *expected)):
-        return None
-    for one, other in zip(found, expected, strict=True):
-        scale = max(1.0, float(other.abs().max())) if other.numel() else 1.0
-        if not torch.allclose(one.float(), other.float(), rtol=AGREEMENT, atol=AGREEMENT * scale, equal_nan=True):
-            return "its own forward computes something else after the cut"
-    return None
-
-
-def _probes(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Inputs like the example, at random where they are numbers with a point."""
-    generator = torch.Generator().manual_seed(0)
-    return tuple(
-        torch.randn(tensor.shape, generator=generator).to(tensor)
-        if tensor.is_floating_point() and not tensor.is_meta
-        else tensor
-        for tensor in inputs
-    )
-
-
-def _tensors_in(outputs: Any) -> list[Tensor]:
-    return [leaf for leaf in _pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    problem = difference(found, expected)
+    return None if problem is None else f"its own forward {problem} after the cut"
