@@ -127,6 +127,17 @@ class Branching(nn.Module):
         return images if images.sum() > 0 else -images
 
 
+class Dividing(nn.Module):
+    """Divides by the number of samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.outside = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.outside(self.inside(images) / images.shape[0])
+
+
 class Counting(nn.Module):
     def __init__(self):
         super().__init__()
@@ -148,6 +159,7 @@ ways(
     trace_example=lambda _: inspect(plain(), torch.zeros(1, 1, 8, 8)),
     trace_branch=lambda _: inspect(Branching(), example()),
     trace_counts=lambda _: inspect(Counting(), example()),
+    trace_samples=lambda _: inspect(Dividing(), example()),
     shrink_weights=lambda _: transprune.shrink(plain(), Architecture(), example(), weights="new"),
     sort_importance=lambda _: transprune.sort_channels(plain(), example(), lambda weights, width: torch.zeros(3)),
     supernet_alignment=lambda _: Supernet(plain(), inspect(plain(), example()), example(), alignment="stretch"),

@@ -29,9 +29,9 @@ def probes(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def outputs_of(network: Callable[..., Any], inputs: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors that a network returns; random numbers that it draws are the same in each call."""
+    """The tensors that a network returns; it writes over no input, and draws the same random numbers in each call."""
     with torch.no_grad(), seeded(0, "comparing"):
-        returned = network(*inputs)
+        returned = network(*(tensor.clone() for tensor in inputs))
     return [leaf for leaf in _pytree.tree_leaves(returned) if isinstance(leaf, Tensor)]
 
 

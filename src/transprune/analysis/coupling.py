@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from transprune.analysis.axes import Axis, Behind, fix, fixed, produce, settle
 from transprune.analysis.stages import BlockRun
-from transprune.analysis.trace import Trace, operator, shape, source_line
+from transprune.analysis.trace import BATCHES, Trace, operator, shape, source_line
 from transprune.analysis.unification import unify
 from transprune.layers import Operator
 
@@ -115,6 +115,10 @@ class Coupling:
             self._behind[stage.name] = axes
         return self._behind[stage.name]
 
+    def may_count_samples(self, axis: Axis) -> bool:
+        """Whether an axis was made as long as the batch, and nothing has been said of it yet."""
+        return settle(axis).is_unbound and any(settle(axis) is settle(other) for other in self.created)
+
     def rewrite(self, node: fx.Node, **arguments: Axis | Axes) -> None:
         """Says what arguments of a call that are sizes follow from."""
         self.rewrites.setdefault(node, {}).update(arguments)
@@ -188,8 +192,8 @@ class Call:
 
     def new_axis(self, place: int, size: int) -> Axis:
         """An axis of a new or stretched tensor, which takes what it meets."""
-        axis = Axis(size)
-        if place == 0 and size == self.coupling.trace.batch:
+        axis, batch = Axis(size), self.coupling.trace.batch
+        if size == batch and (place == 0 or batch == BATCHES[0]):
             self.coupling.created.append(axis)
         return axis
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from transprune.analysis.layouts import Concatenation, Constant, FreeSumEnd, Group, Layout, Product, Samples, StageEnd
 from transprune.analysis.reading import GroupFacts, LayerFacts, ParameterFacts, Reading, read
+from transprune.analysis.samples import check_samples
 from transprune.analysis.trace import Example
 from transprune.analysis.wrappers import unwrapped
 from transprune.errors import ModelError, OptionError, expected_one_of
@@ -54,7 +55,8 @@ def inspect(
         only: Patterns of the layers and stages that are searched, and no others; empty: all.
 
     Raises:
-        ModelError: The model does not run on the example, cannot be traced, or has nothing to search.
+        ModelError: The model does not run on the example, cannot be traced, depends on the number of samples, or has
+            nothing to search.
         OptionError: A ratio is outside (0, 1], the divisor is below 1, `dimensions` is unknown, or a pattern matches
             nothing.
     """
@@ -67,6 +69,7 @@ def inspect(
         )
     model = unwrapped(model)
     reading = read(model, example)
+    check_samples(model, reading, example)
     choosing = _Choosing(reading, keep, only)
     choosing.choose_groups(
         lambda group: width_candidates(group.width, ratios, divisor=_unit_divisor(divisor, group.unit)),

@@ -6,7 +6,7 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,8 +22,9 @@ from transprune.numerics.structures import on_device
 from transprune.runtime.user_code import own_place
 
 Example = Tensor | tuple[Tensor, ...]
-BATCH = 2
-"""Samples in the batch that is traced: more than one, so that samples can be told from axes of one entry."""
+BATCHES = (11, 2)
+"""Samples in the batch that is traced, the first of them that the forward takes: more than one, so that samples can be
+told from axes of one entry, and first a number that seldom counts anything else."""
 ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "_assert", "sym_constrain_range")
 """Operators that torch.export adds to check what it saw; at another precision it is not so, and need not be."""
 
@@ -130,13 +131,14 @@ def rebatched(inputs: tuple[Tensor, ...], batch: int) -> tuple[Tensor, ...] | No
     return tuple(tensor[:1].expand(batch, *tensor.shape[1:]).clone() for tensor in inputs)
 
 
-def trace(model: nn.Module, example: Example, *, training: bool = False) -> Trace:
+def trace(model: nn.Module, example: Example, *, training: bool = False, batches: Sequence[int] = BATCHES) -> Trace:
     """Traces a copy of the model; the model itself is untouched.
 
     Args:
         model: Any module that `torch.export` can read.
         example: An input batch, or a tuple of the forward's positional arguments, on any device.
         training: Trace what the model does in training mode; otherwise in evaluation mode.
+        batches: Samples to trace it with, the first of these numbers that the forward takes.
 
     Raises:
         ModelError: The model does not run on the example, or cannot be exported.
@@ -149,13 +151,15 @@ def trace(model: nn.Module, example: Example, *, training: bool = False) -> Trac
     network = copy.deepcopy(model).train(training)
     place = next(network.parameters(), None)
     inputs = as_inputs(example) if place is None else on_device(as_inputs(example), place.device)
-    wanted = rebatched(inputs, BATCH)
-    try:
-        return _exported(network, inputs if wanted is None else wanted, None if wanted is None else BATCH)
-    except ModelError:
-        _check_forward(network, inputs)
+    for batch in batches:
+        wanted = rebatched(inputs, batch)
         if wanted is None:
-            raise
+            break
+        try:
+            return _exported(network, wanted, batch)
+        except ModelError:
+            continue
+    _check_forward(network, inputs)
     return _exported(network, inputs, None)  # the forward may insist on the example's own number of samples
 
 

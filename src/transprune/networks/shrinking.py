@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from transprune.analysis.comparing import difference, outputs_of, probes
+from transprune.analysis.execution import Program
 from transprune.analysis.inspection import full_space
 from transprune.analysis.layouts import Layout, Sizes
 from transprune.analysis.reading import Reading, read
@@ -21,7 +22,6 @@ from transprune.analysis.wrappers import unwrapped
 from transprune.architecture import Architecture
 from transprune.errors import OptionError, SpaceError
 from transprune.networks.adapters import adapt
-from transprune.networks.execution import Program
 from transprune.networks.initialisation import initialise
 from transprune.networks.traced import TracedNetwork, traced_network
 from transprune.residual import ResidualSum, projection

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from transprune.analysis.execution import Arguments, Function, Program, Step, Surroundings
 from transprune.analysis.layouts import FreeSumEnd, Group, Layout, Sizes, StageEnd
 from transprune.analysis.reading import Reading, read
 from transprune.analysis.stages import BlockRun
@@ -17,7 +18,6 @@ from transprune.analysis.trace import Example, operator
 from transprune.analysis.wrappers import unwrapped
 from transprune.architecture import Architecture
 from transprune.errors import OptionError, SpaceError
-from transprune.networks.execution import Arguments, Function, Program, Step, Surroundings
 from transprune.networks.memory_format import use_channels_last
 from transprune.networks.mixing import mix_along, mixing, mixture_of
 from transprune.networks.norms import normalise_and_mix_joint

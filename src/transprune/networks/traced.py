@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from transprune.analysis.execution import Arguments, Function, Program, Step, Surroundings, Value
 from transprune.analysis.layouts import Sizes
-from transprune.networks.execution import Arguments, Function, Program, Step, Surroundings, Value
 from transprune.numerics.structures import on_device
 
 

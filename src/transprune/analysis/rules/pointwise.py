@@ -9,7 +9,6 @@ from torch import Tensor, fx, nn
 
 from transprune.analysis.axes import Axis, FreeSum, atoms, fix, fixed, is_atom, settle
 from transprune.analysis.coupling import Axes, Call, Rule, Use
-from transprune.analysis.trace import shape
 from transprune.residual import ResidualSum
 
 
@@ -80,7 +79,8 @@ def without_rule(call: Call) -> Any:
     """Nothing is known of the operator: all that it reads keeps its size."""
     for axes in _all_axes(call.tensors()):
         for axis in axes:
-            fix(axis, f"it reaches the operator {call.where}, which has no rule")
+            if not call.coupling.may_count_samples(axis):
+                fix(axis, f"it reaches the operator {call.where}, which has no rule")
     if call.operator in COSTLY or not hasattr(call.node.target, "_schema"):
         name = call.coupling.trace.module_path(call.node) or call.node.name
         call.coupling.uncounted.append((name, f"its MACs are not counted: the operator {call.where} has no rule"))
@@ -106,10 +106,14 @@ def _all_axes(values: Sequence[Any]) -> list[Axes]:
 
 
 def fixed_axes(call: Call, value: object) -> Any:
-    """New axes of fixed sizes for a result: a tensor, or several. Samples that come in first go out first."""
+    """New axes of fixed sizes for a result: a tensor, or several. Samples that come in go out."""
     if isinstance(value, Tensor):
-        axes = [call.fixed(int(size)) for size in value.shape]
-        for source in _all_axes(call.tensors()):
+        sources = _all_axes(call.tensors())
+        samples = next((axis for source in sources for axis in map(settle, source) if axis.is_batch), None)
+        axes = [
+            samples if samples is not None and size == samples.size else call.fixed(int(size)) for size in value.shape
+        ]
+        for source in sources:
             if axes and source and source[0].size == axes[0].size and any(atom.is_batch for atom in atoms(source[0])):
                 axes[0] = source[0]
         return axes
@@ -131,7 +135,7 @@ def first(call: Call) -> Axes:
 
 
 def created(call: Call) -> Axes:
-    """A new tensor of one value: its axes take what they meet."""
+    """A new tensor of one value or of random ones: its axes take what they meet."""
     sizes = call.shape
     axes = [call.new_axis(place, size) for place, size in enumerate(sizes)]
     if call["size"] is not None:
@@ -140,10 +144,18 @@ def created(call: Call) -> Axes:
 
 
 def counted(call: Call) -> Axes:
-    """A new tensor whose entries differ: its size is fixed."""
-    return [fixed(size, f"the operator {call.where} counts it") for size in shape(call.node) or ()]
+    """A new tensor whose entries differ: its size is fixed, unless it has an entry for each sample."""
+    sizes, length = call.shape, COUNTS.get(call.operator, "")
+    is_plain = call.operator != "arange" or (call["start"] in (None, 0) and call["step"] in (None, 1))
+    if is_plain and type(call[length]) is int and set(sizes) == {call.coupling.trace.batch}:
+        samples = call.new_axis(0, sizes[0])
+        call.rewrite(**dict.fromkeys((length, "m") if "m" in call.arguments else (length,), samples))
+        return [samples] * len(sizes)
+    return [fixed(size, f"the operator {call.where} counts it") for size in sizes]
 
 
+COUNTS = {"arange": "end", "linspace": "steps", "eye": "n"}
+"""Arguments that say how many entries there are."""
 HANDS_ON = (
     *("dropout", "feature_dropout", "alpha_dropout", "clone", "contiguous", "detach", "alias", "lift_fresh_copy"),
     *("to", "_to_copy", "type_as", "float", "half", "double", "lift", "detach_copy", "alias_copy", "rrelu"),
@@ -160,8 +172,11 @@ ELEMENTWISE = (
 RULES: dict[str, Rule] = {
     **dict.fromkeys(HANDS_ON, first),
     **dict.fromkeys(ELEMENTWISE, elementwise),
-    **dict.fromkeys(("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"), first),
+    **dict.fromkeys(
+        ("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "randint_like"), first
+    ),
     **dict.fromkeys(("zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "empty", "new_empty"), created),
+    **dict.fromkeys(("rand", "randn", "randint"), created),
     **dict.fromkeys(("arange", "linspace", "eye", "scalar_tensor", "tensor"), counted),
     "add": addition,
     "getitem": item,

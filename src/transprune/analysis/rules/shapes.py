@@ -102,7 +102,9 @@ def repeat_interleave(call: Call) -> Any:
     if dim is None or not isinstance(count, int):
         return fixed_result(call)
     place = int(dim) % len(axes)
-    axes[place] = multiply([axes[place], call.fixed(count)])
+    times = call.new_axis(place, count) if axes[place].size == 1 else call.fixed(count)
+    call.rewrite(repeats=times)
+    axes[place] = multiply([axes[place], times])
     return axes
 
 
@@ -300,12 +302,13 @@ def index(call: Call) -> Any:
     by_number = [call.axes_of(numbers[place]) or [] for place in places]
     for place in places:
         call.fix(axes[place], "reads it by number")
-    if not places or places != list(range(places[0], places[-1] + 1)):
+    if not places:
         return fixed_result(call)
-    value = call.shape
-    rank = len(value) - (len(axes) - len(places))
-    looked_up = broadcast(call, by_number, value[places[0] : places[0] + rank])
-    return [*axes[: places[0]], *looked_up, *axes[places[-1] + 1 :]]
+    rest = [axis for place, axis in enumerate(axes) if place not in places]
+    are_neighbours = places == list(range(places[0], places[-1] + 1))
+    start = places[0] if are_neighbours else 0
+    looked_up = broadcast(call, by_number, call.shape[start : start + len(call.shape) - len(rest)])
+    return [*rest[:start], *looked_up, *rest[start:]]
 
 
 def index_select(call: Call) -> Axes:
@@ -315,6 +318,21 @@ def index_select(call: Call) -> Axes:
     call.fix(axes[place], "reads it by number")
     axes[place] = call.fixed(call.shape[place])
     return axes
+
+
+def gather(call: Call) -> Axes:
+    """Entries by number along one axis, the numbers of their own at each place of the others."""
+    axes, numbers = call.axes("self") or [], call.axes("index") or []
+    place = int(call["dim"]) % max(1, len(axes))
+    for position, (axis, number) in enumerate(zip(axes, numbers, strict=True)):
+        if position == place:
+            call.fix(axis, "reads it by number")
+        elif axis.size == number.size:
+            call.unify(axis, number)
+        else:
+            call.fix(axis)
+            call.fix(number)
+    return numbers
 
 
 def embedding(call: Call) -> Axes:
@@ -345,6 +363,16 @@ def grid_sample(call: Call) -> Axes:
     for axis in (*features[2:], *grid[1:]):
         call.fix(axis)
     return [features[0], features[1], *(call.fixed(size) for size in call.shape[2:])]
+
+
+def affine_grid(call: Call) -> Axes:
+    """The points of a grid for each sample, from a matrix for each."""
+    samples, *matrix = call.axes("theta") or []
+    for axis in matrix:
+        call.fix(axis)
+    rest = [call.fixed(int(size)) for size in call["size"][1:]]
+    call.rewrite(size=[samples, *rest])
+    return [samples, *rest[1:], call.fixed(len(rest) - 1)]
 
 
 RULES: dict[str, Rule] = {
@@ -384,6 +412,8 @@ RULES: dict[str, Rule] = {
     "unfold": unfold,
     "index": index,
     "index_select": index_select,
+    "gather": gather,
     "embedding": embedding,
+    "affine_grid_generator": affine_grid,
     "grid_sampler": grid_sample,
 }
