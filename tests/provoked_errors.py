@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import pickle
 import shutil
 import sys
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from torch import nn
 
 import oracles
 import transprune
+from hard_networks import FlattenedToANumber
 from small_networks import ConvNorm, example, plain, staged
 from transprune import space as spaces
 from transprune.analysis.derivation import check_attainable, derive
@@ -127,6 +129,11 @@ class Branching(nn.Module):
         return images if images.sum() > 0 else -images
 
 
+def traced_student() -> nn.Module:
+    """A network that runs traced operators."""
+    return transprune.shrink(FlattenedToANumber(), Architecture(widths={"conv": 3}), example())
+
+
 class Dividing(nn.Module):
     """Divides by the number of samples."""
 
@@ -160,6 +167,8 @@ ways(
     trace_branch=lambda _: inspect(Branching(), example()),
     trace_counts=lambda _: inspect(Counting(), example()),
     trace_samples=lambda _: inspect(Dividing(), example()),
+    traced_size=lambda _: traced_student()(torch.zeros(1, 3, 16, 16)),
+    traced_pickle=lambda _: pickle.dumps(traced_student()),
     shrink_weights=lambda _: transprune.shrink(plain(), Architecture(), example(), weights="new"),
     sort_importance=lambda _: transprune.sort_channels(plain(), example(), lambda weights, width: torch.zeros(3)),
     supernet_alignment=lambda _: Supernet(plain(), inspect(plain(), example()), example(), alignment="stretch"),

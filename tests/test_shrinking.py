@@ -1,7 +1,10 @@
 """The smaller network is the network that its architecture says, made of the model's own weights."""
 
 import copy
+import io
+import pickle
 import random
+import re
 from functools import cache
 
 import numpy as np
@@ -11,7 +14,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from hard_networks import HARD, IndexedStage, Tail
+from hard_networks import HARD, FlattenedToANumber, IndexedStage, Tail
 from oracles import count_by_hand, count_parameters
 from small_networks import (
     CASES,
@@ -32,7 +35,7 @@ from small_networks import (
 from transprune.analysis.inspection import inspect
 from transprune.analysis.measurement import count_macs
 from transprune.architecture import Architecture
-from transprune.errors import OptionError, SpaceError
+from transprune.errors import DataError, ModelError, OptionError, SpaceError
 from transprune.networks.resnet import resnet
 from transprune.networks.shrinking import kept_entries, shrink
 from transprune.networks.traced import TracedNetwork
@@ -146,6 +149,60 @@ def test_where_a_forward_reads_a_block_that_was_dropped_the_traced_operators_run
     with torch.no_grad():
         features = network.blocks[1](network.blocks[0](network.stem(example(5))))
         assert torch.equal(student(example(5)), network.tail(features))
+
+
+@pytest.fixture(scope="module")
+def traced() -> TracedNetwork:
+    """A student that runs traced operators; not to be changed."""
+    student = shrink(telling(FlattenedToANumber()), Architecture(widths={"conv": 3}), example())
+    assert isinstance(student, TracedNetwork)
+    return student
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8, 9), (2, 3, 16, 16), (2, 1, 8, 8), (3, 8, 8)])
+def test_traced_operators_refuse_inputs_of_another_size_than_the_examples(shape, traced):
+    message = re.escape(
+        f"on inputs of shape {list(shape)}: the sizes of the example are written into them; expected [batch, 3, 8, 8]"
+    )
+    with pytest.raises(DataError, match=message):
+        traced(torch.zeros(shape))
+
+
+def test_traced_operators_of_several_inputs_refuse_another_size_or_number_of_them():
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside, self.outside = nn.Linear(6, 4), nn.Linear(4, 5)
+
+        def forward(self, one: Tensor, other: Tensor) -> Tensor:
+            return self.outside(self.inside(one + other).view(-1, 3, 4).sum(1))
+
+    inputs = torch.zeros(2, 3, 6), torch.zeros(2, 3, 6)
+    student = shrink(Sum(), Architecture(widths={"inside": 2}), inputs)
+    assert student(*inputs).shape == (2, 5)
+    for wrong in ((inputs[0][:, :2], inputs[1][:, :2]), inputs[:1]):
+        with pytest.raises(DataError, match=r"expected \[batch, 3, 6\], \[batch, 3, 6\]"):
+            student(*wrong)
+
+
+def test_traced_operators_are_compiled_and_exported_for_any_number_of_samples(traced):
+    compiled = torch.compile(traced, backend="eager")
+    exported = torch.export.export(traced, (example(4),), dynamic_shapes=({0: torch.export.Dim.AUTO},)).module()
+    with torch.no_grad():
+        for batch in (2, 5):
+            torch.testing.assert_close(compiled(example(batch)), traced(example(batch)))
+            torch.testing.assert_close(exported(example(batch)), traced(example(batch)))
+
+
+def test_a_network_of_traced_operators_is_copied_but_not_pickled(traced):
+    twin = copy.deepcopy(traced)
+    assert torch.equal(twin(example(3)), traced(example(3)))
+    twin.conv.weight.data.zero_()
+    assert traced.conv.weight.any()
+    for save in (pickle.dumps, lambda network: torch.save(network, io.BytesIO())):
+        with pytest.raises(ModelError, match="cannot pickle the operators that were traced from FlattenedToANumber"):
+            save(traced)
+    torch.save(traced.state_dict(), io.BytesIO())
 
 
 class Noisy(nn.Module):

@@ -7,7 +7,6 @@ reads the last block in use.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,7 +21,8 @@ from transprune.analysis.coupling import bound_arguments
 from transprune.analysis.layouts import Layout, Sizes
 from transprune.analysis.reading import Reading
 from transprune.analysis.stages import BlockRun, is_in_place
-from transprune.analysis.trace import operator
+from transprune.analysis.trace import operator, shape
+from transprune.errors import ModelError
 
 Arguments = dict[str, Any]
 Function = Callable[[Arguments], Any]
@@ -104,6 +104,8 @@ class Program:
         }
         placeholders = {node.name: node for node in trace.graph.nodes if node.op == "placeholder"}
         self._inputs = tuple(placeholders[name] for name in trace.inputs)
+        self.input_shapes = tuple(shape(node) or () for node in self._inputs)
+        """Shapes of the inputs that were traced."""
         self._ends = {stage.exits[-1]: stage for stage in reading.stages}
         self._exits = {stage.name: stage for stage in reading.stages}
         self._written_over = frozenset(
@@ -118,7 +120,8 @@ class Program:
 
     def without_reads(self, unread: Mapping[fx.Node, Collection[str]]) -> Program:
         """The same, but certain calls do not read certain arguments, by name."""
-        changed = copy.copy(self)
+        changed = object.__new__(Program)
+        changed.__dict__.update(self.__dict__)
         changed.steps = tuple(
             replace(step, reads={name: read for name, read in step.reads.items() if name not in unread[step.node]})
             if step.node in unread
@@ -130,6 +133,13 @@ class Program:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
         return self  # it never changes, and its keys are the nodes of a graph
+
+    def __reduce__(self) -> Any:
+        raise ModelError(
+            f"cannot pickle the operators that were traced from {type(self.reading.trace.model).__name__}, which its "
+            f"smaller network runs; expected its state_dict() alone, which shrink(model, architecture, example) or "
+            f"load(run) makes room for, or an exported file (student.pt2, torch.export)"
+        )
 
     def _step(self, node: fx.Node) -> Step:
         arguments = bound_arguments(node) if isinstance(node.target, torch._ops.OpOverload) else _plain(node)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from transprune.analysis.execution import Arguments, Function, Program, Step, Surroundings, Value
 from transprune.analysis.layouts import Sizes
+from transprune.errors import DataError
 from transprune.numerics.structures import on_device
 
 
@@ -52,14 +54,30 @@ class TracedNetwork(nn.Module):
         return self.run(inputs)
 
     def run(self, *inputs: Tensor) -> Any:
-        """The operators, on the positional arguments of the unpruned network's forward."""
+        """The operators, on the positional arguments of the unpruned network's forward.
+
+        Raises:
+            DataError: The inputs differ in more than the number of samples from those that were traced.
+        """
         program, sizes, _ = self.__dict__["_traced"]
+        self._check_inputs(inputs)
         if self.training:
             for path in self.__dict__["_counting"]:
                 count = tensor_at(self, path)
                 assert count is not None  # a norm that runs has its buffers
                 count.add_(1)
         return program.run(_Plain(self, program, sizes), inputs)
+
+    def _check_inputs(self, inputs: tuple[Tensor, ...]) -> None:
+        program, _, kind = self.__dict__["_traced"]
+        free = [] if program.reading.trace.batch is None else ["batch"]
+        expected = [[*free, *sizes[len(free) :]] for sizes in program.input_shapes]
+        if [[*free, *tensor.shape[len(free) :]] for tensor in inputs] != expected:
+            raise DataError(
+                f"cannot run the operators that were traced from {kind.__name__} on inputs of shape "
+                f"{_listed(tensor.shape for tensor in inputs)}: the sizes of the example are written into them; "
+                f"expected {_listed(expected)}. For another size, shrink the model with an example of that size"
+            )
 
     def extra_repr(self) -> str:
         """The class whose operators were traced, and why it is not that class."""
@@ -72,6 +90,10 @@ class TracedNetworkOfSeveral(TracedNetwork):
     def forward(self, *inputs: Tensor) -> Any:
         """What the unpruned network returns, computed by the smaller one."""
         return self.run(*inputs)
+
+
+def _listed(shapes: Iterable[Iterable[object]]) -> str:
+    return ", ".join(f"[{', '.join(map(str, sizes))}]" for sizes in shapes)
 
 
 def traced_network(program: Program, modules: nn.Module, sizes: Sizes, reason: str) -> TracedNetwork:
