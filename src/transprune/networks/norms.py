@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,23 +46,27 @@ def average_norms() -> AbstractContextManager[Any]:
     """
     seen: dict[int, int] = {}  # by the running mean
 
-    def batch_norm(  # noqa: PLR0917 (the signature is torch's)
-        input: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        training: bool = False,
-        momentum: float = 0.1,
-        eps: float = 1e-5,
-    ) -> Tensor:
-        if training and running_mean is not None:
-            size = input.numel() // input.shape[1]
-            seen[id(running_mean)] = seen.get(id(running_mean), 0) + size
-            momentum = size / seen[id(running_mean)]
-        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    def averaging(call: _Call) -> Tensor:
+        if call.training and call.running_mean is not None:
+            size, key = call.input.numel() // call.input.shape[1], id(call.running_mean)
+            seen[key] = seen.get(key, 0) + size
+            call = call._replace(momentum=size / seen[key])
+        return F.batch_norm(*call)
 
-    return _Norms(batch_norm)
+    return _Norms(averaging)
+
+
+class _Call(NamedTuple):
+    """The arguments of `torch.nn.functional.batch_norm`."""
+
+    input: Tensor
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    training: bool = False
+    momentum: float = 0.1
+    eps: float = 1e-5
 
 
 class _Norms(TorchFunctionMode):
@@ -72,12 +76,14 @@ class _Norms(TorchFunctionMode):
     computed again.
     """
 
-    def __init__(self, batch_norm: Callable[..., Tensor]) -> None:
+    def __init__(self, batch_norm: Callable[[_Call], Tensor]) -> None:
         super().__init__()
         self._batch_norm = batch_norm
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return (self._batch_norm if function is F.batch_norm else function)(*args, **(kwargs or {}))
+        if function is F.batch_norm:
+            return self._batch_norm(_Call(*args, **(kwargs or {})))
+        return function(*args, **(kwargs or {}))
 
 
 def normalise_and_mix_joint(features: Tensor, mixture: Tensor, shift: Tensor, eps: float) -> Tensor:
@@ -91,32 +97,22 @@ def normalise_and_mix_joint(features: Tensor, mixture: Tensor, shift: Tensor, ep
     return normal * _along(mixture, features) + _along(shift, features)
 
 
-def _batch_norm(  # noqa: PLR0917 (the signature is torch's)
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-    *,
-    are_joint: bool,
-) -> Tensor:
+def _batch_norm(call: _Call, *, are_joint: bool) -> Tensor:
     """What `torch.nn.functional.batch_norm` computes."""
+    input, weight, bias = call.input, call.weight, call.bias
     samples: int | Tensor
-    if training and are_joint:
+    if call.training and are_joint:
         mean, variance, samples = _statistics(input)
-        scale = (variance + eps).rsqrt()
+        scale = (variance + call.eps).rsqrt()
         scale = scale if weight is None else scale * weight
         shift = -mean * scale if bias is None else bias - mean * scale
         normal = (input * _along(scale, input) + _along(shift, input)).to(input.dtype)
-    elif training and weight is not None and bias is not None and is_faster_in_rows(input):
-        normal, mean, variance = with_statistics(input, weight, bias, eps)
+    elif call.training and weight is not None and bias is not None and is_faster_in_rows(input):
+        normal, mean, variance = with_statistics(input, weight, bias, call.eps)
         samples = input.numel() // input.shape[1]
     else:
-        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    follow((running_mean, running_var), (mean, variance), samples, momentum)
+        return F.batch_norm(*call)
+    follow((call.running_mean, call.running_var), (mean, variance), samples, call.momentum)
     return normal
 
 
