@@ -6,11 +6,11 @@ import torch
 from torch import fx
 
 from transprune.analysis.coupling import Rule
-from transprune.analysis.rules import layers, pointwise, reductions, shapes
+from transprune.analysis.rules import layers, lookups, pointwise, reductions, shapes
 from transprune.analysis.rules.pointwise import elementwise, without_rule
 from transprune.analysis.trace import operator
 
-RULES: dict[str, Rule] = {**pointwise.RULES, **reductions.RULES, **shapes.RULES, **layers.RULES}
+RULES: dict[str, Rule] = {**pointwise.RULES, **reductions.RULES, **shapes.RULES, **lookups.RULES, **layers.RULES}
 
 
 def rule_of(node: fx.Node) -> Rule:

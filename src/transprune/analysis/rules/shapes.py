@@ -9,7 +9,7 @@ from torch import Tensor
 
 from transprune.analysis.axes import Axis, concatenate, is_fixed, multiply, settle
 from transprune.analysis.coupling import Axes, Call, Rule
-from transprune.analysis.rules.pointwise import broadcast, fixed_axes
+from transprune.analysis.rules.pointwise import fixed_axes
 from transprune.analysis.unification import factor, split, unify_products
 
 
@@ -294,54 +294,6 @@ def unfold(call: Call) -> Axes:
     return [*axes, call.fixed(int(call["size"]))]
 
 
-def index(call: Call) -> Any:
-    """Entries by number along some axes; the others stay."""
-    axes = call.axes("self") or []
-    numbers = list(call["indices"])
-    places = [place for place, number in enumerate(numbers) if number is not None]
-    by_number = [call.axes_of(numbers[place]) or [] for place in places]
-    for place in places:
-        call.fix(axes[place], "reads it by number")
-    if not places:
-        return fixed_result(call)
-    rest = [axis for place, axis in enumerate(axes) if place not in places]
-    are_neighbours = places == list(range(places[0], places[-1] + 1))
-    start = places[0] if are_neighbours else 0
-    looked_up = broadcast(call, by_number, call.shape[start : start + len(call.shape) - len(rest)])
-    return [*rest[:start], *looked_up, *rest[start:]]
-
-
-def index_select(call: Call) -> Axes:
-    """Entries by number along one axis."""
-    axes = list(call.axes("self") or [])
-    place = int(call["dim"]) % len(axes)
-    call.fix(axes[place], "reads it by number")
-    axes[place] = call.fixed(call.shape[place])
-    return axes
-
-
-def gather(call: Call) -> Axes:
-    """Entries by number along one axis, the numbers of their own at each place of the others."""
-    axes, numbers = call.axes("self") or [], call.axes("index") or []
-    place = int(call["dim"]) % max(1, len(axes))
-    for position, (axis, number) in enumerate(zip(axes, numbers, strict=True)):
-        if position == place:
-            call.fix(axis, "reads it by number")
-        elif axis.size == number.size:
-            call.unify(axis, number)
-        else:
-            call.fix(axis)
-            call.fix(number)
-    return numbers
-
-
-def embedding(call: Call) -> Axes:
-    """Rows of a table by number."""
-    rows, width = call.axes("weight") or []
-    call.fix(rows, "reads it by number")
-    return [*(call.axes("indices") or []), width]
-
-
 def resized(call: Call) -> Any:
     """A feature map at another resolution; some poolings also say where they found what they kept."""
     axes = call.axes("self") or call.axes("input") or call.tensors()[0]
@@ -354,25 +306,6 @@ def resized(call: Call) -> Any:
             call.fix(axes[place])
             result[place] = call.fixed(sizes[place])
     return result if isinstance(value, Tensor) else [result for _ in value]
-
-
-def grid_sample(call: Call) -> Axes:
-    """A feature map read at the points of a grid."""
-    features, grid = call.axes("input") or [], call.axes("grid") or []
-    call.unify(features[0], grid[0])
-    for axis in (*features[2:], *grid[1:]):
-        call.fix(axis)
-    return [features[0], features[1], *(call.fixed(size) for size in call.shape[2:])]
-
-
-def affine_grid(call: Call) -> Axes:
-    """The points of a grid for each sample, from a matrix for each."""
-    samples, *matrix = call.axes("theta") or []
-    for axis in matrix:
-        call.fix(axis)
-    rest = [call.fixed(int(size)) for size in call["size"][1:]]
-    call.rewrite(size=[samples, *rest])
-    return [samples, *rest[1:], call.fixed(len(rest) - 1)]
 
 
 RULES: dict[str, Rule] = {
@@ -410,10 +343,4 @@ RULES: dict[str, Rule] = {
     "im2col": im2col,
     "col2im": col2im,
     "unfold": unfold,
-    "index": index,
-    "index_select": index_select,
-    "gather": gather,
-    "embedding": embedding,
-    "affine_grid_generator": affine_grid,
-    "grid_sampler": grid_sample,
 }
