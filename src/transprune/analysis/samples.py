@@ -14,9 +14,8 @@ from transprune.analysis.coupling import bound_arguments
 from transprune.analysis.execution import Arguments, Function, Program, Step, Surroundings
 from transprune.analysis.layouts import Sizes
 from transprune.analysis.reading import Reading
-from transprune.analysis.trace import Example, Trace, as_inputs, first_line, operator, source_line, trace
+from transprune.analysis.trace import Example, Trace, first_line, inputs_for, operator, source_line, trace
 from transprune.errors import ModelError
-from transprune.numerics.structures import on_device
 
 OTHER_BATCHES = (2, 3, 4)
 """Samples in the batches that are tried: the first of them that was not traced and that the model takes."""
@@ -36,7 +35,7 @@ def check_samples(model: nn.Module, reading: Reading, example: Example) -> None:
     Raises:
         ModelError: The number of samples is written into the forward.
     """
-    inputs = _moved(as_inputs(example), model)
+    inputs = inputs_for(model, example)
     traced = reading.trace.batch
     if traced is None or any(tensor.is_meta for tensor in (*inputs, *model.parameters())):
         return
@@ -82,12 +81,6 @@ class _AsTraced(Surroundings):
             return result
 
         return noted
-
-
-def _moved(inputs: tuple[Tensor, ...], model: nn.Module) -> tuple[Tensor, ...]:
-    place = next(model.parameters(), None)
-    moved: tuple[Tensor, ...] = inputs if place is None else on_device(inputs, place.device)
-    return moved
 
 
 def _of_samples(inputs: Sequence[Tensor], batch: int) -> tuple[Tensor, ...]:

@@ -115,6 +115,13 @@ def as_inputs(example: Example) -> tuple[Tensor, ...]:
     return example if isinstance(example, tuple) else (example,)
 
 
+def inputs_for(network: nn.Module, example: Example) -> tuple[Tensor, ...]:
+    """The example as the positional arguments of a network's forward, on the network's device."""
+    place, inputs = next(network.parameters(), None), as_inputs(example)
+    moved: tuple[Tensor, ...] = inputs if place is None else on_device(inputs, place.device)
+    return moved
+
+
 def _types(value: object) -> str:
     """What an example is, without its content."""
     if isinstance(value, tuple):
@@ -149,8 +156,7 @@ def trace(model: nn.Module, example: Example, *, training: bool = False, batches
             "as torch.zeros(1, 3, 32, 32), or a tuple of tensors where the forward takes several"
         )
     network = copy.deepcopy(model).train(training)
-    place = next(network.parameters(), None)
-    inputs = as_inputs(example) if place is None else on_device(as_inputs(example), place.device)
+    inputs = inputs_for(network, example)
     for batch in batches:
         wanted = rebatched(inputs, batch)
         if wanted is None:

@@ -51,6 +51,11 @@ class LoaderData:
     """The two parts of the training data in a search: batches for the weights, batches for the architecture. None:
     `train`, a `DataLoader` of a data set with places, is divided at random."""
 
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The example as the positional arguments of the network's forward."""
+        return self.example if isinstance(self.example, tuple) else (self.example,)
+
     def __post_init__(self) -> None:
         named = [("train", self.train), ("test", self.test), *(("search", part) for part in self.search or ())]
         for name, loader in named:
@@ -61,9 +66,8 @@ class LoaderData:
                 )
             if length_of(loader) == 0:
                 raise no_batches(name)
-        inputs = self.example if isinstance(self.example, tuple) else (self.example,)
-        strange = next((each for each in inputs if not isinstance(each, Tensor)), None)
-        if strange is not None or not inputs:
+        strange = next((each for each in self.inputs if not isinstance(each, Tensor)), None)
+        if strange is not None or not self.inputs:
             raise DataError(
                 f"cannot use the example: it is or holds a {type(strange).__name__}; expected a tensor, or a tuple of "
                 "the tensors that the network's forward takes by their positions"

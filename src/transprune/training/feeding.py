@@ -313,8 +313,7 @@ def search_feeds(
 def example_of(data: Data) -> tuple[Tensor, ...]:
     """Inputs of the network, on the CPU, whose values do not matter."""
     if isinstance(data, LoaderData):
-        example = data.example if isinstance(data.example, tuple) else (data.example,)
-        return tuple(tensor.cpu() for tensor in example)
+        return tuple(tensor.cpu() for tensor in data.inputs)
     return (torch.zeros(1, *_images(data).image_size),)
 
 
