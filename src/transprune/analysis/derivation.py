@@ -194,13 +194,13 @@ class _Deriving:
     def solve(self) -> Derivation | None:
         """The best of all that use what is allowed, or nearly what can be used of it; None where none is found."""
         free = self._best(self._objective())
-        if free.architecture is None or not self.fill or self.is_filled(free.architecture):
+        if free.architecture is None or not self.fill or self._is_filled(free.architecture):
             return self._better(free)
         filled = self._filled()
         if all(each.bound == np.inf for each in filled):  # none uses that much
             places = range(len(self.limits))
             self.asked = [self.fill * self._fullest(place, free.architecture) for place in places]
-            if self.is_filled(free.architecture):
+            if self._is_filled(free.architecture):
                 return self._better(free)
             filled = self._filled()
         found = [each.architecture for each in filled if each.architecture is not None]
@@ -212,12 +212,7 @@ class _Deriving:
     def best_of(self, architectures: Iterable[Architecture | None]) -> Architecture | None:
         """The most probable of those within all limits that use what is asked, else of those that do not."""
         kept = [each for each in architectures if each is not None and self._is_kept(each)]
-        return max(kept, key=lambda each: (self.is_filled(each), -self.given_up(each)), default=None)
-
-    def is_filled(self, architecture: Architecture) -> bool:
-        """Whether it uses as much of one of the limits as is asked."""
-        costs = (self.space.cost(limit.cost, architecture) for limit in self.limits)
-        return any(cost >= asked for cost, asked in zip(costs, self.asked, strict=True))
+        return max(kept, key=lambda each: (self._is_filled(each), -self.given_up(each)), default=None)
 
     def given_up(self, architecture: Architecture) -> float:
         """Log-probability that an architecture gives up against the most probable one."""
@@ -251,7 +246,8 @@ class _Deriving:
         # The solver works with floating-point tolerances, and the promise is about integers: where half a unit is too
         # small for it to see, the limits are drawn in. What is proved without that holds all the same.
         again = self._try(objective, least, [limit.most * (1 - 2 * TOLERANCE) for limit in self.limits])
-        return Solution(self.best_of([again.architecture]), first.bound)
+        is_kept = again.architecture is not None and self._is_kept(again.architecture)
+        return Solution(again.architecture if is_kept else None, first.bound)
 
     def _try(self, objective: Sum, least: Sequence[float], most: Sequence[float]) -> Solution:
         left = None if self.end is None else max(0.0, self.end - time.monotonic())
@@ -271,10 +267,10 @@ class _Deriving:
         if solution.architecture is None:
             return None
         found = self._derivation(solution.architecture, solution.bound)
-        if not found.is_proved:
-            other = self.best_of([solution.architecture, repair(self.space, self.probabilities, self.limits)])
-            return found if other is None else self._derivation(other, solution.bound)
-        return found
+        if found.is_proved:
+            return found
+        stepped = self.best_of([solution.architecture, repair(self.space, self.probabilities, self.limits)])
+        return self._derivation(stepped or solution.architecture, solution.bound)
 
     def _derivation(self, architecture: Architecture, bound: float) -> Derivation:
         given_up = self.given_up(architecture)
@@ -282,3 +278,8 @@ class _Deriving:
 
     def _is_kept(self, architecture: Architecture) -> bool:
         return all(limit.is_kept(self.space, architecture) for limit in self.limits)
+
+    def _is_filled(self, architecture: Architecture) -> bool:
+        """Whether it uses as much of one of the limits as is asked."""
+        costs = (self.space.cost(limit.cost, architecture) for limit in self.limits)
+        return any(cost >= asked for cost, asked in zip(costs, self.asked, strict=True))

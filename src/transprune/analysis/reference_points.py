@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from fractions import Fraction
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -40,16 +39,16 @@ def uniform_architecture(space: SearchSpace, limits: Sequence[Limit]) -> Archite
         return not all(limit.is_kept(space, _scaled(space, share)) for limit in limits)
 
     if all(limit.cost.is_monotone for limit in limits):
-        fitting = shares[: bisect_left(shares, True, key=is_too_large)]
+        fitting = bisect_left(shares, True, key=is_too_large)
     else:  # a wider one may cost less
-        fitting = list(islice((share for share in reversed(shares) if not is_too_large(share)), 1))
+        fitting = next((count for count in range(len(shares), 0, -1) if not is_too_large(shares[count - 1])), 0)
     if not fitting:
         least = " and ".join(limit.cost.written(_least(space, limit.cost, shares)) for limit in limits)
         raise BudgetError(
             f"cannot scale all widths to at most {' and '.join(map(str, limits))}: with every block and all widths at "
             f"one share this network has at least {least}"
         )
-    return _scaled(space, fitting[-1])
+    return _scaled(space, shares[fitting - 1])
 
 
 def _least(space: SearchSpace, cost: Cost, shares: Sequence[Fraction]) -> int:
