@@ -186,6 +186,13 @@ def parse_budgets(budgets: Budget | str | Sequence[Budget | str]) -> tuple[Budge
     return found
 
 
+def limits_of(
+    budgets: Budget | str | Sequence[Budget | str], space: SearchSpace, costs: Mapping[str, Cost] = COSTS
+) -> list[Limit]:
+    """What budgets come to in a search space; arguments and errors as `parse_budgets` and `Budget.limit`."""
+    return [budget.limit(space, costs) for budget in parse_budgets(budgets)]
+
+
 def points(budgets: Sequence[str]) -> list[tuple[str, ...]]:
     """The budgets of each point of a frontier: one of the texts may name several amounts, `macs=0.3,0.5,0.7`.
 

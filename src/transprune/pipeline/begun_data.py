@@ -88,15 +88,12 @@ def begun_in(
     return part_of
 
 
-def as_begun(data: ImageData, folder: RunFolder) -> ImageData:
+def as_begun(data: ImageData, begun: BegunData, folder: RunFolder) -> ImageData:
     """The data as the run in a folder reads them: normalised as it was when the run began.
 
     Raises:
         RunFolderError: The classes are others.
     """
-    begun = read_begun(folder)
-    if begun is None:
-        return data
     if data.classes != begun.classes:
         raise RunFolderError(
             f"cannot go on with the run in '{folder.path}': its data have other classes than it began with: "

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from transprune.analysis.reference_points import uniform_architecture
 from transprune.architecture import Architecture
-from transprune.budget import parse_budgets, points
+from transprune.budget import limits_of, points
 from transprune.delivery.frontier import frontier_record, write_frontier
 from transprune.errors import BudgetError
 from transprune.pipeline.options import RunOptions
@@ -102,9 +102,8 @@ def _point(run: Run, budgets: tuple[str, ...], ending: str, overwrite: bool) -> 
 
 def _uniform(run: Run, budgets: tuple[str, ...], overwrite: bool) -> RunFolder | None:
     """The run of uniform widths beside a search; None: there are none within the budgets."""
-    limits = [budget.limit(run.space, run.costs) for budget in parse_budgets(budgets)]
     try:
-        architecture = uniform_architecture(run.space, limits)
+        architecture = uniform_architecture(run.space, limits_of(budgets, run.space, run.costs))
     except BudgetError as error:
         with logging_to(run):
             run.decide(f"Left uniform widths out at {', '.join(budgets)}", str(error))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from transprune.analysis.derivation import check_attainable
 from transprune.analysis.inspection import inspect
-from transprune.budget import Budget, points
+from transprune.budget import Budget, limits_of, points
 from transprune.costs import COSTS, Cost
 from transprune.data import ImageData, halves_of, load_data
 from transprune.errors import DataError, ModelError, OptionError
@@ -82,7 +82,7 @@ def gather(options: RunOptions, device: torch.device, *, begun_in: RunFolder | N
     found = Material(data=data, model=model, weights=weights, space=space, budgets=budgets, latency=measured)
     if is_measuring:
         for point in points(options.budget):
-            check_attainable(space, [Budget.parse(text).limit(space, found.costs) for text in point])
+            check_attainable(space, limits_of(point, space, found.costs))
     return found
 
 
@@ -113,7 +113,7 @@ def data_of(options: RunOptions, begun_in: RunFolder | None = None) -> ImageData
     begun = None if begun_in is None else read_begun(begun_in)
     image_size = options.image_size if begun is None else begun.image_size
     data = load_data(options.data, image_size=image_size, augmentation=options.augment, download=options.download)
-    return data if begun_in is None else as_begun(data, begun_in)
+    return data if begun_in is None or begun is None else as_begun(data, begun, begun_in)
 
 
 def model_of(options: RunOptions, data: ImageData) -> nn.Module:

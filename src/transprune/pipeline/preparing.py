@@ -8,9 +8,8 @@ from pathlib import Path
 
 from transprune._version import __version__
 from transprune.analysis.derivation import least_cost
-from transprune.budget import points
 from transprune.data import said_of_left_out
-from transprune.delivery.frontier import whole_frontier
+from transprune.delivery.frontier import is_frontier, whole_frontier
 from transprune.errors import OptionError, RunFolderError
 from transprune.latency.cache import model_json
 from transprune.latency.measuring import LatencyMeasurement
@@ -87,7 +86,7 @@ def _prepare(
     run.journal.record("configuration", **asdict(options))
     left_out = said_of_left_out(material.data)
     if left_out and begun is None:
-        run.warn("Left out files beside the images", left_out, left_out=dict(material.data.left_out))
+        run.decide("Left out files beside the images", left_out, is_aloud=True, left_out=dict(material.data.left_out))
     _record_space(run, material)
     if measured is not None:
         _record_latency(run, measured)
@@ -177,7 +176,7 @@ def open_run(path: str | Path, *, device: str = "auto", safety: Safety | None = 
 
 def _open_run(folder: RunFolder, device: str, safety: Safety | None) -> Run:
     options = read_options(folder)
-    if len(points(options.budget)) > 1:
+    if is_frontier(folder):
         raise whole_frontier(folder, "do this step in")
     run = Run(folder, options, device, safety, FolderLock(folder.path))
     _record_start(run)

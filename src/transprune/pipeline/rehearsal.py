@@ -12,7 +12,7 @@ from torch import nn
 
 from transprune.analysis.reference_points import uniform_architecture
 from transprune.architecture import Architecture
-from transprune.budget import Limit, parse_budgets, points
+from transprune.budget import limits_of, points
 from transprune.errors import BudgetError
 from transprune.networks.shrinking import shrink
 from transprune.pipeline.frontier import point_name, point_options
@@ -82,16 +82,18 @@ class Rehearsal:
         several = points(self.options.budget)
         if len(several) == 1:
             yield self._search(self.options, "")
-            yield self._distill(several[0], "")
+            yield self._distill(several[0], "", self._uniform(several[0]))
             return
         yield self._supernet()
         for budgets in several:
             yield self._search(point_options(self.options, budgets), point_name(budgets))
-            yield self._distill(budgets, point_name(budgets))
-            uniform = self._distill(budgets, f"{point_name(budgets)}-uniform")
-            if self._uniform(budgets) is None:
-                uniform = replace(uniform, is_needed=False, note="left out: no uniform widths are within the budget")
-            yield uniform
+            uniform = self._uniform(budgets)
+            searched = self._distill(budgets, point_name(budgets), uniform)
+            beside = replace(searched, folder=f"{searched.folder}-uniform")
+            if uniform is None:
+                beside = replace(beside, is_needed=False, note="left out: no uniform widths are within the budget")
+            yield searched
+            yield beside
 
     def planned(self, work: Work, *, is_done: bool) -> PlannedPhase:
         """What will be done for a phase."""
@@ -166,12 +168,12 @@ class Rehearsal:
             note="from the supernet's weights" if folder else starts[options.search.start],
         )
 
-    def _distill(self, budgets: tuple[str, ...], folder: str) -> Work:
+    def _distill(self, budgets: tuple[str, ...], folder: str, uniform: Architecture | None) -> Work:
         starts = {"scratch": "new weights", "teacher": "the teacher's weights", "supernet": "the supernet's weights"}
         return Work(
             phase="distill",
             options=self.options.distill,
-            loop=partial(self._distilling, budgets),
+            loop=partial(self._distilling, uniform),
             file="student.safetensors",
             folder=folder,
             note=f"from {starts[self.options.student]}",
@@ -180,26 +182,25 @@ class Rehearsal:
 
     def _bilevel(self, options: SearchOptions, phase: str, budgets: tuple[str, ...]) -> Loop:
         space = self.material.space
-        limits = self._limits(budgets) if budgets else []
+        limits = limits_of(budgets, space, self.material.costs) if budgets else []
         return Bilevel(
             self.material.model, self.material.data, options, space=space, limits=limits, phase=phase, **self._common
         )
 
-    def _distilling(self, budgets: tuple[str, ...]) -> Loop:
-        space, model = self.material.space, self.material.model
-        architecture = self._uniform(budgets) or space.smallest_architecture()  # where blocks have to go as well
+    def _distilling(self, uniform: Architecture | None) -> Loop:
+        model = self.material.model
+        architecture = uniform or self.material.space.smallest_architecture()  # where blocks have to go as well
         example = torch.zeros(1, *self.material.data.image_size)
         return self._fit(shrink(model, architecture, example), model, self.options.distill, "distill")
 
     def _uniform(self, budgets: tuple[str, ...]) -> Architecture | None:
         """Uniform widths within the budgets, if there are any."""
         try:
-            return uniform_architecture(self.material.space, self._limits(budgets))
+            return uniform_architecture(
+                self.material.space, limits_of(budgets, self.material.space, self.material.costs)
+            )
         except BudgetError:
             return None
-
-    def _limits(self, budgets: tuple[str, ...]) -> list[Limit]:
-        return [budget.limit(self.material.space, self.material.costs) for budget in parse_budgets(budgets)]
 
     def _fit(self, network: nn.Module, teacher: nn.Module | None, options: TrainingOptions, phase: str) -> Loop:
         task = classification()

@@ -220,15 +220,10 @@ class Run:
                 processes_before=before,
             )
 
-    def decide(self, what: str, why: str, **details: Any) -> None:
-        """Records a decision."""
+    def decide(self, what: str, why: str, *, is_aloud: bool = False, **details: Any) -> None:
+        """Records a decision; one that nobody asked for is said aloud."""
         self.journal.record("decision", what=what, why=why, **details)
-        log.info("%s: %s", what, why)
-
-    def warn(self, what: str, why: str, **details: Any) -> None:
-        """Records a decision that nobody asked for, and says it aloud."""
-        self.journal.record("decision", what=what, why=why, **details)
-        log.warning("%s: %s", what, why)
+        log.log(logging.WARNING if is_aloud else logging.INFO, "%s: %s", what, why)
 
     def seconds(self, phase: str) -> float:
         """How long a phase took, when it was run last; NaN if it was not."""

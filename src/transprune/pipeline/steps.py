@@ -245,10 +245,11 @@ def _warn_of_other_images(run: Run) -> None:
     begun, now = read_begun(run.folder), BegunData.of(run.data)
     if begun is None or begun.counts == now.counts:
         return
-    run.warn(
+    run.decide(
         "Evaluates other images than the run began with",
         f"it began with {begun.counts}, and there are {now.counts} now; accuracy is that on the images of now, "
         "normalised as the run began",
+        is_aloud=True,
         training_images=now.training_images,
         training_images_before=begun.training_images,
         test_images=now.test_images,
