@@ -29,7 +29,7 @@ from torch import Tensor, nn
 import transprune
 from isolated import described_environment
 from transprune.data import ImageData
-from transprune.networks.models import build_model
+from transprune.models.by_name import build_model
 from transprune.runtime import seeded
 
 Start = Literal["scratch", "teacher", "supernet"]

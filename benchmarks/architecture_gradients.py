@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import transprune
-from transprune.networks.models import build_model
+from transprune.models.by_name import build_model
 
 
 def main() -> None:

@@ -15,11 +15,11 @@ import torch
 import torchvision
 
 import transprune
-from transprune.analysis.derivation import derive_with_proof
-from transprune.analysis.probabilities import Probabilities, candidate_masks
-from transprune.analysis.repair import log_probabilities, repair
 from transprune.budget import Budget
-from transprune.networks.models import build_model
+from transprune.models.by_name import build_model
+from transprune.tas.derivation import derive_with_proof
+from transprune.tas.local_search import log_probabilities, repair
+from transprune.tas.probabilities import Probabilities, candidate_masks
 
 
 def space_named(name: str) -> transprune.SearchSpace:

@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 
 import transprune
-from transprune.analysis.paper_cost import paper_expected_macs
-from transprune.networks.resnet_shape import ResNetShape
-from transprune.networks.selection import ArchitectureParameters
+from transprune.models.resnet_shape import ResNetShape
 from transprune.space import depth_candidates, even_depth_candidates
+from transprune.tas.paper_cost import paper_expected_macs
+from transprune.tas.selection import ArchitectureParameters
 
 INPUT_SIZES = {"cifar": (1, 3, 32, 32), "imagenet": (1, 3, 224, 224)}
 

@@ -20,8 +20,8 @@ from torch import nn
 from torchvision import models
 
 import transprune
-from transprune.analysis import reading as module
-from transprune.analysis.trace import trace
+from transprune.reading import reading as module
+from transprune.reading.trace import trace
 from transprune.runtime.environment import environment
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {

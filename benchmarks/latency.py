@@ -21,10 +21,10 @@ from torch import nn
 from torchvision import models
 
 import transprune
-from transprune.delivery.onnx_export import onnx_bytes
-from transprune.delivery.program import export_program
+from transprune.exports.exported_program import export_program
+from transprune.exports.onnx_file import onnx_bytes
 from transprune.latency.backends import OnnxRuntime
-from transprune.latency.timing import low_quantile, take_turns
+from transprune.latency.stopwatch import low_quantile, take_turns
 from transprune.runtime.environment import environment
 
 RESULTS = Path(__file__).parent / "latency"

@@ -26,7 +26,7 @@ from latency import NETWORKS, RESULTS
 from transprune.budget import Budget
 from transprune.costs import COSTS
 from transprune.latency.backends import OnnxRuntime
-from transprune.latency.timing import low_quantile, take_turns
+from transprune.latency.stopwatch import low_quantile, take_turns
 from transprune.runtime.environment import environment
 
 BUDGETS = ("latency=0.5", "macs=0.5")

@@ -17,7 +17,7 @@ import transprune
 from latency import RESULTS
 from transprune.latency.backends import OnnxRuntime
 from transprune.latency.operators import Operator
-from transprune.latency.timing import time_all
+from transprune.latency.stopwatch import time_all
 from transprune.runtime.environment import environment
 
 SQUARE = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}

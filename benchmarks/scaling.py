@@ -25,15 +25,15 @@ import torch
 from torch import distributed, multiprocessing
 
 import transprune
-from transprune.analysis.inspection import inspect
 from transprune.budget import Budget
 from transprune.data import Augmentation, ImageData, MemorySplit
-from transprune.networks.models import build_model
+from transprune.models.by_name import build_model
+from transprune.reading.inspection import inspect
 from transprune.runtime import keep_kernels
 from transprune.runtime.environment import environment
-from transprune.training.bilevel import Bilevel
-from transprune.training.fitting import Fit
+from transprune.tas.bilevel import Bilevel
 from transprune.training.tasks import classification
+from transprune.training.train import Fit
 
 WARM_UP = 2
 CPU = torch.device("cpu")

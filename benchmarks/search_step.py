@@ -41,18 +41,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import transprune
-from transprune.analysis.cost import ExpectedCost
-from transprune.analysis.derivation import derive
-from transprune.analysis.inspection import inspect
 from transprune.budget import Budget
-from transprune.networks.selection import ArchitectureParameters
-from transprune.networks.supernet import Supernet
-from transprune.numerics.penalty import budget_penalty
+from transprune.reading.inspection import inspect
 from transprune.runtime import environment, keep_kernels
-from transprune.training.bilevel import SearchOptions
-from transprune.training.feeding import Batch
-from transprune.training.fitting import DistillationOptions, Fit, sgd
+from transprune.tas.bilevel import SearchOptions
+from transprune.tas.derivation import derive
+from transprune.tas.expected_cost import ExpectedCost
+from transprune.tas.penalty import budget_penalty
+from transprune.tas.selection import ArchitectureParameters
+from transprune.tas.supernet import Supernet
+from transprune.training.batches import Batch
 from transprune.training.tasks import classification
+from transprune.training.train import DistillationOptions, Fit, sgd
 
 MODES, ALIGNMENTS, PHASES = ("width", "depth", "both"), ("interpolate", "pad"), ("start", "end", "architecture")
 AFTERWARDS = ("smaller", "distillation")
@@ -206,7 +206,7 @@ def plain_step(network: nn.Module, images: Tensor, labels: Tensor) -> Step:
 
 
 def step_of_fit(network: nn.Module, teacher: nn.Module | None, images: Tensor, labels: Tensor, **options: Any) -> Step:
-    """The steps of `transprune.training.fitting.Fit`; `options` are those of the training."""
+    """The steps of `transprune.training.train.Fit`; `options` are those of the training."""
     batches = [(images, labels)]
     data = transprune.LoaderData(train=batches, test=batches, example=images[:1])
     training = DistillationOptions(epochs=1000, learning_rate=0.01, **options)
@@ -226,7 +226,7 @@ def weight_optimizer(network: nn.Module) -> torch.optim.SGD:
 
 
 def search_step(kind: Kind, network: nn.Module, images: Tensor, labels: Tensor) -> Step:
-    """The steps of `transprune.training.bilevel.Bilevel`."""
+    """The steps of `transprune.tas.bilevel.Bilevel`."""
     example = torch.zeros(1, 3, 32, 32)
     if kind.phase in AFTERWARDS:
         small = smaller_network(network, example, kind.mode)

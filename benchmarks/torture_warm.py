@@ -12,10 +12,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 from torch import nn
 
-from transprune.analysis.inspection import inspect
 from transprune.data import load_data
+from transprune.reading.inspection import inspect
 
-for name in ("transprune.cli", "transprune.pipeline", "scipy.optimize", "torchvision.transforms.v2"):
+for name in ("transprune.cli", "transprune.runs", "scipy.optimize", "torchvision.transforms.v2"):
     import_module(name)
 load_data("digits")
 inspect(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 10)), torch.zeros(1, 1, 8, 8))

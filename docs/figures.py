@@ -20,10 +20,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import transprune
-from transprune.numerics.alignment import align_channels
-from transprune.numerics.penalty import budget_penalty
-from transprune.numerics.sampling import draw_candidates
 from transprune.runtime import environment, to_plain
+from transprune.tas.alignment import align_channels
+from transprune.tas.penalty import budget_penalty
+from transprune.tas.sampling import draw_candidates
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs" / "images"

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from browser import Browser
-from transprune.delivery.report import write_report
+from transprune.reports.report import write_report
 
 IMAGES = Path(__file__).parent / "images"
 WIDTH, HEIGHT = 1280, 1240

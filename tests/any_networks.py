@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from shapes import SmallUNet
 from small_networks import CLASSES, ConvNorm, PlainBlock, example
-from transprune.analysis.inspection import inspect
+from transprune.reading.inspection import inspect
 from transprune.space import SearchSpace
 
 Inputs = Callable[[int], tuple[Tensor, ...]]

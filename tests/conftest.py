@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from transprune.analysis import inspection
-from transprune.analysis.reading import Reading
-from transprune.analysis.trace import Example
-from transprune.networks import shrinking, sorting, supernet
+from transprune.reading import inspection
+from transprune.reading.reading import Reading
+from transprune.reading.trace import Example
+from transprune.shrinking import shrink, sort
+from transprune.tas import supernet
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +37,7 @@ def read_once(monkeypatch):
         READINGS.append((model, shapes, read(model, example)))
         return READINGS[-1][2]
 
-    for module in (inspection, shrinking, sorting, supernet):
+    for module in (inspection, shrink, sort, supernet):
         monkeypatch.setattr(module, "read", read_known)
     return inspection.inspect
 

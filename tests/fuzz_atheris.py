@@ -25,9 +25,9 @@ with atheris.instrument_imports(include=["transprune"]):
     from transprune.budget import Budget, parse_budgets, points
     from transprune.data import load_data
     from transprune.errors import TranspruneError
-    from transprune.networks.models import build_model, is_user_model
-    from transprune.pipeline import RunOptions
-    from transprune.presets import get_preset
+    from transprune.models.by_name import build_model, is_user_model
+    from transprune.runs import RunOptions
+    from transprune.runs.presets import get_preset
     from transprune.runtime import Checkpoints, RunFolder, choose_device, read_journal
     from transprune.runtime.configuration import to_toml
     from transprune.space import SearchSpace

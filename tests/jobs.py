@@ -27,10 +27,10 @@ from test_training import SHORT, small_network, two_colours
 from transprune.data import LoaderData
 from transprune.errors import ResourceError, StoppedError
 from transprune.runtime import CheckpointOptions, Checkpoints, processes, random_states, set_random_states
-from transprune.training import searching
-from transprune.training.feeding import Batch, Feed, feed
-from transprune.training.fitting import Fit
+from transprune.tas import search
+from transprune.training.batches import Batch, Feed, feed
 from transprune.training.tasks import classification
+from transprune.training.train import Fit
 
 CPU = torch.device("cpu")
 
@@ -177,7 +177,7 @@ def trained() -> dict[str, Any]:
 def searched() -> dict[str, Any]:
     """What a whole search finds."""
     torch.manual_seed(0)
-    with mock.patch.object(searching, "derive_with_proof", wraps=searching.derive_with_proof) as derive:
+    with mock.patch.object(search, "derive_with_proof", wraps=search.derive_with_proof) as derive:
         found = transprune.search(Residual(), two_colours(), "macs=0.5", SEARCH)
     return {
         "architecture": found.architecture,

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from transprune.analysis.probabilities import Probabilities, candidate_masks
 from transprune.architecture import Architecture
 from transprune.costs import Cost
 from transprune.space import SearchSpace
+from transprune.tas.probabilities import Probabilities, candidate_masks
 
 
 def interpolate_channels(channels: Sequence[float], width: int) -> list[float]:

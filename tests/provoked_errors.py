@@ -29,10 +29,6 @@ import transprune
 from hard_networks import FlattenedToANumber
 from small_networks import ConvNorm, example, plain, staged
 from transprune import space as spaces
-from transprune.analysis.derivation import check_attainable, derive
-from transprune.analysis.inspection import inspect
-from transprune.analysis.reading import read
-from transprune.analysis.reference_points import uniform_architecture
 from transprune.architecture import Architecture
 from transprune.budget import Budget, Limit, points
 from transprune.cli.arguments import read_command
@@ -40,26 +36,26 @@ from transprune.cli.jobs import refuse_frontier
 from transprune.cli.views import CompareCommand, InspectCommand
 from transprune.costs import MACS, PARAMS
 from transprune.data import Augmentation, ImageData, LoaderData, MemorySplit, load_data, make_loader, split_halves
-from transprune.delivery.agreement import check_agreement
-from transprune.delivery.onnx_export import check_onnx, onnx_bytes
-from transprune.delivery.performance import MeasureOptions
-from transprune.delivery.program import check_pt2, export_program, pt2_bytes
-from transprune.delivery.run_record import read_record
-from transprune.latency import measuring
+from transprune.exports.agreement import check_agreement
+from transprune.exports.exported_program import check_pt2, export_program, pt2_bytes
+from transprune.exports.onnx_file import check_onnx, onnx_bytes
+from transprune.latency import learning
 from transprune.latency.backends import make_backend, network_onnx
-from transprune.latency.cache import load_model
-from transprune.latency.model import LatencyModel, Validation
+from transprune.latency.latency_model import LatencyModel, Validation
+from transprune.latency.latency_options import LatencyOptions
+from transprune.latency.model_cache import load_model
 from transprune.latency.operators import operators_of
-from transprune.latency.options import LatencyOptions
-from transprune.networks.models import build_model
-from transprune.networks.resnet_shape import ResNetShape
-from transprune.networks.supernet import Supernet
-from transprune.networks.torchvision_resnet import resnet_from_torchvision
-from transprune.networks.weights import load_weights
-from transprune.numerics.sampling import draw_candidates
-from transprune.pipeline import RunOptions, Tracking, open_run, plan_run, prepare, resume_run
-from transprune.pipeline.config_file import preset_options, read_config
-from transprune.pipeline.steps import load_teacher, teach_step
+from transprune.latency.performance import MeasureOptions
+from transprune.models.by_name import build_model
+from transprune.models.resnet_shape import ResNetShape
+from transprune.models.torchvision_resnet import resnet_from_torchvision
+from transprune.models.weights import load_weights
+from transprune.reading.inspection import inspect
+from transprune.reading.reading import read
+from transprune.reports.run_record import read_record
+from transprune.runs import RunOptions, Tracking, open_run, plan_run, prepare, resume_run
+from transprune.runs.config_file import preset_options, read_config
+from transprune.runs.steps import load_teacher, teach_step
 from transprune.runtime import (
     CheckpointOptions,
     Checkpoints,
@@ -71,7 +67,11 @@ from transprune.runtime import (
     read_journal,
 )
 from transprune.runtime.trees import encode_tree
-from transprune.training import feeding
+from transprune.tas.baselines import uniform_architecture
+from transprune.tas.derivation import check_attainable, derive
+from transprune.tas.sampling import draw_candidates
+from transprune.tas.supernet import Supernet
+from transprune.training import batches
 from transprune.training.evaluation import evaluate
 from transprune.training.tasks import Metric, Task, last_is_target, regression
 
@@ -701,7 +701,7 @@ ways(
     latency_backend=lambda _: make_backend(SimpleNamespace(backend="tensorflow")),
     latency_least=lambda _: LatencyOptions(grid=1),
     latency_bound=lambda _: LatencyOptions(bound=2.0),
-    latency_batch=lambda _: measuring._inputs((torch.zeros(2, 3), torch.zeros(3, 3)), 4),
+    latency_batch=lambda _: learning._inputs((torch.zeros(2, 3), torch.zeros(3, 3)), 4),
     latency_trust=lambda _: LatencyModel({}, 1, (), Validation(predicted=(100, 100), measured=(200, 300))).check_trust(
         0.15
     ),
@@ -747,8 +747,8 @@ ways(
 
 @way
 def processes_share_samples(_):
-    with mock.patch.object(feeding, "own_share", return_value=(0, 2)):
-        list(feeding._Shares([[0]], "train"))
+    with mock.patch.object(batches, "own_share", return_value=(0, 2)):
+        list(batches._Shares([[0]], "train"))
 
 
 @way

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from transprune.costs import Cost
-from transprune.layers import Channels, Layer
+from transprune.layer_costs import Channels, Layer
 from transprune.space import DepthStage, SearchSpace, WidthGroup
 
 

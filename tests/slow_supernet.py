@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from transprune.networks.selection import Choice, Selection
+from transprune.tas.selection import Choice, Selection
 
 EPSILON = 1e-5
 """What torch's batch norm adds to the variance."""

@@ -12,9 +12,9 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from transprune.analysis.inspection import inspect
-from transprune.networks.resnet import resnet
-from transprune.residual import ResidualSum
+from transprune.models.residual import ResidualSum
+from transprune.models.resnet import resnet
+from transprune.reading.inspection import inspect
 from transprune.space import SearchSpace
 
 CLASSES = 5

@@ -21,18 +21,19 @@ from any_networks import (
 )
 from hard_networks import HARD
 from small_networks import CASES, CLASSES, ODD_CASES, ConvNorm, example
-from transprune.analysis.inspection import inspect
-from transprune.analysis.measurement import count_macs
-from transprune.analysis.reading import read
 from transprune.architecture import Architecture
 from transprune.errors import ModelError, OptionError
-from transprune.networks import adapters, shrinking
-from transprune.networks.adapters import register_adapter
-from transprune.networks.selection import ArchitectureParameters, Selection
-from transprune.networks.shrinking import kept_entries, shrink
-from transprune.networks.supernet import Supernet
-from transprune.networks.traced import TracedNetwork
+from transprune.latency.counting import count_macs
+from transprune.reading.inspection import inspect
+from transprune.reading.reading import read
+from transprune.shrinking import adapters
+from transprune.shrinking import shrink as shrink_module
+from transprune.shrinking.adapters import register_adapter
+from transprune.shrinking.shrink import kept_entries, shrink
+from transprune.shrinking.traced_network import TracedNetwork
 from transprune.space import SearchSpace
+from transprune.tas.selection import ArchitectureParameters, Selection
+from transprune.tas.supernet import Supernet
 
 pytestmark = pytest.mark.usefixtures("read_once")
 SMALL = CASES | ODD_CASES | HARD
@@ -182,7 +183,7 @@ def test_a_shrunk_network_trains_on_other_batches_than_the_examples(name):
 @pytest.mark.parametrize("name", [name for name in ANY if name != "AuxiliaryHead"])
 def test_the_traced_operators_compute_what_the_networks_own_class_does(name, monkeypatch):
     architecture, own = student_of(name, "random")
-    monkeypatch.setattr(shrinking, "_disagreement", lambda *_: "the test asks for it")
+    monkeypatch.setattr(shrink_module, "_disagreement", lambda *_: "the test asks for it")
     traced = shrink(network_of(name), architecture, inputs_of(name))
     assert isinstance(traced, TracedNetwork)
     assert traced.reason == "the test asks for it"

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from transprune.analysis.axes import (
+from transprune.reading.axes import (
     Axis,
     Behind,
     Concatenated,
@@ -30,8 +30,8 @@ from transprune.analysis.axes import (
     produce,
     settle,
 )
-from transprune.analysis.layouts import Concatenation, Constant, Group, Layout, Product, Samples, Sizes
-from transprune.analysis.unification import collapse, factor, split, unify, unify_products
+from transprune.reading.layouts import Concatenation, Constant, Group, Layout, Product, Samples, Sizes
+from transprune.reading.unification import collapse, factor, split, unify, unify_products
 
 FULL = 64
 """No tensor has more entries."""

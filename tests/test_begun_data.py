@@ -14,8 +14,8 @@ from test_data import picture
 from test_frontier import NET
 from transprune.cli import main
 from transprune.errors import RunFolderError
-from transprune.pipeline import distill_step, frontier, measure_step, open_run, plan_run, prepare, resume_run
-from transprune.pipeline.steps import _check_batches
+from transprune.runs import distill_step, frontier, measure_step, open_run, plan_run, prepare, resume_run
+from transprune.runs.steps import _check_batches
 from transprune.runtime import read_journal
 
 CLASSES = ("a", "b", "c")

@@ -12,7 +12,7 @@ from transprune.architecture import Architecture
 from transprune.budget import Budget, parse_budgets, points
 from transprune.costs import COSTS
 from transprune.errors import BudgetError
-from transprune.layers import Channels, Layer
+from transprune.layer_costs import Channels, Layer
 from transprune.space import SearchSpace, WidthGroup
 
 SPACE = space_of(staged)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from test_fuzzing import SHARED_FOLDER, changed, damaged, only_ours
 from transprune.cli.arguments import read_command
 from transprune.errors import OptionError
-from transprune.pipeline import RunOptions
-from transprune.pipeline.config_file import preset_options, read_config
-from transprune.presets import PRESETS, get_preset
+from transprune.runs import RunOptions
+from transprune.runs.config_file import preset_options, read_config
+from transprune.runs.presets import PRESETS, get_preset
 from transprune.runtime.configuration import to_toml
 from transprune.runtime.run_folder import FORMAT
 

@@ -13,17 +13,17 @@ import oracles
 from any_networks import SEVERAL_PARTS, any_space
 from random_spaces import Drawn, Steps, random_space
 from small_networks import CASES, depthwise_stage_behind_stage, example, plain, resnet_space, space_of, staged
-from transprune.analysis.derivation import GAP, NEARLY_FULL, check_attainable, derive, derive_with_proof, least_cost
-from transprune.analysis.measurement import count_macs
-from transprune.analysis.probabilities import Probabilities, certain
-from transprune.analysis.program import Program, Solution
-from transprune.analysis.repair import _Stepping, log_probabilities, repair
 from transprune.budget import Budget, Limit
 from transprune.costs import COSTS, MACS, PARAMS
 from transprune.errors import BudgetError
-from transprune.layers import Channels, Layer
-from transprune.networks.shrinking import shrink
+from transprune.latency.counting import count_macs
+from transprune.layer_costs import Channels, Layer
+from transprune.shrinking.shrink import shrink
 from transprune.space import PAPER_RATIOS, SearchSpace, WidthGroup
+from transprune.tas.derivation import GAP, NEARLY_FULL, check_attainable, derive, derive_with_proof, least_cost
+from transprune.tas.integer_program import Program, Solution
+from transprune.tas.local_search import _Stepping, log_probabilities, repair
+from transprune.tas.probabilities import Probabilities, certain
 
 NETWORKS = pytest.mark.parametrize("name", [*CASES, *SEVERAL_PARTS])
 

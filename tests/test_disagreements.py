@@ -11,7 +11,7 @@ from PIL import Image
 
 from transprune.data import ImageData, MemorySplit
 from transprune.data.augmentation import Augmentation
-from transprune.delivery.examples import LARGEST_SIDE, MOST_PICTURES, examples_record
+from transprune.reports.examples import LARGEST_SIDE, MOST_PICTURES, examples_record
 from transprune.training.answers import Answers, answers
 
 

@@ -19,13 +19,13 @@ from small_networks import (
     stage_that_starts_depthwise,
     staged,
 )
-from transprune.analysis.cost import ExpectedCost, alternatives, cost_terms, possible_widths
-from transprune.analysis.probabilities import Probabilities, candidate_masks, certain
 from transprune.architecture import Architecture
 from transprune.costs import COSTS, MACS
-from transprune.layers import Channels
-from transprune.networks.shrinking import shrink
+from transprune.layer_costs import Channels
+from transprune.shrinking.shrink import shrink
 from transprune.space import SearchSpace
+from transprune.tas.expected_cost import ExpectedCost, alternatives, cost_terms, possible_widths
+from transprune.tas.probabilities import Probabilities, candidate_masks, certain
 
 KINDS = pytest.mark.parametrize("kind", COSTS.values(), ids=COSTS)
 NETWORKS = pytest.mark.parametrize("name", [*CASES, *SEVERAL_PARTS])

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from small_networks import CASES, example
-from transprune.delivery.onnx_export import check_onnx, onnx_bytes
-from transprune.delivery.program import check_pt2, export_program, pt2_bytes, takes_any_batch
 from transprune.errors import ExportError
+from transprune.exports.exported_program import check_pt2, export_program, pt2_bytes, takes_any_batch
+from transprune.exports.onnx_file import check_onnx, onnx_bytes
 
 
 def network(seed=0):

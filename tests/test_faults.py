@@ -21,12 +21,12 @@ from test_searching import Residual
 from test_training import SHORT, assert_same_state, small_network, two_colours
 from transprune.data import ImageData, LoaderData, MemorySplit, load_data, make_loader
 from transprune.errors import DataError, DivergenceError, ModelError, OptionError, ResourceError, StoppedError
-from transprune.networks.weights import load_weights
+from transprune.models.weights import load_weights
 from transprune.runtime import CheckpointOptions, Checkpoints
+from transprune.training.batches import feed
 from transprune.training.divergence import MOST_SKIPPED
-from transprune.training.feeding import feed
-from transprune.training.fitting import cosine_schedule
 from transprune.training.tasks import classification
+from transprune.training.train import cosine_schedule
 
 OPTIONS = transprune.TrainingOptions(**SHORT | {"epochs": 2})
 

@@ -4,9 +4,9 @@ import pytest
 
 from any_networks import any_space
 from small_networks import resnet_space
-from transprune.analysis.friendliness import friendliness
 from transprune.architecture import Architecture
-from transprune.layers import Channels, Layer
+from transprune.latency.friendliness import friendliness
+from transprune.layer_costs import Channels, Layer
 from transprune.space import SearchSpace, WidthGroup
 
 

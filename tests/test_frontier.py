@@ -10,11 +10,11 @@ import torch
 
 import transprune
 from test_report import EVIL, Page
-from transprune.analysis.reference_points import uniform_architecture
 from transprune.cli import main
-from transprune.delivery.frontier import frontier_page
 from transprune.errors import BudgetError
+from transprune.reports.frontier_page import frontier_page
 from transprune.runtime import RunFolder, read_journal
+from transprune.tas.baselines import uniform_architecture
 
 NET = """
 from torch import nn
@@ -177,7 +177,7 @@ def test_a_point_whose_budget_no_uniform_widths_keep_stands_alone(monkeypatch, c
             raise BudgetError("cannot scale all widths that far")
         return uniform_architecture(space, limits)
 
-    monkeypatch.setattr("transprune.pipeline.frontier.uniform_architecture", scaled)
+    monkeypatch.setattr("transprune.runs.frontier.uniform_architecture", scaled)
     main(["run", "net.py:build", "--budget", "macs=0.4,0.7", "--out", "alone", *FAST])
     assert re.search(r"macs=0\.4 .* –\n", capsys.readouterr().out)
     names = {path.parent.name for path in Path("alone").glob("*/result.json")}

@@ -19,12 +19,12 @@ from test_training import small_network
 from transprune.architecture import Architecture
 from transprune.budget import Budget, parse_budgets
 from transprune.data import load_data
-from transprune.delivery.run_record import read_record
 from transprune.errors import TranspruneError
-from transprune.networks.models import build_model, is_user_model
-from transprune.networks.weights import load_weights
-from transprune.pipeline import RunOptions, open_run
-from transprune.presets import get_preset
+from transprune.models.by_name import build_model, is_user_model
+from transprune.models.weights import load_weights
+from transprune.reports.run_record import read_record
+from transprune.runs import RunOptions, open_run
+from transprune.runs.presets import get_preset
 from transprune.runtime import Checkpoints, FolderLock, RunFolder, choose_device, read_journal
 from transprune.runtime.configuration import to_toml
 from transprune.space import SearchSpace

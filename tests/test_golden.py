@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from oracles import count_parameters
-from transprune.analysis.inspection import inspect
-from transprune.analysis.measurement import count_macs
-from transprune.analysis.paper_cost import paper_expected_macs
 from transprune.architecture import Architecture
-from transprune.networks.resnet import ResNet, resnet
-from transprune.networks.resnet_shape import ResNetShape
-from transprune.networks.selection import ArchitectureParameters
-from transprune.networks.shrinking import shrink
+from transprune.latency.counting import count_macs
+from transprune.models.resnet import ResNet, resnet
+from transprune.models.resnet_shape import ResNetShape
+from transprune.reading.inspection import inspect
+from transprune.shrinking.shrink import shrink
 from transprune.space import SearchSpace, depth_candidates, even_depth_candidates
+from transprune.tas.paper_cost import paper_expected_macs
+from transprune.tas.selection import ArchitectureParameters
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "golden_architectures.json").read_text())
 BATCH = 2

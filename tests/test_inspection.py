@@ -47,12 +47,12 @@ from small_networks import (
     shared,
     staged,
 )
-from transprune.analysis.inspection import inspect
-from transprune.analysis.trace import operator, trace
 from transprune.architecture import Architecture
 from transprune.errors import ModelError, OptionError
-from transprune.layers import Channels
-from transprune.networks.resnet import resnet
+from transprune.layer_costs import Channels
+from transprune.models.resnet import resnet
+from transprune.reading.inspection import inspect
+from transprune.reading.trace import operator, trace
 from transprune.space import SearchSpace
 
 

@@ -11,18 +11,18 @@ from torch import nn
 
 import small_networks as zoo
 from fake_latency import CALL, DISPATCH, REORDER, alone, network_time, use_fake_backend
-from transprune.analysis.inspection import inspect
-from transprune.analysis.reading import read
 from transprune.errors import LatencyError, OptionError, SpaceError
 from transprune.latency.backends import BACKENDS, OnnxRuntime, make_backend
-from transprune.latency.measuring import measure_latency
-from transprune.latency.model import Correction, LatencyModel, Validation
+from transprune.latency.latency_model import Correction, LatencyModel, Validation
+from transprune.latency.latency_options import LatencyOptions
+from transprune.latency.learning import measure_latency
 from transprune.latency.operators import Operator, operators_of
-from transprune.latency.options import LatencyOptions
-from transprune.latency.tables import Table, grid_of
-from transprune.latency.timing import low_quantile, take_turns, time_all
-from transprune.networks.resnet import resnet
-from transprune.networks.shrinking import shrink
+from transprune.latency.stopwatch import low_quantile, take_turns, time_all
+from transprune.latency.time_grids import Table, grid_of
+from transprune.models.resnet import resnet
+from transprune.reading.inspection import inspect
+from transprune.reading.reading import read
+from transprune.shrinking.shrink import shrink
 
 FAKE = LatencyOptions(backend="fake", repeats=3, architectures=6, validations=5)
 PRODUCT = Operator(kind="product", has_bias=True)

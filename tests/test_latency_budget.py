@@ -10,21 +10,21 @@ import small_networks as zoo
 from fake_latency import network_time, use_fake_backend
 from test_searching import OPTIONS, Residual
 from test_training import two_colours
-from transprune import pipeline
-from transprune.analysis.cost import ExpectedCost
-from transprune.analysis.inspection import inspect
-from transprune.analysis.probabilities import certain
+from transprune import runs
 from transprune.budget import Budget
-from transprune.delivery import performance
-from transprune.delivery.performance import MeasureOptions
 from transprune.errors import BudgetError, LatencyError
+from transprune.latency import performance
 from transprune.latency.backends import BACKENDS
-from transprune.latency.measuring import measure_latency
-from transprune.latency.options import LatencyOptions
-from transprune.networks.shrinking import shrink
-from transprune.presets import get_preset
+from transprune.latency.latency_options import LatencyOptions
+from transprune.latency.learning import measure_latency
+from transprune.latency.performance import MeasureOptions
+from transprune.reading.inspection import inspect
+from transprune.runs.presets import get_preset
 from transprune.runtime import read_journal
-from transprune.training.searching import search
+from transprune.shrinking.shrink import shrink
+from transprune.tas.expected_cost import ExpectedCost
+from transprune.tas.probabilities import certain
+from transprune.tas.search import search
 
 FAKE = LatencyOptions(backend="fake", repeats=3, architectures=6, validations=5)
 
@@ -158,7 +158,7 @@ def test_an_unattainable_latency_is_refused_before_training_with_what_is_attaina
 def run(fake, monkeypatch, tmp_path):
     monkeypatch.setitem(BACKENDS, "onnxruntime", fake)  # a configuration names a backend that there is
     recipe = get_preset("quick")
-    options = pipeline.RunOptions(
+    options = runs.RunOptions(
         model="resnet20",
         data="digits",
         budget=("latency=0.6",),
@@ -168,16 +168,16 @@ def run(fake, monkeypatch, tmp_path):
         distill=replace(recipe.distill, epochs=1, warm_up_epochs=0),
         latency=replace(FAKE, backend="onnxruntime"),
     )
-    return pipeline.prepare(options, tmp_path / "run", device="cpu")
+    return runs.prepare(options, tmp_path / "run", device="cpu")
 
 
 def test_a_run_measures_searches_and_reports_in_milliseconds(run, fake, monkeypatch, capsys):
     folder = run.folder
-    with pipeline.logging_to(run):
-        for step in (pipeline.teach_step, pipeline.search_step, pipeline.distill_step, pipeline.evaluate_step):
+    with runs.logging_to(run):
+        for step in (runs.teach_step, runs.search_step, runs.distill_step, runs.evaluate_step):
             step(run)
-        pipeline.report_step(run)
-    pipeline.show_results(folder)
+        runs.report_step(run)
+    runs.show_results(folder)
     (entry,) = [entry for entry in read_journal(folder.file("journal.jsonl")) if entry["event"] == "latency"]
     assert entry["measured_for"]["cpu"] == "an abacus"
     assert len(entry["predicted"]) == len(entry["measured"]) == FAKE.validations
@@ -195,15 +195,15 @@ def test_a_run_measures_searches_and_reports_in_milliseconds(run, fake, monkeypa
     assert "latency over the search" in page
     assert re.search(r"latency \d\.\d{4} ms, \d\.\d\d × budget", folder.file("run.log").read_text(encoding="utf-8"))
 
-    runs, kept = fake.runs, folder.read_json("latency.json")
+    timed, kept = fake.runs, folder.read_json("latency.json")
     run.close()
-    again = pipeline.open_run(folder.path)
+    again = runs.open_run(folder.path)
     assert again.costs["latency"] == run.costs["latency"]
-    assert fake.runs == runs
+    assert fake.runs == timed
     assert kept["median_error"] == entry["median_error"]
 
     monkeypatch.setattr(performance._Subject, "peak_memory", lambda *_: None)
-    content = pipeline.measure_step(again, MeasureOptions(batch_size=2, repeats=5, seconds=0.1))
+    content = runs.measure_step(again, MeasureOptions(batch_size=2, repeats=5, seconds=0.1))
     assert folder.read_json("measurements.json") == content
-    pipeline.show_measurements(content)
+    runs.show_measurements(content)
     assert "quartiles (ms)" in capsys.readouterr().out

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import transprune
 from small_networks import CASES
 from transprune.errors import ModelError, RunFolderError
-from transprune.networks.models import build_model
+from transprune.models.by_name import build_model
 from transprune.runtime import RunFolder
 
 CODE = """

@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import oracles
 from small_networks import CASES, ODD_CASES, example, inline_residual, plain
-from transprune.analysis import measurement
-from transprune.analysis.measurement import count_macs, measure_latencies
+from transprune.latency import counting
+from transprune.latency.counting import count_macs, measure_latencies
 
 ALL = {**CASES, **ODD_CASES}
 
@@ -125,7 +125,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(measurement, "time", SimpleNamespace(perf_counter=clock.perf_counter))
+    monkeypatch.setattr(counting, "time", SimpleNamespace(perf_counter=clock.perf_counter))
     return clock
 
 

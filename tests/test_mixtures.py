@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import oracles
-from transprune.numerics.alignment import ALIGNMENTS
-from transprune.numerics.mixtures import Mixture, mixed
+from transprune.tas.alignment import ALIGNMENTS
+from transprune.tas.mixtures import Mixture, mixed
 
 
 def features(channels, *shape, seed=0):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from transprune.errors import ModelError
-from transprune.networks.models import build_model, is_user_model
+from transprune.models.by_name import build_model, is_user_model
 
 NET = """
 import torch

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 import transprune
 from transprune.cli import main
 from transprune.data import load_data
-from transprune.networks.models import build_model
-from transprune.pipeline import RunOptions, prepare, steps
+from transprune.models.by_name import build_model
+from transprune.runs import RunOptions, prepare, steps
 from transprune.runtime import read_journal
 
 NET = """

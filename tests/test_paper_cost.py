@@ -5,15 +5,15 @@ from functools import partial
 import pytest
 import torch
 
-from transprune.analysis.inspection import inspect
-from transprune.analysis.measurement import count_macs
-from transprune.analysis.paper_cost import paper_expected_macs
-from transprune.analysis.probabilities import Probabilities, candidate_masks
 from transprune.errors import ModelError
-from transprune.networks.resnet import ResNet, resnet
-from transprune.networks.resnet_shape import ResNetShape
-from transprune.networks.selection import ArchitectureParameters
+from transprune.latency.counting import count_macs
+from transprune.models.resnet import ResNet, resnet
+from transprune.models.resnet_shape import ResNetShape
+from transprune.reading.inspection import inspect
 from transprune.space import even_depth_candidates
+from transprune.tas.paper_cost import paper_expected_macs
+from transprune.tas.probabilities import Probabilities, candidate_masks
+from transprune.tas.selection import ArchitectureParameters
 
 SMALL, LARGE = torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 224, 224)
 

@@ -9,12 +9,12 @@ from torch import nn
 
 import small_networks as zoo
 from fake_run import fake_run
-from transprune.analysis.inspection import inspect
-from transprune.delivery import performance
-from transprune.delivery.performance import MeasureOptions, Performance, measure, measurements_json
-from transprune.delivery.report import write_report
 from transprune.errors import OptionError
-from transprune.networks.shrinking import shrink
+from transprune.latency import performance
+from transprune.latency.performance import MeasureOptions, Performance, measure, measurements_json
+from transprune.reading.inspection import inspect
+from transprune.reports.report import write_report
+from transprune.shrinking.shrink import shrink
 
 QUICK = MeasureOptions(batch_size=3, repeats=5, seconds=0.1)
 

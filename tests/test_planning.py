@@ -15,9 +15,9 @@ from test_frontier import FAST, NET
 from transprune.cli import main
 from transprune.cli.arguments import read_command
 from transprune.errors import BudgetError, DataError, ModelError, OptionError, RunFolderError
-from transprune.pipeline import plan_run, prepare
+from transprune.runs import plan_run, prepare
 from transprune.runtime import read_journal
-from transprune.training.looping import Loop
+from transprune.training.loop import Loop
 
 
 def job(budget, *more, verb="run"):

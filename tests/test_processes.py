@@ -12,7 +12,7 @@ from test_loader_data import Endless
 from test_training import assert_same_state
 from transprune.errors import StoppedError
 from transprune.runtime import processes
-from transprune.training.feeding import shared
+from transprune.training.batches import shared
 
 
 @pytest.fixture(scope="module")

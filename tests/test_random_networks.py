@@ -30,14 +30,14 @@ from any_networks import (
 from hard_networks import SumInline
 from small_networks import CLASSES, ConvNorm, CoupledBlock, FreeBlock, PlainBlock, example
 from test_any_network import assert_close, outputs_of, zeroed
-from transprune.analysis.inspection import inspect
-from transprune.analysis.measurement import count_macs
-from transprune.analysis.reading import read
 from transprune.architecture import Architecture
-from transprune.networks.selection import Selection
-from transprune.networks.shrinking import kept_entries, shrink
-from transprune.networks.sorting import sort_channels
-from transprune.networks.supernet import Supernet
+from transprune.latency.counting import count_macs
+from transprune.reading.inspection import inspect
+from transprune.reading.reading import read
+from transprune.shrinking.shrink import kept_entries, shrink
+from transprune.shrinking.sort import sort_channels
+from transprune.tas.selection import Selection
+from transprune.tas.supernet import Supernet
 
 PARTS: dict[str, tuple[Callable[[int], nn.Module], Callable[[int], int]]] = {
     "conv": (lambda width: ConvNorm(width, 12), lambda _: 12),

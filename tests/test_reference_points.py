@@ -10,12 +10,12 @@ import torch
 from any_networks import SEVERAL_PARTS, any_space
 from random_spaces import Drawn
 from small_networks import CASES, resnet_space, space_of
-from transprune.analysis.derivation import NEARLY_FULL
-from transprune.analysis.reference_points import random_architecture, uniform_architecture
 from transprune.architecture import Architecture
 from transprune.budget import Limit
 from transprune.costs import COSTS, MACS
 from transprune.errors import BudgetError
+from transprune.tas.baselines import random_architecture, uniform_architecture
+from transprune.tas.derivation import NEARLY_FULL
 
 DRAWN = Drawn()
 NETWORKS = pytest.mark.parametrize("name", [*CASES, *SEVERAL_PARTS])

@@ -13,11 +13,11 @@ import matplotlib as mpl
 import pytest
 
 from fake_run import fake_run
-from transprune.delivery.figures import short_names
-from transprune.delivery.report import write_report
-from transprune.delivery.run_record import read_record
-from transprune.delivery.wording import compact, headline, points
 from transprune.errors import RunFolderError
+from transprune.reports.figures import short_names
+from transprune.reports.report import write_report
+from transprune.reports.run_record import read_record
+from transprune.reports.words import compact, headline, points
 from transprune.runtime import duration
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}

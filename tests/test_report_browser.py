@@ -8,7 +8,7 @@ import pytest
 
 from browser import Browser, find_browser
 from fake_run import fake_run
-from transprune.delivery.report import write_report
+from transprune.reports.report import write_report
 
 pytestmark = pytest.mark.skipif(find_browser() is None, reason="no Chromium is installed (Debian: chromium)")
 

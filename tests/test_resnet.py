@@ -9,11 +9,11 @@ from torch.nn import functional as F
 
 from oracles import count_by_hand, count_parameters
 from transprune.errors import ModelError
-from transprune.networks.initialisation import initialise
-from transprune.networks.models import NAMES, build_model
-from transprune.networks.resnet import BasicBlock, ResNet, resnet
-from transprune.networks.resnet_shape import ResNetShape
-from transprune.residual import ResidualSum, projection
+from transprune.models.by_name import NAMES, build_model
+from transprune.models.initialisation import initialise
+from transprune.models.residual import ResidualSum, projection
+from transprune.models.resnet import BasicBlock, ResNet, resnet
+from transprune.models.resnet_shape import ResNetShape
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 SMALL_BOTTLENECK = ResNetShape(

@@ -10,7 +10,7 @@ from test_data import write_folder
 from transprune.cli import main
 from transprune.data import MemorySplit, make_loader
 from transprune.errors import RunFolderError
-from transprune.pipeline import open_run
+from transprune.runs import open_run
 from transprune.runtime import CheckpointOptions, Checkpoints, FolderLock, read_journal
 
 

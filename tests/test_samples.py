@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from transprune.analysis.inspection import inspect
 from transprune.errors import ModelError
-from transprune.networks import shrinking
-from transprune.networks.selection import Selection
-from transprune.networks.shrinking import shrink
-from transprune.networks.supernet import Supernet
-from transprune.networks.traced import TracedNetwork
+from transprune.reading.inspection import inspect
+from transprune.shrinking import shrink as shrink_module
+from transprune.shrinking.shrink import shrink
+from transprune.shrinking.traced_network import TracedNetwork
+from transprune.tas.selection import Selection
+from transprune.tas.supernet import Supernet
 
 
 class Between(nn.Module):
@@ -109,7 +109,7 @@ def test_sizes_that_are_the_number_of_samples_follow_it(function, monkeypatch):
     supernet = Supernet(network, space, inputs).eval()
     own = shrink(network, space.smallest_architecture(), inputs)
     assert type(own) is Between
-    monkeypatch.setattr(shrinking, "_disagreement", lambda *_: "the test asks for it")
+    monkeypatch.setattr(shrink_module, "_disagreement", lambda *_: "the test asks for it")
     traced = shrink(network, space.smallest_architecture(), inputs)
     for batch in (1, 2, 3, 5, 11):
         for one, other in (

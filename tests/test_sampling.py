@@ -10,7 +10,7 @@ from scipy import stats
 
 import oracles
 from transprune.errors import OptionError
-from transprune.numerics.sampling import draw_candidates, masked_log_softmax, normalised_entropy, perturb
+from transprune.tas.sampling import draw_candidates, masked_log_softmax, normalised_entropy, perturb
 
 LOGITS = (0.0, 1.0, -1.0, 2.0, 0.5)
 TRIALS = 20_000

@@ -8,14 +8,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from test_training import assert_same_state, state_of, two_colours
-from transprune.analysis.cost import ExpectedCost
-from transprune.analysis.inspection import inspect
 from transprune.budget import Limit
 from transprune.costs import MACS, PARAMS
 from transprune.errors import BudgetError, OptionError
-from transprune.residual import ResidualSum
-from transprune.training.feeding import search_feeds
-from transprune.training.searching import Bilevel, SearchOptions, search, train_shared
+from transprune.models.residual import ResidualSum
+from transprune.reading.inspection import inspect
+from transprune.tas.expected_cost import ExpectedCost
+from transprune.tas.search import Bilevel, SearchOptions, search, train_shared
+from transprune.training.batches import search_feeds
 from transprune.training.tasks import classification
 
 

@@ -32,14 +32,14 @@ from small_networks import (
     space_of,
     staged,
 )
-from transprune.analysis.inspection import inspect
-from transprune.analysis.measurement import count_macs
 from transprune.architecture import Architecture
 from transprune.errors import DataError, ModelError, OptionError, SpaceError
-from transprune.networks.resnet import resnet
-from transprune.networks.shrinking import kept_entries, shrink
-from transprune.networks.traced import TracedNetwork
-from transprune.residual import ResidualSum
+from transprune.latency.counting import count_macs
+from transprune.models.residual import ResidualSum
+from transprune.models.resnet import resnet
+from transprune.reading.inspection import inspect
+from transprune.shrinking.shrink import kept_entries, shrink
+from transprune.shrinking.traced_network import TracedNetwork
 from transprune.space import SearchSpace
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))

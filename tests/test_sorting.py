@@ -10,14 +10,14 @@ from any_networks import ANY, any_network
 from hard_networks import HARD
 from small_networks import CASES, ODD_CASES, ConvNorm, PlainBlock, example, plain
 from test_any_network import assert_close, inputs_of, network_of, outputs_of
-from transprune.analysis.inspection import inspect
-from transprune.analysis.layouts import Concatenation, Constant, FreeSumEnd, Group, Product, StageEnd
-from transprune.analysis.reading import read
 from transprune.architecture import Architecture
 from transprune.errors import OptionError
-from transprune.networks.shrinking import kept_entries, shrink
-from transprune.networks.sorting import ChannelWeights, magnitude, sort_channels, units_of
-from transprune.residual import ResidualSum
+from transprune.models.residual import ResidualSum
+from transprune.reading.inspection import inspect
+from transprune.reading.layouts import Concatenation, Constant, FreeSumEnd, Group, Product, StageEnd
+from transprune.reading.reading import read
+from transprune.shrinking.shrink import kept_entries, shrink
+from transprune.shrinking.sort import ChannelWeights, magnitude, sort_channels, units_of
 
 pytestmark = pytest.mark.usefixtures("read_once")
 ALL = [*ANY, *CASES, *ODD_CASES, *HARD]

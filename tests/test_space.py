@@ -13,7 +13,7 @@ from small_networks import CASES, inline_residual, plain, residual, space_of, st
 from transprune.architecture import Architecture
 from transprune.costs import COSTS
 from transprune.errors import SpaceError
-from transprune.layers import Channels, Layer
+from transprune.layer_costs import Channels, Layer
 from transprune.runtime import RunFolder
 from transprune.space import (
     PAPER_RATIOS,

@@ -14,17 +14,17 @@ from hard_networks import HARD_FOR_A_SUPERNET, IteratedStage
 from oracles import mix_prefixes
 from slow_supernet import SlowSupernet
 from small_networks import CASES, example, residual, space_of
-from transprune.analysis.inspection import inspect
-from transprune.analysis.layouts import Concatenation, Constant, Group, Product, Sizes
 from transprune.architecture import Architecture
 from transprune.errors import OptionError, SpaceError
-from transprune.networks.mixing import mix_along, mixing
-from transprune.networks.resnet import ResNet, resnet
-from transprune.networks.resnet_shape import ResNetShape
-from transprune.networks.selection import ArchitectureParameters, Choice, Selection
-from transprune.networks.shrinking import shrink
-from transprune.networks.supernet import Supernet, padded_sum
+from transprune.models.resnet import ResNet, resnet
+from transprune.models.resnet_shape import ResNetShape
+from transprune.reading.inspection import inspect
+from transprune.reading.layouts import Concatenation, Constant, Group, Product, Sizes
+from transprune.shrinking.shrink import shrink
 from transprune.space import SearchSpace
+from transprune.tas.mixing import mix_along, mixing
+from transprune.tas.selection import ArchitectureParameters, Choice, Selection
+from transprune.tas.supernet import Supernet, padded_sum
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 BOTTLENECKS = ResNetShape(

@@ -11,18 +11,18 @@ from torch.nn import functional as F
 from shapes import iou_pixel_by_pixel
 from test_searching import Residual
 from test_training import SHORT, assert_same_state, small_network, two_colours
-from transprune.analysis.inspection import inspect
 from transprune.budget import Limit
 from transprune.costs import MACS
 from transprune.data import LoaderData, make_loader
 from transprune.errors import DataError, DivergenceError, OptionError
-from transprune.numerics.structures import on_device, outline, tensors_in
-from transprune.training.bilevel import Bilevel, SearchOptions
+from transprune.reading.inspection import inspect
+from transprune.runtime.structures import on_device, outline, tensors_in
+from transprune.tas.bilevel import Bilevel, SearchOptions
+from transprune.tas.search import search
+from transprune.training.batches import Batch
 from transprune.training.evaluation import Evaluation, evaluate, evaluate_batches
-from transprune.training.feeding import Batch
-from transprune.training.fitting import DistillationOptions, TrainingOptions, distill, train
-from transprune.training.searching import search
 from transprune.training.tasks import Metric, Task, classification, regression, segmentation
+from transprune.training.train import DistillationOptions, TrainingOptions, distill, train
 
 # The default task against a loop in which everything is written out.
 

@@ -6,13 +6,13 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
 
-from transprune.analysis.inspection import inspect
-from transprune.analysis.measurement import count_macs
 from transprune.errors import ModelError
-from transprune.networks.models import build_model
-from transprune.networks.resnet import resnet
-from transprune.networks.torchvision_resnet import resnet_from_torchvision
-from transprune.networks.weights import load_weights
+from transprune.latency.counting import count_macs
+from transprune.models.by_name import build_model
+from transprune.models.resnet import resnet
+from transprune.models.torchvision_resnet import resnet_from_torchvision
+from transprune.models.weights import load_weights
+from transprune.reading.inspection import inspect
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 BLOCKS = {

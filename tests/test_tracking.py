@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import torture
 from fake_run import fake_run
 from transprune.cli import main
-from transprune.delivery.tensorboard import TensorBoardTracker, heat_map, scalars
+from transprune.reports.tensorboard import TensorBoardTracker, heat_map, scalars
 from transprune.runtime import Journal, read_journal
 
 TRACKER = """

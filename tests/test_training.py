@@ -9,11 +9,12 @@ from torch import nn
 from transprune.architecture import Architecture
 from transprune.data import Augmentation, ImageData, LoaderData, MemorySplit
 from transprune.errors import DivergenceError, OptionError
-from transprune.networks.shrinking import shrink
-from transprune.networks.traced import TracedNetwork
+from transprune.shrinking.shrink import shrink
+from transprune.shrinking.traced_network import TracedNetwork
+from transprune.training.batches import Batch
 from transprune.training.evaluation import Meter, evaluate, evaluate_batches, evaluation_mode
-from transprune.training.feeding import Batch
-from transprune.training.fitting import (
+from transprune.training.tasks import classification
+from transprune.training.train import (
     DistillationOptions,
     TrainingOptions,
     cosine_schedule,
@@ -22,7 +23,6 @@ from transprune.training.fitting import (
     sgd,
     train,
 )
-from transprune.training.tasks import classification
 
 
 def two_colours(samples=64, seed=0):

@@ -12,15 +12,15 @@ from test_normalisation import in_rows
 from test_resume import StopsAfter
 from test_searching import Residual
 from test_training import SHORT, assert_same_state, small_network, two_colours
-from transprune.analysis.wrappers import unwrapped
 from transprune.errors import OptionError, StoppedError
-from transprune.networks.memory_format import suits_channels_last, use_channels_last
-from transprune.numerics import normalisation
+from transprune.kernels import normalisation
+from transprune.kernels.memory_format import suits_channels_last, use_channels_last
+from transprune.reading.wrappers import unwrapped
 from transprune.runtime import processes
-from transprune.training.feeding import Batch
-from transprune.training.fitting import DistillationOptions, Fit
+from transprune.training.batches import Batch
 from transprune.training.tasks import classification
-from transprune.training.updating import parts_of
+from transprune.training.train import DistillationOptions, Fit
+from transprune.training.update import parts_of
 
 SEARCH = {"epochs": 2, "batch_size": 16, "learning_rate": 0.05, "architecture_learning_rate": 0.05}
 

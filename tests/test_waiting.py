@@ -14,14 +14,15 @@ import transprune
 from any_networks import ANY
 from small_networks import CASES, CLASSES
 from test_training import SHORT, small_network
-from transprune.analysis.inspection import inspect
 from transprune.budget import Limit
 from transprune.costs import MACS
 from transprune.data import ImageData, MemorySplit
-from transprune.training import bilevel, divergence, fitting, updating
-from transprune.training.bilevel import Bilevel
-from transprune.training.fitting import Fit
+from transprune.reading.inspection import inspect
+from transprune.tas import bilevel
+from transprune.tas.bilevel import Bilevel
+from transprune.training import divergence, train, update
 from transprune.training.tasks import classification
+from transprune.training.train import Fit
 
 DEVICE = torch.device("meta")
 EVERYTHING = transprune.Augmentation(flip=True, pad=2, lighting=0.1)
@@ -67,10 +68,10 @@ class OnItsWay:
 @pytest.fixture(autouse=True)
 def device(monkeypatch):
     """What `meta` cannot do and CUDA can."""
-    monkeypatch.setattr(updating, "autocast", lambda precision, device: nullcontext())
+    monkeypatch.setattr(update, "autocast", lambda precision, device: nullcontext())
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device=None: False)
     monkeypatch.setattr(divergence, "_OnItsWay", OnItsWay)
-    for module in (bilevel, fitting):  # the loss of the very first batch is looked at
+    for module in (bilevel, train):  # the loss of the very first batch is looked at
         monkeypatch.setattr(module, "check_first_loss", lambda loss, phase: None)
     monkeypatch.setattr(OnItsWay, "read", 0)
 

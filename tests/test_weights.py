@@ -12,7 +12,7 @@ from torch import nn
 
 from small_networks import plain
 from transprune.errors import ModelError, TranspruneError
-from transprune.networks.weights import load_weights
+from transprune.models.weights import load_weights
 
 
 def trained() -> nn.Module:

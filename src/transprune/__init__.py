@@ -17,87 +17,87 @@ from typing import TYPE_CHECKING
 from transprune._version import __version__
 
 if TYPE_CHECKING:
-    from transprune.analysis.cost import ExpectedCost
-    from transprune.analysis.derivation import derive
-    from transprune.analysis.inspection import inspect
-    from transprune.analysis.measurement import count_macs, measure_latencies
-    from transprune.analysis.probabilities import Probabilities
-    from transprune.analysis.reference_points import random_architecture, uniform_architecture
     from transprune.architecture import Architecture
     from transprune.budget import Budget, Limit
     from transprune.costs import Cost
     from transprune.data import Augmentation, ImageData, LoaderData, MemorySplit, load_data, make_loader
-    from transprune.delivery.loading import load
-    from transprune.delivery.performance import MeasureOptions, Performance, measure
     from transprune.errors import TranspruneError
-    from transprune.latency.measuring import LatencyMeasurement, measure_latency
-    from transprune.latency.model import LatencyModel
-    from transprune.latency.options import LatencyOptions
-    from transprune.networks.adapters import register_adapter
-    from transprune.networks.resnet import ResNet, resnet
-    from transprune.networks.resnet_shape import ResNetShape
-    from transprune.networks.selection import ArchitectureParameters, Selection
-    from transprune.networks.shrinking import kept_entries, shrink
-    from transprune.networks.sorting import sort_channels
-    from transprune.networks.supernet import Supernet
-    from transprune.networks.torchvision_resnet import resnet_from_torchvision
-    from transprune.networks.traced import TracedNetwork
-    from transprune.presets import get_preset
-    from transprune.residual import ResidualSum
+    from transprune.exports.load import load
+    from transprune.latency.counting import count_macs, measure_latencies
+    from transprune.latency.latency_model import LatencyModel
+    from transprune.latency.latency_options import LatencyOptions
+    from transprune.latency.learning import LatencyMeasurement, measure_latency
+    from transprune.latency.performance import MeasureOptions, Performance, measure
+    from transprune.models.residual import ResidualSum
+    from transprune.models.resnet import ResNet, resnet
+    from transprune.models.resnet_shape import ResNetShape
+    from transprune.models.torchvision_resnet import resnet_from_torchvision
+    from transprune.reading.inspection import inspect
+    from transprune.runs.presets import get_preset
     from transprune.runtime import CheckpointOptions, Checkpoints
+    from transprune.shrinking.adapters import register_adapter
+    from transprune.shrinking.shrink import kept_entries, shrink
+    from transprune.shrinking.sort import sort_channels
+    from transprune.shrinking.traced_network import TracedNetwork
     from transprune.space import SearchSpace, depth_candidates, width_candidates
-    from transprune.training.bilevel import Bilevel, SearchOptions
+    from transprune.tas.baselines import random_architecture, uniform_architecture
+    from transprune.tas.bilevel import Bilevel, SearchOptions
+    from transprune.tas.derivation import derive
+    from transprune.tas.expected_cost import ExpectedCost
+    from transprune.tas.probabilities import Probabilities
+    from transprune.tas.search import SearchResult, search
+    from transprune.tas.selection import ArchitectureParameters, Selection
+    from transprune.tas.supernet import Supernet
     from transprune.training.evaluation import Evaluation, evaluate
-    from transprune.training.fitting import (
+    from transprune.training.tasks import Metric, Task, classification, regression, segmentation
+    from transprune.training.train import (
         DistillationOptions,
         TrainingOptions,
         distill,
         estimate_statistics,
         train,
     )
-    from transprune.training.searching import SearchResult, search
-    from transprune.training.tasks import Metric, Task, classification, regression, segmentation
 
 _HOME = {
-    "transprune.analysis.cost": ("ExpectedCost",),
-    "transprune.analysis.derivation": ("derive",),
-    "transprune.analysis.inspection": ("inspect",),
-    "transprune.analysis.measurement": ("count_macs", "measure_latencies"),
-    "transprune.analysis.probabilities": ("Probabilities",),
-    "transprune.analysis.reference_points": ("random_architecture", "uniform_architecture"),
+    "transprune.tas.expected_cost": ("ExpectedCost",),
+    "transprune.tas.derivation": ("derive",),
+    "transprune.reading.inspection": ("inspect",),
+    "transprune.latency.counting": ("count_macs", "measure_latencies"),
+    "transprune.tas.probabilities": ("Probabilities",),
+    "transprune.tas.baselines": ("random_architecture", "uniform_architecture"),
     "transprune.architecture": ("Architecture",),
     "transprune.budget": ("Budget", "Limit"),
     "transprune.costs": ("Cost",),
     "transprune.data": ("Augmentation", "ImageData", "LoaderData", "MemorySplit", "load_data", "make_loader"),
-    "transprune.delivery.loading": ("load",),
-    "transprune.delivery.performance": ("MeasureOptions", "Performance", "measure"),
+    "transprune.exports.load": ("load",),
+    "transprune.latency.performance": ("MeasureOptions", "Performance", "measure"),
     "transprune.errors": ("TranspruneError",),
-    "transprune.latency.measuring": ("LatencyMeasurement", "measure_latency"),
-    "transprune.latency.model": ("LatencyModel",),
-    "transprune.latency.options": ("LatencyOptions",),
-    "transprune.networks.adapters": ("register_adapter",),
-    "transprune.networks.resnet": ("ResNet", "resnet"),
-    "transprune.networks.resnet_shape": ("ResNetShape",),
-    "transprune.networks.selection": ("ArchitectureParameters", "Selection"),
-    "transprune.networks.shrinking": ("kept_entries", "shrink"),
-    "transprune.networks.sorting": ("sort_channels",),
-    "transprune.networks.supernet": ("Supernet",),
-    "transprune.networks.torchvision_resnet": ("resnet_from_torchvision",),
-    "transprune.networks.traced": ("TracedNetwork",),
-    "transprune.presets": ("get_preset",),
-    "transprune.residual": ("ResidualSum",),
+    "transprune.latency.learning": ("LatencyMeasurement", "measure_latency"),
+    "transprune.latency.latency_model": ("LatencyModel",),
+    "transprune.latency.latency_options": ("LatencyOptions",),
+    "transprune.shrinking.adapters": ("register_adapter",),
+    "transprune.models.resnet": ("ResNet", "resnet"),
+    "transprune.models.resnet_shape": ("ResNetShape",),
+    "transprune.tas.selection": ("ArchitectureParameters", "Selection"),
+    "transprune.shrinking.shrink": ("kept_entries", "shrink"),
+    "transprune.shrinking.sort": ("sort_channels",),
+    "transprune.tas.supernet": ("Supernet",),
+    "transprune.models.torchvision_resnet": ("resnet_from_torchvision",),
+    "transprune.shrinking.traced_network": ("TracedNetwork",),
+    "transprune.runs.presets": ("get_preset",),
+    "transprune.models.residual": ("ResidualSum",),
     "transprune.runtime": ("CheckpointOptions", "Checkpoints"),
     "transprune.space": ("SearchSpace", "depth_candidates", "width_candidates"),
-    "transprune.training.bilevel": ("Bilevel", "SearchOptions"),
+    "transprune.tas.bilevel": ("Bilevel", "SearchOptions"),
     "transprune.training.evaluation": ("Evaluation", "evaluate"),
-    "transprune.training.fitting": (
+    "transprune.training.train": (
         "DistillationOptions",
         "TrainingOptions",
         "distill",
         "estimate_statistics",
         "train",
     ),
-    "transprune.training.searching": ("SearchResult", "search"),
+    "transprune.tas.search": ("SearchResult", "search"),
     "transprune.training.tasks": ("Metric", "Task", "classification", "regression", "segmentation"),
 }
 """Where each public name lives; a module is imported when a name of it is first used, so the package imports fast."""

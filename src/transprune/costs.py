@@ -3,7 +3,7 @@
 The cost of an architecture is a sum of whole numbers, one for every part of the input and every part of the output of
 every kept layer (`SearchSpace.cost`); most layers have one of each. A kind of cost says what each of them is, and that
 is all that the expected cost, the derivation and the budgets need to know: MACs and parameters come from the rules of
-`transprune.layers`, another kind may come from measurements.
+`transprune.layer_costs`, another kind may come from measurements.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
-from transprune.layers import Layer
+from transprune.layer_costs import Layer
 
 
 class Cost(ABC):

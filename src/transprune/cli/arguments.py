@@ -14,10 +14,10 @@ from transprune._version import __version__
 from transprune.cli import help
 from transprune.cli.completion import CompletionCommand
 from transprune.cli.jobs import Job, ResumedRun, ResumedSearch, RunCommand, SearchCommand
-from transprune.cli.steps import DistillCommand, EvaluateCommand, ExportCommand, MeasureCommand, ReportCommand
+from transprune.cli.step_commands import DistillCommand, EvaluateCommand, ExportCommand, MeasureCommand, ReportCommand
 from transprune.cli.views import CompareCommand, InspectCommand
 from transprune.errors import OptionError, expected_one_of
-from transprune.pipeline.config_file import DEFAULT_PRESET, preset_options, read_config
+from transprune.runs.config_file import DEFAULT_PRESET, preset_options, read_config
 
 DESCRIPTION = """Makes trained PyTorch networks smaller: widths and depths learned, within a budget.
 

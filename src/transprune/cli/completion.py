@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import tyro
 
 from transprune.data.sources import SPECIFICATIONS
-from transprune.networks.models import NAMES
-from transprune.presets import PRESETS
+from transprune.models.by_name import NAMES
+from transprune.runs.presets import PRESETS
 
 Shell = Literal["bash", "zsh", "fish"]
 CHOICES = {

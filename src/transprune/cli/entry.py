@@ -9,9 +9,9 @@ from contextlib import nullcontext, redirect_stdout
 from typing import Any
 
 from transprune.cli.arguments import read_command
-from transprune.cli.ending import explaining
+from transprune.cli.exits import explaining
 from transprune.cli.jobs import Job, ResumedRun
-from transprune.cli.steps import DistillCommand
+from transprune.cli.step_commands import DistillCommand
 from transprune.runtime import keep_kernels, processes
 
 SHARED = (Job, ResumedRun, DistillCommand)

@@ -8,15 +8,15 @@ from typing import Annotated
 
 import tyro
 
-from transprune import pipeline
+from transprune import runs
 from transprune.budget import points
 from transprune.cli.output import AsJson, print_json
-from transprune.cli.steps import Step, Unprefixed
+from transprune.cli.step_commands import Step, Unprefixed
 from transprune.errors import OptionError
-from transprune.pipeline.config_file import DEFAULT_PRESET
-from transprune.pipeline.options import RunOptions, Safety
-from transprune.pipeline.run import Run
-from transprune.pipeline.tracking import Tracking
+from transprune.runs.config_file import DEFAULT_PRESET
+from transprune.runs.run import Run
+from transprune.runs.run_options import RunOptions, Safety
+from transprune.runs.trackers import Tracking
 from transprune.runtime import processes
 
 
@@ -54,7 +54,7 @@ class Job(RunOptions):
 
     def show_plan(self, *, search_only: bool = False) -> None:
         """Prints what would be done."""
-        plan = pipeline.plan_run(
+        plan = runs.plan_run(
             self.options(),
             self.out,
             device=self.device,
@@ -65,12 +65,12 @@ class Job(RunOptions):
         if self.as_json:
             print_json(plan.to_json())
         else:
-            pipeline.show_plan(plan)
+            runs.show_plan(plan)
 
     def prepared(self) -> Run:
         """The run, begun or taken up."""
         trackers = self.tracking.loaded()
-        return pipeline.prepare(
+        return runs.prepare(
             self.options(),
             self.out,
             device=self.device,
@@ -130,7 +130,7 @@ class ResumedRun(Step):
     def resumed(self) -> Run:
         """The run, taken up."""
         trackers = self.tracking.loaded()
-        return pipeline.resume_run(self.run, device=self.device, safety=self.safety).followed_by(trackers)
+        return runs.resume_run(self.run, device=self.device, safety=self.safety).followed_by(trackers)
 
 
 class ResumedSearch(ResumedRun):
@@ -147,11 +147,11 @@ class ResumedSearch(ResumedRun):
 def _run_all(run: Run, *, as_json: bool, overwrite: bool = False) -> None:
     with run:
         if run.is_frontier:
-            pipeline.run_frontier(run, overwrite=overwrite)
-            show, file = pipeline.show_frontier, "frontier.json"
+            runs.run_frontier(run, overwrite=overwrite)
+            show, file = runs.show_frontier, "frontier.json"
         else:
-            pipeline.run_all(run)
-            show, file = pipeline.show_results, "result.json"
+            runs.run_all(run)
+            show, file = runs.show_results, "result.json"
     if not processes.is_first():
         return
     if as_json:
@@ -174,11 +174,11 @@ def refuse_frontier(budget: Sequence[str]) -> None:
 
 
 def _teach_and_search(run: Run, *, as_json: bool) -> None:
-    with run, pipeline.logging_to(run):
+    with run, runs.logging_to(run):
         refuse_frontier(run.options.budget)
-        pipeline.teach_step(run)
-        pipeline.search_step(run)
+        runs.teach_step(run)
+        runs.search_step(run)
     if as_json:
         print_json(run.folder.read_json("architecture.json"))
     else:
-        pipeline.show_architecture(run)
+        runs.show_architecture(run)

@@ -9,13 +9,13 @@ from typing import Annotated
 import torch
 import tyro
 
-from transprune import pipeline
-from transprune.analysis.inspection import Dimensions, inspect
+from transprune import runs
 from transprune.cli.output import AsJson, print_json
-from transprune.delivery.comparison import comparison
 from transprune.errors import OptionError
-from transprune.networks.models import build_model
-from transprune.pipeline.results import show_comparison, write_comparison
+from transprune.models.by_name import build_model
+from transprune.reading.inspection import Dimensions, inspect
+from transprune.reports.comparison import comparison
+from transprune.runs.results import show_comparison, write_comparison
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +88,6 @@ class InspectCommand:
             divisor=self.divisor,
         )
         if self.as_json:
-            print_json(pipeline.space_as_json(space))
+            print_json(runs.space_as_json(space))
         else:
-            pipeline.show_space(self.model, space)
+            runs.show_space(self.model, space)

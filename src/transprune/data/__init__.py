@@ -8,11 +8,11 @@ for images, labels in make_loader(weights_part, data, batch_size=64, train=True,
 
 from transprune.data.augmentation import Augmentation, AugmentationName
 from transprune.data.description import preprocessing, said_of_left_out
-from transprune.data.loader import Loader, make_loader
-from transprune.data.loaders import LoaderData, SearchLoaders, divide_loader, length_of, like, no_batches
+from transprune.data.image_batches import Loader, make_loader
+from transprune.data.own_loaders import LoaderData, SearchLoaders, divide_loader, length_of, like, no_batches
 from transprune.data.sources import load_data
 from transprune.data.splits import FileSplit, ImageData, MemorySplit, Split, halves_of, split_halves
-from transprune.data.workers import start_loading
+from transprune.data.worker_signals import start_loading
 
 __all__ = [
     "Augmentation",

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from transprune.data.augmentation import Augmentation, augment, random_boxes
+from transprune.data.batch_plan import PlannedBatch
 from transprune.data.decoding import Box, View, decode, standard_view
-from transprune.data.planning import PlannedBatch
 from transprune.data.splits import FileSplit, MemorySplit
-from transprune.data.workers import start_loading
+from transprune.data.worker_signals import start_loading
 from transprune.errors import DataError
 
 RawBatch = tuple[Tensor, Tensor]

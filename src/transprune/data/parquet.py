@@ -15,8 +15,8 @@ import torch
 
 from transprune.data.augmentation import Augmentation
 from transprune.data.encoded import encoded_data
+from transprune.data.image_tables import LabelledTable, read_tables
 from transprune.data.splits import FileSplit, ImageData, first_bad_label
-from transprune.data.tables import LabelledTable, read_tables
 from transprune.errors import DataError
 
 TEST_PREFIXES = ("val", "test")

@@ -14,9 +14,9 @@ import numpy as np
 from scipy.optimize import lsq_linear
 
 from transprune.architecture import Architecture
-from transprune.latency.model import Correction
-from transprune.latency.tables import Table
-from transprune.layers import Layer
+from transprune.latency.latency_model import Correction
+from transprune.latency.time_grids import Table
+from transprune.layer_costs import Layer
 from transprune.space import SearchSpace
 
 PREFERENCE = 1e-2

@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 from torch import fx
 
-from transprune.analysis.coupling import bound_arguments
-from transprune.analysis.reading import LayerFacts, Reading
-from transprune.analysis.trace import operator, shape
 from transprune.errors import SpaceError
-from transprune.layers import Layer
-from transprune.residual import ResidualSum
+from transprune.layer_costs import Layer
+from transprune.models.residual import ResidualSum
+from transprune.reading.coupling import bound_arguments
+from transprune.reading.reading import LayerFacts, Reading
+from transprune.reading.trace import operator, shape
 from transprune.space import SearchSpace
 
 BLOCK, UNIT = 16, 4

@@ -8,7 +8,7 @@ from transprune.runtime.journal import Journal, is_epoch, read_journal
 from transprune.runtime.kernel_cache import keep_kernels
 from transprune.runtime.lock import FolderLock
 from transprune.runtime.log import attach_run_log
-from transprune.runtime.phases import PhaseProgress, phase_progress
+from transprune.runtime.phase_progress import PhaseProgress, phase_progress
 from transprune.runtime.plain import to_plain
 from transprune.runtime.progress import announce, bar, track
 from transprune.runtime.run_folder import RUN_FILES, RunFolder

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from transprune.errors import DivergenceError, OptionError
-from transprune.numerics.structures import on_device, tensors_in
+from transprune.runtime.structures import on_device, tensors_in
 
 Policy = Literal["stop", "skip"]
 """What to do about a step whose loss or gradient is not finite: end the phase, or leave the step out."""

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from transprune.errors import DataError, OptionError
-from transprune.numerics.structures import outline
 from transprune.runtime import processes
+from transprune.runtime.structures import outline
+from transprune.training.batches import Batch, Data, feed
 from transprune.training.faults import data_problem, plain_inputs
-from transprune.training.feeding import Batch, Data, feed
 from transprune.training.tasks import Task, classification
 
 

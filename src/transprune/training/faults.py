@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from transprune.errors import DataError, ResourceError, TranspruneError
-from transprune.numerics.structures import outline
-from transprune.training.feeding import Batch, worker_died
+from transprune.runtime.structures import outline
+from transprune.training.batches import Batch, worker_died
 
 if TYPE_CHECKING:
-    from transprune.training.looping import Loop
+    from transprune.training.loop import Loop
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "DefaultCPUAllocator")
 """What torch says in errors of no type of their own."""

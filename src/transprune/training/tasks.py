@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from transprune.errors import DataError, OptionError
-from transprune.numerics.distillation import Loss, distillation_loss, imitation_loss
-from transprune.numerics.structures import outline
+from transprune.runtime.structures import outline
+from transprune.training.distillation import Loss, distillation_loss, imitation_loss
 
 RESERVED = (
     *("loss", "phase", "epoch", "epochs", "learning_rate", "temperature", "entropy", "seconds"),
@@ -67,7 +67,7 @@ class Task:
     or its logits [batch, classes, ...], by the divergence of the softened probabilities."""
     distillation_loss: Callable[[Any, Any, Any], Tensor] | None = None
     """From the student's outputs, the teacher's outputs and the targets to one number. None: the default one, which the
-    options' `weight` and `distillation_temperature` belong to (`transprune.numerics.distillation`)."""
+    options' `weight` and `distillation_temperature` belong to (`transprune.training.distillation`)."""
     split: Callable[[Any], tuple[Any, Any]] = last_is_target
     """From a batch to the network's inputs (a tuple of positional arguments, or the only one) and the targets."""
 

@@ -1,0 +1,135 @@
+"""Batches for training and evaluation, the same ones for the same seed and epoch.
+
+An epoch is planned (which images form which batch, and a seed for each batch), fetched as raw images and normalised.
+Only the plan is random: it gives the same batches on any device and with any number of worker processes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from transprune.data.augmentation import Augmentation
+from transprune.data.batch_plan import EpochPlan, PlannedBatch, batch_sizes
+from transprune.data.fetching import Fetcher, FileBatches, FileFetcher, MemoryFetcher
+from transprune.data.pixels import fit_images
+from transprune.data.splits import FileSplit, ImageData, MemorySplit, Split
+from transprune.errors import DataError, OptionError
+
+MOST_WORKERS = 16
+
+
+class Loader:
+    """Yields normalised batches; each `iter` is the next epoch.
+
+    `epoch` is the number of the epoch that the next `iter` gives, from 0 on; set it to continue an earlier training.
+    """
+
+    def __init__(
+        self, plan: EpochPlan, fetcher: Fetcher, data: ImageData, device: torch.device, share: tuple[int, int] = (0, 1)
+    ) -> None:
+        self.epoch = 0
+        self._share = share
+        self._plan = plan
+        self._fetcher = fetcher
+        self._device = device
+        self._image_size = data.image_size
+        mean, std = torch.tensor(data.mean), torch.tensor(data.std)
+        self._scale = (1 / (255 * std)).view(-1, 1, 1).to(device)
+        self._shift = (-mean / std).view(-1, 1, 1).to(device)
+
+    def __len__(self) -> int:
+        return len(self._plan.sizes)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.epoch += 1
+        return self.batches(self.epoch - 1)
+
+    def batches(self, epoch: int, *, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch (from 0 on), from one of them on; a function of the seed and these numbers."""
+        own = (batch.share(*self._share) for batch in self._plan.batches(epoch)[first:])
+        return self._normalised([batch for batch in own if batch.count])
+
+    def _normalised(self, batches: list[PlannedBatch]) -> Iterator[tuple[Tensor, Tensor]]:
+        for raw, labels in self._fetcher.fetch(batches):
+            images = fit_images(raw.to(self._device, non_blocking=True), self._image_size)
+            yield (
+                images.float().mul_(self._scale).add_(self._shift),
+                labels.to(self._device, non_blocking=True),
+            )
+
+
+def make_loader(
+    split: Split,
+    data: ImageData,
+    *,
+    batch_size: int,
+    train: bool,
+    seed: int,
+    device: torch.device | str,
+    drop_last: bool | None = None,
+    workers: int | None = None,
+    share: tuple[int, int] = (0, 1),
+    least: int | None = None,
+) -> Loader:
+    """Prepares batches of a split.
+
+    Args:
+        split: which images: `data.train`, `data.test` or a part of one.
+        data: the data set, for its image size, normalisation and augmentation.
+        batch_size: images in a batch; a split with fewer images is one smaller batch.
+        train: shuffle and augment.
+        seed: decides order and augmentation, together with the epoch number.
+        device: where the batches are wanted. Images in memory are held there too.
+        drop_last: leave an incomplete last batch out, unless it is the only one. By default it is kept, or joins the
+            one before it if it has too few images for each process.
+        workers: processes that decode images in files; by default one for each core, at most 16.
+        share: which of how many processes this one is, from 0; each gets its share of every batch, and nothing of one
+            that has no image for it.
+        least: how many images of a batch each process must have. By default two in training, since batch norm cannot
+            learn from one image, else none.
+
+    Returns:
+        A loader of float32 images [batch, channels, rows, columns] and int64 labels [batch] on `device`.
+
+    Raises:
+        OptionError: if `batch_size` or `workers` is out of range.
+        DataError: if the split is empty, of an unknown kind, or too small to share.
+    """
+    if batch_size < 1 or (workers is not None and workers < 0):
+        raise OptionError(
+            f"cannot load with batch_size={batch_size} and workers={workers}: "
+            "expected at least 1 image in a batch, and 0 or more workers"
+        )
+    if not len(split):
+        raise DataError(f"cannot load batches of {data.name!r}: the split has no images")
+    least = share[1] * (least if least is not None else 2 if train else 0)
+    merge_below = least if drop_last is None else 0
+    sizes = batch_sizes(len(split), batch_size, merge_below=merge_below, drop_last=bool(drop_last))
+    if share[1] > 1 and min(sizes) < least:
+        raise DataError(
+            f"cannot share a batch of {min(sizes)} images of {data.name!r} among {share[1]} processes: expected at "
+            f"least {least} images; start fewer processes, or choose a larger batch size"
+        )
+    plan = EpochPlan(samples=len(split), sizes=sizes, shuffle=train, seed=seed)
+    device = torch.device(device)
+    return Loader(plan, _fetcher(split, data, train, device, workers), data, device, share)
+
+
+def _fetcher(split: Split, data: ImageData, train: bool, device: torch.device, workers: int | None) -> Fetcher:
+    augmentation = data.augmentation if train else Augmentation()
+    if isinstance(split, MemorySplit):
+        return MemoryFetcher(split, augmentation, device)
+    if isinstance(split, FileSplit):
+        batches = FileBatches(split, data.image_size, augmentation)
+        workers = min(_available_cores(), MOST_WORKERS) if workers is None else workers
+        return FileFetcher(batches, workers, pin_memory=device.type == "cuda")
+    raise DataError(f"cannot load batches of a {type(split).__name__}: expected a MemorySplit or a FileSplit")
+
+
+def _available_cores() -> int:
+    # The cores this process may use, where the system tells; a container may own fewer than the machine has.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,1 +1,0 @@
-"""Writing results for people and for runtimes."""

@@ -1,0 +1,1 @@
+"""What runtimes read: ONNX, exported programs, and loading a student without pickle."""

@@ -1,0 +1,111 @@
+"""A trained student from its run folder, without pickle."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from transprune.architecture import Architecture
+from transprune.errors import ModelError, RunFolderError, newer_format
+from transprune.models.by_name import build_model, is_user_model
+from transprune.runtime import RunFolder
+from transprune.shrinking.shrink import shrink
+
+
+def load(run_dir: str | Path, *, model: nn.Module | None = None) -> nn.Module:
+    """Rebuilds the trained student of a run, in evaluation mode on the CPU. Runs no code that the folder names.
+
+    Args:
+        run_dir: The run folder; `architecture.json` and `student.safetensors` are read.
+        model: The unpruned network; untouched. It may be left out where the run's network is transprune's own, of
+            torchvision or of timm; one that a function of the user builds (`FILE.py:FUNCTION`) must be given.
+
+    Raises:
+        RunFolderError: The folder holds no trained student, or a file is damaged or does not fit.
+        ModelError: The model is not given, and cannot be built by its name; or the one that is given does not fit.
+    """
+    folder = RunFolder(run_dir)
+    folder.require("student.safetensors", made_by="distill")
+    described, tensors = folder.read_json("architecture.json"), folder.read_tensors("student.safetensors")
+    architecture = Architecture.from_json(described)
+    name, classes, image_size = _origin(folder, described)
+    held = sum(tensor.numel() for tensor in tensors.values())
+    if classes > held or math.prod(image_size) > LARGEST_IMAGE:
+        raise _misfit(folder, f"{classes} classes and images of {image_size} are too many for its {held} numbers")
+    unpruned = _build(folder, name, classes, image_size[0]) if model is None else model
+    largest = max((size for tensor in (*tensors.values(), *unpruned.parameters()) for size in tensor.shape), default=1)
+    for group, width in architecture.widths.items():
+        if width > largest:
+            raise _misfit(folder, f"the width of {group!r} is {width}, and no tensor is that large")
+    student = shrink(unpruned, architecture, torch.zeros(1, *image_size))
+    difference = _difference(student.state_dict(), tensors)
+    if difference and model is not None:
+        raise ModelError(
+            f"cannot rebuild the student of '{folder.path}': the model that was given does not fit its "
+            f"student.safetensors ({difference}); give the unpruned network that the run began with, for {classes} "
+            f"classes and {image_size[0]} image channels"
+        )
+    if difference:
+        raise _misfit(folder, difference)
+    student.load_state_dict(tensors)
+    return student.eval()
+
+
+LARGEST_IMAGE = 2**26
+"""Numbers in the largest image that a network is rebuilt for; a damaged description must not fill the memory."""
+
+
+def _origin(folder: RunFolder, described: Any) -> tuple[str, int, tuple[int, int, int]]:
+    """Name of the unpruned network, number of classes and image size.
+
+    Raises:
+        RunFolderError: They are not described, or by a newer version.
+    """
+    found = described.get("format", 1)
+    if found != 1:
+        raise RunFolderError(f"cannot read '{folder.file('architecture.json')}': {newer_format(found, 1)}")
+    try:
+        origin = described["model"]
+        classes = int(origin["classes"])
+        channels, rows, columns = (int(size) for size in origin["input_size"])
+        if min(classes, channels, rows, columns) < 1:
+            raise ValueError(f"classes {classes} and input_size {channels, rows, columns} are no sizes")
+        return str(origin["name"]), classes, (channels, rows, columns)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise RunFolderError(
+            f"cannot rebuild the student of '{folder.path}': architecture.json does not describe its model ({error}); "
+            f"expected the file as `transprune search` wrote it"
+        ) from error
+
+
+def _difference(network: Mapping[str, Tensor], file: Mapping[str, Tensor]) -> str:
+    """The first difference between the tensors of a network and those of a file; empty if there is none."""
+    for name, tensor in network.items():
+        if name not in file:
+            return f"the model has a tensor {name!r}, the file has none"
+        if tensor.shape != file[name].shape:
+            return f"{name!r} is {list(file[name].shape)} in the file, {list(tensor.shape)} in the model"
+    extra = next((name for name in file if name not in network), None)
+    return "" if extra is None else f"the file has a tensor {extra!r}, the model has none"
+
+
+def _misfit(folder: RunFolder, problem: str) -> RunFolderError:
+    return RunFolderError(
+        f"cannot rebuild the student of '{folder.path}': student.safetensors does not fit architecture.json "
+        f"({problem}); expected both as one run wrote them"
+    )
+
+
+def _build(folder: RunFolder, name: str, classes: int, channels: int) -> nn.Module:
+    if is_user_model(name):
+        raise ModelError(
+            f"cannot rebuild the student of '{folder.path}': its network was built by {name!r}, and `load` runs no "
+            f"code of a user; build the network ({classes} classes, {channels} image channels) and give it: "
+            f"load({str(folder.path)!r}, model=...)"
+        )
+    return build_model(name, classes=classes, image_channels=channels)

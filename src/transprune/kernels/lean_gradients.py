@@ -1,0 +1,118 @@
+"""Operations on feature maps and weights whose gradients take fewer passes than those that autograd would derive."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+def add_padded(one: Tensor, other: Tensor) -> Tensor:
+    """The sum of two feature maps [batch, channels, ...], the narrower one padded by channels of zeros."""
+    if one.shape[1] == other.shape[1]:
+        return one + other
+    wide, narrow = (one, other) if one.shape[1] > other.shape[1] else (other, one)
+    total: Tensor = _AddToFirstChannels.apply(wide, narrow)
+    return total
+
+
+class _AddToFirstChannels(torch.autograd.Function):
+    """One copy and one addition in place, and no copy backward; padding would write the zeros and read them again."""
+
+    @staticmethod
+    def forward(ctx: Any, wide: Tensor, narrow: Tensor) -> Tensor:
+        ctx.narrow = narrow.shape[1]
+        total = wide.clone()
+        total[:, : ctx.narrow] += narrow
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        return gradient, gradient[:, : ctx.narrow]
+
+
+def weighted_sum(features: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Σ_k weights_k · features_k of feature maps of one shape."""
+    total: Tensor = _WeightedSum.apply(weights, *(each.to(features[0].dtype) for each in features))
+    return total
+
+
+class _WeightedSum(torch.autograd.Function):
+    """Without the products that autograd would store and add up, and in the memory format of the features."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, *features: Tensor) -> Tensor:
+        ctx.save_for_backward(weights, *features)
+        total = weights[0] * features[0]
+        for weight, each in zip(weights[1:], features[1:], strict=True):
+            total.addcmul_(each, weight)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        weights, *features = ctx.saved_tensors
+        if gradient.stride() != features[0].stride():
+            gradient = torch.empty_like(features[0]).copy_(gradient)
+        of_weights = None
+        if ctx.needs_input_grad[0]:
+            of_weights = torch.stack([(gradient * each).sum() for each in features])
+        return of_weights, *(gradient * weight for weight in weights)
+
+
+def first_entries(tensor: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The first entries along every axis, side by side in memory and in the memory format of the whole."""
+    corner: Tensor = _FirstEntries.apply(tensor, tuple(sizes))
+    return corner
+
+
+class _FirstEntries(torch.autograd.Function):
+    """All axes at once; the gradient is written once, where autograd would fill up one axis after the other."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, sizes: tuple[int, ...]) -> Tensor:
+        ctx.save_for_backward(tensor)
+        return _corner(tensor, sizes).clone(memory_format=_format(tensor))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (tensor,) = ctx.saved_tensors
+        whole = torch.zeros_like(tensor)
+        _corner(whole, gradient.shape).copy_(gradient)
+        return whole, None
+
+
+def _corner(tensor: Tensor, sizes: Sequence[int]) -> Tensor:
+    for axis, size in enumerate(sizes):
+        if size < tensor.shape[axis]:
+            tensor = tensor.narrow(axis, 0, size)
+    return tensor
+
+
+def _format(tensor: Tensor) -> torch.memory_format:
+    is_channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if is_channels_last else torch.contiguous_format
+
+
+def map_channels(features: Tensor, matrix: Tensor, offset: Tensor | None = None) -> Tensor:
+    """A linear map along the channels of a feature map of any rank: a convolution with a kernel of one position.
+
+    Args:
+        features: [batch, channels, ...].
+        matrix: [outputs, channels].
+        offset: Added to every output [outputs].
+
+    Returns:
+        [batch, outputs, ...].
+    """
+    if features.dim() == 2:
+        return F.linear(features, matrix, offset)
+    rank = features.dim() - 2
+    ones, zeros = [1] * rank, [0] * rank
+    return torch.convolution(features, matrix.view(*matrix.shape, *ones), offset, ones, zeros, ones, False, zeros, 1)

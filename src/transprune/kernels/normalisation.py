@@ -1,0 +1,207 @@
+"""Batch normalisation, alone and with a mixture of its channels as one operation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from transprune.kernels.lean_gradients import map_channels
+
+ROW = 512
+"""Numbers in a row of memory from which on longer rows are read no faster."""
+VECTOR = 16
+"""Numbers that the widest registers of a CPU hold. Torch's own loops over the channels of a pixel take an incomplete
+register one by one, and its threads wait for each other's where their sums share a line of the cache."""
+PIXELS = 8192
+"""Pixels from which on what torch needs for these outweighs some 25 operations on small tensors."""
+
+
+def normalise_and_mix(features: Tensor, mixture: Tensor, shift: Tensor, eps: float) -> Tensor:
+    """Normalises every channel with the statistics of the batch, then mixes channels: y = M·(x − μ)/σ + b.
+
+    With r = 1/σ, A = M·diag(r) and n = batch · positions this is y = A·x + (b − A·μ): once μ and σ are known, a single
+    linear map of x, so that the normalised features never exist. For a gradient g of y, with sums over batch and
+    positions,
+
+        ∂b = Σ g,    ∂M = (Σ g·xᵀ − ∂b·μᵀ)·diag(r),    ∂x = Aᵀ·g − (r/n)·Mᵀ∂b − (r²/n)·s·(x − μ),
+        s_c = Σ_t M_tc ∂M_tc,
+
+    the last being batch norm's own backward for the gradient Mᵀ·g. Only x is kept for it, as batch norm does. Inside
+    `torch.autocast` everything is computed in float32.
+
+    Args:
+        features: x [batch, channels, ...].
+        mixture: M [outputs, channels], or the diagonal of one that keeps channels apart [channels].
+        shift: b [outputs].
+        eps: Added to the variance.
+
+    Returns:
+        [batch, outputs, ...].
+    """
+    if torch.is_autocast_enabled(features.device.type):
+        with torch.autocast(features.device.type, enabled=False):
+            return normalise_and_mix(features.float(), mixture.float(), shift.float(), eps)
+    if mixture.dim() == 1 and not is_faster_in_rows(features):
+        return F.batch_norm(features, None, None, mixture, shift, training=True, eps=eps)
+    return with_statistics(features, mixture, shift, eps)[0]
+
+
+def with_statistics(features: Tensor, mixture: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """`normalise_and_mix` in our own kernel, then mean and biased variance of the batch [channels].
+
+    Its gradient cannot be differentiated.
+    """
+    mean, variance = _statistics(features)
+    mixed: Tensor = _NormaliseAndMix.apply(features, mixture, shift, mean, (variance + eps).rsqrt())
+    return mixed, mean, variance
+
+
+@torch.no_grad()
+def follow(
+    running: tuple[Tensor | None, Tensor | None], batch: tuple[Tensor, Tensor], samples: int | Tensor, momentum: float
+) -> None:
+    """Moves the running mean and variance of a batch norm towards those of a batch, in place.
+
+    Args:
+        running: Mean and unbiased variance [channels].
+        batch: Mean and biased variance [channels].
+        samples: How many numbers of each channel they are of.
+        momentum: Share of the way.
+    """
+    mean, variance = batch
+    for followed, value in zip(running, (mean, variance * (samples / (samples - 1))), strict=True):
+        if followed is not None:
+            followed.lerp_(value.to(followed), momentum)
+
+
+class _NormaliseAndMix(torch.autograd.Function):
+    @staticmethod
+    def forward(  # noqa: PLR0917 (torch passes them so)
+        ctx: Any, features: Tensor, mixture: Tensor, shift: Tensor, mean: Tensor, rate: Tensor
+    ) -> Tensor:
+        is_last = ctx.is_last = _is_channels_last_on_cpu(features)
+        rows, repeats = _in_rows(features, is_last)
+        scaled = mixture * rate
+        ctx.save_for_backward(features, mean, rate, scaled)
+        if mixture.dim() == 2:
+            return map_channels(features, scaled, torch.addmv(shift, scaled, mean, alpha=-1))
+        outcome = torch.empty_like(features)
+        its_rows = _in_rows(outcome, is_last)[0]
+        offset = torch.addcmul(shift, scaled, mean, value=-1)
+        torch.addcmul(_along(offset, rows, repeats), rows, _along(scaled, rows, repeats), out=its_rows)
+        return outcome
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
+        features, mean, rate, scaled = ctx.saved_tensors
+        is_last = ctx.is_last  # the features; a gradient may come in another format
+        gradient = _laid_out(gradient, is_last)
+        rows, repeats = _in_rows(features, is_last)
+        gradients, its_repeats = _in_rows(gradient, is_last)
+        if scaled.dim() == 2:
+            of_shift = gradients.sum([0, *range(2, gradients.dim())]).view(its_repeats, -1).sum(0)
+            of_mixture = torch.addr(_products(gradient, features), of_shift, mean, alpha=-1) * rate
+            slope, offset = (scaled * of_mixture).sum(0), of_shift @ scaled
+        else:
+            of_shift, of_mixture = _sums(gradients, rows, mean, rate, repeats)
+            slope, offset = scaled * of_mixture, scaled * of_shift
+        if not ctx.needs_input_grad[0]:
+            return None, of_mixture, of_shift, None, None
+        share = -features.shape[1] / features.numel()
+        slope = slope * rate * share
+        offset = torch.addcmul(offset * share, slope, mean, value=-1)
+        if scaled.dim() == 2:
+            of_features = _laid_out(map_channels(gradient, scaled.t(), offset), is_last)
+            _in_rows(of_features, is_last)[0].addcmul_(rows, _along(slope, rows, repeats))
+        else:
+            of_features = torch.empty_like(features)
+            its_rows = _in_rows(of_features, is_last)[0]
+            torch.addcmul(_along(offset, rows, repeats), rows, _along(slope, rows, repeats), out=its_rows)
+            its_rows.addcmul_(gradients, _along(scaled, rows, repeats))
+        return of_features, of_mixture, of_shift, None, None
+
+
+def is_faster_in_rows(features: Tensor) -> bool:
+    """Whether a batch norm in training waits for memory less than torch's own if it reads several pixels at once.
+
+    That is so on CPUs where channels lie last and fill no registers.
+    """
+    channels = features.shape[1]
+    return (
+        channels % VECTOR > 0
+        and channels < ROW
+        and features.numel() >= PIXELS * channels
+        and features.dtype in (torch.float32, torch.float64)
+        and _is_channels_last_on_cpu(features)
+    )
+
+
+def _is_channels_last_on_cpu(features: Tensor) -> bool:
+    is_channels_last = features.dim() == 4 and features.is_contiguous(memory_format=torch.channels_last)
+    return is_channels_last and features.device.type == "cpu"
+
+
+def _laid_out(tensor: Tensor, is_last: bool) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if is_last else tensor
+
+
+def _in_rows(features: Tensor, is_last: bool) -> tuple[Tensor, int]:
+    """The same memory as a feature map of more channels, and how often the channels are repeated there.
+
+    Where the channels of a pixel lie side by side (`is_last`), so do those of several pixels: as many as fill
+    registers, and long rows.
+    """
+    if not is_last:
+        return features, 1
+    channels = features.shape[1]
+    pixels, repeats = features.numel() // channels, 1
+    while (repeats * channels < ROW or repeats * channels % VECTOR) and pixels % (2 * repeats) == 0:
+        repeats *= 2
+    columns = repeats * channels
+    return features.as_strided((1, columns, pixels // repeats, 1), (features.numel(), 1, columns, columns)), repeats
+
+
+def _along(values: Tensor, rows: Tensor, repeats: int) -> Tensor:
+    """A number for each channel, in the shape to meet the rows."""
+    return values.repeat(repeats).view(-1, *[1] * (rows.dim() - 2))
+
+
+@torch.no_grad()
+def _statistics(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of every channel."""
+    rows, repeats = _in_rows(features, _is_channels_last_on_cpu(features))
+    if rows.device.type != "cpu":
+        variance, mean = torch.var_mean(rows, [0, *range(2, rows.dim())], correction=0)
+        return mean, variance
+    means, variances = torch.batch_norm_update_stats(rows, None, None, 0.0)
+    if repeats == 1:
+        return means, variances
+    between, mean = torch.var_mean(means.view(repeats, -1), 0, correction=0)
+    return mean, between + variances.view(repeats, -1).mean(0)
+
+
+def _sums(gradients: Tensor, rows: Tensor, mean: Tensor, rate: Tensor, repeats: int) -> tuple[Tensor, Tensor]:
+    """Σ g and Σ g·(x − μ)/σ of every channel."""
+    _, products, sums = torch.ops.aten.native_batch_norm_backward(
+        *(gradients, rows, None, None, None, mean.repeat(repeats), rate.repeat(repeats)),
+        *(True, 0.0, [False, True, True]),
+    )
+    return sums.view(repeats, -1).sum(0), products.view(repeats, -1).sum(0)
+
+
+def _products(gradient: Tensor, features: Tensor) -> Tensor:
+    """Σ g·xᵀ over batch and positions [outputs, channels]: the gradient of the matrix of a linear map."""
+    if features.dim() == 2:
+        return gradient.t() @ features
+    rank = features.dim() - 2
+    ones, zeros = [1] * rank, [0] * rank
+    matrix = features.new_empty(gradient.shape[1], features.shape[1], *ones)
+    products: Tensor = torch.ops.aten.convolution_backward(
+        *(gradient, features, matrix, None, ones, zeros, ones, False, zeros, 1), [False, True, False]
+    )[1]
+    return products.flatten(1)

@@ -1,0 +1,242 @@
+"""Measuring a latency model: every operator alone, whole networks to learn what lies between, others to check."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from transprune.architecture import Architecture
+from transprune.errors import LatencyError
+from transprune.latency.backends import Backend, Call, make_backend
+from transprune.latency.correction import fit_correction, spread_architectures
+from transprune.latency.latency_model import LatencyModel, Validation
+from transprune.latency.latency_options import LatencyOptions
+from transprune.latency.model_cache import cache_key, cache_path, load_model, save_model
+from transprune.latency.operators import Operator, operators_of
+from transprune.latency.stopwatch import Advance, low_quantile, take_turns, time_all
+from transprune.latency.time_grids import Table, grid_of
+from transprune.layer_costs import Layer
+from transprune.reading.reading import Reading, read
+from transprune.reading.trace import Example, as_inputs, rebatched
+from transprune.runtime import bar
+from transprune.shrinking.shrink import shrink_read
+from transprune.space import SearchSpace
+
+log = logging.getLogger("transprune.latency")
+Point = tuple[Operator, int, int]
+"""An operator with its input and output width."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyMeasurement:
+    """A latency model, and where it comes from."""
+
+    model: LatencyModel
+    path: Path
+    """The file that keeps it."""
+    seconds: float
+    """Time that measuring took; 0: it was kept from an earlier time."""
+    key: Mapping[str, Any]
+    """All that it depends on: hardware, versions, options, network."""
+
+
+def measure_latency(
+    model: nn.Module,
+    space: SearchSpace,
+    example: Example,
+    options: LatencyOptions | None = None,
+    *,
+    device: torch.device | str = "cpu",
+) -> LatencyMeasurement:
+    """The latency model of a search space on this machine: measured now, or kept from an earlier time. No search yet.
+
+    A kept model whose error exceeds the bound is measured again.
+
+    Args:
+        model: The unpruned network; untouched.
+        space: What `inspect` read from it.
+        example: An input batch, or a tuple of the forward's positional arguments; its first sample is used.
+        options: What is measured, and how.
+        device: Where torch computes, with the backend `torch`.
+
+    Raises:
+        ModelError: The model cannot be read.
+        SpaceError: The space is not the model's.
+        LatencyError: A network cannot be written for the backend, or the kept model not be read.
+        RunFolderError: The model cannot be kept.
+    """
+    options = options or LatencyOptions()
+    backend = make_backend(options, device)
+    reading = read(model, example)
+    operators = operators_of(reading, space)
+    inputs = _inputs(example, options.batch_size)
+    key = cache_key(backend, options, space, operators, [list(tensor.shape) for tensor in inputs])
+    path = cache_path(key)
+    kept = None if options.remeasure else load_model(path, key, space)
+    if kept is not None and kept.validation.median <= options.bound:
+        log.info("latency: the model measured before is kept in %s", path)
+        return LatencyMeasurement(model=kept, path=path, seconds=0.0, key=key)
+    started = time.perf_counter()
+    found = _Measuring(
+        network=model, space=space, reading=reading, inputs=inputs, backend=backend, options=options
+    ).model(operators)
+    save_model(path, key, space, found)
+    return LatencyMeasurement(model=found, path=path, seconds=time.perf_counter() - started, key=key)
+
+
+def _inputs(example: Example, batch_size: int) -> tuple[Tensor, ...]:
+    """The first sample of the example, so many times.
+
+    Raises:
+        LatencyError: The inputs have no axis of samples, and the batch size is not 1.
+    """
+    inputs = tuple(tensor.detach().cpu() for tensor in as_inputs(example))
+    batch = rebatched(inputs, batch_size)
+    if batch is None and batch_size != 1:
+        raise LatencyError(
+            f"cannot measure latency with batch_size={batch_size}: the model's inputs have no common first axis of "
+            f"samples; expected batch_size=1"
+        )
+    return inputs if batch is None else batch
+
+
+def trusted_latency(
+    model: nn.Module,
+    space: SearchSpace,
+    example: Example,
+    options: LatencyOptions | None = None,
+    *,
+    device: torch.device | str = "cpu",
+) -> LatencyMeasurement:
+    """`measure_latency` for a search, which must be able to trust the model.
+
+    Raises:
+        LatencyError: The model's error exceeds the bound, or as `measure_latency`.
+    """
+    options = options or LatencyOptions()
+    found = measure_latency(model, space, example, options, device=device)
+    found.model.check_trust(options.bound)
+    return found
+
+
+def time_networks(
+    networks: Mapping[str, nn.Module],
+    example: Example,
+    options: LatencyOptions,
+    *,
+    device: torch.device | str = "cpu",
+) -> dict[str, float]:
+    """Measured times of whole networks in milliseconds a batch, by name; they take turns.
+
+    Raises:
+        LatencyError: A network cannot be written for the backend.
+    """
+    backend, inputs = make_backend(options, device), _inputs(example, options.batch_size)
+    with backend.running():
+        calls = [backend.network(copy.deepcopy(network).cpu().eval(), inputs) for network in networks.values()]
+        times = take_turns(calls, clock=backend.clock, repeats=4 * options.repeats)
+    return {name: low_quantile(each) / 1e6 for name, each in zip(networks, times, strict=True)}
+
+
+class _Measuring:
+    """One measurement in progress."""
+
+    def __init__(
+        self,
+        *,
+        network: nn.Module,
+        space: SearchSpace,
+        reading: Reading,
+        inputs: tuple[Tensor, ...],
+        backend: Backend,
+        options: LatencyOptions,
+    ) -> None:
+        self.network, self.space, self.reading, self.inputs = network, space, reading, inputs
+        self.backend, self.options = backend, options
+
+    def model(self, operators: Mapping[Layer, Operator]) -> LatencyModel:
+        """Measures everything."""
+        grids = {layer: self._grids(layer) for layer in operators}
+        points = list(
+            dict.fromkeys(
+                (operator, inputs, outputs)
+                for layer, operator in operators.items()
+                for inputs in grids[layer][0]
+                for outputs in grids[layer][1]
+            )
+        )
+        fitted = spread_architectures(self.space, self.options.architectures, seed=0)
+        held_out = [self.space.random_architecture(seed) for seed in range(self.options.validations)]
+        with self.backend.running(), bar("latency", len(points) + len(fitted) + len(held_out)) as progress:
+
+            def advance(what: str) -> Advance:
+                return lambda steps: progress.advance(what, steps=steps)
+
+            log.info("latency: timing %d operators and %d networks", len(points), len(fitted) + len(held_out))
+            reference = self._reference(points)
+            times = dict(zip(points, self._operator_times(points, reference, advance("operators")), strict=True))
+            tables = {layer: _table(operator, *grids[layer], times) for layer, operator in operators.items()}
+            whole = self._network_times([*fitted, *held_out], reference, advance("whole networks"))
+        return self._fitted(tables, fitted, held_out, whole)
+
+    def _fitted(
+        self,
+        tables: Mapping[Layer, Table],
+        fitted: Sequence[Architecture],
+        held_out: Sequence[Architecture],
+        whole: Sequence[float],
+    ) -> LatencyModel:
+        batch_size, count = self.options.batch_size, len(fitted)
+        correction = fit_correction(self.space, tables, batch_size, fitted, whole[:count])
+        measured = tuple(map(round, whole[count:]))
+        found = LatencyModel(tables, batch_size, correction, Validation(predicted=(), measured=()))
+        predicted = tuple(self.space.cost(found, architecture) for architecture in held_out)
+        validation = Validation(predicted=predicted, measured=measured)
+        log.info(
+            "latency: on %d random architectures the model is off by %.1f %% (median), %.1f %% (worst)",
+            len(held_out),
+            100 * validation.median,
+            100 * validation.worst,
+        )
+        return LatencyModel(tables, batch_size, correction, validation)
+
+    def _grids(self, layer: Layer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        inputs, outputs = (grid_of(self.space, side, self.options.grid) for side in (layer.inputs, layer.outputs))
+        return inputs, outputs
+
+    def _reference(self, points: Sequence[Point]) -> Call:
+        """The first operator at its full widths, which runs again and again to tell how fast the machine is."""
+        operator = points[0][0]
+        return self.backend.operator(*[point for point in points if point[0] == operator][-1])
+
+    def _operator_times(self, points: Sequence[Point], reference: Call, advance: Advance) -> list[float]:
+        makers: list[Callable[[], Call]] = [partial(self.backend.operator, *point) for point in points]
+        return time_all(
+            makers, reference=reference, clock=self.backend.clock, repeats=self.options.repeats, advance=advance
+        )
+
+    def _network_times(self, architectures: Sequence[Architecture], reference: Call, advance: Advance) -> list[float]:
+        def ready(architecture: Architecture) -> Call:
+            student = shrink_read(self.network, self.reading, architecture, self.inputs)
+            return self.backend.network(student.eval(), self.inputs)
+
+        makers: list[Callable[[], Call]] = [partial(ready, architecture) for architecture in architectures]
+        return time_all(
+            makers, reference=reference, clock=self.backend.clock, repeats=2 * self.options.repeats, advance=advance
+        )
+
+
+def _table(
+    operator: Operator, inputs: tuple[int, ...], outputs: tuple[int, ...], times: Mapping[Point, float]
+) -> Table:
+    rows = tuple(tuple(round(times[operator, one, other]) for other in outputs) for one in inputs)
+    return Table(operator=operator, inputs=inputs, outputs=outputs, nanoseconds=rows)

@@ -1,0 +1,106 @@
+"""Peak memory of one network in a process of its own.
+
+    python -m transprune.latency.memory_probe KIND FILE DEVICE SHAPE…
+
+KIND is `torch` (FILE is a program of `torch.export`) or `onnxruntime` (FILE is ONNX), SHAPE that of the images. Prints
+the bytes that loading the file and running it twice took at most, beyond what the process held before.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+
+def main(kind: str, file: str, device: str, *shape: str) -> None:
+    """Prints the peak memory in bytes."""
+    extent = tuple(map(int, shape))
+    measure = _onnxruntime if kind == "onnxruntime" else _torch_on_cpu if device == "cpu" else _torch_on_cuda
+    print(measure(file, device, extent))
+
+
+def _onnxruntime(file: str, device: str, shape: tuple[int, ...]) -> int:
+    import numpy as np
+    import onnxruntime
+
+    images = np.zeros(shape, np.float32)
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = 1
+
+    def run() -> None:
+        session = onnxruntime.InferenceSession(file, settings, providers=["CPUExecutionProvider"])
+        for _ in range(2):
+            session.run(None, {session.get_inputs()[0].name: images})
+
+    return _growth(run)
+
+
+def _torch_on_cpu(file: str, device: str, shape: tuple[int, ...]) -> int:
+    import torch
+
+    torch.set_num_threads(1)
+    images = torch.zeros(shape)
+    _load_what_every_network_needs()
+
+    def run() -> None:
+        network = torch.export.load(file).module()
+        with torch.inference_mode():
+            for _ in range(2):
+                network(images)
+
+    return _growth(run)
+
+
+def _load_what_every_network_needs() -> None:
+    """Loads and runs a tiny program, so that torch's own code is not taken for the network's memory."""
+    import torch
+
+    tiny, content = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 3), torch.nn.BatchNorm2d(1)).eval(), io.BytesIO()
+    torch.export.save(torch.export.export(tiny, (torch.zeros(1, 1, 4, 4),)), content)
+    with torch.inference_mode():
+        torch.export.load(content).module()(torch.zeros(1, 1, 4, 4))
+
+
+def _torch_on_cuda(file: str, device: str, shape: tuple[int, ...]) -> int:
+    import torch
+
+    network = torch.export.load(file).module().to(device)
+    images = torch.zeros(shape, device=device)
+    with torch.inference_mode():
+        for _ in range(2):
+            network(images)
+    torch.cuda.synchronize(device)
+    return int(torch.cuda.max_memory_allocated(device))
+
+
+def _growth(run: Callable[[], None]) -> int:
+    _forget_peak()
+    before = _peak()
+    run()
+    return max(0, _peak() - before)
+
+
+def _forget_peak() -> None:
+    """Sets the high-water mark to what is held now, where the system lets us: loading libraries took more."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def _peak() -> int:
+    """The most memory that this process has held, in bytes."""
+    try:
+        # Not `getrusage`: on Linux that starts from what the parent process held.
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        import resource
+
+        held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return held if sys.platform == "darwin" else 1024 * held
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,190 @@
+"""How fast networks are, and what memory and disk they take: measured side by side, in torch and in onnxruntime."""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from transprune.errors import OptionError
+from transprune.exports.exported_program import export_program, pt2_bytes, takes_any_batch
+from transprune.exports.onnx_file import onnx_bytes
+from transprune.latency.backends import Backend, Call, OnnxRuntime, Torch
+from transprune.latency.latency_options import LatencyOptions
+from transprune.latency.stopwatch import take_turns
+from transprune.runtime import environment, track
+from transprune.runtime.tensors import encode_tensors
+
+FORMAT = 1
+TURNS = 5
+"""Times that the turn comes to each network."""
+LEAST = 5
+"""Times that each network runs at least, however slow it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureOptions:
+    """What `measure` measures."""
+
+    batch_size: int = 64
+    """Samples in the large batch; single samples are measured as well."""
+    threads: int = 1
+    """Threads that compute on the CPU."""
+    repeats: int = 50
+    """Times that each network runs."""
+    seconds: float = 20.0
+    """Time after which slow networks have run often enough, in each runtime and at each batch size."""
+
+    def __post_init__(self) -> None:
+        if min(self.batch_size, self.threads) < 1 or self.repeats < LEAST or not self.seconds > 0:
+            raise OptionError(
+                f"cannot measure with batch_size={self.batch_size}, threads={self.threads}, repeats={self.repeats} and "
+                f"seconds={self.seconds}; expected at least 1, 1 and {LEAST}, and seconds above 0"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Performance:
+    """Figures of one network in one runtime at one batch size."""
+
+    network: str
+    runtime: str
+    """`torch` or `onnxruntime`."""
+    batch_size: int
+    latency_ms: float
+    """Median time of a batch."""
+    lower_ms: float
+    """A quarter of the batches were at most as fast."""
+    upper_ms: float
+    """A quarter of the batches were at most as slow."""
+    throughput: float
+    """Samples a second, at the median."""
+    peak_memory_bytes: int | None
+    """What loading the network and running it takes at most, in a process of its own; None: it could not be told."""
+    file_bytes: int
+    """Size of the file: the weights as safetensors, or the ONNX file."""
+
+
+def measure(
+    networks: Mapping[str, nn.Module],
+    example: Tensor,
+    options: MeasureOptions | None = None,
+    *,
+    device: torch.device | str = "cpu",
+) -> list[Performance]:
+    """Latency, throughput, peak memory and file size of networks, in torch and in onnxruntime (on the CPU).
+
+    The networks take turns, so that a busy machine slows all of them alike. What cannot take the large batch, because
+    its forward fixes the number of samples, is measured with single samples only.
+
+    Args:
+        networks: By name, such as `{"teacher": …, "student": …}`; untouched.
+        example: A sample [1, channels, rows, columns]; more than its first are not used.
+        options: Batch size, threads, repeats.
+        device: Where torch computes.
+
+    Raises:
+        ExportError: torch cannot export a network.
+    """
+    options = options or MeasureOptions()
+    with tempfile.TemporaryDirectory() as folder:
+        subjects = [_Subject(name, network, example[:1].cpu(), Path(folder)) for name, network in networks.items()]
+        batches = sorted({1, options.batch_size} if all(each.takes_any_batch for each in subjects) else {1})
+        cases = [(runtime, batch) for runtime in ("torch", "onnxruntime") for batch in batches]
+        return [
+            found
+            for runtime, batch in track(cases, "measure", len(cases))
+            for found in _measured(subjects, runtime, batch, options, torch.device(device))
+        ]
+
+
+class _Subject:
+    """A network with its files."""
+
+    def __init__(self, name: str, network: nn.Module, example: Tensor, folder: Path) -> None:
+        self.name, self.example = name, example
+        self.network = copy.deepcopy(network).eval().cpu()
+        program = export_program(self.network, example)
+        self.takes_any_batch = takes_any_batch(program)
+        self.onnx = onnx_bytes(program)
+        self.files = {"torch": folder / f"{name}.pt2", "onnxruntime": folder / f"{name}.onnx"}
+        self.files["torch"].write_bytes(pt2_bytes(program))
+        self.files["onnxruntime"].write_bytes(self.onnx)
+        self.sizes = {"torch": len(encode_tensors(self.network.state_dict())), "onnxruntime": len(self.onnx)}
+
+    def images(self, batch: int) -> Tensor:
+        """A batch at random."""
+        return torch.randn(batch, *self.example.shape[1:], generator=torch.Generator().manual_seed(0))
+
+    def ready(self, backend: Backend, batch: int) -> Call:
+        """The network, ready to run."""
+        inputs = (self.images(batch),)
+        return (
+            backend.file(self.onnx, inputs)
+            if isinstance(backend, OnnxRuntime)
+            else backend.network(copy.deepcopy(self.network), inputs)
+        )
+
+    def peak_memory(self, runtime: str, batch: int, device: torch.device) -> int | None:
+        """Peak memory in a process of its own, bytes; None where that fails."""
+        place = str(device) if runtime == "torch" else "cpu"
+        shape = map(str, (batch, *self.example.shape[1:]))
+        probe = [sys.executable, "-m", "transprune.latency.memory_probe"]
+        command = [*probe, runtime, str(self.files[runtime]), place, *shape]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
+            return int(done.stdout.split()[-1])
+        except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+            return None
+
+
+def _measured(
+    subjects: list[_Subject], runtime: str, batch: int, options: MeasureOptions, device: torch.device
+) -> list[Performance]:
+    kind = OnnxRuntime if runtime == "onnxruntime" else Torch
+    backend = kind(LatencyOptions(threads=options.threads, batch_size=batch), device)
+    with backend.running():
+        calls = [subject.ready(backend, batch) for subject in subjects]
+        once = sum(sum(times) for times in take_turns(calls, clock=backend.clock, repeats=1, turns=1)) / 1e9
+        repeats = min(options.repeats, max(LEAST, int(options.seconds / once)))
+        times = take_turns(calls, clock=backend.clock, repeats=repeats, turns=min(TURNS, repeats))
+    return [
+        _performance(subject, runtime, batch, found, subject.peak_memory(runtime, batch, device))
+        for subject, found in zip(subjects, times, strict=True)
+    ]
+
+
+def _performance(subject: _Subject, runtime: str, batch: int, times: list[float], memory: int | None) -> Performance:
+    lower, median, upper = (time / 1e6 for time in statistics.quantiles(times, n=4, method="inclusive"))
+    return Performance(
+        network=subject.name,
+        runtime=runtime,
+        batch_size=batch,
+        latency_ms=median,
+        lower_ms=lower,
+        upper_ms=upper,
+        throughput=1000 * batch / median if median else math.inf,
+        peak_memory_bytes=memory,
+        file_bytes=subject.sizes[runtime],
+    )
+
+
+def measurements_json(found: list[Performance], options: MeasureOptions, device: torch.device | str) -> dict[str, Any]:
+    """What `measurements.json` holds."""
+    return {
+        "format": FORMAT,
+        "options": asdict(options),
+        "device": str(device),
+        "measurements": [asdict(each) for each in found],
+        "environment": environment(),
+    }

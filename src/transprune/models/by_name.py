@@ -1,0 +1,93 @@
+"""Networks by name: the paper's ResNets, those of torchvision and timm, and those that the user's code builds."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from transprune.errors import ModelError, expected_one_of
+from transprune.models.resnet import resnet
+from transprune.models.resnet_shape import IMAGENET_BLOCKS, Halving
+from transprune.models.user_models import build_user_model
+
+RESNET_DEPTHS = (20, 32, 44, 56, 110, 164, *IMAGENET_BLOCKS)
+STRIDED = "-strided"
+"""Ending of the names of ResNets that halve the resolution on their shortcuts by stride, as torchvision's do."""
+NAMES = (
+    *(f"resnet{depth}" for depth in RESNET_DEPTHS),
+    *(f"resnet{depth}{STRIDED}" for depth in IMAGENET_BLOCKS),
+)
+LIBRARIES = ("torchvision", "timm")
+FORMS = (*NAMES, "torchvision:NAME", "timm:NAME", "FILE.py:FUNCTION", "package.module:FUNCTION")
+"""How a model may be named."""
+
+
+def build_model(name: str, *, classes: int, image_channels: int) -> nn.Module:
+    """Builds the unpruned network of a name, with new weights; nothing is downloaded.
+
+    Args:
+        name: One of `FORMS`. `FILE.py:FUNCTION` and `package.module:FUNCTION` run code of the user, the others do not.
+        classes: Outputs of the classifier.
+        image_channels: Channels of the images.
+
+    Raises:
+        ModelError: There is none of that name, its library is missing, or it cannot be built.
+    """
+    library, separator, rest = name.partition(":")
+    if library == "torchvision" and separator:
+        return _from_torchvision(rest, classes, image_channels)
+    if library == "timm" and separator:
+        return _from_timm(rest, classes, image_channels)
+    if is_user_model(name):
+        return build_user_model(name, classes=classes, image_channels=image_channels)
+    if name not in NAMES:
+        raise ModelError(f"cannot build the model {name!r}: {_expected(name)}")
+    halved_by: Halving = "stride" if name.endswith(STRIDED) else "pool"
+    depth = name.removeprefix("resnet").removesuffix(STRIDED)
+    return resnet(int(depth), classes=classes, image_channels=image_channels, halved_by=halved_by)
+
+
+def is_user_model(name: str) -> bool:
+    """Whether building the model would run code of the user."""
+    return name.endswith(".py") or (":" in name and name.partition(":")[0] not in LIBRARIES)
+
+
+def _expected(name: str) -> str:
+    from torchvision import models
+
+    if name in models.list_models(module=models):
+        return f"it is not one of transprune's own; did you mean 'torchvision:{name}'?"
+    return expected_one_of(name, FORMS)
+
+
+def _from_torchvision(name: str, classes: int, image_channels: int) -> nn.Module:
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        raise ModelError(f"cannot build the model 'torchvision:{name}': {expected_one_of(name, known)}")
+    if image_channels != 3:
+        raise ModelError(
+            f"cannot build the model 'torchvision:{name}' for images with {image_channels} channels: it reads 3; "
+            f"bring the images to 3 (--image-size 3 ROWS COLUMNS), or use timm:NAME or FILE.py:FUNCTION"
+        )
+    model: nn.Module = models.get_model(name, weights=None, num_classes=classes)
+    return model
+
+
+def _from_timm(name: str, classes: int, image_channels: int) -> nn.Module:
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            f"cannot build the model 'timm:{name}': timm is not installed; pip install 'transprune[timm]'"
+        ) from error
+    if not timm.is_model(name):
+        raise ModelError(f"cannot build the model 'timm:{name}': {expected_one_of(name, timm.list_models())}")
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=image_channels)
+    except Exception as error:  # a builder that does not know one of these options may raise anything
+        raise ModelError(
+            f"cannot build the model 'timm:{name}' for {classes} classes and {image_channels} image channels: "
+            f"{type(error).__name__}: {error}; build it by a function of your own (FILE.py:FUNCTION)"
+        ) from error
+    return model

@@ -1,0 +1,157 @@
+"""The paper's ResNets (Dong & Yang, 2019, arXiv:1905.09717, section 4), at any widths and depths.
+
+They are plain networks: nothing here knows of a search. Shapes are a separate value, so that the unpruned network and
+every derived one are built by the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from transprune.models.initialisation import initialise
+from transprune.models.residual import ResidualSum, projection
+from transprune.models.resnet_shape import Halving, ResNetShape
+
+
+class ResNet(nn.Module):
+    """A stem, stages of residual blocks each at half the resolution of the one before, global pooling, a classifier.
+
+    Args:
+        shape: Widths and depths.
+        classes: Outputs of the classifier.
+        image_channels: Channels of the images.
+    """
+
+    def __init__(self, shape: ResNetShape, *, classes: int = 10, image_channels: int = 3) -> None:
+        super().__init__()
+        if shape.style == "imagenet":
+            self.stem = ConvNormReLU(image_channels, shape.stem, kernel_size=7, stride=2)
+            self.stem_pool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
+        else:
+            self.stem = ConvNormReLU(image_channels, shape.stem, kernel_size=3)
+            self.stem_pool = nn.Identity()
+        self.stages = nn.ModuleList(_stages(shape))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(shape.last_width, classes)
+        initialise(self)
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the classifier reads [batch, width] of images [batch, channels, rows, columns]."""
+        features: Tensor = self.stem_pool(self.stem(images))
+        for stage in self.stages:
+            features = stage(features)
+        pooled: Tensor = self.pool(features)
+        return pooled.flatten(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [batch, classes] of images [batch, channels, rows, columns]."""
+        logits: Tensor = self.classifier(self.features(images))
+        return logits
+
+
+def _stages(shape: ResNetShape) -> Iterator[nn.Sequential]:
+    block = BasicBlock if shape.block == "basic" else Bottleneck
+    inputs = shape.stem
+    for index, stage in enumerate(shape.stages):
+        blocks: list[nn.Module] = []
+        for position, widths in enumerate(stage):
+            stride = 2 if index > 0 and position == 0 else 1
+            shortcut = _shortcut(shape, inputs, widths[-1], stride)
+            has_norm = shape.block == "basic" or shape.style == "imagenet"
+            blocks.append(block(inputs, widths, stride, ResidualSum(shortcut, has_norm=has_norm)))
+            inputs = widths[-1]
+        yield nn.Sequential(*blocks)
+
+
+def _shortcut(shape: ResNetShape, inputs: int, outputs: int, stride: int) -> nn.Module | None:
+    """What takes a block's input to its output's shape: average pooling, a 1×1 convolution; None: they agree."""
+    if stride > 1:
+        has_norm = shape.style == "imagenet"
+        if shape.halved_by == "stride":
+            return projection(inputs, outputs, has_norm=has_norm, stride=stride)
+        return nn.Sequential(nn.AvgPool2d(stride), *projection(inputs, outputs, has_norm=has_norm))
+    return projection(inputs, outputs, has_norm=shape.has_shortcut_norm) if inputs != outputs else None
+
+
+class ConvNormReLU(nn.Module):
+    """A convolution without bias, its batch norm, and a ReLU unless told otherwise."""
+
+    def __init__(
+        self, inputs: int, outputs: int, *, kernel_size: int, stride: int = 1, has_activation: bool = True
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel_size, stride, padding=kernel_size // 2, bias=False)
+        self.norm = nn.BatchNorm2d(outputs)
+        self.activation = nn.ReLU() if has_activation else nn.Identity()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[batch, inputs, rows, columns] → [batch, outputs, rows / stride, columns / stride]."""
+        outputs: Tensor = self.activation(self.norm(self.conv(features)))
+        return outputs
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions inside a residual sum.
+
+    Args:
+        inputs: Channels read.
+        widths: Width of each convolution.
+        stride: Step of the first convolution.
+        residual_sum: Adds the inputs, through a shortcut where the shapes differ.
+    """
+
+    def __init__(self, inputs: int, widths: Sequence[int], stride: int, residual_sum: ResidualSum) -> None:
+        super().__init__()
+        first, second = widths
+        self.layer1 = ConvNormReLU(inputs, first, kernel_size=3, stride=stride)
+        self.layer2 = ConvNormReLU(first, second, kernel_size=3, has_activation=False)
+        self.sum = residual_sum
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[batch, inputs, rows, columns] → [batch, widths[-1], rows / stride, columns / stride]."""
+        return F.relu(self.sum(self.layer2(self.layer1(features)), features))
+
+
+class Bottleneck(nn.Module):
+    """A 1×1, a 3×3 and a 1×1 convolution inside a residual sum.
+
+    Args:
+        inputs: Channels read.
+        widths: Width of each convolution.
+        stride: Step of the 3×3 convolution.
+        residual_sum: Adds the inputs, through a shortcut where the shapes differ.
+    """
+
+    def __init__(self, inputs: int, widths: Sequence[int], stride: int, residual_sum: ResidualSum) -> None:
+        super().__init__()
+        first, second, third = widths
+        self.layer1 = ConvNormReLU(inputs, first, kernel_size=1)
+        self.layer2 = ConvNormReLU(first, second, kernel_size=3, stride=stride)
+        self.layer3 = ConvNormReLU(second, third, kernel_size=1, has_activation=False)
+        self.sum = residual_sum
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[batch, inputs, rows, columns] → [batch, widths[-1], rows / stride, columns / stride]."""
+        return F.relu(self.sum(self.layer3(self.layer2(self.layer1(features))), features))
+
+
+def resnet(depth: int, *, classes: int | None = None, image_channels: int = 3, halved_by: Halving = "pool") -> ResNet:
+    """The unpruned ResNet with that many layers.
+
+    Args:
+        depth: 20, 32, 44, 56, 110 or 164 for images as small as CIFAR's; 18, 34 or 50 for ImageNet's.
+        classes: Outputs of the classifier; None: as many as the data set has, 10 or 1000.
+        image_channels: Channels of the images.
+        halved_by: What halves the resolution on a shortcut: average pooling as in the paper, or the stride of its 1×1
+            convolution as in torchvision.
+
+    Raises:
+        ModelError: There is none of that depth.
+    """
+    shape = ResNetShape.unpruned(depth, halved_by=halved_by)
+    if classes is None:
+        classes = 10 if shape.style == "cifar" else 1000
+    return ResNet(shape, classes=classes, image_channels=image_channels)

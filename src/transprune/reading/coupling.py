@@ -1,0 +1,254 @@
+"""Carrying axes through a trace: what each operator does to the axes of the tensors that it reads.
+
+The rules of the operators are in `transprune.reading.rules`. An operator without a rule never guesses: the axes that
+reach it keep their size, and the reason names it and the line of the user's code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from transprune.layer_costs import Operator
+from transprune.reading.axes import Axis, Behind, fix, fixed, produce, settle
+from transprune.reading.stages import BlockRun
+from transprune.reading.trace import BATCHES, Trace, operator, shape, source_line
+from transprune.reading.unification import unify
+
+Axes = list[Axis]
+PRODUCERS = ("conv", "depthwise", "linear")
+"""Operators that make the entries of their outputs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Use:
+    """A convolution, linear layer, norm or matrix product at work."""
+
+    name: str
+    operator: Operator
+    node: fx.Node
+    inputs: Axis
+    outputs: Axis
+    kernel: int = 1
+    """Elements of the kernel."""
+    positions: tuple[Axis, ...] = ()
+    """Axes along which the layer is run again and again, samples among them."""
+    bias_positions: tuple[Axis, ...] = ()
+    """Axes along which a bias is added."""
+    weight: str | None = None
+    """Path of the parameter that is the weight; None: it is computed, or there is none."""
+    bias: str | None = None
+    has_bias: bool = False
+
+
+class Coupling:
+    """The axes of all tensors of a trace.
+
+    Args:
+        trace: The operators.
+        stages: Runs of blocks of which the last ones can be left out.
+        states: Axes of parameters, buffers and constants by name; filled here, and shared by several traces of a model.
+    """
+
+    def __init__(self, trace: Trace, stages: Sequence[BlockRun], states: dict[str, Axes]) -> None:
+        self.trace = trace
+        self.stages = stages
+        self.states = states
+        self.values: dict[fx.Node, Any] = {}
+        """Axes of each tensor, or a list of axes for calls that return several tensors."""
+        self.uses: list[Use] = []
+        self.rewrites: dict[fx.Node, dict[str, Axis | Axes]] = {}
+        """Arguments that are sizes, by the name of the argument: what they follow from."""
+        self.created: list[Axis] = []
+        """Axes made as long as the batch, which count samples unless they turn out to be something else."""
+        self.preferred: list[Axis] = []
+        """Axes to search rather than others that they are multiplied with."""
+        self.uncounted: list[tuple[str, str]] = []
+        """Calls whose cost is not counted, with the reason."""
+        self._ends = {stage.exits[-1]: stage for stage in stages}
+        self._behind: dict[str, Axes] = {}
+        self._names: dict[int, str] = {}
+
+    def axes(self, reader: fx.Node, source: fx.Node) -> Axes:
+        """The axes of a value as its reader sees it: behind a stage they depend on the stage's depth."""
+        name = self.trace.state(source)
+        if name is not None:
+            return self.state(name, source)
+        stage = self._ends.get(source)
+        if stage is not None and reader not in stage.inside:
+            return self._behind_stage(stage)
+        found: Axes = self.values[source]
+        return found
+
+    def state(self, name: str, node: fx.Node) -> Axes:
+        """The axes of a parameter, buffer or constant. Parameters with two names have the axes of the first."""
+        if name not in self.states:
+            tensor = self._tensor(name)
+            twin = self._names.setdefault(id(tensor), name) if tensor is not None else name
+            self.states[name] = self.states[twin] if twin in self.states else [Axis(size) for size in shape(node) or ()]
+        return self.states[name]
+
+    def _tensor(self, name: str) -> Tensor | None:
+        try:
+            return self.trace.model.get_parameter(name)
+        except AttributeError:
+            return None
+
+    def _behind_stage(self, stage: BlockRun) -> Axes:
+        if stage.name not in self._behind:
+            exits = [self.values[node] for node in stage.exits]
+            axes = []
+            for position, each in enumerate(zip(*exits, strict=True)):
+                settled = [settle(axis) for axis in each]
+                if all(axis is settled[0] for axis in settled):
+                    axes.append(settled[0])
+                elif position == 1:
+                    axes.append(Axis(settled[-1].size, Behind(stage.name, tuple(settled)), is_unbound=False))
+                else:
+                    for other in settled[1:]:
+                        unify(settled[0], other)
+                    axes.append(settle(settled[0]))
+            self._behind[stage.name] = axes
+        return self._behind[stage.name]
+
+    def may_count_samples(self, axis: Axis) -> bool:
+        """Whether an axis was made as long as the batch, and nothing has been said of it yet."""
+        return settle(axis).is_unbound and any(settle(axis) is settle(other) for other in self.created)
+
+    def rewrite(self, node: fx.Node, **arguments: Axis | Axes) -> None:
+        """Says what arguments of a call that are sizes follow from."""
+        self.rewrites.setdefault(node, {}).update(arguments)
+
+    def add(self, use: Use) -> None:
+        """Records a layer at work; its outputs are produced by it."""
+        self.uses.append(use)
+        if use.operator in PRODUCERS:
+            produce(use.outputs, use.name)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operator call, with its arguments by name."""
+
+    coupling: Coupling
+    node: fx.Node
+    arguments: dict[str, Any]
+
+    @classmethod
+    def of(cls, coupling: Coupling, node: fx.Node) -> Call:
+        """Binds the arguments of a call to the names of the operator's schema."""
+        return cls(coupling, node, bound_arguments(node))
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments.get(name)
+
+    @property
+    def operator(self) -> str:
+        """Name of the operator."""
+        return operator(self.node)
+
+    @property
+    def where(self) -> str:
+        """The operator and the line of the user's code, for messages."""
+        return f"'{self.operator}' ({source_line(self.node)})"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the result."""
+        return shape(self.node) or ()
+
+    @property
+    def samples(self) -> int:
+        """Samples in the traced batch, to bring counts to one sample."""
+        return self.coupling.trace.batch or 1
+
+    def axes(self, name: str = "self") -> Axes | None:
+        """Axes of a tensor argument; None: it is no tensor."""
+        return self.axes_of(self[name])
+
+    def axes_of(self, source: object) -> Axes | None:
+        """Axes of a tensor; None: it is no tensor."""
+        return self.coupling.axes(self.node, source) if isinstance(source, fx.Node) else None
+
+    def tensors(self) -> list[Axes]:
+        """Axes of all tensors that the call reads, in order."""
+        return [self.coupling.axes(self.node, source) for source in self.node.all_input_nodes]
+
+    def unify(self, first: Axis, second: Axis) -> None:
+        """Makes two axes the same; where that is not possible, this call is the reason why both are fixed."""
+        unify(first, second, f"its uses do not fit together in {self.where}")
+
+    def fix(self, axis: Axis, why: str = "needs all of it") -> None:
+        """Keeps an axis at its full size."""
+        fix(axis, f"the operator {self.where} {why}")
+
+    def fixed(self, size: int) -> Axis:
+        """A new axis of a fixed size."""
+        return fixed(size, f"the operator {self.where} fixes its size")
+
+    def new_axis(self, place: int, size: int) -> Axis:
+        """An axis of a new or stretched tensor, which takes what it meets."""
+        axis, batch = Axis(size), self.coupling.trace.batch
+        if size == batch and (place == 0 or batch == BATCHES[0]):
+            self.coupling.created.append(axis)
+        return axis
+
+    def rewrite(self, **arguments: Axis | Axes) -> None:
+        """Says what arguments that are sizes follow from."""
+        self.coupling.rewrite(self.node, **arguments)
+
+    def layer_name(self, weight: object) -> str:
+        """Name of the layer that a weight belongs to: the path of its module, else of the module that computes."""
+        path = self.coupling.trace.parameter(weight)
+        if path is not None:
+            return path.removesuffix(".weight")
+        return self.coupling.trace.module_path(self.node) or self.node.name
+
+
+def bound_arguments(node: fx.Node) -> dict[str, Any]:
+    """The arguments of a call by the names of the operator's schema, defaults included."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return dict(node.kwargs)
+    bound: dict[str, Any] = {}
+    for position, argument in enumerate(node.target._schema.arguments):
+        if argument.name in node.kwargs:
+            bound[argument.name] = node.kwargs[argument.name]
+        elif position < len(node.args) and not argument.kwarg_only:
+            bound[argument.name] = node.args[position]
+        else:
+            bound[argument.name] = argument.default_value if argument.has_default_value() else None
+    return bound
+
+
+Rule = Callable[[Call], Any]
+
+
+def couple(trace: Trace, stages: Sequence[BlockRun], states: dict[str, Axes]) -> Coupling:
+    """Carries axes through a trace, operator by operator."""
+    from transprune.reading.rules import rule_of
+
+    coupling = Coupling(trace, stages, states)
+    for node in trace.graph.nodes:
+        if node.op == "placeholder" and node.name in trace.inputs:
+            coupling.values[node] = _input_axes(trace, node)
+    for node in trace.calls:
+        coupling.values[node] = rule_of(node)(Call.of(coupling, node))
+    for axis in map(settle, coupling.created):
+        axis.is_batch |= axis.is_unbound
+    for source in trace.outputs:
+        if isinstance(source, fx.Node):
+            for axis in coupling.axes(trace.graph.output_node(), source):
+                fix(axis, "it is an output of the network")
+    return coupling
+
+
+def _input_axes(trace: Trace, node: fx.Node) -> Axes:
+    sizes = shape(node) or ()
+    axes = [fixed(size, "it is an input of the network") for size in sizes]
+    if trace.batch is not None and axes:
+        axes[0] = Axis(sizes[0], is_batch=True, is_unbound=False)
+    return axes

@@ -1,0 +1,343 @@
+"""Running a trace at any widths and depths.
+
+The operators of a trace run one by one, as torch would have run them. Their arguments that are sizes follow from the
+sizes in use (`Reading.rewrites`), blocks beyond the depth in use are left out, and whoever reads the end of a stage
+reads the last block in use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+from torch.utils import _pytree
+
+from transprune.errors import ModelError
+from transprune.reading.coupling import bound_arguments
+from transprune.reading.layouts import Layout, Sizes
+from transprune.reading.reading import Reading
+from transprune.reading.stages import BlockRun, is_in_place
+from transprune.reading.trace import operator, shape
+
+Arguments = dict[str, Any]
+Function = Callable[[Arguments], Any]
+
+
+@dataclass(frozen=True)
+class Value:
+    """Stands for the value of a node, or of the end of a stage, among the arguments of a call."""
+
+    key: object
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operator call."""
+
+    node: fx.Node
+    operator: str
+    constants: Mapping[str, Any]
+    """Arguments that never change, by name."""
+    reads: Mapping[str, Any]
+    """Arguments with a `Value` where a value is read."""
+    sizes: Mapping[str, Layout | tuple[Layout, ...]]
+    """Arguments that are sizes."""
+    function: Function
+    block: tuple[str, int] | None
+    """The stage and the position in it of the block that the call stands in."""
+    last_reads: tuple[object, ...] = ()
+    """Values that nobody reads afterwards."""
+    ends: BlockRun | None = None
+    """The stage that is over with this call."""
+
+
+class Surroundings:
+    """What a trace is run with; the base runs it as it was traced.
+
+    Args:
+        sizes: Widths and depths in use; the number of samples comes from the inputs.
+    """
+
+    def __init__(self, sizes: Sizes) -> None:
+        self.sizes = sizes
+
+    def runs(self, step: Step) -> bool:
+        """Whether a call is made at the depths in use."""
+        if step.block is None:
+            return True
+        stage, position = step.block
+        return stage not in self.sizes.depths or position < max(self.sizes.depths[stage])
+
+    def state(self, name: str) -> Tensor:
+        """A parameter, buffer or constant at the sizes in use."""
+        raise NotImplementedError
+
+    def function(self, step: Step) -> Function:
+        """What computes a call."""
+        return step.function
+
+    def stage_end(self, stage: BlockRun, handed_on: Sequence[Tensor]) -> Tensor:
+        """What the readers of a stage's end get, from what the blocks at the depths in use hand on."""
+        return handed_on[-1]
+
+
+class Program:
+    """A reading, ready to run.
+
+    Args:
+        reading: What was read from a model.
+    """
+
+    def __init__(self, reading: Reading) -> None:
+        self.reading = reading
+        trace = reading.trace
+        self._blocks = {
+            node: (stage.name, position)
+            for stage in reading.stages
+            for position, nodes in enumerate(stage.members)
+            for node in nodes
+        }
+        placeholders = {node.name: node for node in trace.graph.nodes if node.op == "placeholder"}
+        self._inputs = tuple(placeholders[name] for name in trace.inputs)
+        self.input_shapes = tuple(shape(node) or () for node in self._inputs)
+        """Shapes of the inputs that were traced."""
+        self._ends = {stage.exits[-1]: stage for stage in reading.stages}
+        self._exits = {stage.name: stage for stage in reading.stages}
+        self._written_over = frozenset(
+            node
+            for stage in reading.stages
+            for node in stage.exits[:-1]
+            if any(is_in_place(user, node) for user in node.users)
+        )
+        self.steps = tuple(self._step(node) for node in trace.calls)
+        self.outputs = tuple(self._template(source, trace.graph.output_node()) for source in trace.outputs)
+        self.steps = self._with_last_reads()
+
+    def without_reads(self, unread: Mapping[fx.Node, Collection[str]]) -> Program:
+        """The same, but certain calls do not read certain arguments, by name."""
+        changed = object.__new__(Program)
+        changed.__dict__.update(self.__dict__)
+        changed.steps = tuple(
+            replace(step, reads={name: read for name, read in step.reads.items() if name not in unread[step.node]})
+            if step.node in unread
+            else step
+            for step in self.steps
+        )
+        changed.steps = changed._with_last_reads()
+        return changed
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Program:
+        return self  # it never changes, and its keys are the nodes of a graph
+
+    def __reduce__(self) -> Any:
+        raise ModelError(
+            f"cannot pickle the operators that were traced from {type(self.reading.trace.model).__name__}, which its "
+            f"smaller network runs; expected its state_dict() alone, which shrink(model, architecture, example) or "
+            f"load(run) makes room for, or an exported file (student.pt2, torch.export)"
+        )
+
+    def _step(self, node: fx.Node) -> Step:
+        arguments = bound_arguments(node) if isinstance(node.target, torch._ops.OpOverload) else _plain(node)
+        templates = {name: self._template(value, node) for name, value in arguments.items()}
+        changing = {name for name, template in templates.items() if _changes(template)}
+        return Step(
+            node=node,
+            operator=operator(node),
+            constants={name: template for name, template in templates.items() if name not in changing},
+            reads={name: template for name, template in templates.items() if name in changing},
+            sizes=self.reading.rewrites.get(node, {}),
+            function=_function(node),
+            block=self._blocks.get(node),
+            ends=self._last_calls.get(node),
+        )
+
+    @cached_property
+    def free_sums(self) -> Mapping[fx.Node, str]:
+        """Path of the shortcut of each residual sum with free sides, by the call that adds."""
+        return {
+            facts.use.node: facts.use.name
+            for facts in self.reading.layers
+            if facts.use.operator == "projection" and facts.inputs != facts.outputs
+        }
+
+    @cached_property
+    def aliases(self) -> Mapping[str, tuple[str, ...]]:
+        """All paths of the parameters and buffers that have several, by each of them."""
+        model = self.reading.trace.model
+        named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+        paths: dict[int, list[str]] = {}
+        for path, tensor in named:
+            paths.setdefault(id(tensor), []).append(path)
+        return {path: tuple(each) for each in paths.values() if len(each) > 1 for path in each}
+
+    @cached_property
+    def _last_calls(self) -> dict[fx.Node, BlockRun]:
+        """The stage that is over with a call."""
+        order = {node: place for place, node in enumerate(self.reading.trace.calls)}
+        return {max(stage.inside, key=order.__getitem__): stage for stage in self.reading.stages}
+
+    def _template(self, value: Any, reader: fx.Node) -> Any:
+        if isinstance(value, fx.Node):
+            stage = self._ends.get(value)
+            return Value(stage.name if stage is not None and reader not in stage.inside else value)
+        if isinstance(value, list | tuple):
+            return [self._template(each, reader) for each in value]
+        return value
+
+    def _with_last_reads(self) -> tuple[Step, ...]:
+        kept = {value.key for value in _values(self.outputs)}
+        kept |= {node for stage in self.reading.stages for node in stage.exits}
+        seen: set[object] = set(kept)
+        steps = []
+        for step in reversed(self.steps):
+            reads = {value.key for value in _values(list(step.reads.values()))}
+            steps.append(replace(step, last_reads=tuple(reads - seen)))
+            seen |= reads
+        return tuple(reversed(steps))
+
+    def run(self, surroundings: Surroundings, inputs: Sequence[Tensor]) -> Any:
+        """What the model's forward returns for the inputs.
+
+        Args:
+            surroundings: What it is run with.
+            inputs: The positional arguments of the forward.
+        """
+        trace = self.reading.trace
+        sizes = surroundings.sizes
+        if trace.batch is not None:
+            sizes = Sizes(sizes.widths, sizes.depths, inputs[0].shape[0], sizes.is_supernet)
+        depths = {name: sizes.depths.get(name, (len(stage.blocks),)) for name, stage in self._exits.items()}
+        values: dict[object, Any] = dict(zip(self._inputs, inputs, strict=True))
+        device = inputs[0].device if inputs else None
+        kept: dict[fx.Node, Tensor] = {}
+
+        def value_of(key: object) -> Any:
+            if key not in values:
+                assert isinstance(key, fx.Node)
+                values[key] = surroundings.state(str(trace.state(key)))
+            return values[key]
+
+        for step in self.steps:
+            if surroundings.runs(step):
+                read = {name: _filled(template, value_of, device) for name, template in step.reads.items()}
+                arguments = {**step.constants, **read}
+                for name, layout in step.sizes.items():
+                    is_list = isinstance(layout, tuple)
+                    arguments[name] = [each.size(sizes) for each in layout] if is_list else layout.size(sizes)  # type: ignore
+                values[step.node] = surroundings.function(step)(arguments)
+                if step.node in self._written_over and step.block is not None:
+                    depth, in_use = step.block[1] + 1, depths[step.block[0]]
+                    if depth in in_use and depth < max(in_use):  # the next block writes over what the end is mixed of
+                        kept[step.node] = values[step.node].clone()
+                for key in step.last_reads:
+                    values.pop(key, None)
+            if step.ends is not None:
+                stage = step.ends
+                exits = [stage.exits[depth - 1] for depth in depths[stage.name]]
+                handed_on = [kept.pop(node) if node in kept else values[node] for node in exits]
+                values[stage.name] = surroundings.stage_end(stage, handed_on)
+                for node in stage.exits:
+                    values.pop(node, None)
+        flat = [_filled(template, value_of, device) for template in self.outputs]
+        return _pytree.tree_unflatten(flat, trace.structure)
+
+
+def _filled(template: Any, value_of: Callable[[object], Any], device: torch.device | None) -> Any:
+    """An argument with its values in place.
+
+    It is no closure: one that calls itself is a cycle, which would keep the features of a forward.
+    """
+    if isinstance(template, Value):
+        return value_of(template.key)
+    if isinstance(template, list):
+        return [_filled(each, value_of, device) for each in template]
+    return device if isinstance(template, torch.device) else template
+
+
+def _plain(node: fx.Node) -> dict[str, Any]:
+    """Arguments of a call of something that has no schema."""
+    return {str(position): argument for position, argument in enumerate(node.args)} | dict(node.kwargs)
+
+
+def _values(template: Any) -> list[Value]:
+    if isinstance(template, Value):
+        return [template]
+    if isinstance(template, list | tuple):
+        return [value for each in template for value in _values(each)]
+    return []
+
+
+def _changes(template: Any) -> bool:
+    """Whether an argument differs from run to run: a value is read, or it names a device."""
+    if isinstance(template, list):
+        return any(map(_changes, template))
+    return isinstance(template, Value | torch.device)
+
+
+def _function(node: fx.Node) -> Function:
+    """What computes a call, from its arguments by name."""
+    special = FUNCTIONS.get(operator(node))
+    if special is not None:
+        return special
+    target: Any = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        positions = [str(position) for position in range(len(node.args))]
+        return lambda arguments: target(
+            *(arguments[name] for name in positions),
+            **{name: value for name, value in arguments.items() if name not in positions},
+        )
+    schema = target._schema.arguments
+    plain = [argument.name for argument in schema if not argument.kwarg_only]
+    named = [argument.name for argument in schema if argument.kwarg_only]
+    return lambda arguments: target(*(arguments[name] for name in plain), **{name: arguments[name] for name in named})
+
+
+def _reshape(arguments: Arguments) -> Any:
+    tensor: Tensor = arguments["self"]
+    return tensor.reshape(arguments["size"])
+
+
+def _expand(arguments: Arguments) -> Any:
+    tensor: Tensor = arguments["self"]
+    return tensor.expand(arguments["size"])
+
+
+def _split(arguments: Arguments) -> Any:
+    return torch.split(arguments["self"], arguments["split_sizes"], arguments["dim"] or 0)
+
+
+def _convolution(name: str) -> Function:
+    def function(arguments: Arguments) -> Tensor:
+        convolve: Callable[..., Tensor] = getattr(F, name)
+        return convolve(
+            arguments["input"],
+            arguments["weight"],
+            arguments["bias"],
+            arguments["stride"],
+            arguments["padding"],
+            arguments["dilation"],
+            arguments["groups"],
+        )
+
+    return function
+
+
+def _linear(arguments: Arguments) -> Tensor:
+    return F.linear(arguments["input"], arguments["weight"], arguments["bias"])
+
+
+FUNCTIONS: dict[str, Function] = {
+    **dict.fromkeys(("view", "reshape", "_unsafe_view", "flatten", "unflatten", "reshape_as", "view_as"), _reshape),
+    **dict.fromkeys(("expand", "expand_as", "broadcast_to"), _expand),
+    **dict.fromkeys(("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk"), _split),
+    "conv1d": _convolution("conv1d"),
+    "conv2d": _convolution("conv2d"),
+    "conv3d": _convolution("conv3d"),
+    "linear": _linear,
+}
+"""Operators that are not computed by themselves but by a function of any sizes."""

@@ -1,0 +1,296 @@
+"""Reading a model's search space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from math import gcd
+from typing import Literal
+
+from torch import nn
+
+from transprune.errors import ModelError, OptionError, expected_one_of
+from transprune.layer_costs import Channels, Layer
+from transprune.models.residual import ResidualSum
+from transprune.reading.layouts import Concatenation, Constant, FreeSumEnd, Group, Layout, Product, Samples, StageEnd
+from transprune.reading.reading import GroupFacts, LayerFacts, ParameterFacts, Reading, read
+from transprune.reading.samples import check_samples
+from transprune.reading.trace import Example
+from transprune.reading.wrappers import unwrapped
+from transprune.space import (
+    PAPER_RATIOS,
+    DepthStage,
+    Fixed,
+    SearchSpace,
+    WidthGroup,
+    depth_candidates,
+    width_candidates,
+)
+
+Dimensions = Literal["both", "width", "depth"]
+
+
+def inspect(
+    model: nn.Module,
+    example: Example,
+    *,
+    dimensions: Dimensions = "both",
+    ratios: Sequence[float] = PAPER_RATIOS,
+    divisor: int = 1,
+    depths: Callable[[int], Sequence[int]] = depth_candidates,
+    keep: Sequence[str] = (),
+    only: Sequence[str] = (),
+) -> SearchSpace:
+    """Reads which widths and depths of a model can be chosen, and what each choice costs. The model is untouched.
+
+    Args:
+        model: The network; its trained or untrained weights do not matter.
+        example: An input batch [batch, ...], or a tuple of the forward's positional arguments.
+        dimensions: Search `width`, `depth` or `both`.
+        ratios: Candidate widths as shares of the full width, each in (0, 1].
+        divisor: Candidate widths below the full one are multiples of this (in channels, where a group is cut in units
+            of several channels).
+        depths: The candidate depths of a stage with so many blocks.
+        keep: Patterns (`*`, `?`) of layers that keep their width and of stages that keep their depth.
+        only: Patterns of the layers and stages that are searched, and no others; empty: all.
+
+    Raises:
+        ModelError: The model does not run on the example, cannot be traced, depends on the number of samples, or has
+            nothing to search.
+        OptionError: A ratio is outside (0, 1], the divisor is below 1, `dimensions` is unknown, or a pattern matches
+            nothing.
+    """
+    if dimensions not in ("both", "width", "depth"):
+        raise OptionError(f"cannot inspect with dimensions={dimensions!r}; expected 'both', 'width' or 'depth'")
+    if not ratios or not all(0 < ratio <= 1 for ratio in ratios) or divisor < 1:
+        raise OptionError(
+            f"cannot inspect with ratios={list(ratios)} and divisor={divisor}; "
+            f"expected ratios in (0, 1] and a divisor of at least 1"
+        )
+    model = unwrapped(model)
+    reading = read(model, example)
+    check_samples(model, reading, example)
+    choosing = _Choosing(reading, keep, only)
+    choosing.choose_groups(
+        lambda group: width_candidates(group.width, ratios, divisor=_unit_divisor(divisor, group.unit)),
+        is_searched=dimensions != "depth",
+    )
+    choosing.choose_stages(lambda depth: tuple(depths(depth)), is_searched=dimensions != "width")
+    choosing.check_patterns()
+    space = choosing.space()
+    if not space.groups and not space.stages:
+        reasons = "; ".join(f"{fixed.name!r}: {fixed.reason}" for fixed in space.fixed[:5])
+        raise ModelError(
+            f"cannot search the model {type(model).__name__}: none of its widths and depths can be chosen ({reasons})"
+        )
+    return space
+
+
+def full_space(reading: Reading) -> SearchSpace:
+    """All that a reading offers, with the paper's candidates."""
+    choosing = _Choosing(reading, (), ())
+    choosing.choose_groups(lambda group: width_candidates(group.width), is_searched=True, is_complete=True)
+    choosing.choose_stages(depth_candidates, is_searched=True)
+    return choosing.space()
+
+
+def _unit_divisor(divisor: int, unit: int) -> int:
+    """How many units make a multiple of so many channels."""
+    return divisor // gcd(divisor, unit)
+
+
+class _Choosing:
+    """Turns what a reading offers into the groups and stages of a search space."""
+
+    def __init__(self, reading: Reading, keep: Sequence[str], only: Sequence[str]) -> None:
+        self.reading = reading
+        self.keep, self.only = keep, only
+        self.groups: list[WidthGroup] = []
+        self.stages: list[DepthStage] = []
+        self.fixed: list[Fixed] = []
+
+    def choose_groups(
+        self,
+        candidates: Callable[[GroupFacts], tuple[int, ...]],
+        *,
+        is_searched: bool,
+        is_complete: bool = False,
+    ) -> None:
+        for group in self.reading.groups:
+            choices = candidates(group)
+            reason = self._kept_reason(group.layers, "widths", is_searched)
+            if reason is None and len(choices) < 2 and not is_complete:
+                reason = "it has a single candidate"
+            if reason is not None:
+                self.fixed.append(Fixed(group.name, reason))
+                continue
+            self.groups.append(
+                WidthGroup(name=group.name, width=group.width, candidates=choices, layers=group.layers, unit=group.unit)
+            )
+
+    def choose_stages(self, candidates: Callable[[int], tuple[int, ...]], *, is_searched: bool) -> None:
+        for run in self.reading.stages:
+            reason = self._kept_reason((run.name,), "depths", is_searched)
+            if reason is not None:
+                self.fixed.append(Fixed(run.name, reason))
+                continue
+            depth = len(run.blocks)
+            choices = tuple(sorted({*candidates(depth), depth}))
+            if choices[0] < 1 or choices[-1] > depth:
+                raise OptionError(
+                    f"cannot search the depth of {run.name!r}: found the candidates {list(choices)} for its {depth} "
+                    f"blocks; expected depths from 1 to {depth}"
+                )
+            self.stages.append(
+                DepthStage(name=run.name, depth=depth, candidates=choices, blocks=run.blocks, outputs=())
+            )
+
+    def _kept_reason(self, names: Sequence[str], what: str, is_searched: bool) -> str | None:
+        if not is_searched:
+            return f"{what} are not searched"
+        if any(_matches(name, self.keep) for name in names):
+            return "it is kept as asked"
+        if self.only and not any(_matches(name, self.only) for name in names):
+            return "it is not among what is searched only, as asked"
+        return None
+
+    def check_patterns(self) -> None:
+        """Checks that every pattern says something.
+
+        Raises:
+            OptionError: A pattern matches no layer and no stage.
+        """
+        names = [layer.use.name for layer in self.reading.layers] + [stage.name for stage in self.reading.stages]
+        for option, patterns in (("keep", self.keep), ("only", self.only)):
+            for pattern in patterns:
+                if not any(fnmatchcase(name, pattern) for name in names):
+                    raise OptionError(
+                        f"cannot search with {option} {pattern!r}: no layer or stage has such a name; "
+                        f"{expected_one_of(pattern, dict.fromkeys(names))}"
+                    )
+
+    def space(self) -> SearchSpace:
+        """The search space of what was chosen."""
+        counting = Counting({group.name for group in self.groups}, {stage.name for stage in self.stages})
+        reading = self.reading
+        stages = tuple(
+            DepthStage(
+                name=stage.name,
+                depth=stage.depth,
+                candidates=stage.candidates,
+                blocks=stage.blocks,
+                outputs=tuple(map(counting.channels, reading.ends[stage.name])),
+            )
+            for stage in self.stages
+        )
+        layers = [layer for facts in reading.layers if (layer := self._layer(facts, counting)) is not None]
+        layers += [_parameter(facts, counting) for facts in reading.rest]
+        named = {group.name for group in self.groups} | {fixed.name for fixed in self.fixed}
+        rest = [Fixed(name, reason) for name, reason in reading.fixed if name not in named]
+        return SearchSpace(
+            groups=tuple(self.groups),
+            stages=stages,
+            layers=tuple(layers),
+            fixed=(*self.fixed, *rest, *(Fixed(name, reason) for name, reason in reading.uncounted)),
+        )
+
+    def _layer(self, facts: LayerFacts, counting: Counting) -> Layer | None:
+        use = facts.use
+        inputs, outputs = counting.channels(facts.inputs), counting.channels(facts.outputs)
+        has_norm = False
+        if use.operator == "projection":
+            if inputs == outputs:
+                return None
+            total = self.reading.trace.model.get_submodule(use.name.removesuffix(".shortcut"))
+            has_norm = isinstance(total, ResidualSum) and total.has_norm
+        return Layer(
+            name=use.name,
+            operator=use.operator,
+            inputs=inputs,
+            outputs=outputs,
+            kernel=use.kernel,
+            positions=facts.positions,
+            bias_positions=None if facts.bias_positions == facts.positions else facts.bias_positions,
+            has_bias=facts.has_bias,
+            has_norm=has_norm,
+            is_repeat=not facts.is_counted and use.operator not in ("matmul", "projection"),
+        )
+
+
+def _parameter(facts: ParameterFacts, counting: Counting) -> Layer:
+    """A parameter that no layer counts: its size as a product of at most two widths."""
+    constant, varying = 1, []
+    for layout in facts.axes:
+        channels = counting.channels(layout)
+        if channels.sources:
+            varying.append(channels)
+        else:
+            constant *= channels.total
+    inputs, outputs = [*varying, Channels(1), Channels(1)][:2]
+    return Layer(name=facts.name, operator="parameter", inputs=inputs, outputs=outputs, kernel=constant)
+
+
+class Counting:
+    """How many channels a layout has, in terms of the groups and stages that are searched."""
+
+    def __init__(self, groups: set[str], stages: set[str]) -> None:
+        self.groups, self.stages = groups, stages
+
+    def channels(self, layout: Layout) -> Channels:
+        """The channels of a layout. Groups and stages that are not searched have their full size."""
+        merged: dict[str | None, Channels] = {}
+        for part in self._parts(layout):
+            known = merged.get(part.source)
+            if known is None:
+                merged[part.source] = part
+            elif part.source is None:
+                merged[None] = Channels(known.full * known.repeat + part.full * part.repeat)
+            else:
+                merged[part.source] = Channels(part.full, part.source, known.repeat + part.repeat)
+        parts = list(merged.values()) or [Channels(0)]
+        return Channels(parts[0].full, parts[0].source, parts[0].repeat, tuple(parts[1:]))
+
+    def _parts(self, layout: Layout) -> Iterator[Channels]:
+        match layout:
+            case Constant(full):
+                yield Channels(full)
+            case Samples():
+                yield Channels(1)
+            case Group(name, full):
+                yield Channels(full, name if name in self.groups else None)
+            case Concatenation(parts):
+                for part in parts:
+                    yield from self._parts(part)
+            case Product(factors):
+                yield from self._product(factors)
+            case FreeSumEnd(_, main, _):
+                yield from self._parts(main)
+            case StageEnd(stage, exits):
+                ends = {self.channels(end) for end in exits}
+                if len(ends) > 1 and stage in self.stages:
+                    yield Channels(self.channels(exits[-1]).total, stage)
+                else:
+                    yield from self._parts(exits[-1])
+
+    def _product(self, factors: Sequence[Layout]) -> Iterator[Channels]:
+        constant, varying = 1, None
+        for factor in factors:
+            channels = self.channels(factor)
+            if not channels.sources:
+                constant *= channels.total
+            elif varying is None:
+                varying = channels
+            else:
+                raise AssertionError("two searched widths are multiplied")  # the reading fixes all but one
+        if varying is None:
+            yield Channels(constant)
+            return
+        for part in varying.parts:
+            if part.source is None:
+                yield Channels(part.full * part.repeat * constant)
+            else:
+                yield Channels(part.full, part.source, part.repeat * constant)
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

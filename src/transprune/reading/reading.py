@@ -1,0 +1,344 @@
+"""Everything that a model's trace says about its widths and depths, as frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import numpy as np
+from torch import fx, nn
+
+from transprune.errors import ModelError
+from transprune.reading.axes import Axis, Behind, Concatenated, FreeSum, Multiplied, atoms, settle
+from transprune.reading.coupling import PRODUCERS, Axes, Coupling, Use, couple
+from transprune.reading.freedom import decide, searchable
+from transprune.reading.layouts import (
+    Concatenation,
+    Constant,
+    FreeSumEnd,
+    Group,
+    Layout,
+    Product,
+    Samples,
+    StageEnd,
+    varies,
+)
+from transprune.reading.stages import BlockRun, find_stages
+from transprune.reading.trace import Example, Trace, trace
+
+
+@dataclass(frozen=True)
+class GroupFacts:
+    """Layers that must share one width."""
+
+    name: str
+    """Path of the first layer that produces these channels."""
+    width: int
+    """Units in the unpruned network."""
+    unit: int
+    """Channels a unit in the first layer."""
+    layers: tuple[str, ...]
+    is_ordered: bool
+    """Whether the channels must not be permuted, because neighbours are read together."""
+    is_inexact: bool
+    """Whether leaving channels out differs from zeroing them: a statistic is taken over all of them."""
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """One layer at work, with the layouts that decide its cost."""
+
+    use: Use
+    inputs: Layout
+    outputs: Layout
+    positions: int
+    bias_positions: int
+    is_counted: bool
+    """Whether the parameters are this layer's to count."""
+    has_bias: bool
+
+
+@dataclass(frozen=True)
+class ParameterFacts:
+    """A parameter that no layer counts."""
+
+    name: str
+    axes: tuple[Layout, ...]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a model's trace says: its groups and stages, its layers, and the layout of every tensor."""
+
+    trace: Trace
+    stages: tuple[BlockRun, ...]
+    groups: tuple[GroupFacts, ...]
+    layers: tuple[LayerFacts, ...]
+    rest: tuple[ParameterFacts, ...]
+    """Parameters that no layer counts."""
+    fixed: tuple[tuple[str, str], ...]
+    """Layers whose width is fixed, with the reason."""
+    uncounted: tuple[tuple[str, str], ...]
+    """Calls whose cost is not counted, with the reason."""
+    values: Mapping[fx.Node, Any] = field(repr=False)
+    """Layouts of the axes of each tensor; lists of them where a call returns several tensors."""
+    states: Mapping[str, tuple[Layout, ...]] = field(repr=False)
+    """Layouts of the axes of each parameter, buffer and constant."""
+    rewrites: Mapping[fx.Node, Mapping[str, Layout | tuple[Layout, ...]]] = field(repr=False)
+    """Arguments of calls that are sizes, and what they follow from."""
+    ends: Mapping[str, tuple[Layout, ...]] = field(repr=False)
+    """For each stage, the channels that its blocks hand on."""
+
+    def first_units(self, group: str) -> np.ndarray:
+        """The units of a group in the order in which they stand."""
+        return np.arange(self._widths[group])
+
+    @cached_property
+    def _widths(self) -> dict[str, int]:
+        return {group.name: group.width for group in self.groups}
+
+
+def read(model: nn.Module, example: Example) -> Reading:
+    """Reads a model. It is untouched.
+
+    Args:
+        model: Any module that `torch.export` can read.
+        example: An input batch, or a tuple of the forward's positional arguments.
+
+    Raises:
+        ModelError: The model does not run on the example, or cannot be traced.
+    """
+    reading = trace(model, example)
+    stages = find_stages(reading)
+    states: dict[str, Axes] = {}
+    in_training = _training_trace(model, example, reading)
+    if in_training is not None:
+        others = {stage.name: stage for stage in find_stages(in_training)}
+        stages = [stage for stage in stages if stage.name in others]
+        coupling = couple(reading, stages, states)
+        extra = couple(in_training, [others[stage.name] for stage in stages], states)
+        return _Freezing(model, coupling, extra).reading()
+    return _Freezing(model, couple(reading, stages, states), None).reading()
+
+
+def _training_trace(model: nn.Module, example: Example, reading: Trace) -> Trace | None:
+    """The trace of what the model does in training, where it then uses parameters that it does not use otherwise."""
+    unused = [node for node in reading.graph.nodes if node.name in reading.parameters and not node.users]
+    if not unused:
+        return None
+    try:
+        return trace(model, example, training=True)
+    except ModelError:
+        return None
+
+
+class _Freezing:
+    """Turns the axes of a coupling into layouts of named groups."""
+
+    def __init__(self, model: nn.Module, coupling: Coupling, extra: Coupling | None) -> None:
+        self.model = model
+        self.coupling = coupling
+        self.extra = extra
+        self.names: dict[int, str] = {}
+        self.layouts: dict[int, Layout] = {}
+
+    def reading(self) -> Reading:
+        decide(self.coupling)
+        groups = self._name_groups()
+        coupling = self.coupling
+        layers, rest = self._layers()
+        return Reading(
+            trace=coupling.trace,
+            stages=tuple(coupling.stages),
+            groups=groups,
+            layers=layers,
+            rest=rest,
+            fixed=self._fixed(),
+            uncounted=tuple(coupling.uncounted),
+            values={node: self._nested(value) for node, value in coupling.values.items()},
+            states={name: tuple(map(self.layout, axes)) for name, axes in coupling.states.items()},
+            rewrites={
+                node: {
+                    name: tuple(map(self.layout, value)) if isinstance(value, list) else self.layout(value)
+                    for name, value in arguments.items()
+                }
+                for node, arguments in coupling.rewrites.items()
+            },
+            ends={stage.name: self._end(stage) for stage in coupling.stages},
+        )
+
+    # Groups and layouts.
+
+    def _name_groups(self) -> tuple[GroupFacts, ...]:
+        with_parameters = {
+            id(atom) for axes in self.coupling.states.values() for axis in axes for atom in searchable(axis)
+        }
+        uses = [use for use in self.coupling.uses if use.operator in PRODUCERS]
+        order = {use.name: position for position, use in reversed(list(enumerate(uses)))}
+        groups: list[GroupFacts] = []
+        taken: dict[str, int] = {}
+        for use in uses:
+            for atom in searchable(use.outputs):
+                if id(atom) in self.names or id(atom) not in with_parameters:
+                    continue
+                layers = tuple(sorted(set(atom.layers) & order.keys(), key=order.__getitem__))
+                name = layers[0] if layers else use.name
+                taken[name] = taken.get(name, 0) + 1
+                name = name if taken[name] == 1 else f"{name}:{taken[name]}"
+                self.names[id(atom)] = name
+                groups.append(
+                    GroupFacts(
+                        name=name,
+                        width=atom.size,
+                        unit=_entries_a_unit(use.outputs, atom),
+                        layers=layers or (use.name,),
+                        is_ordered=atom.is_ordered,
+                        is_inexact=atom.is_inexact,
+                    )
+                )
+        return tuple(groups)
+
+    def layout(self, axis: Axis) -> Layout:
+        """The frozen form of an axis."""
+        axis = settle(axis)
+        if id(axis) not in self.layouts:
+            self.layouts[id(axis)] = self._layout(axis)
+        return self.layouts[id(axis)]
+
+    def _layout(self, axis: Axis) -> Layout:
+        match axis.form:
+            case Concatenated(parts):
+                return _simplified(Concatenation(tuple(map(self.layout, parts))))
+            case Multiplied(factors):
+                return _simplified(Product(tuple(map(self.layout, factors))))
+            case Behind(stage, exits):
+                return StageEnd(stage, tuple(map(self.layout, exits)))
+            case FreeSum(path, main, other):
+                return FreeSumEnd(path, self.layout(main), self.layout(other))
+        if axis.is_batch:
+            return Samples(axis.size)
+        name = self.names.get(id(axis))
+        return Constant(axis.size) if name is None else Group(name, axis.size)
+
+    def _nested(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return tuple(self._nested(each) for each in value)
+        return self.layout(value)
+
+    def _end(self, stage: BlockRun) -> tuple[Layout, ...]:
+        exits = [[self.layout(axis) for axis in self.coupling.values[node]] for node in stage.exits]
+        rank = len(exits[-1])
+        searched = [place for place in range(rank) if any(axes[place].is_searched for axes in exits)]
+        place = 1 if rank > 1 and (1 in searched or not searched) else (searched or [0])[0]
+        return tuple(axes[place] for axes in exits)
+
+    # What is not searched, and what costs what.
+
+    def _fixed(self) -> tuple[tuple[str, str], ...]:
+        found: dict[str, str] = {}
+        searched: set[str] = set()
+        for coupling in (self.coupling, *([self.extra] if self.extra is not None else [])):
+            for use in coupling.uses:
+                if use.operator not in PRODUCERS:
+                    continue
+                inner = list(atoms(use.outputs))
+                if any(id(atom) in self.names for atom in inner):
+                    searched.add(use.name)
+                    continue
+                reasons = [atom.reason for atom in inner if atom.reason is not None]
+                other = (
+                    "it has a single channel" if use.outputs.size == 1 else "nothing else reads or writes its channels"
+                )
+                found.setdefault(use.name, reasons[0] if reasons else other)
+        return tuple((name, reason) for name, reason in found.items() if name not in searched)
+
+    def _layers(self) -> tuple[tuple[LayerFacts, ...], tuple[ParameterFacts, ...]]:
+        counted: set[int] = set()
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        layers: list[LayerFacts] = []
+        for use in self.coupling.uses:
+            layers += self._facts(use, parameters, counted)
+        rest: dict[int, ParameterFacts] = {}
+        for name, parameter in self.model.named_parameters():
+            if id(parameter) not in counted:
+                axes = self.coupling.states.get(name)
+                layouts = tuple(map(self.layout, axes)) if axes is not None else tuple(map(Constant, parameter.shape))
+                rest[id(parameter)] = ParameterFacts(name, layouts)
+        return tuple(layers), tuple(rest.values())
+
+    def _facts(self, use: Use, parameters: Mapping[str, nn.Parameter], counted: set[int]) -> Iterator[LayerFacts]:
+        varying = [axis for axis in use.positions if searchable(axis)]
+        constant = _count(axis for axis in use.positions if not searchable(axis))
+        own = [parameters[name] for name in (use.weight, use.bias) if name is not None]
+        expected = {"matmul": 0, "projection": 0, "norm": 2 * use.has_bias}.get(use.operator, 1 + use.has_bias)
+        is_counted = not varying and len(own) == expected and not any(id(parameter) in counted for parameter in own)
+        if is_counted:
+            counted.update(id(parameter) for parameter in own)
+        inputs, outputs = self.layout(use.inputs), self.layout(use.outputs)
+        if varying:
+            extra = _product([self.layout(axis) for axis in varying])
+            if inputs.is_searched:
+                outputs = _product([extra, outputs])
+            else:
+                inputs = _product([extra, inputs])
+        yield LayerFacts(
+            use=use,
+            inputs=inputs,
+            outputs=outputs,
+            positions=constant,
+            bias_positions=_count(use.bias_positions),
+            is_counted=is_counted,
+            has_bias=use.has_bias and not varying,
+        )
+        if varying and use.has_bias and use.operator != "norm":
+            yield LayerFacts(
+                use=_as_product(use),
+                inputs=_product([self.layout(axis) for axis in varying]),
+                outputs=self.layout(use.outputs),
+                positions=constant,
+                bias_positions=0,
+                is_counted=True,
+                has_bias=False,
+            )
+
+
+def _as_product(use: Use) -> Use:
+    """The bias of a layer whose positions vary, as a product of its own."""
+    return Use(name=f"{use.name}.bias", operator="matmul", node=use.node, inputs=use.inputs, outputs=use.outputs)
+
+
+def _product(layouts: Sequence[Layout]) -> Layout:
+    return _simplified(Product(tuple(layouts)))
+
+
+def _simplified(layout: Concatenation | Product) -> Layout:
+    """Constant parts together as one."""
+    return layout if varies(layout) else Constant(layout.full)
+
+
+def _count(axes: Iterable[Axis]) -> int:
+    """Entries of several axes together, for one sample."""
+    return prod(1 if atom.is_batch else atom.size for axis in axes for atom in _leaves(axis))
+
+
+def _leaves(axis: Axis) -> list[Axis]:
+    """Factors of an axis; anything but a product is one."""
+    axis = settle(axis)
+    return [settle(factor) for factor in axis.form.factors] if isinstance(axis.form, Multiplied) else [axis]
+
+
+def _entries_a_unit(axis: Axis, atom: Axis) -> int:
+    """Entries of an axis for every unit of an atom."""
+    axis = settle(axis)
+    match axis.form:
+        case Concatenated(parts):
+            return sum(_entries_a_unit(part, atom) for part in parts if any(a is atom for a in atoms(part)))
+        case Multiplied(factors):
+            return prod(
+                _entries_a_unit(factor, atom) if any(a is atom for a in atoms(factor)) else factor.size
+                for factor in factors
+            )
+    return 1

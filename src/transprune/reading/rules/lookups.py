@@ -1,0 +1,86 @@
+"""Operators that read entries by number or at the points of a grid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transprune.reading.coupling import Axes, Call, Rule
+from transprune.reading.rules.pointwise import broadcast
+from transprune.reading.rules.shapes import fixed_result
+
+
+def index(call: Call) -> Any:
+    """Entries by number along some axes; the others stay."""
+    axes = call.axes("self") or []
+    numbers = list(call["indices"])
+    places = [place for place, number in enumerate(numbers) if number is not None]
+    by_number = [call.axes_of(numbers[place]) or [] for place in places]
+    for place in places:
+        call.fix(axes[place], "reads it by number")
+    if not places:
+        return fixed_result(call)
+    rest = [axis for place, axis in enumerate(axes) if place not in places]
+    are_neighbours = places == list(range(places[0], places[-1] + 1))
+    start = places[0] if are_neighbours else 0
+    looked_up = broadcast(call, by_number, call.shape[start : start + len(call.shape) - len(rest)])
+    return [*rest[:start], *looked_up, *rest[start:]]
+
+
+def index_select(call: Call) -> Axes:
+    """Entries by number along one axis."""
+    axes = list(call.axes("self") or [])
+    place = int(call["dim"]) % len(axes)
+    call.fix(axes[place], "reads it by number")
+    axes[place] = call.fixed(call.shape[place])
+    return axes
+
+
+def gather(call: Call) -> Axes:
+    """Entries by number along one axis, the numbers of their own at each place of the others."""
+    axes, numbers = call.axes("self") or [], call.axes("index") or []
+    place = int(call["dim"]) % max(1, len(axes))
+    for position, (axis, number) in enumerate(zip(axes, numbers, strict=True)):
+        if position == place:
+            call.fix(axis, "reads it by number")
+        elif axis.size == number.size:
+            call.unify(axis, number)
+        else:
+            call.fix(axis)
+            call.fix(number)
+    return numbers
+
+
+def embedding(call: Call) -> Axes:
+    """Rows of a table by number."""
+    rows, width = call.axes("weight") or []
+    call.fix(rows, "reads it by number")
+    return [*(call.axes("indices") or []), width]
+
+
+def grid_sample(call: Call) -> Axes:
+    """A feature map read at the points of a grid."""
+    features, grid = call.axes("input") or [], call.axes("grid") or []
+    call.unify(features[0], grid[0])
+    for axis in (*features[2:], *grid[1:]):
+        call.fix(axis)
+    return [features[0], features[1], *(call.fixed(size) for size in call.shape[2:])]
+
+
+def affine_grid(call: Call) -> Axes:
+    """The points of a grid for each sample, from a matrix for each."""
+    samples, *matrix = call.axes("theta") or []
+    for axis in matrix:
+        call.fix(axis)
+    rest = [call.fixed(int(size)) for size in call["size"][1:]]
+    call.rewrite(size=[samples, *rest])
+    return [samples, *rest[1:], call.fixed(len(rest) - 1)]
+
+
+RULES: dict[str, Rule] = {
+    "index": index,
+    "index_select": index_select,
+    "gather": gather,
+    "embedding": embedding,
+    "affine_grid_generator": affine_grid,
+    "grid_sampler": grid_sample,
+}

@@ -1,0 +1,183 @@
+"""Operators that work entry by entry, and those that nothing is known of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from transprune.models.residual import ResidualSum
+from transprune.reading.axes import Axis, FreeSum, atoms, fix, fixed, is_atom, settle
+from transprune.reading.coupling import Axes, Call, Rule, Use
+
+
+def elementwise(call: Call) -> Axes:
+    """All tensors are read entry by entry; axes of one entry are stretched."""
+    return broadcast(call, call.tensors(), call.shape)
+
+
+def broadcast(call: Call, tensors: Sequence[Axes], sizes: Sequence[int]) -> Axes:
+    """Axes of a result of the given shape, which several tensors are stretched to."""
+    result: list[Axis | None] = [None] * len(sizes)
+    for axes in tensors:
+        for offset, axis in enumerate(reversed(axes), start=1):
+            place = len(sizes) - offset
+            known = result[place] if place >= 0 else None
+            if place < 0 or axis.size != sizes[place]:
+                continue
+            if known is None:
+                result[place] = axis
+            else:
+                call.unify(known, axis)
+    return [call.fixed(size) if axis is None else axis for axis, size in zip(result, sizes, strict=True)]
+
+
+def addition(call: Call) -> Axes:
+    """A sum; in a `ResidualSum` without a shortcut of its own its two sides may differ along the channels."""
+    main, other = call.axes("self"), call.axes("other")
+    path = call.coupling.trace.module_path(call.node)
+    module = call.coupling.trace.module(call.node)
+    if (
+        main is None
+        or other is None
+        or not isinstance(module, ResidualSum)
+        or not isinstance(module.shortcut, nn.Identity)
+        or len(call.shape) != 4  # what a projection, a 1×1 convolution, can bring to another width
+        or [axis.size for axis in main] != [axis.size for axis in other]
+    ):
+        return elementwise(call)
+    name = f"{path}.shortcut"
+    earlier = [use for use in call.coupling.uses if use.name == name]
+    for use in earlier:  # one module for several sums has one projection at most, so none is free
+        call.unify(use.outputs, use.inputs)
+    if earlier or not is_separable(main[1]) or not is_separable(other[1]):
+        return elementwise(call)
+    for position in (0, 2, 3):
+        call.unify(main[position], other[position])
+    total = Axis(main[1].size, FreeSum(name, main[1], other[1]), is_unbound=False)
+    call.coupling.add(
+        Use(
+            name=name,
+            operator="projection",
+            node=call.node,
+            inputs=other[1],
+            outputs=main[1],
+            positions=(main[0], *main[2:]),
+        )
+    )
+    return [main[0], total, *main[2:]]
+
+
+def is_separable(axis: Axis) -> bool:
+    """Whether an axis is a run of channels that a projection can bring to another width."""
+    form = settle(axis).form
+    return is_atom(axis) or type(form).__name__ in ("Behind", "FreeSum")
+
+
+def without_rule(call: Call) -> Any:
+    """Nothing is known of the operator: all that it reads keeps its size."""
+    for axes in _all_axes(call.tensors()):
+        for axis in axes:
+            if not call.coupling.may_count_samples(axis):
+                fix(axis, f"it reaches the operator {call.where}, which has no rule")
+    if call.operator in COSTLY or not hasattr(call.node.target, "_schema"):
+        name = call.coupling.trace.module_path(call.node) or call.node.name
+        call.coupling.uncounted.append((name, f"its MACs are not counted: the operator {call.where} has no rule"))
+    value = call.node.meta.get("val")
+    return fixed_axes(call, value)
+
+
+COSTLY = (
+    *("_native_multi_head_attention", "_transformer_encoder_layer_fwd", "bilinear", "cdist"),
+    *("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"),
+)
+"""Operators without a rule that multiply and add."""
+
+
+def _all_axes(values: Sequence[Any]) -> list[Axes]:
+    found: list[Axes] = []
+    for value in values:
+        if isinstance(value, list) and value and isinstance(value[0], list):
+            found += _all_axes(value)
+        elif isinstance(value, list):
+            found.append(value)
+    return found
+
+
+def fixed_axes(call: Call, value: object) -> Any:
+    """New axes of fixed sizes for a result: a tensor, or several. Samples that come in go out."""
+    if isinstance(value, Tensor):
+        sources = _all_axes(call.tensors())
+        samples = next((axis for source in sources for axis in map(settle, source) if axis.is_batch), None)
+        axes = [
+            samples if samples is not None and size == samples.size else call.fixed(int(size)) for size in value.shape
+        ]
+        for source in sources:
+            if axes and source and source[0].size == axes[0].size and any(atom.is_batch for atom in atoms(source[0])):
+                axes[0] = source[0]
+        return axes
+    if isinstance(value, list | tuple):
+        return [fixed_axes(call, each) for each in value]
+    return []
+
+
+def item(call: Call) -> Any:
+    """One of several results."""
+    source, index = call.node.args[:2]
+    assert isinstance(source, fx.Node)
+    return call.coupling.values[source][index]
+
+
+def first(call: Call) -> Axes:
+    """The result has the axes of the first tensor, whatever else is read."""
+    return call.coupling.axes(call.node, call.node.all_input_nodes[0])
+
+
+def created(call: Call) -> Axes:
+    """A new tensor of one value or of random ones: its axes take what they meet."""
+    sizes = call.shape
+    axes = [call.new_axis(place, size) for place, size in enumerate(sizes)]
+    if call["size"] is not None:
+        call.rewrite(size=list(axes))
+    return axes
+
+
+def counted(call: Call) -> Axes:
+    """A new tensor whose entries differ: its size is fixed, unless it has an entry for each sample."""
+    sizes, length = call.shape, COUNTS.get(call.operator, "")
+    is_plain = call.operator != "arange" or (call["start"] in (None, 0) and call["step"] in (None, 1))
+    if is_plain and type(call[length]) is int and set(sizes) == {call.coupling.trace.batch}:
+        samples = call.new_axis(0, sizes[0])
+        call.rewrite(**dict.fromkeys((length, "m") if "m" in call.arguments else (length,), samples))
+        return [samples] * len(sizes)
+    return [fixed(size, f"the operator {call.where} counts it") for size in sizes]
+
+
+COUNTS = {"arange": "end", "linspace": "steps", "eye": "n"}
+"""Arguments that say how many entries there are."""
+HANDS_ON = (
+    *("dropout", "feature_dropout", "alpha_dropout", "clone", "contiguous", "detach", "alias", "lift_fresh_copy"),
+    *("to", "_to_copy", "type_as", "float", "half", "double", "lift", "detach_copy", "alias_copy", "rrelu"),
+    *("zero", "fill"),
+)
+"""Operators that hand on their first tensor as it is."""
+ELEMENTWISE = (
+    *("sub", "mul", "div", "relu", "relu6", "hardtanh", "silu", "gelu", "sigmoid", "tanh", "hardswish", "hardsigmoid"),
+    *("leaky_relu", "elu", "selu", "celu", "mish", "softplus", "log_sigmoid", "where", "masked_fill", "pow", "rsub"),
+    *("square", "multiply", "divide", "subtract", "true_divide", "maximum", "minimum", "clamp", "clamp_min", "lerp"),
+    *("add_relu", "addcmul", "addcdiv", "logical_not", "ne", "eq", "gt", "lt", "ge", "le", "clip", "floor_divide"),
+)
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(HANDS_ON, first),
+    **dict.fromkeys(ELEMENTWISE, elementwise),
+    **dict.fromkeys(
+        ("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "randint_like"), first
+    ),
+    **dict.fromkeys(("zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "empty", "new_empty"), created),
+    **dict.fromkeys(("rand", "randn", "randint"), created),
+    **dict.fromkeys(("arange", "linspace", "eye", "scalar_tensor", "tensor"), counted),
+    "add": addition,
+    "getitem": item,
+}

@@ -1,0 +1,321 @@
+"""Operators with weights, norms, and products of matrices: those that cost something."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+from transprune.layer_costs import Operator
+from transprune.reading.axes import Axis, fix, fixed, mark, multiply
+from transprune.reading.coupling import Axes, Call, Rule, Use
+from transprune.reading.rules.pointwise import broadcast
+from transprune.reading.rules.shapes import fixed_result
+from transprune.reading.unification import factor
+
+
+def convolution(call: Call) -> Axes:
+    """Every output channel reads all input channels of its group."""
+    inputs, weight, bias = call.axes("input") or [], call.axes("weight") or [], call.axes("bias")
+    groups = int(call["groups"])
+    rank = len(weight) - 2
+    place = len(inputs) - rank - 1
+    read, is_depthwise = inputs[place], False
+    if groups == 1:
+        call.unify(read, weight[1])
+        outputs, each = weight[0], weight[1]
+    elif weight[1].size == 1 and weight[0].size == groups:
+        is_depthwise = True
+        call.unify(read, weight[0])
+        outputs, each = read, weight[1]
+        call.rewrite(groups=outputs)
+    else:
+        each = weight[1]
+        outer, inner = factor(read, (groups, each.size))
+        outer_out, _ = factor(weight[0], (groups, weight[0].size // groups))
+        call.unify(outer, outer_out)
+        call.unify(inner, each)
+        outputs = weight[0]
+        call.rewrite(groups=outer)
+    spatial = _convolved(call, inputs[place + 1 :], call.shape[place + 1 :])
+    before = (*inputs[:place], *spatial)
+    _add_convolution(
+        call,
+        each,
+        outputs,
+        bias,
+        operator="depthwise" if is_depthwise else "conv",
+        positions=before,
+        bias_positions=before,
+    )
+    return [*inputs[:place], outputs, *spatial]
+
+
+def transposed_convolution(call: Call) -> Axes:
+    """As a convolution, with the axes of the weight exchanged."""
+    inputs, weight, bias = call.axes("input") or [], call.axes("weight") or [], call.axes("bias")
+    groups = int(call["groups"])
+    rank = len(weight) - 2
+    place = len(inputs) - rank - 1
+    call.unify(inputs[place], weight[0])
+    each, outputs = weight[0], weight[1]
+    if groups > 1:
+        outer, each = factor(weight[0], (groups, weight[0].size // groups))
+        outputs = multiply([outer, weight[1]])
+        call.rewrite(groups=outer)
+    for axis in inputs[place + 1 :]:
+        call.fix(axis)
+    spatial = [call.fixed(size) for size in call.shape[place + 1 :]]
+    read_at, written_at = (*inputs[:place], *inputs[place + 1 :]), (*inputs[:place], *spatial)
+    _add_convolution(call, each, outputs, bias, operator="conv", positions=read_at, bias_positions=written_at)
+    return [*inputs[:place], outputs, *spatial]
+
+
+def _add_convolution(
+    call: Call,
+    each: Axis,
+    outputs: Axis,
+    bias: Axes | None,
+    *,
+    operator: Operator,
+    positions: tuple[Axis, ...],
+    bias_positions: tuple[Axis, ...],
+) -> None:
+    if bias is not None:
+        call.unify(outputs, bias[0])
+    kernel = (call.axes("weight") or [])[2:]
+    for axis in kernel:
+        fix(axis, "it is the extent of a kernel")
+    call.coupling.add(
+        Use(
+            name=call.layer_name(call["weight"]),
+            operator=operator,
+            node=call.node,
+            inputs=each,
+            outputs=outputs,
+            kernel=prod(axis.size for axis in kernel),
+            positions=positions,
+            bias_positions=bias_positions,
+            weight=call.coupling.trace.parameter(call["weight"]),
+            bias=call.coupling.trace.parameter(call["bias"]),
+            has_bias=bias is not None,
+        )
+    )
+
+
+def _convolved(call: Call, axes: Axes, sizes: tuple[int, ...]) -> Axes:
+    """The axes that a kernel moves along; where it keeps their size step by step, they may be searched."""
+    stride = call["stride"]
+    steps = list(stride) if isinstance(stride, list | tuple) else [1 if stride is None else stride]
+    result = []
+    for position, (axis, size) in enumerate(zip(axes, sizes, strict=True)):
+        if axis.size == size and steps[position % len(steps)] == 1:
+            mark(axis, ordered=True, inexact=True)  # neighbours are read together
+            result.append(axis)
+        else:
+            call.fix(axis)
+            result.append(call.fixed(size))
+    return result
+
+
+def linear(call: Call) -> Axes:
+    """Every output reads all inputs along the last axis."""
+    inputs, weight, bias = call.axes("input") or [], call.axes("weight") or [], call.axes("bias")
+    call.unify(inputs[-1], weight[-1])
+    outputs = weight[0] if len(weight) == 2 else call.fixed(1)
+    if bias is not None and bias:
+        call.unify(outputs, bias[0])
+    call.coupling.add(
+        Use(
+            name=call.layer_name(call["weight"]),
+            operator="linear",
+            node=call.node,
+            inputs=weight[-1],
+            outputs=outputs,
+            positions=tuple(inputs[:-1]),
+            bias_positions=tuple(inputs[:-1]),
+            weight=call.coupling.trace.parameter(call["weight"]),
+            bias=call.coupling.trace.parameter(call["bias"]),
+            has_bias=bias is not None,
+        )
+    )
+    return [*inputs[:-1], *([outputs] if len(weight) == 2 else [])]
+
+
+def batch_norm(call: Call) -> Axes:
+    """Statistics of every channel over all else."""
+    axes = call.axes("input") or []
+    channels = axes[1]
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        own = call.axes(name)
+        if own:
+            call.unify(channels, own[0])
+    for axis in (axes[0], *axes[2:]):
+        mark(axis, inexact=True)
+    _add_norm(call, channels)
+    return axes
+
+
+def layer_norm(call: Call) -> Axes:
+    """Statistics over the last axes."""
+    axes = call.axes("input") or []
+    last = axes[len(axes) - len(call["normalized_shape"]) :]
+    for axis in last:
+        mark(axis, inexact=True)
+    for name in ("weight", "bias"):
+        own = call.axes(name)
+        for axis, one in zip(last, own or [], strict=False):
+            call.unify(axis, one)
+    call.rewrite(normalized_shape=list(last))
+    _add_norm(call, multiply(last))
+    return axes
+
+
+def group_norm(call: Call) -> Axes:
+    """Statistics over groups of channels: a group stays whole, or there is one and it is all channels."""
+    axes = call.axes("input") or []
+    count, channels = int(call["num_groups"]), axes[1]
+    if count == 1:
+        mark(channels, inexact=True)
+    else:
+        outer, inner = factor(channels, (count, channels.size // count))
+        call.fix(inner, "normalises groups of that size")
+        call.rewrite(num_groups=outer)
+    for name in ("weight", "bias"):
+        own = call.axes(name)
+        if own:
+            call.unify(channels, own[0])
+    _add_norm(call, channels)
+    return axes
+
+
+def _add_norm(call: Call, channels: Axis) -> None:
+    coupling = call.coupling
+    weight = coupling.trace.parameter(call["weight"])
+    name = weight.removesuffix(".weight") if weight else coupling.trace.module_path(call.node) or call.node.name
+    coupling.add(
+        Use(
+            name=name,
+            operator="norm",
+            node=call.node,
+            inputs=channels,
+            outputs=channels,
+            weight=weight,
+            bias=coupling.trace.parameter(call["bias"]),
+            has_bias=call["weight"] is not None and call["bias"] is not None,
+        )
+    )
+
+
+def prelu(call: Call) -> Axes:
+    """A slope for every channel, or one for all."""
+    axes, slopes = call.axes("self") or [], call.axes("weight") or []
+    if slopes and slopes[0].size > 1:
+        call.unify(axes[1], slopes[0])
+    return axes
+
+
+def matmul(call: Call) -> Any:
+    """Products of matrices, one for every entry of the axes before the last two."""
+    first = call.axes("self") or []
+    second = call.axes("mat2" if "mat2" in call.arguments else "other") or []
+    if len(first) >= 2 and len(second) >= 2:
+        return _product(call, first, second)
+    result: Axes = fixed_result(call)
+    return result
+
+
+def _product(call: Call, first: Axes, second: Axes) -> Axes:
+    call.unify(first[-1], second[-2])
+    before = broadcast(call, [first[:-2], second[:-2]], call.shape[:-2])
+    _add_product(call, before, first[-2], first[-1], second[-1])
+    return [*before, first[-2], second[-1]]
+
+
+def _add_product(call: Call, before: Axes, rows: Axis, shared: Axis, columns: Axis) -> None:
+    """Records what a product costs. What it is done for many times (heads) is searched rather than its size."""
+    call.coupling.preferred += before
+    _record_product(call, shared, [*before, rows, columns])
+
+
+def _record_product(call: Call, shared: Axis, others: Axes) -> None:
+    name = f"{call.coupling.trace.module_path(call.node) or 'network'}.{call.node.name}"
+    *positions, outputs = others
+    call.coupling.add(
+        Use(name=name, operator="matmul", node=call.node, inputs=shared, outputs=outputs, positions=tuple(positions))
+    )
+
+
+def added_product(call: Call) -> Axes:
+    """A product of matrices and a sum."""
+    first, second = ("mat1", "mat2") if "mat1" in call.arguments else ("batch1", "batch2")
+    result = _product(call, call.axes(first) or [], call.axes(second) or [])
+    return broadcast(call, [result, call.axes("self") or []], call.shape)
+
+
+def attention(call: Call) -> Axes:
+    """Scaled dot-product attention: heads may be left out; the scale follows from the features of a head."""
+    query, key, value = (call.axes(name) or [] for name in ("query", "key", "value"))
+    before = broadcast(call, [query[:-2], key[:-2], value[:-2]], call.shape[:-2])
+    call.unify(query[-1], key[-1])
+    call.fix(query[-1], "scales by its size")
+    call.unify(key[-2], value[-2])
+    mask = call.axes("attn_mask")
+    if mask:
+        broadcast(call, [[*before, query[-2], key[-2]], mask], [axis.size for axis in (*before, query[-2], key[-2])])
+    _add_product(call, before, query[-2], query[-1], key[-2])
+    _add_product(call, before, query[-2], key[-2], value[-1])
+    return [*before, query[-2], value[-1]]
+
+
+def einsum(call: Call) -> Any:
+    """A product of tensors along named axes."""
+    equation = str(call["equation"]).replace(" ", "")
+    tensors = [call.coupling.axes(call.node, source) for source in call["tensors"]]
+    if "." in equation or "->" not in equation:
+        return fixed_result(call)
+    inputs, output = equation.split("->")
+    named: dict[str, Axis] = {}
+    for letters, axes in zip(inputs.split(","), tensors, strict=True):
+        for letter, axis in zip(letters, axes, strict=True):
+            if letter in named:
+                call.unify(named[letter], axis)
+            named.setdefault(letter, axis)
+    if len(tensors) == 2:
+        first, second = inputs.split(",")
+        shared = [letter for letter in dict.fromkeys(first) if letter in second and letter not in output]
+        kept = [letter for letter in named if letter in output]
+        summed = [named[letter] for letter in shared]
+        _record_product(
+            call,
+            multiply(summed) if summed else fixed(1, "nothing is summed"),
+            [named[letter] for letter in kept],
+        )
+    elif len(tensors) > 2:
+        call.coupling.uncounted.append((call.node.name, f"its MACs are not counted: {call.where} of {len(tensors)}"))
+    return [named[letter] for letter in output]
+
+
+def glu(call: Call) -> Axes:
+    """Half of the channels gate the other half."""
+    axes = list(call.axes("self") or [])
+    place = int(call["dim"] if call["dim"] is not None else -1) % len(axes)
+    outer, inner = factor(axes[place], (2, axes[place].size // 2))
+    call.fix(outer, "splits it in two")
+    axes[place] = inner
+    return axes
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), convolution),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), transposed_convolution),
+    **dict.fromkeys(("batch_norm", "instance_norm"), batch_norm),
+    **dict.fromkeys(("layer_norm", "rms_norm"), layer_norm),
+    **dict.fromkeys(("matmul", "bmm", "mm"), matmul),
+    **dict.fromkeys(("addmm", "baddbmm"), added_product),
+    "linear": linear,
+    "group_norm": group_norm,
+    "prelu": prelu,
+    "scaled_dot_product_attention": attention,
+    "einsum": einsum,
+    "glu": glu,
+}

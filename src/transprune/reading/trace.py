@@ -1,0 +1,290 @@
+"""A model's computation as a graph of operators, with what is needed to speak about it."""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+
+from transprune.errors import ModelError
+from transprune.runtime.structures import on_device
+from transprune.runtime.user_code import own_place
+
+Example = Tensor | tuple[Tensor, ...]
+BATCHES = (11, 2)
+"""Samples in the batch that is traced, the first of them that the forward takes: more than one, so that samples can be
+told from axes of one entry, and first a number that seldom counts anything else."""
+ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "_assert", "sym_constrain_range")
+"""Operators that torch.export adds to check what it saw; at another precision it is not so, and need not be."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The operators of one forward pass, in order."""
+
+    model: nn.Module
+    """The copy that was traced."""
+    graph: fx.Graph
+    parameters: Mapping[str, str]
+    """Path of each parameter by the name of its placeholder."""
+    buffers: Mapping[str, str]
+    """Path of each buffer by the name of its placeholder."""
+    constants: Mapping[str, Tensor]
+    """Tensors that the forward made of nothing, by the name of their placeholder."""
+    inputs: tuple[str, ...]
+    """Names of the placeholders of the inputs."""
+    outputs: tuple[Any, ...]
+    """What the forward returns, flat: nodes or plain values."""
+    structure: Any
+    """How the flat outputs are put together (a tree specification of torch)."""
+    batch: int | None
+    """Samples in the traced batch; None: the inputs have no common first axis."""
+
+    @cached_property
+    def calls(self) -> tuple[fx.Node, ...]:
+        """The operator calls."""
+        return tuple(node for node in self.graph.nodes if node.op == "call_function")
+
+    def parameter(self, node: object) -> str | None:
+        """Path of the parameter that a node stands for; None if it is no parameter."""
+        return self.parameters.get(node.name) if isinstance(node, fx.Node) else None
+
+    def state(self, node: object) -> str | None:
+        """Path of the parameter or buffer that a node stands for, or the name of a constant; None: it is none."""
+        if not isinstance(node, fx.Node) or node.op != "placeholder" or node.name in self.inputs:
+            return None
+        return self.parameters.get(node.name) or self.buffers.get(node.name) or node.name
+
+    def reads(self, node: fx.Node) -> Iterator[fx.Node]:
+        """The tensors a call reads that are no parameters, buffers or constants."""
+        return (source for source in node.all_input_nodes if self.state(source) is None)
+
+    def module_path(self, node: fx.Node) -> str:
+        """Path of the innermost module in whose forward the call stands; empty: the model itself."""
+        paths = self.module_paths(node)
+        return paths[-1] if paths else ""
+
+    def module_paths(self, node: fx.Node) -> list[str]:
+        """Paths of all modules in whose forward the call stands, the outermost first."""
+        return [str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        """The innermost module in whose forward the call stands; None if it has no path of its own."""
+        try:
+            return self.model.get_submodule(self.module_path(node))
+        except AttributeError:  # a module that is called many times has a path for each call
+            return None
+
+
+def shape(node: object) -> tuple[int, ...] | None:
+    """Shape of a node's value; None if it is no single tensor."""
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    return tuple(int(size) for size in value.shape) if isinstance(value, Tensor) else None
+
+
+def operator(node: fx.Node) -> str:
+    """Name of the operator without its overload; in-place and out-of-place forms have one name."""
+    name = getattr(node.target, "__name__", str(node.target)) if callable(node.target) else str(node.target)
+    return str(name).removeprefix("aten.").split(".")[0].rstrip("_")
+
+
+def source_line(node: fx.Node) -> str:
+    """File and line of the call in the model's code, or the module's path when that is not known."""
+    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
+    places = [line for line in lines if line.startswith("File ")]
+    own = [place for place in places if "/torch/" not in place]
+    if not places:
+        return "source line unknown"
+    file, line, *_ = (own or places)[-1].removeprefix("File ").split(", ")
+    return f"{file.strip(chr(34)).rsplit('/', 1)[-1]}:{line.removeprefix('line ')}"
+
+
+def as_inputs(example: Example) -> tuple[Tensor, ...]:
+    """The example as the positional arguments of a forward."""
+    return example if isinstance(example, tuple) else (example,)
+
+
+def inputs_for(network: nn.Module, example: Example) -> tuple[Tensor, ...]:
+    """The example as the positional arguments of a network's forward, on the network's device."""
+    place, inputs = next(network.parameters(), None), as_inputs(example)
+    moved: tuple[Tensor, ...] = inputs if place is None else on_device(inputs, place.device)
+    return moved
+
+
+def _types(value: object) -> str:
+    """What an example is, without its content."""
+    if isinstance(value, tuple):
+        return f"a tuple of {', '.join(type(each).__name__ for each in value) or 'nothing'}"
+    return f"a {type(value).__name__}"
+
+
+def rebatched(inputs: tuple[Tensor, ...], batch: int) -> tuple[Tensor, ...] | None:
+    """The inputs with their first sample so many times; None: they have no common first axis."""
+    if not inputs or any(tensor.dim() == 0 for tensor in inputs):
+        return None
+    if len({tensor.shape[0] for tensor in inputs}) != 1 or inputs[0].shape[0] == 0:
+        return None
+    return tuple(tensor[:1].expand(batch, *tensor.shape[1:]).clone() for tensor in inputs)
+
+
+def trace(model: nn.Module, example: Example, *, training: bool = False, batches: Sequence[int] = BATCHES) -> Trace:
+    """Traces a copy of the model; the model itself is untouched.
+
+    Args:
+        model: Any module that `torch.export` can read.
+        example: An input batch, or a tuple of the forward's positional arguments, on any device.
+        training: Trace what the model does in training mode; otherwise in evaluation mode.
+        batches: Samples to trace it with, the first of these numbers that the forward takes.
+
+    Raises:
+        ModelError: The model does not run on the example, or cannot be exported.
+    """
+    if not all(isinstance(tensor, Tensor) for tensor in as_inputs(example)):
+        raise ModelError(
+            f"cannot read the model {type(model).__name__}: the example is {_types(example)}; expected a tensor such "
+            "as torch.zeros(1, 3, 32, 32), or a tuple of tensors where the forward takes several"
+        )
+    network = copy.deepcopy(model).train(training)
+    inputs = inputs_for(network, example)
+    for batch in batches:
+        wanted = rebatched(inputs, batch)
+        if wanted is None:
+            break
+        try:
+            return _exported(network, wanted, batch)
+        except ModelError:
+            continue
+    _check_forward(network, inputs)
+    return _exported(network, inputs, None)  # the forward may insist on the example's own number of samples
+
+
+def _check_forward(network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            network(*inputs)
+    except Exception as error:  # a user's forward may raise anything
+        raise ModelError(
+            f"cannot read the model {type(network).__name__}: its forward fails{_at(error)} on an example of shape "
+            f"{_shapes(inputs)} ({first_line(error)}); expected an example that the model accepts (on the command "
+            f"line, `run --image-size` and `inspect --input-size` set its size)"
+        ) from error
+
+
+def _exported(network: nn.Module, inputs: tuple[Tensor, ...], batch: int | None) -> Trace:
+    try:
+        with _silent():
+            program = torch.export.export(network, inputs, strict=False)
+    except Exception as error:  # torch.export raises many kinds
+        raise ModelError(
+            f"cannot read the model {type(network).__name__}: torch.export cannot trace its forward{_at(error)} on an "
+            f"example of shape {_shapes(inputs)} ({first_line(error)}); expected a forward that does not "
+            f"branch on the values of tensors, of operators and outputs that torch.export knows"
+        ) from error
+    found = _trace_of(network, program, batch)
+    for node in found.calls:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and any(isinstance(size, torch.SymInt) for size in value.shape):
+            raise ModelError(
+                f"cannot read the model {type(network).__name__}: how many entries {operator(node)!r} "
+                f"({source_line(node)}) gives depends on the values of tensors; expected sizes that follow "
+                f"from those of the inputs"
+            )
+    return found
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keeps what torch.export says to itself.
+
+    It warns of attributes that a forward caches; where it fails, it logs a traceback and prints the graph on standard
+    error, in which our own message would be lost.
+    """
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _at(error: Exception) -> str:
+    """Where in the user's code it was raised, for a message; empty if that is not known."""
+    place = own_place(error)
+    return f" at {place}" if place else ""
+
+
+def _trace_of(network: nn.Module, program: ExportedProgram, batch: int | None) -> Trace:
+    graph = _without_assertions(_inlined(program.graph_module))
+    kinds: dict[InputKind, dict[str, str]] = {kind: {} for kind in InputKind}
+    for spec in program.graph_signature.input_specs:
+        kinds[spec.kind][spec.arg.name] = spec.target or ""
+    returned = graph.output_node().args[0]
+    assert isinstance(returned, tuple | list)  # torch.export returns a flat sequence
+    specs = program.graph_signature.output_specs
+    users = tuple(value for value, spec in zip(returned, specs, strict=True) if spec.kind is OutputKind.USER_OUTPUT)
+    constants = {name: program.constants[target] for name, target in kinds[InputKind.CONSTANT_TENSOR].items()}
+    return Trace(
+        model=network,
+        graph=graph,
+        parameters=kinds[InputKind.PARAMETER],
+        buffers=kinds[InputKind.BUFFER],
+        constants=constants,
+        inputs=tuple(kinds[InputKind.USER_INPUT]),
+        outputs=users,
+        structure=program.call_spec.out_spec,
+        batch=batch,
+    )
+
+
+def _inlined(module: fx.GraphModule) -> fx.Graph:
+    """The graph without regions of another autocast mode: their operators stand in their place."""
+    graph = module.graph
+    for node in list(graph.nodes):
+        if node.op != "call_function" or "wrap_with" not in str(node.target):
+            continue
+        [(position, called)] = [
+            (place, argument)
+            for place, argument in enumerate(node.args)
+            if isinstance(argument, fx.Node) and argument.op == "get_attr"
+        ]
+        region = module.get_submodule(str(called.target))
+        assert isinstance(region, fx.GraphModule)
+        inputs = iter(node.args[position + 1 :])
+        values: dict[fx.Node, Any] = {each: next(inputs) for each in region.graph.nodes if each.op == "placeholder"}
+        with graph.inserting_before(node):
+            returned = graph.graph_copy(region.graph, values)
+        for user in list(node.users):
+            outcome = returned[user.args[1]] if isinstance(returned, tuple | list) else returned
+            user.replace_all_uses_with(outcome)
+            graph.erase_node(user)
+        graph.erase_node(node)
+    return graph
+
+
+def _without_assertions(graph: fx.Graph) -> fx.Graph:
+    for node in list(graph.nodes):
+        if node.op == "call_function" and operator(node) in ASSERTIONS and not node.users:
+            graph.erase_node(node)
+    return graph
+
+
+def _shapes(inputs: tuple[Tensor, ...]) -> str:
+    return ", ".join(str(list(tensor.shape)) for tensor in inputs)
+
+
+def first_line(error: Exception) -> str:
+    """Class of an error and the first line of its message."""
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"

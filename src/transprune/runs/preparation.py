@@ -1,0 +1,202 @@
+"""How a run begins in its folder, and how it is taken up again."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from transprune._version import __version__
+from transprune.data import said_of_left_out
+from transprune.errors import OptionError, RunFolderError
+from transprune.latency.learning import LatencyMeasurement
+from transprune.latency.model_cache import model_json
+from transprune.reports.frontier_page import is_frontier, whole_frontier
+from transprune.runs.begun_data import DATA_FILE, BegunData, begun_in, read_begun
+from transprune.runs.material import Material, gather
+from transprune.runs.run import Run
+from transprune.runs.run_options import RunOptions, Safety
+from transprune.runs.together import opened_by_all
+from transprune.runtime import FolderLock, RunFolder, choose_device, environment, processes
+from transprune.space import SearchSpace
+from transprune.tas.derivation import least_cost
+
+
+def prepare(
+    options: RunOptions,
+    out: str | Path,
+    *,
+    device: str = "auto",
+    overwrite: bool = False,
+    resume: bool = False,
+    safety: Safety | None = None,
+    part_of: RunFolder | None = None,
+) -> Run:
+    """Checks everything that can be checked before any training, then makes the run folder.
+
+    Args:
+        options: What decides the run.
+        out: The run folder.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        overwrite: Start anew where the folder holds a run.
+        resume: Go on with the run in the folder; without it, one that is there is taken up, else one begins.
+        safety: When to write checkpoints, when to stop, and what to do about numbers that are not finite.
+        part_of: The folder of the frontier that the run is a point of; it reads the images as that one does.
+
+    Raises:
+        TranspruneError: Model, data, weights, budget, options or folder cannot be used.
+    """
+
+    def prepared(folder: str | Path) -> Run:
+        is_asked = folder == out  # else it is the copy of what the first process has prepared
+        begin = {"overwrite": overwrite and is_asked, "resume": resume and is_asked}
+        return _prepare(options, folder, device=device, safety=safety, part_of=part_of, **begin)
+
+    return opened_by_all(out, prepared)
+
+
+def _prepare(
+    options: RunOptions,
+    out: str | Path,
+    *,
+    device: str,
+    overwrite: bool,
+    resume: bool,
+    safety: Safety | None,
+    part_of: RunFolder | None,
+) -> Run:
+    check_asked(out, overwrite=overwrite, resume=resume)
+    chosen = choose_device(device)
+    origin = begun_in(out, options, overwrite=overwrite, part_of=part_of)
+    material = gather(options, chosen, begun_in=origin)
+    begun = read_begun(origin) if origin else None
+    lock = FolderLock(Path(out))
+    folder = RunFolder.create(out, asdict(options), overwrite=overwrite)
+    _check_same_space(folder, material.space)
+    run = Run(folder, options, str(chosen), safety, lock)
+    run.data, run.model, run.given_weights, run.space = material.data, material.model, material.weights, material.space
+    folder.write_json("environment.json", environment())
+    if not folder.has(DATA_FILE) and not folder.has("space.json"):  # else an earlier version began the run
+        folder.write_json(DATA_FILE, asdict(begun or BegunData.of(material.data)))
+    folder.write_json("space.json", material.space.to_json())
+    measured = material.latency
+    if measured is not None and not folder.has("latency.json"):  # a run keeps the model that it began with
+        folder.write_json("latency.json", model_json(measured.key, material.space, measured.model))
+    _record_start(run)
+    run.journal.record("configuration", **asdict(options))
+    left_out = said_of_left_out(material.data)
+    if left_out and begun is None:
+        run.decide("Left out files beside the images", left_out, is_aloud=True, left_out=dict(material.data.left_out))
+    _record_space(run, material)
+    if measured is not None:
+        _record_latency(run, measured)
+    return run
+
+
+def check_asked(out: str | Path, *, overwrite: bool, resume: bool) -> None:
+    """Checks that what is asked of a folder can be done at once, and that there is a run to go on with.
+
+    Raises:
+        OptionError: Both are asked for.
+        RunFolderError: There is no run.
+    """
+    if resume and overwrite:
+        raise OptionError("cannot use --resume with --overwrite: one goes on with a run, the other removes it")
+    if resume:
+        RunFolder.open(out)
+
+
+def _check_same_space(folder: RunFolder, space: SearchSpace) -> None:
+    """Checks that a run goes on with the network that it began with.
+
+    Raises:
+        RunFolderError: Other sizes can be chosen now.
+    """
+    begun = SearchSpace.from_json(folder.read_json("space.json")) if folder.has("space.json") else space
+    if (begun.groups, begun.stages, begun.layers) != (space.groups, space.stages, space.layers):
+        raise RunFolderError(
+            f"cannot go on with the run in '{folder.path}': the network is not the one that it began with, other sizes "
+            "can be chosen now; bring back the code that the run began with, or start anew with --overwrite"
+        )
+
+
+def _record_start(run: Run) -> None:
+    run.journal.record("start", command=" ".join(["transprune", *sys.argv[1:]]), version=__version__)
+
+
+def _record_space(run: Run, material: Material) -> None:
+    """Says what can be chosen, and what the budgets come to."""
+    space = material.space
+    limits = [budget.limit(space, run.costs) for budget in material.budgets]
+    run.journal.record(
+        "space",
+        groups=len(space.groups),
+        stages=len(space.stages),
+        architectures=float(space.count()),
+        fixed=[asdict(fixed) for fixed in space.fixed],
+        budgets=[
+            {
+                "kind": limit.cost.kind,
+                "full": space.cost(limit.cost, space.full_architecture()),
+                "smallest": least_cost(space, limit.cost),
+                "target": limit.most,
+            }
+            for limit in limits
+        ],
+    )
+
+
+def _record_latency(run: Run, measured: LatencyMeasurement) -> None:
+    """Says how latency was measured, and how good the model is."""
+    validation = measured.model.validation
+    run.journal.record(
+        "latency",
+        measured_for=measured.key,
+        seconds=measured.seconds,
+        median_error=validation.median,
+        worst_error=validation.worst,
+        predicted=validation.predicted,
+        measured=validation.measured,
+    )
+
+
+def open_run(path: str | Path, *, device: str = "auto", safety: Safety | None = None) -> Run:
+    """Takes up the run in a folder.
+
+    Args:
+        path: The folder.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        safety: When to write checkpoints, when to stop, and what to do about numbers that are not finite.
+
+    Raises:
+        RunFolderError: The folder is missing, holds no run, holds a frontier, or another process is at work on it.
+    """
+    return opened_by_all(path, lambda folder: _open_run(RunFolder.open(folder), device, safety))
+
+
+def _open_run(folder: RunFolder, device: str, safety: Safety | None) -> Run:
+    options = read_options(folder)
+    if is_frontier(folder):
+        raise whole_frontier(folder, "do this step in")
+    run = Run(folder, options, device, safety, FolderLock(folder.path))
+    _record_start(run)
+    return run
+
+
+def resume_run(path: str | Path, *, device: str = "auto", safety: Safety | None = None) -> Run:
+    """Goes on with the run in a folder as the command that began it would.
+
+    Raises:
+        TranspruneError: The folder is missing or holds no run, or as `prepare`.
+    """
+    options = processes.from_first(lambda: read_options(RunFolder.open(path)))
+    return prepare(options, path, device=device, safety=safety)
+
+
+def read_options(folder: RunFolder) -> RunOptions:
+    """What decides the run in a folder.
+
+    Raises:
+        RunFolderError: Its config.toml is malformed.
+    """
+    return RunOptions.from_config(folder.config, folder.path)

@@ -1,0 +1,202 @@
+"""The figures of a run's networks, and the table that shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transprune.architecture import Architecture
+from transprune.costs import COSTS
+from transprune.reports.comparison import HEAD, cells, comparison_page
+from transprune.reports.words import amount
+from transprune.runs.run import Run
+from transprune.runtime import RunFolder, print_table
+from transprune.runtime.files import disk_errors
+from transprune.space import SearchSpace, WidthGroup
+from transprune.tas.derivation import least_cost
+from transprune.training.evaluation import Evaluation
+
+
+def network_figures(
+    evaluation: Evaluation, *, macs: int, params: int, latency_ms: float, file: Path
+) -> dict[str, float]:
+    """What `result.json` says of one network: accuracy in percent, MACs a sample, milliseconds a forward, bytes."""
+    return {
+        **evaluation.to_json(),
+        "macs": macs,
+        "params": params,
+        "latency_ms": latency_ms,
+        "file_bytes": file.stat().st_size,
+    }
+
+
+ROWS = (
+    ("top-1 (%)", "top1", "{:.2f}"),
+    ("top-5 (%)", "top5", "{:.2f}"),
+    ("MACs", "macs", "{:,}"),
+    ("parameters", "params", "{:,}"),
+    ("latency in torch (ms, batch 1)", "latency_ms", "{:.3f}"),
+    ("weights on disk (bytes)", "file_bytes", "{:,}"),
+)
+
+
+def show_results(folder: RunFolder) -> None:
+    """Prints teacher and student side by side."""
+    result = folder.read_json("result.json")
+    teacher, student, budgets = result["teacher"], result["student"], result["budgets"]
+    rows = [
+        [label, form.format(teacher[key]), form.format(student[key]), _change(key, teacher[key], student[key])]
+        for label, key, form in ROWS
+    ]
+    if "latency_measured_ms" in teacher:
+        before, after = teacher["latency_measured_ms"], student["latency_measured_ms"]
+        rows.append(["latency where it will run (ms)", f"{before:.4g}", f"{after:.4g}", _change("ms", before, after)])
+    asked = ", ".join(budget["text"] for budget in budgets)
+    print_table(f"{result['model']} on {result['data']}, {asked}", ["", "teacher", "student", "change"], rows)
+    for budget in budgets:
+        share = budget["actual"] / budget["target"]
+        kept = "kept" if budget["actual"] <= budget["target"] else "NOT kept"
+        kind, actual, target = budget["kind"], budget["actual"], budget["target"]
+        said = "predicted " if kind == "latency" else ""
+        print(f"budget {kept}: {said}{amount(kind, actual)} of {amount(kind, target)} ({100 * share:.1f} %)")
+    if folder.has("report.html"):
+        print(f"report: {folder.file('report.html')}")
+    else:
+        print(f"next: transprune export {folder.path}; transprune report {folder.path}")
+
+
+def show_frontier(folder: RunFolder) -> None:
+    """Prints the points of a frontier."""
+    record = folder.read_json("frontier.json")
+    kind, teacher = record["kind"], record["teacher"]
+    rows = [
+        [
+            ", ".join(budget["text"] for budget in point["budgets"]),
+            amount(kind, point["searched"][kind]),
+            *(f"{point[name]['top1']:.2f}" if point[name] else "–" for name in ("searched", "uniform")),
+        ]
+        for point in record["points"]
+    ]
+    title = (
+        f"{record['model']} on {record['data']}; teacher: {amount(kind, teacher[kind])}, top-1 {teacher['top1']:.2f} %"
+    )
+    print_table(title, ["budget", "student", "searched, top-1 (%)", "uniform, top-1 (%)"], rows)
+    print(f"curve: {folder.file('frontier.html')}")
+
+
+def _change(key: str, teacher: float, student: float) -> str:
+    if key.startswith("top"):
+        return f"{student - teacher:+.2f}"
+    return f"× {student / teacher:.3f}" if teacher else ""
+
+
+def show_comparison(runs: Sequence[Mapping[str, Any]]) -> None:
+    """Prints a line for each run."""
+    print_table("students; in brackets: against the teacher", HEAD, [cells(run) for run in runs])
+
+
+def write_comparison(runs: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Writes the page of a comparison.
+
+    Raises:
+        RunFolderError: The file cannot be written.
+    """
+    with disk_errors("write", file):
+        file.write_text(comparison_page(runs), encoding="utf-8")
+
+
+def show_architecture(run: Run) -> None:
+    """Prints what a search chose, and what it costs."""
+    space = run.space
+    architecture = Architecture.from_json(run.folder.read_json("architecture.json"))
+    print_table(
+        f"{run.options.model}: widths chosen",
+        ["layer", "full", "chosen"],
+        [
+            [group.name, group.width, architecture.widths[group.name] if is_kept else "dropped"]
+            for group in space.groups
+            for is_kept in [space.is_kept(group.name, architecture)]
+        ],
+    )
+    print_table(
+        f"{run.options.model}: depths chosen",
+        ["stage", "full", "chosen"],
+        [[stage.name, stage.depth, architecture.depths[stage.name]] for stage in space.stages],
+    )
+    for cost in run.costs.values():
+        chosen, full = space.cost(cost, architecture), space.cost(cost, space.full_architecture())
+        print(f"{cost.name}: {cost.written(chosen)} of {cost.written(full)} ({100 * chosen / full:.1f} %)")
+    print(f"next: transprune distill {run.folder.path}")
+
+
+def show_space(name: str, space: SearchSpace) -> None:
+    """Prints groups, stages, what is fixed, what each layer costs, and the attainable range of each budget."""
+    print_table(
+        f"{name}: {len(space.groups)} widths",
+        ["layer", "width", "candidates", "layers that share it"],
+        [[group.name, _width(group), " ".join(map(str, group.candidates)), _others(group)] for group in space.groups],
+    )
+    print_table(
+        f"{name}: {len(space.stages)} depths",
+        ["stage", "blocks", "candidates"],
+        [[stage.name, stage.depth, " ".join(map(str, stage.candidates))] for stage in space.stages],
+    )
+    print_table(f"{name}: not searched", ["layer", "reason"], [[fixed.name, fixed.reason] for fixed in space.fixed])
+    print_table(
+        f"{name}: what costs",
+        ["layer", "kind", "MACs", "parameters"],
+        [
+            [name, operator, f"{macs:,}", f"{params:,}"]
+            for name, operator, macs, params in layer_costs(space)
+            if macs or params
+        ],
+    )
+    print_table(
+        "attainable budgets",
+        ["", "unpruned", "smallest", "share"],
+        [
+            [kind, f"{full:,}", f"{smallest:,}", f"{smallest / full:.3f}" if full else ""]
+            for kind, (smallest, full) in attainable(space).items()
+        ],
+    )
+    print(f"{float(space.count()):.3g} architectures")
+
+
+def space_as_json(space: SearchSpace) -> dict[str, Any]:
+    """A search space, what its layers cost in the unpruned network, and the attainable range of each budget."""
+    return {
+        **space.to_json(),
+        "costs": [
+            {"name": name, "operator": operator, "macs": macs, "params": params}
+            for name, operator, macs, params in layer_costs(space)
+        ],
+        "attainable": {
+            kind: {"smallest": smallest, "unpruned": full} for kind, (smallest, full) in attainable(space).items()
+        },
+    }
+
+
+def layer_costs(space: SearchSpace) -> list[tuple[str, str, int, int]]:
+    """Name, operator, MACs a sample and parameters of every layer of the unpruned network."""
+    return [
+        (layer.name, layer.operator, layer.macs(*sizes), layer.params(*sizes))
+        for layer in space.layers
+        for sizes in [(layer.inputs.total, layer.outputs.total)]
+    ]
+
+
+def attainable(space: SearchSpace) -> dict[str, tuple[int, int]]:
+    """The least and the unpruned cost by kind."""
+    full = space.full_architecture()
+    return {kind: (least_cost(space, cost), space.cost(cost, full)) for kind, cost in COSTS.items()}
+
+
+def _width(group: WidthGroup) -> str:
+    return str(group.width) if group.unit == 1 else f"{group.width} × {group.unit}"
+
+
+def _others(group: WidthGroup) -> str:
+    others = [layer for layer in group.layers if layer != group.name]
+    shown = ", ".join(others[:3])
+    return f"{shown}, and {len(others) - 3} more" if len(others) > 3 else shown

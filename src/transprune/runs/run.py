@@ -1,0 +1,259 @@
+"""A run in its folder: the things that all of its steps share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from time import perf_counter
+from typing import Any, Self, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from transprune.budget import points
+from transprune.costs import COSTS, Cost
+from transprune.data import ImageData
+from transprune.errors import StoppedError
+from transprune.latency.model_cache import load_model
+from transprune.models.weights import Weights
+from transprune.reports.words import amount
+from transprune.runs.begun_data import check_training_images
+from transprune.runs.material import data_of, model_of, weights_of
+from transprune.runs.run_options import RunOptions, Safety
+from transprune.runs.trackers import MakeTracker
+from transprune.runtime import (
+    Checkpoints,
+    FolderLock,
+    Journal,
+    RunFolder,
+    announce,
+    attach_run_log,
+    choose_device,
+    is_epoch,
+    phase_progress,
+    processes,
+    read_journal,
+)
+from transprune.space import SearchSpace
+from transprune.training.divergence import Policy
+from transprune.training.loop import EpochCallback, Loop, StepCallback
+
+log = logging.getLogger("transprune.run")
+
+
+class Training(TypedDict):
+    """What the loops of `train`, `search` and `distill` get from a run."""
+
+    seed: int
+    device: torch.device
+    on_epoch: EpochCallback
+    on_step: StepCallback
+    checkpoints: Checkpoints
+    on_divergence: Policy
+
+
+class Run:
+    """A run folder with what its steps need: options, data, model, journal and checkpoints.
+
+    No other process can use the folder until `close`, which the end of a `with` block calls.
+
+    Args:
+        folder: The folder.
+        options: What decides the run.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        safety: When to write checkpoints, when to stop, and what to do about numbers that are not finite.
+        lock: Holds the folder.
+    """
+
+    def __init__(
+        self, folder: RunFolder, options: RunOptions, device: str, safety: Safety | None, lock: FolderLock
+    ) -> None:
+        self.folder = folder
+        self.options = options
+        self.device = choose_device(device)
+        self.safety = safety or Safety()
+        self.journal = Journal(folder.file("journal.jsonl"))
+        self.checkpoints = Checkpoints(
+            folder.path,
+            self.safety,
+            go_on=f"give the same command again, or `transprune run --resume {folder.path}`",
+        )
+        self.trackers: tuple[MakeTracker, ...] = ()
+        """What makes the trackers of a run from its folder."""
+        self._lock = lock
+        folder.tidy()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets other processes use the folder."""
+        self._lock.release()
+
+    def followed_by(self, trackers: Iterable[MakeTracker]) -> Self:
+        """The run, whose trackers are told everything that the journal records; the first process tells them.
+
+        Args:
+            trackers: Each makes a tracker from the run folder.
+        """
+        self.trackers = tuple(trackers)
+        for make in self.trackers if processes.is_first() else ():
+            self.journal.follow(make(self.folder.path))
+        return self
+
+    @cached_property
+    def data(self) -> ImageData:
+        """The data set, read as it was when the run began."""
+        return data_of(self.options, self.folder)
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The unpruned network with new weights."""
+        return model_of(self.options, self.data)
+
+    @cached_property
+    def given_weights(self) -> Weights | None:
+        """What fits of the file of `--weights`; None if none is given."""
+        return weights_of(self.options, self.model)
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """The search space, as `space.json` holds it."""
+        return SearchSpace.from_json(self.folder.read_json("space.json"))
+
+    @cached_property
+    def costs(self) -> Mapping[str, Cost]:
+        """How each kind of cost is counted; latency by the model that the run began with, if it has one."""
+        model = load_model(self.folder.file("latency.json"), None, self.space)
+        return COSTS if model is None else {**COSTS, model.kind: model}
+
+    @property
+    def is_frontier(self) -> bool:
+        """Whether it is several searches, each in a folder of its own."""
+        return len(points(self.options.budget)) > 1
+
+    @property
+    def example(self) -> Tensor:
+        """One image of zeros [1, channels, rows, columns]."""
+        return torch.zeros(1, *self.data.image_size)
+
+    @contextmanager
+    def phase(self, name: str, *, earlier: float = 0.0, **details: Any) -> Iterator[None]:
+        """Records the beginning and end of a phase, with its duration.
+
+        Args:
+            name: The phase.
+            earlier: Seconds that it took before it was interrupted.
+            details: What else to record at its beginning.
+        """
+        started = perf_counter() - earlier
+        self.journal.record("phase", phase=name, status="begin", device=str(self.device), **details)
+        log.info("%s: begins on %s", name, self.device)
+        announce(f"{name}: begins on {self.device}")
+        try:
+            yield
+        except StoppedError as error:
+            self.journal.record("phase", phase=name, status="stopped", reason=error.reason)
+            raise
+        seconds = perf_counter() - started
+        self.journal.record("phase", phase=name, status="end", seconds=seconds)
+        log.info("%s: done in %.1f s", name, seconds)
+
+    @contextmanager
+    def training(self, name: str, epochs: int) -> Iterator[Training]:
+        """A phase of epochs: gives what `train`, `search` and `distill` need to record it and to go on with it.
+
+        What a journal says of epochs behind the last checkpoint is removed: they are run again.
+
+        Raises:
+            RunFolderError: There are more or fewer training images than the run began with.
+        """
+        check_training_images(self.data, self.folder)
+        state = self.checkpoints.find(name) or {"epoch": 1, "steps": 0, "total_seconds": 0.0}
+        done, steps = state["epoch"] - 1, state["steps"]
+        is_resumed = done > 0 or steps > 0
+        self.journal.forget(lambda entry: is_epoch(entry, name) and entry["epoch"] > done)
+        details = {"resumed": {"epoch": state["epoch"], "step": steps}} if is_resumed else {}
+        if is_resumed:
+            log.info("%s: goes on in epoch %d after step %d", name, state["epoch"], steps)
+            self._compare_processes(name, before=len(state["processes"]))
+        with (
+            self.phase(name, earlier=state["total_seconds"], **details),
+            phase_progress(name, epochs, done) as progress,
+        ):
+
+            def on_epoch(figures: Mapping[str, Any]) -> None:
+                self.journal.record("epoch", **figures)
+                text = describe(figures)
+                log.info("%s: epoch %d of %d: %s", name, figures["epoch"], epochs, text)
+                progress.epoch(figures["epoch"], text, figures["seconds"])
+
+            def on_step(loop: Loop) -> None:
+                progress.step(
+                    loop.epoch, loop.steps, loop.steps_an_epoch, lambda: describe(loop.meter.evaluation().headline())
+                )
+
+            yield {
+                "seed": self.options.seed,
+                "device": self.device,
+                "on_epoch": on_epoch,
+                "on_step": on_step,
+                "checkpoints": self.checkpoints,
+                "on_divergence": self.safety.on_divergence,
+            }
+
+    def _compare_processes(self, phase: str, *, before: int) -> None:
+        """Says what another number of processes means for a phase that goes on."""
+        now = processes.count()
+        if now != before:
+            self.decide(
+                f"Phase {phase!r} goes on with {now} {'process' if now == 1 else 'processes'} instead of {before}",
+                "weights, optimizers, schedule, figures, candidates and the place in the data are kept; each batch is "
+                "divided in other shares, so that sums have another order, batch norms see other shares, and what a "
+                "process draws for itself differs: the result is not that of one run left alone bit for bit",
+                processes=now,
+                processes_before=before,
+            )
+
+    def decide(self, what: str, why: str, *, is_aloud: bool = False, **details: Any) -> None:
+        """Records a decision; one that nobody asked for is said aloud."""
+        self.journal.record("decision", what=what, why=why, **details)
+        log.log(logging.WARNING if is_aloud else logging.INFO, "%s: %s", what, why)
+
+    def seconds(self, phase: str) -> float:
+        """How long a phase took, when it was run last; NaN if it was not."""
+        ends = [entry for entry in self.read_journal() if entry.get("phase") == phase and entry.get("status") == "end"]
+        return float(ends[-1]["seconds"]) if ends else float("nan")
+
+    def read_journal(self) -> list[dict[str, Any]]:
+        """All entries so far."""
+        return read_journal(self.folder.file("journal.jsonl"))
+
+
+def describe(figures: Mapping[str, Any]) -> str:
+    """The figures of an epoch in one short line."""
+    parts = [f"loss {figures['loss']:.3f}", f"top-1 {figures['top1']:.1f} %"]
+    for key, label in (("test_top1", "test"), ("validation_top1", "validation")):
+        if key in figures:
+            parts.append(f"{label} {figures[key]:.1f} %")
+    for key, value in figures.items():
+        kind = key.removeprefix("actual_")
+        if kind != key:
+            target = figures[f"target_{kind}"]
+            said = f"{kind} {amount(kind, value)}," if kind == "latency" else kind
+            parts.append(f"{said} {value / target:.2f} × budget (expected {figures[f'expected_{kind}'] / target:.2f})")
+    if "entropy" in figures:
+        parts.append(f"entropy {figures['entropy']:.2f}")
+    return "  ".join(parts)
+
+
+@contextmanager
+def logging_to(run: Run) -> Iterator[None]:
+    """Writes the log of everything inside to `run.log`."""
+    with attach_run_log(run.folder.file("run.log")):
+        yield

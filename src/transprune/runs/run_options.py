@@ -1,0 +1,96 @@
+"""What decides a run, and what happens when something happens to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from transprune.data import AugmentationName
+from transprune.errors import RunFolderError
+from transprune.latency.latency_options import LatencyOptions
+from transprune.reading.inspection import Dimensions
+from transprune.records import read_record
+from transprune.runs.presets import StudentStart
+from transprune.runtime import CheckpointOptions
+from transprune.tas.bilevel import SearchOptions
+from transprune.training.divergence import Policy
+from transprune.training.train import DistillationOptions, TrainingOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Everything that decides a run; what `config.toml` holds."""
+
+    model: str
+    """The network to make smaller: resnet20, resnet32, resnet44, resnet56, resnet110 or resnet164 for small images;
+    resnet18, resnet34 or resnet50 for large ones; torchvision:NAME or timm:NAME; FILE.py:FUNCTION or
+    package.module:FUNCTION, whose code is run."""
+    data: str
+    """What it classifies: digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR or parquet:DIR."""
+    budget: tuple[str, ...]
+    """What the smaller network may cost: macs=0.5 (a share), macs=20.4M, params=100K or latency=4ms (absolute). Given
+    several times, all hold. One may name several amounts, macs=0.3,0.5,0.7: a search for each from one supernet, and
+    the curve."""
+    preset: str
+    """Recipe whose figures the options below start from: quick, demo, short, medium, paper-cifar or paper-imagenet."""
+    seed: int = 0
+    """The same seed on the same machine gives the same result."""
+    weights: str | None = None
+    """Trained weights of the network (.safetensors or .pth); without them it is trained first."""
+    weights_partial: bool = False
+    """Take what fits of the weights, and train the network first where something is missing."""
+    image_size: tuple[int, int, int] | None = None
+    """Channels, rows and columns to bring the images to."""
+    augment: AugmentationName = "standard"
+    """Random changes of the training images: what is customary for the data set, none, shift (no mirroring: for digits,
+    letters, signs), or imagenet (the paper's: crops, flips, colours, lighting)."""
+    download: bool = False
+    """Download cifar10 or cifar100 into DIR when it is not there."""
+    dimensions: Dimensions = "both"
+    """What to search: width, depth or both."""
+    keep: tuple[str, ...] = ()
+    """Patterns of layers and stages that keep their size, such as 'stem.*' (quoted)."""
+    only: tuple[str, ...] = ()
+    """Patterns of the layers and stages that are searched; all without it."""
+    divisor: int = 1
+    """Widths to choose from are multiples of this, such as 8."""
+    student: StudentStart = "scratch"
+    """Weights that the student starts from: new ones, the teacher's or the supernet's."""
+    teacher: TrainingOptions = field(default_factory=TrainingOptions)
+    search: SearchOptions = field(default_factory=SearchOptions)
+    distill: DistillationOptions = field(default_factory=DistillationOptions)
+    latency: LatencyOptions = field(default_factory=LatencyOptions)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], folder: Path) -> RunOptions:
+        """Reads what `asdict` gave to `config.toml`.
+
+        Raises:
+            RunFolderError: A key is unknown or missing, or a value is of another type or out of range.
+        """
+        try:
+            return read_record(cls, with_nones(cls, config))
+        except (ValueError, TypeError) as error:
+            raise RunFolderError(
+                f"cannot read '{folder / 'config.toml'}': {error}; expected the file as `transprune run` wrote it"
+            ) from error
+
+
+def with_nones(kind: Any, values: Any) -> Any:
+    """TOML has no None: a missing field that may be None is None, in every table that is there."""
+    if not isinstance(values, Mapping):
+        return values
+    hints = get_type_hints(kind)
+    tables = {name: with_nones(hints[name], table) for name, table in values.items() if is_dataclass(hints.get(name))}
+    may_be_none = [name for name, hint in hints.items() if type(None) in get_args(hint)]
+    return {**dict.fromkeys(may_be_none), **values, **tables}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Safety(CheckpointOptions):
+    """What happens when something happens; it decides nothing about the result of a run that is left alone."""
+
+    on_divergence: Policy = "stop"
+    """What to do about a loss or a gradient that is not finite: stop, or skip the step."""

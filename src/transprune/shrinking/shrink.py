@@ -1,0 +1,244 @@
+"""The smaller network that an architecture describes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from transprune.architecture import Architecture
+from transprune.errors import OptionError, SpaceError
+from transprune.models.initialisation import initialise
+from transprune.models.residual import ResidualSum, projection
+from transprune.reading.equality import difference, outputs_of, probes
+from transprune.reading.execution import Program
+from transprune.reading.inspection import full_space
+from transprune.reading.layouts import Layout, Sizes
+from transprune.reading.reading import Reading, read
+from transprune.reading.trace import Example, as_inputs, first_line
+from transprune.reading.wrappers import unwrapped
+from transprune.shrinking.adapters import adapt
+from transprune.shrinking.traced_network import TracedNetwork, traced_network
+
+StudentWeights = Literal["inherit", "scratch"]
+
+
+def shrink(
+    model: nn.Module, architecture: Architecture, example: Example, *, weights: StudentWeights = "inherit"
+) -> nn.Module:
+    """Builds the smaller network: an ordinary module of the model's own classes, with the model's parameter names.
+
+    Blocks beyond the depth of a stage are dropped, parameters are cut to the first units of their widths, and residual
+    sums whose two sides come to differ get a 1×1 projection on the shortcut. The model itself is untouched.
+
+    Where the model's forward writes down sizes that cannot follow (a view to a number of channels, say), the smaller
+    network is a `TracedNetwork`: it has the same parameter names and runs the operators that were traced. Its `reason`
+    says why. Whether the model's own forward can follow is tried, not guessed: the two must agree.
+
+    Args:
+        model: The network that the architecture is for.
+        architecture: Widths and depths; those it does not name keep their full size. A width above the full one is
+            possible where the layer's channels are its own, its new channels start at random.
+        example: An input batch, or a tuple of the forward's positional arguments.
+        weights: `inherit` keeps the first channels' weights (the convolution of a new projection starts as the
+            identity on the channels that both sides have; its norm has statistics of its own as soon as it trains);
+            `scratch` draws new ones, as the paper does.
+
+    Raises:
+        ModelError: The model cannot be read (see `inspect`).
+        SpaceError: The architecture does not belong to the model.
+        OptionError: `weights` is unknown.
+    """
+    if weights not in ("inherit", "scratch"):
+        raise OptionError(f"cannot shrink with weights={weights!r}; expected 'inherit' or 'scratch'")
+    model = unwrapped(model)
+    reading = read(model, example)
+    student = shrink_read(model, reading, architecture, example)
+    if weights == "scratch":
+        initialise(student)
+    return student
+
+
+def shrink_read(model: nn.Module, reading: Reading, architecture: Architecture, example: Example) -> nn.Module:
+    """`shrink` for a model that is read already, with inherited weights; for many architectures of one model.
+
+    Raises:
+        SpaceError: The architecture does not belong to the model.
+    """
+    full_space(reading).check(architecture)
+    return _Shrinking(model, reading, architecture).student(as_inputs(example))
+
+
+def kept_entries(model: nn.Module, architecture: Architecture, example: Example) -> dict[str, tuple[np.ndarray, ...]]:
+    """Which entries of the model's parameters and buffers the smaller network keeps.
+
+    Args:
+        model: The network that the architecture is for.
+        architecture: Widths, none above the full one, and depths.
+        example: An input batch, or a tuple of the forward's positional arguments.
+
+    Returns:
+        For the path of every parameter and buffer that the forward uses, the entries kept along each axis.
+
+    Raises:
+        ModelError: The model cannot be read (see `inspect`).
+        SpaceError: The architecture does not belong to the model.
+    """
+    model = unwrapped(model)
+    reading = read(model, example)
+    full_space(reading).check(architecture)
+    sizes = _Shrinking(model, reading, architecture).sizes
+    return {
+        name: tuple(layout.kept(sizes, reading.first_units) for layout in layouts)
+        for name, layouts in reading.states.items()
+        if name not in reading.trace.constants
+    }
+
+
+@dataclass(frozen=True)
+class _Shrinking:
+    """A model, what was read from it, and the architecture to make."""
+
+    model: nn.Module
+    reading: Reading
+    architecture: Architecture
+
+    @property
+    def sizes(self) -> Sizes:
+        depths = {stage: (depth,) for stage, depth in self.architecture.depths.items()}
+        return Sizes(self.architecture.widths, depths)
+
+    def student(self, inputs: tuple[Tensor, ...]) -> nn.Module:
+        """The smaller network, of the model's own classes if its forward can follow."""
+        own = self._cut_model()
+        traced = traced_network(self.program, copy.deepcopy(own), self.sizes, reason="")
+        problem = _disagreement(own, traced, inputs)
+        return own if problem is None else traced_network(self.program, own, self.sizes, reason=problem)
+
+    @cached_property
+    def program(self) -> Program:
+        """The operators that were traced."""
+        return Program(self.reading)
+
+    def _cut_model(self) -> nn.Module:
+        student = copy.deepcopy(self.model)
+        self._drop_blocks(student)
+        self._cut_parameters(student)
+        self._set_numbers(student)
+        originals = dict(self.model.named_modules())
+        for name, module in sorted(student.named_modules(), key=lambda item: -item[0].count(".")):
+            if name in originals and type(module) is type(originals[name]):
+                adapt(module, originals[name])
+        self._add_projections(student)
+        return student
+
+    def _drop_blocks(self, student: nn.Module) -> None:
+        for stage in self.reading.stages:
+            depth = self.architecture.depths.get(stage.name, len(stage.blocks))
+            dropped = {path.rpartition(".")[2] for path in stage.blocks[depth:]}
+            if not dropped:
+                continue
+            container = student.get_submodule(stage.container)
+            for name in dropped:
+                del container._modules[name]
+
+    def _cut_parameters(self, student: nn.Module) -> None:
+        done: dict[int, nn.Parameter] = {}
+        for path, tensor, owner, name in list(_tensors(student)):  # as they were before any was cut
+            names = self.program.aliases.get(path, (path,))
+            layouts = next((self.reading.states[one] for one in names if one in self.reading.states), None)
+            if layouts is None or all(layout.size(self.sizes) == layout.full for layout in layouts):
+                continue
+            if isinstance(tensor, nn.Parameter):
+                if id(tensor) not in done:
+                    done[id(tensor)] = nn.Parameter(self._cut(tensor, layouts), tensor.requires_grad)
+                owner._parameters[name] = done[id(tensor)]
+            else:
+                owner._buffers[name] = self._cut(tensor, layouts)
+
+    @torch.no_grad()
+    def _cut(self, tensor: Tensor, layouts: tuple[Layout, ...]) -> Tensor:
+        for axis, layout in enumerate(layouts):
+            size = layout.size(self.sizes)
+            kept = layout.kept(self.sizes, self.reading.first_units)
+            if size > len(kept):
+                tensor = _widened(tensor, axis, size, layout)
+            elif len(kept) < tensor.shape[axis] or (np.diff(kept) != 1).any():
+                tensor = tensor.index_select(axis, torch.from_numpy(kept).to(tensor.device))
+        return tensor.detach().clone(memory_format=torch.contiguous_format)
+
+    def _set_numbers(self, student: nn.Module) -> None:
+        """Numbers that no parameter says: groups of convolutions and group norms, channels of norms without weights."""
+        for facts in self.reading.layers:
+            numbers = dict(self.reading.rewrites.get(facts.use.node, {}))
+            if facts.use.operator == "norm" and facts.use.weight is None:
+                numbers["num_features"] = facts.outputs
+            module = _module_at(student, facts.use.name)
+            for name in ("groups", "num_groups", "num_features"):
+                layout = numbers.get(name)
+                if isinstance(layout, Layout) and isinstance(getattr(module, name, None), int):
+                    setattr(module, name, layout.size(self.sizes))
+            shape = numbers.get("normalized_shape")
+            if isinstance(module, nn.LayerNorm) and isinstance(shape, tuple):
+                module.normalized_shape = tuple(layout.size(self.sizes) for layout in shape)
+
+    def _add_projections(self, student: nn.Module) -> None:
+        sums = set(self.program.free_sums.values())
+        for facts in self.reading.layers:
+            inputs, outputs = facts.inputs.size(self.sizes), facts.outputs.size(self.sizes)
+            total = _module_at(student, facts.use.name.removesuffix(".shortcut"))
+            if facts.use.name in sums and inputs != outputs and isinstance(total, ResidualSum):
+                added = projection(inputs, outputs, has_norm=total.has_norm).to(next(student.parameters()))
+                nn.init.dirac_(next(added.parameters()))
+                total.shortcut = added.train(total.training)
+
+
+def _tensors(network: nn.Module) -> Iterator[tuple[str, Tensor, nn.Module, str]]:
+    """Every parameter and buffer with its path, its module and its name there; shared ones under each name."""
+    for path, module in network.named_modules(remove_duplicate=False):
+        for kind in (module._parameters, module._buffers):
+            for name, tensor in list(kind.items()):
+                if tensor is not None:
+                    yield f"{path}.{name}" if path else name, tensor, module, name
+
+
+def _module_at(network: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return network.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _widened(tensor: Tensor, axis: int, size: int, layout: Layout) -> Tensor:
+    """A tensor with new entries along an axis, drawn like those that are there."""
+    if not layout.is_prefix:
+        raise SpaceError(
+            f"cannot make a layer wider than in the unpruned network: its {layout.full} channels are joined with others"
+        )
+    extent = [*tensor.shape]
+    extent[axis] = size - tensor.shape[axis]
+    spread = float(tensor.float().std()) if tensor.numel() > 1 else 0.0
+    drawn = torch.randn(extent, device=tensor.device) * spread + float(tensor.float().mean())
+    return torch.cat([tensor, drawn.to(tensor)], dim=axis)
+
+
+def _disagreement(own: nn.Module, traced: TracedNetwork, inputs: tuple[Tensor, ...]) -> str | None:
+    """Why a cut network's own forward is not what was traced; None: they agree."""
+    modes = [(module, module.training) for module in own.modules()]
+    tried = probes(inputs)
+    try:
+        expected = outputs_of(traced.eval(), tried)
+        found = outputs_of(own.eval(), tried)
+    except Exception as error:  # a user's forward may raise anything
+        return f"its own forward cannot follow the cut ({first_line(error)})"
+    finally:
+        for module, was_training in modes:
+            module.training = was_training
+    problem = difference(found, expected)
+    return None if problem is None else f"its own forward {problem} after the cut"

@@ -1,0 +1,218 @@
+"""A network that runs the operators of a trace: for forwards that write down sizes which cannot follow a cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from transprune.errors import DataError
+from transprune.reading.execution import Arguments, Function, Program, Step, Surroundings, Value
+from transprune.reading.layouts import Sizes
+from transprune.runtime.structures import on_device
+
+
+class TracedNetwork(nn.Module):
+    """A smaller network that computes what the unpruned one's forward was traced to compute.
+
+    It has the modules and parameter names of the unpruned network, but runs the operators that were traced rather than
+    the network's own forward: where that writes a number of channels into its code, no smaller network of its class
+    can exist. What was traced in evaluation mode holds in training as well, with two exceptions: batch norms use and
+    collect statistics of the batch, and dropout drops. Stochastic depth and auxiliary heads are not part of it. Rows
+    and columns of the inputs are those of the example; the number of samples is free.
+
+    Args:
+        program: The operators.
+        modules: The unpruned network's modules, cut.
+        sizes: Widths and depths in use.
+        reason: Why the network is not of its own class.
+    """
+
+    def __init__(self, program: Program, modules: nn.Module, sizes: Sizes, reason: str) -> None:
+        super().__init__()
+        self.__dict__["_traced"] = (program, sizes, type(modules))
+        self.__dict__["_reason"] = reason
+        self.__dict__["_counting"] = _counting_norms(program, sizes, modules)
+        for name, child in modules._modules.items():  # one module may have several names
+            self.add_module(name, child)
+        for name, parameter in modules._parameters.items():
+            self.register_parameter(name, parameter)
+        for name, buffer in modules._buffers.items():
+            self.register_buffer(name, buffer, persistent=name not in modules._non_persistent_buffers_set)
+        self.train(modules.training)
+
+    @property
+    def reason(self) -> str:
+        """Why the network is not of its own class."""
+        return str(self.__dict__["_reason"])
+
+    def forward(self, inputs: Tensor) -> Any:
+        """What the unpruned network returns, computed by the smaller one."""
+        return self.run(inputs)
+
+    def run(self, *inputs: Tensor) -> Any:
+        """The operators, on the positional arguments of the unpruned network's forward.
+
+        Raises:
+            DataError: The inputs differ in more than the number of samples from those that were traced.
+        """
+        program, sizes, _ = self.__dict__["_traced"]
+        self._check_inputs(inputs)
+        if self.training:
+            for path in self.__dict__["_counting"]:
+                count = tensor_at(self, path)
+                assert count is not None  # a norm that runs has its buffers
+                count.add_(1)
+        return program.run(_Plain(self, program, sizes), inputs)
+
+    def _check_inputs(self, inputs: tuple[Tensor, ...]) -> None:
+        program, _, kind = self.__dict__["_traced"]
+        free = [] if program.reading.trace.batch is None else ["batch"]
+        expected = [[*free, *sizes[len(free) :]] for sizes in program.input_shapes]
+        if [[*free, *tensor.shape[len(free) :]] for tensor in inputs] != expected:
+            raise DataError(
+                f"cannot run the operators that were traced from {kind.__name__} on inputs of shape "
+                f"{_listed(tensor.shape for tensor in inputs)}: the sizes of the example are written into them; "
+                f"expected {_listed(expected)}. For another size, shrink the model with an example of that size"
+            )
+
+    def extra_repr(self) -> str:
+        """The class whose operators were traced, and why it is not that class."""
+        return f"of {self.__dict__['_traced'][2].__name__}: {self.reason}"
+
+
+class TracedNetworkOfSeveral(TracedNetwork):
+    """A `TracedNetwork` of several inputs."""
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """What the unpruned network returns, computed by the smaller one."""
+        return self.run(*inputs)
+
+
+def _listed(shapes: Iterable[Iterable[object]]) -> str:
+    return ", ".join(f"[{', '.join(map(str, sizes))}]" for sizes in shapes)
+
+
+def traced_network(program: Program, modules: nn.Module, sizes: Sizes, reason: str) -> TracedNetwork:
+    """A network that runs the operators of a trace; see `TracedNetwork` for the arguments."""
+    kind = TracedNetwork if len(program.reading.trace.inputs) == 1 else TracedNetworkOfSeveral
+    return kind(program, modules, sizes, reason)
+
+
+class _Plain(Surroundings):
+    """One architecture: parameters are as large as they are, batch norms and dropout follow the module's mode."""
+
+    def __init__(self, network: nn.Module, program: Program, sizes: Sizes) -> None:
+        super().__init__(sizes)
+        self.network = network
+        self.program = program
+
+    def state(self, name: str) -> Tensor:
+        constants = self.program.reading.trace.constants
+        if name in constants:
+            constant: Tensor = on_device(
+                cut_constant(self.program, name, self.sizes), next(self.network.parameters()).device
+            )
+            return constant
+        for path in self.program.aliases.get(name, (name,)):
+            found = tensor_at(self.network, path)
+            if found is not None:
+                return found
+        raise RuntimeError(f"the network has no {name!r} any more")  # a block that runs has all of its parameters
+
+    def function(self, step: Step) -> Function:
+        if step.operator in TRAINABLE:
+            function = in_mode(step.operator, step.function, self.network.training)
+            momentum = self._momentum(step) if function is _batch_norm_in_training else None
+            return function if momentum is None else lambda arguments: function({**arguments, "momentum": momentum})
+        shortcut = self.program.free_sums.get(step.node)
+        if shortcut is not None:
+            module = self.network.get_submodule(shortcut)
+            return lambda arguments: arguments["self"] + module(arguments["other"])
+        return step.function
+
+    def _momentum(self, step: Step) -> float | None:
+        """That of the norm itself, since a trace in evaluation mode has none of one that averages; None: as traced."""
+        path = _running_mean(self.program, step, self.network)
+        norm = self.network.get_submodule(path.rpartition(".")[0]) if path is not None else None
+        if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            return None
+        if norm.momentum is not None or norm.num_batches_tracked is None:
+            return norm.momentum
+        return 1 / float(norm.num_batches_tracked)
+
+
+def _running_mean(program: Program, step: Step, network: nn.Module) -> str | None:
+    """Path of the running mean that a batch norm reads; None: it reads none, or the step is no batch norm."""
+    statistics = step.reads.get("running_mean") if step.operator == "batch_norm" else None
+    traced = program.reading.trace.state(statistics.key) if isinstance(statistics, Value) else None
+    paths = () if traced is None else program.aliases.get(traced, (traced,))
+    return next((path for path in paths if tensor_at(network, path) is not None), None)
+
+
+def _counting_norms(program: Program, sizes: Sizes, modules: nn.Module) -> tuple[str, ...]:
+    """Paths of the buffers in which batch norms say how many batches they have seen."""
+    surroundings, found = Surroundings(sizes), []
+    for step in program.steps:
+        path = _running_mean(program, step, modules)
+        if path is not None and surroundings.runs(step):
+            count = f"{path.removesuffix('running_mean')}num_batches_tracked"
+            if tensor_at(modules, count) is not None:
+                found.append(count)
+    return tuple(found)
+
+
+TRAINABLE = ("batch_norm", "instance_norm", "dropout", "feature_dropout", "alpha_dropout")
+"""Operators that differ between training and evaluation."""
+
+
+def in_mode(kind: str, function: Function, training: bool) -> Function:
+    """What computes a call that differs between training and evaluation."""
+    if not training:
+        return function
+    if kind == "batch_norm":
+        return _batch_norm_in_training
+
+    def trained(arguments: Arguments) -> Any:
+        name = "use_input_stats" if kind == "instance_norm" else "train"
+        return function({**arguments, name: True})
+
+    return trained
+
+
+def _batch_norm_in_training(arguments: Arguments) -> Tensor:
+    return F.batch_norm(
+        arguments["input"],
+        arguments["running_mean"],
+        arguments["running_var"],
+        arguments["weight"],
+        arguments["bias"],
+        training=True,
+        momentum=arguments["momentum"],
+        eps=arguments["eps"],
+    )
+
+
+def tensor_at(network: nn.Module, path: str) -> Tensor | None:
+    """The parameter or buffer of a path; None where there is none."""
+    *modules, name = path.split(".")
+    for each in modules:
+        inner = network._modules.get(each)
+        if inner is None:
+            return None
+        network = inner
+    found = network._parameters.get(name)
+    return network._buffers.get(name) if found is None else found
+
+
+def cut_constant(program: Program, name: str, sizes: Sizes) -> Tensor:
+    """A tensor that the forward made of nothing, at the sizes in use."""
+    constant = program.reading.trace.constants[name]
+    for axis, layout in enumerate(program.reading.states.get(name, ())):
+        if layout.is_searched:
+            kept = layout.kept(sizes, program.reading.first_units)
+            constant = constant.index_select(axis, torch.from_numpy(kept).to(constant.device))
+    return constant

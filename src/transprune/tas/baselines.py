@@ -1,0 +1,93 @@
+"""Architectures that nothing has learned: what a search is compared with, at the same cost."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from transprune.architecture import Architecture
+from transprune.budget import Limit
+from transprune.costs import Cost
+from transprune.errors import BudgetError
+from transprune.space import SearchSpace
+from transprune.tas.derivation import NEARLY_FULL, derive
+from transprune.tas.probabilities import Probabilities, candidate_masks
+from transprune.tas.sampling import masked_log_softmax, perturb
+
+
+def uniform_architecture(space: SearchSpace, limits: Sequence[Limit]) -> Architecture:
+    """Every width at the same share of its full width, every block kept: the largest share within all limits.
+
+    The widths are rounded to the nearest whole number, halves up, and need not be candidates: rounded down, those of
+    stages of doubling widths would all change at the same shares, and much of a budget be left unused.
+
+    Args:
+        space: The search space.
+        limits: The most that the architecture may cost of each kind.
+
+    Raises:
+        BudgetError: Every share costs more.
+    """
+    steps = {Fraction(2 * width - 1, 2 * group.width) for group in space.groups for width in range(1, group.width + 1)}
+    shares = [Fraction(0), *sorted(steps)]
+
+    def is_too_large(share: Fraction) -> bool:
+        return not all(limit.is_kept(space, _scaled(space, share)) for limit in limits)
+
+    if all(limit.cost.is_monotone for limit in limits):
+        fitting = bisect_left(shares, True, key=is_too_large)
+    else:  # a wider one may cost less
+        fitting = next((count for count in range(len(shares), 0, -1) if not is_too_large(shares[count - 1])), 0)
+    if not fitting:
+        least = " and ".join(limit.cost.written(_least(space, limit.cost, shares)) for limit in limits)
+        raise BudgetError(
+            f"cannot scale all widths to at most {' and '.join(map(str, limits))}: with every block and all widths at "
+            f"one share this network has at least {least}"
+        )
+    return _scaled(space, shares[fitting - 1])
+
+
+def _least(space: SearchSpace, cost: Cost, shares: Sequence[Fraction]) -> int:
+    """What the cheapest of these shares costs; they ascend."""
+    return min(space.cost(cost, _scaled(space, share)) for share in (shares[:1] if cost.is_monotone else shares))
+
+
+def _scaled(space: SearchSpace, share: Fraction) -> Architecture:
+    return Architecture(
+        widths={group.name: max(1, int(group.width * share + Fraction(1, 2))) for group in space.groups},
+        depths={stage.name: stage.depth for stage in space.stages},
+    )
+
+
+def random_architecture(
+    space: SearchSpace, limits: Sequence[Limit], *, seed: int, fill: float = NEARLY_FULL
+) -> Architecture:
+    """Random candidates within all limits, that use one of them nearly wherever the space permits.
+
+    Every candidate gets a random score, and the architecture within the budget whose scores sum to the most is taken
+    (`derive`): where no budget binds, and `fill` is 0, this draws every candidate with the same probability.
+
+    Args:
+        space: The search space.
+        limits: The most that the architecture may cost of each kind.
+        seed: Decides the scores.
+        fill: As in `derive`.
+
+    Raises:
+        BudgetError: No architecture costs that little.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    widths, depths = (_random_scores(mask, generator) for mask in candidate_masks(space))
+    return derive(space, Probabilities(widths, depths), limits, fill=fill)
+
+
+def _random_scores(is_candidate: Tensor, generator: torch.Generator) -> Tensor:
+    """Probabilities [choices, candidates] whose logarithms are standard Gumbel noise, up to a constant a row."""
+    if is_candidate.numel() == 0:
+        return is_candidate.double()
+    even = masked_log_softmax(torch.zeros(is_candidate.shape, dtype=torch.float64), is_candidate)
+    return perturb(even, 1.0, generator).softmax(1)

@@ -1,0 +1,321 @@
+"""A search in progress: weights learn on one part of the training data, the architecture on the other.
+
+Source: Dong & Yang, 2019, arXiv:1905.09717, section 3.2 and Algorithm 1.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from transprune.architecture import Architecture
+from transprune.budget import Limit
+from transprune.errors import OptionError
+from transprune.models.initialisation import initialise
+from transprune.reading.wrappers import unwrapped
+from transprune.runtime import KeptGenerator, processes
+from transprune.runtime.structures import on_device, tensors_in
+from transprune.shrinking.sort import Importance, magnitude, sort_channels
+from transprune.space import SearchSpace
+from transprune.tas.alignment import ALIGNMENTS, Alignment
+from transprune.tas.derivation import NEARLY_FULL, SECONDS
+from transprune.tas.expected_cost import ExpectedCost
+from transprune.tas.penalty import budgets_penalty
+from transprune.tas.probabilities import Probabilities
+from transprune.tas.selection import ArchitectureParameters, Selection
+from transprune.tas.supernet import Supernet
+from transprune.training.annealing import Schedule, anneal
+from transprune.training.batches import Batch, Data, example_of, search_feeds
+from transprune.training.divergence import Policy
+from transprune.training.evaluation import Evaluation, evaluate_batches, evaluation_mode
+from transprune.training.loop import Loop
+from transprune.training.tasks import Task, classification
+from transprune.training.train import at_least, check_first_loss, check_warm_up, cosine_schedule, sgd
+from transprune.training.update import StepOptions, Update
+
+log = logging.getLogger("transprune.run")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions(StepOptions):
+    """How an architecture is searched. The defaults are the paper's for CIFAR."""
+
+    epochs: int = 600
+    """Passes over the part of the training data that the weights learn on."""
+    batch_size: int = 256
+    """Images a step, for weights and for the architecture; `LoaderData` brings its own."""
+    learning_rate: float = 0.1
+    """Peak learning rate of SGD on the weights; it follows half a cosine to zero."""
+    warm_up_epochs: float = 0
+    """Epochs in which the weights' learning rate rises linearly from zero."""
+    momentum: float = 0.9
+    """Nesterov momentum of the weights."""
+    weight_decay: float = 5e-4
+    """L2 penalty on the weights."""
+    architecture_learning_rate: float = 1e-3
+    """Constant learning rate of Adam on the architecture parameters."""
+    architecture_betas: tuple[float, float] = (0.5, 0.999)
+    """Decay rates of Adam's moments."""
+    architecture_weight_decay: float = 1e-3
+    """L2 penalty on the architecture parameters."""
+    architecture_after: float = 0.0
+    """Share of the epochs in which the weights alone learn, before the architecture does; the paper: 0; 1: never."""
+    temperature_start: float = 10.0
+    """Sampling temperature τ in the first epoch."""
+    temperature_end: float = 0.1
+    """Sampling temperature τ in the last epoch."""
+    temperature_schedule: Schedule = "linear"
+    """How τ moves between them."""
+    penalty_weight: float = 2.0
+    """Weight of the budget penalty in the architecture's loss."""
+    tolerance: float = 0.05
+    """Share of the budget by which the cost may miss it without a penalty."""
+    alignment: Alignment = "interpolate"
+    """How feature maps of different widths are brought together: `interpolate` (the paper) or `pad`."""
+    width_samples: int | None = 2
+    """Candidates drawn for each group in a step; None: all."""
+    depth_samples: int | None = 2
+    """Candidates drawn for each stage in a step; None: all, as the paper does."""
+    weights_share: float = 0.5
+    """Share of the training samples that the weights learn on."""
+    start: Literal["scratch", "model"] = "scratch"
+    """Weights that the supernet starts from: new ones (the paper), or the model's."""
+    importance: Literal["magnitude", "none"] = "magnitude"
+    """What puts the channels in order before a search that starts from the model's weights, so that smaller widths keep
+    the best ones: the magnitude of their weights, or nothing."""
+    fill: float = NEARLY_FULL
+    """Share of the budget, of several of one of them, that the derived architecture uses wherever the space permits."""
+    derivation_seconds: float | None = SECONDS
+    """Time in which the most probable architecture must be found; what it lacks of a proof is said. None: any."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("epochs", "width_samples", "depth_samples"):
+            if getattr(self, name) is not None:
+                at_least(name, getattr(self, name), 1)
+        at_least("batch_size", self.batch_size, 2)
+        for name in ("learning_rate", "architecture_learning_rate", "penalty_weight", "tolerance", "fill"):
+            at_least(name, getattr(self, name), 0)
+        for name in ("temperature_start", "temperature_end"):
+            at_least(name, getattr(self, name), 1e-3)
+        if not 0 < self.weights_share < 1 or not 0 <= self.architecture_after <= 1 or self.fill > 1:
+            raise OptionError(
+                f"cannot search with weights_share={self.weights_share}, architecture_after="
+                f"{self.architecture_after} and fill={self.fill}; expected shares in (0, 1), [0, 1] and [0, 1]"
+            )
+        check_warm_up("search", self.epochs, self.warm_up_epochs)
+        if self.derivation_seconds is not None:
+            at_least("derivation_seconds", self.derivation_seconds, 0)
+        if self.alignment not in ALIGNMENTS or self.start not in ("scratch", "model"):
+            raise OptionError(
+                f"cannot search with alignment={self.alignment!r} and start={self.start!r}; expected "
+                f"{' or '.join(ALIGNMENTS)}, and scratch or model"
+            )
+        if self.importance not in ("magnitude", "none"):
+            raise OptionError(f"cannot search with importance={self.importance!r}; expected magnitude or none")
+
+
+class Bilevel(Loop):
+    """A search in progress: a supernet, its architecture parameters, an optimizer for each, and two parts of the data.
+
+    `step_weights` and `step_architecture` are the two halves of an iteration; use them in a loop of your own,
+    `run_epoch` for a whole pass, or `run` for all. See `search` for the arguments.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Data,
+        options: SearchOptions,
+        *,
+        space: SearchSpace,
+        limits: Sequence[Limit],
+        seed: int,
+        device: torch.device,
+        task: Task | None = None,
+        importance: Importance | None = None,
+        phase: str = "search",
+        on_divergence: Policy = "stop",
+    ) -> None:
+        self.space, self.options, self.limits = space, options, tuple(limits)
+        task = task or classification()
+        start, example = copy.deepcopy(unwrapped(model)).cpu(), example_of(data)
+        self.example = example
+        if options.start == "scratch":
+            initialise(start)
+        elif importance is not None or options.importance == "magnitude":
+            start = sort_channels(start, example, importance or magnitude)
+        self.supernet = Supernet(start, space, example, alignment=options.alignment).to(device).train()
+        # On the CPU, since the sizes that are drawn are wanted there: no step of the weights waits for a device.
+        self.parameters = ArchitectureParameters(space)
+        self.expected_costs = [ExpectedCost(space, limit.cost) for limit in self.limits]
+        self.generator = torch.Generator().manual_seed(seed)
+        feeds = search_feeds(
+            data,
+            task,
+            batch_size=options.batch_size,
+            weights_share=options.weights_share,
+            seed=seed,
+            device=device,
+        )
+        super().__init__(
+            phase=phase,
+            epochs=options.epochs,
+            batches=feeds.weights,
+            task=task,
+            network=self.supernet,
+            device=device,
+            on_divergence=on_divergence,
+        )
+        self.weight_batches, self.validation_batches = feeds.weights, feeds.validation
+        self._architecture_feed = feeds.architecture
+        self.architecture_batches = _endless(feeds.architecture)
+        self.weights = [parameter for parameter in self.supernet.parameters() if parameter.requires_grad]
+        self.weight_optimizer = sgd(self.weights, options.learning_rate, options.momentum, options.weight_decay)
+        self.schedule = cosine_schedule(
+            self.weight_optimizer, self.steps_an_epoch, options.epochs, options.warm_up_epochs
+        )
+        self.architecture_optimizer = torch.optim.Adam(
+            self.parameters.parameters(),
+            lr=options.architecture_learning_rate,
+            betas=options.architecture_betas,
+            weight_decay=options.architecture_weight_decay,
+        )
+        self.weight_update, self.architecture_update = (
+            Update(optimizer, self.supernet, options, device, self.sentinel)
+            for optimizer in (self.weight_optimizer, self.architecture_optimizer)
+        )
+
+    def parts(self) -> dict[str, Any]:
+        """Supernet and architecture parameters, their optimizers, the schedule, and what decides the candidates."""
+        return {
+            "supernet": self.supernet,
+            "parameters": self.parameters,
+            "weight_optimizer": self.weight_update,
+            "schedule": self.schedule,
+            "architecture_optimizer": self.architecture_update,
+            "architecture_batches": self._architecture_feed,
+            "generator": KeptGenerator(self.generator),
+        }
+
+    def learning_rate(self) -> float:
+        """The weights' learning rate in the next step."""
+        return float(self.weight_optimizer.param_groups[0]["lr"])
+
+    def step(self, batch: Batch) -> None:
+        """A step of the weights; then one of the architecture, once it learns."""
+        temperature = self.temperature(self.epoch)
+        self.step_weights(batch, temperature)
+        if self.epoch > self.options.architecture_after * self.options.epochs:
+            self.step_architecture(next(self.architecture_batches), temperature)
+
+    def temperature(self, epoch: int) -> float:
+        """The sampling temperature τ of an epoch (from 1)."""
+        options = self.options
+        progress = (epoch - 1) / max(1, options.epochs - 1)
+        return anneal(options.temperature_start, options.temperature_end, progress, options.temperature_schedule)
+
+    def select(self, temperature: float) -> Selection:
+        """The candidates of one step."""
+        return self.parameters.sample(
+            temperature,
+            width_samples=self.options.width_samples,
+            depth_samples=self.options.depth_samples,
+            generator=self.generator,
+            device=self.device,
+        )
+
+    def step_weights(self, batch: Batch, temperature: float) -> None:
+        """One step of the weights, with the architecture parameters held."""
+        if self.schedule.last_epoch == 0:
+            _warn_of_other_sizes(self.example, batch)
+        with torch.no_grad():
+            selection = self.select(temperature)
+
+        def forward(part: Batch) -> tuple[Tensor, Any]:
+            outputs = self.supernet(selection, *part.inputs)
+            loss = self.task.loss_of(outputs, part.targets)
+            if self.schedule.last_epoch == 0:
+                check_first_loss(loss, self.phase)
+            return loss, outputs
+
+        for learned in self.weight_update.step(batch, forward):
+            self.meter.add(*learned)
+        self.schedule.step()
+
+    def step_architecture(self, batch: Batch, temperature: float) -> None:
+        """One step of the architecture parameters, with the weights held; no gradient of a weight is computed."""
+        before = self.generator.get_state()
+
+        def forward(part: Batch) -> tuple[Tensor, Any]:
+            self.generator.set_state(before)  # every part with the same candidates, through gradients of its own
+            with torch.autocast("cpu", enabled=False):
+                selection, penalty = self.select(temperature), on_device(self.penalty(), self.device)
+            outputs = self.supernet(selection, *part.inputs)
+            return self.task.loss_of(outputs, part.targets) + self.options.penalty_weight * penalty, outputs
+
+        self.architecture_update.step(batch, forward)
+
+    def penalty(self) -> Tensor:
+        """How far the expected costs should move, from the costs of the most probable architecture."""
+        probabilities = self.parameters.probabilities()
+        likeliest = probabilities.one_hot()
+        costs = [(expected(probabilities), expected(likeliest)) for expected in self.expected_costs]
+        expected, actual = (torch.stack(each) for each in zip(*costs, strict=True))
+        return budgets_penalty(expected, actual, [limit.most for limit in self.limits], self.options.tolerance)
+
+    @torch.no_grad()
+    def probabilities(self) -> Probabilities:
+        """Probability of every candidate, on the CPU and without gradient."""
+        probabilities = self.parameters.probabilities()
+        return Probabilities(probabilities.widths.cpu(), probabilities.depths.cpu())
+
+    def validate(self, architecture: Architecture) -> Evaluation:
+        """Figures of an architecture in the supernet, on the architecture's part of the data; images not augmented."""
+        selection = Selection.of(self.space, architecture, self.device)
+        with evaluation_mode(self.supernet):
+            return evaluate_batches(partial(self.supernet, selection), self.validation_batches, self.task)
+
+    def end_of_epoch(self) -> dict[str, Any]:
+        """Temperature, probabilities and costs, and figures of the most probable architecture."""
+        probabilities = self.probabilities()
+        likeliest = probabilities.most_probable(self.space)
+        validated = self.validate(likeliest)
+        costs: dict[str, Any] = {}
+        for expected, limit in zip(self.expected_costs, self.limits, strict=True):
+            kind = limit.cost.kind
+            with torch.no_grad():
+                costs[f"expected_{kind}"] = float(expected(self.parameters.probabilities()))
+            costs[f"actual_{kind}"] = self.space.cost(limit.cost, likeliest)
+            costs[f"target_{kind}"] = limit.most
+        return {
+            "temperature": self.temperature(self.epoch),
+            **{f"validation_{name}": value for name, value in validated.headline().items()},
+            **costs,
+            "entropy": self.parameters.entropy(),
+            "width_probabilities": probabilities.by_group(self.space),
+            "depth_probabilities": probabilities.by_stage(self.space),
+        }
+
+
+def _warn_of_other_sizes(example: tuple[Tensor, ...], batch: Batch) -> None:
+    """Says so if the samples that costs are counted for are not those that are learned from."""
+    ours, theirs = ([list(tensor.shape[1:]) for tensor in tensors_in(inputs)] for inputs in (example, batch.inputs))
+    if ours != theirs and processes.is_first():
+        log.warning(
+            "the batches hold samples of the shapes %s, the example of %s: costs are counted for the example",
+            theirs,
+            ours,
+        )
+
+
+def _endless(batches: Iterable[Batch]) -> Iterator[Batch]:
+    while True:
+        yield from batches

@@ -1,0 +1,169 @@
+"""The cost of a search space as a sum of terms.
+
+A term is a layer, the depths at which it reads and writes certain channels, and a table with one number for every pair
+of widths that these may have. The same terms give the expected cost under probabilities (differentiable) and the
+constraint of the derivation, and their numbers are those that `SearchSpace.cost` sums: the three cannot disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from transprune.costs import MACS, Cost
+from transprune.layer_costs import Channels, Layer
+from transprune.space import SearchSpace
+from transprune.tas.probabilities import Probabilities
+
+Depths = Mapping[str, frozenset[int]]
+"""By the name of a stage, the depths at which something holds; stages that are not named may have any."""
+
+
+@dataclass(frozen=True)
+class CostTerm:
+    """What one layer costs while certain groups feed it and take its output."""
+
+    layer: Layer
+    inputs: Channels
+    """A group's channels or a fixed number, never a stage's."""
+    outputs: Channels
+    depths: Depths
+    part: tuple[int, int]
+    """Which part of the layer's input and which of its output: a concatenation has several, and all of them cost."""
+    values: np.ndarray
+    """[possible input widths, possible output widths]; float64, whole numbers."""
+
+    @property
+    def is_diagonal(self) -> bool:
+        """Whether input and output belong to one group, so that only equal choices can happen."""
+        return self.inputs.source is not None and self.inputs.source == self.outputs.source
+
+
+def possible_widths(space: SearchSpace, channels: Channels) -> tuple[int, ...]:
+    """All widths that the candidates can give to a group's channels, or the fixed one; ascending."""
+    if channels.source is None:
+        return (channels.full * channels.repeat,)
+    group = space.groups[space.group_index[channels.source]]
+    return tuple(width * channels.repeat for width in group.candidates)
+
+
+def alternatives(space: SearchSpace, channels: Channels) -> Iterator[tuple[Depths, Channels]]:
+    """What channels may turn out to be: behind a stage, those of the block that is kept last."""
+    if channels.source not in space.stage_index:
+        yield {}, channels
+        return
+    stage = space.stages[space.stage_index[channels.source]]
+    found: dict[tuple[frozenset[tuple[str, frozenset[int]]], Channels], set[int]] = {}
+    for depth in stage.candidates:
+        for before, end in alternatives(space, stage.outputs[depth - 1]):
+            whole = replace(end, repeat=end.repeat * channels.repeat)
+            found.setdefault((frozenset(before.items()), whole), set()).add(depth)
+    for (before_items, end), at in found.items():  # blocks that hand on the same channels are one alternative
+        is_any = len(at) == len(stage.candidates)
+        yield {**dict(before_items), **({} if is_any else {stage.name: frozenset(at)})}, end
+
+
+def cost_terms(space: SearchSpace, cost: Cost) -> list[CostTerm]:
+    """The terms of all layers that cost anything, layer by layer and part by part."""
+    return [
+        term
+        for layer in space.layers
+        for row in range(len(layer.inputs.parts))
+        for column in range(len(layer.outputs.parts))
+        for term in _part_terms(space, cost, layer, (row, column))
+    ]
+
+
+def _part_terms(space: SearchSpace, cost: Cost, layer: Layer, part: tuple[int, int]) -> Iterator[CostTerm]:
+    """The terms of one part of the input with one of the output."""
+    inputs, outputs = layer.inputs.parts[part[0]], layer.outputs.parts[part[1]]
+    block = space.block_of(layer.name)
+    kept: Depths = {}
+    if block is not None:
+        kept = {block[0].name: frozenset(depth for depth in block[0].candidates if depth > block[1])}
+    for inputs_at, before in alternatives(space, inputs):
+        for outputs_at, after in alternatives(space, outputs):
+            depths = _all_of(kept, inputs_at, outputs_at)
+            widths = possible_widths(space, before), possible_widths(space, after)
+            values = np.array([[cost.of_part(layer, part, one, other) for other in widths[1]] for one in widths[0]])
+            if all(depths.values()) and values.any():
+                yield CostTerm(layer, before, after, depths, part, values.astype(float))
+
+
+def _all_of(*conditions: Depths) -> Depths:
+    names = {name for depths in conditions for name in depths}
+    return {name: frozenset.intersection(*(depths[name] for depths in conditions if name in depths)) for name in names}
+
+
+class ExpectedCost:
+    """The expected cost of a space, as a differentiable function of the probabilities.
+
+    Widths and depths are drawn independently, and the expectation is exact: blocks count with the probability that
+    they are kept, a layer behind a stage sees the width of the last kept block, and projections count with the
+    probability that their two widths differ.
+
+    Deviation: the reference multiplies mean widths, ignores where a cut stage ends, and leaves out projections
+    (`transprune.tas.paper_cost`).
+
+    Source: Dong & Yang, 2019, arXiv:1905.09717, section 3.2 (E_cost).
+    """
+
+    def __init__(self, space: SearchSpace, cost: Cost = MACS, *, device: torch.device | str = "cpu") -> None:
+        self.space = space
+        self.device = torch.device(device)
+        terms = cost_terms(space, cost)
+        self._size = max([1, *(extent for term in terms for extent in term.values.shape)])
+        pairs = [term for term in terms if not term.is_diagonal]
+        diagonals = [term for term in terms if term.is_diagonal]
+        self._pairs = self._stack([term.values for term in pairs], (self._size, self._size))
+        self._pair_inputs = self._rows([term.inputs for term in pairs])
+        self._pair_outputs = self._rows([term.outputs for term in pairs])
+        self._pair_depths = self._depth_masks(pairs)
+        self._diagonals = self._stack([np.diag(term.values) for term in diagonals], (self._size,))
+        self._diagonal_rows = self._rows([term.inputs for term in diagonals])
+        self._diagonal_depths = self._depth_masks(diagonals)
+
+    def __call__(self, probabilities: Probabilities) -> Tensor:
+        """The expected cost, a float64 scalar."""
+        widths, depths = probabilities.widths.double(), probabilities.depths.double()
+        widths = F.pad(widths, [0, self._size - widths.shape[1]])
+        certain = F.one_hot(torch.zeros(1, dtype=torch.int64, device=self.device), self._size)
+        rows = torch.cat([widths, certain.to(widths)])
+        pairs = torch.einsum("ti,tij,tj->t", rows[self._pair_inputs], self._pairs, rows[self._pair_outputs])
+        diagonals = (rows[self._diagonal_rows] * self._diagonals).sum(1)
+        cost: Tensor = pairs @ _probability(self._pair_depths, depths)
+        return cost + diagonals @ _probability(self._diagonal_depths, depths)
+
+    def _rows(self, channels: list[Channels]) -> Tensor:
+        """Row of each group among the probabilities; fixed channels have the row behind the last group."""
+        fixed = len(self.space.groups)
+        rows = [fixed if each.source is None else self.space.group_index[each.source] for each in channels]
+        return torch.tensor(rows, dtype=torch.int64, device=self.device)
+
+    def _depth_masks(self, terms: list[CostTerm]) -> Tensor:
+        """Which depths each term allows [terms, stages, candidates]."""
+        stages = self.space.stages
+        most = max([0, *(len(stage.candidates) for stage in stages)])
+        masks = np.zeros((len(terms), len(stages), most))
+        for row, term in enumerate(terms):
+            for column, stage in enumerate(stages):
+                allowed = term.depths.get(stage.name, frozenset(stage.candidates))
+                masks[row, column, : len(stage.candidates)] = [depth in allowed for depth in stage.candidates]
+        return torch.as_tensor(masks, device=self.device)
+
+    def _stack(self, values: list[np.ndarray], extents: tuple[int, ...]) -> Tensor:
+        """All values in one tensor [terms, *extents], filled up with zeros."""
+        room = [[(0, most - size) for most, size in zip(extents, value.shape, strict=True)] for value in values]
+        padded = [np.pad(value, ends) for value, ends in zip(values, room, strict=True)]
+        stacked = np.stack(padded) if padded else np.zeros((0, *extents))
+        return torch.as_tensor(stacked, device=self.device)
+
+
+def _probability(masks: Tensor, depths: Tensor) -> Tensor:
+    """Probability that all stages have an allowed depth [terms]."""
+    return (masks * depths).sum(2).prod(1)

@@ -1,0 +1,120 @@
+"""An architecture within all limits by single steps: safe and fast, without a proof that it is the best.
+
+Costs are linear in the probabilities of each group and each stage, so one backward pass through the expected cost of a
+certain architecture tells exactly what it would cost with any one size changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from transprune.architecture import Architecture
+from transprune.budget import Limit
+from transprune.space import SearchSpace
+from transprune.tas.expected_cost import ExpectedCost
+from transprune.tas.probabilities import Probabilities, certain
+
+
+def repair(space: SearchSpace, probabilities: Probabilities, limits: Sequence[Limit]) -> Architecture | None:
+    """The most probable architecture, made to keep all limits, each step at the smallest loss for what it saves.
+
+    Then sizes are brought back to more probable ones as far as the limits permit.
+
+    Args:
+        space: The search space.
+        probabilities: Probability of every candidate.
+        limits: The most that the architecture may cost of each kind.
+
+    Returns:
+        None: no sequence of single steps that save leads there.
+    """
+    if min(limit.most for limit in limits) < 1:  # excesses are shares of the limits
+        return None
+    stepping = _Stepping(space, probabilities, limits)
+    if not stepping.shrink():
+        return None
+    stepping.grow()
+    return stepping.architecture if all(limit.is_kept(space, stepping.architecture) for limit in limits) else None
+
+
+class _Stepping:
+    """An architecture on its way, and what each change of one size would do."""
+
+    def __init__(self, space: SearchSpace, probabilities: Probabilities, limits: Sequence[Limit]) -> None:
+        self.space = space
+        self.choices = space.choices
+        self.logs = log_probabilities(space, probabilities)
+        self.expected = [ExpectedCost(space, limit.cost) for limit in limits]
+        self.most = np.array([limit.most for limit in limits], dtype=float)
+        self.at = [int(row.argmax()) for row in self.logs]
+
+    @property
+    def architecture(self) -> Architecture:
+        """Where it stands."""
+        at = zip(self.choices, self.at, strict=True)
+        return self.space.architecture_of([choice.candidates[place] for choice, place in at])
+
+    def shrink(self) -> bool:
+        """Steps until all limits are kept; whether they are."""
+        for _ in range(sum(map(len, self.logs))):
+            costs, after = self._costs()
+            excess = _excess(costs / self.most)
+            if excess <= 0:
+                return True
+            best, rate = None, np.inf
+            for place, (row, at) in enumerate(zip(self.logs, self.at, strict=True)):
+                saved = excess - _excess(after[place] / self.most)
+                lost = row[at] - row
+                rates = np.where(saved > 1e-9 * excess, lost / np.maximum(saved, 1e-30), np.inf)
+                if rates.min() < rate:
+                    best, rate = (place, int(rates.argmin())), rates.min()
+            if best is None:
+                return False
+            self.at[best[0]] = best[1]
+        return False
+
+    def grow(self) -> None:
+        """Steps to more probable sizes, the largest gain first, as long as the limits are kept."""
+        for _ in range(sum(map(len, self.logs))):
+            _, after = self._costs()
+            best, gain = None, 0.0
+            for place, (row, at) in enumerate(zip(self.logs, self.at, strict=True)):
+                gains = np.where((after[place] <= self.most).all(1), row - row[at], -np.inf)
+                if gains.max() > gain:
+                    best, gain = (place, int(gains.argmax())), gains.max()
+            if best is None:
+                return
+            self.at[best[0]] = best[1]
+
+    def _costs(self) -> tuple[np.ndarray, list[np.ndarray]]:
+        """The costs [limits], and for each choice those with every candidate in place of the present one."""
+        here = certain(self.space, self.architecture)
+        rows = [each.double().requires_grad_() for each in (here.widths, here.depths)]
+        costs, slopes = [], []
+        for expected in self.expected:
+            cost = expected(Probabilities(*rows))
+            given = torch.autograd.grad(cost, rows, allow_unused=True, materialize_grads=True)
+            costs.append(cost.item())
+            slopes.append([row.numpy() for part in given for row in part])
+        after = []
+        for place, choice in enumerate(self.choices):
+            slope = np.stack([each[place][: len(choice.candidates)] for each in slopes], axis=1)
+            after.append(np.round(np.array(costs) + slope - slope[self.at[place]]))
+        return np.array(costs), after
+
+
+def _excess(shares: np.ndarray) -> np.ndarray:
+    """How far costs [..., limits], as shares of the limits, lie above them all together."""
+    return np.asarray(np.maximum(shares - 1, 0).sum(-1))
+
+
+def log_probabilities(space: SearchSpace, probabilities: Probabilities) -> list[np.ndarray]:
+    """The logarithm of every candidate's probability, of each group and then each stage; below 1e-30 as if 1e-30."""
+    rows = [*probabilities.widths.detach().cpu().double(), *probabilities.depths.detach().cpu().double()]
+    return [
+        np.log(np.maximum(row.numpy()[: len(choice.candidates)], 1e-30))
+        for row, choice in zip(rows, space.choices, strict=True)
+    ]

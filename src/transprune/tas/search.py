@@ -1,0 +1,203 @@
+"""The search as one call: from a model, data and a budget to an architecture."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from transprune.architecture import Architecture
+from transprune.budget import Budget, Limit, parse_budgets
+from transprune.costs import COSTS, Cost
+from transprune.latency.latency_options import LatencyOptions
+from transprune.latency.learning import trusted_latency
+from transprune.reading.inspection import inspect
+from transprune.reading.wrappers import unwrapped
+from transprune.runtime import Checkpoints, processes, seeded
+from transprune.shrinking.sort import Importance
+from transprune.space import SearchSpace
+from transprune.tas.bilevel import Bilevel, SearchOptions
+from transprune.tas.derivation import Derivation, check_attainable, derive_with_proof
+from transprune.tas.probabilities import Probabilities
+from transprune.training.batches import Data, example_of
+from transprune.training.divergence import Policy
+from transprune.training.loop import EpochCallback, StepCallback
+from transprune.training.tasks import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """What a search found."""
+
+    architecture: Architecture
+    """The most probable architecture within all budgets."""
+    space: SearchSpace
+    probabilities: Probabilities
+    """Probability of every candidate at the end."""
+    limits: tuple[Limit, ...]
+    """The most that the architecture may cost, budget by budget."""
+    spent: tuple[int, ...]
+    """What it costs, each at most the limit."""
+    derivation: Derivation
+    """How good the architecture is among all within the limits."""
+    history: tuple[Mapping[str, Any], ...] = ()
+    """Figures of every epoch."""
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    """The supernet's weights as the architecture uses them, under the model's names and at its full widths. Where the
+    search started from the model's weights, the channels stand in the order of their importance."""
+
+    @property
+    def target(self) -> int:
+        """The most that the architecture may cost, of the first budget."""
+        return self.limits[0].most
+
+    @property
+    def actual(self) -> int:
+        """What the architecture costs, as the first budget counts it: at most `target`."""
+        return self.spent[0]
+
+
+def train_shared(
+    model: nn.Module,
+    data: Data,
+    options: SearchOptions,
+    *,
+    space: SearchSpace,
+    task: Task | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    on_epoch: EpochCallback | None = None,
+    on_step: StepCallback | None = None,
+    checkpoints: Checkpoints | None = None,
+    on_divergence: Policy = "stop",
+) -> dict[str, Tensor]:
+    """Weights that serve every architecture, for several searches to start from; all candidates are drawn alike.
+
+    Args:
+        model: The network to make smaller; untouched.
+        data: Samples to learn from; the weights see the part that they see in a search.
+        options: As of a search.
+        space: What may be chosen.
+        task: As of `search`.
+        seed: Decides the order of the samples, their augmentation and the candidates drawn.
+        device: Where to train.
+        on_epoch: Called after every epoch.
+        on_step: Called after every step.
+        checkpoints: As of `search`.
+        on_divergence: As of `search`.
+
+    Returns:
+        The supernet's weights at full widths, under the model's names. Where the options start from the model's
+        weights, the channels stand in the order of their importance.
+    """
+    weights_alone = replace(options, architecture_after=1.0)
+    with seeded(seed, "supernet"):
+        bilevel = Bilevel(
+            model,
+            data,
+            weights_alone,
+            task=task,
+            space=space,
+            limits=(),
+            seed=seed,
+            device=torch.device(device),
+            phase="supernet",
+            on_divergence=on_divergence,
+        )
+        bilevel.run(checkpoints, on_epoch, on_step)
+    weights = bilevel.supernet.plain_weights(space.full_architecture())
+    return {name: value.cpu() for name, value in weights.items()}
+
+
+def search(
+    model: nn.Module,
+    data: Data,
+    budget: Budget | str | Sequence[Budget | str],
+    options: SearchOptions | None = None,
+    *,
+    space: SearchSpace | None = None,
+    costs: Mapping[str, Cost] = COSTS,
+    latency: LatencyOptions | None = None,
+    task: Task | None = None,
+    importance: Importance | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    on_epoch: EpochCallback | None = None,
+    on_step: StepCallback | None = None,
+    checkpoints: Checkpoints | None = None,
+    on_divergence: Policy = "stop",
+) -> SearchResult:
+    """Learns the widths and depths of a smaller network. The model is untouched.
+
+    Args:
+        model: The network to make smaller.
+        data: Samples to learn from.
+        budget: What the smaller network may cost, such as `macs=0.5`; or several budgets, all of which are kept.
+        options: How to search.
+        space: What may be chosen; None: all that `inspect` finds.
+        costs: How each kind of cost is counted; MACs and parameters need nothing but the space.
+        latency: How latency is measured where a budget speaks of it and `costs` does not; None: the defaults.
+        task: Loss, metrics, and how a batch is taken apart; None: `classification()`.
+        importance: How much each channel matters, for a search that starts from the model's weights: smaller widths
+            keep those that matter most. None: what the options name.
+        seed: Decides the order of the samples, their augmentation and the candidates drawn.
+        device: Where to search.
+        on_epoch: Called after every epoch.
+        on_step: Called after every step.
+        checkpoints: Where to keep what is needed to go on after an interruption, and to go on from if it is there;
+            None: nowhere.
+        on_divergence: What to do about a loss or a gradient that is not finite: `stop`, or `skip` the step.
+
+    Raises:
+        BudgetError: The budget is malformed or out of the attainable range.
+        ModelError: The model cannot be read.
+        LatencyError: The latency cannot be measured, or its model not be trusted.
+        DataError: The data cannot be read or divided, or a batch not be taken apart.
+        OptionError: The task's loss or a metric gives something else than expected.
+        DivergenceError: The loss or a gradient is not finite.
+        ResourceError: Memory ran out, or a process that loads data died.
+        StoppedError: A signal or the time limit of the checkpoints ended it.
+    """
+    options = options or SearchOptions()
+    budgets = parse_budgets(budget)
+    space = space or inspect(copy.deepcopy(unwrapped(model)).cpu(), example_of(data))
+    if any(each.kind == "latency" for each in budgets) and "latency" not in costs:
+        example = example_of(data)
+        measured = processes.from_first(lambda: trusted_latency(model, space, example, latency, device=device).model)
+        costs = {**costs, "latency": measured}
+    limits = tuple(each.limit(space, costs) for each in budgets)
+    check_attainable(space, limits)
+    with seeded(seed, "search"):
+        bilevel = Bilevel(
+            model,
+            data,
+            options,
+            task=task,
+            importance=importance,
+            space=space,
+            limits=limits,
+            seed=seed,
+            device=torch.device(device),
+            on_divergence=on_divergence,
+        )
+        bilevel.run(checkpoints, on_epoch, on_step)
+    probabilities = bilevel.probabilities()
+    # Where its time runs out, what the solver has found depends on the process.
+    derivation = processes.from_first(
+        lambda: derive_with_proof(space, probabilities, limits, fill=options.fill, seconds=options.derivation_seconds)
+    )
+    architecture = derivation.architecture
+    return SearchResult(
+        architecture=architecture,
+        space=space,
+        probabilities=probabilities,
+        limits=limits,
+        derivation=derivation,
+        spent=tuple(space.cost(limit.cost, architecture) for limit in limits),
+        history=tuple(bilevel.history),
+        weights={name: value.cpu() for name, value in bilevel.supernet.plain_weights(architecture).items()},
+    )

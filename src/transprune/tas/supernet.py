@@ -1,0 +1,352 @@
+"""One network that holds all architectures of a search space (Dong & Yang, 2019, arXiv:1905.09717, section 3)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from transprune.architecture import Architecture
+from transprune.errors import OptionError, SpaceError
+from transprune.kernels.lean_gradients import add_padded, first_entries, weighted_sum
+from transprune.kernels.memory_format import use_channels_last
+from transprune.kernels.norms import normalise_and_mix_joint
+from transprune.reading.execution import Arguments, Function, Program, Step, Surroundings
+from transprune.reading.layouts import FreeSumEnd, Group, Layout, Sizes, StageEnd
+from transprune.reading.reading import Reading, read
+from transprune.reading.stages import BlockRun
+from transprune.reading.trace import Example, operator
+from transprune.reading.wrappers import unwrapped
+from transprune.runtime.structures import on_device
+from transprune.shrinking.traced_network import TRAINABLE, cut_constant, in_mode, tensor_at
+from transprune.space import SearchSpace
+from transprune.tas.alignment import ALIGNMENTS, Alignment, align_channels
+from transprune.tas.mixing import mix_along, mixing, mixture_of
+from transprune.tas.mixtures import Mixture, mixed
+from transprune.tas.selection import Selection
+
+AFFINE = ("weight", "bias")
+"""Scale and shift of a norm."""
+RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""Buffers of norms, which say nothing of a network that changes every step."""
+
+
+class Supernet(nn.Module):
+    """A copy of a model that runs at any candidate widths and depths of a search space, and mixes those in use.
+
+    It runs the operators of the model's trace. Each computes once, on weights cut to the widest candidates in use.
+    The candidates of a group are mixed where its channels are made: in the batch norm behind a convolution, each
+    candidate with a scale and shift of its own; else in the weights. Batch norms use the statistics of the batch, in
+    training and in evaluation: running averages over a network that changes every step would describe none of its
+    members. Blocks beyond the deepest sampled depth are not computed.
+
+    Deviation: norms over channels (layer norm, group norm) normalise the mixture, not every candidate by itself.
+
+    Its weights start as the model's, which is untouched, and keep their names.
+
+    Args:
+        model: The network that `space` was read from.
+        space: Its search space.
+        example: An input batch, or a tuple of the forward's positional arguments.
+        alignment: How feature maps of different widths are brought together: `interpolate` stretches channels (the
+            paper), `pad` keeps channel i as channel i.
+
+    Raises:
+        SpaceError: The space names a width group or a stage that the model does not have.
+        OptionError: The alignment is unknown.
+
+    Example:
+        >>> supernet = Supernet(model, space, images)  # doctest: +SKIP
+        >>> logits = supernet(parameters.sample(temperature=5.0), images)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self, model: nn.Module, space: SearchSpace, example: Example, *, alignment: Alignment = "interpolate"
+    ) -> None:
+        super().__init__()
+        if alignment not in ALIGNMENTS:
+            raise OptionError(
+                f"cannot build a supernet with alignment={alignment!r}; expected {' or '.join(ALIGNMENTS)}"
+            )
+        self.space = space
+        self.alignment: Alignment = alignment
+        model = unwrapped(model)
+        reading = read(model, example)
+        _check_space(model, space, reading)
+        self.network = copy.deepcopy(model)
+        use_channels_last(self.network)
+        self.plan = _Plan(reading, space, self.network)
+
+    def forward(self, selection: Selection, *inputs: Any) -> Any:
+        """What the model returns, computed with the selected candidates."""
+        return self.plan.program.run(_Mixing(self, selection), inputs)
+
+    @torch.no_grad()
+    def plain_weights(self, architecture: Architecture) -> dict[str, torch.Tensor]:
+        """The supernet's weights under the model's names and at its full widths, as one architecture uses them.
+
+        Batch norms give the scale and shift of the architecture's candidate. Running statistics are not among them.
+        """
+        weights = {
+            name: value.detach().clone()
+            for name, value in self.network.state_dict().items()
+            if name.rpartition(".")[2] not in RUNNING_STATISTICS
+        }
+        for name, group_name in self.plan.rows.items():
+            group = self.space.groups[self.space.group_index[group_name]]
+            index = group.candidates.index(architecture.widths.get(group.name, group.width))
+            row = weights[name][index].clone()
+            weights.update(dict.fromkeys(self.plan.program.aliases.get(name, (name,)), row))
+        return weights
+
+
+def _check_space(model: nn.Module, space: SearchSpace, reading: Reading) -> None:
+    widths = {group.name: group.width for group in reading.groups}
+    stages = {stage.name: len(stage.blocks) for stage in reading.stages}
+    for kind, named, known in (
+        ("width group", {group.name: group.width for group in space.groups}, widths),
+        ("stage", {stage.name: stage.depth for stage in space.stages}, stages),
+    ):
+        for name, size in named.items():
+            if known.get(name) != size:
+                found = f"one of {known[name]}" if name in known else "none of that name"
+                raise SpaceError(
+                    f"cannot use this search space for {type(model).__name__}: it has the {kind} {name!r} of {size}, "
+                    f"and the model has {found}; expected the space that `inspect` reads from this very network"
+                )
+
+
+class _Plan:
+    """Where the candidates are mixed, decided once.
+
+    Args:
+        reading: What was read from the model.
+        space: What is searched of it.
+        network: The copy of the model; scales and shifts of norms get a row for each candidate, in place.
+    """
+
+    def __init__(self, reading: Reading, space: SearchSpace, network: nn.Module) -> None:
+        self.program = Program(reading)
+        self.searched = {group.name: len(group.candidates) for group in space.groups}
+        self.candidate_norms: dict[fx.Node, str] = {}
+        """Norms behind a convolution, and the group whose candidates they normalise."""
+        self.affine: dict[fx.Node, list[str]] = {}
+        """Paths of the scale and shift of those of them that have both as parameters."""
+        self.mixed_norms: dict[fx.Node, Layout] = {}
+        """Other batch norms over searched channels."""
+        self.mixed_layers: dict[fx.Node, Layout] = {}
+        """Convolutions and linear layers whose outputs are mixed in their weights."""
+        self.rows: dict[str, str] = {}
+        """Parameters with a row for each candidate, and the group."""
+        self.free_sums = self.program.free_sums
+        self.in_place = frozenset(node for node in reading.trace.calls if self._may_write_over_input(reading, node))
+        """ReLUs that write over what they read."""
+        for node in reading.trace.calls:
+            if operator(node) == "batch_norm":
+                self._place_norm(reading, node, network)
+        for facts in reading.layers:
+            node = facts.use.node
+            is_layer = facts.use.operator in ("conv", "linear") and node not in self.mixed_layers
+            if is_layer and self._is_searched(facts.outputs) and not self._is_normed(node):
+                groups = reading.rewrites.get(node, {}).get("groups")
+                if not (isinstance(groups, Layout) and groups.is_searched):
+                    self.mixed_layers[node] = self._outputs(reading, node)
+        norms = [node for node in reading.trace.calls if operator(node) == "batch_norm"]
+        self.program = self.program.without_reads(
+            {node: (*RUNNING_STATISTICS, *(AFFINE if node in self.affine else ())) for node in norms}
+        )
+
+    def _is_searched(self, layout: Layout) -> bool:
+        return any(name in self.searched for name in layout.groups())
+
+    def _may_write_over_input(self, reading: Reading, node: fx.Node) -> bool:
+        """Whether nobody else reads what a ReLU reads, and no operator keeps it for its gradient."""
+        if operator(node) != "relu" or node.args[0] in {each for stage in reading.stages for each in stage.exits}:
+            return False
+        source = node.all_input_nodes[0]
+        return len(source.users) == 1 and (operator(source) == "batch_norm" or source in self.free_sums)
+
+    def _outputs(self, reading: Reading, node: fx.Node) -> Layout:
+        axes: tuple[Layout, ...] = reading.values[node]
+        return axes[-1] if operator(node) == "linear" else axes[self.channel_axis(reading, node)]
+
+    @staticmethod
+    def channel_axis(reading: Reading, node: fx.Node) -> int:
+        """The axis of a convolution's channels."""
+        rank = int(operator(node)[-2])
+        return len(reading.values[node]) - rank - 1
+
+    def _is_normed(self, node: fx.Node) -> bool:
+        return (
+            any(user in self.candidate_norms or user in self.mixed_norms for user in node.users)
+            and len(node.users) == 1
+        )
+
+    def _place_norm(self, reading: Reading, node: fx.Node, network: nn.Module) -> None:
+        channels: Layout = reading.values[node][1]
+        if not self._is_searched(channels):
+            return
+        source = node.all_input_nodes[0]
+        is_behind_convolution = operator(source).startswith("conv") and len(source.users) == 1
+        if not (is_behind_convolution and isinstance(channels, Group)):
+            if not isinstance(channels, FreeSumEnd | StageEnd):  # these arrive mixed
+                self.mixed_norms[node] = channels
+            return
+        self.candidate_norms[node] = channels.name
+        names = [reading.trace.parameter(source) for source in node.args[1:3]]
+        if len(names) == 2 and None not in names:
+            self.affine[node] = [name for name in names if name is not None]
+        for place in (1, 2):
+            source_node = node.args[place] if len(node.args) > place else None
+            name = reading.trace.parameter(source_node)
+            if name is None or not isinstance(source_node, fx.Node) or len(source_node.users) > 1:
+                continue
+            parent, _, own = name.rpartition(".")
+            module = network.get_submodule(parent)
+            parameter: nn.Parameter = getattr(module, own)
+            rows = parameter.detach().repeat(self.searched[channels.name], 1)
+            setattr(module, own, nn.Parameter(rows, parameter.requires_grad))
+            self.rows[name] = channels.name
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Plan:
+        return self  # it never changes, and its keys are the nodes of a graph
+
+
+class _Mixing(Surroundings):
+    """One step of a supernet."""
+
+    def __init__(self, supernet: Supernet, selection: Selection) -> None:
+        widths = {name: max(choice.sizes) for name, choice in selection.widths.items()}
+        depths = {name: choice.sizes for name, choice in selection.depths.items()}
+        super().__init__(Sizes(widths, depths, is_supernet=True))
+        self.supernet = supernet
+        self.selection = selection
+        self.plan = supernet.plan
+        self.reading = supernet.plan.program.reading
+        self.alignment = supernet.alignment
+
+    def state(self, name: str) -> Tensor:
+        if name in self.reading.trace.constants:
+            constant = cut_constant(self.plan.program, name, self.sizes)
+            moved: Tensor = on_device(constant, next(self.supernet.parameters()).device)
+            return moved
+        tensor = tensor_at(self.supernet.network, name)
+        assert tensor is not None  # the supernet keeps all modules
+        if name in self.plan.rows:
+            return tensor
+        layouts = self.reading.states[name]
+        sizes = [layout.size(self.sizes) for layout in layouts]
+        if tuple(sizes) == tensor.shape:
+            return tensor
+        if all(layout.is_prefix or layout.full == size for layout, size in zip(layouts, sizes, strict=True)):
+            return first_entries(tensor, sizes)
+        for axis, layout in enumerate(layouts):
+            if sizes[axis] < tensor.shape[axis]:
+                kept = torch.from_numpy(layout.kept(self.sizes, self.reading.first_units))
+                tensor = tensor.index_select(axis, on_device(kept, tensor.device))
+        return tensor
+
+    def function(self, step: Step) -> Function:
+        node, plan = step.node, self.plan
+        if step.operator == "batch_norm":
+            norm = self._candidate_norm if node in plan.candidate_norms else self._norm
+            return lambda arguments: norm(node, arguments)
+        if node in plan.in_place:
+            return lambda arguments: torch.relu_(arguments["self"])
+        if node in plan.mixed_layers:
+            return lambda arguments: self._mixed_layer(step, plan.mixed_layers[node], arguments)
+        if node in plan.free_sums:
+            keeps_main_width = not isinstance(self.reading.values[node][1], FreeSumEnd)
+            shortcut = self.supernet.network.get_submodule(plan.free_sums[node])
+            return lambda arguments: padded_sum(
+                arguments["self"], shortcut(arguments["other"]), keeps_main_width=keeps_main_width
+            )
+        if step.operator in TRAINABLE:
+            is_training = self.supernet.training or step.operator == "instance_norm"
+            return in_mode(step.operator, step.function, is_training)
+        return step.function
+
+    def _candidate_norm(self, node: fx.Node, arguments: Arguments) -> Tensor:
+        """A batch norm for each candidate width, mixed.
+
+        The candidates are prefixes of one feature map, so on the channels they share their batch statistics are the
+        same, and one normalisation serves all; only scale and shift belong to a candidate. What follows is linear: a
+        matrix with `interpolate`, its diagonal with `pad`. That equals normalising, aligning and adding each on its
+        own.
+        """
+        mixture, shift = self._mixtures.get(node) or mixed(
+            self._mixtures_of(node, arguments["weight"], arguments["bias"])
+        )
+        return normalise_and_mix_joint(arguments["input"], mixture, shift, arguments["eps"])
+
+    @cached_property
+    def _mixtures(self) -> dict[fx.Node, tuple[Tensor, Tensor]]:
+        """Scale and shift of all norms behind convolutions whose parameters are those of a module."""
+        found = {
+            step.node: self._mixtures_of(step.node, *(self.state(name) for name in self.plan.affine[step.node]))
+            for step in self.plan.program.steps
+            if step.node in self.plan.affine and self.runs(step)
+        }
+        results = iter(mixed([mixture for pair in found.values() for mixture in pair]) if found else ())
+        return dict(zip(found, zip(results, results, strict=True), strict=True))
+
+    def _mixtures_of(self, node: fx.Node, scales: Tensor | None, shifts: Tensor | None) -> tuple[Mixture, Mixture]:
+        choice = self.selection.widths[self.plan.candidate_norms[node]]
+        if shifts is None:
+            shifts = choice.weights.new_zeros(max(choice.sizes))
+        return (
+            mixture_of(choice, self.alignment, scales),
+            mixture_of(choice, self.alignment, shifts, is_applied=True),
+        )
+
+    def _norm(self, node: fx.Node, arguments: Arguments) -> Tensor:
+        """A batch norm over however many channels arrive; mixed where they are searched."""
+        features: Tensor = arguments["input"]
+        layout = self.plan.mixed_norms.get(node)
+        weight, bias = arguments["weight"], arguments["bias"]
+        scale = features.new_ones(features.shape[1]) if weight is None else weight
+        shift = features.new_zeros(features.shape[1]) if bias is None else bias
+        if layout is not None:
+            matrix = mixing(layout, self.selection, self.sizes, self.alignment, features)
+            scale = matrix * scale
+            shift = matrix * shift if matrix.dim() == 1 else matrix @ shift
+        return normalise_and_mix_joint(features, scale, shift, arguments["eps"])
+
+    def _mixed_layer(self, step: Step, layout: Layout, arguments: Arguments) -> Tensor:
+        """A convolution or linear layer whose outputs are mixed: that is linear in its weights, and done to them."""
+        weight, bias = arguments["weight"], arguments["bias"]
+        matrix = mixing(layout, self.selection, self.sizes, self.alignment, weight)
+        is_transposed, is_grouped = "transpose" in step.operator, arguments.get("groups", 1) > 1
+        if is_grouped and (is_transposed or matrix.dim() == 2):
+            axis = self.plan.channel_axis(self.reading, step.node)
+            outcome: Tensor = step.function(arguments)
+            return mix_along(outcome, matrix, axis)
+        arguments["weight"] = mix_along(weight, matrix, 1 if is_transposed else 0)
+        arguments["bias"] = None if bias is None else mix_along(bias, matrix, 0)
+        result: Tensor = step.function(arguments)
+        return result
+
+    def stage_end(self, stage: BlockRun, handed_on: Sequence[Tensor]) -> Tensor:
+        choice = self.selection.depths.get(stage.name)
+        if choice is None or len(handed_on) == 1:
+            return handed_on[-1]
+        widest = max(kept.shape[1] for kept in handed_on)
+        return weighted_sum([align_channels(kept, widest, self.alignment) for kept in handed_on], choice.weights)
+
+
+def padded_sum(main: Tensor, shortcut: Tensor, *, keeps_main_width: bool) -> Tensor:
+    """A residual sum whose narrower side is padded by channels of zeros.
+
+    Args:
+        main: [batch, channels, ...].
+        shortcut: [batch, channels, ...].
+        keeps_main_width: Whether the sum is as wide as its main side, because other layers share that width; else it
+            is as wide as the wider side, as in the paper.
+    """
+    if keeps_main_width:
+        shortcut = shortcut[:, : main.shape[1]]
+    return add_padded(main, shortcut)

@@ -1,0 +1,340 @@
+"""Batches as the loops want them: taken apart by the task, on the device, from data of either kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
+
+from transprune.data import (
+    ImageData,
+    Loader,
+    LoaderData,
+    SearchLoaders,
+    Split,
+    divide_loader,
+    length_of,
+    like,
+    make_loader,
+    no_batches,
+    split_halves,
+    start_loading,
+)
+from transprune.errors import DataError, ResourceError, TranspruneError
+from transprune.runtime import processes, random_states, set_random_states
+from transprune.runtime.structures import on_device, outline, tensors_in
+from transprune.training.tasks import Task
+
+Data = ImageData | LoaderData
+"""What a network can be trained on."""
+
+
+class Batch(NamedTuple):
+    """One batch."""
+
+    inputs: tuple[Any, ...]
+    """Positional arguments of the network."""
+    targets: Any
+    """What the loss compares its outputs with."""
+
+    @property
+    def samples(self) -> int:
+        """How many there are: the first dimension of the first input tensor; 1 without one."""
+        first = next(tensors_in(self.inputs), None)
+        return len(first) if first is not None and first.dim() else 1
+
+
+class Feed:
+    """The batches of a loader, each taken apart by a task and moved to a device.
+
+    Each `iter` is the next epoch; after `load_state_dict` it is the rest of the epoch that was running. The place in an
+    epoch is counted in batches of the whole data, whoever computes them.
+
+    Args:
+        loader: Yields batches, anew for each `iter`.
+        task: Says how to take them apart.
+        device: Where they are wanted.
+        part: What to call the loader in a message, such as `train`.
+    """
+
+    def __init__(self, loader: Iterable[Any], task: Task, device: torch.device, part: str) -> None:
+        self._loader, self._task, self._device, self._part = shared(loader, part), task, device, part
+        self._generators = _generators(loader)
+        self._epoch = 0
+        self._given = 0
+        self._start: Mapping[str, Any] | None = None
+
+    def __len__(self) -> int:
+        """How many batches; a loader that does not say is read once to count.
+
+        Raises:
+            DataError: There are none, or the loader fails.
+        """
+        length = length_of(self._loader)
+        if length is None:
+            with self._loading():
+                length = sum(1 for _ in self._loader)
+        if not length:
+            raise no_batches(self._part)
+        return length
+
+    def __iter__(self) -> Iterator[Batch]:
+        try:
+            for batch in self._rest():
+                self._given += 1
+                yield on_device(self._apart(batch), self._device)
+            if not self._given:
+                raise no_batches(self._part)
+        finally:
+            self._epoch, self._given, self._start = self._epoch + 1, 0, None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next batch is to be found."""
+        own = [generator.get_state() for generator in self._generators]
+        return {"epoch": self._epoch, "given": self._given, "starts": processes.gathered(self._start), "own": own}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Lets the next `iter` begin where `state_dict` was called."""
+        self._epoch, self._given, starts = state["epoch"], state["given"], state["starts"]
+        self._start = starts[processes.rank() if processes.rank() < len(starts) else 0]
+        self._set_own_states(state["own"])
+
+    def _rest(self) -> Iterator[Any]:
+        """What is left of the running epoch."""
+        with self._loading():
+            batches = self._opened()
+        while True:
+            with self._loading():
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+            yield batch
+
+    @contextmanager
+    def _loading(self) -> Iterator[None]:
+        """Names the batch that cannot be loaded.
+
+        Raises:
+            DataError: The loader fails.
+            ResourceError: A process that loads data died.
+        """
+        try:
+            yield
+        except TranspruneError:
+            raise
+        except Exception as error:  # a user's loader may raise anything
+            raise _not_loaded(f"batch {self._given + 1} of the {self._part} loader", error) from error
+
+    def _opened(self) -> Iterator[Any]:
+        if isinstance(self._loader, Loader):
+            return self._loader.batches(self._epoch, first=self._given)
+        _set_epoch(self._loader, self._epoch)
+        if self._start is None:
+            self._start = self._states()
+            return start_loading(self._loader)
+        # A loader of the user's goes on only by beginning its epoch anew, as it began, and giving up what was given.
+        now = self._states()
+        self._set_states(self._start)
+        batches = start_loading(self._loader)
+        next(islice(batches, self._given, self._given), None)  # fewer, if other processes have divided them
+        self._set_states(now)
+        return batches
+
+    def _states(self) -> dict[str, Any]:
+        """The random states that a user's loader draws from: the common ones, and its own."""
+        return {**random_states(), "own": [generator.get_state() for generator in self._generators]}
+
+    def _set_states(self, states: Mapping[str, Any]) -> None:
+        set_random_states(states)
+        self._set_own_states(states["own"])
+
+    def _set_own_states(self, states: Sequence[Tensor]) -> None:
+        for generator, state in zip(self._generators, states, strict=True):
+            generator.set_state(state)
+
+    def _apart(self, batch: Any) -> Batch:
+        try:
+            inputs, targets = self._task.split(batch)
+        except Exception as error:  # a user's split may raise anything
+            raise DataError(
+                f"cannot take apart a batch of the {self._part} loader, {outline(batch)}: "
+                f"{error if isinstance(error, DataError) else repr(error)}"
+            ) from error
+        return Batch(inputs if isinstance(inputs, tuple) else (inputs,), targets)
+
+
+def own_share() -> tuple[int, int]:
+    """Which process this one is, and of how many."""
+    return processes.rank(), processes.count()
+
+
+def shared(loader: Iterable[Any], part: str) -> Iterable[Any]:
+    """A loader that gives each process its share of every batch, if it is a `DataLoader` of samples with places.
+
+    Any other must do so itself, as one with a `DistributedSampler` does, or one that accelerate or Fabric prepared;
+    where it gives all processes the same, they all learn from that.
+    """
+    if processes.count() == 1 or not isinstance(loader, DataLoader) or type(loader) is not DataLoader:
+        return loader
+    divides_itself = isinstance(loader.dataset, IterableDataset) or isinstance(loader.sampler, DistributedSampler)
+    if loader.batch_sampler is None or divides_itself:
+        return loader
+    return like(loader, loader.dataset, batch_sampler=_Shares(loader.batch_sampler, part))
+
+
+class _Shares:
+    """This process's share of the batches that the first process draws."""
+
+    def __init__(self, batches: Iterable[Sequence[int]], part: str) -> None:
+        self._batches, self._is_measuring = batches, part in ("test", "validation")
+
+    def __iter__(self) -> Iterator[Sequence[int]]:
+        index, count = own_share()
+        for batch in processes.from_first(lambda: [list(places) for places in self._batches]):
+            own = batch[processes.share_of(len(batch), index, count)]
+            if len(batch) < count and not self._is_measuring:
+                raise DataError(
+                    f"cannot share a batch of {len(batch)} samples among {count} processes: expected one for each; "
+                    "leave incomplete batches out (drop_last=True), or choose another batch size"
+                )
+            if own:
+                yield own
+
+    def __len__(self) -> int:
+        return len(self._batches)  # type: ignore[arg-type]
+
+
+def worker_died(what: str, error: Exception) -> ResourceError | None:
+    """The error of a process that died while it loaded data; None if the error is another one."""
+    if "DataLoader worker" not in str(error):
+        return None
+    return ResourceError(
+        f"cannot load {what}: a process that loads data died ({str(error).splitlines()[0]}); the system may have "
+        "ended it because memory ran out: lower the batch size or the number of processes that load data"
+    )
+
+
+def _not_loaded(what: str, error: Exception) -> TranspruneError:
+    return worker_died(what, error) or DataError(
+        f"cannot load {what}: {type(error).__name__}: {error}; look at the data set and its transforms"
+    )
+
+
+def _generators(loader: Iterable[Any]) -> list[torch.Generator]:
+    """The generators that a `DataLoader` and its sampler were given."""
+    found = [getattr(owner, "generator", None) for owner in (loader, getattr(loader, "sampler", None))]
+    return [generator for generator in found if isinstance(generator, torch.Generator)]
+
+
+def _set_epoch(loader: Iterable[Any], epoch: int) -> None:
+    """Tells a loader, or the sampler that draws its order, which epoch begins, if it wants to know.
+
+    A `DistributedSampler` would else draw the same order in every epoch.
+    """
+    batches = getattr(loader, "batch_sampler", None)
+    for owner in (loader, batches, getattr(loader, "sampler", None), getattr(batches, "sampler", None)):
+        tell = getattr(owner, "set_epoch", None)
+        if callable(tell):
+            tell(epoch)
+
+
+class SearchFeeds(NamedTuple):
+    """The training data of a search."""
+
+    weights: Feed
+    """Batches that the weights learn on."""
+    architecture: Feed
+    """Batches that the architecture learns on."""
+    validation: Feed
+    """The same samples as `architecture`, to measure on."""
+
+
+def feed(
+    data: Data, part: Literal["train", "test"], task: Task, *, batch_size: int, seed: int, device: torch.device
+) -> Feed:
+    """Batches to learn from or to measure on.
+
+    Args:
+        data: The data.
+        part: Which of its parts.
+        task: Says how to take a batch apart.
+        batch_size: Of `ImageData`; loaders of one's own decide for themselves.
+        seed: Order and augmentation of `ImageData`.
+        device: Where they are wanted.
+
+    Raises:
+        DataError: The data is of no known kind.
+    """
+    loader: Iterable[Any]
+    if isinstance(data, LoaderData):
+        loader = data.train if part == "train" else data.test
+    else:
+        images, is_train = _images(data), part == "train"
+        split = images.train if is_train else images.test
+        loader = make_loader(
+            split, images, batch_size=batch_size, train=is_train, seed=seed, device=device, share=own_share()
+        )
+    return Feed(loader, task, device, part)
+
+
+def search_feeds(
+    data: Data, task: Task, *, batch_size: int, weights_share: float, seed: int, device: torch.device
+) -> SearchFeeds:
+    """The training data in two parts, for a search; see `feed`.
+
+    Args:
+        data: The data.
+        task: Says how to take a batch apart.
+        batch_size: Of `ImageData`.
+        weights_share: Share of the samples that the weights learn on, where the data does not come in two parts.
+        seed: Decides which samples go where.
+        device: Where they are wanted.
+
+    Raises:
+        DataError: The data is of no known kind, or cannot be divided.
+    """
+    if isinstance(data, LoaderData):
+        loaders = divide_loader(data, fraction=weights_share, seed=seed, processes=processes.count())
+    else:
+        loaders = _image_loaders(_images(data), batch_size, weights_share, seed, device)
+    return SearchFeeds(
+        Feed(loaders.weights, task, device, "weights"),
+        Feed(loaders.architecture, task, device, "architecture"),
+        Feed(loaders.validation, task, device, "validation"),
+    )
+
+
+def example_of(data: Data) -> tuple[Tensor, ...]:
+    """Inputs of the network, on the CPU, whose values do not matter."""
+    if isinstance(data, LoaderData):
+        return tuple(tensor.cpu() for tensor in data.inputs)
+    return (torch.zeros(1, *_images(data).image_size),)
+
+
+def _image_loaders(
+    images: ImageData, batch_size: int, weights_share: float, seed: int, device: torch.device
+) -> SearchLoaders:
+    def loader(split: Split, seed: int, *, train: bool) -> Loader:
+        return make_loader(
+            split, images, batch_size=batch_size, train=train, seed=seed, device=device, share=own_share(), least=2
+        )
+
+    weights, architecture = split_halves(images.train, fraction=weights_share, seed=seed)
+    mixed = architecture.subset(torch.randperm(len(architecture), generator=torch.Generator().manual_seed(seed)))
+    return SearchLoaders(
+        loader(weights, seed, train=True),
+        loader(architecture, seed + 1, train=True),
+        loader(mixed, seed, train=False),
+    )
+
+
+def _images(data: Data) -> ImageData:
+    if not isinstance(data, ImageData):
+        raise DataError(f"cannot use data of the kind {type(data).__name__}: expected ImageData or LoaderData")
+    return data

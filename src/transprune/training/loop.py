@@ -1,0 +1,206 @@
+"""Epochs of steps that can stop after any step, and go on from there as if nothing had happened."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from transprune.runtime import Checkpoints, phase_seed, processes, random_states, set_random_states
+from transprune.training.batches import Batch, Feed
+from transprune.training.divergence import Policy, Sentinel
+from transprune.training.evaluation import Meter
+from transprune.training.faults import explained
+from transprune.training.tasks import Task
+
+EpochCallback = Callable[[Mapping[str, Any]], None]
+"""Called after every epoch with its figures; see `docs/journal.md` for their names."""
+StepCallback = Callable[["Loop"], None]
+"""Called after every step with the phase in progress: `epoch`, `steps`, `steps_an_epoch` and `meter` say how far."""
+
+
+class Loop(ABC):
+    """A phase of training in progress. What it is made of says itself what must be kept to go on (`parts`).
+
+    Args:
+        phase: What it is called.
+        epochs: Passes over the batches.
+        batches: What to learn from.
+        task: Loss and metrics.
+        network: What learns.
+        device: Where it learns.
+        on_divergence: What to do about a loss or a gradient that is not finite.
+    """
+
+    def __init__(
+        self,
+        *,
+        phase: str,
+        epochs: int,
+        batches: Feed,
+        task: Task,
+        network: nn.Module,
+        device: torch.device,
+        on_divergence: Policy,
+    ) -> None:
+        self.phase, self.epochs, self.task, self.device = phase, epochs, task, device
+        self.epoch = 1
+        """The epoch that is running, or the next one."""
+        self.steps = 0
+        """Steps made in it."""
+        self.steps_an_epoch = len(batches)
+        self.meter = Meter(task)
+        """Loss and metrics of it so far."""
+        self.history: list[Mapping[str, Any]] = []
+        """Figures of the epochs before it."""
+        self.sentinel = Sentinel(self.place, network, device, on_divergence)
+        self._batches = batches
+        self._rate = 0.0
+        self._seconds = 0.0
+        self._total_seconds = 0.0
+
+    @property
+    def batches(self) -> Feed:
+        """What it learns from."""
+        return self._batches
+
+    @abstractmethod
+    def parts(self) -> dict[str, Any]:
+        """Everything that changes from step to step, by name: objects with `state_dict` and `load_state_dict`."""
+
+    @abstractmethod
+    def step(self, batch: Batch) -> None:
+        """Learns from a batch."""
+
+    @abstractmethod
+    def learning_rate(self) -> float:
+        """The learning rate of the next step."""
+
+    @abstractmethod
+    def end_of_epoch(self) -> dict[str, Any]:
+        """Figures of the running epoch beside those of training."""
+
+    def place(self) -> str:
+        """The running step, in words."""
+        return f"phase {self.phase!r}, epoch {self.epoch}, step {self.steps + 1}"
+
+    def run(
+        self,
+        checkpoints: Checkpoints | None = None,
+        on_epoch: EpochCallback | None = None,
+        on_step: StepCallback | None = None,
+    ) -> None:
+        """All epochs, from where the last checkpoint stands.
+
+        Args:
+            checkpoints: Where to keep what is needed to go on; None: nowhere.
+            on_epoch: Called after every epoch.
+            on_step: Called after every step.
+
+        Raises:
+            StoppedError: A signal or the time limit ended it; a checkpoint is written.
+            DivergenceError: The loss or a gradient is not finite.
+            ResourceError: Memory ran out, or a process that loads data died.
+        """
+        if processes.rank() > 0:  # what a forward draws, such as dropout, differs from process to process
+            torch.manual_seed(phase_seed(torch.initial_seed(), f"process {processes.rank()}"))
+        state = checkpoints.find(self.phase) if checkpoints is not None else None
+        if state is not None:
+            self.load_state_dict(state)
+
+        def after_step() -> None:
+            if on_step is not None:
+                on_step(self)
+            keep()
+
+        def keep() -> None:
+            if checkpoints is not None:
+                checkpoints.after_step(self.phase, self.state_dict)
+
+        with checkpoints.listening() if checkpoints is not None else nullcontext():
+            while self.epoch <= self.epochs:
+                figures = self.run_epoch(after_step)
+                if on_epoch is not None:
+                    on_epoch(figures)
+                keep()
+
+    def run_epoch(self, after_step: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """One pass over the batches, or what is left of it after `load_state_dict`.
+
+        Args:
+            after_step: Called after every step.
+
+        Returns:
+            The figures of the epoch.
+        """
+        begun = time.perf_counter()
+        earlier, total = self._seconds, self._total_seconds
+        if self.steps == 0:
+            self.meter, self._rate = Meter(self.task), self.learning_rate()
+        for batch in self._batches:
+            with explained(self, batch):
+                self.step(batch)
+            self.steps += 1
+            self._seconds = earlier + time.perf_counter() - begun
+            self._total_seconds = total + self._seconds - earlier
+            after_step()
+        figures = self._figures()
+        seconds = time.perf_counter() - begun
+        figures["seconds"] = earlier + seconds
+        self._total_seconds, self._seconds = total + seconds, 0.0
+        self.history.append(figures)
+        self.epoch, self.steps = self.epoch + 1, 0
+        return figures
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to go on after this step."""
+        self.sentinel.settle()  # no state is kept that was spoilt already
+        return {
+            "epoch": self.epoch,
+            "steps": self.steps,
+            "learning_rate": self._rate,
+            "seconds": self._seconds,
+            "total_seconds": self._total_seconds,
+            "history": list(self.history),
+            "parts": {name: part.state_dict() for name, part in self._all_parts().items()},
+            "processes": processes.gathered({"meter": self.meter.state_dict(), "random": random_states()}),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` gave, also if the processes were more or fewer.
+
+        Processes that came new draw from the seed that `run` gave them, of their own.
+        """
+        self.epoch, self.steps, self._rate = state["epoch"], state["steps"], state["learning_rate"]
+        self._seconds, self._total_seconds = state["seconds"], state["total_seconds"]
+        self.history = list(state["history"])
+        kept = state["processes"]
+        self.meter = Meter(self.task)
+        for own in kept[processes.rank() :: processes.count()]:
+            self.meter.load_state_dict(own["meter"], self.device)
+        for name, part in self._all_parts().items():
+            part.load_state_dict(state["parts"][name])
+        if processes.rank() < len(kept):
+            set_random_states(kept[processes.rank()]["random"])
+
+    def _figures(self) -> dict[str, Any]:
+        self.sentinel.settle()
+        with explained(self):
+            ended = self.end_of_epoch()
+        return {
+            "phase": self.phase,
+            "epoch": self.epoch,
+            "epochs": self.epochs,
+            **self.meter.evaluation().headline(),
+            "learning_rate": self._rate,
+            **self.sentinel.figures(),
+            **ended,
+        }
+
+    def _all_parts(self) -> dict[str, Any]:
+        return {"batches": self._batches, "sentinel": self.sentinel, **self.parts()}

@@ -1,0 +1,361 @@
+"""Training one network: the only loop for teachers, students and baselines."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from transprune.errors import DivergenceError, OptionError
+from transprune.kernels.memory_format import use_channels_last_if_suited
+from transprune.kernels.norms import average_norms
+from transprune.reading.wrappers import unwrapped
+from transprune.runtime import Checkpoints, seeded
+from transprune.runtime.structures import on_device
+from transprune.training.annealing import warm_up_then_cosine
+from transprune.training.batches import Batch, Data, example_of, feed
+from transprune.training.divergence import Policy
+from transprune.training.evaluation import evaluate_batches, evaluation_mode
+from transprune.training.loop import EpochCallback, Loop, StepCallback
+from transprune.training.tasks import Task, classification
+from transprune.training.update import StepOptions, Update
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(StepOptions):
+    """How the weights of a network are trained. The defaults are the paper's for CIFAR."""
+
+    epochs: int = 300
+    """Passes over the training data."""
+    batch_size: int = 256
+    """Images a step; `LoaderData` brings its own."""
+    learning_rate: float = 0.1
+    """Peak learning rate of SGD; it follows half a cosine to zero."""
+    warm_up_epochs: float = 5
+    """Epochs in which the learning rate rises linearly from zero."""
+    momentum: float = 0.9
+    """Nesterov momentum."""
+    weight_decay: float = 5e-4
+    """L2 penalty on all weights."""
+    evaluate_every: int = 1
+    """Epochs between evaluations on the test data; the last epoch is always evaluated."""
+    compile: bool = False
+    """Whether `torch.compile` makes the network's forward and backward faster; it takes minutes first."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("epochs", self.epochs, 1)
+        at_least("batch_size", self.batch_size, 2)
+        at_least("evaluate_every", self.evaluate_every, 1)
+        at_least("learning_rate", self.learning_rate, 0)
+        check_warm_up("train", self.epochs, self.warm_up_epochs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationOptions(TrainingOptions):
+    """How a student is trained with a teacher. The defaults are the paper's."""
+
+    weight: float = 0.9
+    """λ: share of the teacher in the loss; 0 trains on the targets alone. A task's own distillation loss ignores it."""
+    distillation_temperature: float = 4.0
+    """T: how much logits are softened; outputs that are no logits ignore it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.weight <= 1 or not self.distillation_temperature > 0:
+            raise OptionError(
+                f"cannot distill with weight={self.weight} and distillation_temperature="
+                f"{self.distillation_temperature}; expected a weight in [0, 1] and a temperature above 0"
+            )
+
+
+def at_least(name: str, value: float, least: float) -> None:
+    """Checks an option.
+
+    Raises:
+        OptionError: The value is below `least` or not a number.
+    """
+    if not value >= least:
+        raise OptionError(f"cannot use {name}={value}: expected at least {least}")
+
+
+def check_warm_up(verb: str, epochs: int, warm_up_epochs: float) -> None:
+    """Checks that a warm-up ends before the epochs do.
+
+    Raises:
+        OptionError: It does not, or is negative.
+    """
+    if not 0 <= warm_up_epochs < epochs:
+        raise OptionError(
+            f"cannot {verb} with epochs={epochs} and warm_up_epochs={warm_up_epochs}: expected a warm-up of at least 0 "
+            f"epochs that is shorter than the whole; where epochs are lowered, lower warm_up_epochs too"
+        )
+
+
+def train(
+    network: nn.Module,
+    data: Data,
+    options: TrainingOptions | None = None,
+    *,
+    task: Task | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    on_epoch: EpochCallback | None = None,
+    on_step: StepCallback | None = None,
+    phase: str = "teacher",
+    checkpoints: Checkpoints | None = None,
+    on_divergence: Policy = "stop",
+) -> nn.Module:
+    """Trains a copy of a network on the targets alone.
+
+    Args:
+        network: Where training starts; untouched.
+        data: Samples to learn from, and to test on.
+        options: How to train.
+        task: Loss, metrics, and how a batch is taken apart; None: `classification()`.
+        seed: Decides the order of the samples and their augmentation.
+        device: Where to train.
+        on_epoch: Called after every epoch.
+        on_step: Called after every step.
+        phase: What the epochs are called.
+        checkpoints: Where to keep what is needed to go on after an interruption, and to go on from if it is there;
+            None: nowhere.
+        on_divergence: What to do about a loss or a gradient that is not finite: `stop`, or `skip` the step.
+
+    Raises:
+        DataError: The data cannot be read, or a batch not be taken apart.
+        OptionError: The task's loss or a metric gives something else than expected.
+        DivergenceError: The loss or a gradient is not finite.
+        ResourceError: Memory ran out, or a process that loads data died.
+        StoppedError: A signal or the time limit of the checkpoints ended it.
+    """
+    options, task = options or TrainingOptions(), task or classification()
+    place = torch.device(device)
+    with seeded(seed, phase):
+        fit = Fit(
+            *(network, None, data, options, task), seed=seed, device=place, phase=phase, on_divergence=on_divergence
+        )
+        fit.run(checkpoints, on_epoch, on_step)
+    return fit.finished()
+
+
+def distill(
+    student: nn.Module,
+    teacher: nn.Module,
+    data: Data,
+    options: DistillationOptions | None = None,
+    *,
+    task: Task | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    on_epoch: EpochCallback | None = None,
+    on_step: StepCallback | None = None,
+    phase: str = "distill",
+    checkpoints: Checkpoints | None = None,
+    on_divergence: Policy = "stop",
+) -> nn.Module:
+    """Trains a copy of a student on the targets and on a teacher's outputs (`transprune.training.distillation`).
+
+    Args:
+        student: Where training starts; untouched.
+        teacher: The trained network to learn from, in evaluation mode; untouched.
+        data: Samples to learn from, and to test on.
+        options: How to train.
+        task: Loss, metrics, and how a batch is taken apart; None: `classification()`.
+        seed: Decides the order of the samples and their augmentation.
+        device: Where to train.
+        on_epoch: Called after every epoch.
+        on_step: Called after every step.
+        phase: What the epochs are called.
+        checkpoints: Where to keep what is needed to go on after an interruption, and to go on from if it is there;
+            None: nowhere.
+        on_divergence: What to do about a loss or a gradient that is not finite: `stop`, or `skip` the step.
+
+    Raises:
+        DataError: The data cannot be read, or a batch not be taken apart.
+        OptionError: The task's loss or a metric gives something else than expected.
+        DivergenceError: The loss or a gradient is not finite.
+        ResourceError: Memory ran out, or a process that loads data died.
+        StoppedError: A signal or the time limit of the checkpoints ended it.
+    """
+    options, task = options or DistillationOptions(), task or classification()
+    place = torch.device(device)
+    with seeded(seed, phase):
+        fit = Fit(
+            *(student, teacher, data, options, task), seed=seed, device=place, phase=phase, on_divergence=on_divergence
+        )
+        fit.run(checkpoints, on_epoch, on_step)
+    return fit.finished()
+
+
+class Fit(Loop):
+    """A network in training, with or without a teacher. See `train` and `distill` for the arguments."""
+
+    def __init__(
+        self,
+        start: nn.Module,
+        teacher: nn.Module | None,
+        data: Data,
+        options: TrainingOptions,
+        task: Task,
+        *,
+        seed: int,
+        device: torch.device,
+        phase: str,
+        on_divergence: Policy,
+    ) -> None:
+        self.network = copy.deepcopy(unwrapped(start)).to(device)
+        example = on_device(example_of(data), device)
+        is_channels_last = use_channels_last_if_suited(self.network.train(), example)
+        has_fast_norms = is_channels_last and device.type == "cpu" and not options.compile
+        self.compute = compiled(self.network, options)
+        batches, self.test_batches = (
+            feed(data, part, task, batch_size=options.batch_size, seed=seed, device=device) for part in PARTS
+        )
+        super().__init__(
+            phase=phase,
+            epochs=options.epochs,
+            batches=batches,
+            task=task,
+            network=self.network,
+            device=device,
+            on_divergence=on_divergence,
+        )
+        self.options = options
+        self.loss = _loss_function(teacher, options, task, example)
+        weights = list(self.network.parameters())
+        self.optimizer = sgd(weights, options.learning_rate, options.momentum, options.weight_decay)
+        self.update = Update(
+            self.optimizer, self.network, options, device, self.sentinel, has_fast_norms=has_fast_norms
+        )
+        self.schedule = cosine_schedule(self.optimizer, self.steps_an_epoch, options.epochs, options.warm_up_epochs)
+
+    def parts(self) -> dict[str, Any]:
+        """Network, optimizer and schedule."""
+        return {"network": self.network, "optimizer": self.update, "schedule": self.schedule}
+
+    def learning_rate(self) -> float:
+        """The learning rate of the next step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def step(self, batch: Batch) -> None:
+        """One step of the weights."""
+        self.network.train()
+        for learned in self.update.step(batch, self._forward):
+            self.meter.add(*learned)
+        self.schedule.step()
+
+    def _forward(self, batch: Batch) -> tuple[Tensor, Any]:
+        outputs = self.compute(*batch.inputs)
+        loss = self.loss(outputs, batch)
+        if self.schedule.last_epoch == 0:
+            check_first_loss(loss, self.phase)
+        return loss, outputs
+
+    def finished(self) -> nn.Module:
+        """The trained network, as plain as the one that it began with."""
+        return self.network.to(memory_format=torch.contiguous_format).eval()
+
+    def end_of_epoch(self) -> dict[str, Any]:
+        """Figures on the test data, where they are due."""
+        if self.epoch % self.options.evaluate_every and self.epoch != self.epochs:
+            return {}
+        with evaluation_mode(self.network):
+            tested = evaluate_batches(self.network, self.test_batches, self.task)
+        return {f"test_{name}": value for name, value in tested.to_json().items()}
+
+
+PARTS: tuple[Literal["train"], Literal["test"]] = ("train", "test")
+"""The parts of the data that a network is trained and tested on."""
+
+
+def _loss_function(
+    teacher: nn.Module | None, options: TrainingOptions, task: Task, example: tuple[Tensor, ...]
+) -> Callable[[Any, Batch], Tensor]:
+    """The loss of the outputs for a batch, where the example is."""
+    if teacher is None or not isinstance(options, DistillationOptions) or task.ignores_teacher(options.weight):
+        return lambda outputs, batch: task.loss_of(outputs, batch.targets)
+    guide = copy.deepcopy(unwrapped(teacher)).to(example[0].device).eval().requires_grad_(False)
+    use_channels_last_if_suited(guide, example)
+    ask = compiled(guide, options)
+    weight, temperature = options.weight, options.distillation_temperature
+
+    def loss(outputs: Any, batch: Batch) -> Tensor:
+        guidance = ask(*batch.inputs)
+        return task.distillation_loss_of(outputs, guidance, batch.targets, weight=weight, temperature=temperature)
+
+    return loss
+
+
+def compiled(network: nn.Module, options: TrainingOptions) -> Callable[..., Any]:
+    """The forward of a network, compiled where the options ask for it; the network itself stays as it is."""
+    forward: Callable[..., Any] = torch.compile(network) if options.compile else network
+    return forward
+
+
+def sgd(parameters: Any, learning_rate: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
+    """SGD with Nesterov momentum (none at momentum 0)."""
+    return torch.optim.SGD(
+        parameters, lr=learning_rate, momentum=momentum, weight_decay=weight_decay, nesterov=momentum > 0
+    )
+
+
+def cosine_schedule(
+    optimizer: torch.optim.Optimizer, steps_an_epoch: int, epochs: int, warm_up_epochs: float
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Learning rates step by step: a linear warm-up, then half a cosine, at zero one step after the end."""
+    end = steps_an_epoch * epochs + 1
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: warm_up_then_cosine(min(1.0, (step + 1) / end), warm_up_epochs * steps_an_epoch / end)
+    )
+
+
+def check_first_loss(loss: Tensor, phase: str) -> None:
+    """Checks the loss of the first batch, before any step.
+
+    Raises:
+        OptionError: No weight can learn from it.
+        DivergenceError: It is not a finite number.
+    """
+    if torch.is_grad_enabled() and not loss.requires_grad:
+        raise OptionError(
+            f"cannot begin phase {phase!r}: the loss does not depend on any weight that may learn; expected weights "
+            "that may (requires_grad), and a loss computed from the outputs with torch alone, without detach, item "
+            "or numpy"
+        )
+    if not math.isfinite(loss.item()):
+        raise DivergenceError(
+            f"cannot begin phase {phase!r}: the loss of the first batch is {loss.item()}; look for numbers that are "
+            "not finite in the inputs, the targets and the weights"
+        )
+
+
+@torch.no_grad()
+def estimate_statistics(
+    network: nn.Module, data: Data, *, task: Task | None = None, batch_size: int = 256, seed: int = 0
+) -> nn.Module:
+    """A copy of a network whose batch norms have the mean statistics of the batches of one pass over the training data.
+
+    Wanted after weights come from a supernet, which keeps no running statistics.
+
+    Args:
+        network: The network; untouched.
+        data: Samples to take the statistics of.
+        task: Says how a batch is taken apart; None: `classification()`.
+        batch_size: Images a forward, for `ImageData`.
+        seed: Decides the order of the samples and their augmentation.
+    """
+    network = copy.deepcopy(network).train()
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.reset_running_stats()
+    device = next(network.parameters()).device
+    with seeded(seed, "statistics"), average_norms():
+        for batch in feed(data, "train", task or classification(), batch_size=batch_size, seed=seed, device=device):
+            network(*batch.inputs)
+    return network.eval()

@@ -1,0 +1,198 @@
+"""One step of an optimizer on a batch: at a precision, in parts, and together with other processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+
+from transprune.errors import OptionError
+from transprune.kernels.norms import fast_norms, joint_norms
+from transprune.runtime import processes
+from transprune.runtime.structures import cut
+from transprune.training.batches import Batch
+from transprune.training.divergence import Sentinel
+
+Precision = Literal["float32", "bfloat16", "float16"]
+"""Type of the numbers in convolutions and products of matrices; weights and statistics are always float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOptions:
+    """How a step is computed: what it costs, hardly what it gives."""
+
+    precision: Precision = "float32"
+    """Type of the numbers in convolutions and products of matrices; `float16` scales the loss. Weights and statistics
+    stay float32."""
+    accumulate: int = 1
+    """Parts that a batch is computed in, one after the other, where memory is short; the step is the same but for
+    batch norms, whose statistics are those of a part, and for losses that are no mean over the samples, such as a mean
+    over the pixels that count."""
+    sync_norms: bool = False
+    """Whether the statistics of batch norms are those of all processes together, rather than of each one's share."""
+
+    def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise OptionError(
+                f"cannot train with precision={self.precision!r}: expected one of {', '.join(get_args(Precision))}"
+            )
+        if not self.accumulate >= 1:
+            raise OptionError(f"cannot use accumulate={self.accumulate}: expected at least 1")
+
+
+class Learned(NamedTuple):
+    """What one part of a batch gave."""
+
+    loss: Tensor
+    outputs: Any
+    batch: Batch
+
+
+class Update:
+    """The steps of an optimizer.
+
+    The gradients are those of the mean loss over the batch of all processes. Running statistics are averaged over the
+    processes with them, so that all processes hold the same network after every step.
+
+    Args:
+        optimizer: Makes the steps.
+        network: What computes; its parameters that learn, if they are not those of the optimizer, get no gradient.
+        options: How a step is computed.
+        device: Where.
+        sentinel: Judges every step.
+        has_fast_norms: Whether batch norms are computed inside `fast_norms`.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        network: nn.Module,
+        options: StepOptions,
+        device: torch.device,
+        sentinel: Sentinel,
+        *,
+        has_fast_norms: bool = False,
+    ) -> None:
+        self.optimizer, self._network, self._options, self._sentinel = optimizer, network, options, sentinel
+        self.has_fast_norms = has_fast_norms
+        self._device = device
+        self._learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        own = set(self._learning)
+        self._is_all_that_learns = all(each in own for each in network.parameters() if each.requires_grad)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "float16")
+        # The scale is kept where it is first used; to undo it elsewhere, the host would have to wait for it.
+        self._scaler.scale(torch.zeros((), device=self._learning[0].device))
+        processes.align([*self._learning, *network.parameters(), *network.buffers()])
+
+    def step(self, batch: Batch, forward: Callable[[Batch], tuple[Tensor, Any]]) -> Sequence[Learned]:
+        """Makes one step.
+
+        Args:
+            batch: This process's share of the batch.
+            forward: Gives mean loss and outputs for a part of the batch.
+
+        Returns:
+            Each part; none if the step was left out.
+
+        Raises:
+            DivergenceError: A loss or a gradient is not finite.
+        """
+        self._sentinel.remember()
+        self.optimizer.zero_grad()
+        samples = processes.total(batch.samples)
+        learned = [self._backward(part, forward, samples) for part in parts_of(batch, self._count(batch))]
+        loss = _mean(learned, samples)
+        gradients = [parameter.grad for parameter in self._learning]
+        self._share([loss, *(gradient for gradient in gradients if gradient is not None)])
+        if self._scaler.is_enabled():
+            self._scaler.unscale_(self.optimizer)
+            gradients = []  # where they overflow, the scaler leaves the step out and scales less
+        passes = self._sentinel.passes(loss, gradients, lambda: self._computed(batch, forward))
+        if passes:
+            self._scaler.step(self.optimizer)
+        self._scaler.update()
+        return learned if passes else []
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the optimizer, and of the scale of the loss where there is one."""
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self._scaler.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(state["scaler"])
+        # A tensor in another memory format than its parameter's would be computed by other instructions.
+        for parameter, values in self.optimizer.state.items():
+            for name, value in values.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    values[name] = torch.empty_like(parameter).copy_(value)
+
+    def _count(self, batch: Batch) -> int:
+        """In how many parts a batch is computed: in all processes as many, where each part's norms meet."""
+        count = self._options.accumulate
+        if count > 1 and self._are_norms_joint:
+            count = min(count, *processes.gathered(batch.samples))
+        return count
+
+    @property
+    def _are_norms_joint(self) -> bool:
+        return self._options.sync_norms and processes.count() > 1
+
+    def _backward(self, part: Batch, forward: Callable[[Batch], tuple[Tensor, Any]], samples: int) -> Learned:
+        with fast_norms(enabled=self.has_fast_norms), joint_norms(enabled=self._are_norms_joint):
+            loss, outputs = self._computed(part, forward)
+            share = loss if part.samples == samples else loss * (part.samples / samples)
+            # Activations that are computed again in the backward (torch.utils.checkpoint) want the same norms: of a
+            # tensor it would leave the blocks, of an edge it does not. Nor can they be told what to differentiate by.
+            scaled = self._scaler.scale(share)
+            inputs = None if self._is_all_that_learns else [each for each in self._learning if each.requires_grad]
+            torch.autograd.backward(get_gradient_edge(scaled), torch.ones_like(scaled), inputs=inputs)
+        return Learned(loss.detach(), outputs, part)
+
+    def _computed(self, part: Batch, forward: Callable[[Batch], tuple[Tensor, Any]]) -> tuple[Tensor, Any]:
+        with self._autocast():
+            return forward(part)
+
+    def _share(self, tensors: list[Tensor]) -> None:
+        """Adds up loss and gradients over all processes, and averages the running statistics."""
+        if processes.count() == 1:
+            return
+        buffers = [buffer for buffer in self._network.buffers() if buffer.is_floating_point()]
+        for buffer in buffers:
+            buffer.div_(processes.count())
+        processes.add_up([*tensors, *buffers])
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        return autocast(self._options.precision, self._device)
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
+    """Inside the block, convolutions and products of matrices compute in a precision."""
+    return torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
+
+
+def parts_of(batch: Batch, count: int) -> list[Batch]:
+    """A batch in parts of samples, as many as are asked for or as it has samples.
+
+    Raises:
+        DataError: Something in it cannot be cut.
+    """
+    samples = batch.samples
+    count = min(count, samples)
+    if count == 1:
+        return [batch]
+    places = [processes.share_of(samples, index, count) for index in range(count)]
+    return [Batch(*(cut(value, place, samples) for value in batch)) for place in places]
+
+
+def _mean(learned: Sequence[Learned], samples: int) -> Tensor:
+    """This process's part of the mean loss over the whole batch."""
+    if len(learned) == 1 and learned[0].batch.samples == samples:
+        return learned[0].loss
+    return torch.stack([part.loss * (part.batch.samples / samples) for part in learned]).sum()
