@@ -10,6 +10,15 @@ from transprune.reading.trace import Example
 from transprune.shrinking import shrink, sort
 from transprune.tas import supernet
 
+HEART = "alignment axes budget derivation expected_cost golden mixtures penalty sampling space".split()
+"""Files that `make quick` runs: the formulas of the paper, reading, costs, and the architecture that keeps a budget."""
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem.removeprefix("test_") in HEART:
+            item.add_marker(pytest.mark.heart)
+
 
 @pytest.fixture(autouse=True)
 def _few_threads():
