@@ -132,7 +132,10 @@ class Study:
         if not path.exists():
             started = Clock()
             teacher = transprune.train(
-                teacher, self.images, self._training(self.teacher_epochs, 0.1), on_epoch=show("teacher", 0)
+                teacher,
+                self.images,
+                self._training(self.teacher_epochs, 0.1),
+                setup=transprune.Setup(on_epoch=show("teacher", 0)),
             )
             save_file(teacher.state_dict(), path)
             record = {**figures_of(teacher, self), **started.passed()}
@@ -229,7 +232,12 @@ def search(study: Study, arm: Arm, seed: int) -> None:
     space = transprune.inspect(teacher, study.example, dimensions=arm.dimensions)
     options = study.searching(arm)
     found = transprune.search(
-        teacher, study.images, study.budget, options, space=space, seed=seed, on_epoch=show(path.stem, seed)
+        teacher,
+        study.images,
+        study.budget,
+        options,
+        space=space,
+        setup=transprune.Setup(seed=seed, on_epoch=show(path.stem, seed)),
     )
     save_file({name: value.contiguous() for name, value in found.weights.items()}, path.with_suffix(".safetensors"))
     record = {
@@ -254,7 +262,11 @@ def student(study: Study, name: str, arm: Arm, seed: int) -> None:
             network = transprune.estimate_statistics(network, study.images, seed=seed)
     untrained = transprune.evaluate(network, study.images).top1
     trained = transprune.distill(
-        network, teacher, study.images, study.distillation(arm), seed=seed, on_epoch=show(name, seed)
+        network,
+        teacher,
+        study.images,
+        study.distillation(arm),
+        setup=transprune.Setup(seed=seed, on_epoch=show(name, seed)),
     )
     record = {
         "arm": name,

@@ -55,7 +55,7 @@ def trained_supernet(model: torch.nn.Module, data: transprune.ImageData, steps: 
     options = transprune.get_preset("medium").search
     space = transprune.inspect(model, torch.zeros(1, *data.image_size))
     limits = (transprune.Budget.parse("macs=0.5").limit(space),)
-    bilevel = transprune.Bilevel(model, data, options, space=space, limits=limits, seed=0, device=torch.device("cpu"))
+    bilevel = transprune.Bilevel(model, data, options, space=space, limits=limits)
     for _, batch in zip(range(steps), bilevel.weight_batches, strict=False):
         bilevel.step_weights(batch, options.temperature_start)
     return bilevel

@@ -102,9 +102,7 @@ def _steps(network: str, data: ImageData, batch: int) -> Iterator[tuple[str, Ite
     """Training and search, each as its steps."""
     model = build_model(network, classes=10, image_channels=3)
     training = transprune.TrainingOptions(batch_size=batch)
-    fit = Fit(
-        *(model, None, data, training, classification()), seed=0, device=CPU, phase="teacher", on_divergence="stop"
-    )
+    fit = Fit(*(model, None, data, training, classification()), setup=transprune.Setup(phase="teacher"))
     yield "train", (lambda each=each: fit.step(each) for each in fit._batches)
     space = inspect(model, torch.zeros(1, 3, 32, 32))
     search = Bilevel(
@@ -113,8 +111,6 @@ def _steps(network: str, data: ImageData, batch: int) -> Iterator[tuple[str, Ite
         transprune.SearchOptions(batch_size=batch, weights_share=0.95),
         space=space,
         limits=[Budget.parse("macs=0.5").limit(space)],
-        seed=0,
-        device=CPU,
     )
     yield "search", (lambda each=each: search.step_weights(each, 5.0) for each in search.weight_batches)
 

@@ -212,10 +212,7 @@ def step_of_fit(network: nn.Module, teacher: nn.Module | None, images: Tensor, l
     training = DistillationOptions(epochs=1000, learning_rate=0.01, **options)
     fit = Fit(
         *(network, teacher, data, training, classification()),
-        seed=0,
-        device=images.device,
-        phase="distill",
-        on_divergence="stop",
+        setup=transprune.Setup(device=images.device, phase="distill"),
     )
     batch = Batch((images,), labels)
     return lambda seed: fit.step(batch)

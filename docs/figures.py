@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -35,6 +37,11 @@ plt.rcParams.update(
 )
 
 
+def show_entropy(figures: Mapping[str, Any]) -> None:
+    """Prints how undecided the search still is."""
+    print("epoch", figures["epoch"], f"entropy {figures['entropy']:.2f}", flush=True)
+
+
 def record_search() -> None:
     """Searches, and writes the figures of every epoch with the space and the environment."""
     torch.set_num_threads(1)
@@ -46,7 +53,7 @@ def record_search() -> None:
         data,
         "macs=0.5",
         transprune.get_preset("demo").search,
-        on_epoch=lambda figures: print("epoch", figures["epoch"], f"entropy {figures['entropy']:.2f}", flush=True),
+        setup=transprune.Setup(on_epoch=show_entropy),
     )
     RECORD.mkdir(parents=True, exist_ok=True)
     content = {

@@ -39,7 +39,7 @@ def main(*, budget: str = "macs=0.5", epochs: int = 20, settled: float = 0.2, li
         alignment="pad",
     )
     limits = [transprune.Budget.parse(budget).limit(space)]
-    search = transprune.Bilevel(teacher, data, options, space=space, limits=limits, seed=0, device=torch.device("cpu"))
+    search = transprune.Bilevel(teacher, data, options, space=space, limits=limits)
 
     for epoch in range(1, epochs + 1):
         temperature, search.meter = search.temperature(epoch), Meter(search.task)

@@ -29,6 +29,7 @@ from transprune.errors import ResourceError, StoppedError
 from transprune.runtime import CheckpointOptions, Checkpoints, processes, random_states, set_random_states
 from transprune.tas import search
 from transprune.training.batches import Batch, Feed, feed
+from transprune.training.loop import Setup
 from transprune.training.tasks import classification
 from transprune.training.train import Fit
 
@@ -132,10 +133,7 @@ def step_of_fit() -> dict[str, Any]:
             two_colours(),
             training,
             classification(),
-            seed=0,
-            device=CPU,
-            phase="teacher",
-            on_divergence="stop",
+            setup=Setup(phase="teacher"),
         )
         fit.step(next(iter(fit._batches)))
         found[name] = {
@@ -170,7 +168,7 @@ def trained() -> dict[str, Any]:
     """Figures and weights of a whole training."""
     history: list[Any] = []
     options = transprune.TrainingOptions(**SHORT, sync_norms=True)
-    network = transprune.train(small_network(), two_colours(68), options, on_epoch=history.append)
+    network = transprune.train(small_network(), two_colours(68), options, setup=Setup(on_epoch=history.append))
     return {"history": history, "state": network.state_dict()}
 
 
@@ -201,12 +199,12 @@ def resumed() -> dict[str, Any]:
             kept._request.reason = "SIGTERM"
 
     try:
-        transprune.train(network, two_colours(), options, checkpoints=kept, on_epoch=stop)
+        transprune.train(network, two_colours(), options, setup=Setup(checkpoints=kept, on_epoch=stop))
     except StoppedError as error:
         reason = error.reason
     return {
         "whole": whole.state_dict(),
-        "resumed": transprune.train(network, two_colours(), options, checkpoints=kept).state_dict(),
+        "resumed": transprune.train(network, two_colours(), options, setup=Setup(checkpoints=kept)).state_dict(),
         "reason": reason,
     }
 
@@ -243,7 +241,7 @@ def moved() -> dict[str, Any]:
                 torch.manual_seed(0)
                 found[name] |= {
                     "stopped": [*found[name]["stopped"], stopped],
-                    "moved": work(checkpoints=Checkpoints(folder)),
+                    "moved": work(setup=Setup(checkpoints=Checkpoints(folder))),
                     "whole": work(),
                 }
     return found
@@ -253,7 +251,7 @@ def _stopped(work: Callable[..., Any], folder: str, steps: int) -> tuple[int, in
     """Processes and steps in the checkpoint of a phase that is stopped."""
     torch.manual_seed(0)
     with suppress(StoppedError):
-        work(checkpoints=StopsAfter(folder, steps))
+        work(setup=Setup(checkpoints=StopsAfter(folder, steps)))
     states = (Checkpoints(folder).find(phase) for phase in ("teacher", "search", "distill"))
     state = next(state for state in states if state is not None)
     return len(state["processes"]), state["steps"]
@@ -262,11 +260,11 @@ def _stopped(work: Callable[..., Any], folder: str, steps: int) -> tuple[int, in
 def drawn_by_newcomers() -> list[float]:
     """What each process draws after it took up the state of one process."""
     options = transprune.TrainingOptions(**SHORT)
-    place = {"seed": 0, "device": CPU, "phase": "teacher", "on_divergence": "stop"}
+    setup = Setup(phase="teacher")
     with processes.alone():
-        one = Fit(normless(), None, two_colours(), options, classification(), **place)  # type: ignore[arg-type]
+        one = Fit(normless(), None, two_colours(), options, classification(), setup=setup)
         state = one.state_dict()
-    fit = Fit(normless(), None, two_colours(), options, classification(), **place)  # type: ignore[arg-type]
+    fit = Fit(normless(), None, two_colours(), options, classification(), setup=setup)
     torch.manual_seed(processes.rank())  # as `run` does
     fit.load_state_dict(state)
     return processes.gathered(torch.rand(1).item())

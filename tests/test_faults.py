@@ -25,6 +25,7 @@ from transprune.models.weights import load_weights
 from transprune.runtime import CheckpointOptions, Checkpoints
 from transprune.training.batches import feed
 from transprune.training.divergence import MOST_SKIPPED
+from transprune.training.loop import Setup
 from transprune.training.tasks import classification
 from transprune.training.train import cosine_schedule
 
@@ -84,11 +85,11 @@ def test_a_divergence_leaves_a_checkpoint_from_before_it(tmp_path):
     kept = Checkpoints(tmp_path, CheckpointOptions(checkpoint_steps=1))
     data = batches_with(float("nan"), at=4)
     with pytest.raises(DivergenceError, match="the last checkpoint, if one was written, is from before it"):
-        transprune.train(small_network(), data, OPTIONS, checkpoints=kept)
+        transprune.train(small_network(), data, OPTIONS, setup=Setup(checkpoints=kept))
     state = kept.find("teacher")
     assert state["steps"] == 4
     assert all(value.isfinite().all() for value in state["parts"]["network"].values())
-    trained = transprune.train(small_network(), data, OPTIONS, checkpoints=kept, on_divergence="skip")
+    trained = transprune.train(small_network(), data, OPTIONS, setup=Setup(checkpoints=kept, on_divergence="skip"))
     assert all(value.isfinite().all() for value in trained.state_dict().values())
 
 
@@ -97,7 +98,9 @@ def test_a_skipped_step_leaves_no_trace_but_its_place_in_the_schedule():
     figures = []
     data = batches_with(float("nan"), at=5)
     options = transprune.TrainingOptions(**SHORT | {"epochs": 2, "momentum": 0.0, "weight_decay": 0.0})
-    trained = transprune.train(small_network(), data, options, on_divergence="skip", on_epoch=figures.append)
+    trained = transprune.train(
+        small_network(), data, options, setup=Setup(on_divergence="skip", on_epoch=figures.append)
+    )
     network = small_network().train()
     optimizer = torch.optim.SGD(network.parameters(), lr=options.learning_rate)
     schedule = cosine_schedule(optimizer, 6, 2, 1)
@@ -118,21 +121,25 @@ def test_too_many_bad_steps_in_a_row_stop_even_who_skips():
     with pytest.raises(
         DivergenceError, match=f"step {MOST_SKIPPED + 2}: .*{MOST_SKIPPED} steps before it were left out"
     ):
-        transprune.train(small_network(), data, OPTIONS, on_divergence="skip")
+        transprune.train(small_network(), data, OPTIONS, setup=Setup(on_divergence="skip"))
 
 
 def test_skipping_stopped_and_taken_up_again_equals_skipping(tmp_path):
     data = batches_with(float("nan"), at=2)
-    alone = transprune.train(small_network(), data, OPTIONS, on_divergence="skip")
+    alone = transprune.train(small_network(), data, OPTIONS, setup=Setup(on_divergence="skip"))
     with pytest.raises(StoppedError):
-        transprune.train(small_network(), data, OPTIONS, on_divergence="skip", checkpoints=StopsAfter(tmp_path, 4))
-    again = transprune.train(small_network(), data, OPTIONS, on_divergence="skip", checkpoints=Checkpoints(tmp_path))
+        transprune.train(
+            small_network(), data, OPTIONS, setup=Setup(on_divergence="skip", checkpoints=StopsAfter(tmp_path, 4))
+        )
+    again = transprune.train(
+        small_network(), data, OPTIONS, setup=Setup(on_divergence="skip", checkpoints=Checkpoints(tmp_path))
+    )
     assert_same_state(alone.state_dict(), again.state_dict())
 
 
 def test_an_unknown_policy_is_refused():
     with pytest.raises(OptionError, match="cannot use on_divergence='ignore': expected stop or skip"):
-        transprune.train(small_network(), two_colours(), OPTIONS, on_divergence="ignore")
+        transprune.train(small_network(), two_colours(), OPTIONS, setup=Setup(on_divergence="ignore"))
 
 
 # --- data -------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from transprune.shrinking.shrink import shrink
 from transprune.tas.expected_cost import ExpectedCost
 from transprune.tas.probabilities import certain
 from transprune.tas.search import search
+from transprune.training.loop import Setup
 
 FAKE = LatencyOptions(backend="fake", repeats=3, architectures=6, validations=5)
 
@@ -147,7 +148,7 @@ RANGE = r"of 0\.\d+ ms: the attainable range .* is \d+\.\d+ ms .* to \d+\.\d+ ms
 def test_an_unattainable_latency_is_refused_before_training_with_what_is_attainable(budget, message, fake):
     epochs = []
     with pytest.raises(BudgetError, match=message):
-        search(Residual(), two_colours(), budget, OPTIONS, latency=FAKE, on_epoch=epochs.append)
+        search(Residual(), two_colours(), budget, OPTIONS, latency=FAKE, setup=Setup(on_epoch=epochs.append))
     assert not epochs
 
 

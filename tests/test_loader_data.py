@@ -11,6 +11,7 @@ from transprune.errors import DataError
 from transprune.tas.search import SearchOptions, search
 from transprune.training.batches import Feed
 from transprune.training.evaluation import evaluate
+from transprune.training.loop import Setup
 from transprune.training.tasks import Task, regression
 from transprune.training.train import TrainingOptions, estimate_statistics, train
 
@@ -151,7 +152,7 @@ def test_data_of_an_unknown_kind_is_refused():
 def test_a_loader_without_a_length_trains_and_its_learning_rate_still_ends_at_zero():
     seen = []
     loader = DataLoader(Endless(), batch_size=None)
-    train(nn.Linear(2, 1), data_of(loader), OPTIONS, task=Task(loss=F.mse_loss), on_epoch=seen.append)
+    train(nn.Linear(2, 1), data_of(loader), OPTIONS, task=Task(loss=F.mse_loss), setup=Setup(on_epoch=seen.append))
     assert [figures["learning_rate"] > 0 for figures in seen] == [True, True]
     assert seen[1]["learning_rate"] < seen[0]["learning_rate"]
 
@@ -163,7 +164,7 @@ def test_the_same_seed_gives_the_same_weights_whatever_the_callers_random_state(
     weights = []
     for seed in (3, 3, 4):
         torch.rand(seed + len(weights))  # moves the caller's random state
-        weights.append(train(network, data, OPTIONS, task=regression(), seed=seed).weight)
+        weights.append(train(network, data, OPTIONS, task=regression(), setup=Setup(seed=seed)).weight)
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 

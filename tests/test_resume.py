@@ -14,6 +14,7 @@ from test_training import SHORT, assert_same_state, small_network, two_colours
 from transprune.data import LoaderData
 from transprune.errors import StoppedError
 from transprune.runtime import CheckpointOptions, Checkpoints
+from transprune.training.loop import Setup
 
 OPTIONS = transprune.TrainingOptions(**SHORT | {"epochs": 2})
 SEARCH = transprune.SearchOptions(epochs=2, batch_size=8, learning_rate=0.05, architecture_learning_rate=0.05)
@@ -60,33 +61,33 @@ def with_dropout():
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(), nn.Flatten(), nn.Linear(16, 2))
 
 
-def train_images(**keywords):
-    return transprune.train(small_network(), two_colours(), OPTIONS, **keywords).state_dict()
+def train_images(setup=None):
+    return transprune.train(small_network(), two_colours(), OPTIONS, setup=setup).state_dict()
 
 
-def train_noisy(**keywords):
-    return transprune.train(with_dropout(), noisy_data(), OPTIONS, **keywords).state_dict()
+def train_noisy(setup=None):
+    return transprune.train(with_dropout(), noisy_data(), OPTIONS, setup=setup).state_dict()
 
 
-def distill_images(**keywords):
+def distill_images(setup=None):
     options = transprune.DistillationOptions(**SHORT | {"epochs": 2})
-    return transprune.distill(small_network(1), small_network(2), two_colours(), options, **keywords).state_dict()
+    return transprune.distill(small_network(1), small_network(2), two_colours(), options, setup=setup).state_dict()
 
 
-def _search(data, **keywords):
+def _search(data, setup):
     torch.manual_seed(0)
-    found = transprune.search(Residual(), data, "macs=0.5", SEARCH, **keywords)
+    found = transprune.search(Residual(), data, "macs=0.5", SEARCH, setup=setup)
     probabilities = {"widths": found.probabilities.widths, "depths": found.probabilities.depths}
     assert len(found.history) == SEARCH.epochs
     return {**found.weights, **probabilities}
 
 
-def search_images(**keywords):
-    return _search(two_colours(), **keywords)
+def search_images(setup=None):
+    return _search(two_colours(), setup)
 
 
-def search_noisy(**keywords):
-    return _search(noisy_data(), **keywords)
+def search_noisy(setup=None):
+    return _search(noisy_data(), setup)
 
 
 def figures_of(seen):
@@ -104,7 +105,7 @@ def left_alone():
     def result(phase):
         if phase not in known:
             seen = []
-            known[phase] = phase(on_epoch=seen.append), figures_of(seen)
+            known[phase] = phase(Setup(on_epoch=seen.append)), figures_of(seen)
         return known[phase]
 
     return result
@@ -115,8 +116,8 @@ def test_a_phase_stopped_after_any_step_ends_as_one_left_alone(phase, stop, tmp_
     expected, expected_figures = left_alone(phase)
     seen = []
     with pytest.raises(StoppedError, match="SIGTERM"):
-        phase(checkpoints=StopsAfter(tmp_path, stop), on_epoch=seen.append)
+        phase(Setup(checkpoints=StopsAfter(tmp_path, stop), on_epoch=seen.append))
     torch.manual_seed(99)
-    found = phase(checkpoints=Checkpoints(tmp_path), on_epoch=seen.append)
+    found = phase(Setup(checkpoints=Checkpoints(tmp_path), on_epoch=seen.append))
     assert_same_state(found, expected)
     assert figures_of(seen) == expected_figures

@@ -16,6 +16,7 @@ from transprune.reading.inspection import inspect
 from transprune.tas.expected_cost import ExpectedCost
 from transprune.tas.search import Bilevel, SearchOptions, search, train_shared
 from transprune.training.batches import search_feeds
+from transprune.training.loop import Setup
 from transprune.training.tasks import classification
 
 
@@ -55,9 +56,7 @@ def bilevel(model, options=OPTIONS, share=0.5, seed=0):
     space = inspect(model, torch.zeros(1, *data.image_size))
     target = int(space.macs(space.full_architecture()) * share)
     torch.manual_seed(seed)
-    return Bilevel(
-        model, data, options, space=space, limits=[Limit(MACS, target)], seed=seed, device=torch.device("cpu")
-    )
+    return Bilevel(model, data, options, space=space, limits=[Limit(MACS, target)], setup=Setup(seed=seed))
 
 
 def test_a_search_ends_within_its_budget_and_uses_it(model):
@@ -82,10 +81,10 @@ def test_a_search_leaves_the_model_untouched(model):
 
 
 def test_the_same_seed_finds_the_same_architecture_and_probabilities(model):
-    first = search(model, two_colours(), "macs=0.5", OPTIONS, seed=5)
+    first = search(model, two_colours(), "macs=0.5", OPTIONS, setup=Setup(seed=5))
     torch.manual_seed(99)
-    second = search(model, two_colours(), "macs=0.5", OPTIONS, seed=5)
-    other = search(model, two_colours(), "macs=0.5", OPTIONS, seed=6)
+    second = search(model, two_colours(), "macs=0.5", OPTIONS, setup=Setup(seed=5))
+    other = search(model, two_colours(), "macs=0.5", OPTIONS, setup=Setup(seed=6))
     assert first.architecture == second.architecture
     assert torch.equal(first.probabilities.widths, second.probabilities.widths)
     assert_same_state(first.weights, second.weights)
@@ -167,7 +166,7 @@ def test_validation_batches_mix_the_classes_of_data_that_stand_class_by_class():
 
 def test_every_epoch_reports_probabilities_that_sum_to_one_and_the_costs(model):
     seen = []
-    search(model, two_colours(), "macs=0.5", OPTIONS, on_epoch=seen.append)
+    search(model, two_colours(), "macs=0.5", OPTIONS, setup=Setup(on_epoch=seen.append))
     assert [figures["epoch"] for figures in seen] == [1, 2, 3]
     for figures in seen:
         for name in ("width_probabilities", "depth_probabilities"):
@@ -179,7 +178,7 @@ def test_every_epoch_reports_probabilities_that_sum_to_one_and_the_costs(model):
 def test_an_unattainable_budget_is_refused_before_any_training_with_the_attainable_range(model):
     seen = []
     with pytest.raises(BudgetError, match=r"attainable range of this search space is [\d,]+ MACs \(0\.\d+ of the"):
-        search(model, two_colours(), "macs=0.001", OPTIONS, on_epoch=seen.append)
+        search(model, two_colours(), "macs=0.001", OPTIONS, setup=Setup(on_epoch=seen.append))
     assert seen == []
 
 
@@ -238,7 +237,7 @@ def test_shared_weights_learn_without_any_choice_and_fit_the_model(model):
     seen = []
     before = state_of(model)
     space = inspect(model, torch.zeros(1, *two_colours().image_size))
-    weights = train_shared(model, two_colours(), OPTIONS, space=space, on_epoch=seen.append)
+    weights = train_shared(model, two_colours(), OPTIONS, space=space, setup=Setup(on_epoch=seen.append))
     assert_same_state(before, model.state_dict())
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert unexpected == []

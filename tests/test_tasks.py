@@ -21,6 +21,7 @@ from transprune.tas.bilevel import Bilevel, SearchOptions
 from transprune.tas.search import search
 from transprune.training.batches import Batch
 from transprune.training.evaluation import Evaluation, evaluate, evaluate_batches
+from transprune.training.loop import Setup
 from transprune.training.tasks import Metric, Task, classification, regression, segmentation
 from transprune.training.train import DistillationOptions, TrainingOptions, distill, train
 
@@ -77,7 +78,7 @@ def assert_close_states(first, second):
 
 def test_training_without_a_task_equals_a_plain_loop_with_cross_entropy():
     data, plain, seen = two_colours(), small_network(), []
-    trained = train(small_network(), data, TrainingOptions(**SHORT), on_epoch=seen.append)
+    trained = train(small_network(), data, TrainingOptions(**SHORT), setup=Setup(on_epoch=seen.append))
     expected = train_plainly(plain, data, lambda logits, _, labels: F.cross_entropy(logits, labels), **SHORT)
     assert_close_figures(reported(seen), expected)
     assert_close_states(trained.state_dict(), plain.state_dict())
@@ -87,7 +88,7 @@ def test_distilling_without_a_task_equals_a_plain_loop_with_softened_logits():
     data, plain, seen = two_colours(), small_network(), []
     teacher = train(small_network(1), data, TrainingOptions(**SHORT))
     options = DistillationOptions(**SHORT, weight=0.7, distillation_temperature=3.0)
-    trained = distill(small_network(), teacher, data, options, on_epoch=seen.append)
+    trained = distill(small_network(), teacher, data, options, setup=Setup(on_epoch=seen.append))
 
     def loss_of(logits, images, labels):
         soft = (teacher(images).detach() / 3).softmax(1)
@@ -108,7 +109,7 @@ def test_an_epoch_of_the_search_without_a_task_equals_the_two_steps_written_out(
 
     def bilevel():
         torch.manual_seed(0)
-        return Bilevel(model, data, options, space=space, limits=limits, seed=0, device=torch.device("cpu"))
+        return Bilevel(model, data, options, space=space, limits=limits)
 
     searching, plain = bilevel(), bilevel()
     figures = searching.run_epoch()
@@ -134,9 +135,9 @@ def test_an_epoch_of_the_search_without_a_task_equals_the_two_steps_written_out(
 
 def test_without_a_task_the_figures_have_the_names_of_a_classification():
     data, seen, found = two_colours(), [], []
-    trained = train(small_network(), data, TrainingOptions(**SHORT), on_epoch=seen.append)
+    trained = train(small_network(), data, TrainingOptions(**SHORT), setup=Setup(on_epoch=seen.append))
     torch.manual_seed(0)
-    search(Residual(), data, "macs=0.5", SearchOptions(epochs=1, batch_size=16), on_epoch=found.append)
+    search(Residual(), data, "macs=0.5", SearchOptions(epochs=1, batch_size=16), setup=Setup(on_epoch=found.append))
     assert set(seen[0]) == {
         *("phase", "epoch", "epochs", "loss", "top1", "learning_rate", "seconds"),
         *("test_loss", "test_top1", "test_top5"),
@@ -209,7 +210,13 @@ def test_training_reports_the_main_metric_and_evaluation_all():
     seen = []
     batches = [(torch.randn(8, 2), torch.randn(8, 1)) for _ in range(2)]
     data = LoaderData(train=batches, test=batches, example=batches[0][0])
-    train(nn.Linear(2, 1), data, TrainingOptions(epochs=1, warm_up_epochs=0), task=regression(), on_epoch=seen.append)
+    train(
+        nn.Linear(2, 1),
+        data,
+        TrainingOptions(epochs=1, warm_up_epochs=0),
+        task=regression(),
+        setup=Setup(on_epoch=seen.append),
+    )
     names = {name for name in seen[0] if name.endswith(("r2", "mse", "top1"))}
     assert names == {"r2", "test_r2", "test_mse"}
 

@@ -13,6 +13,7 @@ from transprune.shrinking.shrink import shrink
 from transprune.shrinking.traced_network import TracedNetwork
 from transprune.training.batches import Batch
 from transprune.training.evaluation import Meter, evaluate, evaluate_batches, evaluation_mode
+from transprune.training.loop import Setup
 from transprune.training.tasks import classification
 from transprune.training.train import (
     DistillationOptions,
@@ -79,17 +80,17 @@ def test_training_leaves_the_network_it_was_given_untouched():
 def test_the_same_seed_gives_the_same_weights_bit_for_bit_whatever_the_callers_random_state():
     data, network = two_colours(), small_network()
     torch.manual_seed(1)
-    first = train(network, data, TrainingOptions(**SHORT), seed=3)
+    first = train(network, data, TrainingOptions(**SHORT), setup=Setup(seed=3))
     torch.manual_seed(2)
-    second = train(network, data, TrainingOptions(**SHORT), seed=3)
-    other = train(network, data, TrainingOptions(**SHORT), seed=4)
+    second = train(network, data, TrainingOptions(**SHORT), setup=Setup(seed=3))
+    other = train(network, data, TrainingOptions(**SHORT), setup=Setup(seed=4))
     assert_same_state(first.state_dict(), second.state_dict())
     assert not torch.equal(first[0].weight, other[0].weight)
 
 
 def test_every_epoch_is_reported_and_the_last_is_always_tested():
     seen = []
-    train(small_network(), two_colours(), TrainingOptions(**SHORT, evaluate_every=3), on_epoch=seen.append)
+    train(small_network(), two_colours(), TrainingOptions(**SHORT, evaluate_every=3), setup=Setup(on_epoch=seen.append))
     assert [figures["epoch"] for figures in seen] == [1, 2, 3, 4]
     assert ["test_top1" in figures for figures in seen] == [False, False, True, True]
     assert all(figures["phase"] == "teacher" and figures["epochs"] == 4 for figures in seen)
@@ -101,7 +102,7 @@ def test_after_every_step_the_callback_sees_how_far_the_phase_is():
     def look(loop):
         seen.append((loop.epoch, loop.steps, loop.steps_an_epoch, loop.meter.evaluation().loss > 0))
 
-    train(small_network(), two_colours(), TrainingOptions(**SHORT), on_step=look)
+    train(small_network(), two_colours(), TrainingOptions(**SHORT), setup=Setup(on_step=look))
     assert seen == [(epoch, step, 4, True) for epoch in (1, 2, 3, 4) for step in (1, 2, 3, 4)]
 
 

@@ -18,6 +18,7 @@ from transprune.kernels.memory_format import suits_channels_last, use_channels_l
 from transprune.reading.wrappers import unwrapped
 from transprune.runtime import processes
 from transprune.training.batches import Batch
+from transprune.training.loop import Setup
 from transprune.training.tasks import classification
 from transprune.training.train import DistillationOptions, Fit
 from transprune.training.update import parts_of
@@ -28,7 +29,10 @@ SEARCH = {"epochs": 2, "batch_size": 16, "learning_rate": 0.05, "architecture_le
 def trained(**options):
     history = []
     network = transprune.train(
-        small_network(), two_colours(), transprune.TrainingOptions(**SHORT, **options), on_epoch=history.append
+        small_network(),
+        two_colours(),
+        transprune.TrainingOptions(**SHORT, **options),
+        setup=Setup(on_epoch=history.append),
     )
     return network, [figures["loss"] for figures in history]
 
@@ -65,8 +69,10 @@ def test_training_stopped_after_any_step_goes_on_bit_for_bit(options, tmp_path):
     settings = transprune.TrainingOptions(**SHORT, **options)
     whole = transprune.train(small_network(), two_colours(), settings)
     with pytest.raises(StoppedError):
-        transprune.train(small_network(), two_colours(), settings, checkpoints=StopsAfter(tmp_path, 6))
-    resumed = transprune.train(small_network(), two_colours(), settings, checkpoints=StopsAfter(tmp_path, 1000))
+        transprune.train(small_network(), two_colours(), settings, setup=Setup(checkpoints=StopsAfter(tmp_path, 6)))
+    resumed = transprune.train(
+        small_network(), two_colours(), settings, setup=Setup(checkpoints=StopsAfter(tmp_path, 1000))
+    )
     assert_same_state(whole.state_dict(), resumed.state_dict())
 
 
@@ -75,8 +81,10 @@ def test_a_search_in_parts_goes_on_bit_for_bit_and_draws_the_same_candidates_for
     model, options = Residual(), transprune.SearchOptions(**SEARCH, accumulate=2, precision="bfloat16")
     whole = transprune.search(model, two_colours(), "macs=0.5", options)
     with pytest.raises(StoppedError):
-        transprune.search(model, two_colours(), "macs=0.5", options, checkpoints=StopsAfter(tmp_path, 3))
-    resumed = transprune.search(model, two_colours(), "macs=0.5", options, checkpoints=StopsAfter(tmp_path, 1000))
+        transprune.search(model, two_colours(), "macs=0.5", options, setup=Setup(checkpoints=StopsAfter(tmp_path, 3)))
+    resumed = transprune.search(
+        model, two_colours(), "macs=0.5", options, setup=Setup(checkpoints=StopsAfter(tmp_path, 1000))
+    )
     assert torch.equal(whole.probabilities.widths, resumed.probabilities.widths)
 
 
@@ -127,10 +135,7 @@ class Flat(nn.Module):
 def fit_of(network, teacher=None, **options):
     return Fit(
         *(network, teacher, two_colours(), DistillationOptions(**SHORT, **options), classification()),
-        seed=0,
-        device=torch.device("cpu"),
-        phase="teacher",
-        on_divergence="stop",
+        setup=Setup(phase="teacher"),
     )
 
 
@@ -241,7 +246,12 @@ def test_a_step_is_left_out_at_any_precision_and_its_layer_named(precision, caps
     data = transprune.LoaderData(train=batches, test=batches[:1], example=torch.zeros(1, 4))
     options = transprune.TrainingOptions(epochs=1, warm_up_epochs=0, precision=precision)
     history = []
-    transprune.train(nn.Sequential(nn.Linear(4, 2)), data, options, on_divergence="skip", on_epoch=history.append)
+    transprune.train(
+        nn.Sequential(nn.Linear(4, 2)),
+        data,
+        options,
+        setup=Setup(on_divergence="skip", on_epoch=history.append),
+    )
     assert history[0]["skipped"] == 1
     assert "the output of the layer '0' is the first that is not finite" in capsys.readouterr().err
 

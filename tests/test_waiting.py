@@ -21,6 +21,7 @@ from transprune.reading.inspection import inspect
 from transprune.tas import bilevel
 from transprune.tas.bilevel import Bilevel
 from transprune.training import divergence, train, update
+from transprune.training.loop import Setup
 from transprune.training.tasks import classification
 from transprune.training.train import Fit
 
@@ -93,8 +94,14 @@ def images(channels=1, classes=2, side=4):
 @pytest.mark.parametrize("teacher", [None, small_network()])
 def test_no_step_of_a_training_or_distillation_waits(teacher):
     options = transprune.DistillationOptions(**SHORT, accumulate=2)
-    place = {"seed": 0, "device": DEVICE, "phase": "teacher", "on_divergence": "stop"}
-    fit = Fit(small_network(), teacher, images(), options, classification(), **place)
+    fit = Fit(
+        small_network(),
+        teacher,
+        images(),
+        options,
+        classification(),
+        setup=Setup(device=DEVICE, phase="teacher"),
+    )
     with Watch() as watch:
         for batch in fit._batches:
             fit.step(batch)
@@ -114,7 +121,7 @@ def test_a_step_of_the_weights_waits_for_nothing_and_one_of_the_architecture_for
     space = inspect(network, torch.zeros(1, *data.image_size), ratios=(0.5, 0.75, 1.0))
     options = transprune.SearchOptions(epochs=3, batch_size=8, alignment=alignment)
     limits = [Limit(MACS, space.macs(space.full_architecture()) // 2)]
-    searching = Bilevel(network, data, options, space=space, limits=limits, seed=0, device=DEVICE)
+    searching = Bilevel(network, data, options, space=space, limits=limits, setup=Setup(device=DEVICE))
     batches = iter(searching.weight_batches), iter(searching.architecture_batches)
     for temperature in (5.0, 0.01):  # undecided, and settled, where few candidates are left
         with Watch() as watch:

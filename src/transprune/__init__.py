@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from transprune.tas.selection import ArchitectureParameters, Selection
     from transprune.tas.supernet import Supernet
     from transprune.training.evaluation import Evaluation, evaluate
+    from transprune.training.loop import Setup
     from transprune.training.tasks import Metric, Task, classification, regression, segmentation
     from transprune.training.train import (
         DistillationOptions,
@@ -90,6 +91,7 @@ _HOME = {
     "transprune.space": ("SearchSpace", "depth_candidates", "width_candidates"),
     "transprune.tas.bilevel": ("Bilevel", "SearchOptions"),
     "transprune.training.evaluation": ("Evaluation", "evaluate"),
+    "transprune.training.loop": ("Setup",),
     "transprune.training.train": (
         "DistillationOptions",
         "TrainingOptions",
@@ -132,6 +134,7 @@ __all__ = [
     "SearchResult",
     "SearchSpace",
     "Selection",
+    "Setup",
     "Supernet",
     "Task",
     "TracedNetwork",

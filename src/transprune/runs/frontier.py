@@ -59,8 +59,8 @@ def share_step(run: Run) -> None:
         return
     options = run.options
     model = load_teacher(run) if options.search.start == "model" else run.model
-    with run.training("supernet", options.search.epochs) as training:
-        weights = train_shared(model, run.data, options.search, space=run.space, **training)
+    with run.training("supernet", options.search.epochs) as setup:
+        weights = train_shared(model, run.data, options.search, space=run.space, setup=setup)
     run.folder.write_tensors("shared.safetensors", weights)
     run.checkpoints.clear()
 

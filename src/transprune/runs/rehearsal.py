@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +20,7 @@ from transprune.runtime import seeded
 from transprune.shrinking.shrink import shrink
 from transprune.tas.baselines import uniform_architecture
 from transprune.tas.bilevel import Bilevel, SearchOptions
-from transprune.training.loop import Loop
+from transprune.training.loop import Loop, Setup
 from transprune.training.tasks import classification
 from transprune.training.train import Fit, TrainingOptions
 
@@ -74,7 +73,7 @@ class Rehearsal:
         self.options, self.material, self.device = options, material, device
         self.steps = steps
         self._paces: dict[str, tuple[int, Pace | None]] = {}
-        self._common: dict[str, Any] = {"seed": options.seed, "device": device, "on_divergence": "skip"}
+        self._setup = Setup(seed=options.seed, device=device, on_divergence="skip")
 
     def works(self) -> Iterator[Work]:
         """Every phase, in order."""
@@ -183,9 +182,8 @@ class Rehearsal:
     def _bilevel(self, options: SearchOptions, phase: str, budgets: tuple[str, ...]) -> Loop:
         space = self.material.space
         limits = limits_of(budgets, space, self.material.costs) if budgets else []
-        return Bilevel(
-            self.material.model, self.material.data, options, space=space, limits=limits, phase=phase, **self._common
-        )
+        setup = self._setup.named(phase)
+        return Bilevel(self.material.model, self.material.data, options, space=space, limits=limits, setup=setup)
 
     def _distilling(self, uniform: Architecture | None) -> Loop:
         model = self.material.model
@@ -203,8 +201,7 @@ class Rehearsal:
             return None
 
     def _fit(self, network: nn.Module, teacher: nn.Module | None, options: TrainingOptions, phase: str) -> Loop:
-        task = classification()
-        return Fit(network, teacher, self.material.data, options, task, phase=phase, **self._common)
+        return Fit(network, teacher, self.material.data, options, classification(), setup=self._setup.named(phase))
 
 
 def _evaluations(options: TrainingOptions | SearchOptions) -> int:

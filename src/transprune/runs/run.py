@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from time import perf_counter
-from typing import Any, Self, TypedDict
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -37,21 +37,9 @@ from transprune.runtime import (
     read_journal,
 )
 from transprune.space import SearchSpace
-from transprune.training.divergence import Policy
-from transprune.training.loop import EpochCallback, Loop, StepCallback
+from transprune.training.loop import Loop, Setup
 
 log = logging.getLogger("transprune.run")
-
-
-class Training(TypedDict):
-    """What the loops of `train`, `search` and `distill` get from a run."""
-
-    seed: int
-    device: torch.device
-    on_epoch: EpochCallback
-    on_step: StepCallback
-    checkpoints: Checkpoints
-    on_divergence: Policy
 
 
 class Run:
@@ -165,7 +153,7 @@ class Run:
         log.info("%s: done in %.1f s", name, seconds)
 
     @contextmanager
-    def training(self, name: str, epochs: int) -> Iterator[Training]:
+    def training(self, name: str, epochs: int) -> Iterator[Setup]:
         """A phase of epochs: gives what `train`, `search` and `distill` need to record it and to go on with it.
 
         What a journal says of epochs behind the last checkpoint is removed: they are run again.
@@ -198,14 +186,15 @@ class Run:
                     loop.epoch, loop.steps, loop.steps_an_epoch, lambda: describe(loop.meter.evaluation().headline())
                 )
 
-            yield {
-                "seed": self.options.seed,
-                "device": self.device,
-                "on_epoch": on_epoch,
-                "on_step": on_step,
-                "checkpoints": self.checkpoints,
-                "on_divergence": self.safety.on_divergence,
-            }
+            yield Setup(
+                seed=self.options.seed,
+                device=self.device,
+                phase=name,
+                on_epoch=on_epoch,
+                on_step=on_step,
+                checkpoints=self.checkpoints,
+                on_divergence=self.safety.on_divergence,
+            )
 
     def _compare_processes(self, phase: str, *, before: int) -> None:
         """Says what another number of processes means for a phase that goes on."""

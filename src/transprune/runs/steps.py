@@ -67,8 +67,8 @@ def teach_step(run: Run) -> None:
         with run.phase("teacher"):
             teacher = _given_teacher(run)
     else:
-        with run.training("teacher", options.epochs) as training:
-            teacher = train(_given_teacher(run), run.data, options, **training)
+        with run.training("teacher", options.epochs) as setup:
+            teacher = train(_given_teacher(run), run.data, options, setup=setup)
     run.folder.write_tensors("teacher.safetensors", teacher.state_dict())
     run.checkpoints.clear()
 
@@ -98,8 +98,8 @@ def search_step(run: Run) -> None:
         return
     options = run.options
     model = _search_start(run)
-    with run.training("search", options.search.epochs) as training:
-        found = search(model, run.data, options.budget, options.search, space=run.space, costs=run.costs, **training)
+    with run.training("search", options.search.epochs) as setup:
+        found = search(model, run.data, options.budget, options.search, space=run.space, costs=run.costs, setup=setup)
     _explain(run, found)
     if options.student == "supernet":
         run.folder.write_tensors("supernet.safetensors", found.weights)
@@ -166,8 +166,8 @@ def distill_step(run: Run) -> None:
     student = _untrained_student(run)
     if isinstance(student, TracedNetwork):
         run.decide("The student runs the operators that were traced", student.reason)
-    with run.training("distill", run.options.distill.epochs) as training:
-        student = distill(student, teacher, run.data, run.options.distill, **training)
+    with run.training("distill", run.options.distill.epochs) as setup:
+        student = distill(student, teacher, run.data, run.options.distill, setup=setup)
     run.folder.write_tensors("student.safetensors", student.state_dict())
     run.checkpoints.clear()
 

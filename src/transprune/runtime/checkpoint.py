@@ -53,7 +53,8 @@ class Checkpoints:
         go_on: How to go on after a stop, for its message.
 
     Example:
-        >>> teacher = transprune.train(model, data, checkpoints=Checkpoints("kept"))  # doctest: +SKIP
+        >>> setup = transprune.Setup(checkpoints=Checkpoints("kept"))  # doctest: +SKIP
+        >>> teacher = transprune.train(model, data, setup=setup)  # doctest: +SKIP
     """
 
     def __init__(

@@ -33,9 +33,8 @@ from transprune.tas.selection import ArchitectureParameters, Selection
 from transprune.tas.supernet import Supernet
 from transprune.training.annealing import Schedule, anneal
 from transprune.training.batches import Batch, Data, example_of, search_feeds
-from transprune.training.divergence import Policy
 from transprune.training.evaluation import Evaluation, evaluate_batches, evaluation_mode
-from transprune.training.loop import Loop
+from transprune.training.loop import Loop, Setup
 from transprune.training.tasks import Task, classification
 from transprune.training.train import at_least, check_first_loss, check_warm_up, cosine_schedule, sgd
 from transprune.training.update import StepOptions, Update
@@ -137,13 +136,12 @@ class Bilevel(Loop):
         *,
         space: SearchSpace,
         limits: Sequence[Limit],
-        seed: int,
-        device: torch.device,
         task: Task | None = None,
         importance: Importance | None = None,
-        phase: str = "search",
-        on_divergence: Policy = "stop",
+        setup: Setup | None = None,
     ) -> None:
+        setup = (setup or Setup()).named("search")
+        device = torch.device(setup.device)
         self.space, self.options, self.limits = space, options, tuple(limits)
         task = task or classification()
         start, example = copy.deepcopy(unwrapped(model)).cpu(), example_of(data)
@@ -156,24 +154,16 @@ class Bilevel(Loop):
         # On the CPU, since the sizes that are drawn are wanted there: no step of the weights waits for a device.
         self.parameters = ArchitectureParameters(space)
         self.expected_costs = [ExpectedCost(space, limit.cost) for limit in self.limits]
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(setup.seed)
         feeds = search_feeds(
             data,
             task,
             batch_size=options.batch_size,
             weights_share=options.weights_share,
-            seed=seed,
+            seed=setup.seed,
             device=device,
         )
-        super().__init__(
-            phase=phase,
-            epochs=options.epochs,
-            batches=feeds.weights,
-            task=task,
-            network=self.supernet,
-            device=device,
-            on_divergence=on_divergence,
-        )
+        super().__init__(epochs=options.epochs, batches=feeds.weights, task=task, network=self.supernet, setup=setup)
         self.weight_batches, self.validation_batches = feeds.weights, feeds.validation
         self._architecture_feed = feeds.architecture
         self.architecture_batches = _endless(feeds.architecture)

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from transprune.architecture import Architecture
@@ -17,15 +16,14 @@ from transprune.latency.latency_options import LatencyOptions
 from transprune.latency.learning import trusted_latency
 from transprune.reading.inspection import inspect
 from transprune.reading.wrappers import unwrapped
-from transprune.runtime import Checkpoints, processes, seeded
+from transprune.runtime import processes, seeded
 from transprune.shrinking.sort import Importance
 from transprune.space import SearchSpace
 from transprune.tas.bilevel import Bilevel, SearchOptions
 from transprune.tas.derivation import Derivation, check_attainable, derive_with_proof
 from transprune.tas.probabilities import Probabilities
 from transprune.training.batches import Data, example_of
-from transprune.training.divergence import Policy
-from transprune.training.loop import EpochCallback, StepCallback
+from transprune.training.loop import Setup
 from transprune.training.tasks import Task
 
 
@@ -68,12 +66,7 @@ def train_shared(
     *,
     space: SearchSpace,
     task: Task | None = None,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    on_epoch: EpochCallback | None = None,
-    on_step: StepCallback | None = None,
-    checkpoints: Checkpoints | None = None,
-    on_divergence: Policy = "stop",
+    setup: Setup | None = None,
 ) -> dict[str, Tensor]:
     """Weights that serve every architecture, for several searches to start from; all candidates are drawn alike.
 
@@ -83,32 +76,17 @@ def train_shared(
         options: As of a search.
         space: What may be chosen.
         task: As of `search`.
-        seed: Decides the order of the samples, their augmentation and the candidates drawn.
-        device: Where to train.
-        on_epoch: Called after every epoch.
-        on_step: Called after every step.
-        checkpoints: As of `search`.
-        on_divergence: As of `search`.
+        setup: As of `search`.
 
     Returns:
         The supernet's weights at full widths, under the model's names. Where the options start from the model's
         weights, the channels stand in the order of their importance.
     """
     weights_alone = replace(options, architecture_after=1.0)
-    with seeded(seed, "supernet"):
-        bilevel = Bilevel(
-            model,
-            data,
-            weights_alone,
-            task=task,
-            space=space,
-            limits=(),
-            seed=seed,
-            device=torch.device(device),
-            phase="supernet",
-            on_divergence=on_divergence,
-        )
-        bilevel.run(checkpoints, on_epoch, on_step)
+    setup = (setup or Setup()).named("supernet")
+    with seeded(setup.seed, setup.phase):
+        bilevel = Bilevel(model, data, weights_alone, task=task, space=space, limits=(), setup=setup)
+        bilevel.run()
     weights = bilevel.supernet.plain_weights(space.full_architecture())
     return {name: value.cpu() for name, value in weights.items()}
 
@@ -124,12 +102,7 @@ def search(
     latency: LatencyOptions | None = None,
     task: Task | None = None,
     importance: Importance | None = None,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    on_epoch: EpochCallback | None = None,
-    on_step: StepCallback | None = None,
-    checkpoints: Checkpoints | None = None,
-    on_divergence: Policy = "stop",
+    setup: Setup | None = None,
 ) -> SearchResult:
     """Learns the widths and depths of a smaller network. The model is untouched.
 
@@ -144,13 +117,7 @@ def search(
         task: Loss, metrics, and how a batch is taken apart; None: `classification()`.
         importance: How much each channel matters, for a search that starts from the model's weights: smaller widths
             keep those that matter most. None: what the options name.
-        seed: Decides the order of the samples, their augmentation and the candidates drawn.
-        device: Where to search.
-        on_epoch: Called after every epoch.
-        on_step: Called after every step.
-        checkpoints: Where to keep what is needed to go on after an interruption, and to go on from if it is there;
-            None: nowhere.
-        on_divergence: What to do about a loss or a gradient that is not finite: `stop`, or `skip` the step.
+        setup: Seed, device, callbacks and checkpoints; None: the defaults.
 
     Raises:
         BudgetError: The budget is malformed or out of the attainable range.
@@ -162,29 +129,20 @@ def search(
         ResourceError: Memory ran out, or a process that loads data died.
         StoppedError: A signal or the time limit of the checkpoints ended it.
     """
-    options = options or SearchOptions()
+    options, setup = options or SearchOptions(), (setup or Setup()).named("search")
     budgets = parse_budgets(budget)
     space = space or inspect(copy.deepcopy(unwrapped(model)).cpu(), example_of(data))
     if any(each.kind == "latency" for each in budgets) and "latency" not in costs:
-        example = example_of(data)
+        example, device = example_of(data), setup.device
         measured = processes.from_first(lambda: trusted_latency(model, space, example, latency, device=device).model)
         costs = {**costs, "latency": measured}
     limits = tuple(each.limit(space, costs) for each in budgets)
     check_attainable(space, limits)
-    with seeded(seed, "search"):
+    with seeded(setup.seed, setup.phase):
         bilevel = Bilevel(
-            model,
-            data,
-            options,
-            task=task,
-            importance=importance,
-            space=space,
-            limits=limits,
-            seed=seed,
-            device=torch.device(device),
-            on_divergence=on_divergence,
+            model, data, options, task=task, importance=importance, space=space, limits=limits, setup=setup
         )
-        bilevel.run(checkpoints, on_epoch, on_step)
+        bilevel.run()
     probabilities = bilevel.probabilities()
     # Where its time runs out, what the solver has found depends on the process.
     derivation = processes.from_first(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from transprune.errors import DivergenceError, OptionError
+from transprune.errors import DivergenceError
 from transprune.runtime.structures import on_device, tensors_in
 
 Policy = Literal["stop", "skip"]
@@ -36,8 +36,6 @@ class Sentinel:
     """
 
     def __init__(self, place: Callable[[], str], network: nn.Module, device: torch.device, policy: Policy) -> None:
-        if policy not in ("stop", "skip"):
-            raise OptionError(f"cannot use on_divergence={policy!r}: expected stop or skip")
         self._place, self._network, self._policy = place, network, policy
         self._is_late = device.type != "cpu" and policy == "stop"
         self._pending: tuple[_OnItsWay, Callable[[], str]] | None = None

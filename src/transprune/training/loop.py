@@ -6,11 +6,13 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
+from transprune.errors import OptionError
 from transprune.runtime import Checkpoints, phase_seed, processes, random_states, set_random_states
 from transprune.training.batches import Batch, Feed
 from transprune.training.divergence import Policy, Sentinel
@@ -24,31 +26,53 @@ StepCallback = Callable[["Loop"], None]
 """Called after every step with the phase in progress: `epoch`, `steps`, `steps_an_epoch` and `meter` say how far."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """Where a loop runs, and what runs beside it: the same for `train`, `search` and `distill`.
+
+    Example:
+        >>> setup = Setup(seed=3, on_epoch=lambda figures: print(figures["epoch"], figures["loss"]))
+        >>> teacher = transprune.train(model, data, setup=setup)  # doctest: +SKIP
+    """
+
+    seed: int = 0
+    """Decides the order of the samples, their augmentation and the candidates drawn."""
+    device: torch.device | str = "cpu"
+    """Where to compute."""
+    phase: str = ""
+    """What the epochs are called in figures and checkpoints; empty: `teacher`, `search` or `distill`, as the verb."""
+    on_epoch: EpochCallback | None = None
+    """Called after every epoch."""
+    on_step: StepCallback | None = None
+    """Called after every step."""
+    checkpoints: Checkpoints | None = None
+    """Where to keep what is needed to go on after an interruption, and to go on from if it is there; None: nowhere."""
+    on_divergence: Policy = "stop"
+    """What to do about a loss or a gradient that is not finite: `stop`, or `skip` the step."""
+
+    def __post_init__(self) -> None:
+        if self.on_divergence not in get_args(Policy):
+            raise OptionError(f"cannot use on_divergence={self.on_divergence!r}: expected stop or skip")
+
+    def named(self, phase: str) -> Setup:
+        """The setup of a phase that is called so unless it has a name already."""
+        return self if self.phase else replace(self, phase=phase)
+
+
 class Loop(ABC):
     """A phase of training in progress. What it is made of says itself what must be kept to go on (`parts`).
 
     Args:
-        phase: What it is called.
         epochs: Passes over the batches.
         batches: What to learn from.
         task: Loss and metrics.
         network: What learns.
-        device: Where it learns.
-        on_divergence: What to do about a loss or a gradient that is not finite.
+        setup: What it is called, where it runs, and what runs beside it.
     """
 
-    def __init__(
-        self,
-        *,
-        phase: str,
-        epochs: int,
-        batches: Feed,
-        task: Task,
-        network: nn.Module,
-        device: torch.device,
-        on_divergence: Policy,
-    ) -> None:
-        self.phase, self.epochs, self.task, self.device = phase, epochs, task, device
+    def __init__(self, *, epochs: int, batches: Feed, task: Task, network: nn.Module, setup: Setup) -> None:
+        self.setup, self.epochs, self.task = setup, epochs, task
+        self.phase, self.device = setup.phase, torch.device(setup.device)
         self.epoch = 1
         """The epoch that is running, or the next one."""
         self.steps = 0
@@ -58,7 +82,7 @@ class Loop(ABC):
         """Loss and metrics of it so far."""
         self.history: list[Mapping[str, Any]] = []
         """Figures of the epochs before it."""
-        self.sentinel = Sentinel(self.place, network, device, on_divergence)
+        self.sentinel = Sentinel(self.place, network, self.device, setup.on_divergence)
         self._batches = batches
         self._rate = 0.0
         self._seconds = 0.0
@@ -89,18 +113,8 @@ class Loop(ABC):
         """The running step, in words."""
         return f"phase {self.phase!r}, epoch {self.epoch}, step {self.steps + 1}"
 
-    def run(
-        self,
-        checkpoints: Checkpoints | None = None,
-        on_epoch: EpochCallback | None = None,
-        on_step: StepCallback | None = None,
-    ) -> None:
+    def run(self) -> None:
         """All epochs, from where the last checkpoint stands.
-
-        Args:
-            checkpoints: Where to keep what is needed to go on; None: nowhere.
-            on_epoch: Called after every epoch.
-            on_step: Called after every step.
 
         Raises:
             StoppedError: A signal or the time limit ended it; a checkpoint is written.
@@ -109,13 +123,14 @@ class Loop(ABC):
         """
         if processes.rank() > 0:  # what a forward draws, such as dropout, differs from process to process
             torch.manual_seed(phase_seed(torch.initial_seed(), f"process {processes.rank()}"))
+        setup, checkpoints = self.setup, self.setup.checkpoints
         state = checkpoints.find(self.phase) if checkpoints is not None else None
         if state is not None:
             self.load_state_dict(state)
 
         def after_step() -> None:
-            if on_step is not None:
-                on_step(self)
+            if setup.on_step is not None:
+                setup.on_step(self)
             keep()
 
         def keep() -> None:
@@ -125,8 +140,8 @@ class Loop(ABC):
         with checkpoints.listening() if checkpoints is not None else nullcontext():
             while self.epoch <= self.epochs:
                 figures = self.run_epoch(after_step)
-                if on_epoch is not None:
-                    on_epoch(figures)
+                if setup.on_epoch is not None:
+                    setup.on_epoch(figures)
                 keep()
 
     def run_epoch(self, after_step: Callable[[], None] = lambda: None) -> dict[str, Any]:

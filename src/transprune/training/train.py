@@ -15,13 +15,12 @@ from transprune.errors import DivergenceError, OptionError
 from transprune.kernels.memory_format import use_channels_last_if_suited
 from transprune.kernels.norms import average_norms
 from transprune.reading.wrappers import unwrapped
-from transprune.runtime import Checkpoints, seeded
+from transprune.runtime import seeded
 from transprune.runtime.structures import on_device
 from transprune.training.annealing import warm_up_then_cosine
 from transprune.training.batches import Batch, Data, example_of, feed
-from transprune.training.divergence import Policy
 from transprune.training.evaluation import evaluate_batches, evaluation_mode
-from transprune.training.loop import EpochCallback, Loop, StepCallback
+from transprune.training.loop import Loop, Setup
 from transprune.training.tasks import Task, classification
 from transprune.training.update import StepOptions, Update
 
@@ -103,13 +102,7 @@ def train(
     options: TrainingOptions | None = None,
     *,
     task: Task | None = None,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    on_epoch: EpochCallback | None = None,
-    on_step: StepCallback | None = None,
-    phase: str = "teacher",
-    checkpoints: Checkpoints | None = None,
-    on_divergence: Policy = "stop",
+    setup: Setup | None = None,
 ) -> nn.Module:
     """Trains a copy of a network on the targets alone.
 
@@ -118,14 +111,7 @@ def train(
         data: Samples to learn from, and to test on.
         options: How to train.
         task: Loss, metrics, and how a batch is taken apart; None: `classification()`.
-        seed: Decides the order of the samples and their augmentation.
-        device: Where to train.
-        on_epoch: Called after every epoch.
-        on_step: Called after every step.
-        phase: What the epochs are called.
-        checkpoints: Where to keep what is needed to go on after an interruption, and to go on from if it is there;
-            None: nowhere.
-        on_divergence: What to do about a loss or a gradient that is not finite: `stop`, or `skip` the step.
+        setup: Seed, device, callbacks and checkpoints; None: the defaults.
 
     Raises:
         DataError: The data cannot be read, or a batch not be taken apart.
@@ -134,14 +120,7 @@ def train(
         ResourceError: Memory ran out, or a process that loads data died.
         StoppedError: A signal or the time limit of the checkpoints ended it.
     """
-    options, task = options or TrainingOptions(), task or classification()
-    place = torch.device(device)
-    with seeded(seed, phase):
-        fit = Fit(
-            *(network, None, data, options, task), seed=seed, device=place, phase=phase, on_divergence=on_divergence
-        )
-        fit.run(checkpoints, on_epoch, on_step)
-    return fit.finished()
+    return _fitted(network, None, data, options or TrainingOptions(), task=task, setup=setup, phase="teacher")
 
 
 def distill(
@@ -151,45 +130,38 @@ def distill(
     options: DistillationOptions | None = None,
     *,
     task: Task | None = None,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    on_epoch: EpochCallback | None = None,
-    on_step: StepCallback | None = None,
-    phase: str = "distill",
-    checkpoints: Checkpoints | None = None,
-    on_divergence: Policy = "stop",
+    setup: Setup | None = None,
 ) -> nn.Module:
     """Trains a copy of a student on the targets and on a teacher's outputs (`transprune.training.distillation`).
 
     Args:
         student: Where training starts; untouched.
-        teacher: The trained network to learn from, in evaluation mode; untouched.
-        data: Samples to learn from, and to test on.
+        teacher: The trained network to learn from; untouched.
+        data: As of `train`.
         options: How to train.
-        task: Loss, metrics, and how a batch is taken apart; None: `classification()`.
-        seed: Decides the order of the samples and their augmentation.
-        device: Where to train.
-        on_epoch: Called after every epoch.
-        on_step: Called after every step.
-        phase: What the epochs are called.
-        checkpoints: Where to keep what is needed to go on after an interruption, and to go on from if it is there;
-            None: nowhere.
-        on_divergence: What to do about a loss or a gradient that is not finite: `stop`, or `skip` the step.
+        task: As of `train`.
+        setup: As of `train`.
 
     Raises:
-        DataError: The data cannot be read, or a batch not be taken apart.
-        OptionError: The task's loss or a metric gives something else than expected.
-        DivergenceError: The loss or a gradient is not finite.
-        ResourceError: Memory ran out, or a process that loads data died.
-        StoppedError: A signal or the time limit of the checkpoints ended it.
+        TranspruneError: As `train`.
     """
-    options, task = options or DistillationOptions(), task or classification()
-    place = torch.device(device)
-    with seeded(seed, phase):
-        fit = Fit(
-            *(student, teacher, data, options, task), seed=seed, device=place, phase=phase, on_divergence=on_divergence
-        )
-        fit.run(checkpoints, on_epoch, on_step)
+    return _fitted(student, teacher, data, options or DistillationOptions(), task=task, setup=setup, phase="distill")
+
+
+def _fitted(
+    start: nn.Module,
+    teacher: nn.Module | None,
+    data: Data,
+    options: TrainingOptions,
+    *,
+    task: Task | None,
+    setup: Setup | None,
+    phase: str,
+) -> nn.Module:
+    setup = (setup or Setup()).named(phase)
+    with seeded(setup.seed, setup.phase):
+        fit = Fit(start, teacher, data, options, task or classification(), setup=setup)
+        fit.run()
     return fit.finished()
 
 
@@ -204,28 +176,18 @@ class Fit(Loop):
         options: TrainingOptions,
         task: Task,
         *,
-        seed: int,
-        device: torch.device,
-        phase: str,
-        on_divergence: Policy,
+        setup: Setup,
     ) -> None:
+        device = torch.device(setup.device)
         self.network = copy.deepcopy(unwrapped(start)).to(device)
         example = on_device(example_of(data), device)
         is_channels_last = use_channels_last_if_suited(self.network.train(), example)
         has_fast_norms = is_channels_last and device.type == "cpu" and not options.compile
         self.compute = compiled(self.network, options)
         batches, self.test_batches = (
-            feed(data, part, task, batch_size=options.batch_size, seed=seed, device=device) for part in PARTS
+            feed(data, part, task, batch_size=options.batch_size, seed=setup.seed, device=device) for part in PARTS
         )
-        super().__init__(
-            phase=phase,
-            epochs=options.epochs,
-            batches=batches,
-            task=task,
-            network=self.network,
-            device=device,
-            on_divergence=on_divergence,
-        )
+        super().__init__(epochs=options.epochs, batches=batches, task=task, network=self.network, setup=setup)
         self.options = options
         self.loss = _loss_function(teacher, options, task, example)
         weights = list(self.network.parameters())
