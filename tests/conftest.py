@@ -10,7 +10,18 @@ from transprune.reading.trace import Example
 from transprune.shrinking import shrink, sort
 from transprune.tas import supernet
 
-HEART = "alignment axes budget derivation expected_cost golden mixtures penalty sampling space".split()
+HEART = {
+    "alignment",
+    "axes",
+    "budget",
+    "derivation",
+    "expected_cost",
+    "golden",
+    "mixtures",
+    "penalty",
+    "sampling",
+    "space",
+}
 """Files that `make quick` runs: the formulas of the paper, reading, costs, and the architecture that keeps a budget."""
 
 
