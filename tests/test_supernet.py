@@ -1,9 +1,10 @@
-"""The supernet equals the paper's formulas, run slowly, and the networks that it stands for."""
+"""The supernet equals the reference (`transprune.tas.reference`) and the networks that it stands for."""
 
 import copy
 import gc
 import itertools
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,6 @@ from torch.nn import functional as F
 
 from hard_networks import HARD_FOR_A_SUPERNET, IteratedStage
 from oracles import mix_prefixes
-from slow_supernet import SlowSupernet
 from small_networks import CASES, example, residual, space_of
 from transprune.architecture import Architecture
 from transprune.errors import OptionError, SpaceError
@@ -22,6 +22,7 @@ from transprune.reading.inspection import inspect
 from transprune.reading.layouts import Concatenation, Constant, Group, Product, Sizes
 from transprune.shrinking.shrink import shrink
 from transprune.space import SearchSpace
+from transprune.tas import reference
 from transprune.tas.mixing import mix_along, mixing
 from transprune.tas.selection import ArchitectureParameters, Choice, Selection
 from transprune.tas.supernet import Supernet, padded_sum
@@ -49,10 +50,38 @@ def supernet_of(network: nn.Module, space: SearchSpace, alignment: str, seed: in
     return supernet
 
 
-def slow_version(supernet: Supernet, name: str) -> SlowSupernet:
-    layers = 3 if name == "bottlenecks" else 2
+class SlowBottlenecks(reference.SlowSupernet):
+    """The reference with blocks of three convolutions, and a norm on the shortcut that changes the width alone."""
+
+    def block(self, stage, block, inputs, choices):
+        path, halves = f"stages.{stage}.{block}", stage > 0 and block == 0
+        choice = choices[f"{path}.layer3.conv"]
+        features = self.conv_norm(f"{path}.layer1", inputs, choices).relu()
+        features = self.conv_norm(f"{path}.layer2", features, choices, stride=2 if halves else 1).relu()
+        features, shortcut = self.conv_norm(f"{path}.layer3", features, choices), inputs
+        if halves:
+            full = self.convolution(f"{path}.sum.shortcut.1", F.avg_pool2d(inputs, 2))
+            shortcut = self.mix([full[:, :size] for size in choice.sizes], choice.weights)
+        elif f"{path}.sum.shortcut.0.weight" in self.weights:
+            names = {"conv.weight": "0.weight", "norm.weight": "1.weight", "norm.bias": "1.bias"}
+            own = {f"shortcut.{ours}": self.weights[f"{path}.sum.shortcut.{name}"] for ours, name in names.items()}
+            shortcut = replace(self, weights=own).conv_norm("shortcut", inputs, {"shortcut.conv": choice})
+        width = max(features.shape[1], shortcut.shape[1])
+        return (reference.pad(features, width) + reference.pad(shortcut, width)).relu()
+
+
+def slow_version(supernet: Supernet, name: str, selection: Selection, images: Tensor) -> Tensor:
+    """What the reference computes with the same weights and the same candidates."""
     weights = dict(supernet.network.named_parameters())
-    return SlowSupernet(weights, BLOCKS[name], layers, supernet.alignment)
+    full = {name.removesuffix(".weight"): len(weight) for name, weight in weights.items() if "conv" in name}
+    full |= {f"stages.{stage}": blocks for stage, blocks in enumerate(BLOCKS[name])}
+    alone = {name: reference.Choice([size], [0], torch.ones(1)) for name, size in full.items()}  # not searched
+    rows = {
+        name: weight[None] if weight.dim() == 1 and "classifier" not in name else weight
+        for name, weight in weights.items()
+    }
+    kind = SlowBottlenecks if name == "bottlenecks" else reference.SlowSupernet
+    return kind(rows, BLOCKS[name], supernet.alignment)({**alone, **selection.widths, **selection.depths}, images)
 
 
 def random_parameters(space: SearchSpace, seed: int) -> ArchitectureParameters:
@@ -74,9 +103,9 @@ def gradients(outputs: Tensor, parameters: list[Tensor]) -> list[Tensor]:
     ]
 
 
-def assert_equal_to_the_slow_version(name: str, space: SearchSpace, alignment: str, selection: Selection, architecture):
+def assert_equal_to_the_reference(name: str, space: SearchSpace, alignment: str, selection: Selection, architecture):
     supernet = supernet_of(RESNETS[name]().double(), space, alignment)
-    fast, slow = supernet(selection, IMAGES.double()), slow_version(supernet, name)(selection, IMAGES.double())
+    fast, slow = supernet(selection, IMAGES.double()), slow_version(supernet, name, selection, IMAGES.double())
     torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-9)
     trained = [*supernet.parameters(), *architecture]
     for ours, theirs in zip(gradients(fast, trained), gradients(slow, trained), strict=True):
@@ -91,11 +120,11 @@ def assert_equal_to_the_slow_version(name: str, space: SearchSpace, alignment: s
         *(("bottlenecks", widths, depths) for widths, depths in ((1, 1), (2, 2), (3, None))),
     ],
 )
-def test_forward_and_gradients_equal_the_slow_reference(name, alignment, width_samples, depth_samples):
+def test_forward_and_gradients_equal_the_reference(name, alignment, width_samples, depth_samples):
     space = inspected(name)
     parameters = random_parameters(space, seed=3)
     selection = parameters.sample(0.7, width_samples=width_samples, depth_samples=depth_samples)
-    assert_equal_to_the_slow_version(name, space, alignment, selection, list(parameters.parameters()))
+    assert_equal_to_the_reference(name, space, alignment, selection, list(parameters.parameters()))
 
 
 SPACES: dict[tuple[str, str], SearchSpace] = {}
@@ -110,11 +139,11 @@ def inspected(name: str, dimensions: str = "both") -> SearchSpace:
 
 @alignments
 @pytest.mark.parametrize("seed", range(3))
-def test_any_draw_equals_the_slow_reference(alignment, seed):
+def test_any_draw_equals_the_reference(alignment, seed):
     space = inspected("resnet14")
     parameters = random_parameters(space, seed)
     selection = parameters.sample(1.0)
-    assert_equal_to_the_slow_version("resnet14", space, alignment, selection, list(parameters.parameters()))
+    assert_equal_to_the_reference("resnet14", space, alignment, selection, list(parameters.parameters()))
 
 
 def test_a_step_frees_its_memory_without_the_collector_of_cycles():
@@ -137,12 +166,12 @@ def test_a_step_frees_its_memory_without_the_collector_of_cycles():
 
 @alignments
 @pytest.mark.parametrize("dimensions", ["width", "depth"])
-def test_a_search_of_widths_alone_or_of_depths_alone_equals_the_slow_reference(alignment, dimensions):
+def test_a_search_of_widths_alone_or_of_depths_alone_equals_the_reference(alignment, dimensions):
     space = inspected("resnet14", dimensions)
     parameters = random_parameters(space, seed=5)
     selection = parameters.sample(1.0)
     searched = parameters.widths if dimensions == "width" else parameters.depths
-    assert_equal_to_the_slow_version("resnet14", space, alignment, selection, [searched])
+    assert_equal_to_the_reference("resnet14", space, alignment, selection, [searched])
 
 
 @alignments
@@ -176,13 +205,13 @@ def test_copies_of_a_supernet_compute_the_same_and_learn_apart():
     assert torch.equal(twin(selection, IMAGES), supernet(selection, IMAGES))
 
 
-def test_the_slow_reference_sees_what_the_supernet_is_told():
+def test_the_reference_sees_what_the_supernet_is_told():
     space = inspected("resnet14")
     parameters = random_parameters(space, seed=0)
     one, other = parameters.sample(1.0), parameters.sample(1.0)
     supernet = supernet_of(resnet(14).double(), space, "pad")
     stretched = supernet_of(resnet(14).double(), space, "interpolate")
-    slow = slow_version(supernet, "resnet14")(one, IMAGES.double())
+    slow = slow_version(supernet, "resnet14", one, IMAGES.double())
     assert not torch.allclose(supernet(other, IMAGES.double()), slow, rtol=1e-3)
     assert not torch.allclose(stretched(one, IMAGES.double()), slow, rtol=1e-3)
 
