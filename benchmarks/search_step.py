@@ -42,9 +42,10 @@ from torch.nn import functional as F
 
 import transprune
 from transprune.budget import Budget
+from transprune.options import DistillationOptions, SearchOptions
 from transprune.reading.inspection import inspect
-from transprune.runtime import environment, keep_kernels
-from transprune.tas.bilevel import SearchOptions
+from transprune.runtime import keep_kernels
+from transprune.runtime.environment import environment
 from transprune.tas.derivation import derive
 from transprune.tas.expected_cost import ExpectedCost
 from transprune.tas.penalty import budget_penalty
@@ -52,7 +53,7 @@ from transprune.tas.selection import ArchitectureParameters
 from transprune.tas.supernet import Supernet
 from transprune.training.batches import Batch
 from transprune.training.tasks import classification
-from transprune.training.train import DistillationOptions, Fit, sgd
+from transprune.training.train import Fit, sgd
 
 MODES, ALIGNMENTS, PHASES = ("width", "depth", "both"), ("interpolate", "pad"), ("start", "end", "architecture")
 AFTERWARDS = ("smaller", "distillation")

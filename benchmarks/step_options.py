@@ -18,7 +18,7 @@ import torch
 
 import transprune
 from search_step import Step, medians, smaller_network, step_of_fit
-from transprune.runtime import environment
+from transprune.runtime.environment import environment
 
 OPTIONS = {"none": {}, "compile": {"compile": True}, "bfloat16": {"precision": "bfloat16"}}
 

@@ -26,7 +26,8 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
-from transprune.runtime import RUN_FILES, RunFolder, environment, read_journal
+from transprune.runtime import RUN_FILES, RunFolder, read_journal
+from transprune.runtime.environment import environment
 
 NETWORK = """
 from torch import nn

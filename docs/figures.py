@@ -22,7 +22,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import transprune
-from transprune.runtime import environment, to_plain
+from transprune.runtime import to_plain
+from transprune.runtime.environment import environment
 from transprune.tas.alignment import align_channels
 from transprune.tas.penalty import budget_penalty
 from transprune.tas.sampling import draw_candidates

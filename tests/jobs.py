@@ -26,7 +26,8 @@ from test_searching import Residual, bilevel
 from test_training import SHORT, small_network, two_colours
 from transprune.data import LoaderData
 from transprune.errors import ResourceError, StoppedError
-from transprune.runtime import CheckpointOptions, Checkpoints, processes, random_states, set_random_states
+from transprune.options import CheckpointOptions
+from transprune.runtime import Checkpoints, processes, random_states, set_random_states
 from transprune.tas import search
 from transprune.training.batches import Batch, Feed, feed
 from transprune.training.loop import Setup

@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
+from transprune.cli.views import CompareCommand, InspectCommand
 
 import oracles
 import transprune
@@ -33,7 +34,6 @@ from transprune.architecture import Architecture
 from transprune.budget import Budget, Limit, points
 from transprune.cli.arguments import read_command
 from transprune.cli.jobs import refuse_frontier
-from transprune.cli.views import CompareCommand, InspectCommand
 from transprune.costs import MACS, PARAMS
 from transprune.data import Augmentation, ImageData, LoaderData, MemorySplit, load_data, make_loader, split_halves
 from transprune.exports.agreement import check_agreement
@@ -42,30 +42,20 @@ from transprune.exports.onnx_file import check_onnx, onnx_bytes
 from transprune.latency import learning
 from transprune.latency.backends import make_backend, network_onnx
 from transprune.latency.latency_model import LatencyModel, Validation
-from transprune.latency.latency_options import LatencyOptions
 from transprune.latency.model_cache import load_model
 from transprune.latency.operators import operators_of
-from transprune.latency.performance import MeasureOptions
 from transprune.models.by_name import build_model
 from transprune.models.resnet_shape import ResNetShape
 from transprune.models.torchvision_resnet import resnet_from_torchvision
 from transprune.models.weights import load_weights
+from transprune.options import CheckpointOptions, LatencyOptions, MeasureOptions
 from transprune.reading.inspection import inspect
 from transprune.reading.reading import read
 from transprune.reports.run_record import read_record
 from transprune.runs import RunOptions, Tracking, open_run, plan_run, prepare, resume_run
 from transprune.runs.config_file import preset_options, read_config
 from transprune.runs.steps import load_teacher, teach_step
-from transprune.runtime import (
-    CheckpointOptions,
-    Checkpoints,
-    FolderLock,
-    Journal,
-    RunFolder,
-    choose_device,
-    processes,
-    read_journal,
-)
+from transprune.runtime import Checkpoints, FolderLock, Journal, RunFolder, choose_device, processes, read_journal
 from transprune.runtime.trees import encode_tree
 from transprune.tas.baselines import uniform_architecture
 from transprune.tas.derivation import check_attainable, derive

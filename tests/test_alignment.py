@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import oracles
-from transprune.tas.alignment import ALIGNMENTS, align_channels, interpolation_matrix, pad_channels
+from transprune.options import ALIGNMENTS
+from transprune.tas.alignment import align_channels, interpolation_matrix, pad_channels
 
 DOUBLE = torch.zeros((), dtype=torch.float64)
 WIDTHS = st.integers(1, 40)

@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transprune.errors import OptionError, RunFolderError, StoppedError
-from transprune.runtime import CheckpointOptions, Checkpoints, FolderLock, Journal, RunFolder, read_journal
+from transprune.options import CheckpointOptions
+from transprune.runtime import Checkpoints, FolderLock, Journal, RunFolder, read_journal
 from transprune.runtime.checkpoint import CHECKPOINT, FORMAT, PREVIOUS
 from transprune.runtime.interruption import Terminated, deferred_signals, raising_on_sigterm
 from transprune.runtime.trees import decode_tree, encode_tree

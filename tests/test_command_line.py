@@ -9,12 +9,12 @@ import sys
 from dataclasses import fields
 
 import pytest
+from transprune.cli.exits import explaining
 
 import transprune
 from transprune.cli import main
 from transprune.cli.arguments import COMMANDS, RESUMED, read_command
 from transprune.cli.completion import CompletionCommand, options_of
-from transprune.cli.exits import explaining
 from transprune.cli.help import EVERYDAY
 from transprune.cli.jobs import Job
 from transprune.errors import OptionError

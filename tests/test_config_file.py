@@ -14,8 +14,7 @@ from transprune.errors import OptionError
 from transprune.runs import RunOptions
 from transprune.runs.config_file import preset_options, read_config
 from transprune.runs.presets import PRESETS, get_preset
-from transprune.runtime.configuration import to_toml
-from transprune.runtime.run_folder import FORMAT
+from transprune.runtime.configuration import FORMAT, to_toml
 
 
 def command(place, text, *arguments, verb="run"):

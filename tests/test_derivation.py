@@ -18,9 +18,10 @@ from transprune.costs import COSTS, MACS, PARAMS
 from transprune.errors import BudgetError
 from transprune.latency.counting import count_macs
 from transprune.layer_costs import Channels, Layer
+from transprune.options import NEARLY_FULL
 from transprune.shrinking.shrink import shrink
 from transprune.space import PAPER_RATIOS, SearchSpace, WidthGroup
-from transprune.tas.derivation import GAP, NEARLY_FULL, check_attainable, derive, derive_with_proof, least_cost
+from transprune.tas.derivation import GAP, check_attainable, derive, derive_with_proof, least_cost
 from transprune.tas.integer_program import Program, Solution
 from transprune.tas.local_search import _Stepping, log_probabilities, repair
 from transprune.tas.probabilities import Probabilities, certain

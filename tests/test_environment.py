@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import transprune
-from transprune.runtime import environment, kernel_cache
+from transprune.runtime import kernel_cache
+from transprune.runtime.environment import environment
 
 
 def test_the_environment_names_versions_and_hardware():

@@ -22,7 +22,8 @@ from test_training import SHORT, assert_same_state, small_network, two_colours
 from transprune.data import ImageData, LoaderData, MemorySplit, load_data, make_loader
 from transprune.errors import DataError, DivergenceError, ModelError, OptionError, ResourceError, StoppedError
 from transprune.models.weights import load_weights
-from transprune.runtime import CheckpointOptions, Checkpoints
+from transprune.options import CheckpointOptions
+from transprune.runtime import Checkpoints
 from transprune.training.batches import feed
 from transprune.training.divergence import MOST_SKIPPED
 from transprune.training.loop import Setup

@@ -14,12 +14,12 @@ from fake_latency import CALL, DISPATCH, REORDER, alone, network_time, use_fake_
 from transprune.errors import LatencyError, OptionError, SpaceError
 from transprune.latency.backends import BACKENDS, OnnxRuntime, make_backend
 from transprune.latency.latency_model import Correction, LatencyModel, Validation
-from transprune.latency.latency_options import LatencyOptions
 from transprune.latency.learning import measure_latency
 from transprune.latency.operators import Operator, operators_of
 from transprune.latency.stopwatch import low_quantile, take_turns, time_all
 from transprune.latency.time_grids import Table, grid_of
 from transprune.models.resnet import resnet
+from transprune.options import LatencyOptions
 from transprune.reading.inspection import inspect
 from transprune.reading.reading import read
 from transprune.shrinking.shrink import shrink

@@ -15,9 +15,8 @@ from transprune.budget import Budget
 from transprune.errors import BudgetError, LatencyError
 from transprune.latency import performance
 from transprune.latency.backends import BACKENDS
-from transprune.latency.latency_options import LatencyOptions
 from transprune.latency.learning import measure_latency
-from transprune.latency.performance import MeasureOptions
+from transprune.options import LatencyOptions, MeasureOptions
 from transprune.reading.inspection import inspect
 from transprune.runs.presets import get_preset
 from transprune.runtime import read_journal

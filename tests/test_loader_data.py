@@ -8,12 +8,13 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Te
 
 from transprune.data import LoaderData, divide_loader
 from transprune.errors import DataError
-from transprune.tas.search import SearchOptions, search
+from transprune.options import SearchOptions, TrainingOptions
+from transprune.tas.search import search
 from transprune.training.batches import Feed
 from transprune.training.evaluation import evaluate
 from transprune.training.loop import Setup
 from transprune.training.tasks import Task, regression
-from transprune.training.train import TrainingOptions, estimate_statistics, train
+from transprune.training.train import estimate_statistics, train
 
 EXAMPLE = torch.zeros(1, 2)
 

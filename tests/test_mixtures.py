@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import oracles
-from transprune.tas.alignment import ALIGNMENTS
+from transprune.options import ALIGNMENTS
 from transprune.tas.mixtures import Mixture, mixed
 
 

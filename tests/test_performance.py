@@ -11,7 +11,8 @@ import small_networks as zoo
 from fake_run import fake_run
 from transprune.errors import OptionError
 from transprune.latency import performance
-from transprune.latency.performance import MeasureOptions, Performance, measure, measurements_json
+from transprune.latency.performance import Performance, measure, measurements_json
+from transprune.options import MeasureOptions
 from transprune.reading.inspection import inspect
 from transprune.reports.report import write_report
 from transprune.shrinking.shrink import shrink

@@ -10,13 +10,14 @@ import sys
 import pytest
 from rich.progress import Progress
 
-from transprune.runtime import bar, duration, phase_progress, processes, track
-from transprune.runtime.duration import Pace
+from transprune.runtime import bar, processes, track
+from transprune.runtime.duration import Pace, duration
+from transprune.runtime.phase_progress import phase_progress
 
 SEARCH = """
-from transprune.runtime import phase_progress
-from transprune.runtime import phase_progress
-phase_progress.REFRESH_SECONDS = phase_progress.SILENCE_SECONDS = 0.0
+from transprune.runtime import phase_progress as module
+from transprune.runtime.phase_progress import phase_progress
+module.REFRESH_SECONDS = module.SILENCE_SECONDS = 0.0
 with phase_progress("search", 2) as progress:
     for epoch in (1, 2):
         for step in (1, 2):

@@ -14,8 +14,8 @@ from transprune.architecture import Architecture
 from transprune.budget import Limit
 from transprune.costs import COSTS, MACS
 from transprune.errors import BudgetError
+from transprune.options import NEARLY_FULL
 from transprune.tas.baselines import random_architecture, uniform_architecture
-from transprune.tas.derivation import NEARLY_FULL
 
 DRAWN = Drawn()
 NETWORKS = pytest.mark.parametrize("name", [*CASES, *SEVERAL_PARTS])

@@ -13,7 +13,8 @@ from test_searching import Residual
 from test_training import SHORT, assert_same_state, small_network, two_colours
 from transprune.data import LoaderData
 from transprune.errors import StoppedError
-from transprune.runtime import CheckpointOptions, Checkpoints
+from transprune.options import CheckpointOptions
+from transprune.runtime import Checkpoints
 from transprune.training.loop import Setup
 
 OPTIONS = transprune.TrainingOptions(**SHORT | {"epochs": 2})

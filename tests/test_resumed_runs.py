@@ -10,8 +10,9 @@ from test_data import write_folder
 from transprune.cli import main
 from transprune.data import MemorySplit, make_loader
 from transprune.errors import RunFolderError
+from transprune.options import CheckpointOptions
 from transprune.runs import open_run
-from transprune.runtime import CheckpointOptions, Checkpoints, FolderLock, read_journal
+from transprune.runtime import Checkpoints, FolderLock, read_journal
 
 
 def commands(place, folder):

@@ -12,9 +12,10 @@ from transprune.budget import Limit
 from transprune.costs import MACS, PARAMS
 from transprune.errors import BudgetError, OptionError
 from transprune.models.residual import ResidualSum
+from transprune.options import SearchOptions
 from transprune.reading.inspection import inspect
 from transprune.tas.expected_cost import ExpectedCost
-from transprune.tas.search import Bilevel, SearchOptions, search, train_shared
+from transprune.tas.search import Bilevel, search, train_shared
 from transprune.training.batches import search_feeds
 from transprune.training.loop import Setup
 from transprune.training.tasks import classification

@@ -15,15 +15,16 @@ from transprune.budget import Limit
 from transprune.costs import MACS
 from transprune.data import LoaderData, make_loader
 from transprune.errors import DataError, DivergenceError, OptionError
+from transprune.options import DistillationOptions, SearchOptions, TrainingOptions
 from transprune.reading.inspection import inspect
 from transprune.runtime.structures import on_device, outline, tensors_in
-from transprune.tas.bilevel import Bilevel, SearchOptions
+from transprune.tas.bilevel import Bilevel
 from transprune.tas.search import search
 from transprune.training.batches import Batch
 from transprune.training.evaluation import Evaluation, evaluate, evaluate_batches
 from transprune.training.loop import Setup
 from transprune.training.tasks import Metric, Task, classification, regression, segmentation
-from transprune.training.train import DistillationOptions, TrainingOptions, distill, train
+from transprune.training.train import distill, train
 
 # The default task against a loop in which everything is written out.
 

@@ -9,21 +9,14 @@ from torch import nn
 from transprune.architecture import Architecture
 from transprune.data import Augmentation, ImageData, LoaderData, MemorySplit
 from transprune.errors import DivergenceError, OptionError
+from transprune.options import DistillationOptions, TrainingOptions
 from transprune.shrinking.shrink import shrink
 from transprune.shrinking.traced_network import TracedNetwork
 from transprune.training.batches import Batch
 from transprune.training.evaluation import Meter, evaluate, evaluate_batches, evaluation_mode
 from transprune.training.loop import Setup
 from transprune.training.tasks import classification
-from transprune.training.train import (
-    DistillationOptions,
-    TrainingOptions,
-    cosine_schedule,
-    distill,
-    estimate_statistics,
-    sgd,
-    train,
-)
+from transprune.training.train import cosine_schedule, distill, estimate_statistics, sgd, train
 
 
 def two_colours(samples=64, seed=0):

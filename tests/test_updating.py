@@ -15,12 +15,13 @@ from test_training import SHORT, assert_same_state, small_network, two_colours
 from transprune.errors import OptionError, StoppedError
 from transprune.kernels import normalisation
 from transprune.kernels.memory_format import suits_channels_last, use_channels_last
+from transprune.options import DistillationOptions
 from transprune.reading.wrappers import unwrapped
 from transprune.runtime import processes
 from transprune.training.batches import Batch
 from transprune.training.loop import Setup
 from transprune.training.tasks import classification
-from transprune.training.train import DistillationOptions, Fit
+from transprune.training.train import Fit
 from transprune.training.update import parts_of
 
 SEARCH = {"epochs": 2, "batch_size": 16, "learning_rate": 0.05, "architecture_learning_rate": 0.05}

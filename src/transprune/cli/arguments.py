@@ -12,10 +12,17 @@ import tyro
 
 from transprune._version import __version__
 from transprune.cli import help
+from transprune.cli.commands import (
+    CompareCommand,
+    DistillCommand,
+    EvaluateCommand,
+    ExportCommand,
+    InspectCommand,
+    MeasureCommand,
+    ReportCommand,
+)
 from transprune.cli.completion import CompletionCommand
 from transprune.cli.jobs import Job, ResumedRun, ResumedSearch, RunCommand, SearchCommand
-from transprune.cli.step_commands import DistillCommand, EvaluateCommand, ExportCommand, MeasureCommand, ReportCommand
-from transprune.cli.views import CompareCommand, InspectCommand
 from transprune.errors import OptionError, expected_one_of
 from transprune.runs.config_file import DEFAULT_PRESET, preset_options, read_config
 
@@ -67,8 +74,8 @@ def read_command(arguments: Sequence[str]) -> Any:
     kind, default = _kind(verb, rest)
     if not help.is_asked(rest):
         return _read(kind, f"transprune {verb}", rest, default=default)
-    page, default = help.page_of(kind, default, is_short=issubclass(kind, Job) and help.EVERYTHING not in rest)
-    return _read(page, f"transprune {verb}", ["--help"], default=default, config=(tyro.conf.FlagCreatePairsOff,))
+    page = help.page_of(kind, default, is_short=issubclass(kind, Job) and help.EVERYTHING not in rest)
+    return _read(page, f"transprune {verb}", ["--help"], config=(tyro.conf.FlagCreatePairsOff,))
 
 
 def _read(kind: Any, program: str, arguments: Sequence[str], **more: Any) -> Any:

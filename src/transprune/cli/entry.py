@@ -1,32 +1,80 @@
-"""The entry point."""
+"""The entry point: what the arguments ask for is done, and what goes wrong is said, with an exit code."""
 
 from __future__ import annotations
 
 import io
+import logging
+import os
+import select
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext, redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
 from transprune.cli.arguments import read_command
-from transprune.cli.exits import explaining
+from transprune.cli.commands import DistillCommand
 from transprune.cli.jobs import Job, ResumedRun
-from transprune.cli.step_commands import DistillCommand
-from transprune.runtime import keep_kernels, processes
+from transprune.errors import StoppedError, TranspruneError
+from transprune.runtime import Terminated, keep_kernels, raising_on_sigterm
 
 SHARED = (Job, ResumedRun, DistillCommand)
 """Commands whose work several processes share."""
+FAILED = 2
+"""Exit code: a clear error was printed."""
+CLOSED = 141
+"""Exit code: nobody reads standard output any more, as after `| head`; what a shell says of SIGPIPE."""
+STOPPED = {"SIGINT": 130, "SIGTERM": 143, "--max-minutes": 75}
+"""Exit codes of a run that can go on, by what stopped it; 75 is what schedulers know as "try again"."""
 
 
-def _call(command: Any) -> None:
-    """Runs a command: in all processes where they share its work, else in the first one alone; the first one prints."""
-    is_shared = isinstance(command, SHARED) and not getattr(command, "plan", False)
-    if processes.is_first() and not is_shared:
-        with processes.alone():
-            command()
-    elif is_shared:
-        with nullcontext() if processes.is_first() else redirect_stdout(io.StringIO()):
-            command()
+@contextmanager
+def explaining() -> Iterator[None]:
+    """Turns errors and stops into a message and an exit code; warnings are printed."""
+    logger = logging.getLogger("transprune")
+    logger.setLevel(logging.INFO)
+    assert logging.lastResort is not None  # prints warnings on standard error
+    logger.addHandler(logging.lastResort)
+    try:
+        with raising_on_sigterm(), _closed_output():
+            yield
+    except StoppedError as error:
+        from transprune.runtime import processes
+
+        if processes.is_first():
+            print(f"transprune: {error}", file=sys.stderr)
+        sys.exit(STOPPED[error.reason])
+    except TranspruneError as error:
+        print(f"transprune: {error}", file=sys.stderr)
+        sys.exit(FAILED)
+    except KeyboardInterrupt as error:
+        print("transprune: interrupted; what is finished is kept, and the same command goes on", file=sys.stderr)
+        sys.exit(STOPPED["SIGTERM" if isinstance(error, Terminated) else "SIGINT"])
+    finally:
+        logger.removeHandler(logging.lastResort)
+
+
+@contextmanager
+def _closed_output() -> Iterator[None]:
+    """Ends quietly where whoever read standard output has gone; other broken pipes stay errors."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _nobody_reads(sys.stdout.fileno()):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+        sys.exit(CLOSED)
+
+
+def _nobody_reads(descriptor: int) -> bool:
+    """Whether a descriptor is a pipe without a reader; False where the system cannot tell."""
+    if not hasattr(select, "poll"):
+        return False
+    waiting = select.poll()
+    waiting.register(descriptor, 0)
+    return any(event & select.POLLERR for _, event in waiting.poll(0))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -34,6 +82,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     keep_kernels()
     with explaining():
-        command = read_command(arguments)
-        with processes.joined():
-            _call(command)
+        _call(read_command(arguments))
+
+
+def _call(command: Any) -> None:
+    """Runs a command: in all processes where they share its work, else in the first one alone; the first one prints."""
+    from transprune.runtime import processes  # heavy, and not needed to show help
+
+    is_shared = isinstance(command, SHARED) and not getattr(command, "plan", False)
+    with processes.joined():
+        if processes.is_first() and not is_shared:
+            with processes.alone():
+                command()
+        elif is_shared:
+            with nullcontext() if processes.is_first() else redirect_stdout(io.StringIO()):
+                command()

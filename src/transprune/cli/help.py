@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
-from functools import cache
 from typing import Annotated, Any, get_type_hints
 
 import docstring_parser
@@ -17,6 +16,8 @@ EVERYDAY = (
 )
 """Options that the help of a command that starts a run shows; `--help-all` shows the others too."""
 MORE = f"All options, also those of training, search and distillation: {EVERYTHING}"
+NONE = tyro.MISSING_NONPROP
+"""Stands for the defaults of a command that has them itself."""
 _OBVIOUS = (None, False, ())
 """Defaults that need no words."""
 
@@ -26,27 +27,25 @@ def is_asked(arguments: Sequence[str]) -> bool:
     return any(argument in ("-h", "--help", EVERYTHING) for argument in arguments)
 
 
-def page_of(kind: Any, default: Any, *, is_short: bool) -> tuple[Any, Any]:
-    """A command for a page of help: its dataclass and its defaults, as tyro shows them.
+def page_of(kind: Any, default: Any, *, is_short: bool) -> Any:
+    """A command for a page of help, as tyro shows it.
 
     Args:
         kind: The dataclass of the command.
-        default: Its defaults; `tyro.MISSING_NONPROP`: it has them itself.
+        default: What its fields are by default; `NONE`: it says so itself.
         is_short: Whether only everyday options are shown.
     """
-    shown = EVERYDAY if is_short else None
-    page = _dressed(kind, shown)
-    if is_short:
-        page.__doc__ = f"{kind.__doc__.rstrip()}\n\n    {MORE}\n    "
-    return page, default if default is tyro.MISSING_NONPROP else _dressed_value(default, shown)
+    page = _dressed(kind, default, EVERYDAY if is_short else None)
+    page.__doc__ = f"{kind.__doc__.rstrip()}\n\n    {MORE}\n    " if is_short else kind.__doc__
+    return page
 
 
-@cache  # a dataclass and the kind of its value must be the same
-def _dressed(kind: Any, shown: tuple[str, ...] | None) -> Any:
-    """The same dataclass; what the docstrings of its fields say is given in one piece, without their line breaks.
+def _dressed(kind: Any, default: Any, shown: Sequence[str] | None) -> Any:
+    """The same dataclass, with each docstring of a field in one piece: tyro would keep some of its line breaks.
 
     Args:
         kind: The dataclass.
+        default: What its fields are by default; `NONE`: it says so itself.
         shown: Fields that the page shows; None: all.
     """
     bare: dict[str, Any] = get_type_hints(kind)
@@ -57,25 +56,15 @@ def _dressed(kind: Any, shown: tuple[str, ...] | None) -> Any:
         if shown is not None and item.name not in shown:
             marks += (tyro.conf.Suppress,)
         inner: Any = bare[item.name]
-        factory: Any = item.default_factory
+        value: Any = item.default if default is NONE else getattr(default, item.name)
+        own = field(kw_only=True, default=value)
         if is_dataclass(inner):
-            inner = _dressed(inner, None)  # type: ignore[arg-type]  # a class can be hashed
-            factory = factory if factory is MISSING else inner
+            inner = _dressed(inner, NONE if value is MISSING else value, None)
+            own = field(kw_only=True, default_factory=inner)
         elif item.name in said:
-            hint = "" if item.default in _OBVIOUS else None
-            marks += (tyro.conf.arg(help=said[item.name], help_behavior_hint=hint),)
-        own = field(kw_only=True, default=item.default, default_factory=factory)
+            marks += (tyro.conf.arg(help=said[item.name], help_behavior_hint="" if item.default in _OBVIOUS else None),)
         made.append((item.name, Annotated[(inner, *marks)] if marks else inner, own))
-    page = make_dataclass(kind.__name__, made, bases=(kind,), frozen=True, kw_only=True)
-    page.__doc__ = kind.__doc__
-    return page
-
-
-def _dressed_value(value: Any, shown: tuple[str, ...] | None) -> Any:
-    values = {item.name: getattr(value, item.name) for item in fields(value)}
-    inner = {name: _dressed_value(one, None) if is_dataclass(one) else one for name, one in values.items()}
-    kind: Any = type(value)
-    return _dressed(kind, shown)(**inner)
+    return make_dataclass(kind.__name__, made, bases=(kind,), frozen=True, kw_only=True)
 
 
 def _docstrings(kind: Any) -> dict[str, str]:

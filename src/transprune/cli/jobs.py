@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from transprune import runs
 from transprune.budget import points
-from transprune.cli.output import AsJson, print_json
-from transprune.cli.step_commands import Step, Unprefixed
+from transprune.cli.commands import AsJson, Step, Unprefixed, print_json
 from transprune.errors import OptionError
 from transprune.runs.config_file import DEFAULT_PRESET
-from transprune.runs.run import Run
 from transprune.runs.run_options import RunOptions, Safety
 from transprune.runs.trackers import Tracking
-from transprune.runtime import processes
+
+if TYPE_CHECKING:
+    from transprune.runs import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +145,8 @@ class ResumedSearch(ResumedRun):
 
 
 def _run_all(run: Run, *, as_json: bool, overwrite: bool = False) -> None:
+    from transprune.runtime import processes
+
     with run:
         if run.is_frontier:
             runs.run_frontier(run, overwrite=overwrite)

@@ -9,18 +9,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import reduce
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from transprune.errors import OptionError
+from transprune.options import AugmentationName
 
 SMALL_SIDE = 64
 """Images up to this many pixels a side are cropped after padding; larger ones by a random resized crop."""
-AugmentationName = Literal["standard", "none", "shift", "imagenet"]
-"""Augmentations that can be asked for by name."""
 COLOUR_AXES = (
     (0.2175, (-0.5675, -0.5808, -0.5836)),
     (0.0188, (0.7192, -0.0045, -0.6948)),

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from transprune.data.augmentation import Augmentation, AugmentationName, named_augmentation, standard_augmentation
+from transprune.data.augmentation import Augmentation, named_augmentation, standard_augmentation
 from transprune.data.imagefolder import load_imagefolder
 from transprune.data.parquet import load_parquet
 from transprune.data.pixels import fit_images, mean_and_std, moments, sample_places
 from transprune.data.splits import ImageData, MemorySplit, split_halves
 from transprune.errors import DataError
+from transprune.options import AugmentationName
 from transprune.paths import expanded
 
 SPECIFICATIONS = ("digits", "cifar10:DIR", "cifar100:DIR", "imagefolder:DIR", "parquet:DIR")

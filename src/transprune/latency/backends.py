@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from transprune.errors import LatencyError, OptionError, expected_one_of
-from transprune.latency.latency_options import LatencyOptions
 from transprune.latency.onnx_graphs import operator_onnx
 from transprune.latency.operator_modules import operator_inputs, operator_module
 from transprune.latency.operators import Operator
-from transprune.runtime import environment
+from transprune.options import LatencyOptions
+from transprune.runtime.environment import environment
 from transprune.runtime.log import quiet
 
 Call = Callable[[], object]

@@ -19,12 +19,12 @@ from transprune.errors import LatencyError
 from transprune.latency.backends import Backend, Call, make_backend
 from transprune.latency.correction import fit_correction, spread_architectures
 from transprune.latency.latency_model import LatencyModel, Validation
-from transprune.latency.latency_options import LatencyOptions
 from transprune.latency.model_cache import cache_key, cache_path, load_model, save_model
 from transprune.latency.operators import Operator, operators_of
 from transprune.latency.stopwatch import Advance, low_quantile, take_turns, time_all
 from transprune.latency.time_grids import Table, grid_of
 from transprune.layer_costs import Layer
+from transprune.options import LatencyOptions
 from transprune.reading.reading import Reading, read
 from transprune.reading.trace import Example, as_inputs, rebatched
 from transprune.runtime import bar

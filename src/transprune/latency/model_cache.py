@@ -13,10 +13,10 @@ from typing import Any
 from transprune.errors import LatencyError
 from transprune.latency.backends import Backend
 from transprune.latency.latency_model import Correction, LatencyModel, Validation
-from transprune.latency.latency_options import LatencyOptions
 from transprune.latency.operators import Operator
 from transprune.latency.time_grids import Table
 from transprune.layer_costs import Layer
+from transprune.options import LatencyOptions
 from transprune.records import read_record
 from transprune.runtime.files import disk_errors, write_atomically
 from transprune.space import SearchSpace

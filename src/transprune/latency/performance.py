@@ -16,41 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transprune.errors import OptionError
 from transprune.exports.exported_program import export_program, pt2_bytes, takes_any_batch
 from transprune.exports.onnx_file import onnx_bytes
 from transprune.latency.backends import Backend, Call, OnnxRuntime, Torch
-from transprune.latency.latency_options import LatencyOptions
 from transprune.latency.stopwatch import take_turns
-from transprune.runtime import environment, track
+from transprune.options import LEAST_REPEATS, LatencyOptions, MeasureOptions
+from transprune.runtime import track
+from transprune.runtime.environment import environment
 from transprune.runtime.tensors import encode_tensors
 
 FORMAT = 1
 TURNS = 5
 """Times that the turn comes to each network."""
-LEAST = 5
-"""Times that each network runs at least, however slow it is."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeasureOptions:
-    """What `measure` measures."""
-
-    batch_size: int = 64
-    """Samples in the large batch; single samples are measured as well."""
-    threads: int = 1
-    """Threads that compute on the CPU."""
-    repeats: int = 50
-    """Times that each network runs."""
-    seconds: float = 20.0
-    """Time after which slow networks have run often enough, in each runtime and at each batch size."""
-
-    def __post_init__(self) -> None:
-        if min(self.batch_size, self.threads) < 1 or self.repeats < LEAST or not self.seconds > 0:
-            raise OptionError(
-                f"cannot measure with batch_size={self.batch_size}, threads={self.threads}, repeats={self.repeats} and "
-                f"seconds={self.seconds}; expected at least 1, 1 and {LEAST}, and seconds above 0"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +133,7 @@ def _measured(
     with backend.running():
         calls = [subject.ready(backend, batch) for subject in subjects]
         once = sum(sum(times) for times in take_turns(calls, clock=backend.clock, repeats=1, turns=1)) / 1e9
-        repeats = min(options.repeats, max(LEAST, int(options.seconds / once)))
+        repeats = min(options.repeats, max(LEAST_REPEATS, int(options.seconds / once)))
         times = take_turns(calls, clock=backend.clock, repeats=repeats, turns=min(TURNS, repeats))
     return [
         _performance(subject, runtime, batch, found, subject.peak_memory(runtime, batch, device))

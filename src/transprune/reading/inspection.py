@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from math import gcd
-from typing import Literal
 
 from torch import nn
 
 from transprune.errors import ModelError, OptionError, expected_one_of
 from transprune.layer_costs import Channels, Layer
 from transprune.models.residual import ResidualSum
+from transprune.options import Dimensions
 from transprune.reading.layouts import Concatenation, Constant, FreeSumEnd, Group, Layout, Product, Samples, StageEnd
 from transprune.reading.reading import GroupFacts, LayerFacts, ParameterFacts, Reading, read
 from transprune.reading.samples import check_samples
@@ -26,8 +26,6 @@ from transprune.space import (
     depth_candidates,
     width_candidates,
 )
-
-Dimensions = Literal["both", "width", "depth"]
 
 
 def inspect(

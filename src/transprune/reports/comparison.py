@@ -16,7 +16,8 @@ from transprune.reports.markup import bar, figures, page, row, section, table
 from transprune.reports.run_record import number, part
 from transprune.reports.svg import BLUE, GREY, INK, WIDTH, inline_svg, page_style
 from transprune.reports.words import compact, percent, points
-from transprune.runtime import RunFolder, duration
+from transprune.runtime import RunFolder
+from transprune.runtime.duration import duration
 
 HEAD = ("run", "model", "data", "budget", "top-1", "change", "MACs", "parameters", "latency", "file", "time")
 _COSTS = (("macs", ""), ("params", ""), ("latency_ms", "ms"), ("file_bytes", "B"))

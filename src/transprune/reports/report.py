@@ -24,7 +24,8 @@ from transprune.reports.words import (
     percent,
     points,
 )
-from transprune.runtime import RunFolder, duration
+from transprune.runtime import RunFolder
+from transprune.runtime.duration import duration
 
 _MEASURES = (
     ("Top-1 accuracy", "top1", "%"),

@@ -1,52 +1,37 @@
 """The whole job as steps on a run folder: prepare, teach, search, distill, evaluate, export, report."""
 
-from transprune.runs.config_file import preset_options
-from transprune.runs.frontier import run_frontier
-from transprune.runs.measure_step import measure_step, show_measurements
-from transprune.runs.plan import Plan, plan_run, show_plan
-from transprune.runs.preparation import open_run, prepare, resume_run
-from transprune.runs.results import show_architecture, show_frontier, show_results, show_space, space_as_json
-from transprune.runs.run import Run, logging_to
-from transprune.runs.run_options import RunOptions, Safety
-from transprune.runs.steps import (
-    distill_step,
-    evaluate_step,
-    export_step,
-    report_step,
-    run_all,
-    search_step,
-    teach_step,
-    write_any_report,
-)
-from transprune.runs.trackers import Tracking
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Plan",
-    "Run",
-    "RunOptions",
-    "Safety",
-    "Tracking",
-    "distill_step",
-    "evaluate_step",
-    "export_step",
-    "logging_to",
-    "measure_step",
-    "open_run",
-    "plan_run",
-    "prepare",
-    "preset_options",
-    "report_step",
-    "resume_run",
-    "run_all",
-    "run_frontier",
-    "search_step",
-    "show_architecture",
-    "show_frontier",
-    "show_measurements",
-    "show_plan",
-    "show_results",
-    "show_space",
-    "space_as_json",
-    "teach_step",
-    "write_any_report",
-]
+from transprune.on_demand import on_demand
+
+if TYPE_CHECKING:
+    from transprune.runs.config_file import preset_options as preset_options
+    from transprune.runs.frontier import run_frontier as run_frontier
+    from transprune.runs.measurements import measure_step as measure_step
+    from transprune.runs.measurements import show_measurements as show_measurements
+    from transprune.runs.plan import Plan as Plan
+    from transprune.runs.plan import plan_run as plan_run
+    from transprune.runs.plan import show_plan as show_plan
+    from transprune.runs.preparation import open_run as open_run
+    from transprune.runs.preparation import prepare as prepare
+    from transprune.runs.preparation import resume_run as resume_run
+    from transprune.runs.results import show_architecture as show_architecture
+    from transprune.runs.results import show_frontier as show_frontier
+    from transprune.runs.results import show_results as show_results
+    from transprune.runs.results import show_space as show_space
+    from transprune.runs.results import space_as_json as space_as_json
+    from transprune.runs.run import Run as Run
+    from transprune.runs.run import logging_to as logging_to
+    from transprune.runs.run_options import RunOptions as RunOptions
+    from transprune.runs.run_options import Safety as Safety
+    from transprune.runs.steps import distill_step as distill_step
+    from transprune.runs.steps import evaluate_step as evaluate_step
+    from transprune.runs.steps import export_step as export_step
+    from transprune.runs.steps import report_step as report_step
+    from transprune.runs.steps import run_all as run_all
+    from transprune.runs.steps import search_step as search_step
+    from transprune.runs.steps import teach_step as teach_step
+    from transprune.runs.steps import write_any_report as write_any_report
+    from transprune.runs.trackers import Tracking as Tracking
+else:
+    __all__, __getattr__, __dir__ = on_demand(__spec__)

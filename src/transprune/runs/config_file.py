@@ -11,8 +11,7 @@ from transprune.errors import OptionError, newer_format
 from transprune.records import read_record
 from transprune.runs.presets import get_preset
 from transprune.runs.run_options import RunOptions, with_nones
-from transprune.runtime.configuration import read_toml
-from transprune.runtime.run_folder import FORMAT
+from transprune.runtime.configuration import FORMAT, read_toml
 
 DEFAULT_PRESET = "medium"
 

@@ -17,7 +17,8 @@ from transprune.runs.material import Material, gather
 from transprune.runs.run import Run
 from transprune.runs.run_options import RunOptions, Safety
 from transprune.runs.together import opened_by_all
-from transprune.runtime import FolderLock, RunFolder, choose_device, environment, processes
+from transprune.runtime import FolderLock, RunFolder, choose_device, processes
+from transprune.runtime.environment import environment
 from transprune.space import SearchSpace
 from transprune.tas.derivation import least_cost
 

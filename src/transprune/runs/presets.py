@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
-from transprune.data import AugmentationName
 from transprune.errors import OptionError, expected_one_of
-from transprune.tas.bilevel import SearchOptions
-from transprune.training.train import DistillationOptions, TrainingOptions
-
-StudentStart = Literal["scratch", "teacher", "supernet"]
-"""Weights that a student starts from."""
+from transprune.options import AugmentationName, DistillationOptions, SearchOptions, StudentStart, TrainingOptions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from torch import nn
 from transprune.architecture import Architecture
 from transprune.budget import limits_of, points
 from transprune.errors import BudgetError
+from transprune.options import SearchOptions, TrainingOptions
 from transprune.runs.frontier import point_name, point_options
 from transprune.runs.material import Material
 from transprune.runs.run_options import RunOptions
@@ -19,10 +20,10 @@ from transprune.runs.step_times import Pace, pace_of
 from transprune.runtime import seeded
 from transprune.shrinking.shrink import shrink
 from transprune.tas.baselines import uniform_architecture
-from transprune.tas.bilevel import Bilevel, SearchOptions
+from transprune.tas.bilevel import Bilevel
 from transprune.training.loop import Loop, Setup
 from transprune.training.tasks import classification
-from transprune.training.train import Fit, TrainingOptions
+from transprune.training.train import Fit
 
 
 @dataclass(frozen=True, kw_only=True)

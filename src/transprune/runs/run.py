@@ -32,10 +32,10 @@ from transprune.runtime import (
     attach_run_log,
     choose_device,
     is_epoch,
-    phase_progress,
     processes,
     read_journal,
 )
+from transprune.runtime.phase_progress import phase_progress
 from transprune.space import SearchSpace
 from transprune.training.loop import Loop, Setup
 

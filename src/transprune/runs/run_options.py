@@ -7,16 +7,19 @@ from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from transprune.data import AugmentationName
 from transprune.errors import RunFolderError
-from transprune.latency.latency_options import LatencyOptions
-from transprune.reading.inspection import Dimensions
+from transprune.options import (
+    AugmentationName,
+    CheckpointOptions,
+    Dimensions,
+    DistillationOptions,
+    LatencyOptions,
+    Policy,
+    SearchOptions,
+    StudentStart,
+    TrainingOptions,
+)
 from transprune.records import read_record
-from transprune.runs.presets import StudentStart
-from transprune.runtime import CheckpointOptions
-from transprune.tas.bilevel import SearchOptions
-from transprune.training.divergence import Policy
-from transprune.training.train import DistillationOptions, TrainingOptions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transprune.errors import OptionError
-from transprune.reports.tensorboard import TensorBoardTracker, require_tensorboard
 from transprune.runtime import Tracker, UserFunction
 
 MakeTracker = Callable[[Path], Tracker]
@@ -30,9 +29,12 @@ class Tracking:
         Raises:
             OptionError: TensorBoard is not installed, or a function cannot be imported.
         """
+        makers: list[MakeTracker] = []
         if self.tensorboard:
+            from transprune.reports.tensorboard import TensorBoardTracker, require_tensorboard
+
             require_tensorboard()
-        makers: list[MakeTracker] = [TensorBoardTracker] if self.tensorboard else []
+            makers.append(TensorBoardTracker)
         return makers + [_always(_imported(name)) for name in self.tracker]
 
 

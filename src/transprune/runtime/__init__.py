@@ -1,57 +1,33 @@
 """Run folders, checkpoints, journal, log, progress, environment and seeds; knows no machine learning."""
 
-from transprune.runtime.checkpoint import CheckpointOptions, Checkpoints
-from transprune.runtime.duration import duration
-from transprune.runtime.environment import environment
-from transprune.runtime.interruption import Terminated, raising_on_sigterm
-from transprune.runtime.journal import Journal, is_epoch, read_journal
-from transprune.runtime.kernel_cache import keep_kernels
-from transprune.runtime.lock import FolderLock
-from transprune.runtime.log import attach_run_log
-from transprune.runtime.phase_progress import PhaseProgress, phase_progress
-from transprune.runtime.plain import to_plain
-from transprune.runtime.progress import announce, bar, track
-from transprune.runtime.run_folder import RUN_FILES, RunFolder
-from transprune.runtime.seeds import (
-    KeptGenerator,
-    choose_device,
-    phase_seed,
-    random_states,
-    seeded,
-    set_random_states,
-)
-from transprune.runtime.tables import print_table
-from transprune.runtime.tracking import Tracker
-from transprune.runtime.user_code import UserFunction
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "RUN_FILES",
-    "CheckpointOptions",
-    "Checkpoints",
-    "FolderLock",
-    "Journal",
-    "KeptGenerator",
-    "PhaseProgress",
-    "RunFolder",
-    "Terminated",
-    "Tracker",
-    "UserFunction",
-    "announce",
-    "attach_run_log",
-    "bar",
-    "choose_device",
-    "duration",
-    "environment",
-    "is_epoch",
-    "keep_kernels",
-    "phase_progress",
-    "phase_seed",
-    "print_table",
-    "raising_on_sigterm",
-    "random_states",
-    "read_journal",
-    "seeded",
-    "set_random_states",
-    "to_plain",
-    "track",
-]
+from transprune.on_demand import on_demand
+
+if TYPE_CHECKING:
+    from transprune.runtime.checkpoint import Checkpoints as Checkpoints
+    from transprune.runtime.interruption import Terminated as Terminated
+    from transprune.runtime.interruption import raising_on_sigterm as raising_on_sigterm
+    from transprune.runtime.journal import Journal as Journal
+    from transprune.runtime.journal import is_epoch as is_epoch
+    from transprune.runtime.journal import read_journal as read_journal
+    from transprune.runtime.kernel_cache import keep_kernels as keep_kernels
+    from transprune.runtime.lock import FolderLock as FolderLock
+    from transprune.runtime.log import attach_run_log as attach_run_log
+    from transprune.runtime.plain import to_plain as to_plain
+    from transprune.runtime.progress import announce as announce
+    from transprune.runtime.progress import bar as bar
+    from transprune.runtime.progress import track as track
+    from transprune.runtime.run_folder import RUN_FILES as RUN_FILES
+    from transprune.runtime.run_folder import RunFolder as RunFolder
+    from transprune.runtime.seeds import KeptGenerator as KeptGenerator
+    from transprune.runtime.seeds import choose_device as choose_device
+    from transprune.runtime.seeds import phase_seed as phase_seed
+    from transprune.runtime.seeds import random_states as random_states
+    from transprune.runtime.seeds import seeded as seeded
+    from transprune.runtime.seeds import set_random_states as set_random_states
+    from transprune.runtime.tables import print_table as print_table
+    from transprune.runtime.tracking import Tracker as Tracker
+    from transprune.runtime.user_code import UserFunction as UserFunction
+else:
+    __all__, __getattr__, __dir__ = on_demand(__spec__)

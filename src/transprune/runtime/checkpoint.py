@@ -6,11 +6,11 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transprune.errors import OptionError, RunFolderError, StoppedError, newer_format
+from transprune.errors import RunFolderError, StoppedError, newer_format
+from transprune.options import CheckpointOptions
 from transprune.runtime import processes
 from transprune.runtime.files import StrPath, disk_errors, write_atomically
 from transprune.runtime.interruption import StopRequest, deferred_signals
@@ -24,24 +24,6 @@ REASONS = ("SIGINT", "SIGTERM", TIME_IS_UP)
 """Why a run may stop."""
 
 log = logging.getLogger("transprune.run")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointOptions:
-    """When to write checkpoints, and when to stop."""
-
-    checkpoint_minutes: float | None = 10.0
-    """Minutes between two checkpoints; None: none by the clock. SIGTERM and Ctrl-C always write one."""
-    checkpoint_steps: int | None = None
-    """Steps between two checkpoints; None: none by count."""
-    max_minutes: float | None = None
-    """Stop after so many minutes, with a checkpoint to go on from; None: no limit."""
-
-    def __post_init__(self) -> None:
-        for name in ("checkpoint_minutes", "checkpoint_steps", "max_minutes"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise OptionError(f"cannot use {name}={value}: expected more than 0, or None for never")
 
 
 class Checkpoints:

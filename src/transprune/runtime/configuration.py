@@ -13,6 +13,8 @@ from transprune.errors import OptionError
 
 HEADER = "# The resolved configuration of a transprune run.\n"
 """First line of every config.toml; a folder without it is not started anew."""
+FORMAT = 1
+"""What a run folder is laid out like; `format` in config.toml, and 1 where that is missing."""
 
 _ABSENT = object()
 

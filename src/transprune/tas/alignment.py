@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 import torch
@@ -11,10 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from transprune.kernels.lean_gradients import map_channels
+from transprune.options import Alignment
 from transprune.runtime.structures import on_device
-
-Alignment = Literal["interpolate", "pad"]
-ALIGNMENTS: tuple[Alignment, ...] = ("interpolate", "pad")
 
 
 @lru_cache(maxsize=4096)

@@ -13,8 +13,9 @@ from transprune.architecture import Architecture
 from transprune.budget import Limit
 from transprune.costs import Cost
 from transprune.errors import BudgetError
+from transprune.options import NEARLY_FULL
 from transprune.space import SearchSpace
-from transprune.tas.derivation import NEARLY_FULL, derive
+from transprune.tas.derivation import derive
 from transprune.tas.probabilities import Probabilities, candidate_masks
 from transprune.tas.sampling import masked_log_softmax, perturb
 

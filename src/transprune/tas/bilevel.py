@@ -8,117 +8,35 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from transprune.architecture import Architecture
 from transprune.budget import Limit
-from transprune.errors import OptionError
 from transprune.models.initialisation import initialise
+from transprune.options import SearchOptions
 from transprune.reading.wrappers import unwrapped
 from transprune.runtime import KeptGenerator, processes
 from transprune.runtime.structures import on_device, tensors_in
 from transprune.shrinking.sort import Importance, magnitude, sort_channels
 from transprune.space import SearchSpace
-from transprune.tas.alignment import ALIGNMENTS, Alignment
-from transprune.tas.derivation import NEARLY_FULL, SECONDS
 from transprune.tas.expected_cost import ExpectedCost
 from transprune.tas.penalty import budgets_penalty
 from transprune.tas.probabilities import Probabilities
 from transprune.tas.selection import ArchitectureParameters, Selection
 from transprune.tas.supernet import Supernet
-from transprune.training.annealing import Schedule, anneal
+from transprune.training.annealing import anneal
 from transprune.training.batches import Batch, Data, example_of, search_feeds
 from transprune.training.evaluation import Evaluation, evaluate_batches, evaluation_mode
 from transprune.training.loop import Loop, Setup
 from transprune.training.tasks import Task, classification
-from transprune.training.train import at_least, check_first_loss, check_warm_up, cosine_schedule, sgd
-from transprune.training.update import StepOptions, Update
+from transprune.training.train import check_first_loss, cosine_schedule, sgd
+from transprune.training.update import Update
 
 log = logging.getLogger("transprune.run")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchOptions(StepOptions):
-    """How an architecture is searched. The defaults are the paper's for CIFAR."""
-
-    epochs: int = 600
-    """Passes over the part of the training data that the weights learn on."""
-    batch_size: int = 256
-    """Images a step, for weights and for the architecture; `LoaderData` brings its own."""
-    learning_rate: float = 0.1
-    """Peak learning rate of SGD on the weights; it follows half a cosine to zero."""
-    warm_up_epochs: float = 0
-    """Epochs in which the weights' learning rate rises linearly from zero."""
-    momentum: float = 0.9
-    """Nesterov momentum of the weights."""
-    weight_decay: float = 5e-4
-    """L2 penalty on the weights."""
-    architecture_learning_rate: float = 1e-3
-    """Constant learning rate of Adam on the architecture parameters."""
-    architecture_betas: tuple[float, float] = (0.5, 0.999)
-    """Decay rates of Adam's moments."""
-    architecture_weight_decay: float = 1e-3
-    """L2 penalty on the architecture parameters."""
-    architecture_after: float = 0.0
-    """Share of the epochs in which the weights alone learn, before the architecture does; the paper: 0; 1: never."""
-    temperature_start: float = 10.0
-    """Sampling temperature τ in the first epoch."""
-    temperature_end: float = 0.1
-    """Sampling temperature τ in the last epoch."""
-    temperature_schedule: Schedule = "linear"
-    """How τ moves between them."""
-    penalty_weight: float = 2.0
-    """Weight of the budget penalty in the architecture's loss."""
-    tolerance: float = 0.05
-    """Share of the budget by which the cost may miss it without a penalty."""
-    alignment: Alignment = "interpolate"
-    """How feature maps of different widths are brought together: `interpolate` (the paper) or `pad`."""
-    width_samples: int | None = 2
-    """Candidates drawn for each group in a step; None: all."""
-    depth_samples: int | None = 2
-    """Candidates drawn for each stage in a step; None: all, as the paper does."""
-    weights_share: float = 0.5
-    """Share of the training samples that the weights learn on."""
-    start: Literal["scratch", "model"] = "scratch"
-    """Weights that the supernet starts from: new ones (the paper), or the model's."""
-    importance: Literal["magnitude", "none"] = "magnitude"
-    """What puts the channels in order before a search that starts from the model's weights, so that smaller widths keep
-    the best ones: the magnitude of their weights, or nothing."""
-    fill: float = NEARLY_FULL
-    """Share of the budget, of several of one of them, that the derived architecture uses wherever the space permits."""
-    derivation_seconds: float | None = SECONDS
-    """Time in which the most probable architecture must be found; what it lacks of a proof is said. None: any."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("epochs", "width_samples", "depth_samples"):
-            if getattr(self, name) is not None:
-                at_least(name, getattr(self, name), 1)
-        at_least("batch_size", self.batch_size, 2)
-        for name in ("learning_rate", "architecture_learning_rate", "penalty_weight", "tolerance", "fill"):
-            at_least(name, getattr(self, name), 0)
-        for name in ("temperature_start", "temperature_end"):
-            at_least(name, getattr(self, name), 1e-3)
-        if not 0 < self.weights_share < 1 or not 0 <= self.architecture_after <= 1 or self.fill > 1:
-            raise OptionError(
-                f"cannot search with weights_share={self.weights_share}, architecture_after="
-                f"{self.architecture_after} and fill={self.fill}; expected shares in (0, 1), [0, 1] and [0, 1]"
-            )
-        check_warm_up("search", self.epochs, self.warm_up_epochs)
-        if self.derivation_seconds is not None:
-            at_least("derivation_seconds", self.derivation_seconds, 0)
-        if self.alignment not in ALIGNMENTS or self.start not in ("scratch", "model"):
-            raise OptionError(
-                f"cannot search with alignment={self.alignment!r} and start={self.start!r}; expected "
-                f"{' or '.join(ALIGNMENTS)}, and scratch or model"
-            )
-        if self.importance not in ("magnitude", "none"):
-            raise OptionError(f"cannot search with importance={self.importance!r}; expected magnitude or none")
 
 
 class Bilevel(Loop):

@@ -16,6 +16,7 @@ from transprune.architecture import Architecture
 from transprune.budget import Limit, out_of_reach
 from transprune.costs import Cost
 from transprune.errors import BudgetError
+from transprune.options import NEARLY_FULL, SOLVER_SECONDS
 from transprune.space import SearchSpace
 from transprune.tas.integer_program import GAP, Program, Solution, Sum
 from transprune.tas.local_search import log_probabilities, repair
@@ -23,12 +24,8 @@ from transprune.tas.probabilities import Probabilities
 
 TOLERANCE = 1e-6
 """How far, as a share, the solver may miss a constraint and still call it kept."""
-NEARLY_FULL = 0.99
-"""Share of the budget that a derived architecture uses wherever the space permits."""
-SECONDS = 60.0
-"""Time that the solver may take."""
 BRIEFLY = 10.0
-"""The same for a figure that is only spoken of."""
+"""Seconds that the solver may take for a figure that is only spoken of."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ def derive(
     limits: Sequence[Limit],
     *,
     fill: float = NEARLY_FULL,
-    seconds: float | None = SECONDS,
+    seconds: float | None = SOLVER_SECONDS,
 ) -> Architecture:
     """The most probable of all architectures within all limits that use one of them to `fill` or more.
 
@@ -89,7 +86,7 @@ def derive_with_proof(
     limits: Sequence[Limit],
     *,
     fill: float = NEARLY_FULL,
-    seconds: float | None = SECONDS,
+    seconds: float | None = SOLVER_SECONDS,
 ) -> Derivation:
     """As `derive`, with what is known about the answer.
 
@@ -135,7 +132,7 @@ def least_cost(space: SearchSpace, cost: Cost, *, seconds: float | None = BRIEFL
     return smallest if found is None else min(smallest, space.cost(cost, found))
 
 
-def check_attainable(space: SearchSpace, limits: Sequence[Limit], *, seconds: float | None = SECONDS) -> None:
+def check_attainable(space: SearchSpace, limits: Sequence[Limit], *, seconds: float | None = SOLVER_SECONDS) -> None:
     """Checks that some architecture keeps all limits together.
 
     Args:

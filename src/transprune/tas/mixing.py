@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from transprune.options import Alignment
 from transprune.reading.layouts import Concatenation, Group, Layout, Product, Sizes
-from transprune.tas.alignment import Alignment
 from transprune.tas.mixtures import Mixture, mixed
 from transprune.tas.selection import Choice, Selection
 

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from transprune.options import Alignment
 from transprune.runtime.structures import on_device
-from transprune.tas.alignment import Alignment, interpolation_entries
+from transprune.tas.alignment import interpolation_entries
 
 
 @dataclass(frozen=True, kw_only=True)

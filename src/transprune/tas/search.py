@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from transprune.architecture import Architecture
 from transprune.budget import Budget, Limit, parse_budgets
 from transprune.costs import COSTS, Cost
-from transprune.latency.latency_options import LatencyOptions
 from transprune.latency.learning import trusted_latency
+from transprune.options import LatencyOptions, SearchOptions
 from transprune.reading.inspection import inspect
 from transprune.reading.wrappers import unwrapped
 from transprune.runtime import processes, seeded
 from transprune.shrinking.sort import Importance
 from transprune.space import SearchSpace
-from transprune.tas.bilevel import Bilevel, SearchOptions
+from transprune.tas.bilevel import Bilevel
 from transprune.tas.derivation import Derivation, check_attainable, derive_with_proof
 from transprune.tas.probabilities import Probabilities
 from transprune.training.batches import Data, example_of

@@ -15,6 +15,7 @@ from transprune.errors import OptionError, SpaceError
 from transprune.kernels.lean_gradients import add_padded, first_entries, weighted_sum
 from transprune.kernels.memory_format import use_channels_last
 from transprune.kernels.norms import normalise_and_mix_joint
+from transprune.options import ALIGNMENTS, Alignment
 from transprune.reading.execution import Arguments, Function, Program, Step, Surroundings
 from transprune.reading.layouts import FreeSumEnd, Group, Layout, Sizes, StageEnd
 from transprune.reading.reading import Reading, read
@@ -24,7 +25,7 @@ from transprune.reading.wrappers import unwrapped
 from transprune.runtime.structures import on_device
 from transprune.shrinking.traced_network import TRAINABLE, cut_constant, in_mode, tensor_at
 from transprune.space import SearchSpace
-from transprune.tas.alignment import ALIGNMENTS, Alignment, align_channels
+from transprune.tas.alignment import align_channels
 from transprune.tas.mixing import mix_along, mixing, mixture_of
 from transprune.tas.mixtures import Mixture, mixed
 from transprune.tas.selection import Selection

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
-Schedule = Literal["linear", "cosine"]
+from transprune.options import Schedule
 
 
 def anneal(start: float, end: float, progress: float, schedule: Schedule = "linear") -> float:

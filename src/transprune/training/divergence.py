@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from transprune.errors import DivergenceError
+from transprune.options import Policy
 from transprune.runtime.structures import on_device, tensors_in
 
-Policy = Literal["stop", "skip"]
-"""What to do about a step whose loss or gradient is not finite: end the phase, or leave the step out."""
 MOST_SKIPPED = 10
 """Steps that may be left out one after the other."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from transprune.errors import DivergenceError, OptionError
 from transprune.kernels.memory_format import use_channels_last_if_suited
 from transprune.kernels.norms import average_norms
+from transprune.options import DistillationOptions, TrainingOptions
 from transprune.reading.wrappers import unwrapped
 from transprune.runtime import seeded
 from transprune.runtime.structures import on_device
@@ -22,78 +22,7 @@ from transprune.training.batches import Batch, Data, example_of, feed
 from transprune.training.evaluation import evaluate_batches, evaluation_mode
 from transprune.training.loop import Loop, Setup
 from transprune.training.tasks import Task, classification
-from transprune.training.update import StepOptions, Update
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingOptions(StepOptions):
-    """How the weights of a network are trained. The defaults are the paper's for CIFAR."""
-
-    epochs: int = 300
-    """Passes over the training data."""
-    batch_size: int = 256
-    """Images a step; `LoaderData` brings its own."""
-    learning_rate: float = 0.1
-    """Peak learning rate of SGD; it follows half a cosine to zero."""
-    warm_up_epochs: float = 5
-    """Epochs in which the learning rate rises linearly from zero."""
-    momentum: float = 0.9
-    """Nesterov momentum."""
-    weight_decay: float = 5e-4
-    """L2 penalty on all weights."""
-    evaluate_every: int = 1
-    """Epochs between evaluations on the test data; the last epoch is always evaluated."""
-    compile: bool = False
-    """Whether `torch.compile` makes the network's forward and backward faster; it takes minutes first."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("epochs", self.epochs, 1)
-        at_least("batch_size", self.batch_size, 2)
-        at_least("evaluate_every", self.evaluate_every, 1)
-        at_least("learning_rate", self.learning_rate, 0)
-        check_warm_up("train", self.epochs, self.warm_up_epochs)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistillationOptions(TrainingOptions):
-    """How a student is trained with a teacher. The defaults are the paper's."""
-
-    weight: float = 0.9
-    """λ: share of the teacher in the loss; 0 trains on the targets alone. A task's own distillation loss ignores it."""
-    distillation_temperature: float = 4.0
-    """T: how much logits are softened; outputs that are no logits ignore it."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.weight <= 1 or not self.distillation_temperature > 0:
-            raise OptionError(
-                f"cannot distill with weight={self.weight} and distillation_temperature="
-                f"{self.distillation_temperature}; expected a weight in [0, 1] and a temperature above 0"
-            )
-
-
-def at_least(name: str, value: float, least: float) -> None:
-    """Checks an option.
-
-    Raises:
-        OptionError: The value is below `least` or not a number.
-    """
-    if not value >= least:
-        raise OptionError(f"cannot use {name}={value}: expected at least {least}")
-
-
-def check_warm_up(verb: str, epochs: int, warm_up_epochs: float) -> None:
-    """Checks that a warm-up ends before the epochs do.
-
-    Raises:
-        OptionError: It does not, or is negative.
-    """
-    if not 0 <= warm_up_epochs < epochs:
-        raise OptionError(
-            f"cannot {verb} with epochs={epochs} and warm_up_epochs={warm_up_epochs}: expected a warm-up of at least 0 "
-            f"epochs that is shorter than the whole; where epochs are lowered, lower warm_up_epochs too"
-        )
+from transprune.training.update import Update
 
 
 def train(

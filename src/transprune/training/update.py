@@ -4,45 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from transprune.errors import OptionError
 from transprune.kernels.norms import fast_norms, joint_norms
+from transprune.options import Precision, StepOptions
 from transprune.runtime import processes
 from transprune.runtime.structures import cut
 from transprune.training.batches import Batch
 from transprune.training.divergence import Sentinel
-
-Precision = Literal["float32", "bfloat16", "float16"]
-"""Type of the numbers in convolutions and products of matrices; weights and statistics are always float32."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepOptions:
-    """How a step is computed: what it costs, hardly what it gives."""
-
-    precision: Precision = "float32"
-    """Type of the numbers in convolutions and products of matrices; `float16` scales the loss. Weights and statistics
-    stay float32."""
-    accumulate: int = 1
-    """Parts that a batch is computed in, one after the other, where memory is short; the step is the same but for
-    batch norms, whose statistics are those of a part, and for losses that are no mean over the samples, such as a mean
-    over the pixels that count."""
-    sync_norms: bool = False
-    """Whether the statistics of batch norms are those of all processes together, rather than of each one's share."""
-
-    def __post_init__(self) -> None:
-        if self.precision not in get_args(Precision):
-            raise OptionError(
-                f"cannot train with precision={self.precision!r}: expected one of {', '.join(get_args(Precision))}"
-            )
-        if not self.accumulate >= 1:
-            raise OptionError(f"cannot use accumulate={self.accumulate}: expected at least 1")
 
 
 class Learned(NamedTuple):

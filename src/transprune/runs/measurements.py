@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from transprune.exports.load import load
-from transprune.latency.performance import MeasureOptions, measure, measurements_json
+from transprune.latency.performance import measure, measurements_json
+from transprune.options import MeasureOptions
 from transprune.reports.words import compact
 from transprune.runs.run import Run
 from transprune.runs.steps import load_teacher

@@ -1,0 +1,283 @@
+"""The options of every phase: frozen records that the Python API, the command line and `config.toml` share.
+
+They stand apart from what they decide, so that reading options, and help on them, imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from transprune.errors import OptionError
+
+Precision = Literal["float32", "bfloat16", "float16"]
+"""Type of the numbers in convolutions and products of matrices; weights and statistics are always float32."""
+Policy = Literal["stop", "skip"]
+"""What to do about a step whose loss or gradient is not finite: end the phase, or leave the step out."""
+Dimensions = Literal["both", "width", "depth"]
+"""What is searched."""
+Alignment = Literal["interpolate", "pad"]
+"""How feature maps of different widths are brought together."""
+ALIGNMENTS: tuple[Alignment, ...] = get_args(Alignment)
+Schedule = Literal["linear", "cosine"]
+"""How a figure moves from its start to its end."""
+StudentStart = Literal["scratch", "teacher", "supernet"]
+"""Weights that a student starts from."""
+AugmentationName = Literal["standard", "none", "shift", "imagenet"]
+"""Augmentations that can be asked for by name."""
+BackendName = Literal["onnxruntime", "torch"]
+"""What runs a network whose latency is measured."""
+
+NEARLY_FULL = 0.99
+"""Share of the budget that a derived architecture uses wherever the space permits."""
+SOLVER_SECONDS = 60.0
+"""Time that the solver of a derivation may take."""
+LEAST_REPEATS = 5
+"""Times that each network runs at least when it is measured, however slow it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOptions:
+    """How a step is computed: what it costs, hardly what it gives."""
+
+    precision: Precision = "float32"
+    """Type of the numbers in convolutions and products of matrices; `float16` scales the loss. Weights and statistics
+    stay float32."""
+    accumulate: int = 1
+    """Parts that a batch is computed in, one after the other, where memory is short; the step is the same but for
+    batch norms, whose statistics are those of a part, and for losses that are no mean over the samples, such as a mean
+    over the pixels that count."""
+    sync_norms: bool = False
+    """Whether the statistics of batch norms are those of all processes together, rather than of each one's share."""
+
+    def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise OptionError(
+                f"cannot train with precision={self.precision!r}: expected one of {', '.join(get_args(Precision))}"
+            )
+        if not self.accumulate >= 1:
+            raise OptionError(f"cannot use accumulate={self.accumulate}: expected at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(StepOptions):
+    """How the weights of a network are trained. The defaults are the paper's for CIFAR."""
+
+    epochs: int = 300
+    """Passes over the training data."""
+    batch_size: int = 256
+    """Images a step; `LoaderData` brings its own."""
+    learning_rate: float = 0.1
+    """Peak learning rate of SGD; it follows half a cosine to zero."""
+    warm_up_epochs: float = 5
+    """Epochs in which the learning rate rises linearly from zero."""
+    momentum: float = 0.9
+    """Nesterov momentum."""
+    weight_decay: float = 5e-4
+    """L2 penalty on all weights."""
+    evaluate_every: int = 1
+    """Epochs between evaluations on the test data; the last epoch is always evaluated."""
+    compile: bool = False
+    """Whether `torch.compile` makes the network's forward and backward faster; it takes minutes first."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("epochs", self.epochs, 1)
+        at_least("batch_size", self.batch_size, 2)
+        at_least("evaluate_every", self.evaluate_every, 1)
+        at_least("learning_rate", self.learning_rate, 0)
+        check_warm_up("train", self.epochs, self.warm_up_epochs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationOptions(TrainingOptions):
+    """How a student is trained with a teacher. The defaults are the paper's."""
+
+    weight: float = 0.9
+    """λ: share of the teacher in the loss; 0 trains on the targets alone. A task's own distillation loss ignores it."""
+    distillation_temperature: float = 4.0
+    """T: how much logits are softened; outputs that are no logits ignore it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.weight <= 1 or not self.distillation_temperature > 0:
+            raise OptionError(
+                f"cannot distill with weight={self.weight} and distillation_temperature="
+                f"{self.distillation_temperature}; expected a weight in [0, 1] and a temperature above 0"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions(StepOptions):
+    """How an architecture is searched. The defaults are the paper's for CIFAR."""
+
+    epochs: int = 600
+    """Passes over the part of the training data that the weights learn on."""
+    batch_size: int = 256
+    """Images a step, for weights and for the architecture; `LoaderData` brings its own."""
+    learning_rate: float = 0.1
+    """Peak learning rate of SGD on the weights; it follows half a cosine to zero."""
+    warm_up_epochs: float = 0
+    """Epochs in which the weights' learning rate rises linearly from zero."""
+    momentum: float = 0.9
+    """Nesterov momentum of the weights."""
+    weight_decay: float = 5e-4
+    """L2 penalty on the weights."""
+    architecture_learning_rate: float = 1e-3
+    """Constant learning rate of Adam on the architecture parameters."""
+    architecture_betas: tuple[float, float] = (0.5, 0.999)
+    """Decay rates of Adam's moments."""
+    architecture_weight_decay: float = 1e-3
+    """L2 penalty on the architecture parameters."""
+    architecture_after: float = 0.0
+    """Share of the epochs in which the weights alone learn, before the architecture does; the paper: 0; 1: never."""
+    temperature_start: float = 10.0
+    """Sampling temperature τ in the first epoch."""
+    temperature_end: float = 0.1
+    """Sampling temperature τ in the last epoch."""
+    temperature_schedule: Schedule = "linear"
+    """How τ moves between them."""
+    penalty_weight: float = 2.0
+    """Weight of the budget penalty in the architecture's loss."""
+    tolerance: float = 0.05
+    """Share of the budget by which the cost may miss it without a penalty."""
+    alignment: Alignment = "interpolate"
+    """How feature maps of different widths are brought together: `interpolate` (the paper) or `pad`."""
+    width_samples: int | None = 2
+    """Candidates drawn for each group in a step; None: all."""
+    depth_samples: int | None = 2
+    """Candidates drawn for each stage in a step; None: all, as the paper does."""
+    weights_share: float = 0.5
+    """Share of the training samples that the weights learn on."""
+    start: Literal["scratch", "model"] = "scratch"
+    """Weights that the supernet starts from: new ones (the paper), or the model's."""
+    importance: Literal["magnitude", "none"] = "magnitude"
+    """What puts the channels in order before a search that starts from the model's weights, so that smaller widths keep
+    the best ones: the magnitude of their weights, or nothing."""
+    fill: float = NEARLY_FULL
+    """Share of the budget, of several of one of them, that the derived architecture uses wherever the space permits."""
+    derivation_seconds: float | None = SOLVER_SECONDS
+    """Time in which the most probable architecture must be found; what it lacks of a proof is said. None: any."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("epochs", "width_samples", "depth_samples"):
+            if getattr(self, name) is not None:
+                at_least(name, getattr(self, name), 1)
+        at_least("batch_size", self.batch_size, 2)
+        for name in ("learning_rate", "architecture_learning_rate", "penalty_weight", "tolerance", "fill"):
+            at_least(name, getattr(self, name), 0)
+        for name in ("temperature_start", "temperature_end"):
+            at_least(name, getattr(self, name), 1e-3)
+        if not 0 < self.weights_share < 1 or not 0 <= self.architecture_after <= 1 or self.fill > 1:
+            raise OptionError(
+                f"cannot search with weights_share={self.weights_share}, architecture_after="
+                f"{self.architecture_after} and fill={self.fill}; expected shares in (0, 1), [0, 1] and [0, 1]"
+            )
+        check_warm_up("search", self.epochs, self.warm_up_epochs)
+        if self.derivation_seconds is not None:
+            at_least("derivation_seconds", self.derivation_seconds, 0)
+        if self.alignment not in ALIGNMENTS or self.start not in ("scratch", "model"):
+            raise OptionError(
+                f"cannot search with alignment={self.alignment!r} and start={self.start!r}; expected "
+                f"{' or '.join(ALIGNMENTS)}, and scratch or model"
+            )
+        if self.importance not in ("magnitude", "none"):
+            raise OptionError(f"cannot search with importance={self.importance!r}; expected magnitude or none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyOptions:
+    """Where latency is measured, how thoroughly, and how far a model of it may be off."""
+
+    backend: BackendName = "onnxruntime"
+    """What runs the network: `onnxruntime` on the CPU, as a deployed model, or `torch` on the device of the run."""
+    threads: int = 1
+    """Threads that compute on the CPU: as many as the network will have where it is deployed."""
+    batch_size: int = 1
+    """Samples in a batch; a latency is the time of one batch."""
+    grid: int = 8
+    """Widths at which an operator is measured along each axis; those between them are interpolated. The paper has 8
+    candidates, so all are measured: kernels have steps at multiples of 4, 8 or 16, which a coarser grid misses."""
+    repeats: int = 30
+    """Times that each operator runs, in three turns; whole networks run twice as often."""
+    architectures: int = 20
+    """Whole networks from the smallest to the full one that teach the model what lies between operators."""
+    validations: int = 12
+    """Random whole networks that the model is held against."""
+    bound: float = 0.15
+    """Largest median error of the model, as a share of the measured latency, with which a search trusts it."""
+    remeasure: bool = False
+    """Measure anew, also where a model of this network on this machine is kept."""
+
+    def __post_init__(self) -> None:
+        least = {"threads": 1, "batch_size": 1, "grid": 2, "repeats": 3, "architectures": 4, "validations": 1}
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise OptionError(
+                    f"cannot measure latency with {name}={getattr(self, name)}: expected at least {smallest}"
+                )
+        if not 0 < self.bound < 1:
+            raise OptionError(f"cannot measure latency with bound={self.bound}: expected a share in (0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureOptions:
+    """What `measure` measures."""
+
+    batch_size: int = 64
+    """Samples in the large batch; single samples are measured as well."""
+    threads: int = 1
+    """Threads that compute on the CPU."""
+    repeats: int = 50
+    """Times that each network runs."""
+    seconds: float = 20.0
+    """Time after which slow networks have run often enough, in each runtime and at each batch size."""
+
+    def __post_init__(self) -> None:
+        if min(self.batch_size, self.threads) < 1 or self.repeats < LEAST_REPEATS or not self.seconds > 0:
+            raise OptionError(
+                f"cannot measure with batch_size={self.batch_size}, threads={self.threads}, repeats={self.repeats} and "
+                f"seconds={self.seconds}; expected at least 1, 1 and {LEAST_REPEATS}, and seconds above 0"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointOptions:
+    """When to write checkpoints, and when to stop."""
+
+    checkpoint_minutes: float | None = 10.0
+    """Minutes between two checkpoints; None: none by the clock. SIGTERM and Ctrl-C always write one."""
+    checkpoint_steps: int | None = None
+    """Steps between two checkpoints; None: none by count."""
+    max_minutes: float | None = None
+    """Stop after so many minutes, with a checkpoint to go on from; None: no limit."""
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoint_minutes", "checkpoint_steps", "max_minutes"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise OptionError(f"cannot use {name}={value}: expected more than 0, or None for never")
+
+
+def at_least(name: str, value: float, least: float) -> None:
+    """Checks an option.
+
+    Raises:
+        OptionError: The value is below `least` or not a number.
+    """
+    if not value >= least:
+        raise OptionError(f"cannot use {name}={value}: expected at least {least}")
+
+
+def check_warm_up(verb: str, epochs: int, warm_up_epochs: float) -> None:
+    """Checks that a warm-up ends before the epochs do.
+
+    Raises:
+        OptionError: It does not, or is negative.
+    """
+    if not 0 <= warm_up_epochs < epochs:
+        raise OptionError(
+            f"cannot {verb} with epochs={epochs} and warm_up_epochs={warm_up_epochs}: expected a warm-up of at least 0 "
+            f"epochs that is shorter than the whole; where epochs are lowered, lower warm_up_epochs too"
+        )
