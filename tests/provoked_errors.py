@@ -23,7 +23,6 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
-from transprune.cli.views import CompareCommand, InspectCommand
 
 import oracles
 import transprune
@@ -33,6 +32,7 @@ from transprune import space as spaces
 from transprune.architecture import Architecture
 from transprune.budget import Budget, Limit, points
 from transprune.cli.arguments import read_command
+from transprune.cli.commands import CompareCommand, InspectCommand
 from transprune.cli.jobs import refuse_frontier
 from transprune.costs import MACS, PARAMS
 from transprune.data import Augmentation, ImageData, LoaderData, MemorySplit, load_data, make_loader, split_halves

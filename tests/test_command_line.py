@@ -1,6 +1,7 @@
 """The command line: help on one screen, every option within reach, words that are nearly right, completion."""
 
 import os
+import pkgutil
 import re
 import select
 import shutil
@@ -12,9 +13,12 @@ import pytest
 from transprune.cli.exits import explaining
 
 import transprune
+import transprune.runs
+import transprune.runtime
 from transprune.cli import main
 from transprune.cli.arguments import COMMANDS, RESUMED, read_command
 from transprune.cli.completion import CompletionCommand, options_of
+from transprune.cli.entry import explaining
 from transprune.cli.help import EVERYDAY
 from transprune.cli.jobs import Job
 from transprune.errors import OptionError
@@ -227,3 +231,38 @@ def test_the_scripts_for_other_shells_are_valid(script, shell):
 def test_a_run_that_is_gone_on_with_has_options_of_its_own():
     assert set(RESUMED) == {verb for verb, kind in COMMANDS.items() if issubclass(kind, Job)}
     assert "--max-minutes" in options_of(RESUMED["run"])
+
+
+# --- what is imported -------------------------------------------------------------------------------------------
+
+HEAVY = {"torch", "torchvision", "numpy", "scipy", "sklearn", "matplotlib", "onnx", "onnxruntime", "pyarrow", "PIL"}
+ASK = """
+import sys
+from transprune.cli import main
+try:
+    main({arguments!r})
+except SystemExit:
+    pass
+print(*sys.modules, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--version"], ["--help"], *([verb, "--help"] for verb in VERBS), ["run", "--help-all"], ["rnu"], ["run", "x"]],
+    ids=" ".join,
+)
+def test_help_and_mistakes_are_answered_before_anything_heavy_is_imported(arguments):
+    ask = ASK.format(arguments=arguments)
+    done = subprocess.run([sys.executable, "-c", ask], check=True, capture_output=True, text=True)
+    imported = done.stderr.splitlines()[-1].split()
+    assert "transprune.cli.entry" in imported
+    assert not HEAVY & set(imported)
+
+
+def test_a_name_that_a_package_offers_is_no_module_of_it():
+    for package in (transprune, transprune.runs, transprune.runtime):
+        modules = {module.name for module in pkgutil.iter_modules(package.__path__)}
+        assert not modules & set(package.__all__), "importing the module would put it in the name's place"
+        assert set(package.__all__) == set(dir(package))
+        assert all(getattr(package, name) is not None for name in package.__all__)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, make_dataclass
 from itertools import pairwise
 from typing import Annotated, Any, Union
 
 import tyro
 
-from transprune._version import __version__
 from transprune.cli import help
 from transprune.cli.commands import (
     CompareCommand,
@@ -57,18 +55,14 @@ RESUMED: dict[str, Any] = {"run": ResumedRun, "search": ResumedSearch}
 def read_command(arguments: Sequence[str]) -> Any:
     """The command that the arguments mean, with their values.
 
-    Ends the process where they ask for help or the version, or are none.
+    Ends the process where they ask for help, or are none.
 
     Raises:
         OptionError: There is no such verb, or a file or a preset that decides other options cannot be used.
     """
-    verb, rest = (arguments[0], arguments[1:]) if arguments else (None, ())
-    if verb == "--version":
-        print(f"transprune {__version__}")
-        sys.exit(0)
-    if verb is None or verb.startswith("-"):
-        asked = ["--help"] if verb is None or help.is_asked(arguments) else arguments
-        return _read(_all_verbs(), "transprune", asked, description=DESCRIPTION)
+    if not arguments or (arguments[0].startswith("-") and help.is_asked(arguments)):
+        return _read(_all_verbs(), "transprune", ["--help"], description=DESCRIPTION)
+    verb, *rest = arguments
     if verb not in COMMANDS:
         raise OptionError(f"cannot do {verb!r}: {expected_one_of(verb, COMMANDS)}")
     kind, default = _kind(verb, rest)
@@ -93,13 +87,11 @@ def _kind(verb: str, arguments: Sequence[str]) -> tuple[Any, Any]:
 
 
 def _all_verbs() -> Any:
-    """All commands, for what is asked of none: the list of them."""
+    """The verbs with their purposes, without their options."""
     verbs = []
-    for verb in COMMANDS:
-        kind, default = _kind(verb, ())
+    for verb, kind in COMMANDS.items():
         purpose = kind.__doc__.strip().partition("\n")[0]
-        named = tyro.conf.subcommand(verb, default=default, description=purpose, prefix_name=False)
-        verbs.append(Annotated[kind, named])
+        verbs.append(Annotated[make_dataclass(verb, ()), tyro.conf.subcommand(verb, description=purpose)])
     return Union[tuple(verbs)]  # noqa: UP007 (built at run time)
 
 

@@ -1,6 +1,6 @@
 """Scripts by which a shell completes verbs, options and their words, and files everywhere else.
 
-tyro writes such scripts too; decision 15 says why they do not serve.
+tyro writes such scripts too; decision 16 says why they do not serve.
 """
 
 from __future__ import annotations

@@ -11,14 +11,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
-from transprune.cli.arguments import read_command
-from transprune.cli.commands import DistillCommand
-from transprune.cli.jobs import Job, ResumedRun
+from transprune._version import __version__
 from transprune.errors import StoppedError, TranspruneError
 from transprune.runtime import Terminated, keep_kernels, raising_on_sigterm
 
-SHARED = (Job, ResumedRun, DistillCommand)
-"""Commands whose work several processes share."""
 FAILED = 2
 """Exit code: a clear error was printed."""
 CLOSED = 141
@@ -80,6 +76,11 @@ def _nobody_reads(descriptor: int) -> bool:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point; `docs/faults.md` lists the exit codes."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if list(arguments[:1]) == ["--version"]:
+        print(f"transprune {__version__}")
+        sys.exit(0)
+    from transprune.cli.arguments import read_command
+
     keep_kernels()
     with explaining():
         _call(read_command(arguments))
@@ -87,9 +88,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _call(command: Any) -> None:
     """Runs a command: in all processes where they share its work, else in the first one alone; the first one prints."""
+    from transprune.cli.commands import DistillCommand
+    from transprune.cli.jobs import Job, ResumedRun
     from transprune.runtime import processes  # heavy, and not needed to show help
 
-    is_shared = isinstance(command, SHARED) and not getattr(command, "plan", False)
+    # Work that several processes share.
+    is_shared = isinstance(command, (Job, ResumedRun, DistillCommand)) and not getattr(command, "plan", False)
     with processes.joined():
         if processes.is_first() and not is_shared:
             with processes.alone():

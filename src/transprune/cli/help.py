@@ -28,43 +28,37 @@ def is_asked(arguments: Sequence[str]) -> bool:
 
 
 def page_of(kind: Any, default: Any, *, is_short: bool) -> Any:
-    """A command for a page of help, as tyro shows it.
+    """A dataclass with the help of a command, as tyro shows it.
 
     Args:
         kind: The dataclass of the command.
         default: What its fields are by default; `NONE`: it says so itself.
         is_short: Whether only everyday options are shown.
     """
-    page = _dressed(kind, default, EVERYDAY if is_short else None)
-    page.__doc__ = f"{kind.__doc__.rstrip()}\n\n    {MORE}\n    " if is_short else kind.__doc__
+    page = _page(kind, default, EVERYDAY if is_short else None)
+    if is_short:
+        page.__doc__ = f"{kind.__doc__.rstrip()}\n\n    {MORE}\n    "
     return page
 
 
-def _dressed(kind: Any, default: Any, shown: Sequence[str] | None) -> Any:
-    """The same dataclass, with each docstring of a field in one piece: tyro would keep some of its line breaks.
-
-    Args:
-        kind: The dataclass.
-        default: What its fields are by default; `NONE`: it says so itself.
-        shown: Fields that the page shows; None: all.
-    """
+def _page(kind: Any, default: Any, shown: Sequence[str] | None) -> Any:
+    """The fields of a dataclass, each with its docstring in one piece: tyro would keep some of its line breaks."""
     bare: dict[str, Any] = get_type_hints(kind)
     hints, said = get_type_hints(kind, include_extras=True), _docstrings(kind)
     made = []
     for item in fields(kind):
-        marks = getattr(hints[item.name], "__metadata__", ())
         if shown is not None and item.name not in shown:
-            marks += (tyro.conf.Suppress,)
-        inner: Any = bare[item.name]
-        value: Any = item.default if default is NONE else getattr(default, item.name)
-        own = field(kw_only=True, default=value)
+            continue
+        inner, marks = bare[item.name], getattr(hints[item.name], "__metadata__", ())
+        value = item.default if default is NONE else getattr(default, item.name)
+        own: Any = field(default=value)
         if is_dataclass(inner):
-            inner = _dressed(inner, NONE if value is MISSING else value, None)
-            own = field(kw_only=True, default_factory=inner)
+            inner = _page(inner, NONE if value is MISSING else value, None)
+            own = field(default_factory=inner)
         elif item.name in said:
             marks += (tyro.conf.arg(help=said[item.name], help_behavior_hint="" if item.default in _OBVIOUS else None),)
         made.append((item.name, Annotated[(inner, *marks)] if marks else inner, own))
-    return make_dataclass(kind.__name__, made, bases=(kind,), frozen=True, kw_only=True)
+    return make_dataclass(kind.__name__, made, namespace={"__doc__": kind.__doc__}, frozen=True, kw_only=True)
 
 
 def _docstrings(kind: Any) -> dict[str, str]:
