@@ -10,7 +10,6 @@ import sys
 from dataclasses import fields
 
 import pytest
-from transprune.cli.exits import explaining
 
 import transprune
 import transprune.runs

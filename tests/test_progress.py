@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from transprune.runtime import bar, processes, track
 from transprune.runtime.duration import Pace, duration
-from transprune.runtime.phase_progress import phase_progress
+from transprune.runtime.phase_progress import REFRESH_SECONDS, SILENCE_SECONDS, phase_progress
 
 SEARCH = """
 from transprune.runtime import phase_progress as module
@@ -131,7 +131,7 @@ def test_without_a_terminal_each_epoch_is_one_plain_line_with_the_time_left(caps
 def test_without_a_terminal_a_long_epoch_is_not_silent_and_a_short_one_has_one_line(capsys, clock):
     with phase_progress("search", 2) as progress:
         for step in range(1, 11):
-            clock[0] = step * phase_progress.SILENCE_SECONDS / 4
+            clock[0] = step * SILENCE_SECONDS / 4
             progress.step(1, step, 10, lambda step=step: f"loss 0.{step}")
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
@@ -144,7 +144,7 @@ def test_a_terminal_shows_the_running_step_above_the_last_epoch(monkeypatch, clo
     terminal = use_terminal(monkeypatch)
     with phase_progress("search", 4, done=1) as progress:
         progress.epoch(2, "entropy 0.81", 61.0)
-        clock[0] = phase_progress.REFRESH_SECONDS
+        clock[0] = REFRESH_SECONDS
         progress.step(3, 1, 2, lambda: "loss 0.12")
     said = terminal.getvalue()
     assert (
