@@ -15,9 +15,10 @@ from oracles import random_probabilities
 from transprune.budget import Limit
 from transprune.costs import MACS
 from transprune.models.resnet import resnet
+from transprune.options import ALIGNMENTS
 from transprune.reading.inspection import inspect
 from transprune.tas import reference
-from transprune.tas.alignment import ALIGNMENTS, align_channels
+from transprune.tas.alignment import align_channels
 from transprune.tas.derivation import derive
 from transprune.tas.expected_cost import ExpectedCost
 from transprune.tas.penalty import budget_penalty
