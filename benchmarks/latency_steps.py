@@ -16,22 +16,22 @@ import torch
 import transprune
 from latency import RESULTS
 from transprune.latency.backends import OnnxRuntime
-from transprune.latency.operators import Operator
+from transprune.latency.operators import TimedOperator
 from transprune.latency.stopwatch import time_all
 from transprune.runtime.environment import environment
 
 SQUARE = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
 CASES = {
     "depthwise 3×3 at 12×12, channels": (
-        Operator(kind="conv", extent=(12, 12), groups=0, has_bias=True, activation="relu6", **SQUARE),
+        TimedOperator(kind="conv", extent=(12, 12), groups=0, has_bias=True, activation="relu6", **SQUARE),
         [(1, width) for width in range(120, 200, 4)] + [(1, 129), (1, 153)],
     ),
     "3×3 at 16×16 to 32, input channels": (
-        Operator(kind="conv", extent=(16, 16), has_bias=True, activation="relu", **SQUARE),
+        TimedOperator(kind="conv", extent=(16, 16), has_bias=True, activation="relu", **SQUARE),
         [(width, 32) for width in range(8, 41)],
     ),
     "3×3 at 16×16 from 32, output channels": (
-        Operator(kind="conv", extent=(16, 16), has_bias=True, activation="relu", **SQUARE),
+        TimedOperator(kind="conv", extent=(16, 16), has_bias=True, activation="relu", **SQUARE),
         [(32, width) for width in range(8, 41)],
     ),
 }

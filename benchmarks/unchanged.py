@@ -134,7 +134,7 @@ PARTS = ("golden", *RUNS)
 """What can be checked alone."""
 FIGURES = ("space", "epoch", "decision", "result")
 """Events of a journal that hold figures."""
-NO_FIGURES = {"event", "time", "seconds", "latency_ms", "file_bytes", "what", "why", "sha256"}
+NO_FIGURES = {"event", "time", "seconds", "latency_ms", "lower_ms", "upper_ms", "file_bytes", "what", "why", "sha256"}
 """What differs from one run to the next, is text for a reader, or follows from the rest of its file."""
 
 

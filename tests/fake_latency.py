@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from transprune.latency.backends import BACKENDS, Backend
-from transprune.latency.operators import Operator
+from transprune.latency.operators import TimedOperator
 
 CALL, REORDER, DISPATCH = 5000, 3, 1000
 """Nanoseconds: of a call from outside, for every element read or written alone, for every layer in a network."""
@@ -27,7 +27,7 @@ def kernel_time(weight: tuple[int, ...], groups: int, positions: int) -> int:
     return 20 * steps * prod(kernel) * positions
 
 
-def alone(operator: Operator, batch: int, inputs: int, outputs: int) -> int:
+def alone(operator: TimedOperator, batch: int, inputs: int, outputs: int) -> int:
     """Time of an operator alone, nanoseconds."""
     positions = batch * (prod(operator.output_extent()) if operator.kind != "product" else operator.positions)
     own = kernel_time(operator.weight_shape(inputs, outputs), operator.groups_at(outputs), positions)

@@ -39,7 +39,7 @@ from transprune.data import Augmentation, ImageData, LoaderData, MemorySplit, lo
 from transprune.exports.agreement import check_agreement
 from transprune.exports.exported_program import check_pt2, export_program, pt2_bytes
 from transprune.exports.onnx_file import check_onnx, onnx_bytes
-from transprune.latency import learning
+from transprune.latency import stopwatch
 from transprune.latency.backends import make_backend, network_onnx
 from transprune.latency.latency_model import LatencyModel, Validation
 from transprune.latency.model_cache import load_model
@@ -691,7 +691,7 @@ ways(
     latency_backend=lambda _: make_backend(SimpleNamespace(backend="tensorflow")),
     latency_least=lambda _: LatencyOptions(grid=1),
     latency_bound=lambda _: LatencyOptions(bound=2.0),
-    latency_batch=lambda _: learning._inputs((torch.zeros(2, 3), torch.zeros(3, 3)), 4),
+    latency_batch=lambda _: stopwatch.as_batch((torch.zeros(2, 3), torch.zeros(3, 3)), 4),
     latency_trust=lambda _: LatencyModel({}, 1, (), Validation(predicted=(100, 100), measured=(200, 300))).check_trust(
         0.15
     ),

@@ -16,7 +16,7 @@ from small_networks import CASES, depthwise_stage_behind_stage, example, plain, 
 from transprune.budget import Budget, Limit
 from transprune.costs import COSTS, MACS, PARAMS
 from transprune.errors import BudgetError
-from transprune.latency.counting import count_macs
+from transprune.latency.macs import count_macs
 from transprune.layer_costs import Channels, Layer
 from transprune.options import NEARLY_FULL
 from transprune.shrinking.shrink import shrink

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from oracles import count_parameters
 from transprune.architecture import Architecture
-from transprune.latency.counting import count_macs
+from transprune.latency.macs import count_macs
 from transprune.models.resnet import ResNet, resnet
 from transprune.models.resnet_shape import ResNetShape
 from transprune.reading.inspection import inspect

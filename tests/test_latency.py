@@ -13,11 +13,10 @@ import small_networks as zoo
 from fake_latency import CALL, DISPATCH, REORDER, alone, network_time, use_fake_backend
 from transprune.errors import LatencyError, OptionError, SpaceError
 from transprune.latency.backends import BACKENDS, OnnxRuntime, make_backend
-from transprune.latency.latency_model import Correction, LatencyModel, Validation
-from transprune.latency.learning import measure_latency
-from transprune.latency.operators import Operator, operators_of
+from transprune.latency.latency_model import Correction, LatencyModel, TimeTable, Validation
+from transprune.latency.measurement import grid_of, measure_latency
+from transprune.latency.operators import TimedOperator, operators_of
 from transprune.latency.stopwatch import low_quantile, take_turns, time_all
-from transprune.latency.time_grids import Table, grid_of
 from transprune.models.resnet import resnet
 from transprune.options import LatencyOptions
 from transprune.reading.inspection import inspect
@@ -25,7 +24,7 @@ from transprune.reading.reading import read
 from transprune.shrinking.shrink import shrink
 
 FAKE = LatencyOptions(backend="fake", repeats=3, architectures=6, validations=5)
-PRODUCT = Operator(kind="product", has_bias=True)
+PRODUCT = TimedOperator(kind="product", has_bias=True)
 
 
 @pytest.fixture
@@ -34,7 +33,7 @@ def fake(monkeypatch, tmp_path):
 
 
 def table(rows, inputs, outputs):
-    return Table(operator=PRODUCT, inputs=inputs, outputs=outputs, nanoseconds=rows)
+    return TimeTable(operator=PRODUCT, inputs=inputs, outputs=outputs, nanoseconds=rows)
 
 
 # Tables
@@ -178,7 +177,7 @@ def test_a_projection_takes_time_only_where_its_widths_differ(fake):
 )
 def test_an_output_is_handed_on_in_blocks_between_convolutions_that_both_have_them(inputs, outputs, is_blocked):
     one = (1, 1)
-    operator = Operator(kind="conv", extent=(5, 4), kernel=one, stride=one, padding=(0, 0), dilation=one)
+    operator = TimedOperator(kind="conv", extent=(5, 4), kernel=one, stride=one, padding=(0, 0), dilation=one)
     assert operator.handed_on(2, inputs, outputs) == (2 * outputs * 20 if is_blocked else 0)
     assert PRODUCT.handed_on(2, inputs, outputs) == 0
 
@@ -298,10 +297,10 @@ def test_an_unknown_backend_is_refused():
 
 
 OPERATORS = {
-    "conv": Operator(
+    "conv": TimedOperator(
         kind="conv", extent=(6, 5), kernel=(3, 3), stride=(2, 1), padding=(1, 0), dilation=(1, 1), has_bias=True
     ),
-    "norm": Operator(
+    "norm": TimedOperator(
         kind="conv",
         extent=(6,),
         kernel=(3,),
@@ -311,7 +310,7 @@ OPERATORS = {
         has_norm=True,
         activation="relu6",
     ),
-    "depthwise": Operator(
+    "depthwise": TimedOperator(
         kind="conv",
         extent=(4, 4),
         kernel=(3, 3),
@@ -321,15 +320,15 @@ OPERATORS = {
         groups=0,
         activation="silu",
     ),
-    "transposed": Operator(
+    "transposed": TimedOperator(
         kind="transposed", extent=(4, 4), kernel=(2, 2), stride=(2, 2), padding=(0, 0), dilation=(1, 1), has_bias=True
     ),
-    "grouped transposed": Operator(
+    "grouped transposed": TimedOperator(
         kind="transposed", extent=(5, 4), kernel=(3, 3), stride=(2, 2), padding=(1, 0), dilation=(1, 1), groups=2
     ),
-    "linear": Operator(kind="product", has_bias=True, activation="gelu"),
-    "tokens": Operator(kind="product", positions=7, has_bias=True, activation="hardswish"),
-    "attention": Operator(kind="product", positions=7, has_weights=False),
+    "linear": TimedOperator(kind="product", has_bias=True, activation="gelu"),
+    "tokens": TimedOperator(kind="product", positions=7, has_bias=True, activation="hardswish"),
+    "attention": TimedOperator(kind="product", positions=7, has_weights=False),
 }
 
 

@@ -15,7 +15,7 @@ from transprune.budget import Budget
 from transprune.errors import BudgetError, LatencyError
 from transprune.latency import performance
 from transprune.latency.backends import BACKENDS
-from transprune.latency.learning import measure_latency
+from transprune.latency.measurement import measure_latency
 from transprune.options import LatencyOptions, MeasureOptions
 from transprune.reading.inspection import inspect
 from transprune.runs.presets import get_preset
@@ -186,13 +186,16 @@ def test_a_run_measures_searches_and_reports_in_milliseconds(run, fake, monkeypa
     (budget,) = result["budgets"]
     assert budget["kind"] == "latency"
     assert 0.9 * budget["target"] < budget["actual"] == result["student"]["latency"] <= budget["target"]
-    assert result["student"]["latency_measured_ms"] == pytest.approx(result["student"]["latency"] / 1e6, rel=0.05)
+    where = {"runtime": "onnxruntime", "device": "cpu", "threads": 1, "batch_size": 1}
+    assert result["teacher"].items() >= where.items()
+    assert result["student"]["latency_ms"] == pytest.approx(result["student"]["latency"] / 1e6, rel=0.05)
     shown = capsys.readouterr().out
     assert re.search(r"budget kept: predicted \d\.\d{4} ms of \d\.\d{4} ms", shown)
-    assert "latency where it will run (ms)" in shown
+    assert "in onnxruntime on cpu, 1 thread, batch 1" in shown
     page = folder.file("report.html").read_text(encoding="utf-8").replace("&nbsp;", " ")
     assert re.search(r"\d\.\d{4} ms of at most \d\.\d{4} ms \(latency=0\.6\)", page)
     assert "latency over the search" in page
+    assert "Latency in onnxruntime on cpu, 1 thread, batch 1" in page
     assert re.search(r"latency \d\.\d{4} ms, \d\.\d\d × budget", folder.file("run.log").read_text(encoding="utf-8"))
 
     timed, kept = fake.runs, folder.read_json("latency.json")

@@ -2,7 +2,6 @@
 
 import copy
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,9 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import oracles
 from small_networks import CASES, ODD_CASES, example, inline_residual, plain
-from transprune.latency import counting
-from transprune.latency.counting import count_macs, measure_latencies
+from transprune.latency.backends import Backend
+from transprune.latency.macs import count_macs
+from transprune.latency.stopwatch import measure_latencies, time_networks
+from transprune.options import LEAST_REPEATS, LatencyOptions
 
+OPTIONS = LatencyOptions(backend="torch", threads=2, batch_size=3, repeats=3)
 ALL = {**CASES, **ODD_CASES}
 
 
@@ -101,59 +103,76 @@ def test_counting_draws_no_random_numbers():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-class Clock:
-    """Stands in for the time: networks move it on."""
+class Clock(Backend):
+    """A backend whose calls move its clock on, by the milliseconds that each is given."""
 
-    def __init__(self):
-        self.now = 0.0
-        self.calls = []
+    def __init__(self, options=OPTIONS):
+        super().__init__(options, torch.device("cpu"))
+        self.now, self.calls = 0, []
 
-    def perf_counter(self):
+    def clock(self):
         return self.now
 
-    def network(self, name, milliseconds):
+    def call(self, name, milliseconds):
         times = iter(milliseconds)
 
-        def forward(*inputs):
-            assert not torch.is_grad_enabled()
-            self.calls.append((name, len(inputs)))
-            self.now += next(times) / 1000
+        def run():
+            self.calls.append(name)
+            self.now += round(1e6 * next(times))
 
-        return forward
+        return run
 
 
-@pytest.fixture
-def clock(monkeypatch):
+def test_a_latency_is_the_median_of_a_batch_with_its_quartiles_and_says_where():
     clock = Clock()
-    monkeypatch.setattr(counting, "time", SimpleNamespace(perf_counter=clock.perf_counter))
-    return clock
+    warm_up = [500, 500]  # before a first look, and before its part of the turn
+    slow = clock.call("slow", [*warm_up[:1], 8, *warm_up[1:], 7, 9, 8, 100, 8.5])
+    fast = clock.call("fast", [1] * 8)
+    found = time_networks([slow, fast], clock, repeats=5, turns=1)
+    assert [each.latency_ms for each in found] == [8.5, 1.0]
+    assert (found[0].lower_ms, found[0].upper_ms) == (8.0, 9.0)
+    assert (found[0].runtime, found[0].device, found[0].threads, found[0].batch_size) == ("torch", "cpu", 2, 3)
 
 
-def test_latency_is_the_median_after_the_warm_up(clock):
-    networks = {"slow": clock.network("slow", [500, 500, 7, 9, 8, 100, 8.5]), "fast": clock.network("fast", [1] * 7)}
-    latencies = measure_latencies(networks, example(1), repeats=5, warm_up=2)
-    assert latencies == pytest.approx({"slow": 8.5, "fast": 1.0})
-    assert list(latencies) == ["slow", "fast"]
+def test_networks_take_turns():
+    clock = Clock()
+    time_networks([clock.call(name, [1] * 20) for name in ("teacher", "student")], clock, repeats=6, turns=2)
+    assert clock.calls == (["teacher"] * 2 + ["student"] * 2) + (["teacher"] * 4 + ["student"] * 4) * 2
 
 
-def test_networks_take_turns(clock):
-    networks = {name: clock.network(name, [1] * 4) for name in ("teacher", "student")}
-    measure_latencies(networks, (example(1), example(1)), repeats=3, warm_up=1)
-    assert clock.calls == [("teacher", 2), ("student", 2)] * 4
+def test_slow_networks_run_less_often():
+    clock = Clock()
+    time_networks([clock.call("slow", [1000] * 100)], clock, repeats=80, seconds=7.0, turns=1)
+    assert len(clock.calls) == 2 + 1 + 7
+    clock.calls.clear()
+    time_networks([clock.call("slower", [9000] * 100)], clock, repeats=80, seconds=7.0, turns=1)
+    assert len(clock.calls) == 2 + 1 + LEAST_REPEATS
 
 
 def test_a_network_that_takes_longer_is_found_slower():
-    def sleeping(seconds):
-        return lambda images: time.sleep(seconds)
+    class Sleeping(nn.Module):
+        def __init__(self, seconds):
+            super().__init__()
+            self.seconds = seconds
 
-    found = measure_latencies({"short": sleeping(0.001), "long": sleeping(0.006)}, example(1), repeats=5, warm_up=1)
-    assert found["short"] >= 1
-    assert found["long"] >= 6
-    assert found["short"] < found["long"]
+        def forward(self, images):
+            assert not torch.is_grad_enabled()
+            assert not self.training
+            assert len(images) == OPTIONS.batch_size
+            time.sleep(self.seconds)
+
+    found = measure_latencies({"long": Sleeping(0.006), "short": Sleeping(0.001)}, example(1), OPTIONS)
+    assert list(found) == ["long", "short"]
+    assert found["short"].latency_ms < found["long"].latency_ms
 
 
-def test_a_real_network_is_timed_in_evaluation_mode_without_a_trace_of_it():
-    network = inline_residual().eval()
+@pytest.mark.parametrize("backend", ["torch", "onnxruntime"])
+def test_a_real_network_is_timed_without_a_trace_of_it(backend):
+    network, threads = inline_residual().train(), torch.get_num_threads()
     before = copy.deepcopy(network.state_dict())
-    assert measure_latencies({"network": network}, example(1), repeats=2, warm_up=1)["network"] > 0
+    found = measure_latencies({"network": network}, example(2), LatencyOptions(backend=backend, repeats=3))["network"]
+    assert 0 < found.lower_ms <= found.latency_ms <= found.upper_ms
+    assert (found.runtime, found.threads, found.batch_size) == (backend, 1, 1)
+    assert network.training
+    assert torch.get_num_threads() == threads
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

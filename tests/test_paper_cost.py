@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from transprune.errors import ModelError
-from transprune.latency.counting import count_macs
+from transprune.latency.macs import count_macs
 from transprune.models.resnet import ResNet, resnet
 from transprune.models.resnet_shape import ResNetShape
 from transprune.reading.inspection import inspect

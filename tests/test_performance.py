@@ -100,6 +100,8 @@ def performances(memory=2_000_000):
         Performance(
             network=network,
             runtime=runtime,
+            device="cpu",
+            threads=1,
             batch_size=batch,
             latency_ms=milliseconds,
             lower_ms=milliseconds - 0.25,

@@ -27,13 +27,14 @@ if TYPE_CHECKING:
     from transprune.data import make_loader as make_loader
     from transprune.errors import TranspruneError as TranspruneError
     from transprune.exports.load import load as load
-    from transprune.latency.counting import count_macs as count_macs
-    from transprune.latency.counting import measure_latencies as measure_latencies
     from transprune.latency.latency_model import LatencyModel as LatencyModel
-    from transprune.latency.learning import LatencyMeasurement as LatencyMeasurement
-    from transprune.latency.learning import measure_latency as measure_latency
+    from transprune.latency.macs import count_macs as count_macs
+    from transprune.latency.measurement import LatencyMeasurement as LatencyMeasurement
+    from transprune.latency.measurement import measure_latency as measure_latency
     from transprune.latency.performance import Performance as Performance
     from transprune.latency.performance import measure as measure
+    from transprune.latency.stopwatch import Latency as Latency
+    from transprune.latency.stopwatch import measure_latencies as measure_latencies
     from transprune.models.residual import ResidualSum as ResidualSum
     from transprune.models.resnet import ResNet as ResNet
     from transprune.models.resnet import resnet as resnet

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from transprune.errors import LatencyError, OptionError, expected_one_of
-from transprune.latency.onnx_graphs import operator_onnx
-from transprune.latency.operator_modules import operator_inputs, operator_module
-from transprune.latency.operators import Operator
+from transprune.latency.operator_networks import operator_inputs, operator_module, operator_onnx
+from transprune.latency.operators import TimedOperator
 from transprune.options import LatencyOptions
 from transprune.runtime.environment import environment
 from transprune.runtime.log import quiet
@@ -25,7 +24,7 @@ Call = Callable[[], object]
 
 
 class Backend:
-    """What runs a network while it is timed; the base says what each of them does.
+    """What runs a network while it is timed.
 
     Args:
         options: Threads and batch size.
@@ -49,7 +48,7 @@ class Backend:
         """The state in which everything is measured."""
         yield
 
-    def operator(self, operator: Operator, inputs: int, outputs: int) -> Call:
+    def operator(self, operator: TimedOperator, inputs: int, outputs: int) -> Call:
         """An operator at the given widths, ready to run."""
         raise NotImplementedError
 
@@ -61,18 +60,18 @@ class Backend:
 class OnnxRuntime(Backend):
     """onnxruntime on the CPU."""
 
+    def __init__(self, options: LatencyOptions, device: torch.device) -> None:
+        super().__init__(options, torch.device("cpu"))
+
     def surroundings(self) -> dict[str, Any]:
-        """The processor, and the versions of what writes and runs the files."""
         found = environment()
         return {name: found[name] for name in ("cpu", "onnxruntime", "torch")}
 
-    def operator(self, operator: Operator, inputs: int, outputs: int) -> Call:
-        """An operator at the given widths, ready to run."""
+    def operator(self, operator: TimedOperator, inputs: int, outputs: int) -> Call:
         content = operator_onnx(operator, self.options.batch_size, inputs, outputs)
         return self.file(content, operator_inputs(operator, self.options.batch_size, inputs, outputs))
 
     def network(self, network: nn.Module, inputs: tuple[Tensor, ...]) -> Call:
-        """A whole network, exported and ready to run."""
         return self.file(network_onnx(network, inputs), inputs)
 
     def file(self, content: bytes, inputs: tuple[Tensor, ...]) -> Call:
@@ -93,14 +92,12 @@ class Torch(Backend):
     """torch as it is, on the device of the run."""
 
     def surroundings(self) -> dict[str, Any]:
-        """The processor or the graphics card, and the version of torch."""
         found = environment()
         device = found["cpu"] if self.device.type == "cpu" else torch.cuda.get_device_name(self.device)
         return {"device": device, "torch": found["torch"]}
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """With so many threads, and without gradients."""
         before = torch.get_num_threads()
         torch.set_num_threads(self.options.threads)
         try:
@@ -109,13 +106,11 @@ class Torch(Backend):
         finally:
             torch.set_num_threads(before)
 
-    def operator(self, operator: Operator, inputs: int, outputs: int) -> Call:
-        """An operator at the given widths, ready to run."""
+    def operator(self, operator: TimedOperator, inputs: int, outputs: int) -> Call:
         given = operator_inputs(operator, self.options.batch_size, inputs, outputs)
         return self.network(operator_module(operator, inputs, outputs), given)
 
     def network(self, network: nn.Module, inputs: tuple[Tensor, ...]) -> Call:
-        """A whole network, ready to run."""
         placed = network.to(self.device)
         given = tuple(tensor.to(self.device) for tensor in inputs)
         if self.device.type == "cpu":

@@ -12,9 +12,8 @@ from typing import Any
 
 from transprune.errors import LatencyError
 from transprune.latency.backends import Backend
-from transprune.latency.latency_model import Correction, LatencyModel, Validation
-from transprune.latency.operators import Operator
-from transprune.latency.time_grids import Table
+from transprune.latency.latency_model import Correction, LatencyModel, TimeTable, Validation
+from transprune.latency.operators import TimedOperator
 from transprune.layer_costs import Layer
 from transprune.options import LatencyOptions
 from transprune.records import read_record
@@ -31,7 +30,7 @@ class _Kept:
     """What a file holds besides its format and its key."""
 
     batch_size: int
-    tables: tuple[Table, ...]
+    tables: tuple[TimeTable, ...]
     layers: tuple[int | None, ...]
     """For each layer of the space, its table."""
     correction: Correction
@@ -47,7 +46,7 @@ def cache_key(
     backend: Backend,
     options: LatencyOptions,
     space: SearchSpace,
-    operators: Mapping[Layer, Operator],
+    operators: Mapping[Layer, TimedOperator],
     input_sizes: list[list[int]],
 ) -> dict[str, Any]:
     """All that a latency model depends on: hardware, versions, options, and the structure of the network."""

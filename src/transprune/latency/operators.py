@@ -2,7 +2,7 @@
 
 A runtime folds a batch norm into the weights before it and applies the activation behind a layer on the way out, so
 these belong to the layer. Everything else of a network (sums, pools, layouts brought from one form into another) lies
-between operators; see `transprune.latency.correction`.
+between operators; see `transprune.latency.latency_model`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ACTIVATIONS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Operator:
+class TimedOperator:
     """A layer at work, apart from its widths; equal ones are measured once."""
 
     kind: Literal["conv", "transposed", "product"]
@@ -106,7 +106,7 @@ class Operator:
         return [(size + 2 * pad - wide * (kernel - 1) - 1) // step + 1 for size, kernel, step, pad, wide in sizes]
 
 
-def operators_of(reading: Reading, space: SearchSpace) -> dict[Layer, Operator]:
+def operators_of(reading: Reading, space: SearchSpace) -> dict[Layer, TimedOperator]:
     """What is measured for each layer of a space; norms and loose parameters are not.
 
     Args:
@@ -134,15 +134,15 @@ def operators_of(reading: Reading, space: SearchSpace) -> dict[Layer, Operator]:
     return found
 
 
-def _operator(fact: LayerFacts, layer: Layer, reading: Reading) -> Operator:
+def _operator(fact: LayerFacts, layer: Layer, reading: Reading) -> TimedOperator:
     name = operator(fact.use.node)
     if layer.operator == "projection":
         return _projection(fact, reading)
     if not name.startswith(("conv", "linear")) or not _is_of_its_weight(fact, layer):
-        return Operator(kind="product", positions=layer.positions, has_weights=False)
+        return TimedOperator(kind="product", positions=layer.positions, has_weights=False)
     has_norm, activation = _followers(fact.use.node)
     if name == "linear":
-        return Operator(
+        return TimedOperator(
             kind="product", positions=layer.positions, has_bias=layer.has_bias, has_norm=has_norm, activation=activation
         )
     return _convolution(fact, layer, has_norm, activation)
@@ -157,11 +157,11 @@ def _is_of_its_weight(fact: LayerFacts, layer: Layer) -> bool:
     return channels in ([one, other], [other * groups, one // groups])
 
 
-def _projection(fact: LayerFacts, reading: Reading) -> Operator:
+def _projection(fact: LayerFacts, reading: Reading) -> TimedOperator:
     extent = (shape(fact.use.node) or ())[2:]
     total = reading.trace.model.get_submodule(fact.use.name.removesuffix(".shortcut"))
     rank = len(extent)
-    return Operator(
+    return TimedOperator(
         kind="conv",
         extent=extent,
         kernel=(1,) * rank,
@@ -173,13 +173,13 @@ def _projection(fact: LayerFacts, reading: Reading) -> Operator:
     )
 
 
-def _convolution(fact: LayerFacts, layer: Layer, has_norm: bool, activation: str | None) -> Operator:
+def _convolution(fact: LayerFacts, layer: Layer, has_norm: bool, activation: str | None) -> TimedOperator:
     arguments = bound_arguments(fact.use.node)
     kernel = (shape(arguments["weight"]) or ())[2:]
     rank, groups = len(kernel), int(arguments["groups"])
     dilation = _each(arguments["dilation"], rank)
     is_scaled = groups > 1 and not layer.inputs.sources and bool(layer.outputs.sources)
-    return Operator(
+    return TimedOperator(
         kind="transposed" if operator(fact.use.node).startswith("conv_transpose") else "conv",
         extent=(shape(arguments["input"]) or ())[-rank:],
         kernel=kernel,

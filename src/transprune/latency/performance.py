@@ -1,10 +1,9 @@
-"""How fast networks are, and what memory and disk they take: measured side by side, in torch and in onnxruntime."""
+"""Latency, memory and disk of networks side by side, in torch and in onnxruntime."""
 
 from __future__ import annotations
 
 import copy
 import math
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -18,9 +17,9 @@ from torch import Tensor, nn
 
 from transprune.exports.exported_program import export_program, pt2_bytes, takes_any_batch
 from transprune.exports.onnx_file import onnx_bytes
-from transprune.latency.backends import Backend, Call, OnnxRuntime, Torch
-from transprune.latency.stopwatch import take_turns
-from transprune.options import LEAST_REPEATS, LatencyOptions, MeasureOptions
+from transprune.latency.backends import Backend, Call, OnnxRuntime, make_backend
+from transprune.latency.stopwatch import Latency, time_networks
+from transprune.options import BackendName, LatencyOptions, MeasureOptions
 from transprune.runtime import track
 from transprune.runtime.environment import environment
 from transprune.runtime.tensors import encode_tensors
@@ -28,22 +27,14 @@ from transprune.runtime.tensors import encode_tensors
 FORMAT = 1
 TURNS = 5
 """Times that the turn comes to each network."""
+RUNTIMES: tuple[BackendName, ...] = ("torch", "onnxruntime")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Performance:
-    """Figures of one network in one runtime at one batch size."""
+class Performance(Latency):
+    """Figures of one network in one runtime at one batch size: its latency, and what it needs."""
 
     network: str
-    runtime: str
-    """`torch` or `onnxruntime`."""
-    batch_size: int
-    latency_ms: float
-    """Median time of a batch."""
-    lower_ms: float
-    """A quarter of the batches were at most as fast."""
-    upper_ms: float
-    """A quarter of the batches were at most as slow."""
     throughput: float
     """Samples a second, at the median."""
     peak_memory_bytes: int | None
@@ -77,7 +68,7 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         subjects = [_Subject(name, network, example[:1].cpu(), Path(folder)) for name, network in networks.items()]
         batches = sorted({1, options.batch_size} if all(each.takes_any_batch for each in subjects) else {1})
-        cases = [(runtime, batch) for runtime in ("torch", "onnxruntime") for batch in batches]
+        cases = [(runtime, batch) for runtime in RUNTIMES for batch in batches]
         return [
             found
             for runtime, batch in track(cases, "measure", len(cases))
@@ -126,34 +117,22 @@ class _Subject:
 
 
 def _measured(
-    subjects: list[_Subject], runtime: str, batch: int, options: MeasureOptions, device: torch.device
+    subjects: list[_Subject], runtime: BackendName, batch: int, options: MeasureOptions, device: torch.device
 ) -> list[Performance]:
-    kind = OnnxRuntime if runtime == "onnxruntime" else Torch
-    backend = kind(LatencyOptions(threads=options.threads, batch_size=batch), device)
+    backend = make_backend(LatencyOptions(backend=runtime, threads=options.threads, batch_size=batch), device)
     with backend.running():
         calls = [subject.ready(backend, batch) for subject in subjects]
-        once = sum(sum(times) for times in take_turns(calls, clock=backend.clock, repeats=1, turns=1)) / 1e9
-        repeats = min(options.repeats, max(LEAST_REPEATS, int(options.seconds / once)))
-        times = take_turns(calls, clock=backend.clock, repeats=repeats, turns=min(TURNS, repeats))
+        found = time_networks(calls, backend, repeats=options.repeats, seconds=options.seconds, turns=TURNS)
     return [
-        _performance(subject, runtime, batch, found, subject.peak_memory(runtime, batch, device))
-        for subject, found in zip(subjects, times, strict=True)
+        Performance(
+            **asdict(latency),
+            network=subject.name,
+            throughput=1000 * batch / latency.latency_ms if latency.latency_ms else math.inf,
+            peak_memory_bytes=subject.peak_memory(runtime, batch, device),
+            file_bytes=subject.sizes[runtime],
+        )
+        for subject, latency in zip(subjects, found, strict=True)
     ]
-
-
-def _performance(subject: _Subject, runtime: str, batch: int, times: list[float], memory: int | None) -> Performance:
-    lower, median, upper = (time / 1e6 for time in statistics.quantiles(times, n=4, method="inclusive"))
-    return Performance(
-        network=subject.name,
-        runtime=runtime,
-        batch_size=batch,
-        latency_ms=median,
-        lower_ms=lower,
-        upper_ms=upper,
-        throughput=1000 * batch / median if median else math.inf,
-        peak_memory_bytes=memory,
-        file_bytes=subject.sizes[runtime],
-    )
 
 
 def measurements_json(found: list[Performance], options: MeasureOptions, device: torch.device | str) -> dict[str, Any]:

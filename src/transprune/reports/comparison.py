@@ -15,7 +15,7 @@ from transprune.reports.frontier_page import is_frontier, whole_frontier
 from transprune.reports.markup import bar, figures, page, row, section, table
 from transprune.reports.run_record import number, part
 from transprune.reports.svg import BLUE, GREY, INK, WIDTH, inline_svg, page_style
-from transprune.reports.words import compact, percent, points
+from transprune.reports.words import compact, percent, points, timed_in
 from transprune.runtime import RunFolder
 from transprune.runtime.duration import duration
 
@@ -70,7 +70,8 @@ def _cost(run: Mapping[str, Any], key: str, unit: str) -> str:
     if after is None:
         return "–"
     said = f"{after:.2f} {unit}" if unit == "ms" else compact(after, unit)
-    return f"{said} ({percent(after / before, 0)})" if before else said
+    said = f"{said} ({percent(after / before, 0)})" if before else said
+    return f"{said} {timed_in(run['student'])}".rstrip() if key == "latency_ms" else said
 
 
 def comparison_page(runs: Sequence[Mapping[str, Any]]) -> str:

@@ -23,6 +23,7 @@ from transprune.reports.words import (
     network_size,
     percent,
     points,
+    timed_in,
 )
 from transprune.runtime import RunFolder
 from transprune.runtime.duration import duration
@@ -33,7 +34,6 @@ _MEASURES = (
     ("MACs a sample", "macs", ""),
     ("Parameters", "params", ""),
     ("Latency", "latency_ms", "ms"),
-    ("Latency where it will run", "latency_measured_ms", "ms"),
     ("File size", "file_bytes", "B"),
 )
 
@@ -86,8 +86,7 @@ def _result(record: RunRecord) -> str:
     if not teacher and not student:
         return note("Neither the teacher nor a student is measured yet.")
     caption = "The unpruned network (teacher) and the derived one (student), measured on the test split"
-    measures = [measure for measure in _MEASURES if measure[1] != "latency_measured_ms" or measure[1] in teacher]
-    rows = [_measure_row(*measure, teacher, student) for measure in measures]
+    rows = [_measure_row(*measure, teacher, student) for measure in _MEASURES]
     measured = table(caption, ["Measure", "Teacher", "Student", "Student against teacher"], rows, "result")
     missing = "" if student else note("The student is not measured yet.")
     return f'<div class="summary">\n{measured}<div>\n{missing}{_budgets(record)}{_shape(record)}</div>\n</div>\n'
@@ -95,6 +94,7 @@ def _result(record: RunRecord) -> str:
 
 def _measure_row(label: str, key: str, unit: str, teacher: Mapping[str, Any], student: Mapping[str, Any]) -> str:
     before, after = number(teacher.get(key)), number(student.get(key))
+    label = f"{label} {timed_in(student or teacher)}" if key == "latency_ms" else label
     against = "–"
     if before is not None and after is not None and unit == "%":
         against = escape(points(after - before))

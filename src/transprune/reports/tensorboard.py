@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 NO_SCALARS = ("epoch", "epochs")
-RESULTS = ("top1", "macs", "params", "latency_ms", "file_bytes")
+RESULTS = ("top1", "macs", "params", "latency_ms", "runtime", "device", "threads", "batch_size", "file_bytes")
 """Figures of the table of teacher and student."""
 
 
@@ -152,7 +152,7 @@ def _fields(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _result(entry: Mapping[str, Any]) -> str:
     """Teacher and student as a table in Markdown."""
-    rows = [(name, entry["teacher"][name], entry["student"][name]) for name in RESULTS]
+    rows = [(name, entry["teacher"][name], entry["student"][name]) for name in RESULTS if name in entry["student"]]
     return "\n".join(["| | teacher | student |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)])
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from transprune.latency.latency_model import milliseconds
 from transprune.reports.run_record import PHASES, RunRecord, number, part
 
@@ -35,6 +38,19 @@ def amount(kind: str, value: float) -> str:
         '40,813,194 MACs'
     """
     return milliseconds(value) if kind == "latency" else f"{value:,.0f} {COST_NAMES.get(kind, kind)}"
+
+
+def timed_in(figures: Mapping[str, Any]) -> str:
+    """Where a latency was measured; empty where the figures, of an earlier version, do not say.
+
+    Example:
+        >>> timed_in({"runtime": "torch", "device": "cpu", "threads": 1, "batch_size": 64})
+        'in torch on cpu, 1 thread, batch 64'
+    """
+    if "runtime" not in figures:
+        return ""
+    threads = f"{figures['threads']} thread{'s' if figures['threads'] != 1 else ''}"
+    return f"in {figures['runtime']} on {figures['device']}, {threads}, batch {figures['batch_size']}"
 
 
 def percent(share: float, decimals: int = 1) -> str:

@@ -14,7 +14,7 @@ from transprune.budget import Budget, limits_of, points
 from transprune.costs import COSTS, Cost
 from transprune.data import ImageData, halves_of, load_data
 from transprune.errors import DataError, ModelError, OptionError
-from transprune.latency.learning import LatencyMeasurement, trusted_latency
+from transprune.latency.measurement import LatencyMeasurement, trusted_latency
 from transprune.models.by_name import build_model
 from transprune.models.weights import Weights, load_weights
 from transprune.reading.inspection import inspect

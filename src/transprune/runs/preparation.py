@@ -9,7 +9,7 @@ from pathlib import Path
 from transprune._version import __version__
 from transprune.data import said_of_left_out
 from transprune.errors import OptionError, RunFolderError
-from transprune.latency.learning import LatencyMeasurement
+from transprune.latency.measurement import LatencyMeasurement
 from transprune.latency.model_cache import model_json
 from transprune.reports.frontier_page import is_frontier, whole_frontier
 from transprune.runs.begun_data import DATA_FILE, BegunData, begun_in, read_begun

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from transprune.architecture import Architecture
 from transprune.costs import COSTS
+from transprune.latency.stopwatch import Latency
 from transprune.reports.comparison import HEAD, cells, comparison_page
-from transprune.reports.words import amount
+from transprune.reports.words import amount, timed_in
 from transprune.runs.run import Run
 from transprune.runtime import RunFolder, print_table
 from transprune.runtime.files import disk_errors
@@ -19,14 +21,14 @@ from transprune.training.evaluation import Evaluation
 
 
 def network_figures(
-    evaluation: Evaluation, *, macs: int, params: int, latency_ms: float, file: Path
-) -> dict[str, float]:
-    """What `result.json` says of one network: accuracy in percent, MACs a sample, milliseconds a forward, bytes."""
+    evaluation: Evaluation, *, macs: int, params: int, latency: Latency, file: Path
+) -> dict[str, float | str]:
+    """What `result.json` says of one network: accuracy in percent, MACs a sample, its latency and where, bytes."""
     return {
         **evaluation.to_json(),
         "macs": macs,
         "params": params,
-        "latency_ms": latency_ms,
+        **asdict(latency),
         "file_bytes": file.stat().st_size,
     }
 
@@ -36,7 +38,7 @@ ROWS = (
     ("top-5 (%)", "top5", "{:.2f}"),
     ("MACs", "macs", "{:,}"),
     ("parameters", "params", "{:,}"),
-    ("latency in torch (ms, batch 1)", "latency_ms", "{:.3f}"),
+    ("latency (ms)", "latency_ms", "{:.4g}"),
     ("weights on disk (bytes)", "file_bytes", "{:,}"),
 )
 
@@ -49,11 +51,9 @@ def show_results(folder: RunFolder) -> None:
         [label, form.format(teacher[key]), form.format(student[key]), _change(key, teacher[key], student[key])]
         for label, key, form in ROWS
     ]
-    if "latency_measured_ms" in teacher:
-        before, after = teacher["latency_measured_ms"], student["latency_measured_ms"]
-        rows.append(["latency where it will run (ms)", f"{before:.4g}", f"{after:.4g}", _change("ms", before, after)])
     asked = ", ".join(budget["text"] for budget in budgets)
     print_table(f"{result['model']} on {result['data']}, {asked}", ["", "teacher", "student", "change"], rows)
+    print(f"latency: the median time of a batch {timed_in(student)}")
     for budget in budgets:
         share = budget["actual"] / budget["target"]
         kept = "kept" if budget["actual"] <= budget["target"] else "NOT kept"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -16,9 +16,8 @@ from transprune.errors import RunFolderError
 from transprune.exports.exported_program import check_pt2, export_program, pt2_bytes, takes_any_batch
 from transprune.exports.load import load
 from transprune.exports.onnx_file import check_onnx, onnx_bytes
-from transprune.latency.counting import count_macs, measure_latencies
-from transprune.latency.friendliness import friendliness
-from transprune.latency.learning import time_networks
+from transprune.latency.macs import count_macs, friendliness
+from transprune.latency.stopwatch import Latency, measure_latencies
 from transprune.reports.examples import examples_record
 from transprune.reports.frontier_page import write_frontier
 from transprune.reports.report import write_report
@@ -201,19 +200,19 @@ def evaluate_step(run: Run) -> None:
     _warn_of_other_images(run)
     with run.phase("evaluate"):
         answered = answers(networks, run.data, device=run.device)
-        latencies = measure_latencies(networks, run.example.to(run.device))
+        latencies = _latencies(run, networks)
         figures = {
             name: network_figures(
                 evaluate(network, run.data, device=run.device),
                 macs=count_macs(network.cpu(), run.example),
                 params=sum(parameter.numel() for parameter in network.parameters()),
-                latency_ms=latencies[name],
+                latency=latencies[name],
                 file=run.folder.require(f"{name}.safetensors", made_by="distill"),
             )
             for name, network in networks.items()
         }
-        for name, latency in _latencies(run, networks).items():
-            figures[name] |= latency
+        for name, predicted in _predicted(run).items():
+            figures[name]["latency"] = predicted
     run.folder.write_json("examples.json", examples_record(run.data, **answered))
     result = {
         "model": options.model,
@@ -257,17 +256,20 @@ def _warn_of_other_images(run: Run) -> None:
     )
 
 
-def _latencies(run: Run, networks: Mapping[str, nn.Module]) -> dict[str, dict[str, float]]:
-    """Of a run with a latency budget, what the model says (ns) and what is measured (ms) of its networks."""
+def _latencies(run: Run, networks: Mapping[str, nn.Module]) -> dict[str, Latency]:
+    """How long the networks take in the runtime of the latency budget; without one, in torch on the run's device."""
+    options = run.options.latency
+    options = options if "latency" in run.costs else replace(options, backend="torch")
+    return measure_latencies(networks, run.example, options, device=run.device)
+
+
+def _predicted(run: Run) -> dict[str, int]:
+    """What the model of a latency budget says of teacher and student, nanoseconds; nothing without one."""
     cost = run.costs.get("latency")
     if cost is None:
         return {}
     architectures = {"teacher": run.space.full_architecture(), "student": load_architecture(run)}
-    measured = time_networks(networks, run.example, run.options.latency, device=run.device)
-    return {
-        name: {"latency": run.space.cost(cost, architectures[name]), "latency_measured_ms": measured[name]}
-        for name in networks
-    }
+    return {name: run.space.cost(cost, architecture) for name, architecture in architectures.items()}
 
 
 def export_step(run: Run) -> None:

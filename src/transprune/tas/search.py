@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transprune.architecture import Architecture
 from transprune.budget import Budget, Limit, parse_budgets
 from transprune.costs import COSTS, Cost
-from transprune.latency.learning import trusted_latency
+from transprune.latency.measurement import trusted_latency
 from transprune.options import LatencyOptions, SearchOptions
 from transprune.reading.inspection import inspect
 from transprune.reading.wrappers import unwrapped

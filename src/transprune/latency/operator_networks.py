@@ -1,17 +1,37 @@
-"""An operator as an ONNX graph, written node by node: an exporter would take longer than the measurement."""
+"""An operator as a network of its own, for each backend: a module of torch, or an ONNX graph.
+
+The graph is written node by node: an exporter would take longer than the measurement.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
-from transprune.latency.operators import Operator
+from transprune.latency.operators import TimedOperator
 
+_CONVOLUTIONS = {
+    "conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    "transposed": (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+}
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+"""By the number of spatial axes."""
+_MODULES: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "hardswish": nn.Hardswish,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+}
 OPSET = 20
 IR_VERSION = 9
 """Read by every onnxruntime since 1.17."""
-_ACTIVATIONS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
+_NODES: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "relu": (("Relu", ("layer",)),),
     "relu6": (("Clip", ("layer", "zero", "six")),),
     "sigmoid": (("Sigmoid", ("layer",)),),
@@ -23,7 +43,53 @@ _ACTIVATIONS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
 """Nodes of each activation; each reads what it names, and what the node before it gave is called `active`."""
 
 
-def operator_onnx(operator: Operator, batch: int, inputs: int, outputs: int) -> bytes:
+class Product(nn.Module):
+    """A product of two matrices that are both computed, as in attention."""
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """[..., rows, shared] times [..., shared, columns]."""
+        return first @ second
+
+
+def operator_module(operator: TimedOperator, inputs: int, outputs: int) -> nn.Module:
+    """The operator at the given widths, in evaluation mode."""
+    if not operator.has_weights:
+        return Product()
+    parts: list[nn.Module] = [_layer(operator, inputs, outputs)]
+    if operator.has_norm:
+        parts.append(_NORMS[len(operator.extent)](outputs))
+    if operator.activation is not None:
+        parts.append(_MODULES[operator.activation]())
+    return nn.Sequential(*parts).eval()
+
+
+def _layer(operator: TimedOperator, inputs: int, outputs: int) -> nn.Module:
+    if operator.kind == "product":
+        return nn.Linear(inputs, outputs, bias=operator.has_bias)
+    groups = operator.groups_at(outputs)
+    made: nn.Module = _CONVOLUTIONS[operator.kind][len(operator.extent) - 1](
+        inputs * groups,
+        outputs,
+        operator.kernel,
+        operator.stride,
+        operator.padding,
+        dilation=operator.dilation,
+        groups=groups,
+        bias=operator.has_bias,
+    )
+    return made
+
+
+def operator_inputs(operator: TimedOperator, batch: int, inputs: int, outputs: int) -> tuple[Tensor, ...]:
+    """What the operator reads at the given widths, at random."""
+    first = torch.randn(operator.input_shape(batch, inputs, outputs))
+    if operator.has_weights:
+        return (first,)
+    rows = first if first.dim() == 3 else first[:, None]
+    return rows, torch.randn(batch, inputs, outputs)
+
+
+def operator_onnx(operator: TimedOperator, batch: int, inputs: int, outputs: int) -> bytes:
     """The ONNX file of an operator at the given widths, with weights at random and the batch norm folded in.
 
     Its inputs are `input` and, of a product without weights, `other`.
@@ -75,7 +141,7 @@ class _Graph:
 
         self.weights.append(numpy_helper.from_array(value, name))
 
-    def convolution(self, operator: Operator, inputs: int, outputs: int) -> None:
+    def convolution(self, operator: TimedOperator, inputs: int, outputs: int) -> None:
         groups = operator.groups_at(outputs)
         names = ["input", self.weight("weight", *operator.weight_shape(inputs, outputs))]
         if operator.has_bias or operator.has_norm:
@@ -90,7 +156,7 @@ class _Graph:
             group=groups,
         )
 
-    def product(self, operator: Operator, inputs: int, outputs: int) -> None:
+    def product(self, operator: TimedOperator, inputs: int, outputs: int) -> None:
         has_bias = operator.has_bias or operator.has_norm
         if operator.positions == 1:
             names = ["input", self.weight("weight", outputs, inputs)]
@@ -104,6 +170,6 @@ class _Graph:
         if name == "relu6":
             self._constant("zero", np.array(0, np.float32))
             self._constant("six", np.array(6, np.float32))
-        for position, (kind, inputs) in enumerate(_ACTIVATIONS[name]):
+        for position, (kind, inputs) in enumerate(_NODES[name]):
             read = [f"active{position - 1}" if each == "active" else each for each in inputs]
             self.add(kind, *read, output=f"active{position}")

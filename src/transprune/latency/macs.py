@@ -1,11 +1,9 @@
-"""What a network costs when it is run: MACs counted by running it, and its latency."""
+"""MACs of a network: counted while it runs, and their share at widths that suit no hardware."""
 
 from __future__ import annotations
 
 import copy
-import statistics
-import time
-from collections.abc import Mapping
+from dataclasses import dataclass
 from inspect import signature
 from math import prod
 from typing import Any
@@ -16,7 +14,13 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from transprune.architecture import Architecture
+from transprune.layer_costs import Channels
 from transprune.reading.trace import Example, as_inputs, rebatched
+from transprune.space import SearchSpace
+
+MULTIPLE = 8
+"""Kernels take this many channels at a time, or a multiple or half of it; others are filled up or run slower code."""
 
 
 @torch.no_grad()
@@ -89,29 +93,39 @@ _WITH_BIAS = {
 }
 
 
-@torch.no_grad()
-def measure_latencies(
-    networks: Mapping[str, nn.Module], example: Example, *, repeats: int = 30, warm_up: int = 5
-) -> dict[str, float]:
-    """Median time of a forward pass in milliseconds, by name.
+@dataclass(frozen=True, kw_only=True)
+class Friendliness:
+    """The layers of an architecture whose chosen widths are no multiples of a number."""
 
-    The networks take turns, so that a busy machine slows all of them alike. They run where they are, on the example.
+    multiple_of: int
+    layers: int
+    """How many layers there are: those kept that cost MACs."""
+    unfriendly: tuple[str, ...]
+    """Paths of those whose input or output was chosen and is no multiple."""
+    share_of_macs: float
+    """Their share of all MACs."""
 
-    Args:
-        networks: In evaluation mode.
-        example: An input batch on the networks' device, or a tuple of the forward's positional arguments.
-        repeats: Timed forward passes of each network.
-        warm_up: Untimed ones before.
+
+def friendliness(space: SearchSpace, architecture: Architecture, *, multiple: int = MULTIPLE) -> Friendliness:
+    """Which layers read or write a chosen number of channels that is no multiple of `multiple`.
+
+    Numbers that no choice decides, such as the channels of an image or the classes, do not count.
     """
-    inputs = as_inputs(example)
-    is_cuda = inputs[0].is_cuda
-    times: dict[str, list[float]] = {name: [] for name in networks}
-    for repeat in range(-warm_up, repeats):
-        for name, network in networks.items():
-            started = time.perf_counter()
-            network(*inputs)
-            if is_cuda:
-                torch.cuda.synchronize()
-            if repeat >= 0:
-                times[name].append(1000 * (time.perf_counter() - started))
-    return {name: statistics.median(measured) for name, measured in times.items()}
+    macs: dict[str, int] = {}
+    unfriendly = set()
+    for layer in space.layers:
+        if not space.is_kept(layer.name, architecture):
+            continue
+        ends = layer.inputs, layer.outputs
+        cost = layer.macs(*(space.resolve(end, architecture) for end in ends))
+        if cost:
+            macs[layer.name] = macs.get(layer.name, 0) + cost
+            if any(_is_odd(space, end, architecture, multiple) for end in ends):
+                unfriendly.add(layer.name)
+    share = sum(macs[name] for name in unfriendly) / sum(macs.values()) if macs else 0.0
+    named = tuple(name for name in macs if name in unfriendly)
+    return Friendliness(multiple_of=multiple, layers=len(macs), unfriendly=named, share_of_macs=share)
+
+
+def _is_odd(space: SearchSpace, channels: Channels, architecture: Architecture, multiple: int) -> bool:
+    return bool(channels.sources) and space.resolve(channels, architecture) % multiple != 0

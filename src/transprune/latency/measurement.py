@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import logging
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,28 +11,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from transprune.architecture import Architecture
-from transprune.errors import LatencyError
 from transprune.latency.backends import Backend, Call, make_backend
-from transprune.latency.correction import fit_correction, spread_architectures
-from transprune.latency.latency_model import LatencyModel, Validation
+from transprune.latency.latency_model import LatencyModel, TimeTable, Validation, fit_correction
 from transprune.latency.model_cache import cache_key, cache_path, load_model, save_model
-from transprune.latency.operators import Operator, operators_of
-from transprune.latency.stopwatch import Advance, low_quantile, take_turns, time_all
-from transprune.latency.time_grids import Table, grid_of
-from transprune.layer_costs import Layer
+from transprune.latency.operators import TimedOperator, operators_of
+from transprune.latency.stopwatch import Advance, as_batch, time_all
+from transprune.layer_costs import Channels, Layer
 from transprune.options import LatencyOptions
 from transprune.reading.reading import Reading, read
-from transprune.reading.trace import Example, as_inputs, rebatched
+from transprune.reading.trace import Example
 from transprune.runtime import bar
 from transprune.shrinking.shrink import shrink_read
 from transprune.space import SearchSpace
 
 log = logging.getLogger("transprune.latency")
-Point = tuple[Operator, int, int]
+Point = tuple[TimedOperator, int, int]
 """An operator with its input and output width."""
 
 
@@ -78,7 +76,7 @@ def measure_latency(
     backend = make_backend(options, device)
     reading = read(model, example)
     operators = operators_of(reading, space)
-    inputs = _inputs(example, options.batch_size)
+    inputs = as_batch(example, options.batch_size)
     key = cache_key(backend, options, space, operators, [list(tensor.shape) for tensor in inputs])
     path = cache_path(key)
     kept = None if options.remeasure else load_model(path, key, space)
@@ -91,22 +89,6 @@ def measure_latency(
     ).model(operators)
     save_model(path, key, space, found)
     return LatencyMeasurement(model=found, path=path, seconds=time.perf_counter() - started, key=key)
-
-
-def _inputs(example: Example, batch_size: int) -> tuple[Tensor, ...]:
-    """The first sample of the example, so many times.
-
-    Raises:
-        LatencyError: The inputs have no axis of samples, and the batch size is not 1.
-    """
-    inputs = tuple(tensor.detach().cpu() for tensor in as_inputs(example))
-    batch = rebatched(inputs, batch_size)
-    if batch is None and batch_size != 1:
-        raise LatencyError(
-            f"cannot measure latency with batch_size={batch_size}: the model's inputs have no common first axis of "
-            f"samples; expected batch_size=1"
-        )
-    return inputs if batch is None else batch
 
 
 def trusted_latency(
@@ -128,25 +110,6 @@ def trusted_latency(
     return found
 
 
-def time_networks(
-    networks: Mapping[str, nn.Module],
-    example: Example,
-    options: LatencyOptions,
-    *,
-    device: torch.device | str = "cpu",
-) -> dict[str, float]:
-    """Measured times of whole networks in milliseconds a batch, by name; they take turns.
-
-    Raises:
-        LatencyError: A network cannot be written for the backend.
-    """
-    backend, inputs = make_backend(options, device), _inputs(example, options.batch_size)
-    with backend.running():
-        calls = [backend.network(copy.deepcopy(network).cpu().eval(), inputs) for network in networks.values()]
-        times = take_turns(calls, clock=backend.clock, repeats=4 * options.repeats)
-    return {name: low_quantile(each) / 1e6 for name, each in zip(networks, times, strict=True)}
-
-
 class _Measuring:
     """One measurement in progress."""
 
@@ -163,7 +126,7 @@ class _Measuring:
         self.network, self.space, self.reading, self.inputs = network, space, reading, inputs
         self.backend, self.options = backend, options
 
-    def model(self, operators: Mapping[Layer, Operator]) -> LatencyModel:
+    def model(self, operators: Mapping[Layer, TimedOperator]) -> LatencyModel:
         """Measures everything."""
         grids = {layer: self._grids(layer) for layer in operators}
         points = list(
@@ -190,7 +153,7 @@ class _Measuring:
 
     def _fitted(
         self,
-        tables: Mapping[Layer, Table],
+        tables: Mapping[Layer, TimeTable],
         fitted: Sequence[Architecture],
         held_out: Sequence[Architecture],
         whole: Sequence[float],
@@ -236,7 +199,64 @@ class _Measuring:
 
 
 def _table(
-    operator: Operator, inputs: tuple[int, ...], outputs: tuple[int, ...], times: Mapping[Point, float]
-) -> Table:
+    operator: TimedOperator, inputs: tuple[int, ...], outputs: tuple[int, ...], times: Mapping[Point, float]
+) -> TimeTable:
     rows = tuple(tuple(round(times[operator, one, other]) for other in outputs) for one in inputs)
-    return Table(operator=operator, inputs=inputs, outputs=outputs, nanoseconds=rows)
+    return TimeTable(operator=operator, inputs=inputs, outputs=outputs, nanoseconds=rows)
+
+
+def grid_of(space: SearchSpace, channels: Channels, most: int) -> tuple[int, ...]:
+    """The widths at which channels are measured: all that the candidates can give, or as many of them as allowed.
+
+    Args:
+        space: The candidates.
+        channels: Input or output of a layer.
+        most: Points at most, at least 2; the smallest and the largest width are always among them.
+    """
+    widths = sorted(_totals(space, channels))
+    if len(widths) <= most:
+        return tuple(widths)
+    return tuple(sorted({widths[round(point * (len(widths) - 1) / (most - 1))] for point in range(most)}))
+
+
+def _totals(space: SearchSpace, channels: Channels) -> set[int]:
+    """All widths that the candidates can give; of concatenations those of equal shares, since all are too many."""
+    each = [_part_widths(space, part) for part in channels.parts]
+    if len(each) == 1:
+        return set(each[0])
+    steps = max(map(len, each))
+    return {
+        sum(widths[round(step * (len(widths) - 1) / max(1, steps - 1))] for widths in each) for step in range(steps)
+    }
+
+
+def _part_widths(space: SearchSpace, part: Channels) -> list[int]:
+    if part.source is None:
+        return [part.full * part.repeat]
+    if part.source in space.group_index:
+        return [width * part.repeat for width in space.groups[space.group_index[part.source]].candidates]
+    stage = space.stages[space.stage_index[part.source]]
+    ends = {width * part.repeat for end in stage.outputs for width in _totals(space, end)}
+    return sorted(ends)
+
+
+def spread_architectures(space: SearchSpace, count: int, seed: int) -> list[Architecture]:
+    """Architectures from the smallest to the full one, evenly: near the k-th of them sizes vary around k's share.
+
+    Args:
+        space: The space.
+        count: How many, at least 2.
+        seed: Decides how the sizes vary.
+    """
+    drawing = random.Random(seed)
+
+    def drawn(candidates: Sequence[int], share: float) -> int:
+        return candidates[sum(drawing.random() < share for _ in range(len(candidates) - 1))]
+
+    return [
+        Architecture(
+            widths={group.name: drawn(group.candidates, share) for group in space.groups},
+            depths={stage.name: drawn(stage.candidates, share) for stage in space.stages},
+        )
+        for share in np.linspace(0, 1, count)
+    ]
