@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from typing import Any
+
 from torch import nn
 
 from transprune.errors import ModelError, expected_one_of
 from transprune.models.resnet import resnet
 from transprune.models.resnet_shape import IMAGENET_BLOCKS, Halving
-from transprune.models.user_models import build_user_model
+from transprune.runtime import UserFunction
 
 RESNET_DEPTHS = (20, 32, 44, 56, 110, 164, *IMAGENET_BLOCKS)
 STRIDED = "-strided"
@@ -38,7 +42,7 @@ def build_model(name: str, *, classes: int, image_channels: int) -> nn.Module:
     if library == "timm" and separator:
         return _from_timm(rest, classes, image_channels)
     if is_user_model(name):
-        return build_user_model(name, classes=classes, image_channels=image_channels)
+        return _from_user(name, classes=classes, image_channels=image_channels)
     if name not in NAMES:
         raise ModelError(f"cannot build the model {name!r}: {_expected(name)}")
     halved_by: Halving = "stride" if name.endswith(STRIDED) else "pool"
@@ -91,3 +95,36 @@ def _from_timm(name: str, classes: int, image_channels: int) -> nn.Module:
             f"{type(error).__name__}: {error}; build it by a function of your own (FILE.py:FUNCTION)"
         ) from error
     return model
+
+
+def _from_user(name: str, *, classes: int, image_channels: int) -> nn.Module:
+    """What a function of the user's builds, which gets those of our figures that it has a parameter for."""
+    wanted = UserFunction(
+        name=name, purpose="build the model", error=ModelError, fits=_can_build, near=("torchvision", "timm")
+    )
+    with wanted.imported() as builder, wanted.reported("calling it"):
+        model = builder(**_arguments(builder, classes, image_channels))
+    if not isinstance(model, nn.Module):
+        raise wanted.failed(f"it returned {type(model).__name__}; expected a torch.nn.Module")
+    types = {str(each.dtype) for each in model.parameters() if each.is_floating_point()} - {"torch.float32"}
+    if types:
+        raise wanted.failed(
+            f"it returned weights of the type {' and '.join(sorted(types))}; expected torch.float32 (`model.float()`), "
+            "in which a network learns (lower precision is an option, such as --search.precision bfloat16)"
+        )
+    return model
+
+
+def _can_build(value: Any) -> bool:
+    return callable(value) and not isinstance(value, nn.Module)
+
+
+def _arguments(builder: Callable[..., Any], classes: int, image_channels: int) -> dict[str, int]:
+    """The figures that the function has a parameter for, under its name for them."""
+    try:
+        parameters = inspect.signature(builder).parameters
+    except ValueError:  # some callables that are written in C have no signature
+        return {}
+    figures = {"classes": classes, "num_classes": classes, "image_channels": image_channels, "in_chans": image_channels}
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {key: value for key, value in figures.items() if key in parameters and parameters[key].kind in by_name}

@@ -14,7 +14,7 @@ from transprune.architecture import Architecture
 from transprune.errors import OptionError, SpaceError
 from transprune.kernels.lean_gradients import add_padded, first_entries, weighted_sum
 from transprune.kernels.memory_format import use_channels_last
-from transprune.kernels.norms import normalise_and_mix_joint
+from transprune.kernels.norm_modes import normalise_and_mix_joint
 from transprune.options import ALIGNMENTS, Alignment
 from transprune.reading.execution import Arguments, Function, Program, Step, Surroundings
 from transprune.reading.layouts import FreeSumEnd, Group, Layout, Sizes, StageEnd

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from transprune.errors import DivergenceError, OptionError
 from transprune.kernels.memory_format import use_channels_last_if_suited
-from transprune.kernels.norms import average_norms
+from transprune.kernels.norm_modes import average_norms
 from transprune.options import DistillationOptions, TrainingOptions
 from transprune.reading.wrappers import unwrapped
 from transprune.runtime import seeded

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from transprune.kernels.norms import fast_norms, joint_norms
+from transprune.kernels.norm_modes import fast_norms, joint_norms
 from transprune.options import Precision, StepOptions
 from transprune.runtime import processes
 from transprune.runtime.structures import cut
