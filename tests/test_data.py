@@ -21,14 +21,15 @@ from transprune.data import (
     FileSplit,
     ImageData,
     MemorySplit,
-    encoded,
+    encoded_images,
     load_data,
     make_loader,
     preprocessing,
     said_of_left_out,
     split_halves,
 )
-from transprune.data.decoding import FolderFiles, decode, standard_view
+from transprune.data.encoded_images import decode, standard_view
+from transprune.data.imagefolder import FolderFiles
 from transprune.data.pixels import fit_images, mean_and_std, moments, sample_places
 from transprune.errors import DataError, OptionError
 
@@ -254,7 +255,7 @@ class TestImageFolder:
     def test_large_sets_of_small_images_are_decoded_on_demand(self, tmp_path, monkeypatch):
         folder = write_folder(tmp_path)
         held = load_data(f"imagefolder:{folder}")
-        monkeypatch.setattr(encoded, "MEMORY_LIMIT", 100)
+        monkeypatch.setattr(encoded_images, "MEMORY_LIMIT", 100)
         data = load_data(f"imagefolder:{folder}")
         assert isinstance(data.train, FileSplit)
         assert (data.image_size, data.mean, data.std) == (held.image_size, held.mean, held.std)

@@ -12,7 +12,6 @@ from transprune.data.image_batches import Loader, make_loader
 from transprune.data.own_loaders import LoaderData, SearchLoaders, divide_loader, length_of, like, no_batches
 from transprune.data.sources import load_data
 from transprune.data.splits import FileSplit, ImageData, MemorySplit, Split, halves_of, split_halves
-from transprune.data.worker_signals import start_loading
 
 __all__ = [
     "Augmentation",
@@ -33,5 +32,4 @@ __all__ = [
     "preprocessing",
     "said_of_left_out",
     "split_halves",
-    "start_loading",
 ]

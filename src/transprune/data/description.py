@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transprune.data.decoding import is_shown_whole
+from transprune.data.encoded_images import is_shown_whole
 from transprune.data.splits import FileSplit, ImageData
 
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
-from transprune.data.augmentation import Augmentation
-from transprune.data.decoding import FolderFiles
-from transprune.data.encoded import encoded_data
-from transprune.data.splits import FileSplit, ImageData
+from transprune.data.splits import EncodedData, FileSplit
 from transprune.errors import DataError
 
 TEST_FOLDERS = ("val", "validation", "test")
@@ -21,22 +19,30 @@ TEST_FOLDERS = ("val", "validation", "test")
 LAYOUT = "expected DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg (or DIR/test), one folder for each class"
 
 
-def load_imagefolder(
-    folder: Path,
-    *,
-    image_size: tuple[int, int, int] | None = None,
-    augmentation: Augmentation | None = None,
-) -> ImageData:
-    """Loads folders of images.
+@dataclass(frozen=True)
+class FolderFiles:
+    """Image files in folders."""
 
-    Args:
-        folder: holds `train/` and `val/` (or `test/`).
-        image_size: channels, rows and columns; by default the images' own if they are all small and alike, else
-            3 x 224 x 224.
-        augmentation: random changes of the training images, if not the standard ones.
+    paths: tuple[Path, ...]
+    """One file for each row."""
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, row: int) -> str:
+        """The path of the file."""
+        return str(self.paths[row])
+
+    def open(self, row: int) -> BinaryIO:
+        """The file, opened for reading."""
+        return self.paths[row].open("rb")
+
+
+def read_imagefolder(folder: Path) -> EncodedData:
+    """Lists folders of images: `train/`, and `val/` (or `test/`).
 
     Raises:
-        DataError: if a folder is missing, the classes differ or have no images, or an image cannot be read.
+        DataError: A folder is missing, or the classes differ or have no images.
     """
     train_folder = folder / "train"
     test_folder = next((folder / name for name in TEST_FOLDERS if (folder / name).is_dir()), None)
@@ -46,15 +52,13 @@ def load_imagefolder(
         raise DataError(f"cannot load imagefolder:{folder}: it has no folder 'val' or 'test'; {LAYOUT}")
     classes = _classes(train_folder)
     _check_same(train_folder, classes, test_folder, _classes(test_folder))
-    data = encoded_data(
-        folder.resolve().name,
+    return EncodedData(
+        name=folder.resolve().name,
         train=_listed(train_folder, classes),
         test=_listed(test_folder, classes),
         classes=classes,
-        image_size=image_size,
-        augmentation=augmentation,
+        left_out=_left_out(train_folder, test_folder),
     )
-    return replace(data, left_out=_left_out(train_folder, test_folder))
 
 
 def _classes(folder: Path) -> tuple[str, ...]:

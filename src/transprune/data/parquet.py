@@ -8,38 +8,75 @@ the classes are called by their numbers. The encoded images are held in memory.
 
 from __future__ import annotations
 
+import io
+import json
 import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
+from torch import Tensor
 
-from transprune.data.augmentation import Augmentation
-from transprune.data.encoded import encoded_data
-from transprune.data.image_tables import LabelledTable, read_tables
-from transprune.data.splits import FileSplit, ImageData, first_bad_label
+from transprune.data.splits import EncodedData, FileSplit, first_bad_label
 from transprune.errors import DataError
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+LABEL_NAMES = ("label", "labels")
 TEST_PREFIXES = ("val", "test")
 """How the files of the test split begin, in this order: the `test` of public data sets often has no labels."""
 
 
-def load_parquet(
-    folder: Path,
-    *,
-    image_size: tuple[int, int, int] | None = None,
-    augmentation: Augmentation | None = None,
-) -> ImageData:
-    """Loads tables of images.
+@dataclass(frozen=True)
+class TableFiles:
+    """Encoded images in the rows of tables, held in memory."""
 
-    Args:
-        folder: holds the parquet files, or a folder `data` that does.
-        image_size: channels, rows and columns; by default the images' own if they are all small and alike, else
-            3 x 224 x 224.
-        augmentation: random changes of the training images, if not the standard ones.
+    images: pa.ChunkedArray
+    """Encoded images, binary [rows], one table after the other."""
+
+    paths: tuple[Path, ...]
+    """Where the tables come from."""
+
+    starts: tuple[int, ...]
+    """Row at which each table begins."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def name(self, row: int) -> str:
+        """The row in its file, from 0 on."""
+        table = bisect_right(self.starts, row) - 1
+        return f"in row {row - self.starts[table]} of {self.paths[table]}"
+
+    def open(self, row: int) -> BinaryIO:
+        """The bytes of the image, as a file."""
+        return io.BytesIO(self.images[row].as_py())
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledTable:
+    """What the parquet files of one split hold."""
+
+    files: TableFiles
+    """Encoded images."""
+
+    labels: Tensor
+    """Class numbers as found, int64 [rows]."""
+
+    names: tuple[str, ...] | None
+    """Names of the classes, if the files tell."""
+
+
+def read_parquet(folder: Path) -> EncodedData:
+    """Reads tables of images, from the folder or its folder `data`.
 
     Raises:
-        DataError: if files are missing or malformed, a label is missing or out of range, a class has no images, or an
-            image cannot be read.
+        DataError: Files are missing or malformed, a label is missing or out of range, or a class has no images.
     """
     train_paths = _found(folder, "train")
     test_paths = next((paths for prefix in TEST_PREFIXES if (paths := _found(folder, prefix))), [])
@@ -51,13 +88,8 @@ def load_parquet(
             )
     train, test = read_tables(train_paths), read_tables(test_paths)
     classes = _classes(folder, train, test)
-    return encoded_data(
-        folder.resolve().name,
-        train=_split(train, classes),
-        test=_split(test, classes),
-        classes=classes,
-        image_size=image_size,
-        augmentation=augmentation,
+    return EncodedData(
+        name=folder.resolve().name, train=_split(train, classes), test=_split(test, classes), classes=classes
     )
 
 
@@ -108,3 +140,87 @@ def _split(table: LabelledTable, classes: tuple[str, ...]) -> FileSplit:
             f"expected 0 to {len(classes) - 1} for {len(classes)} classes"
         )
     return FileSplit(table.files, torch.arange(len(table.files)), table.labels)
+
+
+def read_tables(paths: Sequence[Path]) -> LabelledTable:
+    """Reads the parquet files of one split.
+
+    Args:
+        paths: at least one file; the rows follow each other in this order.
+
+    Raises:
+        DataError: if a file cannot be read, lacks a column of images or of labels, or has a row without one.
+    """
+    import pyarrow as pa
+
+    tables = [_read_table(path) for path in paths]
+    images = pa.chunked_array([chunk for table in tables for chunk in table.images.chunks], pa.large_binary())
+    lengths = [len(table.images) for table in tables]
+    files = TableFiles(images, tuple(paths), tuple(accumulate(lengths[:-1], initial=0)))
+    if not len(files):
+        raise DataError(f"cannot load {', '.join(path.name for path in paths)}: no rows in {paths[0].parent}")
+    return LabelledTable(files, torch.cat([table.labels for table in tables]), tables[0].names)
+
+
+@dataclass(frozen=True)
+class _Table:
+    images: pa.ChunkedArray
+    labels: Tensor
+    names: tuple[str, ...] | None
+
+
+def _read_table(path: Path) -> _Table:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            image_column, label_column = _image_column(path, schema), _label_column(path, schema)
+            table = file.read(columns=[image_column, label_column])
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"cannot read {path}: {error}; expected a complete parquet file") from error
+    images = pc.struct_field(table[image_column], "bytes").cast(pa.large_binary())
+    for what, column in (("image bytes", images), ("label", table[label_column])):
+        if column.null_count:
+            row = pc.index(pc.is_null(column), True).as_py()
+            raise DataError(f"cannot load row {row} of {path}: it has no {what}; complete or remove the row")
+    labels = torch.from_numpy(table[label_column].cast(pa.int64()).to_numpy().copy())
+    return _Table(images, labels, _class_names(schema, label_column))
+
+
+def _image_column(path: Path, schema: pa.Schema) -> str:
+    import pyarrow as pa
+
+    found = [
+        field.name for field in schema if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
+    ]
+    return _only(path, schema, found, "one struct column {bytes, path} of images")
+
+
+def _label_column(path: Path, schema: pa.Schema) -> str:
+    import pyarrow as pa
+
+    found = [field.name for field in schema if pa.types.is_integer(field.type)]
+    usual = [name for name in found if name in LABEL_NAMES]
+    return _only(path, schema, usual or found, "one integer column of labels, called 'label' if there are more")
+
+
+def _only(path: Path, schema: pa.Schema, found: list[str], expected: str) -> str:
+    if len(found) != 1:
+        columns = ", ".join(f"{field.name}: {field.type}" for field in schema)
+        raise DataError(f"cannot load {path}: expected {expected}; it has the columns {columns}")
+    return found[0]
+
+
+def _class_names(schema: pa.Schema, label_column: str) -> tuple[str, ...] | None:
+    """The names in the metadata that Hugging Face writes, if they are there and well-formed."""
+    value: Any
+    try:
+        value = json.loads((schema.metadata or {}).get(b"huggingface", b"null"))
+    except ValueError:
+        return None
+    for key in ("info", "features", label_column, "names"):
+        value = value.get(key) if isinstance(value, dict) else None
+    return tuple(map(str, value)) if isinstance(value, list) and value else None

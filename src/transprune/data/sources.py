@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from transprune.data.augmentation import Augmentation, named_augmentation, standard_augmentation
-from transprune.data.imagefolder import load_imagefolder
-from transprune.data.parquet import load_parquet
+from transprune.data.encoded_images import image_data
+from transprune.data.imagefolder import read_imagefolder
+from transprune.data.parquet import read_parquet
 from transprune.data.pixels import fit_images, mean_and_std, moments, sample_places
 from transprune.data.splits import ImageData, MemorySplit, split_halves
 from transprune.errors import DataError
@@ -76,8 +77,8 @@ def _load_folder(spec: str, image_size: tuple[int, int, int] | None, augmentatio
     folder = expanded(place)
     if not os.path.isdir(folder):
         raise DataError(f"cannot load {spec!r}: there is no folder {folder} (looked from {Path.cwd()})")
-    load = load_imagefolder if kind == "imagefolder" else load_parquet
-    return load(folder, image_size=image_size, augmentation=augmentation)
+    read = read_imagefolder if kind == "imagefolder" else read_parquet
+    return image_data(read(folder), image_size=image_size, augmentation=augmentation)
 
 
 def load_digits(

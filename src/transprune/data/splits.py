@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, Self, TypeVar
+from typing import BinaryIO, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from transprune.data.augmentation import Augmentation
-from transprune.data.decoding import ImageFiles
 from transprune.errors import DataError, OptionError
 
 
@@ -58,6 +57,19 @@ class MemorySplit:
         return type(self)(self.images[places], self.labels[places])
 
 
+class ImageFiles(Protocol):
+    """Encoded images by row number, each with a name for messages."""
+
+    def __len__(self) -> int:
+        """How many images there are."""
+
+    def name(self, row: int) -> str:
+        """What to call the image of a row in a message."""
+
+    def open(self, row: int) -> BinaryIO:
+        """The encoded image of a row, opened for reading."""
+
+
 @dataclass(frozen=True, eq=False)
 class FileSplit:
     """Images kept as encoded files and decoded when they are needed."""
@@ -81,6 +93,18 @@ class FileSplit:
         """The images at these places, in this order."""
         places = torch.as_tensor(indices, dtype=torch.int64)
         return type(self)(self.files, self.rows[places], self.labels[places])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EncodedData:
+    """What a folder holds for classification, before any image is decoded."""
+
+    name: str
+    train: FileSplit
+    test: FileSplit
+    classes: tuple[str, ...]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """As `ImageData.left_out`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,14 +1,18 @@
-"""Requests to stop: SIGINT (Ctrl-C), SIGTERM (what schedulers send)."""
+"""Requests to stop: SIGINT (Ctrl-C), SIGTERM (what schedulers send), and who hears them."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -74,6 +78,23 @@ def raising_on_sigterm() -> Iterator[None]:
         yield
     finally:
         _install(before)
+
+
+def start_loading(loader: Iterable[Item]) -> Iterator[Item]:
+    """The iterator of a loader; the processes that load for it never hear Ctrl-C.
+
+    A terminal sends Ctrl-C to all processes: the first decides. In this process it waits until they are started.
+    """
+    if not getattr(loader, "num_workers", 0) or not hasattr(signal, "pthread_sigmask"):
+        return iter(loader)
+    context = getattr(loader, "multiprocessing_context", None) or multiprocessing
+    if context.get_start_method() != "fork":
+        resource_tracker.ensure_running()  # else the loader starts it, which unblocks the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _install(handlers: Mapping[signal.Signals, Callable[..., Any] | int | None]) -> dict[signal.Signals, Any]:

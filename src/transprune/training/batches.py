@@ -23,10 +23,10 @@ from transprune.data import (
     make_loader,
     no_batches,
     split_halves,
-    start_loading,
 )
 from transprune.errors import DataError, ResourceError, TranspruneError
 from transprune.runtime import processes, random_states, set_random_states
+from transprune.runtime.interruption import start_loading
 from transprune.runtime.structures import on_device, outline, tensors_in
 from transprune.training.tasks import Task
 

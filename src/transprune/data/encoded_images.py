@@ -1,0 +1,200 @@
+"""From encoded images (JPEG, PNG, ...) to uint8 tensors [channels, rows, columns], and to a data set of them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from transprune.data.augmentation import SMALL_SIDE, Augmentation, standard_augmentation
+from transprune.data.pixels import mean_and_std, moments, sample_places
+from transprune.data.splits import EncodedData, FileSplit, ImageData, ImageFiles, MemorySplit, Split
+from transprune.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MEMORY_LIMIT = 2 * 2**30
+"""Bytes of decoded images that are held in memory; larger data sets are decoded when needed."""
+
+LARGE_SIZE = (3, 224, 224)
+"""Channels, rows and columns of images that are large or differ in size, unless asked otherwise."""
+
+_log = logging.getLogger("transprune.data")
+
+Box = tuple[float, float, float, float]
+"""left, top, right, bottom, in pixels."""
+
+View = Callable[[int, int], Box]
+"""Which box of an image with so many rows and columns is shown."""
+
+
+def standard_view(image_size: tuple[int, int, int]) -> View:
+    """The box in which an image is shown when nothing is random.
+
+    Images for a small size are shown whole. For a larger size it is the box that Resize(256) and CenterCrop(224) leave
+    (and its like for other sizes), cut and resized in one step.
+
+    Args:
+        image_size: channels, rows and columns after resizing.
+    """
+    _, height, width = image_size
+
+    def whole(rows: int, columns: int) -> Box:
+        return (0.0, 0.0, float(columns), float(rows))
+
+    def central(rows: int, columns: int) -> Box:
+        scale = min(rows / height, columns / width) * 224 / 256
+        left, top = (columns - scale * width) / 2, (rows - scale * height) / 2
+        return (left, top, left + scale * width, top + scale * height)
+
+    return whole if is_shown_whole(image_size) else central
+
+
+def is_shown_whole(image_size: tuple[int, int, int]) -> bool:
+    """Whether images for a size are resized as a whole; else a central box of them is."""
+    return max(image_size[1:]) <= SMALL_SIDE
+
+
+def decode(files: ImageFiles, row: int, image_size: tuple[int, int, int], view: View) -> Tensor:
+    """One image, in colour or grey as asked, its view resized bilinearly to the size asked.
+
+    Args:
+        files: encoded images.
+        row: which of them.
+        image_size: channels (1 or 3), rows and columns of the result.
+        view: which box of the image to show.
+
+    Returns:
+        uint8 [channels, rows, columns].
+
+    Raises:
+        DataError: if the image cannot be read in full; the message names it.
+    """
+    from PIL import Image
+
+    channels, height, width = image_size
+    with _opened(files, row) as image:
+        plain = _with_channels(image, channels)
+        box = view(plain.height, plain.width)
+        pixels = np.array(plain.resize((width, height), Image.Resampling.BILINEAR, box=box))
+    return torch.from_numpy(pixels).view(height, width, channels).permute(2, 0, 1)
+
+
+def encoded_size(files: ImageFiles, row: int) -> tuple[int, int]:
+    """Rows and columns of an image, from its header.
+
+    Raises:
+        DataError: if it is no image; the message names it.
+    """
+    with _opened(files, row) as image:
+        return image.height, image.width
+
+
+@contextmanager
+def _opened(files: ImageFiles, row: int) -> Iterator[Image.Image]:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with files.open(row) as file, Image.open(file) as image:
+            yield image
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # the decoders raise OSError, ValueError, SyntaxError, struct.error and more
+        reason = "it is not an image" if isinstance(error, UnidentifiedImageError) else error
+        raise DataError(
+            f"cannot read the image {files.name(row)}: {reason}; expected a complete image file "
+            "(JPEG, PNG, BMP, WebP, ...): replace it or take it out of the data set"
+        ) from error
+
+
+def _with_channels(image: Image.Image, channels: int) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        # Pillow would cut these values off at 255 and make nearly everything white.
+        raise ValueError(f"its pixels are of mode {image.mode!r}, not 8 bits a channel")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")  # a palette with transparency cannot become RGB directly
+    return image.convert("RGB" if channels == 3 else "L")
+
+
+def image_data(
+    found: EncodedData, *, image_size: tuple[int, int, int] | None, augmentation: Augmentation | None
+) -> ImageData:
+    """The data set of encoded images.
+
+    Small images of one size keep it; others become 224 x 224. Small images are decoded once and held in memory if they
+    fit. The header of every image is read, and of each split that stays in files up to 5000 images are decoded once, so
+    that a broken image shows before the training.
+
+    Args:
+        found: The images, as a folder or a table holds them.
+        image_size: Channels, rows and columns, if not to be found from the images.
+        augmentation: Random changes of the training images, if not the standard ones.
+
+    Raises:
+        DataError: An image cannot be read; the message names it.
+    """
+    train, test = found.train, found.test
+    common = _common_size(train, test)
+    image_size = image_size or (LARGE_SIZE if common is None else (3, *common))
+    size_in_memory = (len(train) + len(test)) * image_size[0] * image_size[1] * image_size[2]
+    is_held = max(image_size[1:]) <= SMALL_SIDE and size_in_memory <= MEMORY_LIMIT
+    _log.info(
+        "%s: %d training and %d test images of %s, %s",
+        found.name,
+        len(train),
+        len(test),
+        " x ".join(map(str, image_size)),
+        "held in memory" if is_held else "decoded when needed",
+    )
+    shown_train, train_moments = _prepared(train, image_size, is_held)
+    shown_test, _ = _prepared(test, image_size, is_held)
+    mean, std = mean_and_std([train_moments])
+    return ImageData(
+        name=found.name,
+        train=shown_train,
+        test=shown_test,
+        classes=found.classes,
+        image_size=image_size,
+        mean=mean,
+        std=std,
+        augmentation=augmentation or standard_augmentation(image_size),
+        left_out=found.left_out,
+    )
+
+
+def _common_size(*splits: FileSplit) -> tuple[int, int] | None:
+    """Rows and columns, if all images agree on them and are small."""
+    sizes = {encoded_size(split.files, row) for split in splits for row in split.rows.tolist()}
+    return sizes.pop() if len(sizes) == 1 and max(max(sizes)) <= SMALL_SIDE else None
+
+
+def _prepared(split: FileSplit, image_size: tuple[int, int, int], is_held: bool) -> tuple[Split, Tensor]:
+    """The split, in memory if it is to be held there, and the moments of up to 5000 of its images."""
+    if is_held:
+        held = MemorySplit(_decoded(split, image_size), split.labels)
+        return held, moments(held.images[sample_places(len(held))])
+    view = standard_view(image_size)
+
+    def one(row: int) -> Tensor:
+        return moments(decode(split.files, row, image_size, view)[None])
+
+    rows = split.rows[sample_places(len(split))].tolist()
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        return split, torch.stack(list(threads.map(one, rows))).mean(0)
+
+
+def _decoded(split: FileSplit, image_size: tuple[int, int, int]) -> Tensor:
+    # One after the other: for images this small, threads would only wait for the interpreter's lock.
+    images = torch.empty(len(split), *image_size, dtype=torch.uint8)
+    view = standard_view(image_size)
+    for place, row in enumerate(split.rows.tolist()):
+        images[place] = decode(split.files, row, image_size, view)
+    return images
