@@ -22,8 +22,8 @@ import torch
 import transprune
 from transprune.models.resnet_shape import ResNetShape
 from transprune.space import depth_candidates, even_depth_candidates
-from transprune.tas.paper_cost import paper_expected_macs
-from transprune.tas.selection import ArchitectureParameters
+from transprune.tas.expected_cost import paper_expected_macs
+from transprune.tas.sampling import ArchitectureParameters
 
 INPUT_SIZES = {"cifar": (1, 3, 32, 32), "imagenet": (1, 3, 224, 224)}
 

@@ -49,7 +49,7 @@ from transprune.runtime.environment import environment
 from transprune.tas.derivation import derive
 from transprune.tas.expected_cost import ExpectedCost
 from transprune.tas.penalty import budget_penalty
-from transprune.tas.selection import ArchitectureParameters
+from transprune.tas.sampling import ArchitectureParameters
 from transprune.tas.supernet import Supernet
 from transprune.training.batches import Batch
 from transprune.training.tasks import classification

@@ -32,7 +32,7 @@ from transprune.shrinking.adapters import register_adapter
 from transprune.shrinking.shrink import kept_entries, shrink
 from transprune.shrinking.traced_network import TracedNetwork
 from transprune.space import SearchSpace
-from transprune.tas.selection import ArchitectureParameters, Selection
+from transprune.tas.sampling import ArchitectureParameters, Selection
 from transprune.tas.supernet import Supernet
 
 pytestmark = pytest.mark.usefixtures("read_once")

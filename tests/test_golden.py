@@ -21,8 +21,8 @@ from transprune.models.resnet_shape import ResNetShape
 from transprune.reading.inspection import inspect
 from transprune.shrinking.shrink import shrink
 from transprune.space import SearchSpace, depth_candidates, even_depth_candidates
-from transprune.tas.paper_cost import paper_expected_macs
-from transprune.tas.selection import ArchitectureParameters
+from transprune.tas.expected_cost import paper_expected_macs
+from transprune.tas.sampling import ArchitectureParameters
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "golden_architectures.json").read_text())
 BATCH = 2

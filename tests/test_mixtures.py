@@ -8,7 +8,7 @@ from torch import Tensor
 
 import oracles
 from transprune.options import ALIGNMENTS
-from transprune.tas.mixtures import Mixture, mixed
+from transprune.tas.mixing import Mixture, mixed
 
 
 def features(channels, *shape, seed=0):

@@ -11,9 +11,9 @@ from transprune.models.resnet import ResNet, resnet
 from transprune.models.resnet_shape import ResNetShape
 from transprune.reading.inspection import inspect
 from transprune.space import even_depth_candidates
-from transprune.tas.paper_cost import paper_expected_macs
+from transprune.tas.expected_cost import paper_expected_macs
 from transprune.tas.probabilities import Probabilities, candidate_masks
-from transprune.tas.selection import ArchitectureParameters
+from transprune.tas.sampling import ArchitectureParameters
 
 SMALL, LARGE = torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 224, 224)
 

@@ -36,7 +36,7 @@ from transprune.reading.inspection import inspect
 from transprune.reading.reading import read
 from transprune.shrinking.shrink import kept_entries, shrink
 from transprune.shrinking.sort import sort_channels
-from transprune.tas.selection import Selection
+from transprune.tas.sampling import Selection
 from transprune.tas.supernet import Supernet
 
 PARTS: dict[str, tuple[Callable[[int], nn.Module], Callable[[int], int]]] = {

@@ -23,8 +23,7 @@ from transprune.tas.derivation import derive
 from transprune.tas.expected_cost import ExpectedCost
 from transprune.tas.penalty import budget_penalty
 from transprune.tas.probabilities import Probabilities, candidate_masks
-from transprune.tas.sampling import draw_candidates, masked_log_softmax
-from transprune.tas.selection import ArchitectureParameters
+from transprune.tas.sampling import ArchitectureParameters, draw_candidates, masked_log_softmax
 
 IMAGES = torch.zeros(2, 3, 8, 8)
 RESNET14 = inspect(resnet(14), IMAGES)

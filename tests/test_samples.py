@@ -14,7 +14,7 @@ from transprune.reading.inspection import inspect
 from transprune.shrinking import shrink as shrink_module
 from transprune.shrinking.shrink import shrink
 from transprune.shrinking.traced_network import TracedNetwork
-from transprune.tas.selection import Selection
+from transprune.tas.sampling import Selection
 from transprune.tas.supernet import Supernet
 
 

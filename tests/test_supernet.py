@@ -24,7 +24,7 @@ from transprune.shrinking.shrink import shrink
 from transprune.space import SearchSpace
 from transprune.tas import reference
 from transprune.tas.mixing import mix_along, mixing
-from transprune.tas.selection import ArchitectureParameters, Choice, Selection
+from transprune.tas.sampling import ArchitectureParameters, Choice, Selection
 from transprune.tas.supernet import Supernet, padded_sum
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))

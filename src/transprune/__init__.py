@@ -65,8 +65,8 @@ if TYPE_CHECKING:
     from transprune.tas.probabilities import Probabilities as Probabilities
     from transprune.tas.search import SearchResult as SearchResult
     from transprune.tas.search import search as search
-    from transprune.tas.selection import ArchitectureParameters as ArchitectureParameters
-    from transprune.tas.selection import Selection as Selection
+    from transprune.tas.sampling import ArchitectureParameters as ArchitectureParameters
+    from transprune.tas.sampling import Selection as Selection
     from transprune.tas.supernet import Supernet as Supernet
     from transprune.training.evaluation import Evaluation as Evaluation
     from transprune.training.evaluation import evaluate as evaluate

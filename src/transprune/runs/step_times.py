@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from transprune.tas.bilevel import Bilevel
-from transprune.tas.selection import Selection
+from transprune.tas.sampling import Selection
 from transprune.training.batches import Batch, Feed
 from transprune.training.evaluation import evaluate_batches, evaluation_mode
 from transprune.training.loop import Loop

@@ -1,1 +1,20 @@
-"""The paper: transformable architecture search (Dong & Yang, 2019, arXiv:1905.09717)."""
+"""The paper: transformable architecture search (Dong & Yang, NeurIPS 2019, arXiv:1905.09717).
+
+Open `reference.py` first: the whole algorithm for a small ResNet, slow and obvious, in 200 lines of plain torch. The
+other modules do the same for any network. What a function of the reference does is done fast by
+
+    reference              fast
+    draw                   sampling.ArchitectureParameters.sample, sampling.draw_candidates
+    interpolate, pad       alignment.align_channels
+    SlowSupernet           supernet.Supernet
+    SlowSupernet.mix       mixing.mixed (widths), supernet._Mixing.stage_end (depths)
+    expected_macs          expected_cost.ExpectedCost
+    penalty                penalty.budget_penalty
+    search                 bilevel.Bilevel.step_weights, .step_architecture
+    derive                 probabilities.Probabilities.most_probable; within a budget derivation.derive
+
+`tests/test_reference.py` and `tests/test_supernet.py` hold the one against the other. The rest is what the paper does
+not need: `search.search` is the whole search as one call; `derivation` finds the most probable architecture within
+budgets by `integer_program`, and by `local_search` where the time runs out; `baselines` has architectures that nothing
+has learned, to compare with.
+"""

@@ -1,4 +1,4 @@
-"""Bringing feature maps of different widths to one width, so that they can be mixed."""
+"""Bringing feature maps to one width, so that they can be mixed: channel-wise interpolation, or zeros."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _interpolation_matrix(source: int, target: int) -> np.ndarray:
 
 
 def interpolation_entries(source: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The entries of `interpolation_matrix` that are not zero: their rows, their columns and their values."""
+    """The nonzero entries of `interpolation_matrix`: rows, columns and values."""
     matrix = _interpolation_matrix(source, target)
     rows, columns = matrix.nonzero()
     return rows, columns, matrix[rows, columns]
@@ -33,8 +33,8 @@ def interpolation_entries(source: int, target: int) -> tuple[np.ndarray, np.ndar
 def interpolation_matrix(source: int, target: int, *, like: Tensor) -> Tensor:
     """Channel-wise interpolation as a matrix [target, source], in the type and on the device of `like`.
 
-    Output channel j is the mean of the input channels from ⌊j·source/target⌋ to ⌈(j+1)·source/target⌉ − 1, which is
-    adaptive average pooling along the channels.
+    Output channel j is the mean of the input channels from ⌊j·source/target⌋ to ⌈(j+1)·source/target⌉ − 1: adaptive
+    average pooling along the channels.
 
     Source: Dong & Yang, 2019, arXiv:1905.09717, section 3.1 (CWI).
 
@@ -53,8 +53,8 @@ def align_channels(features: Tensor, width: int, alignment: Alignment) -> Tensor
     Args:
         features: At most `width` channels.
         width: Channels of the result.
-        alignment: `interpolate` stretches the channels over the new width; `pad` keeps channel i as channel i and
-            appends zeros.
+        alignment: `interpolate` stretches the channels over the new width; `pad` keeps every channel where it is
+            and appends zeros.
     """
     channels = features.shape[1]
     if channels == width:

@@ -1,4 +1,4 @@
-"""Architectures that nothing has learned: what a search is compared with, at the same cost."""
+"""Architectures that nothing has learned, of the same cost: what a search has to beat."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from transprune.tas.sampling import masked_log_softmax, perturb
 
 
 def uniform_architecture(space: SearchSpace, limits: Sequence[Limit]) -> Architecture:
-    """Every width at the same share of its full width, every block kept: the largest share within all limits.
+    """All blocks, and every width scaled by the same factor: the largest that stays within all limits.
 
-    The widths are rounded to the nearest whole number, halves up, and need not be candidates: rounded down, those of
-    stages of doubling widths would all change at the same shares, and much of a budget be left unused.
+    Widths are rounded to the nearest whole number, halves up, and need not be candidates. Rounded down, widths that
+    double from stage to stage would all change at the same factors, and leave much of a budget unused.
 
     Args:
         space: The search space.
         limits: The most that the architecture may cost of each kind.
 
     Raises:
-        BudgetError: Every share costs more.
+        BudgetError: Even the smallest factor costs more.
     """
     steps = {Fraction(2 * width - 1, 2 * group.width) for group in space.groups for width in range(1, group.width + 1)}
     shares = [Fraction(0), *sorted(steps)]
@@ -53,7 +53,7 @@ def uniform_architecture(space: SearchSpace, limits: Sequence[Limit]) -> Archite
 
 
 def _least(space: SearchSpace, cost: Cost, shares: Sequence[Fraction]) -> int:
-    """What the cheapest of these shares costs; they ascend."""
+    """The cost at the cheapest of these shares, which ascend."""
     return min(space.cost(cost, _scaled(space, share)) for share in (shares[:1] if cost.is_monotone else shares))
 
 
@@ -67,10 +67,10 @@ def _scaled(space: SearchSpace, share: Fraction) -> Architecture:
 def random_architecture(
     space: SearchSpace, limits: Sequence[Limit], *, seed: int, fill: float = NEARLY_FULL
 ) -> Architecture:
-    """Random candidates within all limits, that use one of them nearly wherever the space permits.
+    """Random candidates within all limits that nearly use up one of them, wherever the space permits.
 
-    Every candidate gets a random score, and the architecture within the budget whose scores sum to the most is taken
-    (`derive`): where no budget binds, and `fill` is 0, this draws every candidate with the same probability.
+    Every candidate gets a random score, and `derive` takes the architecture within the limits whose scores have the
+    largest sum. Where no limit binds and `fill` is 0, all candidates are equally probable.
 
     Args:
         space: The search space.
@@ -87,7 +87,7 @@ def random_architecture(
 
 
 def _random_scores(is_candidate: Tensor, generator: torch.Generator) -> Tensor:
-    """Probabilities [choices, candidates] whose logarithms are standard Gumbel noise, up to a constant a row."""
+    """Probabilities [choices, candidates] whose logarithms are standard Gumbel noise plus a constant in each row."""
     if is_candidate.numel() == 0:
         return is_candidate.double()
     even = masked_log_softmax(torch.zeros(is_candidate.shape, dtype=torch.float64), is_candidate)

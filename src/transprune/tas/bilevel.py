@@ -26,7 +26,7 @@ from transprune.space import SearchSpace
 from transprune.tas.expected_cost import ExpectedCost
 from transprune.tas.penalty import budgets_penalty
 from transprune.tas.probabilities import Probabilities
-from transprune.tas.selection import ArchitectureParameters, Selection
+from transprune.tas.sampling import ArchitectureParameters, Selection
 from transprune.tas.supernet import Supernet
 from transprune.training.annealing import anneal
 from transprune.training.batches import Batch, Data, example_of, search_feeds

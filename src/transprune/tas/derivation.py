@@ -1,7 +1,7 @@
-"""The most probable architecture within all budgets, by an integer program (`analysis.program`) that HiGHS solves.
+"""The most probable architecture within all budgets, by an integer program (`integer_program`) that HiGHS solves.
 
 The solver proves how good its answer is. Where its time runs out, the answer comes with what it could prove, and an
-architecture made by single steps (`analysis.repair`) takes the place of a worse one or of none.
+architecture made by single steps (`local_search`) takes the place of a worse one or of none.
 """
 
 from __future__ import annotations

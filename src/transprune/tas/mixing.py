@@ -1,33 +1,136 @@
-"""Mixing the candidates in use: the map that stands for aligning every candidate to the widest and adding them.
+"""Mixing the candidates in use: each one aligned to the widest, weighted, and added, as one linear map.
 
-The candidates of a group are prefixes of one set of channels, so that mixing them is linear. Along an axis that is made
-up of several groups, each group's part is mixed by itself.
+The candidates of a group are prefixes of one set of channels, and alignment is linear (`transprune.tas.alignment`). So
+instead of mixing feature maps, as `reference.SlowSupernet.mix` does, a supernet mixes the *maps* that would be applied
+to them: small matrices, or vectors where alignment keeps every channel in place. For example, with `pad` and the widths
+2 and 4 at the weights 0.3 and 0.7, channels 0 and 1 are multiplied by 0.3 + 0.7, channels 2 and 3 by 0.7.
+
+A network needs many such maps at every step, all of them sparse: `mixed` makes all of them with the same few
+operations. Along an axis that is made up of several groups, `mixing` mixes each group's part by itself.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from transprune.options import Alignment
 from transprune.reading.layouts import Concatenation, Group, Layout, Product, Sizes
-from transprune.tas.mixtures import Mixture, mixed
-from transprune.tas.selection import Choice, Selection
+from transprune.runtime.structures import on_device
+from transprune.tas.alignment import interpolation_entries
+from transprune.tas.sampling import Choice, Selection
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """The map Σ_k weights_k · align(factors_k ⊙ first widths_k channels)."""
+
+    widths: tuple[int, ...]
+    """Width of each prefix [samples]; the widest decides the size of the result."""
+    weights: Tensor
+    """Mixing weights [samples]."""
+    alignment: Alignment
+    """What brings a narrower prefix to the widest."""
+    factors: Tensor | None = None
+    """A factor for every channel [rows, at least the widest], such as the scales of a batch norm; None: ones."""
+    rows: tuple[int, ...] | None = None
+    """Which row each prefix uses [samples]; None: the first uses the first, and so on."""
+    is_applied: bool = False
+    """Whether the map is applied to ones, as for the shifts of a batch norm: the result is a number for each channel
+    [widest]. Otherwise it is the map itself: a matrix [widest, widest] for `interpolate`, its diagonal [widest] for
+    `pad`, where channels never mix."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the result."""
+        widest = max(self.widths)
+        return (widest,) if self.is_applied or self.alignment == "pad" else (widest, widest)
+
+    @property
+    def entries(self) -> _Entries:
+        """The entries of the result that are not zero."""
+        rows = tuple(range(len(self.widths))) if self.rows is None else self.rows
+        columns = max(self.widths) if self.factors is None else self.factors.shape[1]
+        return _entries(self.widths, rows, columns, self.alignment, len(self.shape))
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """The nonzero entries of a mixture; several may fall on one place, where they add up."""
+
+    samples: np.ndarray
+    """Which prefix each entry comes from."""
+    sources: np.ndarray
+    """Index of its factor among the flattened factors."""
+    places: np.ndarray
+    """Index of its place in the flattened result."""
+    shares: np.ndarray
+    """Its value before it is multiplied by a weight and a factor."""
+
+
+@lru_cache(maxsize=4096)
+def _entries(widths: tuple[int, ...], rows: tuple[int, ...], columns: int, alignment: Alignment, rank: int) -> _Entries:
+    widest, found = max(widths), []
+    for sample, (width, row) in enumerate(zip(widths, rows, strict=True)):
+        own = np.arange(width)
+        targets, sources, shares = (
+            interpolation_entries(width, widest) if alignment == "interpolate" else (own, own, np.ones(width))
+        )
+        places = targets if rank == 1 else targets * widest + sources
+        found.append((np.full_like(sources, sample), row * columns + sources, places, shares))
+    return _Entries(*map(np.concatenate, zip(*found, strict=True)))
+
+
+def mixed(mixtures: Sequence[Mixture]) -> list[Tensor]:
+    """The results of several mixtures, made together."""
+    weights = torch.cat([each.weights for each in mixtures])
+    factors = [each.factors if each.factors is not None else _ones_for(each) for each in mixtures]
+    entries, sizes = [each.entries for each in mixtures], [prod(each.shape) for each in mixtures]
+    constants = (
+        _indices_into_all([each.samples for each in entries], [len(each.widths) for each in mixtures]),
+        _indices_into_all([each.sources for each in entries], [each.numel() for each in factors]),
+        _indices_into_all([each.places for each in entries], sizes),
+        torch.from_numpy(np.concatenate([each.shares for each in entries])).to(weights.dtype),
+    )
+    # Copies of more than 64 KiB wait for the device unless they come from pinned memory.
+    ready = (each.pin_memory() if weights.is_cuda else each for each in constants)
+    samples, sources, places, shares = (on_device(each, weights.device) for each in ready)
+    values = shares * weights.index_select(0, samples)
+    values = values * torch.cat([each.flatten() for each in factors]).index_select(0, sources)
+    sums = values.new_zeros(sum(sizes)).index_add(0, places, values)
+    return [part.view(each.shape) for part, each in zip(sums.split(sizes), mixtures, strict=True)]
+
+
+def _ones_for(mixture: Mixture) -> Tensor:
+    rows = len(mixture.widths) if mixture.rows is None else max(mixture.rows) + 1
+    return mixture.weights.new_ones(rows, max(mixture.widths))
+
+
+def _indices_into_all(indices: list[np.ndarray], sizes: list[int]) -> Tensor:
+    """Indices into arrays of the given sizes, as indices into the one array that joins them."""
+    starts = np.cumsum([0, *sizes[:-1]])
+    return torch.from_numpy(np.concatenate([each + start for each, start in zip(indices, starts, strict=True)]))
 
 
 def mixing(layout: Layout, selection: Selection, sizes: Sizes, alignment: Alignment, like: Tensor) -> Tensor:
-    """The map that mixes the candidates along an axis.
+    """The map that mixes the candidates in use along an axis.
 
     Args:
-        layout: What the axis is made up of.
+        layout: Which groups make up the axis.
         selection: The candidates in use.
         sizes: The widest of them.
-        alignment: How narrower candidates reach the widest.
-        like: Gives type and device.
+        alignment: What brings narrower candidates to the widest.
+        like: A tensor of the type and on the device that are wanted.
 
     Returns:
-        A matrix [entries, entries], or its diagonal [entries] where that is all.
+        A matrix [entries, entries], or its diagonal [entries] if all else is zero.
     """
     match layout:
         case Group(name, _) if name in selection.widths:
@@ -46,9 +149,9 @@ def mixture_of(
 
     Args:
         choice: The candidates in use.
-        alignment: How narrower candidates reach the widest.
-        factors: A factor for every channel of every candidate [candidates, width], or the same for all [width].
-        is_applied: Whether the factors themselves are mixed, rather than channels that they scale.
+        alignment: What brings narrower candidates to the widest.
+        factors: A factor for every channel, for each candidate [candidates, width] or shared by all [width].
+        is_applied: Whether the factors themselves are mixed, not channels that they scale.
     """
     rows = None
     if factors is not None:
@@ -83,7 +186,7 @@ def _multiplied(maps: list[Tensor]) -> Tensor:
 
 
 def mix_along(tensor: Tensor, matrix: Tensor, axis: int) -> Tensor:
-    """A tensor whose entries along an axis are mixed."""
+    """Applies a map, or its diagonal, along one axis of a tensor."""
     if matrix.dim() == 1:
         return tensor * matrix.view(-1, *[1] * (tensor.dim() - 1 - axis))
     if axis == 1 and tensor.dim() == 4:

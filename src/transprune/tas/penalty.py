@@ -1,4 +1,4 @@
-"""The part of the architecture loss that steers the expected cost towards the budget."""
+"""The part of the architecture's loss that steers the expected cost towards the budget."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def budget_penalty(expected: Tensor, actual: Tensor, target: float | Tensor, tol
     Above (1 + tolerance) · target it is log(expected / target), which pushes the cost down; below (1 − tolerance) ·
     target it is −log(expected / target), which pushes it up; between them it is zero, and so is its gradient.
 
-    Deviation: the expected cost is taken relative to the target. It changes the penalty by a constant and its gradient
-    not at all, and makes the figure independent of the unit.
+    Deviation: the paper has log(expected). Relative to the target the gradient is the same, and the value does not
+    depend on the unit.
 
     Args:
         expected: Expected cost under the probabilities, a scalar with gradient.
@@ -29,10 +29,9 @@ def budget_penalty(expected: Tensor, actual: Tensor, target: float | Tensor, tol
 
 
 def budgets_penalty(expected: Tensor, actual: Tensor, targets: Sequence[float], tolerance: float) -> Tensor:
-    """The sum of the penalties of several budgets, which all are upper bounds.
+    """The sum of the penalties of several budgets, all of them upper bounds. With one it is `budget_penalty`.
 
-    Costs are pushed up only where every budget has room: one that has would else pull against one that has not. With
-    one budget this is `budget_penalty`.
+    Costs are pushed up only while every budget has room. Otherwise a budget with room would work against one without.
 
     Args:
         expected: Expected cost of each kind [budgets], with gradient.

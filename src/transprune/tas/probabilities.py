@@ -14,7 +14,7 @@ from transprune.space import DepthStage, SearchSpace, WidthGroup
 
 @dataclass(frozen=True)
 class Probabilities:
-    """Probabilities of all candidates of a space; rows with fewer candidates end in zeros."""
+    """The probability of every candidate of a space; rows with fewer candidates end in zeros."""
 
     widths: Tensor
     """[groups, most candidates of a group]."""
@@ -48,7 +48,7 @@ class Probabilities:
 
 
 def candidate_masks(space: SearchSpace) -> tuple[Tensor, Tensor]:
-    """Which entries stand for a candidate: of widths [groups, candidates] and of depths [stages, candidates]."""
+    """Which entries stand for a candidate, for widths [groups, candidates] and depths [stages, candidates]."""
     return _mask(space.groups), _mask(space.stages)
 
 

@@ -26,9 +26,8 @@ from transprune.runtime.structures import on_device
 from transprune.shrinking.traced_network import TRAINABLE, cut_constant, in_mode, tensor_at
 from transprune.space import SearchSpace
 from transprune.tas.alignment import align_channels
-from transprune.tas.mixing import mix_along, mixing, mixture_of
-from transprune.tas.mixtures import Mixture, mixed
-from transprune.tas.selection import Selection
+from transprune.tas.mixing import Mixture, mix_along, mixed, mixing, mixture_of
+from transprune.tas.sampling import Selection
 
 AFFINE = ("weight", "bias")
 """Scale and shift of a norm."""
@@ -37,15 +36,17 @@ RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class Supernet(nn.Module):
-    """A copy of a model that runs at any candidate widths and depths of a search space, and mixes those in use.
+    """A copy of a model that runs at the candidate widths and depths of a search space, and mixes those in use.
 
-    It runs the operators of the model's trace. Each computes once, on weights cut to the widest candidates in use.
-    The candidates of a group are mixed where its channels are made: in the batch norm behind a convolution, each
-    candidate with a scale and shift of its own; else in the weights. Batch norms use the statistics of the batch, in
-    training and in evaluation: running averages over a network that changes every step would describe none of its
-    members. Blocks beyond the deepest sampled depth are not computed.
+    It runs the operators of the model's trace, each of them once, on weights cut to the widest candidates in use. The
+    candidates of a group are mixed where its channels are made: in the batch norm behind a convolution, where each
+    candidate has a scale and a shift of its own, else in the weights of the layer. Blocks beyond the deepest depth in
+    use are not computed. Batch norms use the statistics of the batch even in evaluation: running averages over a
+    network that changes at every step would describe none of its members.
 
-    Deviation: norms over channels (layer norm, group norm) normalise the mixture, not every candidate by itself.
+    It computes what `reference.SlowSupernet` computes for the paper's networks.
+
+    Deviation: norms over channels (layer norm, group norm) normalise the mixture, not each candidate by itself.
 
     Its weights start as the model's, which is untouched, and keep their names.
 
@@ -53,8 +54,8 @@ class Supernet(nn.Module):
         model: The network that `space` was read from.
         space: Its search space.
         example: An input batch, or a tuple of the forward's positional arguments.
-        alignment: How feature maps of different widths are brought together: `interpolate` stretches channels (the
-            paper), `pad` keeps channel i as channel i.
+        alignment: What brings feature maps to one width: `interpolate` stretches channels (the paper), `pad` keeps
+            every channel where it is and appends zeros.
 
     Raises:
         SpaceError: The space names a width group or a stage that the model does not have.
@@ -122,30 +123,30 @@ def _check_space(model: nn.Module, space: SearchSpace, reading: Reading) -> None
 
 
 class _Plan:
-    """Where the candidates are mixed, decided once.
+    """Where the candidates are mixed, decided once for a network.
 
     Args:
         reading: What was read from the model.
         space: What is searched of it.
-        network: The copy of the model; scales and shifts of norms get a row for each candidate, in place.
+        network: The copy of the model. Scales and shifts of its norms get a row for each candidate, in place.
     """
 
     def __init__(self, reading: Reading, space: SearchSpace, network: nn.Module) -> None:
         self.program = Program(reading)
         self.searched = {group.name: len(group.candidates) for group in space.groups}
         self.candidate_norms: dict[fx.Node, str] = {}
-        """Norms behind a convolution, and the group whose candidates they normalise."""
+        """Norms directly behind a convolution, with the group whose candidates they normalise."""
         self.affine: dict[fx.Node, list[str]] = {}
-        """Paths of the scale and shift of those of them that have both as parameters."""
+        """Paths of scale and shift, for those of these norms that have both as parameters."""
         self.mixed_norms: dict[fx.Node, Layout] = {}
         """Other batch norms over searched channels."""
         self.mixed_layers: dict[fx.Node, Layout] = {}
         """Convolutions and linear layers whose outputs are mixed in their weights."""
         self.rows: dict[str, str] = {}
-        """Parameters with a row for each candidate, and the group."""
+        """Parameters with a row for each candidate, and the group of these."""
         self.free_sums = self.program.free_sums
         self.in_place = frozenset(node for node in reading.trace.calls if self._may_write_over_input(reading, node))
-        """ReLUs that write over what they read."""
+        """ReLUs that may write over what they read."""
         for node in reading.trace.calls:
             if operator(node) == "batch_norm":
                 self._place_norm(reading, node, network)
@@ -165,7 +166,7 @@ class _Plan:
         return any(name in self.searched for name in layout.groups())
 
     def _may_write_over_input(self, reading: Reading, node: fx.Node) -> bool:
-        """Whether nobody else reads what a ReLU reads, and no operator keeps it for its gradient."""
+        """Whether a ReLU is the only reader of its input, and no gradient needs that input."""
         if operator(node) != "relu" or node.args[0] in {each for stage in reading.stages for each in stage.exits}:
             return False
         source = node.all_input_nodes[0]
@@ -218,7 +219,7 @@ class _Plan:
 
 
 class _Mixing(Surroundings):
-    """One step of a supernet."""
+    """What a supernet runs with in one step: the candidates in use, and the operators that mix them."""
 
     def __init__(self, supernet: Supernet, selection: Selection) -> None:
         widths = {name: max(choice.sizes) for name, choice in selection.widths.items()}
@@ -274,10 +275,9 @@ class _Mixing(Surroundings):
     def _candidate_norm(self, node: fx.Node, arguments: Arguments) -> Tensor:
         """A batch norm for each candidate width, mixed.
 
-        The candidates are prefixes of one feature map, so on the channels they share their batch statistics are the
-        same, and one normalisation serves all; only scale and shift belong to a candidate. What follows is linear: a
-        matrix with `interpolate`, its diagonal with `pad`. That equals normalising, aligning and adding each on its
-        own.
+        The candidates are prefixes of one feature map, so they have the same batch statistics where they share
+        channels, and one normalisation serves all of them. Scaling, aligning and adding is linear in its result: one
+        map replaces a normalisation, an alignment and a sum for every candidate.
         """
         mixture, shift = self._mixtures.get(node) or mixed(
             self._mixtures_of(node, arguments["weight"], arguments["bias"])
@@ -286,7 +286,7 @@ class _Mixing(Surroundings):
 
     @cached_property
     def _mixtures(self) -> dict[fx.Node, tuple[Tensor, Tensor]]:
-        """Scale and shift of all norms behind convolutions whose parameters are those of a module."""
+        """The mixed scales and shifts of all norms in `plan.affine`, made together since each is small."""
         found = {
             step.node: self._mixtures_of(step.node, *(self.state(name) for name in self.plan.affine[step.node]))
             for step in self.plan.program.steps
@@ -305,7 +305,7 @@ class _Mixing(Surroundings):
         )
 
     def _norm(self, node: fx.Node, arguments: Arguments) -> Tensor:
-        """A batch norm over however many channels arrive; mixed where they are searched."""
+        """Any other batch norm, over as many channels as arrive; searched ones are mixed here if they are not yet."""
         features: Tensor = arguments["input"]
         layout = self.plan.mixed_norms.get(node)
         weight, bias = arguments["weight"], arguments["bias"]
@@ -318,7 +318,7 @@ class _Mixing(Surroundings):
         return normalise_and_mix_joint(features, scale, shift, arguments["eps"])
 
     def _mixed_layer(self, step: Step, layout: Layout, arguments: Arguments) -> Tensor:
-        """A convolution or linear layer whose outputs are mixed: that is linear in its weights, and done to them."""
+        """A convolution or linear layer whose outputs are mixed: that is linear, so its weights are mixed instead."""
         weight, bias = arguments["weight"], arguments["bias"]
         matrix = mixing(layout, self.selection, self.sizes, self.alignment, weight)
         is_transposed, is_grouped = "transpose" in step.operator, arguments.get("groups", 1) > 1
@@ -340,13 +340,13 @@ class _Mixing(Surroundings):
 
 
 def padded_sum(main: Tensor, shortcut: Tensor, *, keeps_main_width: bool) -> Tensor:
-    """A residual sum whose narrower side is padded by channels of zeros.
+    """A residual sum whose narrower side is filled up with channels of zeros.
 
     Args:
         main: [batch, channels, ...].
         shortcut: [batch, channels, ...].
-        keeps_main_width: Whether the sum is as wide as its main side, because other layers share that width; else it
-            is as wide as the wider side, as in the paper.
+        keeps_main_width: Whether the sum is as wide as its main side, because other layers share that width.
+            Otherwise it is as wide as the wider side, as in the paper.
     """
     if keeps_main_width:
         shortcut = shortcut[:, : main.shape[1]]
