@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
 
 from transprune.reading import inspection
@@ -9,6 +10,9 @@ from transprune.reading.reading import Reading
 from transprune.reading.trace import Example
 from transprune.shrinking import shrink, sort
 from transprune.tas import supernet
+
+settings.register_profile("transprune", deadline=None)  # no test asserts on a time
+settings.load_profile("transprune")
 
 HEART = {
     "alignment",

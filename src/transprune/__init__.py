@@ -46,7 +46,9 @@ if TYPE_CHECKING:
     from transprune.options import MeasureOptions as MeasureOptions
     from transprune.options import SearchOptions as SearchOptions
     from transprune.options import TrainingOptions as TrainingOptions
+    from transprune.reading.coupling import Call as Call
     from transprune.reading.inspection import inspect as inspect
+    from transprune.reading.rules import register_rule as register_rule
     from transprune.runs.presets import get_preset as get_preset
     from transprune.runtime import Checkpoints as Checkpoints
     from transprune.shrinking.adapters import register_adapter as register_adapter

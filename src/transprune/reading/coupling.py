@@ -6,8 +6,8 @@ reach it keep their size, and the reason names it and the line of the user's cod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +20,10 @@ from transprune.reading.trace import BATCHES, Trace, operator, shape, source_lin
 from transprune.reading.unification import unify
 
 Axes = list[Axis]
+Arguments = dict[str, Any]
+"""The arguments of a call, by name."""
+Function = Callable[[Arguments], Any]
+"""Computes a call."""
 PRODUCERS = ("conv", "depthwise", "linear")
 """Operators that make the entries of their outputs."""
 
@@ -43,6 +47,8 @@ class Use:
     """Path of the parameter that is the weight; None: it is computed, or there is none."""
     bias: str | None = None
     has_bias: bool = False
+    along: int = -1
+    """Which axis of the result the outputs are."""
 
 
 class Coupling:
@@ -201,12 +207,58 @@ class Call:
         """Says what arguments that are sizes follow from."""
         self.coupling.rewrite(self.node, **arguments)
 
-    def layer_name(self, weight: object) -> str:
-        """Name of the layer that a weight belongs to: the path of its module, else of the module that computes."""
-        path = self.coupling.trace.parameter(weight)
-        if path is not None:
-            return path.removesuffix(".weight")
-        return self.coupling.trace.module_path(self.node) or self.node.name
+    def add_layer(
+        self,
+        kind: Operator,
+        *,
+        inputs: Axis,
+        outputs: Axis,
+        positions: Sequence[Axis] = (),
+        bias_positions: Sequence[Axis] | None = None,
+        kernel: int = 1,
+        weight: str | None = "weight",
+        bias: str | None = "bias",
+        along: int = -1,
+    ) -> None:
+        """Says what the call costs, and which of its parameters are counted with it.
+
+        Args:
+            kind: `conv` or `linear`: every output reads all inputs, and the outputs are a width that may be chosen.
+                `depthwise`: every output reads the input of its own channel. `matmul`: a product without weights.
+                `norm`: costs no MACs, and has a scale and a shift for each channel.
+            inputs: The axis that is summed over.
+            outputs: The axis that is made.
+            positions: The axes along which that is done again and again: samples, rows, columns, tokens.
+            bias_positions: The axes along which a bias is added; None: the positions.
+            kernel: Multiply-adds for each pair of an input and an output, at each position.
+            weight: Name of the argument that is the weight; None: there is none.
+            bias: Name of the argument that is the bias; None, or an operator without it: there is none.
+            along: Which axis of the result the outputs are.
+        """
+        trace, path = self.coupling.trace, self.coupling.trace.module_path(self.node)
+        own = [None if name is None else self[name] for name in (weight, bias)]
+        parameters = [trace.parameter(source) for source in own]
+        name = path or self.node.name
+        if weight is None:
+            name = f"{path or 'network'}.{self.node.name}"
+        elif parameters[0] is not None:
+            name = parameters[0].removesuffix(".weight")
+        self.coupling.add(
+            Use(
+                name=name,
+                operator=kind,
+                node=self.node,
+                inputs=inputs,
+                outputs=outputs,
+                kernel=kernel,
+                positions=tuple(positions),
+                bias_positions=tuple(positions if bias_positions is None else bias_positions),
+                weight=parameters[0],
+                bias=parameters[1],
+                has_bias=own[1] is not None and (kind != "norm" or own[0] is not None),
+                along=along,
+            )
+        )
 
 
 def bound_arguments(node: fx.Node) -> dict[str, Any]:
@@ -224,7 +276,19 @@ def bound_arguments(node: fx.Node) -> dict[str, Any]:
     return bound
 
 
-Rule = Callable[[Call], Any]
+@dataclass(frozen=True, kw_only=True)
+class OperatorRule:
+    """All that is known of an operator; `transprune.register_rule` makes one."""
+
+    axes: Callable[[Call], Any]
+    """What it does to axes: says which of them must agree and what it costs, and gives the axes of the result."""
+    run: Function | None = None
+    """What computes it at any sizes, from its arguments by name; None: the operator itself."""
+    in_training: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments that are others in training, where a trace in evaluation mode has those of evaluation."""
+    weight_outputs: int | None = None
+    """Of an operator that is linear in its arguments `weight` and `bias`, the axis of `weight` that the outputs come
+    from: a supernet mixes candidates there, which costs less than mixing the result. None: it mixes the result."""
 
 
 def couple(trace: Trace, stages: Sequence[BlockRun], states: dict[str, Axes]) -> Coupling:
@@ -236,7 +300,7 @@ def couple(trace: Trace, stages: Sequence[BlockRun], states: dict[str, Axes]) ->
         if node.op == "placeholder" and node.name in trace.inputs:
             coupling.values[node] = _input_axes(trace, node)
     for node in trace.calls:
-        coupling.values[node] = rule_of(node)(Call.of(coupling, node))
+        coupling.values[node] = rule_of(node).axes(Call.of(coupling, node))
     for axis in map(settle, coupling.created):
         axis.is_batch |= axis.is_unbound
     for source in trace.outputs:

@@ -14,18 +14,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.nn import functional as F
 from torch.utils import _pytree
 
 from transprune.errors import ModelError
-from transprune.reading.coupling import bound_arguments
+from transprune.reading.coupling import Function, OperatorRule, bound_arguments
 from transprune.reading.layouts import Layout, Sizes
 from transprune.reading.reading import Reading
+from transprune.reading.rules import rule_of
 from transprune.reading.stages import BlockRun, is_in_place
 from transprune.reading.trace import operator, shape
-
-Arguments = dict[str, Any]
-Function = Callable[[Arguments], Any]
 
 
 @dataclass(frozen=True)
@@ -48,6 +45,7 @@ class Step:
     sizes: Mapping[str, Layout | tuple[Layout, ...]]
     """Arguments that are sizes."""
     function: Function
+    rule: OperatorRule
     block: tuple[str, int] | None
     """The stage and the position in it of the block that the call stands in."""
     last_reads: tuple[object, ...] = ()
@@ -152,6 +150,7 @@ class Program:
             reads={name: template for name, template in templates.items() if name in changing},
             sizes=self.reading.rewrites.get(node, {}),
             function=_function(node),
+            rule=rule_of(node),
             block=self._blocks.get(node),
             ends=self._last_calls.get(node),
         )
@@ -281,9 +280,9 @@ def _changes(template: Any) -> bool:
 
 def _function(node: fx.Node) -> Function:
     """What computes a call, from its arguments by name."""
-    special = FUNCTIONS.get(operator(node))
-    if special is not None:
-        return special
+    own = rule_of(node).run
+    if own is not None:
+        return own
     target: Any = node.target
     if not isinstance(target, torch._ops.OpOverload):
         positions = [str(position) for position in range(len(node.args))]
@@ -295,49 +294,3 @@ def _function(node: fx.Node) -> Function:
     plain = [argument.name for argument in schema if not argument.kwarg_only]
     named = [argument.name for argument in schema if argument.kwarg_only]
     return lambda arguments: target(*(arguments[name] for name in plain), **{name: arguments[name] for name in named})
-
-
-def _reshape(arguments: Arguments) -> Any:
-    tensor: Tensor = arguments["self"]
-    return tensor.reshape(arguments["size"])
-
-
-def _expand(arguments: Arguments) -> Any:
-    tensor: Tensor = arguments["self"]
-    return tensor.expand(arguments["size"])
-
-
-def _split(arguments: Arguments) -> Any:
-    return torch.split(arguments["self"], arguments["split_sizes"], arguments["dim"] or 0)
-
-
-def _convolution(name: str) -> Function:
-    def function(arguments: Arguments) -> Tensor:
-        convolve: Callable[..., Tensor] = getattr(F, name)
-        return convolve(
-            arguments["input"],
-            arguments["weight"],
-            arguments["bias"],
-            arguments["stride"],
-            arguments["padding"],
-            arguments["dilation"],
-            arguments["groups"],
-        )
-
-    return function
-
-
-def _linear(arguments: Arguments) -> Tensor:
-    return F.linear(arguments["input"], arguments["weight"], arguments["bias"])
-
-
-FUNCTIONS: dict[str, Function] = {
-    **dict.fromkeys(("view", "reshape", "_unsafe_view", "flatten", "unflatten", "reshape_as", "view_as"), _reshape),
-    **dict.fromkeys(("expand", "expand_as", "broadcast_to"), _expand),
-    **dict.fromkeys(("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk"), _split),
-    "conv1d": _convolution("conv1d"),
-    "conv2d": _convolution("conv2d"),
-    "conv3d": _convolution("conv3d"),
-    "linear": _linear,
-}
-"""Operators that are not computed by themselves but by a function of any sizes."""

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from transprune.errors import ModelError
-from transprune.reading.coupling import bound_arguments
+from transprune.reading.coupling import Arguments, Function, bound_arguments
 from transprune.reading.equality import difference, outputs_of, probes
-from transprune.reading.execution import Arguments, Function, Program, Step, Surroundings
+from transprune.reading.execution import Program, Step, Surroundings
 from transprune.reading.layouts import Sizes
 from transprune.reading.reading import Reading
 from transprune.reading.trace import Example, Trace, first_line, inputs_for, operator, source_line, trace

@@ -94,9 +94,14 @@ def shape(node: object) -> tuple[int, ...] | None:
 
 
 def operator(node: fx.Node) -> str:
-    """Name of the operator without its overload; in-place and out-of-place forms have one name."""
+    """Name of the operator without its overload; in-place and out-of-place forms have one name.
+
+    Operators that are not torch's own (`aten`) have their namespace before it: `torchvision::nms`.
+    """
     name = getattr(node.target, "__name__", str(node.target)) if callable(node.target) else str(node.target)
-    return str(name).removeprefix("aten.").split(".")[0].rstrip("_")
+    name = str(name).removeprefix("aten.").split(".")[0].rstrip("_")
+    namespace = node.target.namespace if isinstance(node.target, torch._ops.OpOverload) else "aten"
+    return name if namespace == "aten" else f"{namespace}::{name}"
 
 
 def source_line(node: fx.Node) -> str:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transprune.errors import DataError
-from transprune.reading.execution import Arguments, Function, Program, Step, Surroundings, Value
+from transprune.reading.coupling import Arguments, Function
+from transprune.reading.execution import Program, Step, Surroundings, Value
 from transprune.reading.layouts import Sizes
 from transprune.runtime.structures import on_device
 
@@ -124,8 +125,8 @@ class _Plain(Surroundings):
         raise RuntimeError(f"the network has no {name!r} any more")  # a block that runs has all of its parameters
 
     def function(self, step: Step) -> Function:
-        if step.operator in TRAINABLE:
-            function = in_mode(step.operator, step.function, self.network.training)
+        if step.rule.in_training:
+            function = in_mode(step, self.network.training)
             momentum = self._momentum(step) if function is _batch_norm_in_training else None
             return function if momentum is None else lambda arguments: function({**arguments, "momentum": momentum})
         shortcut = self.program.free_sums.get(step.node)
@@ -165,22 +166,13 @@ def _counting_norms(program: Program, sizes: Sizes, modules: nn.Module) -> tuple
     return tuple(found)
 
 
-TRAINABLE = ("batch_norm", "instance_norm", "dropout", "feature_dropout", "alpha_dropout")
-"""Operators that differ between training and evaluation."""
-
-
-def in_mode(kind: str, function: Function, training: bool) -> Function:
+def in_mode(step: Step, training: bool) -> Function:
     """What computes a call that differs between training and evaluation."""
     if not training:
-        return function
-    if kind == "batch_norm":
-        return _batch_norm_in_training
-
-    def trained(arguments: Arguments) -> Any:
-        name = "use_input_stats" if kind == "instance_norm" else "train"
-        return function({**arguments, name: True})
-
-    return trained
+        return step.function
+    if step.operator == "batch_norm":
+        return _batch_norm_in_training  # which says, other than the operator, that one value has no variance
+    return lambda arguments: step.function({**arguments, **step.rule.in_training})
 
 
 def _batch_norm_in_training(arguments: Arguments) -> Tensor:

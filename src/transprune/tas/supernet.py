@@ -16,14 +16,15 @@ from transprune.kernels.lean_gradients import add_padded, first_entries, weighte
 from transprune.kernels.memory_format import use_channels_last
 from transprune.kernels.norm_modes import normalise_and_mix_joint
 from transprune.options import ALIGNMENTS, Alignment
-from transprune.reading.execution import Arguments, Function, Program, Step, Surroundings
+from transprune.reading.coupling import Arguments, Function
+from transprune.reading.execution import Program, Step, Surroundings
 from transprune.reading.layouts import FreeSumEnd, Group, Layout, Sizes, StageEnd
 from transprune.reading.reading import Reading, read
 from transprune.reading.stages import BlockRun
 from transprune.reading.trace import Example, operator
 from transprune.reading.wrappers import unwrapped
 from transprune.runtime.structures import on_device
-from transprune.shrinking.traced_network import TRAINABLE, cut_constant, in_mode, tensor_at
+from transprune.shrinking.traced_network import cut_constant, in_mode, tensor_at
 from transprune.space import SearchSpace
 from transprune.tas.alignment import align_channels
 from transprune.tas.mixing import Mixture, mix_along, mixed, mixing, mixture_of
@@ -140,8 +141,8 @@ class _Plan:
         """Paths of scale and shift, for those of these norms that have both as parameters."""
         self.mixed_norms: dict[fx.Node, Layout] = {}
         """Other batch norms over searched channels."""
-        self.mixed_layers: dict[fx.Node, Layout] = {}
-        """Convolutions and linear layers whose outputs are mixed in their weights."""
+        self.mixed_layers: dict[fx.Node, int] = {}
+        """Convolutions, linear layers and their like that mix their outputs, and the axis of these."""
         self.rows: dict[str, str] = {}
         """Parameters with a row for each candidate, and the group of these."""
         self.free_sums = self.program.free_sums
@@ -156,7 +157,7 @@ class _Plan:
             if is_layer and self._is_searched(facts.outputs) and not self._is_normed(node):
                 groups = reading.rewrites.get(node, {}).get("groups")
                 if not (isinstance(groups, Layout) and groups.is_searched):
-                    self.mixed_layers[node] = self._outputs(reading, node)
+                    self.mixed_layers[node] = facts.use.along % len(reading.values[node])
         norms = [node for node in reading.trace.calls if operator(node) == "batch_norm"]
         self.program = self.program.without_reads(
             {node: (*RUNNING_STATISTICS, *(AFFINE if node in self.affine else ())) for node in norms}
@@ -171,16 +172,6 @@ class _Plan:
             return False
         source = node.all_input_nodes[0]
         return len(source.users) == 1 and (operator(source) == "batch_norm" or source in self.free_sums)
-
-    def _outputs(self, reading: Reading, node: fx.Node) -> Layout:
-        axes: tuple[Layout, ...] = reading.values[node]
-        return axes[-1] if operator(node) == "linear" else axes[self.channel_axis(reading, node)]
-
-    @staticmethod
-    def channel_axis(reading: Reading, node: fx.Node) -> int:
-        """The axis of a convolution's channels."""
-        rank = int(operator(node)[-2])
-        return len(reading.values[node]) - rank - 1
 
     def _is_normed(self, node: fx.Node) -> bool:
         return (
@@ -260,16 +251,15 @@ class _Mixing(Surroundings):
         if node in plan.in_place:
             return lambda arguments: torch.relu_(arguments["self"])
         if node in plan.mixed_layers:
-            return lambda arguments: self._mixed_layer(step, plan.mixed_layers[node], arguments)
+            return lambda arguments: self._mixed_layer(step, arguments)
         if node in plan.free_sums:
             keeps_main_width = not isinstance(self.reading.values[node][1], FreeSumEnd)
             shortcut = self.supernet.network.get_submodule(plan.free_sums[node])
             return lambda arguments: padded_sum(
                 arguments["self"], shortcut(arguments["other"]), keeps_main_width=keeps_main_width
             )
-        if step.operator in TRAINABLE:
-            is_training = self.supernet.training or step.operator == "instance_norm"
-            return in_mode(step.operator, step.function, is_training)
+        if step.rule.in_training:
+            return in_mode(step, self.supernet.training or step.operator == "instance_norm")
         return step.function
 
     def _candidate_norm(self, node: fx.Node, arguments: Arguments) -> Tensor:
@@ -317,19 +307,22 @@ class _Mixing(Surroundings):
             shift = matrix * shift if matrix.dim() == 1 else matrix @ shift
         return normalise_and_mix_joint(features, scale, shift, arguments["eps"])
 
-    def _mixed_layer(self, step: Step, layout: Layout, arguments: Arguments) -> Tensor:
-        """A convolution or linear layer whose outputs are mixed: that is linear, so its weights are mixed instead."""
+    def _mixed_layer(self, step: Step, arguments: Arguments) -> Any:
+        """A layer whose outputs are mixed: in its weights if it is linear in them, else in its result."""
+        axis, in_weight = self.plan.mixed_layers[step.node], step.rule.weight_outputs
+        layout: Layout = self.reading.values[step.node][axis]
+        if in_weight is None:
+            result: Tensor = step.function(arguments)
+            matrix = mixing(layout, self.selection, self.sizes, self.alignment, result)
+            return mix_along(result, matrix, axis)
         weight, bias = arguments["weight"], arguments["bias"]
         matrix = mixing(layout, self.selection, self.sizes, self.alignment, weight)
-        is_transposed, is_grouped = "transpose" in step.operator, arguments.get("groups", 1) > 1
-        if is_grouped and (is_transposed or matrix.dim() == 2):
-            axis = self.plan.channel_axis(self.reading, step.node)
-            outcome: Tensor = step.function(arguments)
-            return mix_along(outcome, matrix, axis)
-        arguments["weight"] = mix_along(weight, matrix, 1 if is_transposed else 0)
+        # The groups of a convolution cannot be mixed with each other in its weights.
+        if arguments.get("groups", 1) > 1 and (in_weight == 1 or matrix.dim() == 2):
+            return mix_along(step.function(arguments), matrix, axis)
+        arguments["weight"] = mix_along(weight, matrix, in_weight)
         arguments["bias"] = None if bias is None else mix_along(bias, matrix, 0)
-        result: Tensor = step.function(arguments)
-        return result
+        return step.function(arguments)
 
     def stage_end(self, stage: BlockRun, handed_on: Sequence[Tensor]) -> Tensor:
         choice = self.selection.depths.get(stage.name)

@@ -1,22 +1,135 @@
-"""One rule an operator: what it does to the axes of the tensors that it reads, and the axes of its result."""
+"""One rule an operator: what it does to axes, what it costs, and how it runs at other sizes.
+
+The rules of torch's operators are in the modules of this room; `register_rule` adds those of other operators. All of
+them are `OperatorRule` records in one table, `RULES`.
+"""
 
 from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import fx
 
-from transprune.reading.coupling import Rule
+from transprune.errors import OptionError
+from transprune.reading.coupling import Call, Function, OperatorRule
 from transprune.reading.rules import lookups, pointwise, reductions, shapes, weighted
 from transprune.reading.rules.pointwise import elementwise, without_rule
-from transprune.reading.trace import operator
+from transprune.reading.trace import operator as operator_name
 
-RULES: dict[str, Rule] = {**pointwise.RULES, **reductions.RULES, **shapes.RULES, **lookups.RULES, **weighted.RULES}
+RULES: dict[str, OperatorRule] = {
+    **pointwise.RULES,
+    **reductions.RULES,
+    **shapes.RULES,
+    **lookups.RULES,
+    **weighted.RULES,
+}
+"""By the operator's name without its overload: `conv2d`, `torchvision::nms`."""
+_ELEMENTWISE, _UNKNOWN = OperatorRule(axes=elementwise), OperatorRule(axes=without_rule)
 
 
-def rule_of(node: fx.Node) -> Rule:
+def rule_of(node: fx.Node) -> OperatorRule:
     """The rule of a call: by the operator's name, else as an elementwise one where torch says that it is."""
-    rule = RULES.get(operator(node))
+    rule = RULES.get(operator_name(node))
     if rule is not None:
         return rule
     is_pointwise = isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
-    return elementwise if is_pointwise else without_rule
+    return _ELEMENTWISE if is_pointwise else _UNKNOWN
+
+
+def register_rule(
+    operator: Any,
+    axes: Callable[[Call], Any],
+    *,
+    run: Function | None = None,
+    in_training: Mapping[str, Any] | None = None,
+    weight_outputs: int | None = None,
+    replace: bool = False,
+) -> None:
+    """Teaches transprune an operator: from then on widths that reach it can be searched, and its cost is counted.
+
+    It holds for every network that is read afterwards, and for all that is done with it: `inspect`, the supernet of a
+    search, `shrink`, and the counting of costs. `docs/own-operator.md` writes a rule from start to end.
+
+    Args:
+        operator: A function of `torch.library.custom_op`, an operator (`torch.ops.lab.scale`), or its name
+            (`"lab::scale"`; without a namespace one of torch's own, such as `"rot90"`).
+        axes: Takes the `Call` and says what the operator does to axes: which of them must agree (`call.unify`), which
+            must stay whole (`call.fix`), and what it costs (`call.add_layer`). It gives the axes of the result, a list;
+            for several results a list of these.
+        run: Computes the operator from its arguments by name, for an operator that cannot compute the smaller tensors
+            itself; None: it can.
+        in_training: Arguments that differ in training, such as `{"train": True}`: a network is traced in evaluation.
+        weight_outputs: Of an operator that is linear in its arguments `weight` and `bias`, the axis of `weight` that
+            the outputs come from. A supernet then mixes candidates in the weights, which is faster than in the result.
+        replace: Whether the rule may take the place of one that is there.
+
+    Raises:
+        OptionError: There is no such operator, it has a rule already, or a function does not take one argument.
+
+    Example:
+        >>> def swap_rows_and_columns(call):
+        ...     *before, rows, columns = call.axes("self")
+        ...     return [*before, columns, rows] if call["k"] % 2 else [*before, rows, columns]
+        >>> register_rule("rot90", swap_rows_and_columns)
+    """
+    name = _name_of(operator)
+    attempted = f"cannot register a rule for the operator {name!r}"
+    if name in RULES and not replace:
+        raise OptionError(f"{attempted}: it has one already; to put this one in its place, add replace=True")
+    for role, function, example in (("axes", axes, "def axes(call)"), ("run", run, "def run(arguments)")):
+        if (function is not None or role == "axes") and not _takes_one_argument(function):
+            raise OptionError(f"{attempted}: {role} is {_described(function)}; expected a function `{example}`")
+    RULES[name] = OperatorRule(axes=axes, run=run, in_training=dict(in_training or {}), weight_outputs=weight_outputs)
+
+
+def _name_of(operator: Any) -> str:
+    """The key of an operator among the rules.
+
+    Raises:
+        OptionError: It is none that torch knows.
+    """
+    if isinstance(operator, torch._ops.OpOverload):
+        qualified = operator._schema.name
+    elif isinstance(operator, torch._ops.OpOverloadPacket):
+        qualified = operator._qualified_op_name
+    else:
+        qualified = getattr(operator, "_qualname", operator)  # a function of torch.library.custom_op has one
+    if not isinstance(qualified, str):
+        raise OptionError(
+            f"cannot register a rule for {operator!r}; expected a function of torch.library.custom_op, an operator "
+            f"such as torch.ops.lab.scale, or its name, such as 'lab::scale'"
+        )
+    namespace, _, name = qualified.rpartition("::")
+    namespace = namespace or "aten"
+    known = getattr(torch.ops, namespace)
+    if not hasattr(known, name) and not hasattr(known, f"{name}_"):
+        close = difflib.get_close_matches(name, dir(known), n=1)
+        hint = f"did you mean {namespace}::{close[0]}? " if close else ""
+        raise OptionError(
+            f"cannot register a rule for the operator '{namespace}::{name}', which torch does not know; {hint}expected "
+            f"one that is defined before its rule is registered"
+        )
+    name = name.rstrip("_")
+    return name if namespace == "aten" else f"{namespace}::{name}"
+
+
+def _takes_one_argument(function: object) -> bool:
+    if not callable(function):
+        return False
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # a builtin that does not say what it takes
+        return True
+    return True
+
+
+def _described(function: object) -> str:
+    if not callable(function):
+        return repr(function)
+    return f"{getattr(function, '__name__', repr(function))}{inspect.signature(function)}"

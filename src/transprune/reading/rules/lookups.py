@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transprune.reading.coupling import Axes, Call, Rule
+from transprune.reading.coupling import Axes, Call, OperatorRule
 from transprune.reading.rules.pointwise import broadcast
 from transprune.reading.rules.shapes import fixed_result
 
@@ -76,11 +76,11 @@ def affine_grid(call: Call) -> Axes:
     return [samples, *rest[1:], call.fixed(len(rest) - 1)]
 
 
-RULES: dict[str, Rule] = {
-    "index": index,
-    "index_select": index_select,
-    "gather": gather,
-    "embedding": embedding,
-    "affine_grid_generator": affine_grid,
-    "grid_sampler": grid_sample,
+RULES: dict[str, OperatorRule] = {
+    "index": OperatorRule(axes=index),
+    "index_select": OperatorRule(axes=index_select),
+    "gather": OperatorRule(axes=gather),
+    "embedding": OperatorRule(axes=embedding),
+    "affine_grid_generator": OperatorRule(axes=affine_grid),
+    "grid_sampler": OperatorRule(axes=grid_sample),
 }

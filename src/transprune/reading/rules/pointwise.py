@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from transprune.models.residual import ResidualSum
 from transprune.reading.axes import Axis, FreeSum, atoms, fix, fixed, is_atom, settle
-from transprune.reading.coupling import Axes, Call, Rule, Use
+from transprune.reading.coupling import Axes, Call, OperatorRule, Use
 
 
 def elementwise(call: Call) -> Axes:
@@ -157,7 +157,7 @@ def counted(call: Call) -> Axes:
 COUNTS = {"arange": "end", "linspace": "steps", "eye": "n"}
 """Arguments that say how many entries there are."""
 HANDS_ON = (
-    *("dropout", "feature_dropout", "alpha_dropout", "clone", "contiguous", "detach", "alias", "lift_fresh_copy"),
+    *("clone", "contiguous", "detach", "alias", "lift_fresh_copy"),
     *("to", "_to_copy", "type_as", "float", "half", "double", "lift", "detach_copy", "alias_copy", "rrelu"),
     *("zero", "fill"),
 )
@@ -169,15 +169,20 @@ ELEMENTWISE = (
     *("add_relu", "addcmul", "addcdiv", "logical_not", "ne", "eq", "gt", "lt", "ge", "le", "clip", "floor_divide"),
 )
 
-RULES: dict[str, Rule] = {
-    **dict.fromkeys(HANDS_ON, first),
-    **dict.fromkeys(ELEMENTWISE, elementwise),
+_LIKE = ("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "randint_like")
+_CREATED = (
+    *("zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "empty", "new_empty"),
+    *("rand", "randn", "randint"),
+)
+
+RULES: dict[str, OperatorRule] = {
+    **dict.fromkeys((*HANDS_ON, *_LIKE), OperatorRule(axes=first)),
     **dict.fromkeys(
-        ("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "randint_like"), first
+        ("dropout", "feature_dropout", "alpha_dropout"), OperatorRule(axes=first, in_training={"train": True})
     ),
-    **dict.fromkeys(("zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "empty", "new_empty"), created),
-    **dict.fromkeys(("rand", "randn", "randint"), created),
-    **dict.fromkeys(("arange", "linspace", "eye", "scalar_tensor", "tensor"), counted),
-    "add": addition,
-    "getitem": item,
+    **dict.fromkeys(ELEMENTWISE, OperatorRule(axes=elementwise)),
+    **dict.fromkeys(_CREATED, OperatorRule(axes=created)),
+    **dict.fromkeys(("arange", "linspace", "eye", "scalar_tensor", "tensor"), OperatorRule(axes=counted)),
+    "add": OperatorRule(axes=addition),
+    "getitem": OperatorRule(axes=item),
 }

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from transprune.reading.axes import mark
-from transprune.reading.coupling import Axes, Call, Rule
+from transprune.reading.coupling import Axes, Call, OperatorRule
 from transprune.reading.rules.pointwise import elementwise
 
 
@@ -55,9 +55,8 @@ def extremum(call: Call) -> Any:
     return elementwise(call) if "other" in call.arguments else reduction(call)
 
 
-RULES: dict[str, Rule] = {
-    **dict.fromkeys(REDUCTIONS, reduction),
-    **dict.fromkeys(("softmax", "log_softmax", "_softmax", "_log_softmax", "softmin"), shared_out),
-    "max": extremum,
-    "min": extremum,
+RULES: dict[str, OperatorRule] = {
+    **dict.fromkeys(REDUCTIONS, OperatorRule(axes=reduction)),
+    **dict.fromkeys(("softmax", "log_softmax", "_softmax", "_log_softmax", "softmin"), OperatorRule(axes=shared_out)),
+    **dict.fromkeys(("max", "min"), OperatorRule(axes=extremum)),
 }

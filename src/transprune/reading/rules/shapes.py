@@ -5,10 +5,11 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from transprune.reading.axes import Axis, concatenate, is_fixed, multiply, settle
-from transprune.reading.coupling import Axes, Call, Rule
+from transprune.reading.coupling import Arguments, Axes, Call, OperatorRule
 from transprune.reading.rules.pointwise import fixed_axes
 from transprune.reading.unification import factor, split, unify_products
 
@@ -23,6 +24,12 @@ def reshape(call: Call) -> Axes:
     after = [settle(axis) for axis in after]
     call.rewrite(size=after)
     return after
+
+
+def run_reshape(arguments: Arguments) -> Any:
+    """The forms of `view` differ in how they write sizes down; of tensors that are cut, not all can be views."""
+    tensor: Tensor = arguments["self"]
+    return tensor.reshape(arguments["size"])
 
 
 def permute(call: Call) -> Axes:
@@ -79,6 +86,12 @@ def expand(call: Call) -> Axes:
     ]
     call.rewrite(size=list(result))
     return result
+
+
+def run_expand(arguments: Arguments) -> Any:
+    """`expand_as` takes its sizes from a tensor; here all forms have them as numbers."""
+    tensor: Tensor = arguments["self"]
+    return tensor.expand(arguments["size"])
 
 
 def repeat(call: Call) -> Axes:
@@ -152,6 +165,11 @@ def split_up(call: Call) -> list[Axes]:
             call.unify(parts[0], part)
     call.rewrite(split_sizes=list(parts))
     return [[*axes[:place], part, *axes[place + 1 :]] for part in parts]
+
+
+def run_split(arguments: Arguments) -> Any:
+    """`chunk` and its like cut into equal pieces; here every piece has its own size."""
+    return torch.split(arguments["self"], arguments["split_sizes"], arguments["dim"] or 0)
 
 
 def unbind(call: Call) -> list[Axes]:
@@ -308,39 +326,42 @@ def resized(call: Call) -> Any:
     return result if isinstance(value, Tensor) else [result for _ in value]
 
 
-RULES: dict[str, Rule] = {
-    **dict.fromkeys(("view", "reshape", "_unsafe_view", "flatten", "unflatten", "reshape_as", "view_as"), reshape),
-    **dict.fromkeys(("expand", "expand_as", "broadcast_to"), expand),
-    **dict.fromkeys(("permute", "permute_copy"), permute),
-    **dict.fromkeys(("transpose", "t", "swapaxes", "swapdims", "numpy_T", "mT"), transpose),
-    **dict.fromkeys(("movedim", "moveaxis"), movedim),
-    **dict.fromkeys(("repeat", "tile"), repeat),
-    **dict.fromkeys(("cat", "concat", "concatenate"), cat),
-    **dict.fromkeys(("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk"), split_up),
-    **dict.fromkeys(("slice", "narrow"), cut),
-    **dict.fromkeys(("pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d", "reflection_pad1d"), pad),
-    **dict.fromkeys(("roll", "flip"), moved_along),
-    **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp", "sort", "argsort"), ordered),
-    **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), channel_shuffle),
+_VIEWS = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "reshape_as", "view_as")
+_SPLITS = ("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk")
+_RESIZED = (
+    *("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d"),
+    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool2d"),
+    *("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact2d"),
+    *("upsample_bilinear2d", "upsample_bicubic2d", "upsample_linear1d", "upsample_trilinear3d", "lp_pool2d"),
+    *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"),
+)
+
+RULES: dict[str, OperatorRule] = {
+    **dict.fromkeys(_VIEWS, OperatorRule(axes=reshape, run=run_reshape)),
+    **dict.fromkeys(("expand", "expand_as", "broadcast_to"), OperatorRule(axes=expand, run=run_expand)),
+    **dict.fromkeys(("permute", "permute_copy"), OperatorRule(axes=permute)),
+    **dict.fromkeys(("transpose", "t", "swapaxes", "swapdims", "numpy_T", "mT"), OperatorRule(axes=transpose)),
+    **dict.fromkeys(("movedim", "moveaxis"), OperatorRule(axes=movedim)),
+    **dict.fromkeys(("repeat", "tile"), OperatorRule(axes=repeat)),
+    **dict.fromkeys(("cat", "concat", "concatenate"), OperatorRule(axes=cat)),
+    **dict.fromkeys(_SPLITS, OperatorRule(axes=split_up, run=run_split)),
+    **dict.fromkeys(("slice", "narrow"), OperatorRule(axes=cut)),
     **dict.fromkeys(
-        (
-            *("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d"),
-            *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool2d"),
-            *("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact2d"),
-            *("upsample_bilinear2d", "upsample_bicubic2d", "upsample_linear1d", "upsample_trilinear3d", "lp_pool2d"),
-            *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"),
-        ),
-        resized,
+        ("pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d", "reflection_pad1d"), OperatorRule(axes=pad)
     ),
-    "stack": stack,
-    "unbind": unbind,
-    "select": select,
-    "squeeze": squeeze,
-    "unsqueeze": unsqueeze,
-    "repeat_interleave": repeat_interleave,
-    "pixel_shuffle": pixel_shuffle,
-    "pixel_unshuffle": pixel_unshuffle,
-    "im2col": im2col,
-    "col2im": col2im,
-    "unfold": unfold,
+    **dict.fromkeys(("roll", "flip"), OperatorRule(axes=moved_along)),
+    **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp", "sort", "argsort"), OperatorRule(axes=ordered)),
+    **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), OperatorRule(axes=channel_shuffle)),
+    **dict.fromkeys(_RESIZED, OperatorRule(axes=resized)),
+    "stack": OperatorRule(axes=stack),
+    "unbind": OperatorRule(axes=unbind),
+    "select": OperatorRule(axes=select),
+    "squeeze": OperatorRule(axes=squeeze),
+    "unsqueeze": OperatorRule(axes=unsqueeze),
+    "repeat_interleave": OperatorRule(axes=repeat_interleave),
+    "pixel_shuffle": OperatorRule(axes=pixel_shuffle),
+    "pixel_unshuffle": OperatorRule(axes=pixel_unshuffle),
+    "im2col": OperatorRule(axes=im2col),
+    "col2im": OperatorRule(axes=col2im),
+    "unfold": OperatorRule(axes=unfold),
 }

@@ -5,9 +5,12 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
+from torch import Tensor
+from torch.nn import functional as F
+
 from transprune.layer_costs import Operator
 from transprune.reading.axes import Axis, fix, fixed, mark, multiply
-from transprune.reading.coupling import Axes, Call, Rule, Use
+from transprune.reading.coupling import Arguments, Axes, Call, Function, OperatorRule
 from transprune.reading.rules.pointwise import broadcast
 from transprune.reading.rules.shapes import fixed_result
 from transprune.reading.unification import factor
@@ -85,20 +88,14 @@ def _add_convolution(
     kernel = (call.axes("weight") or [])[2:]
     for axis in kernel:
         fix(axis, "it is the extent of a kernel")
-    call.coupling.add(
-        Use(
-            name=call.layer_name(call["weight"]),
-            operator=operator,
-            node=call.node,
-            inputs=each,
-            outputs=outputs,
-            kernel=prod(axis.size for axis in kernel),
-            positions=positions,
-            bias_positions=bias_positions,
-            weight=call.coupling.trace.parameter(call["weight"]),
-            bias=call.coupling.trace.parameter(call["bias"]),
-            has_bias=bias is not None,
-        )
+    call.add_layer(
+        operator,
+        inputs=each,
+        outputs=outputs,
+        kernel=prod(axis.size for axis in kernel),
+        positions=positions,
+        bias_positions=bias_positions,
+        along=-len(kernel) - 1,
     )
 
 
@@ -124,20 +121,7 @@ def linear(call: Call) -> Axes:
     outputs = weight[0] if len(weight) == 2 else call.fixed(1)
     if bias is not None and bias:
         call.unify(outputs, bias[0])
-    call.coupling.add(
-        Use(
-            name=call.layer_name(call["weight"]),
-            operator="linear",
-            node=call.node,
-            inputs=weight[-1],
-            outputs=outputs,
-            positions=tuple(inputs[:-1]),
-            bias_positions=tuple(inputs[:-1]),
-            weight=call.coupling.trace.parameter(call["weight"]),
-            bias=call.coupling.trace.parameter(call["bias"]),
-            has_bias=bias is not None,
-        )
-    )
+    call.add_layer("linear", inputs=weight[-1], outputs=outputs, positions=inputs[:-1])
     return [*inputs[:-1], *([outputs] if len(weight) == 2 else [])]
 
 
@@ -151,7 +135,7 @@ def batch_norm(call: Call) -> Axes:
             call.unify(channels, own[0])
     for axis in (axes[0], *axes[2:]):
         mark(axis, inexact=True)
-    _add_norm(call, channels)
+    call.add_layer("norm", inputs=channels, outputs=channels)
     return axes
 
 
@@ -166,7 +150,8 @@ def layer_norm(call: Call) -> Axes:
         for axis, one in zip(last, own or [], strict=False):
             call.unify(axis, one)
     call.rewrite(normalized_shape=list(last))
-    _add_norm(call, multiply(last))
+    channels = multiply(last)
+    call.add_layer("norm", inputs=channels, outputs=channels)
     return axes
 
 
@@ -184,26 +169,8 @@ def group_norm(call: Call) -> Axes:
         own = call.axes(name)
         if own:
             call.unify(channels, own[0])
-    _add_norm(call, channels)
+    call.add_layer("norm", inputs=channels, outputs=channels)
     return axes
-
-
-def _add_norm(call: Call, channels: Axis) -> None:
-    coupling = call.coupling
-    weight = coupling.trace.parameter(call["weight"])
-    name = weight.removesuffix(".weight") if weight else coupling.trace.module_path(call.node) or call.node.name
-    coupling.add(
-        Use(
-            name=name,
-            operator="norm",
-            node=call.node,
-            inputs=channels,
-            outputs=channels,
-            weight=weight,
-            bias=coupling.trace.parameter(call["bias"]),
-            has_bias=call["weight"] is not None and call["bias"] is not None,
-        )
-    )
 
 
 def prelu(call: Call) -> Axes:
@@ -238,11 +205,8 @@ def _add_product(call: Call, before: Axes, rows: Axis, shared: Axis, columns: Ax
 
 
 def _record_product(call: Call, shared: Axis, others: Axes) -> None:
-    name = f"{call.coupling.trace.module_path(call.node) or 'network'}.{call.node.name}"
     *positions, outputs = others
-    call.coupling.add(
-        Use(name=name, operator="matmul", node=call.node, inputs=shared, outputs=outputs, positions=tuple(positions))
-    )
+    call.add_layer("matmul", inputs=shared, outputs=outputs, positions=positions, weight=None, bias=None)
 
 
 def added_product(call: Call) -> Axes:
@@ -305,17 +269,38 @@ def glu(call: Call) -> Axes:
     return axes
 
 
-RULES: dict[str, Rule] = {
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), convolution),
-    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), transposed_convolution),
-    **dict.fromkeys(("batch_norm", "instance_norm"), batch_norm),
-    **dict.fromkeys(("layer_norm", "rms_norm"), layer_norm),
-    **dict.fromkeys(("matmul", "bmm", "mm"), matmul),
-    **dict.fromkeys(("addmm", "baddbmm"), added_product),
-    "linear": linear,
-    "group_norm": group_norm,
-    "prelu": prelu,
-    "scaled_dot_product_attention": attention,
-    "einsum": einsum,
-    "glu": glu,
+def _run_convolution(name: str) -> Function:
+    def run(arguments: Arguments) -> Tensor:
+        convolve: Function = getattr(F, name)
+        names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+        result: Tensor = convolve(*(arguments[each] for each in names))
+        return result
+
+    return run
+
+
+def _run_linear(arguments: Arguments) -> Tensor:
+    return F.linear(arguments["input"], arguments["weight"], arguments["bias"])
+
+
+RULES: dict[str, OperatorRule] = {
+    **{
+        name: OperatorRule(axes=convolution, run=_run_convolution(name), weight_outputs=0)
+        for name in ("conv1d", "conv2d", "conv3d")
+    },
+    **dict.fromkeys(
+        ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+        OperatorRule(axes=transposed_convolution, weight_outputs=1),
+    ),
+    **dict.fromkeys(("layer_norm", "rms_norm"), OperatorRule(axes=layer_norm)),
+    **dict.fromkeys(("matmul", "bmm", "mm"), OperatorRule(axes=matmul)),
+    **dict.fromkeys(("addmm", "baddbmm"), OperatorRule(axes=added_product)),
+    "linear": OperatorRule(axes=linear, run=_run_linear, weight_outputs=0),
+    "batch_norm": OperatorRule(axes=batch_norm, in_training={"training": True}),
+    "instance_norm": OperatorRule(axes=batch_norm, in_training={"use_input_stats": True}),
+    "group_norm": OperatorRule(axes=group_norm),
+    "prelu": OperatorRule(axes=prelu),
+    "scaled_dot_product_attention": OperatorRule(axes=attention),
+    "einsum": OperatorRule(axes=einsum),
+    "glu": OperatorRule(axes=glu),
 }
