@@ -9,12 +9,13 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import fx
 
-from transprune.errors import OptionError
+from transprune.errors import ModelError, OptionError
 from transprune.reading.coupling import Call, Function, OperatorRule
 from transprune.reading.rules import lookups, pointwise, reductions, shapes, weighted
 from transprune.reading.rules.pointwise import elementwise, without_rule
@@ -83,7 +84,33 @@ def register_rule(
     for role, function, example in (("axes", axes, "def axes(call)"), ("run", run, "def run(arguments)")):
         if (function is not None or role == "axes") and not _takes_one_argument(function):
             raise OptionError(f"{attempted}: {role} is {_described(function)}; expected a function `{example}`")
-    RULES[name] = OperatorRule(axes=axes, run=run, in_training=dict(in_training or {}), weight_outputs=weight_outputs)
+    RULES[name] = OperatorRule(
+        axes=partial(_checked_axes, axes), run=run, in_training=dict(in_training or {}), weight_outputs=weight_outputs
+    )
+
+
+def _checked_axes(axes: Callable[[Call], Any], call: Call) -> Any:
+    """The axes that a registered rule gives.
+
+    Raises:
+        ModelError: They are not those of the result.
+    """
+    found, value = axes(call), call.node.meta.get("val")
+    if _sizes(found) != _shape(value):
+        name = getattr(axes, "__name__", repr(axes))
+        raise ModelError(
+            f"cannot read the operator {call.where}: its rule {name!r} gives axes of the sizes {_sizes(found)}, and "
+            f"its result has the shape {_shape(value)}; expected an axis for each axis of the result"
+        )
+    return found
+
+
+def _sizes(axes: Any) -> Any:
+    return [_sizes(each) for each in axes] if isinstance(axes, list | tuple) else getattr(axes, "size", axes)
+
+
+def _shape(value: Any) -> Any:
+    return [_shape(each) for each in value] if isinstance(value, list | tuple) else list(getattr(value, "shape", ()))
 
 
 def _name_of(operator: Any) -> str:
