@@ -65,10 +65,10 @@ if TYPE_CHECKING:
     from transprune.tas.derivation import derive as derive
     from transprune.tas.expected_cost import ExpectedCost as ExpectedCost
     from transprune.tas.probabilities import Probabilities as Probabilities
-    from transprune.tas.search import SearchResult as SearchResult
-    from transprune.tas.search import search as search
     from transprune.tas.sampling import ArchitectureParameters as ArchitectureParameters
     from transprune.tas.sampling import Selection as Selection
+    from transprune.tas.search import SearchResult as SearchResult
+    from transprune.tas.search import search as search
     from transprune.tas.supernet import Supernet as Supernet
     from transprune.training.evaluation import Evaluation as Evaluation
     from transprune.training.evaluation import evaluate as evaluate
