@@ -1,4 +1,4 @@
-"""Operators that read entries by number or at the points of a grid."""
+"""Rules of operators that look up entries, by their positions or at the points of a grid."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transprune.reading.rules.shapes import fixed_result
 
 
 def index(call: Call) -> Any:
-    """Entries by number along some axes; the others stay."""
+    """Looks up entries along some axes by position; the other axes stay."""
     axes = call.axes("self") or []
     numbers = list(call["indices"])
     places = [place for place, number in enumerate(numbers) if number is not None]
@@ -27,7 +27,7 @@ def index(call: Call) -> Any:
 
 
 def index_select(call: Call) -> Axes:
-    """Entries by number along one axis."""
+    """Looks up entries along one axis by position."""
     axes = list(call.axes("self") or [])
     place = int(call["dim"]) % len(axes)
     call.fix(axes[place], "reads it by number")
@@ -36,7 +36,7 @@ def index_select(call: Call) -> Axes:
 
 
 def gather(call: Call) -> Axes:
-    """Entries by number along one axis, the numbers of their own at each place of the others."""
+    """Looks up entries along one axis, at other positions for each entry of the other axes."""
     axes, numbers = call.axes("self") or [], call.axes("index") or []
     place = int(call["dim"]) % max(1, len(axes))
     for position, (axis, number) in enumerate(zip(axes, numbers, strict=True)):
@@ -51,14 +51,14 @@ def gather(call: Call) -> Axes:
 
 
 def embedding(call: Call) -> Axes:
-    """Rows of a table by number."""
+    """Looks up rows of a table."""
     rows, width = call.axes("weight") or []
     call.fix(rows, "reads it by number")
     return [*(call.axes("indices") or []), width]
 
 
 def grid_sample(call: Call) -> Axes:
-    """A feature map read at the points of a grid."""
+    """Samples a feature map at the points of a grid."""
     features, grid = call.axes("input") or [], call.axes("grid") or []
     call.unify(features[0], grid[0])
     for axis in (*features[2:], *grid[1:]):
@@ -67,7 +67,7 @@ def grid_sample(call: Call) -> Axes:
 
 
 def affine_grid(call: Call) -> Axes:
-    """The points of a grid for each sample, from a matrix for each."""
+    """Makes the points of a grid from a matrix for each sample."""
     samples, *matrix = call.axes("theta") or []
     for axis in matrix:
         call.fix(axis)

@@ -1,4 +1,4 @@
-"""Operators that work entry by entry, and those that nothing is known of."""
+"""Rules of operators that work entry by entry, that make tensors, and of operators that nothing is known about."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from transprune.reading.coupling import Axes, Call, OperatorRule, Use
 
 
 def elementwise(call: Call) -> Axes:
-    """All tensors are read entry by entry; axes of one entry are stretched."""
+    """Combines tensors entry by entry; axes of one entry are broadcast."""
     return broadcast(call, call.tensors(), call.shape)
 
 
 def broadcast(call: Call, tensors: Sequence[Axes], sizes: Sequence[int]) -> Axes:
-    """Axes of a result of the given shape, which several tensors are stretched to."""
+    """The axes of a result of the given sizes, to which tensors are broadcast: axes that meet become the same."""
     result: list[Axis | None] = [None] * len(sizes)
     for axes in tensors:
         for offset, axis in enumerate(reversed(axes), start=1):
@@ -34,7 +34,7 @@ def broadcast(call: Call, tensors: Sequence[Axes], sizes: Sequence[int]) -> Axes
 
 
 def addition(call: Call) -> Axes:
-    """A sum; in a `ResidualSum` without a shortcut of its own its two sides may differ along the channels."""
+    """Adds. In a `ResidualSum` without a shortcut of its own, the two sides may have different channels."""
     main, other = call.axes("self"), call.axes("other")
     path = call.coupling.trace.module_path(call.node)
     module = call.coupling.trace.module(call.node)
@@ -49,7 +49,7 @@ def addition(call: Call) -> Axes:
         return elementwise(call)
     name = f"{path}.shortcut"
     earlier = [use for use in call.coupling.uses if use.name == name]
-    for use in earlier:  # one module for several sums has one projection at most, so none is free
+    for use in earlier:  # a module that adds several times has one shortcut at most, which cannot serve them all
         call.unify(use.outputs, use.inputs)
     if earlier or not is_separable(main[1]) or not is_separable(other[1]):
         return elementwise(call)
@@ -70,13 +70,13 @@ def addition(call: Call) -> Axes:
 
 
 def is_separable(axis: Axis) -> bool:
-    """Whether an axis is a run of channels that a projection can bring to another width."""
+    """Whether the channels of an axis are a run that a projection can bring to another width."""
     form = settle(axis).form
     return is_atom(axis) or type(form).__name__ in ("Behind", "FreeSum")
 
 
 def without_rule(call: Call) -> Any:
-    """Nothing is known of the operator: all that it reads keeps its size."""
+    """Nothing is known about the operator: whatever it reads keeps its size, and the reason names it."""
     for axes in _all_axes(call.tensors()):
         for axis in axes:
             if not call.coupling.may_count_samples(axis):
@@ -92,7 +92,7 @@ COSTLY = (
     *("_native_multi_head_attention", "_transformer_encoder_layer_fwd", "bilinear", "cdist"),
     *("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"),
 )
-"""Operators without a rule that multiply and add."""
+"""Operators without a rule that have a cost, which a reader must be told is not counted."""
 
 
 def _all_axes(values: Sequence[Any]) -> list[Axes]:
@@ -106,7 +106,7 @@ def _all_axes(values: Sequence[Any]) -> list[Axes]:
 
 
 def fixed_axes(call: Call, value: object) -> Any:
-    """New axes of fixed sizes for a result: a tensor, or several. Samples that come in go out."""
+    """New axes of fixed sizes for a result, a tensor or several; only the axis of samples is carried over."""
     if isinstance(value, Tensor):
         sources = _all_axes(call.tensors())
         samples = next((axis for source in sources for axis in map(settle, source) if axis.is_batch), None)
@@ -123,19 +123,19 @@ def fixed_axes(call: Call, value: object) -> Any:
 
 
 def item(call: Call) -> Any:
-    """One of several results."""
+    """Takes one of several results."""
     source, index = call.node.args[:2]
     assert isinstance(source, fx.Node)
     return call.coupling.values[source][index]
 
 
 def first(call: Call) -> Axes:
-    """The result has the axes of the first tensor, whatever else is read."""
+    """Gives a result with the axes of the first tensor, whatever else it reads."""
     return call.coupling.axes(call.node, call.node.all_input_nodes[0])
 
 
 def created(call: Call) -> Axes:
-    """A new tensor of one value or of random ones: its axes take what they meet."""
+    """Makes a tensor of one value, or of random ones. Its axes become whatever they meet."""
     sizes = call.shape
     axes = [call.new_axis(place, size) for place, size in enumerate(sizes)]
     if call["size"] is not None:
@@ -144,7 +144,7 @@ def created(call: Call) -> Axes:
 
 
 def counted(call: Call) -> Axes:
-    """A new tensor whose entries differ: its size is fixed, unless it has an entry for each sample."""
+    """Makes a tensor whose entries differ. Its size is fixed, unless it has one entry for each sample."""
     sizes, length = call.shape, COUNTS.get(call.operator, "")
     is_plain = call.operator != "arange" or (call["start"] in (None, 0) and call["step"] in (None, 1))
     if is_plain and type(call[length]) is int and set(sizes) == {call.coupling.trace.batch}:
@@ -155,13 +155,13 @@ def counted(call: Call) -> Axes:
 
 
 COUNTS = {"arange": "end", "linspace": "steps", "eye": "n"}
-"""Arguments that say how many entries there are."""
+"""The argument that says how many entries there are."""
 HANDS_ON = (
     *("clone", "contiguous", "detach", "alias", "lift_fresh_copy"),
     *("to", "_to_copy", "type_as", "float", "half", "double", "lift", "detach_copy", "alias_copy", "rrelu"),
     *("zero", "fill"),
 )
-"""Operators that hand on their first tensor as it is."""
+"""Operators whose result has the axes of their first tensor."""
 ELEMENTWISE = (
     *("sub", "mul", "div", "relu", "relu6", "hardtanh", "silu", "gelu", "sigmoid", "tanh", "hardswish", "hardsigmoid"),
     *("leaky_relu", "elu", "selu", "celu", "mish", "softplus", "log_sigmoid", "where", "masked_fill", "pow", "rsub"),

@@ -1,4 +1,4 @@
-"""Operators that take a figure over axes, and those that share it out along them."""
+"""Rules of operators that reduce axes, and of softmax and its like, which normalise along one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transprune.reading.rules.pointwise import elementwise
 
 
 def reduced_positions(call: Call, rank: int) -> list[int]:
-    """Positions of the axes that are reduced; all if none are named."""
+    """Positions of the axes that are reduced: all of them if none are named."""
     dims = call["dim"]
     if dims is None or dims == []:
         return list(range(rank))
@@ -20,7 +20,7 @@ def reduced_positions(call: Call, rank: int) -> list[int]:
 
 
 def reduction(call: Call) -> Any:
-    """A figure over axes, which leave or stay with one entry."""
+    """Reduces axes, which disappear or keep one entry. Only a sum is the same with entries at zero as without them."""
     axes = call.axes("self") or call.axes("input") or []
     if not axes:
         return []
@@ -37,7 +37,7 @@ def reduction(call: Call) -> Any:
 
 
 def shared_out(call: Call) -> Axes:
-    """A softmax and its like: every entry depends on all along one axis."""
+    """Normalises along one axis: every entry depends on all entries along it."""
     axes = call.axes("self") or []
     if axes and call["dim"] is not None:
         mark(axes[int(call["dim"]) % len(axes)], inexact=True)
@@ -51,7 +51,7 @@ REDUCTIONS = (
 
 
 def extremum(call: Call) -> Any:
-    """`max` and `min`: of two tensors entry by entry, or along an axis."""
+    """`max` and `min`, which combine two tensors entry by entry or reduce one."""
     return elementwise(call) if "other" in call.arguments else reduction(call)
 
 

@@ -1,4 +1,4 @@
-"""Operators that move entries about: views, permutations, cuts and concatenations."""
+"""Rules of operators that move entries around: views, permutations, slices and concatenations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transprune.reading.unification import factor, split, unify_products
 
 
 def reshape(call: Call) -> Axes:
-    """The same entries in the same order, viewed as other axes."""
+    """Views the same entries in the same order as other axes."""
     before = call.axes("self") or call.tensors()[0]
     after = [Axis(size) for size in call.shape]
     if prod(axis.size for axis in before) == 0:
@@ -27,19 +27,19 @@ def reshape(call: Call) -> Axes:
 
 
 def run_reshape(arguments: Arguments) -> Any:
-    """The forms of `view` differ in how they write sizes down; of tensors that are cut, not all can be views."""
+    """Reshapes: one function for all forms of `view`, which write their sizes in different ways."""
     tensor: Tensor = arguments["self"]
     return tensor.reshape(arguments["size"])
 
 
 def permute(call: Call) -> Axes:
-    """Axes in another order."""
+    """Reorders axes."""
     axes = call.axes("self") or []
     return [axes[int(dim) % len(axes)] for dim in call["dims"]]
 
 
 def transpose(call: Call) -> Axes:
-    """Two axes exchanged."""
+    """Exchanges two axes."""
     axes = list(call.axes("self") or [])
     named = [name for name in ("dim0", "dim1", "axis0", "axis1") if name in call.arguments]
     first, second = (int(call[name]) % len(axes) for name in named) if named else (0, len(axes) - 1)
@@ -48,7 +48,7 @@ def transpose(call: Call) -> Axes:
 
 
 def movedim(call: Call) -> Axes:
-    """Axes at other places."""
+    """Moves axes to other positions."""
     axes = call.axes("self") or []
     pair = (call["source"], call["destination"])
     sources, targets = ([int(dim) % len(axes) for dim in (dims if isinstance(dims, list) else [dims])] for dims in pair)
@@ -58,14 +58,14 @@ def movedim(call: Call) -> Axes:
 
 
 def unsqueeze(call: Call) -> Axes:
-    """A new axis of one entry."""
+    """Adds an axis of one entry."""
     axes = list(call.axes("self") or [])
     axes.insert(int(call["dim"]) % (len(axes) + 1), call.fixed(1))
     return axes
 
 
 def squeeze(call: Call) -> Axes:
-    """Axes of one entry left out."""
+    """Removes axes of one entry."""
     axes = call.axes("self") or []
     dims = call["dim"]
     if dims is None:
@@ -76,7 +76,7 @@ def squeeze(call: Call) -> Axes:
 
 
 def expand(call: Call) -> Axes:
-    """Axes of one entry stretched."""
+    """Broadcasts axes of one entry."""
     axes = call.axes("self") or []
     sizes = call.shape
     new = len(sizes) - len(axes)
@@ -89,13 +89,13 @@ def expand(call: Call) -> Axes:
 
 
 def run_expand(arguments: Arguments) -> Any:
-    """`expand_as` takes its sizes from a tensor; here all forms have them as numbers."""
+    """Expands to sizes, which `expand_as` would take from a tensor."""
     tensor: Tensor = arguments["self"]
     return tensor.expand(arguments["size"])
 
 
 def repeat(call: Call) -> Axes:
-    """The tensor so many times along each axis."""
+    """Repeats the tensor along each axis."""
     axes = call.axes("self") or []
     counts = [int(count) for count in call["repeats"] or call["dims"]]
     axes = [*(call.fixed(1) for _ in range(len(counts) - len(axes))), *axes]
@@ -109,7 +109,7 @@ def repeat(call: Call) -> Axes:
 
 
 def repeat_interleave(call: Call) -> Any:
-    """Every entry so many times."""
+    """Repeats every entry in place."""
     axes = list(call.axes("self") or [])
     dim, count = call["dim"], call["repeats"]
     if dim is None or not isinstance(count, int):
@@ -122,7 +122,7 @@ def repeat_interleave(call: Call) -> Any:
 
 
 def fixed_result(call: Call) -> Any:
-    """All that is read keeps its size."""
+    """Fixes everything that is read, and gives a result of fixed sizes: for cases that no rule covers."""
     for axes in call.tensors():
         for axis in axes:
             call.fix(axis)
@@ -130,7 +130,7 @@ def fixed_result(call: Call) -> Any:
 
 
 def cat(call: Call) -> Axes:
-    """Several tensors, one after the other along an axis."""
+    """Joins tensors along an axis."""
     tensors = [call.coupling.axes(call.node, source) for source in call["tensors"]]
     tensors = [axes for axes in tensors if len(axes) == len(call.shape)]  # torch lets an empty vector pass
     place = int(call["dim"] or 0) % len(call.shape)
@@ -144,7 +144,7 @@ def cat(call: Call) -> Axes:
 
 
 def stack(call: Call) -> Axes:
-    """Several tensors along a new axis."""
+    """Joins tensors along a new axis."""
     tensors = [call.coupling.axes(call.node, source) for source in call["tensors"]]
     result = list(tensors[0])
     for axes in tensors[1:]:
@@ -155,7 +155,7 @@ def stack(call: Call) -> Axes:
 
 
 def split_up(call: Call) -> list[Axes]:
-    """A tensor in pieces along an axis. Pieces that the model asks to be equal stay equal."""
+    """Splits a tensor along an axis. Pieces that the model asks to be equal stay equal."""
     axes = call.axes("self") or []
     place = int(call["dim"] or 0) % len(axes)
     sizes = [int(value.shape[place]) for value in call.node.meta["val"]]
@@ -168,12 +168,12 @@ def split_up(call: Call) -> list[Axes]:
 
 
 def run_split(arguments: Arguments) -> Any:
-    """`chunk` and its like cut into equal pieces; here every piece has its own size."""
+    """Splits into pieces of any sizes, where `chunk` and its like make equal ones."""
     return torch.split(arguments["self"], arguments["split_sizes"], arguments["dim"] or 0)
 
 
 def unbind(call: Call) -> list[Axes]:
-    """A tensor in slices of one entry along an axis."""
+    """Takes a tensor apart into slices of one entry along an axis."""
     axes = call.axes("self") or []
     place = int(call["dim"] or 0) % len(axes)
     call.fix(axes[place], "takes it apart entry by entry")
@@ -182,7 +182,7 @@ def unbind(call: Call) -> list[Axes]:
 
 
 def select(call: Call) -> Axes:
-    """One entry along an axis."""
+    """Takes one entry along an axis."""
     axes = call.axes("self") or []
     place = int(call["dim"]) % len(axes)
     call.fix(axes[place], "reads one entry of it")
@@ -190,7 +190,7 @@ def select(call: Call) -> Axes:
 
 
 def cut(call: Call) -> Axes:
-    """A run of entries along an axis."""
+    """Takes a slice along an axis."""
     axes = call.axes("self") or []
     place = int(call["dim"] or 0) % len(axes)
     axis = settle(axes[place])
@@ -221,7 +221,7 @@ def _clamped(position: object, size: int) -> int:
 
 
 def pad(call: Call) -> Axes:
-    """Entries added at the ends of axes."""
+    """Adds entries at the ends of axes."""
     axes = list(call.axes("self") or [])
     amounts = [int(amount) for amount in call["pad"] or call["padding"]]
     is_constant = call["mode"] in (None, "constant") and "padding" not in call.arguments
@@ -239,7 +239,7 @@ def pad(call: Call) -> Axes:
 
 
 def moved_along(call: Call) -> Axes:
-    """Entries at other places along an axis."""
+    """Moves entries along axes."""
     axes = call.axes("self") or []
     dims = call["dims"]
     for dim in dims if dims else range(len(axes)):
@@ -248,7 +248,7 @@ def moved_along(call: Call) -> Axes:
 
 
 def ordered(call: Call) -> Any:
-    """Every entry depends on the order of those along one axis."""
+    """Reads entries along an axis in order."""
     axes = call.axes("self") or []
     for dim in [call["dim"]] if call["dim"] is not None else range(len(axes)):
         call.fix(axes[int(dim) % len(axes)], "reads it in order")
@@ -256,7 +256,7 @@ def ordered(call: Call) -> Any:
 
 
 def pixel_shuffle(call: Call) -> Axes:
-    """Channels spread over rows and columns."""
+    """Spreads channels over rows and columns."""
     *before, channels, rows, columns = call.axes("self") or []
     scale = int(call["upscale_factor"])
     kept, *spread = factor(channels, (channels.size // scale**2, scale, scale))

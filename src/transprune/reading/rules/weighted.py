@@ -1,4 +1,4 @@
-"""Operators with weights, norms, and products of matrices: those that cost something."""
+"""Rules of operators that have weights or multiply matrices: layers, norms, attention. They say what they cost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transprune.reading.unification import factor
 
 
 def convolution(call: Call) -> Axes:
-    """Every output channel reads all input channels of its group."""
+    """A convolution: every output channel reads all input channels of its group."""
     inputs, weight, bias = call.axes("input") or [], call.axes("weight") or [], call.axes("bias")
     groups = int(call["groups"])
     rank = len(weight) - 2
@@ -54,7 +54,7 @@ def convolution(call: Call) -> Axes:
 
 
 def transposed_convolution(call: Call) -> Axes:
-    """As a convolution, with the axes of the weight exchanged."""
+    """A convolution whose weight has its first two axes exchanged."""
     inputs, weight, bias = call.axes("input") or [], call.axes("weight") or [], call.axes("bias")
     groups = int(call["groups"])
     rank = len(weight) - 2
@@ -100,7 +100,7 @@ def _add_convolution(
 
 
 def _convolved(call: Call, axes: Axes, sizes: tuple[int, ...]) -> Axes:
-    """The axes that a kernel moves along; where it keeps their size step by step, they may be searched."""
+    """The axes that a kernel moves along. Where it keeps their size at stride 1, they need not be fixed."""
     stride = call["stride"]
     steps = list(stride) if isinstance(stride, list | tuple) else [1 if stride is None else stride]
     result = []
@@ -115,7 +115,7 @@ def _convolved(call: Call, axes: Axes, sizes: tuple[int, ...]) -> Axes:
 
 
 def linear(call: Call) -> Axes:
-    """Every output reads all inputs along the last axis."""
+    """A linear layer: every output reads all inputs along the last axis."""
     inputs, weight, bias = call.axes("input") or [], call.axes("weight") or [], call.axes("bias")
     call.unify(inputs[-1], weight[-1])
     outputs = weight[0] if len(weight) == 2 else call.fixed(1)
@@ -126,7 +126,7 @@ def linear(call: Call) -> Axes:
 
 
 def batch_norm(call: Call) -> Axes:
-    """Statistics of every channel over all else."""
+    """Normalises every channel by its statistics over all other axes."""
     axes = call.axes("input") or []
     channels = axes[1]
     for name in ("weight", "bias", "running_mean", "running_var"):
@@ -140,7 +140,7 @@ def batch_norm(call: Call) -> Axes:
 
 
 def layer_norm(call: Call) -> Axes:
-    """Statistics over the last axes."""
+    """Normalises by statistics over the last axes."""
     axes = call.axes("input") or []
     last = axes[len(axes) - len(call["normalized_shape"]) :]
     for axis in last:
@@ -156,7 +156,7 @@ def layer_norm(call: Call) -> Axes:
 
 
 def group_norm(call: Call) -> Axes:
-    """Statistics over groups of channels: a group stays whole, or there is one and it is all channels."""
+    """Normalises groups of channels. Groups stay whole, unless there is a single one of all channels."""
     axes = call.axes("input") or []
     count, channels = int(call["num_groups"]), axes[1]
     if count == 1:
@@ -174,7 +174,7 @@ def group_norm(call: Call) -> Axes:
 
 
 def prelu(call: Call) -> Axes:
-    """A slope for every channel, or one for all."""
+    """A PReLU: a slope for every channel, or one for all."""
     axes, slopes = call.axes("self") or [], call.axes("weight") or []
     if slopes and slopes[0].size > 1:
         call.unify(axes[1], slopes[0])
@@ -182,7 +182,7 @@ def prelu(call: Call) -> Axes:
 
 
 def matmul(call: Call) -> Any:
-    """Products of matrices, one for every entry of the axes before the last two."""
+    """Multiplies matrices, a pair for every entry of the axes before the last two."""
     first = call.axes("self") or []
     second = call.axes("mat2" if "mat2" in call.arguments else "other") or []
     if len(first) >= 2 and len(second) >= 2:
@@ -199,7 +199,7 @@ def _product(call: Call, first: Axes, second: Axes) -> Axes:
 
 
 def _add_product(call: Call, before: Axes, rows: Axis, shared: Axis, columns: Axis) -> None:
-    """Records what a product costs. What it is done for many times (heads) is searched rather than its size."""
+    """Says what a product costs. What it is repeated for (heads) is searched rather than its own sizes."""
     call.coupling.preferred += before
     _record_product(call, shared, [*before, rows, columns])
 
@@ -210,14 +210,14 @@ def _record_product(call: Call, shared: Axis, others: Axes) -> None:
 
 
 def added_product(call: Call) -> Axes:
-    """A product of matrices and a sum."""
+    """Multiplies matrices and adds a tensor."""
     first, second = ("mat1", "mat2") if "mat1" in call.arguments else ("batch1", "batch2")
     result = _product(call, call.axes(first) or [], call.axes(second) or [])
     return broadcast(call, [result, call.axes("self") or []], call.shape)
 
 
 def attention(call: Call) -> Axes:
-    """Scaled dot-product attention: heads may be left out; the scale follows from the features of a head."""
+    """Scaled dot-product attention. Heads may be left out; their features stay, since the scale depends on them."""
     query, key, value = (call.axes(name) or [] for name in ("query", "key", "value"))
     before = broadcast(call, [query[:-2], key[:-2], value[:-2]], call.shape[:-2])
     call.unify(query[-1], key[-1])
@@ -232,7 +232,7 @@ def attention(call: Call) -> Axes:
 
 
 def einsum(call: Call) -> Any:
-    """A product of tensors along named axes."""
+    """Multiplies tensors along named axes."""
     equation = str(call["equation"]).replace(" ", "")
     tensors = [call.coupling.axes(call.node, source) for source in call["tensors"]]
     if "." in equation or "->" not in equation:
@@ -260,7 +260,7 @@ def einsum(call: Call) -> Any:
 
 
 def glu(call: Call) -> Axes:
-    """Half of the channels gate the other half."""
+    """Gates one half of the channels by the other half."""
     axes = list(call.axes("self") or [])
     place = int(call["dim"] if call["dim"] is not None else -1) % len(axes)
     outer, inner = factor(axes[place], (2, axes[place].size // 2))
