@@ -35,7 +35,6 @@ from transprune.space import SearchSpace
 from transprune.tas.sampling import ArchitectureParameters, Selection
 from transprune.tas.supernet import Supernet
 
-pytestmark = pytest.mark.usefixtures("read_once")
 SMALL = CASES | ODD_CASES | HARD
 ALL = [*ANY, *SMALL]
 any_of_the_zoo = pytest.mark.parametrize("name", ANY)
@@ -74,7 +73,7 @@ def student_of(name: str, kind: str) -> tuple[Architecture, nn.Module]:
         "smallest": space.smallest_architecture,
         "random": lambda: space.random_architecture(3),
     }[kind]()
-    return architecture, shrink(network_of(name), architecture, inputs_of(name))
+    return architecture, shrink(network_of(name), architecture, inputs_of(name), reading=space.reading)
 
 
 def tensors(outputs: object) -> list[Tensor]:
@@ -125,9 +124,9 @@ def test_a_student_is_of_the_networks_own_class_wherever_its_forward_can_follow(
 
 def exact_architecture(name: str) -> Architecture:
     """Cuts every group but those of which leaving out differs from zeroing."""
-    groups = read(network_of(name), inputs_of(name)).groups
-    exact = {group.name for group in groups if not group.is_inexact}
-    smallest = space_of(name).smallest_architecture().widths
+    space = space_of(name)
+    exact = {group.name for group in space.reading.groups if not group.is_inexact}
+    smallest = space.smallest_architecture().widths
     return Architecture(widths={group: width for group, width in smallest.items() if group in exact})
 
 
@@ -153,13 +152,13 @@ INEXACT = {
 
 @pytest.mark.parametrize("name", [name for name in ALL if name != "blocks_at_the_top"])
 def test_leaving_channels_out_is_zeroing_them(name):
-    network, inputs = network_of(name), inputs_of(name)
+    network, inputs, reading = network_of(name), inputs_of(name), space_of(name).reading
     architecture = exact_architecture(name)
-    kept = kept_entries(network, architecture, inputs)
+    kept = kept_entries(network, architecture, inputs, reading=reading)
     assert (len(architecture.widths) < len(space_of(name).groups)) == (name in INEXACT)
     masked = zeroed(network, kept)
     expected = outputs_of(masked, inputs)
-    assert_close(outputs_of(shrink(network, architecture, inputs), inputs), expected)
+    assert_close(outputs_of(shrink(network, architecture, inputs, reading=reading), inputs), expected)
     if architecture.widths:
         before = outputs_of(network, inputs)
         assert not all(torch.allclose(one, other) for one, other in zip(before, expected, strict=True))
@@ -184,7 +183,7 @@ def test_a_shrunk_network_trains_on_other_batches_than_the_examples(name):
 def test_the_traced_operators_compute_what_the_networks_own_class_does(name, monkeypatch):
     architecture, own = student_of(name, "random")
     monkeypatch.setattr(shrink_module, "_disagreement", lambda *_: "the test asks for it")
-    traced = shrink(network_of(name), architecture, inputs_of(name))
+    traced = shrink(network_of(name), architecture, inputs_of(name), reading=space_of(name).reading)
     assert isinstance(traced, TracedNetwork)
     assert traced.reason == "the test asks for it"
     assert list(traced.state_dict()) == list(own.state_dict())
@@ -220,7 +219,7 @@ def test_the_callers_network_is_untouched(name, verb):
     if verb == "inspect":
         read(network, inputs)
     elif verb == "shrink":
-        student = shrink(network, space.smallest_architecture(), inputs)
+        student = shrink(network, space.smallest_architecture(), inputs, reading=space.reading)
         with torch.no_grad():
             for value in student.state_dict().values():
                 value.add_(1)

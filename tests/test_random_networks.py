@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable
 
-import pytest
 import torch
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
@@ -33,7 +32,6 @@ from test_any_network import assert_close, outputs_of, zeroed
 from transprune.architecture import Architecture
 from transprune.latency.macs import count_macs
 from transprune.reading.inspection import inspect
-from transprune.reading.reading import read
 from transprune.shrinking.shrink import kept_entries, shrink
 from transprune.shrinking.sort import sort_channels
 from transprune.tas.sampling import Selection
@@ -133,7 +131,6 @@ def assembled(ways: list[tuple[str, str]], *, is_flattened: bool) -> nn.Module:
     return network
 
 
-@pytest.mark.usefixtures("read_once")
 @settings(
     max_examples=80,
     deadline=None,
@@ -151,11 +148,16 @@ def test_a_network_of_random_parts_keeps_every_promise(ways, is_flattened):
     network = assembled(ways, is_flattened=is_flattened)
     space = inspect(network, example(), ratios=(0.3, 0.5, 0.75, 1.0))
     event(f"{min(6, len(space.groups))} groups or more")
-    assert torch.equal(shrink(network, space.full_architecture(), example())(example(3)), network(example(3)))
-    assert_close(outputs_of(sort_channels(network, example()), images), outputs_of(network, images), 1e-3)
+
+    def cut(architecture: Architecture) -> nn.Module:
+        return shrink(network, architecture, example(), reading=space.reading)
+
+    assert torch.equal(cut(space.full_architecture())(example(3)), network(example(3)))
+    ordered = sort_channels(network, example(), reading=space.reading)
+    assert_close(outputs_of(ordered, images), outputs_of(network, images), 1e-3)
 
     for architecture in (space.smallest_architecture(), space.random_architecture(len(ways))):
-        student = shrink(network, architecture, example())
+        student = cut(architecture)
         assert count_macs(student, example()) == space.macs(architecture)
         assert oracles.count_parameters(student) == space.params(architecture)
         student.train()(example(3)).sum().backward()
@@ -163,7 +165,7 @@ def test_a_network_of_random_parts_keeps_every_promise(ways, is_flattened):
         assert student.eval()(example(1)).shape == (1, CLASSES)
 
     architecture = space.random_architecture(1)
-    student = shrink(network, architecture, example()).train()
+    student = cut(architecture).train()
     if not any(".shortcut." in name for name in student.state_dict()):
         supernet = Supernet(network, space, example(), alignment="pad").train()
         found = supernet(Selection.of(space, architecture), example(4))
@@ -171,7 +173,7 @@ def test_a_network_of_random_parts_keeps_every_promise(ways, is_flattened):
 
     free_sums = [layer for layer in space.layers if layer.operator == "projection"]
     if not free_sums:
-        exact = {group.name for group in read(network, example()).groups if not group.is_inexact}
-        cut = Architecture({name: width for name, width in architecture.widths.items() if name in exact})
-        masked = zeroed(network, kept_entries(network, cut, example()))
-        assert_close(outputs_of(shrink(network, cut, example()), images), outputs_of(masked, images), 1e-3)
+        exact = {group.name for group in space.reading.groups if not group.is_inexact}
+        architecture = Architecture({name: width for name, width in architecture.widths.items() if name in exact})
+        masked = zeroed(network, kept_entries(network, architecture, example(), reading=space.reading))
+        assert_close(outputs_of(cut(architecture), images), outputs_of(masked, images), 1e-3)

@@ -38,6 +38,7 @@ from transprune.latency.macs import count_macs
 from transprune.models.residual import ResidualSum
 from transprune.models.resnet import resnet
 from transprune.reading.inspection import inspect
+from transprune.reading.reading import Reading, read
 from transprune.shrinking.shrink import kept_entries, shrink
 from transprune.shrinking.traced_network import TracedNetwork
 from transprune.space import SearchSpace
@@ -112,11 +113,11 @@ WRITES_DOWN_SIZES = ("FlattenedToANumber", "ViewedToItsOwnShape")
 
 
 @pytest.mark.parametrize("case", ALL_CASES)
-def test_a_shrunk_network_runs_and_counts_to_the_integers_of_its_space(case, read_once):
+def test_a_shrunk_network_runs_and_counts_to_the_integers_of_its_space(case):
     network = ALL_CASES[case]()
-    space = read_once(network, example())
+    space = inspect(network, example())
     for architecture in some_architectures(space):
-        student = shrink(network, architecture, example())
+        student = shrink(network, architecture, example(), reading=space.reading)
         assert count_macs(student, example()) == space.macs(architecture)
         assert count_parameters(student) == space.params(architecture)
         student.train()(example(4)).sum().backward()
@@ -252,14 +253,14 @@ def described(network: nn.Module) -> list[tuple[str, type, bool]]:
 
 
 @pytest.mark.parametrize(("depth", "seeds"), [(20, range(12)), (32, range(6)), (164, range(2))])
-def test_a_shrunk_resnet_counts_to_the_integers_of_its_space(depth, seeds, read_once):
+def test_a_shrunk_resnet_counts_to_the_integers_of_its_space(depth, seeds):
     images = torch.zeros(1, 3, 32, 32, device="meta")
     with torch.device("meta"):
         network = resnet(depth)
-    space = read_once(network, images)
+    space = inspect(network, images)
     for seed in seeds:
         architecture = space.random_architecture(seed)
-        student = shrink(network, architecture, images)
+        student = shrink(network, architecture, images, reading=space.reading)
         assert count_by_hand(student, images) == space.macs(architecture)
         assert count_parameters(student) == space.params(architecture)
 
@@ -290,17 +291,18 @@ def small_vgg() -> nn.Module:
         (small_vgg, []),
     ],
 )
-def test_torchvisions_networks_shrink_run_train_and_count_to_the_integers_of_their_space(make, stages, read_once):
+def test_torchvisions_networks_shrink_run_train_and_count_to_the_integers_of_their_space(make, stages):
     images = torch.randn(2, 3, 32, 32)
     torch.manual_seed(0)
     network = make().eval()
-    space = read_once(network, images)
+    space = inspect(network, images)
     assert {fixed.reason for fixed in space.fixed} == {"it is an output of the network"}
     assert [stage.name for stage in space.stages] == stages
     with torch.no_grad():
-        assert torch.equal(shrink(network, space.full_architecture(), images)(images), network(images))
+        full = shrink(network, space.full_architecture(), images, reading=space.reading)
+        assert torch.equal(full(images), network(images))
     architecture = space.random_architecture(0)
-    student = shrink(network, architecture, images)
+    student = shrink(network, architecture, images, reading=space.reading)
     assert count_by_hand(student, images) == space.macs(architecture)
     assert count_parameters(student) == space.params(architecture)
     student.train()(images).sum().backward()
@@ -352,11 +354,12 @@ def test_a_layer_behind_a_flattened_map_keeps_the_elements_of_the_first_channels
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_weight_that_is_not_a_new_projections_is_what_is_kept_of_the_models(case, read_once):
+def test_every_weight_that_is_not_a_new_projections_is_what_is_kept_of_the_models(case):
     network = telling(CASES[case]())
     full = network.state_dict()
-    architecture = read_once(network, example()).random_architecture(2)
-    student, kept = shrink(network, architecture, example()), kept_entries(network, architecture, example())
+    space = inspect(network, example())
+    architecture = space.random_architecture(2)
+    student, kept = (verb(network, architecture, example(), reading=space.reading) for verb in (shrink, kept_entries))
     for name, value in student.state_dict().items():
         if name in full:
             entries = np.ix_(*kept[name]) if name in kept else ...
@@ -366,10 +369,10 @@ def test_every_weight_that_is_not_a_new_projections_is_what_is_kept_of_the_model
 
 
 @pytest.mark.parametrize("case", sorted(CASES.keys() - {"grouped", "flattened_grouped", "stage_with_fixed_block"}))
-def test_the_first_channels_are_kept(case, read_once):
+def test_the_first_channels_are_kept(case):
     network = CASES[case]()
-    architecture = read_once(network, example()).random_architecture(2)
-    for axes in kept_entries(network, architecture, example()).values():
+    space = inspect(network, example())
+    for axes in kept_entries(network, space.random_architecture(2), example(), reading=space.reading).values():
         assert all(np.array_equal(entries, np.arange(len(entries))) for entries in axes)
 
 
@@ -380,20 +383,20 @@ def test_of_every_group_of_a_convolution_the_first_channels_are_kept():
     assert kept["body.2.conv.weight"][1].tolist() == [0, 1, 4, 5]
 
 
-@pytest.mark.usefixtures("read_once")
 def test_projections_appear_exactly_where_the_two_sides_of_a_sum_differ():
     network = resnet(20)
+    reading = read(network, IMAGES)
     for seed in range(8):
-        assert_projections_are_where_sides_differ(network, random.Random(seed))
+        assert_projections_are_where_sides_differ(network, reading, random.Random(seed))
 
 
-def assert_projections_are_where_sides_differ(network: nn.Module, draw: random.Random):
+def assert_projections_are_where_sides_differ(network: nn.Module, reading: Reading, draw: random.Random):
     widths = {"stem.conv": draw.choice([8, 16])}
     for stage, width in enumerate((16, 32, 64)):
         for block in range(3):
             widths[f"stages.{stage}.{block}.layer2.conv"] = draw.choice([width // 2, width])
     depths = {f"stages.{stage}": draw.randint(1, 3) for stage in range(3)}
-    student = shrink(network, Architecture(widths=widths, depths=depths), IMAGES)
+    student = shrink(network, Architecture(widths=widths, depths=depths), IMAGES, reading=reading)
     inputs = widths["stem.conv"]
     for stage, blocks in enumerate(student.stages):
         assert len(blocks) == depths[f"stages.{stage}"]
@@ -474,14 +477,15 @@ def test_new_channels_of_a_width_above_the_full_one_leave_the_old_ones_alone():
 
 
 @pytest.mark.parametrize("case", ["plain", "residual", "depthwise", "staged", "shared", "grouped"])
-def test_a_student_from_scratch_has_new_weights_that_depend_on_the_seed_alone(case, read_once):
+def test_a_student_from_scratch_has_new_weights_that_depend_on_the_seed_alone(case):
     network = telling(CASES[case]())
-    architecture = read_once(network, example()).random_architecture(1)
-    inherited = shrink(network, architecture, example())
+    space = inspect(network, example())
+    architecture = space.random_architecture(1)
+    inherited = shrink(network, architecture, example(), reading=space.reading)
 
     def drawn(seed: int) -> dict[str, Tensor]:
         torch.manual_seed(seed)
-        return shrink(network, architecture, example(), weights="scratch").state_dict()
+        return shrink(network, architecture, example(), weights="scratch", reading=space.reading).state_dict()
 
     first, again, other = drawn(1), drawn(1), drawn(2)
     assert {name: value.shape for name, value in first.items()} == {

@@ -9,17 +9,16 @@ from torch import Tensor, nn
 from any_networks import ANY, any_network
 from hard_networks import HARD
 from small_networks import CASES, ODD_CASES, ConvNorm, PlainBlock, example, plain
-from test_any_network import assert_close, inputs_of, network_of, outputs_of
+from test_any_network import assert_close, inputs_of, network_of, outputs_of, space_of
 from transprune.architecture import Architecture
 from transprune.errors import OptionError
 from transprune.models.residual import ResidualSum
 from transprune.reading.inspection import inspect
 from transprune.reading.layouts import Concatenation, Constant, FreeSumEnd, Group, Product, StageEnd
-from transprune.reading.reading import read
+from transprune.reading.reading import GroupFacts, read
 from transprune.shrinking.shrink import kept_entries, shrink
 from transprune.shrinking.sort import ChannelWeights, magnitude, sort_channels, units_of
 
-pytestmark = pytest.mark.usefixtures("read_once")
 ALL = [*ANY, *CASES, *ODD_CASES, *HARD]
 SORTED: dict[str, nn.Module] = {}
 
@@ -27,7 +26,7 @@ SORTED: dict[str, nn.Module] = {}
 def sorted_network(name: str) -> nn.Module:
     """A sorted network of the zoo. Not to be changed."""
     if name not in SORTED:
-        SORTED[name] = sort_channels(network_of(name), inputs_of(name))
+        SORTED[name] = sort_channels(network_of(name), inputs_of(name), reading=space_of(name).reading)
     return SORTED[name]
 
 
@@ -47,13 +46,14 @@ def test_sorting_keeps_every_name_and_class_and_every_value_somewhere(name):
         assert torch.equal(ordered.state_dict()[path].flatten().sort().values, value.flatten().sort().values)
 
 
-def of_group(network: nn.Module, inputs: tuple[Tensor, ...], group: str) -> tuple[list[ChannelWeights], int]:
+def of_group(network: nn.Module, name: str, group: GroupFacts) -> tuple[list[ChannelWeights], int]:
     """All parameters of a group, found by what shrinking keeps at each width, and the group's width.
 
     Only for groups that alone make up the axes that they take part in.
     """
-    width = next(each.width for each in read(network, inputs).groups if each.name == group)
-    kept = [kept_entries(network, Architecture({group: count}), inputs) for count in range(1, width + 1)]
+    width, inputs, reading = group.width, inputs_of(name), space_of(name).reading
+    cuts = [Architecture({group.name: count}) for count in range(1, width + 1)]
+    kept = [kept_entries(network, cut, inputs, reading=reading) for cut in cuts]
     found: list[ChannelWeights] = []
     for path, parameter in network.named_parameters():
         for axis in range(parameter.dim()):
@@ -68,13 +68,12 @@ def of_group(network: nn.Module, inputs: tuple[Tensor, ...], group: str) -> tupl
     "name", ["plain", "depthwise", "flattened", "gated", "vision_transformer", "squeeze_excitation"]
 )
 def test_the_more_important_channels_come_first(name):
-    ordered, inputs = sorted_network(name), inputs_of(name)
-    for group in read(ordered, inputs).groups:
+    for group in space_of(name).reading.groups:
         if not group.is_ordered:
-            weights, width = of_group(ordered, inputs, group.name)
+            weights, width = of_group(sorted_network(name), name, group)
             scores = magnitude(weights, width)
             assert (scores.diff() <= 1e-9 * scores.max()).all()
-            before = magnitude(*of_group(network_of(name), inputs, group.name))
+            before = magnitude(*of_group(network_of(name), name, group))
             torch.testing.assert_close(before.sort(descending=True).values, scores)
 
 

@@ -16,7 +16,7 @@ from transprune.errors import OptionError, StoppedError
 from transprune.kernels import normalisation
 from transprune.kernels.memory_format import suits_channels_last, use_channels_last
 from transprune.options import DistillationOptions
-from transprune.reading.wrappers import unwrapped
+from transprune.reading.networks import unwrapped
 from transprune.runtime import processes
 from transprune.training.batches import Batch
 from transprune.training.loop import Setup

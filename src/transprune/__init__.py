@@ -5,7 +5,7 @@ depths are learned by transformable architecture search (Dong & Yang, 2019, arXi
 
     space = transprune.inspect(model, example)            # what can be chosen, and what it costs
     found = transprune.search(model, data, "macs=0.5")    # the architecture, learned
-    student = transprune.shrink(model, found.architecture, example)
+    student = transprune.shrink(model, found.architecture, example, reading=space.reading)
     student = transprune.distill(student, model, data)    # trained with the unpruned network as its teacher
 """
 
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from transprune.options import TrainingOptions as TrainingOptions
     from transprune.reading.coupling import Call as Call
     from transprune.reading.inspection import inspect as inspect
+    from transprune.reading.reading import Reading as Reading
+    from transprune.reading.reading import read as read
     from transprune.reading.rules import register_rule as register_rule
     from transprune.runs.presets import get_preset as get_preset
     from transprune.runtime import Checkpoints as Checkpoints

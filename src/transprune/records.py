@@ -16,7 +16,8 @@ def read_record(kind: type[Record], value: Any, place: str = "") -> Record:
     """Builds a dataclass from a map of its fields; lists become tuples, maps the dataclasses that are declared.
 
     Args:
-        kind: A dataclass whose fields are numbers, texts, truth values, literals, tuples, dataclasses, or None.
+        kind: A dataclass whose fields are numbers, texts, truth values, literals, tuples, dataclasses, or None; fields
+            that are not compared are no part of the record.
         value: What JSON gave.
         place: Where it stands, for messages.
 
@@ -26,7 +27,7 @@ def read_record(kind: type[Record], value: Any, place: str = "") -> Record:
     if not isinstance(value, dict):
         raise ValueError(f"{place or 'it'} is {_shown(value)}, expected an object")
     hints = get_type_hints(kind)
-    known = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]
+    known = {item.name: item for item in fields(kind) if item.compare}  # type: ignore[arg-type]
     for name in value:
         if name not in known:
             raise ValueError(f"{_join(place, name)} is unknown, {expected_one_of(str(name), known)}")

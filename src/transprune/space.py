@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -73,6 +73,12 @@ class SearchSpace:
     layers: tuple[Layer, ...]
     fixed: tuple[Fixed, ...] = ()
     """What keeps its size, with the reason."""
+    reading: Any = field(default=None, repr=False, compare=False)
+    """The `transprune.reading.Reading` that the space was made of, for the verbs that are given the space. It is in no
+    file and goes to no other process; None there: the verbs read their model themselves."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "reading": None}
 
     @cached_property
     def group_index(self) -> dict[str, int]:
@@ -223,7 +229,9 @@ class SearchSpace:
 
     def to_json(self) -> dict[str, Any]:
         """The space as plain values for `json.dumps`."""
-        return {"format": FORMAT, **asdict(self)}
+        content = asdict(replace(self, reading=None))
+        del content["reading"]
+        return {"format": FORMAT, **content}
 
     @classmethod
     def from_json(cls, value: Any) -> SearchSpace:

@@ -13,17 +13,19 @@ from torch import Tensor, nn
 from transprune.architecture import Architecture
 from transprune.errors import ModelError, RunFolderError, newer_format
 from transprune.models.by_name import build_model, is_user_model
+from transprune.reading.reading import Reading
 from transprune.runtime import RunFolder
 from transprune.shrinking.shrink import shrink
 
 
-def load(run_dir: str | Path, *, model: nn.Module | None = None) -> nn.Module:
+def load(run_dir: str | Path, *, model: nn.Module | None = None, reading: Reading | None = None) -> nn.Module:
     """Rebuilds the trained student of a run, in evaluation mode on the CPU. Runs no code that the folder names.
 
     Args:
         run_dir: The run folder; `architecture.json` and `student.safetensors` are read.
         model: The unpruned network; untouched. It may be left out where the run's network is transprune's own, of
             torchvision or of timm; one that a function of the user builds (`FILE.py:FUNCTION`) must be given.
+        reading: What is known of the unpruned network already.
 
     Raises:
         RunFolderError: The folder holds no trained student, or a file is damaged or does not fit.
@@ -42,7 +44,7 @@ def load(run_dir: str | Path, *, model: nn.Module | None = None) -> nn.Module:
     for group, width in architecture.widths.items():
         if width > largest:
             raise _misfit(folder, f"the width of {group!r} is {width}, and no tensor is that large")
-    student = shrink(unpruned, architecture, torch.zeros(1, *image_size))
+    student = shrink(unpruned, architecture, torch.zeros(1, *image_size), reading=reading)
     difference = _difference(student.state_dict(), tensors)
     if difference and model is not None:
         raise ModelError(

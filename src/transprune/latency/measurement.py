@@ -23,10 +23,11 @@ from transprune.latency.operators import TimedOperator, operators_of
 from transprune.latency.stopwatch import Advance, as_batch, time_all
 from transprune.layer_costs import Channels, Layer
 from transprune.options import LatencyOptions
+from transprune.reading.networks import unwrapped
 from transprune.reading.reading import Reading, read
 from transprune.reading.trace import Example
 from transprune.runtime import bar
-from transprune.shrinking.shrink import shrink_read
+from transprune.shrinking.shrink import shrink
 from transprune.space import SearchSpace
 
 log = logging.getLogger("transprune.latency")
@@ -74,7 +75,8 @@ def measure_latency(
     """
     options = options or LatencyOptions()
     backend = make_backend(options, device)
-    reading = read(model, example)
+    model = unwrapped(model)
+    reading = read(model, example, space.reading)
     operators = operators_of(reading, space)
     inputs = as_batch(example, options.batch_size)
     key = cache_key(backend, options, space, operators, [list(tensor.shape) for tensor in inputs])
@@ -189,7 +191,7 @@ class _Measuring:
 
     def _network_times(self, architectures: Sequence[Architecture], reference: Call, advance: Advance) -> list[float]:
         def ready(architecture: Architecture) -> Call:
-            student = shrink_read(self.network, self.reading, architecture, self.inputs)
+            student = shrink(self.network, architecture, self.inputs, reading=self.reading)
             return self.backend.network(student.eval(), self.inputs)
 
         makers: list[Callable[[], Call]] = [partial(ready, architecture) for architecture in architectures]

@@ -1,20 +1,29 @@
-"""Whether two networks compute the same."""
+"""Whether two networks compute the same, and whether what was traced computes what the model does for any batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
+from transprune.errors import ModelError
+from transprune.reading.coupling import Arguments, Function, bound_arguments
+from transprune.reading.execution import Program, Step, Surroundings
+from transprune.reading.layouts import Sizes
+from transprune.reading.reading import Reading
+from transprune.reading.trace import Example, Trace, first_line, inputs_for, operator, source_line, trace
 from transprune.runtime.seeds import seeded
 
 AGREEMENT = 1e-3
 """Largest difference between two networks' outputs, as a share of the largest output, that is taken for rounding."""
 ROUNDING = 1e-7
 """Difference that is taken for rounding however small the outputs are: they may be what is left of larger numbers."""
+OTHER_BATCHES = (2, 3, 4)
+"""Samples in the batches that are tried: the first of them that was not traced and that the model takes."""
 
 
 def probes(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -48,3 +57,115 @@ def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> str | Non
         if not torch.allclose(one.float(), other.float(), rtol=0.0, atol=tolerance, equal_nan=True):
             return "computes something else"
     return None
+
+
+def check_samples(model: nn.Module, reading: Reading, example: Example) -> None:
+    """Checks that the operators compute what the model does in evaluation for a batch of another size than the traced.
+
+    A model that takes no other batch is let pass: nothing is known of it. So is one that differs from its operators at
+    the traced size too.
+
+    Args:
+        model: What was read; it is untouched.
+        reading: What was read from it.
+        example: What it was read with.
+
+    Raises:
+        ModelError: The number of samples is written into the forward.
+    """
+    inputs = inputs_for(model, example)
+    traced = reading.trace.batch
+    if traced is None or any(tensor.is_meta for tensor in (*inputs, *model.parameters())):
+        return
+    program = Program(reading)
+    for batch in (other for other in OTHER_BATCHES if other != traced):
+        tried = probes(_of_samples(inputs, batch))
+        try:
+            expected = outputs_of(copy.deepcopy(model).eval(), tried)
+        except Exception:  # a user's forward may raise anything
+            continue
+        running = _AsTraced(reading.trace, model)
+        problem = _problem(program, running, tried, expected)
+        if problem is not None and _holds_as_traced(model, program, probes(_of_samples(inputs, traced))):
+            raise ModelError(
+                f"cannot read the model {type(model).__name__}: its forward writes down how many samples are in a batch"
+                f"{_at(model, reading, tried, running)}: what was traced with {traced} samples {problem} with {batch}; "
+                f"expected operators that take any number of samples, such as x.mean(0) rather than "
+                f"x.sum(0) / x.shape[0], and the whole batch at once rather than a loop over its samples"
+            )
+        return
+
+
+class _AsTraced(Surroundings):
+    """The unpruned network, and what its operators gave."""
+
+    def __init__(self, traced: Trace, model: nn.Module) -> None:
+        super().__init__(Sizes())
+        self.trace, self.model = traced, copy.deepcopy(model)
+        self.shapes: dict[fx.Node, Any] = {}
+        """Shapes of the results of the calls that were made."""
+
+    def state(self, name: str) -> Tensor:
+        if name in self.trace.constants:
+            return self.trace.constants[name]
+        path, _, own = name.rpartition(".")
+        tensor: Tensor = getattr(self.model.get_submodule(path), own)
+        return tensor
+
+    def function(self, step: Step) -> Function:
+        def noted(arguments: Arguments) -> Any:
+            result = step.function(arguments)
+            self.shapes[step.node] = _shapes(result)
+            return result
+
+        return noted
+
+
+def _of_samples(inputs: Sequence[Tensor], batch: int) -> tuple[Tensor, ...]:
+    """The inputs with so many samples: their own, again and again."""
+    return tuple(tensor[torch.arange(batch, device=tensor.device) % len(tensor)] for tensor in inputs)
+
+
+def _problem(program: Program, running: _AsTraced, inputs: Sequence[Tensor], expected: Sequence[Tensor]) -> str | None:
+    """What the operators do instead of what is expected, for a message; None: they do what is expected."""
+    try:
+        found = outputs_of(lambda *given: program.run(running, given), inputs)
+    except Exception as error:  # operators raise many kinds
+        return f"fails ({first_line(error)})"
+    return difference(found, expected)
+
+
+def _holds_as_traced(model: nn.Module, program: Program, inputs: Sequence[Tensor]) -> bool:
+    """Whether the operators compute what the model does for as many samples as were traced."""
+    expected = outputs_of(copy.deepcopy(model).eval(), inputs)
+    return _problem(program, _AsTraced(program.reading.trace, model), inputs, expected) is None
+
+
+def _at(model: nn.Module, reading: Reading, inputs: tuple[Tensor, ...], running: _AsTraced) -> str:
+    """Where the number of samples is written down, for a message: found by tracing once more with another."""
+    try:
+        again = trace(model, inputs, batches=[len(inputs[0])])
+    except ModelError:
+        return ""
+    for node, other in zip(reading.trace.calls, again.calls, strict=False):
+        rewritten = reading.rewrites.get(node, {})
+        if (
+            operator(node) != operator(other)
+            or _numbers(node, rewritten) != _numbers(other, rewritten)
+            or running.shapes.get(node) != _shapes(other.meta.get("val"))
+        ):
+            return f" at {operator(node)!r} ({source_line(node)})"
+    return ""
+
+
+def _numbers(node: fx.Node, rewritten: Collection[str]) -> list[str]:
+    """The arguments of a call that are no tensors, but for those that follow from sizes in use."""
+    named = bound_arguments(node) or {str(place): value for place, value in enumerate(node.args)}
+    return [str(fx.node.map_arg(value, lambda _: None)) for name, value in named.items() if name not in rewritten]
+
+
+def _shapes(value: Any) -> Any:
+    """The shape of a tensor, or of each of several."""
+    if isinstance(value, list | tuple):
+        return [_shapes(each) for each in value]
+    return tuple(int(size) for size in value.shape) if isinstance(value, Tensor) else None

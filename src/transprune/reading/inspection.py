@@ -12,11 +12,11 @@ from transprune.errors import ModelError, OptionError, expected_one_of
 from transprune.layer_costs import Channels, Layer
 from transprune.models.residual import ResidualSum
 from transprune.options import Dimensions
+from transprune.reading.equality import check_samples
 from transprune.reading.layouts import Concatenation, Constant, FreeSumEnd, Group, Layout, Product, Samples, StageEnd
+from transprune.reading.networks import unwrapped
 from transprune.reading.reading import GroupFacts, LayerFacts, ParameterFacts, Reading, read
-from transprune.reading.samples import check_samples
 from transprune.reading.trace import Example
-from transprune.reading.wrappers import unwrapped
 from transprune.space import (
     PAPER_RATIOS,
     DepthStage,
@@ -38,6 +38,7 @@ def inspect(
     depths: Callable[[int], Sequence[int]] = depth_candidates,
     keep: Sequence[str] = (),
     only: Sequence[str] = (),
+    reading: Reading | None = None,
 ) -> SearchSpace:
     """Reads which widths and depths of a model can be chosen, and what each choice costs. The model is untouched.
 
@@ -51,6 +52,10 @@ def inspect(
         depths: The candidate depths of a stage with so many blocks.
         keep: Patterns (`*`, `?`) of layers that keep their width and of stages that keep their depth.
         only: Patterns of the layers and stages that are searched, and no others; empty: all.
+        reading: What `read` says of the model, if that is known already.
+
+    Returns:
+        The space. Its `reading` serves whatever is done with the model next.
 
     Raises:
         ModelError: The model does not run on the example, cannot be traced, depends on the number of samples, or has
@@ -66,7 +71,7 @@ def inspect(
             f"expected ratios in (0, 1] and a divisor of at least 1"
         )
     model = unwrapped(model)
-    reading = read(model, example)
+    reading = read(model, example, reading)
     check_samples(model, reading, example)
     choosing = _Choosing(reading, keep, only)
     choosing.choose_groups(
@@ -190,6 +195,7 @@ class _Choosing:
             stages=stages,
             layers=tuple(layers),
             fixed=(*self.fixed, *rest, *(Fixed(name, reason) for name, reason in reading.uncounted)),
+            reading=reading,
         )
 
     def _layer(self, facts: LayerFacts, counting: Counting) -> Layer | None:

@@ -26,8 +26,9 @@ from transprune.reading.layouts import (
     StageEnd,
     varies,
 )
+from transprune.reading.networks import blueprint, unwrapped
 from transprune.reading.stages import BlockRun, find_stages
-from transprune.reading.trace import Example, Trace, trace
+from transprune.reading.trace import Example, Trace, as_inputs, trace
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,15 @@ class Reading:
     """Arguments of calls that are sizes, and what they follow from."""
     ends: Mapping[str, tuple[Layout, ...]] = field(repr=False)
     """For each stage, the channels that its blocks hand on."""
+    blueprint: tuple[Any, ...] = field(repr=False)
+    """That of the model."""
+
+    def is_of(self, model: nn.Module, example: Example) -> bool:
+        """Whether reading a model with an example would say the same: at most weights and samples are others."""
+        return self.trace.is_with(as_inputs(example)) and self.blueprint == blueprint(model)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Reading:
+        return self  # it never changes, and its keys are the nodes of a graph
 
     def first_units(self, group: str) -> np.ndarray:
         """The units of a group in the order in which they stand."""
@@ -101,16 +111,24 @@ class Reading:
         return {group.name: group.width for group in self.groups}
 
 
-def read(model: nn.Module, example: Example) -> Reading:
-    """Reads a model. It is untouched.
+def read(model: nn.Module, example: Example, known: Reading | None = None) -> Reading:
+    """Reads a model, or finds what is known of it. It is untouched.
+
+    Reading is slow: `torch.export` traces the model. What was read says nothing of weights, and so serves every copy of
+    the model, sorted or trained.
 
     Args:
         model: Any module that `torch.export` can read.
         example: An input batch, or a tuple of the forward's positional arguments.
+        known: What was read before. It is the result where the model is the same but for its weights, and the example
+            but for its samples; the model is read where it is not.
 
     Raises:
         ModelError: The model does not run on the example, or cannot be traced.
     """
+    model = unwrapped(model)
+    if known is not None and known.is_of(model, example):
+        return known
     reading = trace(model, example)
     stages = find_stages(reading)
     states: dict[str, Axes] = {}
@@ -168,6 +186,7 @@ class _Freezing:
                 for node, arguments in coupling.rewrites.items()
             },
             ends={stage.name: self._end(stage) for stage in coupling.stages},
+            blueprint=blueprint(self.model),
         )
 
     # Groups and layouts.

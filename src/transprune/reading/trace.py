@@ -6,7 +6,7 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,7 +34,7 @@ class Trace:
     """The operators of one forward pass, in order."""
 
     model: nn.Module
-    """The copy that was traced."""
+    """The modules of the network, with the shapes of its tensors but without their values."""
     graph: fx.Graph
     parameters: Mapping[str, str]
     """Path of each parameter by the name of its placeholder."""
@@ -50,6 +50,12 @@ class Trace:
     """How the flat outputs are put together (a tree specification of torch)."""
     batch: int | None
     """Samples in the traced batch; None: the inputs have no common first axis."""
+
+    def is_with(self, inputs: tuple[Tensor, ...]) -> bool:
+        """Whether such inputs were traced; their samples may be others."""
+        wanted = inputs if self.batch is None else rebatched(inputs, self.batch)
+        traced = [node.meta["val"] for node in self.graph.nodes if node.name in self.inputs]
+        return wanted is not None and _kinds(wanted) == _kinds(traced)
 
     @cached_property
     def calls(self) -> tuple[fx.Node, ...]:
@@ -127,6 +133,10 @@ def inputs_for(network: nn.Module, example: Example) -> tuple[Tensor, ...]:
     return moved
 
 
+def _kinds(tensors: Iterable[Tensor]) -> list[tuple[torch.Size, torch.dtype]]:
+    return [(tensor.shape, tensor.dtype) for tensor in tensors]
+
+
 def _types(value: object) -> str:
     """What an example is, without its content."""
     if isinstance(value, tuple):
@@ -161,17 +171,28 @@ def trace(model: nn.Module, example: Example, *, training: bool = False, batches
             "as torch.zeros(1, 3, 32, 32), or a tuple of tensors where the forward takes several"
         )
     network = copy.deepcopy(model).train(training)
+    frame = _without_values(model)
     inputs = inputs_for(network, example)
     for batch in batches:
         wanted = rebatched(inputs, batch)
         if wanted is None:
             break
         try:
-            return _exported(network, wanted, batch)
+            return _trace_of(frame, _exported(network, wanted), batch)
         except ModelError:
             continue
     _check_forward(network, inputs)
-    return _exported(network, inputs, None)  # the forward may insist on the example's own number of samples
+    # The forward may insist on the example's own number of samples.
+    return _trace_of(frame, _exported(network, inputs), None)
+
+
+def _without_values(model: nn.Module) -> nn.Module:
+    """A copy of a network that holds no weights; parameters that are shared stay shared."""
+    empty: dict[int, Any] = {
+        id(each): nn.Parameter(torch.empty_like(each, device="meta"), each.requires_grad) for each in model.parameters()
+    }
+    empty |= {id(each): torch.empty_like(each, device="meta") for each in model.buffers()}
+    return copy.deepcopy(model, empty)
 
 
 def _check_forward(network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -186,26 +207,16 @@ def _check_forward(network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         ) from error
 
 
-def _exported(network: nn.Module, inputs: tuple[Tensor, ...], batch: int | None) -> Trace:
+def _exported(network: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
     try:
         with _silent():
-            program = torch.export.export(network, inputs, strict=False)
+            return torch.export.export(network, inputs, strict=False)
     except Exception as error:  # torch.export raises many kinds
         raise ModelError(
             f"cannot read the model {type(network).__name__}: torch.export cannot trace its forward{_at(error)} on an "
             f"example of shape {_shapes(inputs)} ({first_line(error)}); expected a forward that does not "
             f"branch on the values of tensors, of operators and outputs that torch.export knows"
         ) from error
-    found = _trace_of(network, program, batch)
-    for node in found.calls:
-        value = node.meta.get("val")
-        if isinstance(value, Tensor) and any(isinstance(size, torch.SymInt) for size in value.shape):
-            raise ModelError(
-                f"cannot read the model {type(network).__name__}: how many entries {operator(node)!r} "
-                f"({source_line(node)}) gives depends on the values of tensors; expected sizes that follow "
-                f"from those of the inputs"
-            )
-    return found
 
 
 @contextmanager
@@ -231,8 +242,9 @@ def _at(error: Exception) -> str:
     return f" at {place}" if place else ""
 
 
-def _trace_of(network: nn.Module, program: ExportedProgram, batch: int | None) -> Trace:
+def _trace_of(model: nn.Module, program: ExportedProgram, batch: int | None) -> Trace:
     graph = _without_assertions(_inlined(program.graph_module))
+    _check_sizes(model, graph)
     kinds: dict[InputKind, dict[str, str]] = {kind: {} for kind in InputKind}
     for spec in program.graph_signature.input_specs:
         kinds[spec.kind][spec.arg.name] = spec.target or ""
@@ -242,7 +254,7 @@ def _trace_of(network: nn.Module, program: ExportedProgram, batch: int | None) -
     users = tuple(value for value, spec in zip(returned, specs, strict=True) if spec.kind is OutputKind.USER_OUTPUT)
     constants = {name: program.constants[target] for name, target in kinds[InputKind.CONSTANT_TENSOR].items()}
     return Trace(
-        model=network,
+        model=model,
         graph=graph,
         parameters=kinds[InputKind.PARAMETER],
         buffers=kinds[InputKind.BUFFER],
@@ -252,6 +264,17 @@ def _trace_of(network: nn.Module, program: ExportedProgram, batch: int | None) -
         structure=program.call_spec.out_spec,
         batch=batch,
     )
+
+
+def _check_sizes(model: nn.Module, graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        value = node.meta.get("val") if node.op == "call_function" else None
+        if isinstance(value, Tensor) and any(isinstance(size, torch.SymInt) for size in value.shape):
+            raise ModelError(
+                f"cannot read the model {type(model).__name__}: how many entries {operator(node)!r} "
+                f"({source_line(node)}) gives depends on the values of tensors; expected sizes that follow "
+                f"from those of the inputs"
+            )
 
 
 def _inlined(module: fx.GraphModule) -> fx.Graph:

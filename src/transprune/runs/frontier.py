@@ -59,8 +59,9 @@ def share_step(run: Run) -> None:
         return
     options = run.options
     model = load_teacher(run) if options.search.start == "model" else run.model
+    space = replace(run.space, reading=run.reading)
     with run.training("supernet", options.search.epochs) as setup:
-        weights = train_shared(model, run.data, options.search, space=run.space, setup=setup)
+        weights = train_shared(model, run.data, options.search, space=space, setup=setup)
     run.folder.write_tensors("shared.safetensors", weights)
     run.checkpoints.clear()
 
@@ -92,7 +93,7 @@ def _point(run: Run, budgets: tuple[str, ...], ending: str, overwrite: bool) -> 
         device=str(run.device),
         overwrite=overwrite,
         safety=replace(run.safety, max_minutes=run.checkpoints.minutes_left()),
-        part_of=run.folder,
+        part_of=run,
     ).followed_by(run.trackers)
     for file in ("teacher.safetensors", "shared.safetensors"):
         if not point.folder.has(file):

@@ -18,6 +18,7 @@ from transprune.latency.measurement import LatencyMeasurement, trusted_latency
 from transprune.models.by_name import build_model
 from transprune.models.weights import Weights, load_weights
 from transprune.reading.inspection import inspect
+from transprune.reading.reading import Reading
 from transprune.runs.begun_data import as_begun, read_begun
 from transprune.runs.run_options import RunOptions
 from transprune.runtime import RunFolder, processes, seeded
@@ -48,13 +49,20 @@ class Material:
         return COSTS if self.latency is None else {**COSTS, "latency": self.latency.model}
 
 
-def gather(options: RunOptions, device: torch.device, *, begun_in: RunFolder | None = None) -> Material:
+def gather(
+    options: RunOptions,
+    device: torch.device,
+    *,
+    begun_in: RunFolder | None = None,
+    reading: Reading | None = None,
+) -> Material:
     """Reads data, network and weights, and checks all that can be checked before training.
 
     Args:
         options: What decides the run.
         device: Where latency is measured, if a budget speaks of it.
         begun_in: The folder that says what the data were when the run began; None: it begins now.
+        reading: What is known of the network already.
 
     Raises:
         TranspruneError: Model, data, weights, budget or options cannot be used, or the classes are not those that the
@@ -73,6 +81,7 @@ def gather(options: RunOptions, device: torch.device, *, begun_in: RunFolder | N
         keep=options.keep,
         only=options.only,
         divisor=options.divisor,
+        reading=reading,
     )
     _check_logits(model, example, len(data.classes))
     measured = None

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from transprune.exports.load import load
 from transprune.latency.performance import measure, measurements_json
 from transprune.options import MeasureOptions
 from transprune.reports.words import compact
 from transprune.runs.run import Run
-from transprune.runs.steps import load_teacher
+from transprune.runs.steps import load_student, load_teacher
 from transprune.runtime import print_table
 
 
@@ -20,8 +19,7 @@ def measure_step(run: Run, options: MeasureOptions | None = None) -> dict[str, A
         What the file holds.
     """
     options = options or MeasureOptions()
-    student = load(run.folder.path, model=run.model)
-    networks = {"teacher": load_teacher(run), "student": student}
+    networks = {"teacher": load_teacher(run), "student": load_student(run)}
     with run.phase("measure"):
         found = measure(networks, run.example, options, device=run.device)
     content = measurements_json(found, options, run.device)

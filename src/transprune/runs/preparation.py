@@ -31,7 +31,7 @@ def prepare(
     overwrite: bool = False,
     resume: bool = False,
     safety: Safety | None = None,
-    part_of: RunFolder | None = None,
+    part_of: Run | None = None,
 ) -> Run:
     """Checks everything that can be checked before any training, then makes the run folder.
 
@@ -42,7 +42,7 @@ def prepare(
         overwrite: Start anew where the folder holds a run.
         resume: Go on with the run in the folder; without it, one that is there is taken up, else one begins.
         safety: When to write checkpoints, when to stop, and what to do about numbers that are not finite.
-        part_of: The folder of the frontier that the run is a point of; it reads the images as that one does.
+        part_of: The frontier that the run is a point of; it reads images and network as that one does.
 
     Raises:
         TranspruneError: Model, data, weights, budget, options or folder cannot be used.
@@ -64,18 +64,20 @@ def _prepare(
     overwrite: bool,
     resume: bool,
     safety: Safety | None,
-    part_of: RunFolder | None,
+    part_of: Run | None,
 ) -> Run:
     check_asked(out, overwrite=overwrite, resume=resume)
     chosen = choose_device(device)
-    origin = begun_in(out, options, overwrite=overwrite, part_of=part_of)
-    material = gather(options, chosen, begun_in=origin)
+    shared, reading = (None, None) if part_of is None else (part_of.folder, part_of.reading)
+    origin = begun_in(out, options, overwrite=overwrite, part_of=shared)
+    material = gather(options, chosen, begun_in=origin, reading=reading)
     begun = read_begun(origin) if origin else None
     lock = FolderLock(Path(out))
     folder = RunFolder.create(out, asdict(options), overwrite=overwrite)
     _check_same_space(folder, material.space)
     run = Run(folder, options, str(chosen), safety, lock)
     run.data, run.model, run.given_weights, run.space = material.data, material.model, material.weights, material.space
+    run.reading = material.space.reading
     folder.write_json("environment.json", environment())
     if not folder.has(DATA_FILE) and not folder.has("space.json"):  # else an earlier version began the run
         folder.write_json(DATA_FILE, asdict(begun or BegunData.of(material.data)))

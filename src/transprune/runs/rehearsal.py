@@ -190,7 +190,8 @@ class Rehearsal:
         model = self.material.model
         architecture = uniform or self.material.space.smallest_architecture()  # where blocks have to go as well
         example = torch.zeros(1, *self.material.data.image_size)
-        return self._fit(shrink(model, architecture, example), model, self.options.distill, "distill")
+        student = shrink(model, architecture, example, reading=self.material.space.reading)
+        return self._fit(student, model, self.options.distill, "distill")
 
     def _uniform(self, budgets: tuple[str, ...]) -> Architecture | None:
         """Uniform widths within the budgets, if there are any."""

@@ -18,6 +18,7 @@ from transprune.data import ImageData
 from transprune.errors import StoppedError
 from transprune.latency.model_cache import load_model
 from transprune.models.weights import Weights
+from transprune.reading.reading import Reading, read
 from transprune.reports.words import amount
 from transprune.runs.begun_data import check_training_images
 from transprune.runs.material import data_of, model_of, weights_of
@@ -113,6 +114,11 @@ class Run:
     def space(self) -> SearchSpace:
         """The search space, as `space.json` holds it."""
         return SearchSpace.from_json(self.folder.read_json("space.json"))
+
+    @cached_property
+    def reading(self) -> Reading:
+        """What was read from the network, once for all steps."""
+        return read(self.model, self.example)
 
     @cached_property
     def costs(self) -> Mapping[str, Cost]:

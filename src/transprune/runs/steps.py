@@ -97,8 +97,9 @@ def search_step(run: Run) -> None:
         return
     options = run.options
     model = _search_start(run)
+    space = replace(run.space, reading=run.reading)
     with run.training("search", options.search.epochs) as setup:
-        found = search(model, run.data, options.budget, options.search, space=run.space, costs=run.costs, setup=setup)
+        found = search(model, run.data, options.budget, options.search, space=space, costs=run.costs, setup=setup)
     _explain(run, found)
     if options.student == "supernet":
         run.folder.write_tensors("supernet.safetensors", found.weights)
@@ -175,11 +176,11 @@ def _untrained_student(run: Run) -> nn.Module:
     architecture = load_architecture(run)
     with seeded(run.options.seed, "student"):
         if run.options.student == "scratch":
-            return shrink(run.model, architecture, run.example, weights="scratch")
-        origin = sort_channels(load_teacher(run), run.example)
+            return shrink(run.model, architecture, run.example, weights="scratch", reading=run.reading)
+        origin = sort_channels(load_teacher(run), run.example, reading=run.reading)
         if run.options.student == "supernet":
             origin.load_state_dict(run.folder.read_tensors("supernet.safetensors"), strict=False)
-        student = shrink(origin, architecture, run.example).to(run.device)
+        student = shrink(origin, architecture, run.example, reading=run.reading).to(run.device)
         student.load_state_dict(processes.from_first(lambda: _with_statistics(student, run)))
         return student
 
@@ -194,7 +195,7 @@ def _with_statistics(student: nn.Module, run: Run) -> dict[str, Tensor]:
 
 def evaluate_step(run: Run) -> None:
     """Accuracy and cost of teacher and student, side by side, into `result.json`."""
-    teacher, student = load_teacher(run), load(run.folder.path, model=run.model)
+    teacher, student = load_teacher(run), load_student(run)
     options = run.options
     networks = {"teacher": teacher.to(run.device), "student": student.to(run.device)}
     _warn_of_other_images(run)
@@ -274,7 +275,7 @@ def _predicted(run: Run) -> dict[str, int]:
 
 def export_step(run: Run) -> None:
     """The student as an exported program and as ONNX, both compared with torch on real images."""
-    student = load(run.folder.path, model=run.model)
+    student = load_student(run)
     with run.phase("export"):
         program = export_program(student, run.example)
         is_any = takes_any_batch(program)
@@ -339,6 +340,11 @@ def load_teacher(run: Run) -> nn.Module:
             "that the run began with, or start anew with --overwrite"
         ) from error
     return teacher.eval()
+
+
+def load_student(run: Run) -> nn.Module:
+    """The trained student, on the CPU."""
+    return load(run.folder.path, model=run.model, reading=run.reading)
 
 
 def load_architecture(run: Run) -> Architecture:

@@ -20,9 +20,9 @@ from transprune.reading.equality import difference, outputs_of, probes
 from transprune.reading.execution import Program
 from transprune.reading.inspection import full_space
 from transprune.reading.layouts import Layout, Sizes
+from transprune.reading.networks import unwrapped
 from transprune.reading.reading import Reading, read
 from transprune.reading.trace import Example, as_inputs, first_line
-from transprune.reading.wrappers import unwrapped
 from transprune.shrinking.adapters import adapt
 from transprune.shrinking.traced_network import TracedNetwork, traced_network
 
@@ -30,7 +30,12 @@ StudentWeights = Literal["inherit", "scratch"]
 
 
 def shrink(
-    model: nn.Module, architecture: Architecture, example: Example, *, weights: StudentWeights = "inherit"
+    model: nn.Module,
+    architecture: Architecture,
+    example: Example,
+    *,
+    weights: StudentWeights = "inherit",
+    reading: Reading | None = None,
 ) -> nn.Module:
     """Builds the smaller network: an ordinary module of the model's own classes, with the model's parameter names.
 
@@ -49,6 +54,7 @@ def shrink(
         weights: `inherit` keeps the first channels' weights (the convolution of a new projection starts as the
             identity on the channels that both sides have; its norm has statistics of its own as soon as it trains);
             `scratch` draws new ones, as the paper does.
+        reading: What is known of the model already, such as `space.reading`; the model is read where it is of another.
 
     Raises:
         ModelError: The model cannot be read (see `inspect`).
@@ -58,30 +64,24 @@ def shrink(
     if weights not in ("inherit", "scratch"):
         raise OptionError(f"cannot shrink with weights={weights!r}; expected 'inherit' or 'scratch'")
     model = unwrapped(model)
-    reading = read(model, example)
-    student = shrink_read(model, reading, architecture, example)
+    reading = read(model, example, reading)
+    full_space(reading).check(architecture)
+    student = _Shrinking(model, reading, architecture).student(as_inputs(example))
     if weights == "scratch":
         initialise(student)
     return student
 
 
-def shrink_read(model: nn.Module, reading: Reading, architecture: Architecture, example: Example) -> nn.Module:
-    """`shrink` for a model that is read already, with inherited weights; for many architectures of one model.
-
-    Raises:
-        SpaceError: The architecture does not belong to the model.
-    """
-    full_space(reading).check(architecture)
-    return _Shrinking(model, reading, architecture).student(as_inputs(example))
-
-
-def kept_entries(model: nn.Module, architecture: Architecture, example: Example) -> dict[str, tuple[np.ndarray, ...]]:
+def kept_entries(
+    model: nn.Module, architecture: Architecture, example: Example, *, reading: Reading | None = None
+) -> dict[str, tuple[np.ndarray, ...]]:
     """Which entries of the model's parameters and buffers the smaller network keeps.
 
     Args:
         model: The network that the architecture is for.
         architecture: Widths, none above the full one, and depths.
         example: An input batch, or a tuple of the forward's positional arguments.
+        reading: As of `shrink`.
 
     Returns:
         For the path of every parameter and buffer that the forward uses, the entries kept along each axis.
@@ -91,7 +91,7 @@ def kept_entries(model: nn.Module, architecture: Architecture, example: Example)
         SpaceError: The architecture does not belong to the model.
     """
     model = unwrapped(model)
-    reading = read(model, example)
+    reading = read(model, example, reading)
     full_space(reading).check(architecture)
     sizes = _Shrinking(model, reading, architecture).sizes
     return {

@@ -24,9 +24,9 @@ from transprune.reading.layouts import (
     Sizes,
     StageEnd,
 )
+from transprune.reading.networks import unwrapped
 from transprune.reading.reading import Reading, read
 from transprune.reading.trace import Example
-from transprune.reading.wrappers import unwrapped
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,9 @@ def magnitude(weights: Sequence[ChannelWeights], width: int) -> Tensor:
 
 
 @torch.no_grad()
-def sort_channels(model: nn.Module, example: Example, importance: Importance = magnitude) -> nn.Module:
+def sort_channels(
+    model: nn.Module, example: Example, importance: Importance = magnitude, *, reading: Reading | None = None
+) -> nn.Module:
     """A copy of a network whose channels stand in the order of their importance. It computes the same.
 
     Groups whose channels are added to each other by a residual sum with free sides have one order; groups whose
@@ -74,13 +76,14 @@ def sort_channels(model: nn.Module, example: Example, importance: Importance = m
         model: The network; untouched.
         example: An input batch, or a tuple of the forward's positional arguments.
         importance: How much each unit of a group matters.
+        reading: What is known of the model already; it is that of the copy as well.
 
     Raises:
         ModelError: The model cannot be read (see `inspect`).
         OptionError: The importance is not one number for every unit.
     """
     model = unwrapped(model)
-    reading = read(model, example)
+    reading = read(model, example, reading)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     orders = _orders(reading, parameters, importance)
     network = copy.deepcopy(model)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,8 @@ from transprune.architecture import Architecture
 from transprune.budget import Limit
 from transprune.models.initialisation import initialise
 from transprune.options import SearchOptions
-from transprune.reading.wrappers import unwrapped
+from transprune.reading.networks import unwrapped
+from transprune.reading.reading import read
 from transprune.runtime import KeptGenerator, processes
 from transprune.runtime.structures import on_device, tensors_in
 from transprune.shrinking.sort import Importance, magnitude, sort_channels
@@ -60,14 +62,15 @@ class Bilevel(Loop):
     ) -> None:
         setup = (setup or Setup()).named("search")
         device = torch.device(setup.device)
-        self.space, self.options, self.limits = space, options, tuple(limits)
         task = task or classification()
         start, example = copy.deepcopy(unwrapped(model)).cpu(), example_of(data)
+        space = replace(space, reading=read(start, example, space.reading))
+        self.space, self.options, self.limits = space, options, tuple(limits)
         self.example = example
         if options.start == "scratch":
             initialise(start)
         elif importance is not None or options.importance == "magnitude":
-            start = sort_channels(start, example, importance or magnitude)
+            start = sort_channels(start, example, importance or magnitude, reading=space.reading)
         self.supernet = Supernet(start, space, example, alignment=options.alignment).to(device).train()
         # On the CPU, since the sizes that are drawn are wanted there: no step of the weights waits for a device.
         self.parameters = ArchitectureParameters(space)

@@ -15,7 +15,7 @@ from transprune.costs import COSTS, Cost
 from transprune.latency.measurement import trusted_latency
 from transprune.options import LatencyOptions, SearchOptions
 from transprune.reading.inspection import inspect
-from transprune.reading.wrappers import unwrapped
+from transprune.reading.networks import unwrapped
 from transprune.runtime import processes, seeded
 from transprune.shrinking.sort import Importance
 from transprune.space import SearchSpace

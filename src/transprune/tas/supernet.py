@@ -19,10 +19,10 @@ from transprune.options import ALIGNMENTS, Alignment
 from transprune.reading.coupling import Arguments, Function
 from transprune.reading.execution import Program, Step, Surroundings
 from transprune.reading.layouts import FreeSumEnd, Group, Layout, Sizes, StageEnd
+from transprune.reading.networks import unwrapped
 from transprune.reading.reading import Reading, read
 from transprune.reading.stages import BlockRun
 from transprune.reading.trace import Example, operator
-from transprune.reading.wrappers import unwrapped
 from transprune.runtime.structures import on_device
 from transprune.shrinking.traced_network import cut_constant, in_mode, tensor_at
 from transprune.space import SearchSpace
@@ -78,7 +78,7 @@ class Supernet(nn.Module):
         self.space = space
         self.alignment: Alignment = alignment
         model = unwrapped(model)
-        reading = read(model, example)
+        reading = read(model, example, space.reading)
         _check_space(model, space, reading)
         self.network = copy.deepcopy(model)
         use_channels_last(self.network)

@@ -14,7 +14,7 @@ from transprune.errors import DivergenceError, OptionError
 from transprune.kernels.memory_format import use_channels_last_if_suited
 from transprune.kernels.norm_modes import average_norms
 from transprune.options import DistillationOptions, TrainingOptions
-from transprune.reading.wrappers import unwrapped
+from transprune.reading.networks import unwrapped
 from transprune.runtime import seeded
 from transprune.runtime.structures import on_device
 from transprune.training.annealing import warm_up_then_cosine

@@ -1,0 +1,140 @@
+"""A network as a caller gives it: what wraps it, and what it is made of."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from enum import Enum
+from functools import partial
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from transprune.errors import ModelError
+
+INNER = ("_orig_mod", "_forward_module")
+"""Where `torch.compile` and Lightning Fabric keep the network that they were given."""
+
+REPLACED = "_original_forward"
+"""Where accelerate keeps the forward of a network that it gave another one."""
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The plain network inside others; one that is plain as it is.
+
+    Known are `DataParallel`, `DistributedDataParallel` (also as accelerate prepares it), and those of Lightning Fabric
+    and `torch.compile`. Its parameters are the same tensors, under the names without a prefix such as `module.`. Where
+    accelerate gave it another forward, for mixed precision, it is a shallow copy with its own.
+
+    Raises:
+        ModelError: It cannot be copied.
+    """
+    _check_copyable(network)
+    while True:
+        inner = network.module if isinstance(network, DataParallel | DistributedDataParallel) else None
+        for name in INNER:
+            inner = inner or network._modules.get(name)
+        if not isinstance(inner, nn.Module):
+            return _with_own_forward(network) if REPLACED in vars(network) else network
+        network = inner
+
+
+def _check_copyable(network: nn.Module) -> None:
+    """Checks that nothing in a network keeps it from being copied.
+
+    Raises:
+        ModelError: It was compiled by `torch.jit`, or keeps tensors that were computed from others.
+    """
+    if isinstance(network, torch.jit.ScriptModule):
+        raise ModelError(
+            f"cannot use the {type(network).__name__}: torch.jit has compiled it, so it cannot be read or cut; "
+            "expected the nn.Module that it was made from"
+        )
+    for path, module in network.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                raise ModelError(
+                    f"cannot copy the network: '{f'{path}.{name}'.removeprefix('.')}' is no parameter but a tensor "
+                    "with a history, computed from others; expected a network without: take old forms of weight_norm "
+                    "and spectral_norm off (torch.nn.utils.remove_weight_norm) or use those of "
+                    "torch.nn.utils.parametrizations, take masks off (torch.nn.utils.prune.remove), and detach what a "
+                    "forward keeps"
+                )
+
+
+def _with_own_forward(network: nn.Module) -> nn.Module:
+    own = copy.copy(network)
+    for name in ("forward", REPLACED):
+        vars(own).pop(name, None)
+    return own
+
+
+def blueprint(network: nn.Module) -> tuple[Any, ...]:
+    """All that decides which operators a network runs: its modules, their settings, the shapes of its tensors.
+
+    Networks of one blueprint differ in nothing but weights and mode: a copy has that of the original, also when it is
+    sorted or trained. An object whose content cannot be told counts by its class.
+    """
+    numbers: dict[int, int] = {}  # tensors that are shared have one number
+    return tuple(
+        (
+            path,
+            module.code if isinstance(module, fx.GraphModule) else type(module),
+            tuple(
+                (name, numbers.setdefault(id(tensor), len(numbers)), tensor.shape, tensor.dtype)
+                for name, tensor in (*module._parameters.items(), *module._buffers.items())
+                if tensor is not None
+            ),
+            None if isinstance(module, fx.GraphModule) else _content(_settings(module)),
+        )
+        for path, module in network.named_modules(remove_duplicate=False)
+    )
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """What a module keeps beside its tensors and modules."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if name not in ("training", "_parameters", "_buffers", "_modules")
+    }
+
+
+def _content(value: Any, above: frozenset[int] = frozenset()) -> tuple[Any, ...]:
+    """All that can be told of a value, to be compared with that of another; `above` are the objects it stands in."""
+    if isinstance(value, ATOMS):
+        return type(value), value
+    if isinstance(value, np.ndarray):
+        return value.shape, str(value.dtype), value.tobytes()
+    if isinstance(value, Tensor):
+        is_told = value.layout == torch.strided and not (value.is_meta or value.is_quantized)
+        if isinstance(value, nn.Parameter) or not is_told:
+            return value.shape, value.dtype
+        return value.shape, value.dtype, value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
+    parts = () if id(value) in above else _parts(value)
+    return type(value), *(_content(part, above | {id(value)}) for part in parts)
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    match value:
+        case dict():
+            return [part for key in sorted(value, key=repr) for part in (key, value[key])]  # copies may order them anew
+        case list() | tuple():
+            return value
+        case set() | frozenset():
+            return sorted(value, key=repr)
+        case partial():
+            return value.func, value.args, value.keywords
+        case MethodType():
+            return (value.__func__,)
+    is_opaque = isinstance(value, nn.Module) or hasattr(value, "__deepcopy__")
+    return () if is_opaque else (getattr(value, "__dict__", None),)
+
+
+PLAIN = bool | int | float | complex | str | bytes | None | Enum | torch.dtype | torch.device
+ATOMS = PLAIN | type | FunctionType | BuiltinFunctionType
+"""Kinds of values that tell all of themselves, or that a copy of a network shares with it."""
