@@ -41,7 +41,6 @@ class Line:
     color: str = BLUE
     style: str = "-"
     weight: float = 1.8
-    marker: str = ""
 
 
 def short_names(names: Sequence[str]) -> list[str]:
@@ -168,8 +167,8 @@ def line_chart(
     with page_style(name):
         figure, axes = _chart_axes(right=8)
         for order, line in enumerate(lines):
-            style: dict[str, Any] = {"color": line.color, "ls": line.style, "lw": line.weight, "marker": line.marker}
-            axes.plot(line.epochs, line.values, label=line.label, ms=3, zorder=3 - order / 10, **style)
+            style: dict[str, Any] = {"color": line.color, "ls": line.style, "lw": line.weight}
+            axes.plot(line.epochs, line.values, label=line.label, zorder=3 - order / 10, **style)
         axes.set(xlabel="epoch", xlim=_limits([epoch for line in lines for epoch in line.epochs]))
         if limits:
             axes.set_ylim(*limits)
