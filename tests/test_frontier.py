@@ -12,7 +12,7 @@ import transprune
 from test_report import EVIL, Page
 from transprune.cli import main
 from transprune.errors import BudgetError
-from transprune.reports.frontier_page import frontier_page
+from transprune.reports.comparison import frontier_page
 from transprune.runtime import RunFolder, read_journal
 from transprune.tas.baselines import uniform_architecture
 

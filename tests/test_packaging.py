@@ -36,11 +36,11 @@ def names_in(wheel):
         return set(archive.namelist())
 
 
-def test_the_wheel_holds_every_module_and_that_it_is_typed(distributions):
+def test_the_wheel_holds_every_module_and_template_and_that_it_is_typed(distributions):
     names = names_in(distributions[1])
     package = ROOT / "src" / "transprune"
-    wanted = {f"transprune/{file.relative_to(package)}" for file in package.rglob("*.py")}
-    assert wanted | {"transprune/py.typed"} <= names
+    wanted = {f"transprune/{file.relative_to(package)}" for file in package.rglob("*.*") if file.suffix != ".pyc"}
+    assert {"transprune/py.typed", "transprune/reports/templates/report.html.j2"} <= wanted <= names
     assert {name.split("/")[0] for name in names} == {"transprune", f"transprune-{transprune.__version__}.dist-info"}
 
 

@@ -5,51 +5,64 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from html import escape
-from typing import Any
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
 
 from transprune.reports.figures import (
     Line,
     depth_history,
+    layer_columns,
     line_chart,
     lowest_share,
     width_bars,
     width_choices,
     width_history,
 )
-from transprune.reports.run_record import RunRecord, number, part, series
-from transprune.reports.svg import GREY, ORANGE
-from transprune.reports.words import COST_NAMES, amount, compact, percent
+from transprune.reports.pages import GREY, ORANGE
+from transprune.reports.run_record import LayerRow, RunRecord, number, part, series
+from transprune.reports.words import COST_NAMES, amount, compact, percent, tick
 
-Captioned = tuple[str, str, str]
-"""Title (text), explanation (HTML) and drawing (SVG)."""
+
+class Drawing(NamedTuple):
+    """A figure of a page."""
+
+    title: str
+    svg: Markup
+    note: str = ""
+    """What stands under the title."""
+    key: str = ""
+    """Name of a key to the colours in the template, which may hold the note."""
+
 
 _MOST_AREAS = 150
 """Epochs drawn of stacked areas: more make the page larger, not finer."""
 
-_KEY_WIDTHS = (
-    '<span class="key kept"></span> kept <span class="key full"></span> full '
-    '<span class="key dropped"></span> in a dropped block'
-)
-_KEY_DEPTHS = 'probability of each number of blocks <span class="key dot"></span> chosen'
-_KEY_HISTORY = '{} <span class="key ramp"></span> 100 % of the full width <span class="key grey"></span> dropped'
-_KEY_CHOICES = 'probability 0 <span class="key ramp"></span> 1 <span class="key dot"></span> chosen'
+
+def layers_figure(layers: Sequence[LayerRow]) -> tuple[Drawing, float]:
+    """The network layer by layer, before and after, and the width in points that it needs."""
+    drawing, width = layer_columns(layers)
+    note = (
+        "Every column is a layer, from the image on the left to the answer on the right: above how many channels it "
+        "hands on, below what it computes."
+    )
+    return Drawing("Layer by layer", drawing, note, key="layers"), width
 
 
-def width_figures(record: RunRecord) -> Iterator[Captioned]:
+def width_figures(record: RunRecord) -> Iterator[Drawing]:
     """Widths before and after, over the search, and the choice at its end; the rows of all three are the same."""
     if not record.groups:
         return
     epochs = [entry for entry in record.epochs("search") if entry.get("width_probabilities")]
     if record.architecture:
-        yield "Full and kept width", _KEY_WIDTHS, width_bars(record.groups)
+        yield Drawing("Full and kept width", width_bars(record.groups), key="widths")
     if epochs:
-        key = _KEY_HISTORY.format(percent(lowest_share(record.groups), 0))
-        yield "Expected width over the search", key, width_history(record.groups, epochs)
-        yield "Probabilities at the end", _KEY_CHOICES, width_choices(record.groups, epochs[-1])
+        lowest = percent(lowest_share(record.groups), 0)
+        yield Drawing("Expected width over the search", width_history(record.groups, epochs), lowest, key="history")
+        yield Drawing("Probabilities at the end", width_choices(record.groups, epochs[-1]), key="choices")
 
 
-def depth_figures(record: RunRecord) -> Iterator[Captioned]:
+def depth_figures(record: RunRecord) -> Iterator[Drawing]:
     """How the probability of every depth moved, a figure for each stage that was searched."""
     for index, stage in enumerate(record.stages):
         epochs = [
@@ -59,10 +72,10 @@ def depth_figures(record: RunRecord) -> Iterator[Captioned]:
         ]
         epochs = epochs[:: -max(1, math.ceil(len(epochs) / _MOST_AREAS))][::-1]
         if epochs and len(stage.candidates) > 1:
-            yield f"Depth of {stage.name}", _KEY_DEPTHS, depth_history(stage, epochs, f"depth-{index}")
+            yield Drawing(f"Depth of {stage.name}", depth_history(stage, epochs, f"depth-{index}"), key="depths")
 
 
-def cost_figures(record: RunRecord) -> Iterator[Captioned]:
+def cost_figures(record: RunRecord) -> Iterator[Drawing]:
     """Cost, entropy and temperature over the search."""
     epochs = record.epochs("search")
     for place, kind in enumerate(record.cost_kinds):
@@ -73,24 +86,25 @@ def cost_figures(record: RunRecord) -> Iterator[Captioned]:
             _line(epochs, f"target_{kind}", "target", color=ORANGE, style="--", weight=1.4),
         )
         if cost:
-            note = f"{escape(name)} expected under the probabilities, and of the most probable network of each epoch"
+            note = f"{name} expected under the probabilities, and of the most probable network of each epoch"
             label_of = partial(amount, kind) if kind == "latency" else None
             said = _describe(cost, label_of or compact)
             picture = line_chart(f"cost-{place}", cost, said, label_of=label_of or tick)
-            yield f"{name} over the search", note, picture
+            yield Drawing(f"{name} over the search", picture, note)
     entropy = _drawn(_line(epochs, "entropy", "entropy"))
     if entropy:
         note = "mean over all groups and stages; 1: all choices are as likely, 0: decided"
-        yield "Entropy of the choices", note, line_chart("entropy", entropy, _describe(entropy), limits=(0, 1.02))
+        picture = line_chart("entropy", entropy, _describe(entropy), limits=(0, 1.02))
+        yield Drawing("Entropy of the choices", picture, note)
     temperature = _drawn(_line(epochs, "temperature", "temperature"))
     if temperature:
         note = "of the Gumbel-softmax samples: the lower, the closer a sample is to a single choice"
         limits = (0.0, 1.05 * max(temperature[0].values))
         picture = line_chart("temperature", temperature, _describe(temperature), limits=limits)
-        yield "Sampling temperature", note, picture
+        yield Drawing("Sampling temperature", picture, note)
 
 
-def accuracy_figures(record: RunRecord) -> Iterator[Captioned]:
+def accuracy_figures(record: RunRecord) -> Iterator[Drawing]:
     """Accuracy over the epochs of each phase, on one scale."""
     charts = [
         ("Teacher", "test", "test_top1", record.epochs("teacher")),
@@ -107,7 +121,7 @@ def accuracy_figures(record: RunRecord) -> Iterator[Captioned]:
             limits = (max(0.0, min(values) - 2), 101.0)
             name = f"accuracy-{title.lower()}"
             picture = line_chart(name, lines, _describe(lines, _percent), limits=limits, label_of=_percent)
-            yield title, _accuracy_note(title, record), picture
+            yield Drawing(title, picture, _accuracy_note(title, record))
 
 
 def _accuracy_note(title: str, record: RunRecord) -> str:
@@ -125,13 +139,6 @@ def _line(epochs: Sequence[Mapping[str, Any]], key: str, label: str, **style: An
 def _drawn(*lines: Line) -> list[Line]:
     """The lines that have a point."""
     return [line for line in lines if line.epochs]
-
-
-def tick(value: float) -> str:
-    """A figure for an axis: no more digits than it needs."""
-    text = compact(value)
-    figure, _, prefix = text.partition(" ")
-    return f"{float(figure):g} {prefix}".strip()
 
 
 def _percent(value: float) -> str:

@@ -1,21 +1,20 @@
-"""Several runs side by side, as a record, as rows of a table and as a page."""
+"""Several runs on one page: any of them side by side, and the frontier of one network, uniform scaling beside it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from transprune.reports.charts import tick
-from transprune.reports.frontier_page import is_frontier, whole_frontier
-from transprune.reports.markup import bar, figures, page, row, section, table
+from transprune.errors import RunFolderError
+from transprune.reports.charts import Drawing
+from transprune.reports.pages import BLUE, GREY, INK, ORANGE, WIDTH, inline_svg, page_style, render
 from transprune.reports.run_record import number, part
-from transprune.reports.svg import BLUE, GREY, INK, WIDTH, inline_svg, page_style
-from transprune.reports.words import compact, percent, points, timed_in
+from transprune.reports.words import COST_NAMES, amount, compact, percent, points, tick, timed_in
 from transprune.runtime import RunFolder
 from transprune.runtime.duration import duration
 
@@ -77,23 +76,23 @@ def _cost(run: Mapping[str, Any], key: str, unit: str) -> str:
 def comparison_page(runs: Sequence[Mapping[str, Any]]) -> str:
     """The runs on one page that needs nothing but itself: a drawing and a table."""
     models = ", ".join(dict.fromkeys(f"{run['model']} on {run['data']}" for run in runs))
-    key = "top-1 of each student against its MACs, numbered as in the table; diamonds: their teachers"
-    chart = figures([("Accuracy against cost", escape(key), _chart(runs))])
-    caption = "The student of each run; in brackets: against its teacher"
-    rows = [_row(place, run) for place, run in enumerate(runs, start=1)]
-    shown = table(caption, [name.capitalize() if name.islower() else name for name in HEAD], rows, "runs")
-    content = section("Students", shown) + section("Accuracy and cost", chart)
-    return page(f"{len(runs)} runs side by side: {models}", "transprune compare", content)
+    note = "top-1 of each student against its MACs, numbered as in the table; diamonds: their teachers"
+    return render(
+        "comparison.html.j2",
+        title=f"{len(runs)} runs side by side: {models}",
+        head=[name.capitalize() if name.islower() else name for name in HEAD],
+        runs=[_row(run) for run in runs],
+        chart=Drawing("Accuracy against cost", _chart(runs), note),
+    )
 
 
-def _row(place: int, run: Mapping[str, Any]) -> str:
-    name, *rest = cells(run)
-    shares = [_share(run, key) for key, _ in _COSTS]
-    first = HEAD.index("MACs") - 1  # the first heading is that of the row
-    said = [escape(cell) for cell in rest]
-    for offset, share in enumerate(shares):
-        said[first + offset] += f"<br>{bar(share)}" if share is not None else ""
-    return row(f"{place}. {name}", *said)
+def _row(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The name of a run, and its other cells, each with the share of the teacher's cost that it speaks of, if any."""
+    name, *said = cells(run)
+    shares: list[float | None] = [None] * len(said)
+    first = HEAD.index("MACs") - 1  # the first heading is that of the name
+    shares[first : first + len(_COSTS)] = [_share(run, key) for key, _ in _COSTS]
+    return {"name": name, "cells": list(zip(said, shares, strict=True))}
 
 
 def _share(run: Mapping[str, Any], key: str) -> float | None:
@@ -101,7 +100,7 @@ def _share(run: Mapping[str, Any], key: str) -> float | None:
     return after / before if before and after is not None else None
 
 
-def _chart(runs: Sequence[Mapping[str, Any]]) -> str:
+def _chart(runs: Sequence[Mapping[str, Any]]) -> Markup:
     """Students as numbered points, their teachers as diamonds."""
     with page_style("comparison"):
         height = 190.0
@@ -128,3 +127,134 @@ def _point(run: Mapping[str, Any], network: str) -> tuple[float, float]:
     """MACs and accuracy; a figure that is missing leaves a gap."""
     macs, top1 = (number(run[network].get(key)) for key in ("macs", "top1"))
     return (float("nan") if macs is None else macs, float("nan") if top1 is None else top1)
+
+
+SEARCHED, UNIFORM = "searched", "uniform"
+
+
+def is_frontier(folder: RunFolder) -> bool:
+    """Whether a run folder holds several runs, one for each amount of a budget."""
+    budgets = folder.config.get("budget")
+    return isinstance(budgets, list) and any("," in str(text) for text in budgets)
+
+
+def whole_frontier(folder: RunFolder, action: str) -> RunFolderError:
+    """The error of what is done with single runs, asked for of a frontier; it names its runs.
+
+    Args:
+        folder: That of the frontier.
+        action: What cannot be done, before the folder's name.
+    """
+    runs = sorted(path.parent.name for path in folder.path.glob("*/config.toml"))
+    return RunFolderError(
+        f"cannot {action} '{folder.path}': it holds a frontier of several runs; name one of them, such as "
+        f"'{folder.path / (runs[0] if runs else '...')}' ({', '.join(runs) or 'none has begun'})"
+    )
+
+
+def frontier_record(runs: Sequence[tuple[RunFolder, RunFolder | None]]) -> dict[str, Any]:
+    """What `frontier.json` says: the teacher, and of each point the searched and the uniformly scaled student.
+
+    Args:
+        runs: For each point, the run of the search and that of uniform scaling (None: none is within its budget);
+            both evaluated.
+    """
+    results = [searched.read_json("result.json") for searched, _ in runs]
+    return {
+        "format": 1,
+        "model": results[0]["model"],
+        "data": results[0]["data"],
+        "seed": results[0]["seed"],
+        "kind": _kind([result["budgets"] for result in results]),
+        "teacher": results[0]["teacher"],
+        "points": [
+            {"budgets": result["budgets"], SEARCHED: _student(searched), UNIFORM: uniform and _student(uniform)}
+            for result, (searched, uniform) in zip(results, runs, strict=True)
+        ],
+    }
+
+
+def _student(run: RunFolder) -> dict[str, Any]:
+    return {"folder": run.path.name, **run.read_json("result.json")["student"]}
+
+
+def _kind(budgets: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """The kind of cost along which the budgets of the points differ."""
+    differing = (each[0]["kind"] for each in zip(*budgets, strict=True) if len({one["target"] for one in each}) > 1)
+    return str(next(differing, budgets[0][0]["kind"]))
+
+
+def write_frontier(folder: RunFolder) -> Path:
+    """Writes `frontier.html` from `frontier.json`.
+
+    Raises:
+        RunFolderError: Not all points are done.
+    """
+    folder.require("frontier.json", made_by="run")
+    return folder.write_text("frontier.html", frontier_page(folder.read_json("frontier.json")))
+
+
+def frontier_page(record: Mapping[str, Any]) -> str:
+    """The curve and its points on one page."""
+    kind = record["kind"]
+    name = COST_NAMES.get(kind, kind)
+    note = f"top-1 on the test split; {name} of the student. Both were distilled alike from the same weights."
+    return render(
+        "frontier.html.j2",
+        title=f"{record['model']} on {record['data']}: accuracy against {name}",
+        chart=Drawing("Searched and uniformly scaled", frontier_chart(record), note),
+        name=name,
+        teacher_top1=record["teacher"]["top1"],
+        points=[_frontier_point(point, record) for point in record["points"]],
+    )
+
+
+def _frontier_point(point: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    kind = record["kind"]
+    cost = point[SEARCHED][kind]
+    return {
+        "budget": ", ".join(budget["text"] for budget in point["budgets"]),
+        "cost": f"{amount(kind, cost)} ({percent(cost / record['teacher'][kind])})",
+        SEARCHED: point[SEARCHED],
+        UNIFORM: point[UNIFORM],
+    }
+
+
+def frontier_chart(record: Mapping[str, Any]) -> Markup:
+    """Accuracy against cost: searched, uniformly scaled, and the teacher."""
+    kind = record["kind"]
+    teacher = (record["teacher"][kind], record["teacher"]["top1"])
+    curves = {name: _curve(record, name) for name in (SEARCHED, UNIFORM)}
+    with page_style("frontier"):
+        height = 190.0
+        figure = Figure(figsize=(WIDTH / 72, height / 72))
+        axes = figure.add_axes((44 / WIDTH, 30 / height, (WIDTH - 56) / WIDTH, (height - 54) / height))
+        axes.plot(*zip(*curves[SEARCHED], strict=True), color=BLUE, marker="o", ms=4, lw=1.8, label=SEARCHED, zorder=3)
+        uniform: dict[str, Any] = {"color": ORANGE, "marker": "s", "ms": 3.5, "ls": "--", "lw": 1.4, "label": UNIFORM}
+        if curves[UNIFORM]:
+            axes.plot(*zip(*curves[UNIFORM], strict=True), **uniform)
+        axes.plot(*teacher, "D", color=GREY, ms=5, label="teacher")
+        axes.set(xlabel=COST_NAMES.get(kind, kind), ylabel="top-1 (%)")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(kind, value)))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        axes.margins(0.06, 0.1)
+        axes.grid(axis="y", color=(INK, 0.12), lw=0.6)
+        axes.set_axisbelow(True)
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, frameon=False, handlelength=1.8)
+        said = "; ".join(
+            f"{name}: {', '.join(f'{top1:.2f} % at {_short(kind, cost)}' for cost, top1 in curve)}"
+            for name, curve in curves.items()
+            if curve
+        )
+        return inline_svg(figure, "frontier", f"Line chart of top-1 accuracy against cost. {said}.")
+
+
+def _short(kind: str, cost: float) -> str:
+    return f"{cost / 1e6:.3g} ms" if kind == "latency" else tick(cost)
+
+
+def _curve(record: Mapping[str, Any], name: str) -> list[tuple[float, float]]:
+    """Cost and accuracy of each point that there is, from the cheapest on."""
+    students = [point[name] for point in record["points"] if point[name] is not None]
+    return sorted((student[record["kind"]], student["top1"]) for student in students)

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from transprune.reports.run_record import StageRow, WidthRow, number
-from transprune.reports.svg import BLUE, GREY, INK, ORANGE, PAPER, WIDTH, inline_svg, page_style
-from transprune.reports.words import percent
+from transprune.reports.pages import BLUE, GREY, INK, ORANGE, PAPER, WIDTH, inline_svg, page_style
+from transprune.reports.run_record import LayerRow, StageRow, WidthRow, number
+from transprune.reports.words import compact, percent, tick
 
 PALE = 0.22
 """Opacity of what was there before."""
 _LONG = 40
 """Rows from which on a figure sets them closer."""
 _TOP, _BOTTOM = 30.0, 6.0
+_LEAST_WIDTH, _LAYER_WIDTH = 620.0, 7.0
+"""Points: of the drawing of all layers, and of one layer."""
 _LABEL_CHARACTERS = 22
 
 Epochs = Sequence[Mapping[str, Any]]
@@ -37,7 +41,6 @@ class Line:
     color: str = BLUE
     style: str = "-"
     weight: float = 1.8
-    marker: str = ""
 
 
 def short_names(names: Sequence[str]) -> list[str]:
@@ -53,7 +56,7 @@ def lowest_share(rows: Sequence[WidthRow]) -> float:
     return math.floor(10 * min(min(row.candidates) / row.full for row in rows)) / 10
 
 
-def width_bars(rows: Sequence[WidthRow]) -> str:
+def width_bars(rows: Sequence[WidthRow]) -> Markup:
     """Width of every group before and after."""
     with page_style("width-bars"):
         figure, axes = _row_axes(rows)
@@ -77,7 +80,7 @@ def width_bars(rows: Sequence[WidthRow]) -> str:
         return inline_svg(figure, "width-bars", description)
 
 
-def width_history(rows: Sequence[WidthRow], epochs: Epochs) -> str:
+def width_history(rows: Sequence[WidthRow], epochs: Epochs) -> Markup:
     """Expected width of every group over the search, as a share of the full width."""
     with page_style("width-history"):
         figure, axes = _row_axes(rows)
@@ -98,7 +101,7 @@ def width_history(rows: Sequence[WidthRow], epochs: Epochs) -> str:
         return inline_svg(figure, "width-history", description)
 
 
-def width_choices(rows: Sequence[WidthRow], last: Mapping[str, Any]) -> str:
+def width_choices(rows: Sequence[WidthRow], last: Mapping[str, Any]) -> Markup:
     """Probability of every candidate width at the end of the search, and which was chosen."""
     with page_style("width-choices"):
         figure, axes = _row_axes(rows)
@@ -120,7 +123,7 @@ def width_choices(rows: Sequence[WidthRow], last: Mapping[str, Any]) -> str:
         return inline_svg(figure, "width-choices", description)
 
 
-def depth_history(stage: StageRow, epochs: Epochs, name: str) -> str:
+def depth_history(stage: StageRow, epochs: Epochs, name: str) -> Markup:
     """Probability of every depth of a stage over the search, stacked."""
     with page_style(name):
         figure, axes = _chart_axes(right=34)
@@ -151,7 +154,7 @@ def line_chart(
     *,
     limits: tuple[float, float] | None = None,
     label_of: Callable[[float], str] | None = None,
-) -> str:
+) -> Markup:
     """Lines over the epochs of a phase.
 
     Args:
@@ -164,8 +167,8 @@ def line_chart(
     with page_style(name):
         figure, axes = _chart_axes(right=8)
         for order, line in enumerate(lines):
-            style: dict[str, Any] = {"color": line.color, "ls": line.style, "lw": line.weight, "marker": line.marker}
-            axes.plot(line.epochs, line.values, label=line.label, ms=3, zorder=3 - order / 10, **style)
+            style: dict[str, Any] = {"color": line.color, "ls": line.style, "lw": line.weight}
+            axes.plot(line.epochs, line.values, label=line.label, zorder=3 - order / 10, **style)
         axes.set(xlabel="epoch", xlim=_limits([epoch for line in lines for epoch in line.epochs]))
         if limits:
             axes.set_ylim(*limits)
@@ -191,8 +194,8 @@ def _row_axes(rows: Sequence[WidthRow]) -> tuple[Figure, Axes]:
     box = (left / WIDTH, _BOTTOM / height, 1 - (left + 8) / WIDTH, step * len(rows) / height)
     axes = figure.add_axes(box)
     axes.set_yticks(range(len(rows)), labels, size=size)
-    for tick, row in zip(axes.get_yticklabels(), rows, strict=True):
-        tick.set_alpha(0.65 if row.is_dropped else 1)
+    for label, row in zip(axes.get_yticklabels(), rows, strict=True):
+        label.set_alpha(0.65 if row.is_dropped else 1)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", top=True, labeltop=True, bottom=False, labelbottom=False, labelsize=7, pad=1.5)
@@ -242,3 +245,70 @@ def _edges(shares: np.ndarray) -> np.ndarray:
         return np.array([shares[0] - 0.05, shares[0] + 0.05])
     middles = (shares[1:] + shares[:-1]) / 2
     return np.array([2 * shares[0] - middles[0], *middles, 2 * shares[-1] - middles[-1]])
+
+
+def layer_columns(layers: Sequence[LayerRow]) -> tuple[Markup, float]:
+    """The network as columns: channels above, MACs below.
+
+    Returns:
+        The drawing and its width in points: the more layers, the wider.
+    """
+    width, height = max(_LEAST_WIDTH, 60 + _LAYER_WIDTH * len(layers)), 220.0
+    with page_style("layers"):
+        figure = Figure(figsize=(width / 72, height / 72))
+        left, share = 46 / width, (width - 54) / width
+        channels = figure.add_axes((left, 112 / height, share, 84 / height))
+        macs = figure.add_axes((left, 12 / height, share, 84 / height))
+        for place, layer in enumerate(layers):
+            after = layer.after or layer.before
+            _column(channels, place, layer, layer.before.outputs, after.outputs)
+            _column(macs, place, layer, layer.before.macs, after.macs)
+        for axes, label in ((channels, "channels"), (macs, "MACs")):
+            axes.set(xlim=(-0.7, len(layers) - 0.3), ylabel=label, xticks=[])
+            axes.yaxis.set_major_locator(MaxNLocator(4))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+            axes.grid(axis="y", color=(INK, 0.12), lw=0.6)
+            axes.set_axisbelow(True)
+        for first, last, stage in _stages(layers):
+            middle: dict[str, Any] = {
+                "ha": "center",
+                "va": "bottom",
+                "clip_on": False,
+                "transform": channels.get_xaxis_transform(),
+            }
+            channels.text((first + last) / 2, 1.06, stage, **middle)
+            for axes in (channels, macs):
+                axes.axvline(first - 0.5, color=(INK, 0.35), lw=0.6)
+                axes.axvline(last + 0.5, color=(INK, 0.35), lw=0.6)
+        return inline_svg(figure, "layers", _layers_described(layers)), width
+
+
+def _column(axes: Axes, place: int, layer: LayerRow, before: float, after: float) -> None:
+    """One layer: pale before, solid after, hatched where it is dropped."""
+    if layer.is_dropped:
+        axes.bar(place, before, 0.8, fc="none", ec=(GREY, 0.9), hatch="//////", lw=0)
+        return
+    axes.bar(place, max(before, after), 0.8, color=(BLUE, 0.22), lw=0)
+    axes.bar(place, after, 0.8, color=BLUE, lw=0)
+
+
+def _stages(layers: Sequence[LayerRow]) -> Iterator[tuple[int, int, str]]:
+    """First and last position of each stage, and its name."""
+    places: Iterator[tuple[str | None, Any]] = groupby(range(len(layers)), key=lambda place: layers[place].stage)
+    for stage, run in places:
+        members = list(run)
+        if stage is not None:
+            yield members[0], members[-1], stage
+
+
+def _layers_described(layers: Sequence[LayerRow]) -> str:
+    dropped = sum(layer.is_dropped for layer in layers)
+    before, after = (sum(size.macs for size in sizes) for sizes in _sizes(layers))
+    return (
+        f"Two rows of columns for {len(layers)} layers, before and after: channels and MACs. Together they go from "
+        f"{compact(before)} to {compact(after)} MACs; {dropped} layers are dropped. The figures are in the table."
+    )
+
+
+def _sizes(layers: Sequence[LayerRow]) -> tuple[list[Any], list[Any]]:
+    return [layer.before for layer in layers], [layer.after or layer.before for layer in layers]

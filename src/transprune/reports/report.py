@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Mapping
-from html import escape
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transprune.reports.charts import accuracy_figures, cost_figures, depth_figures, width_figures
-from transprune.reports.examples_section import examples_section
-from transprune.reports.layers_section import layers_section
-from transprune.reports.markup import bar, code, details, figures, note, page, row, section, table
-from transprune.reports.measurements_section import measurement_section
-from transprune.reports.run_record import RunRecord, StageRow, WidthRow, number, part, read_record
+from transprune.reports.charts import accuracy_figures, cost_figures, depth_figures, layers_figure, width_figures
+from transprune.reports.examples import KINDS
+from transprune.reports.pages import render
+from transprune.reports.run_record import LayerRow, RunRecord, number, part, read_record
 from transprune.reports.words import (
     COST_NAMES,
     PHASE_NAMES,
@@ -28,6 +26,8 @@ from transprune.reports.words import (
 from transprune.runtime import RunFolder
 from transprune.runtime.duration import duration
 
+MOST_CLASSES = 24
+"""Rows of the table by class; of more classes only those with the largest changes are shown."""
 _MEASURES = (
     ("Top-1 accuracy", "top1", "%"),
     ("Top-5 accuracy", "top5", "%"),
@@ -36,6 +36,14 @@ _MEASURES = (
     ("Latency", "latency_ms", "ms"),
     ("File size", "file_bytes", "B"),
 )
+_SAID = {
+    "both_right": "both are right",
+    "teacher_only": "only the teacher is right",
+    "student_only": "only the student is right",
+    "both_wrong": "both are wrong, each in its own way",
+    "same_mistake": "both make the same mistake",
+}
+_PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/=]+")
 
 
 def write_report(run_dir: Path) -> Path:
@@ -51,22 +59,33 @@ def write_report(run_dir: Path) -> Path:
         RunFolderError: The folder is missing or no run, a file is malformed, or there is nothing to report yet.
     """
     record = read_record(run_dir)
-    return RunFolder.open(run_dir).write_text("report.html", _page(record))
+    return RunFolder.open(run_dir).write_text("report.html", render("report.html.j2", **_context(record)))
 
 
-def _page(record: RunRecord) -> str:
-    sections = (
-        section("Teacher and student", _result(record)),
-        measurement_section(record),
-        layers_section(record),
-        examples_section(record),
-        section("Widths, before and after", _widths(record)),
-        section("Depths, before and after", _depths(record)),
-        section("Cost and certainty over the search", figures(cost_figures(record)) or note("No search is recorded.")),
-        section("Accuracy", figures(accuracy_figures(record)) or note("No epoch is recorded.")),
-        section("How to repeat it", _origin(record)),
-    )
-    return page(headline(record), "transprune report", "".join(sections), _times(record))
+def _context(record: RunRecord) -> dict[str, Any]:
+    """What the template shows; what is not there yet is empty."""
+    return {
+        "title": headline(record),
+        "record": record,
+        "times": _times(record),
+        "measures": list(_measures(record)),
+        "is_student_measured": bool(part(record.result, "student")),
+        "budgets": list(_budgets(record)),
+        "size": network_size(record),
+        "measurements": list(_measurements(record)),
+        "measured_on": _measured_on(record),
+        "layers": [_layer(layer) for layer in record.layers],
+        "layers_drawing": layers_figure(record.layers) if record.layers else None,
+        "examples": _examples(record.examples),
+        "width_figures": list(width_figures(record)),
+        "friendliness": _friendliness(record),
+        "depth_figures": list(depth_figures(record)),
+        "cost_figures": list(cost_figures(record)),
+        "accuracy_figures": list(accuracy_figures(record)),
+        "commands": "\n".join(_command(entry.get("command", "")) for entry in record.events("start")),
+        "environment": [(name.replace("_", " "), _plain(value)) for name, value in record.environment.items()],
+        "remarks": list(_remarks(record)),
+    }
 
 
 def _times(record: RunRecord) -> str:
@@ -76,31 +95,21 @@ def _times(record: RunRecord) -> str:
     for phase, name in PHASE_NAMES.items():
         seconds = number(part(record.result, "seconds").get(phase))
         said += [f"{name} {duration(seconds)}"] if seconds is not None else []
-    curve = '<p class="meta">One of several budgets: <a href="../frontier.html">accuracy against cost</a></p>\n'
-    times = f'<p class="meta">{escape(" · ".join(said))}</p>\n' if said else ""
-    return times + (curve if record.is_point else "")
+    return " · ".join(said)
 
 
-def _result(record: RunRecord) -> str:
+def _measures(record: RunRecord) -> Iterator[dict[str, Any]]:
+    """What was measured of teacher and student; nothing where neither is measured."""
     teacher, student = part(record.result, "teacher"), part(record.result, "student")
-    if not teacher and not student:
-        return note("Neither the teacher nor a student is measured yet.")
-    caption = "The unpruned network (teacher) and the derived one (student), measured on the test split"
-    rows = [_measure_row(*measure, teacher, student) for measure in _MEASURES]
-    measured = table(caption, ["Measure", "Teacher", "Student", "Student against teacher"], rows, "result")
-    missing = "" if student else note("The student is not measured yet.")
-    return f'<div class="summary">\n{measured}<div>\n{missing}{_budgets(record)}{_shape(record)}</div>\n</div>\n'
-
-
-def _measure_row(label: str, key: str, unit: str, teacher: Mapping[str, Any], student: Mapping[str, Any]) -> str:
-    before, after = number(teacher.get(key)), number(student.get(key))
-    label = f"{label} {timed_in(student or teacher)}" if key == "latency_ms" else label
-    against = "–"
-    if before is not None and after is not None and unit == "%":
-        against = escape(points(after - before))
-    elif before and after is not None:
-        against = f"{bar(after / before)} {percent(after / before)}"
-    return row(label, _measure(before, unit), _measure(after, unit), against)
+    for label, key, unit in _MEASURES if teacher or student else ():
+        before, after = number(teacher.get(key)), number(student.get(key))
+        yield {
+            "label": f"{label} {timed_in(student or teacher)}" if key == "latency_ms" else label,
+            "teacher": _measure(before, unit),
+            "student": _measure(after, unit),
+            "share": after / before if after is not None and before and unit != "%" else None,
+            "change": points(after - before) if before is not None and after is not None and unit == "%" else "–",
+        }
 
 
 def _measure(value: float | None, unit: str) -> str:
@@ -109,39 +118,119 @@ def _measure(value: float | None, unit: str) -> str:
     return f"{value:.2f} {unit}" if unit in ("%", "ms") else compact(value, unit)
 
 
-def _budgets(record: RunRecord) -> str:
+def _budgets(record: RunRecord) -> Iterator[dict[str, Any]]:
     """Of each budget what was allowed, what is used, and whether it was kept."""
-    return "".join(_budget(record, budget) for budget in record.budgets) or note("No budget is recorded.")
+    for budget in record.budgets:
+        target, actual = number(budget.get("target")), number(budget.get("actual"))
+        if not target or actual is None:
+            continue
+        kind = str(budget.get("kind", "macs"))
+        asked = f" ({budget['text']})" if "text" in budget else ""
+        yield {
+            "state": "kept" if actual <= target else "exceeded",
+            "said": f"{amount(kind, actual)} of at most {amount(kind, target)}{asked}, {percent(actual / target)} of "
+            f"what is allowed.",
+            "name": COST_NAMES.get(kind, kind),
+            "full": number(part(record.result, "teacher").get(kind)),
+            "target": target,
+            "actual": actual,
+        }
 
 
-def _budget(record: RunRecord, budget: Mapping[str, Any]) -> str:
-    target, actual, kind = number(budget.get("target")), number(budget.get("actual")), str(budget.get("kind", "macs"))
-    if not target or actual is None:
-        return ""
-    name = COST_NAMES.get(kind, kind)
-    state = "kept" if actual <= target else "exceeded"
-    asked = f" ({budget['text']})" if "text" in budget else ""
-    used = percent(actual / target)
-    said = f"{amount(kind, actual)} of at most {amount(kind, target)}{asked}, {used} of what is allowed."
-    full = number(part(record.result, "teacher").get(kind))
-    key = escape(f"solid: the student's {name}; pale: the teacher's; line: the target")
-    drawn = f"{bar(actual / full, target / full)}<small>{key}</small>" if full else ""
-    return f'<p class="budget {state}"><strong>Budget {state}:</strong> {escape(said)} {drawn}</p>\n'
+def _measurements(record: RunRecord) -> Iterator[dict[str, Any]]:
+    """Teacher and student side by side, for each runtime and batch size that `transprune measure` measured."""
+    found: list[Mapping[str, Any]] = list(record.measurements.get("measurements", []))
+    students = {(each["runtime"], each["batch_size"]): each for each in found if each["network"] == "student"}
+    for teacher in found:
+        if teacher["network"] == "teacher":
+            student = students[teacher["runtime"], teacher["batch_size"]]
+            yield {
+                "name": f"{teacher['runtime']}, {teacher['batch_size']}",
+                "teacher": _time(teacher),
+                "student": _time(student),
+                "share": student["latency_ms"] / teacher["latency_ms"],
+                "memory": _change("peak_memory_bytes", teacher, student),
+                "file": _change("file_bytes", teacher, student),
+            }
 
 
-def _shape(record: RunRecord) -> str:
-    size = network_size(record)
-    return f'<p class="shape"><strong>The student’s shape:</strong> {escape(size)}.</p>\n' if size else ""
+def _measured_on(record: RunRecord) -> tuple[Any, Any, Any]:
+    """Processor, threads and device of the measurements."""
+    options, environment = part(record.measurements, "options"), part(record.measurements, "environment")
+    return environment.get("cpu"), options.get("threads"), record.measurements.get("device")
 
 
-def _widths(record: RunRecord) -> str:
-    if not record.groups:
-        return note("No width group is known yet.")
-    unsearched = "" if record.epochs("search") else note("No search is recorded, so there are no probabilities.")
-    caption = "Channels of every width group, in network order"
-    widths = table(caption, ["Width group", "Full", "Kept", "Share"], map(_width_row, record.groups), "sizes")
-    folded = details("The widths as a table", widths)
-    return figures(width_figures(record)) + unsearched + _friendliness(record) + folded
+def _time(figures: Mapping[str, Any]) -> str:
+    said = f"{figures['latency_ms']:.3f} ms ({figures['lower_ms']:.3f} – {figures['upper_ms']:.3f})"
+    return f"{said}, {figures['throughput']:,.0f} a second"
+
+
+def _change(key: str, teacher: Mapping[str, Any], student: Mapping[str, Any]) -> str:
+    sizes = ["–" if each[key] is None else compact(each[key], "B") for each in (teacher, student)]
+    return " → ".join(sizes)
+
+
+def _layer(layer: LayerRow) -> tuple[str, ...]:
+    before, after = layer.before, layer.after
+    channels = "dropped" if layer.is_dropped else f"{after.inputs} → {after.outputs}" if after else "–"
+    left = f"{compact(after.macs)} ({percent(after.macs / before.macs)})" if after and before.macs else "–"
+    if after and not before.macs:
+        left = compact(after.macs)
+    return layer.name, layer.operator, f"{before.inputs} → {before.outputs}", channels, compact(before.macs), left
+
+
+def _examples(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Agreement, accuracy by class, and pictures; nothing where no answers were kept."""
+    if not found:
+        return {}
+    samples, counts = found["samples"], found["counts"]
+    classes: Sequence[Mapping[str, Any]] = found["classes"]
+    changed = sorted(classes, key=lambda each: -abs(each["student"] - each["teacher"]))[:MOST_CLASSES]
+    shown = [each for each in classes if each in changed]
+    caption = "Share of each class’s test images that each network gets right"
+    if len(shown) < len(classes):
+        caption += f"; the {len(shown)} of {len(classes)} classes with the largest changes"
+    return {
+        "samples": samples,
+        "agreement": "; ".join(
+            f"on {counts[kind]:,} {text} ({percent(counts[kind] / samples)})"
+            for kind, text in _SAID.items()
+            if counts[kind]
+        ),
+        "caption": caption,
+        "classes": [_class(each) for each in shown],
+        "pictures": list(_pictures(found)),
+    }
+
+
+def _class(each: Mapping[str, Any]) -> dict[str, str]:
+    teacher, student = (number(each[name]) or 0.0 for name in ("teacher", "student"))
+    return {
+        "name": str(each["name"]),
+        "samples": f"{each['samples']:,}",
+        "teacher": f"{teacher:.1f} %",
+        "student": f"{student:.1f} %",
+        "change": f"{student - teacher:+.1f}".replace("-", "−") if student != teacher else "0",
+        "kind": "worse" if student < teacher else "better" if student > teacher else "same",
+    }
+
+
+def _pictures(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The pictures of each kind of disagreement."""
+    for kind in KINDS:
+        members = [each for each in found["examples"] if each["kind"] == kind]
+        if members:
+            title = f"{_SAID[kind].capitalize()} ({len(members)} of {found['counts'][kind]:,} shown)"
+            yield {"title": title, "members": [_picture(each) for each in members]}
+
+
+def _picture(example: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "source": example["image"] if _PICTURE.fullmatch(example["image"]) else "",
+        "place": int(example["place"]),
+        "label": str(example["label"]),
+        "answers": [(name, example[name]) for name in ("teacher", "student")],
+    }
 
 
 def _friendliness(record: RunRecord) -> str:
@@ -150,7 +239,7 @@ def _friendliness(record: RunRecord) -> str:
     share, multiple = number(widths.get("share_of_macs")), widths.get("multiple_of")
     if not share:
         return ""
-    return note(
+    return (
         f"{percent(share)} of the student’s MACs are in layers that read or write a chosen number of channels that is "
         f"no multiple of {multiple} ({len(widths.get('unfriendly', []))} of {widths.get('layers')} layers). Most "
         f"hardware computes {multiple} channels at a time and is slower with other numbers than the MACs say; "
@@ -158,49 +247,11 @@ def _friendliness(record: RunRecord) -> str:
     )
 
 
-def _width_row(group: WidthRow) -> str:
-    if group.is_dropped:
-        return row(group.name, str(group.full), "dropped", "–")
-    if group.kept is None:
-        return row(group.name, str(group.full), "–", "–")
-    return row(group.name, str(group.full), str(group.kept), percent(group.kept / group.full))
-
-
-def _depths(record: RunRecord) -> str:
-    if not record.stages:
-        reason = "No stage has blocks that may be dropped." if record.groups else "No stage is known yet."
-        return note(reason)
-    caption = "Blocks of every stage: solid ones are kept, hatched ones dropped"
-    depths = table(caption, ["Stage", "Blocks kept", "Blocks"], map(_stage_row, record.stages), "sizes")
-    return depths + figures(depth_figures(record))
-
-
-def _stage_row(stage: StageRow) -> str:
-    kept = stage.full if stage.kept is None else stage.kept
-    blocks = '<i class="block kept"></i>' * kept + '<i class="block dropped"></i>' * (stage.full - kept)
-    said = f"{'–' if stage.kept is None else stage.kept} of {stage.full}"
-    return row(stage.name, said, f'<span class="blocks" aria-hidden="true">{blocks}</span>')
-
-
-def _origin(record: RunRecord) -> str:
-    """Commands, configuration, environment and what the run had to say."""
-    commands = "\n".join(_command(entry.get("command", "")) for entry in record.events("start"))
-    rows = [row(name.replace("_", " "), escape(_plain(value))) for name, value in record.environment.items()]
-    return (
-        f"<h3>Command</h3>\n{code(commands, 'Command') if commands else note('No command is recorded.')}"
-        f'<div class="beside">\n<div>\n<h3>Configuration</h3>\n{code(record.config_text, "Configuration")}</div>\n'
-        f"<div>\n<h3>Environment</h3>\n{table('Versions and hardware', [], rows) if rows else note('Not recorded.')}"
-        f"{_remarks(record)}</div>\n</div>\n"
-    )
-
-
-def _remarks(record: RunRecord) -> str:
+def _remarks(record: RunRecord) -> Iterator[str]:
     """Decisions and warnings of the journal."""
-    said = []
     for entry in [*record.events("decision"), *record.events("warning")]:
         fields = [str(entry[key]) for key in ("what", "why", "message") if key in entry]
-        said.append(f"<li>{escape(': '.join(fields) or _plain(entry))}</li>\n")
-    return f"<h3>Decisions and warnings</h3>\n<ul>\n{''.join(said)}</ul>\n" if said else ""
+        yield ": ".join(fields) or _plain(entry)
 
 
 def _command(command: Any) -> str:

@@ -28,6 +28,13 @@ def compact(value: float, unit: str = "") -> str:
     return f"{value:.0f} {unit}".strip()
 
 
+def tick(value: float) -> str:
+    """A figure for an axis: no more digits than it needs."""
+    text = compact(value)
+    figure, _, prefix = text.partition(" ")
+    return f"{float(figure):g} {prefix}".strip()
+
+
 def amount(kind: str, value: float) -> str:
     """What something costs: nanoseconds of latency as milliseconds, all else as a number.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from transprune.architecture import Architecture
 from transprune.budget import limits_of, points
 from transprune.errors import BudgetError
-from transprune.reports.frontier_page import frontier_record, write_frontier
+from transprune.reports.comparison import frontier_record, write_frontier
 from transprune.runs.preparation import prepare
 from transprune.runs.run import Run, logging_to
 from transprune.runs.run_options import RunOptions

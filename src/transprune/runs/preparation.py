@@ -11,7 +11,7 @@ from transprune.data import said_of_left_out
 from transprune.errors import OptionError, RunFolderError
 from transprune.latency.measurement import LatencyMeasurement
 from transprune.latency.model_cache import model_json
-from transprune.reports.frontier_page import is_frontier, whole_frontier
+from transprune.reports.comparison import is_frontier, whole_frontier
 from transprune.runs.begun_data import DATA_FILE, BegunData, begun_in, read_begun
 from transprune.runs.material import Material, gather
 from transprune.runs.run import Run

@@ -18,8 +18,8 @@ from transprune.exports.load import load
 from transprune.exports.onnx_file import check_onnx, onnx_bytes
 from transprune.latency.macs import count_macs, friendliness
 from transprune.latency.stopwatch import Latency, measure_latencies
+from transprune.reports.comparison import write_frontier
 from transprune.reports.examples import examples_record
-from transprune.reports.frontier_page import write_frontier
 from transprune.reports.report import write_report
 from transprune.runs.begun_data import BegunData, read_begun
 from transprune.runs.preparation import read_options

@@ -1,4 +1,4 @@
-"""Matplotlib figures as SVG that can stand inside a page.
+"""What pages are made of: templates, which draw what modules prepare as plain values, and drawings inside the page.
 
 The colours are of middle lightness, so that they read on a light and on a dark page; text and axes take the colour of
 the page's text.
@@ -6,7 +6,6 @@ the page's text.
 
 from __future__ import annotations
 
-import html
 import io
 import re
 import warnings
@@ -15,7 +14,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import matplotlib as mpl
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from matplotlib.figure import Figure
+
+from transprune.reports.words import percent, points
 
 BLUE = "#1f7fc4"
 """What is kept, expected or held out."""
@@ -50,6 +53,33 @@ _STYLE: dict[str, Any] = {
     "hatch.linewidth": 0.7,
     "lines.solid_capstyle": "round",
 }
+_AS_WRITTEN = re.compile(r"(<pre.*?</pre>|<title>.*?</title>)", re.DOTALL)
+_UNIT = re.compile(r"(?<=\d) (?=%|ms\b|[kMG]?B\b|h\b|min\b|s\b)")
+
+
+def render(template: str, **context: Any) -> str:
+    """A page that needs nothing but itself. Texts are escaped; drawings, which are markup, are not.
+
+    Args:
+        template: Name of a file in `templates/`.
+        context: What it shows.
+    """
+    environment = Environment(
+        loader=PackageLoader("transprune.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"percent": percent, "percentage": "{:.2f} %".format, "points": points}
+    return _with_units_unbroken(environment.get_template(template).render(context))
+
+
+def _with_units_unbroken(text: str) -> str:
+    """No line ends between a figure and its unit, but in what is quoted word by word."""
+    pieces = _AS_WRITTEN.split(text)
+    return "".join(piece if place % 2 else _UNIT.sub("&nbsp;", piece) for place, piece in enumerate(pieces))
 
 
 @contextmanager
@@ -62,7 +92,7 @@ def page_style(name: str) -> Iterator[None]:
         yield
 
 
-def inline_svg(figure: Figure, name: str, description: str) -> str:
+def inline_svg(figure: Figure, name: str, description: str) -> Markup:
     """A figure as an `<svg>` element without any reference to something outside it.
 
     Args:
@@ -81,6 +111,5 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
     body = re.sub(r' id="([\w.-]+)"', lambda match: match[0] if match[1] in used else "", body)
     body = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", body)
     width, height = figure.get_size_inches() * 72
-    return (
-        f'<svg role="img" aria-label="{html.escape(description)}" viewBox="0 0 {width:.1f} {height:.1f}">{body.strip()}'
-    )
+    start = Markup('<svg role="img" aria-label="{}" viewBox="0 0 {:.1f} {:.1f}">').format(description, width, height)
+    return start + Markup(body.strip())
