@@ -31,6 +31,7 @@ from transprune.training.tasks import each_logits
 class Material:
     """Everything that a run works with."""
 
+    options: RunOptions
     data: ImageData
     model: nn.Module
     """The unpruned network with new weights."""
@@ -79,7 +80,9 @@ def gather(options: RunOptions, device: torch.device, *, begun_in: RunFolder | N
     is_measuring = processes.is_first()  # the others get the measurement, and what was checked against it
     if is_measuring and any(budget.kind == "latency" for budget in budgets):
         measured = trusted_latency(model, space, example, options.latency, device=device)
-    found = Material(data=data, model=model, weights=weights, space=space, budgets=budgets, latency=measured)
+    found = Material(
+        options=options, data=data, model=model, weights=weights, space=space, budgets=budgets, latency=measured
+    )
     if is_measuring:
         for point in points(options.budget):
             check_attainable(space, limits_of(point, space, found.costs))

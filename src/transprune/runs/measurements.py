@@ -8,8 +8,8 @@ from transprune.exports.load import load
 from transprune.latency.performance import measure, measurements_json
 from transprune.options import MeasureOptions
 from transprune.reports.words import compact
+from transprune.runs.phases import MEASURE, load_teacher
 from transprune.runs.run import Run
-from transprune.runs.steps import load_teacher
 from transprune.runtime import print_table
 
 
@@ -22,10 +22,10 @@ def measure_step(run: Run, options: MeasureOptions | None = None) -> dict[str, A
     options = options or MeasureOptions()
     student = load(run.folder.path, model=run.model)
     networks = {"teacher": load_teacher(run), "student": student}
-    with run.phase("measure"):
+    with run.phase(MEASURE.name):
         found = measure(networks, run.example, options, device=run.device)
     content = measurements_json(found, options, run.device)
-    run.folder.write_json("measurements.json", content)
+    run.folder.write_json(MEASURE.file, content)
     return content
 
 

@@ -75,7 +75,7 @@ def _prepare(
     folder = RunFolder.create(out, asdict(options), overwrite=overwrite)
     _check_same_space(folder, material.space)
     run = Run(folder, options, str(chosen), safety, lock)
-    run.data, run.model, run.given_weights, run.space = material.data, material.model, material.weights, material.space
+    run.data, run.model, run.weights, run.space = material.data, material.model, material.weights, material.space
     folder.write_json("environment.json", environment())
     if not folder.has(DATA_FILE) and not folder.has("space.json"):  # else an earlier version began the run
         folder.write_json(DATA_FILE, asdict(begun or BegunData.of(material.data)))

@@ -185,6 +185,10 @@ class Bilevel(Loop):
         probabilities = self.parameters.probabilities()
         return Probabilities(probabilities.widths.cpu(), probabilities.depths.cpu())
 
+    def plain_weights(self, architecture: Architecture) -> dict[str, Tensor]:
+        """The supernet's weights as an architecture uses them, on the CPU; see `Supernet.plain_weights`."""
+        return {name: value.cpu() for name, value in self.supernet.plain_weights(architecture).items()}
+
     def validate(self, architecture: Architecture) -> Evaluation:
         """Figures of an architecture in the supernet, on the architecture's part of the data; images not augmented."""
         selection = Selection.of(self.space, architecture, self.device)
