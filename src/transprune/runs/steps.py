@@ -34,8 +34,7 @@ from transprune.runs.preparation import read_options
 from transprune.runs.results import network_figures
 from transprune.runs.run import Run, log, logging_to
 from transprune.runtime import RunFolder, processes
-from transprune.training.answers import answers
-from transprune.training.evaluation import evaluate
+from transprune.training.evaluation import answers, evaluate
 
 EXPORT_CHECKS = (1, 2, 7, 64)
 """Batch sizes on which the exported files are compared with torch."""

@@ -28,13 +28,13 @@ from transprune.tas.penalty import budgets_penalty
 from transprune.tas.probabilities import Probabilities
 from transprune.tas.selection import ArchitectureParameters, Selection
 from transprune.tas.supernet import Supernet
-from transprune.training.annealing import anneal
 from transprune.training.batches import Batch, Data, example_of, search_feeds
 from transprune.training.evaluation import Evaluation, evaluate_batches, evaluation_mode
+from transprune.training.faults import check_first_loss
 from transprune.training.loop import Loop, Setup
+from transprune.training.schedules import anneal, cosine_schedule
 from transprune.training.tasks import Task, classification
-from transprune.training.train import check_first_loss, cosine_schedule, sgd
-from transprune.training.update import Update
+from transprune.training.update import Update, sgd
 
 log = logging.getLogger("transprune.run")
 
