@@ -49,7 +49,7 @@ class Material:
         return COSTS if self.latency is None else {**COSTS, "latency": self.latency.model}
 
 
-def gather(options: RunOptions, device: torch.device, *, begun_in: RunFolder | None = None) -> Material:
+def collect(options: RunOptions, device: torch.device, *, begun_in: RunFolder | None = None) -> Material:
     """Reads data, network and weights, and checks all that can be checked before training.
 
     Args:

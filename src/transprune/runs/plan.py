@@ -12,7 +12,7 @@ from transprune.data import said_of_left_out
 from transprune.errors import DataError
 from transprune.reports.words import amount
 from transprune.runs.begun_data import begun_in, check_training_images
-from transprune.runs.material import Material, gather
+from transprune.runs.material import Material, collect
 from transprune.runs.phases import DISTILL, courses
 from transprune.runs.preparation import check_asked
 from transprune.runs.rehearsal import PlannedPhase, Rehearsal
@@ -142,7 +142,7 @@ def _gathered(options: RunOptions, device: torch.device, begun: RunFolder | None
         DataError: It would have to be.
     """
     try:
-        return gather(replace(options, download=False), device, begun_in=begun)
+        return collect(replace(options, download=False), device, begun_in=begun)
     except DataError as error:
         if not options.download:
             raise

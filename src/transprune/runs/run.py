@@ -20,8 +20,7 @@ from transprune.latency.model_cache import load_model
 from transprune.models.weights import Weights
 from transprune.reports.words import amount
 from transprune.runs.material import data_of, model_of, weights_of
-from transprune.runs.run_options import RunOptions, Safety
-from transprune.runs.trackers import MakeTracker
+from transprune.runs.run_options import MakeTracker, RunOptions, Safety
 from transprune.runtime import (
     Checkpoints,
     FolderLock,

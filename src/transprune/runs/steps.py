@@ -1,10 +1,11 @@
-"""The steps of a run. Each reads what earlier ones left in the folder, and is skipped when its result is there."""
+"""The steps of a run: each reads what earlier ones left in the folder."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,7 +15,9 @@ from transprune.exports.exported_program import check_pt2, export_program, pt2_b
 from transprune.exports.load import load
 from transprune.exports.onnx_file import check_onnx, onnx_bytes
 from transprune.latency.macs import count_macs, friendliness
+from transprune.latency.performance import measure, measurements_json
 from transprune.latency.stopwatch import Latency, measure_latencies
+from transprune.options import MeasureOptions
 from transprune.reports.examples import examples_record
 from transprune.reports.frontier_page import write_frontier
 from transprune.reports.report import write_report
@@ -24,6 +27,7 @@ from transprune.runs.phases import (
     DISTILL,
     EVALUATE,
     EXPORT,
+    MEASURE,
     SEARCH,
     TEACHER,
     complete,
@@ -180,6 +184,22 @@ def _check_batches(run: Run, sizes: Sequence[int]) -> list[Tensor]:
     loader = make_loader(run.data.test, run.data, batch_size=max(EXPORT_CHECKS), train=False, seed=0, device="cpu")
     images, _ = next(iter(loader))
     return [images[:size] for size in sizes]
+
+
+def measure_step(run: Run, options: MeasureOptions | None = None) -> dict[str, Any]:
+    """Latency, throughput, memory and file size of teacher and student, into `measurements.json`.
+
+    Returns:
+        What the file holds.
+    """
+    options = options or MeasureOptions()
+    student = load(run.folder.path, model=run.model)
+    networks = {"teacher": load_teacher(run), "student": student}
+    with run.phase(MEASURE.name):
+        found = measure(networks, run.example, options, device=run.device)
+    content = measurements_json(found, options, run.device)
+    run.folder.write_json(MEASURE.file, content)
+    return content
 
 
 def report_step(run: Run) -> None:
