@@ -53,7 +53,8 @@ from transprune.tas.sampling import ArchitectureParameters
 from transprune.tas.supernet import Supernet
 from transprune.training.batches import Batch
 from transprune.training.tasks import classification
-from transprune.training.train import Fit, sgd
+from transprune.training.train import Fit
+from transprune.training.update import sgd
 
 MODES, ALIGNMENTS, PHASES = ("width", "depth", "both"), ("interpolate", "pad"), ("start", "end", "architecture")
 AFTERWARDS = ("smaller", "distillation")

@@ -53,8 +53,9 @@ from transprune.reading.inspection import inspect
 from transprune.reading.reading import read
 from transprune.reports.run_record import read_record
 from transprune.runs import RunOptions, Tracking, open_run, plan_run, prepare, resume_run
-from transprune.runs.config_file import preset_options, read_config
-from transprune.runs.steps import load_teacher, teach_step
+from transprune.runs.phases import load_teacher
+from transprune.runs.presets import preset_options, read_config
+from transprune.runs.steps import teach_step
 from transprune.runtime import Checkpoints, FolderLock, Journal, RunFolder, choose_device, processes, read_journal
 from transprune.runtime.trees import encode_tree
 from transprune.tas.baselines import uniform_architecture

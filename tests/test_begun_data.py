@@ -14,7 +14,9 @@ from test_data import picture
 from test_frontier import NET
 from transprune.cli import main
 from transprune.errors import RunFolderError
-from transprune.runs import distill_step, frontier, measure_step, open_run, plan_run, prepare, resume_run
+from transprune.runs import distill_step, measure_step, open_run, plan_run, prepare, resume_run
+from transprune.runs.frontier import _point
+from transprune.runs.phases import SEARCH, complete, courses
 from transprune.runs.steps import _check_batches
 from transprune.runtime import read_journal
 
@@ -219,10 +221,11 @@ def test_the_points_of_a_frontier_read_the_images_as_the_frontier_began(place):
         for name in ("teacher.safetensors", "shared.safetensors"):
             run.folder.write_tensors(name, {"x": torch.zeros(1)})
         add_white_images()
-        with frontier._point(run, ("macs=0.5",), "", False) as point:
+        _, course, *_ = courses(wanted, run.space, run.costs)
+        with _point(run, course, False) as point:
             assert point.data.mean == mean
-            with pytest.raises(RunFolderError, match="began with 24 training images"), point.training("search", 1):
-                pass
+            with pytest.raises(RunFolderError, match="began with 24 training images"):
+                complete(point, SEARCH)
     kept = [Path("frontier", name, "data.json").read_bytes() for name in (".", "macs-0.5")]
     assert kept[0] == kept[1]
     rename_class("a", "z")

@@ -12,7 +12,7 @@ from PIL import Image
 from transprune.data import ImageData, MemorySplit
 from transprune.data.augmentation import Augmentation
 from transprune.reports.examples import LARGEST_SIDE, MOST_PICTURES, examples_record
-from transprune.training.answers import Answers, answers
+from transprune.training.evaluation import Answers, answers
 
 
 def data_of(labels: list[int], size: tuple[int, int, int] = (3, 6, 5)) -> ImageData:

@@ -25,10 +25,10 @@ from transprune.models.weights import load_weights
 from transprune.options import CheckpointOptions
 from transprune.runtime import Checkpoints
 from transprune.training.batches import feed
-from transprune.training.divergence import MOST_SKIPPED
+from transprune.training.faults import MOST_SKIPPED
 from transprune.training.loop import Setup
+from transprune.training.schedules import cosine_schedule
 from transprune.training.tasks import classification
-from transprune.training.train import cosine_schedule
 
 OPTIONS = transprune.TrainingOptions(**SHORT | {"epochs": 2})
 

@@ -177,7 +177,7 @@ def test_a_point_whose_budget_no_uniform_widths_keep_stands_alone(monkeypatch, c
             raise BudgetError("cannot scale all widths that far")
         return uniform_architecture(space, limits)
 
-    monkeypatch.setattr("transprune.runs.frontier.uniform_architecture", scaled)
+    monkeypatch.setattr("transprune.runs.phases.uniform_architecture", scaled)
     main(["run", "net.py:build", "--budget", "macs=0.4,0.7", "--out", "alone", *FAST])
     assert re.search(r"macs=0\.4 .* –\n", capsys.readouterr().out)
     names = {path.parent.name for path in Path("alone").glob("*/result.json")}

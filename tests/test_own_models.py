@@ -17,6 +17,7 @@ from transprune.data import load_data
 from transprune.models.by_name import build_model
 from transprune.runs import RunOptions, prepare, steps
 from transprune.runtime import read_journal
+from transprune.training.train import Fit
 
 NET = """
 from torch import nn
@@ -142,7 +143,7 @@ def test_where_weights_are_missing_the_teacher_is_trained():
 
 def test_that_training_starts_from_what_fits_of_the_weights(tmp_path, monkeypatch):
     started = []
-    monkeypatch.setattr(steps, "train", lambda network, *_, **__: started.append(network.state_dict()) or network)
+    monkeypatch.setattr(Fit, "run", lambda fit: started.append(fit.network.state_dict()))
     options = RunOptions(
         model="net.py:build",
         data="digits",

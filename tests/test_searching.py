@@ -15,7 +15,7 @@ from transprune.models.residual import ResidualSum
 from transprune.options import SearchOptions
 from transprune.reading.inspection import inspect
 from transprune.tas.expected_cost import ExpectedCost
-from transprune.tas.search import Bilevel, search, train_shared
+from transprune.tas.search import Bilevel, search
 from transprune.training.batches import search_feeds
 from transprune.training.loop import Setup
 from transprune.training.tasks import classification
@@ -238,7 +238,10 @@ def test_shared_weights_learn_without_any_choice_and_fit_the_model(model):
     seen = []
     before = state_of(model)
     space = inspect(model, torch.zeros(1, *two_colours().image_size))
-    weights = train_shared(model, two_colours(), OPTIONS, space=space, setup=Setup(on_epoch=seen.append))
+    options, setup = replace(OPTIONS, architecture_after=1.0), Setup(phase="supernet", on_epoch=seen.append)
+    shared = Bilevel(model, two_colours(), options, space=space, limits=(), setup=setup)
+    shared.run()
+    weights = shared.plain_weights(space.full_architecture())
     assert_same_state(before, model.state_dict())
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert unexpected == []

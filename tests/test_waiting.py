@@ -20,7 +20,7 @@ from transprune.data import ImageData, MemorySplit
 from transprune.reading.inspection import inspect
 from transprune.tas import bilevel
 from transprune.tas.bilevel import Bilevel
-from transprune.training import divergence, train, update
+from transprune.training import faults, train, update
 from transprune.training.loop import Setup
 from transprune.training.tasks import classification
 from transprune.training.train import Fit
@@ -71,7 +71,7 @@ def device(monkeypatch):
     """What `meta` cannot do and CUDA can."""
     monkeypatch.setattr(update, "autocast", lambda precision, device: nullcontext())
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device=None: False)
-    monkeypatch.setattr(divergence, "_OnItsWay", OnItsWay)
+    monkeypatch.setattr(faults, "_OnItsWay", OnItsWay)
     for module in (bilevel, train):  # the loss of the very first batch is looked at
         monkeypatch.setattr(module, "check_first_loss", lambda loss, phase: None)
     monkeypatch.setattr(OnItsWay, "read", 0)

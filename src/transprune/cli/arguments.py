@@ -22,7 +22,7 @@ from transprune.cli.commands import (
 from transprune.cli.completion import CompletionCommand
 from transprune.cli.jobs import Job, ResumedRun, ResumedSearch, RunCommand, SearchCommand
 from transprune.errors import OptionError, expected_one_of
-from transprune.runs.config_file import DEFAULT_PRESET, preset_options, read_config
+from transprune.runs.presets import DEFAULT_PRESET, preset_options, read_config
 
 DESCRIPTION = """Makes trained PyTorch networks smaller: widths and depths learned, within a budget.
 

@@ -13,8 +13,7 @@ import tyro
 from transprune import runs
 from transprune.errors import OptionError
 from transprune.options import Dimensions, MeasureOptions
-from transprune.runs.run_options import Safety
-from transprune.runs.trackers import Tracking
+from transprune.runs.run_options import Safety, Tracking
 
 if TYPE_CHECKING:
     from transprune.runtime import RunFolder

@@ -12,9 +12,8 @@ from transprune import runs
 from transprune.budget import points
 from transprune.cli.commands import AsJson, Step, Unprefixed, print_json
 from transprune.errors import OptionError
-from transprune.runs.config_file import DEFAULT_PRESET
-from transprune.runs.run_options import RunOptions, Safety
-from transprune.runs.trackers import Tracking
+from transprune.runs.presets import DEFAULT_PRESET
+from transprune.runs.run_options import RunOptions, Safety, Tracking
 
 if TYPE_CHECKING:
     from transprune.runs import Run

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from transprune.data import ImageData, make_loader
-from transprune.training.answers import Answers
+from transprune.training.evaluation import Answers
 
 MOST_PICTURES = 10
 """So many of each kind of disagreement."""

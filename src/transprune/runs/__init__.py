@@ -5,18 +5,17 @@ from typing import TYPE_CHECKING
 from transprune.on_demand import on_demand
 
 if TYPE_CHECKING:
-    from transprune.runs.config_file import preset_options as preset_options
     from transprune.runs.frontier import run_frontier as run_frontier
-    from transprune.runs.measurements import measure_step as measure_step
-    from transprune.runs.measurements import show_measurements as show_measurements
     from transprune.runs.plan import Plan as Plan
     from transprune.runs.plan import plan_run as plan_run
     from transprune.runs.plan import show_plan as show_plan
     from transprune.runs.preparation import open_run as open_run
     from transprune.runs.preparation import prepare as prepare
     from transprune.runs.preparation import resume_run as resume_run
+    from transprune.runs.presets import preset_options as preset_options
     from transprune.runs.results import show_architecture as show_architecture
     from transprune.runs.results import show_frontier as show_frontier
+    from transprune.runs.results import show_measurements as show_measurements
     from transprune.runs.results import show_results as show_results
     from transprune.runs.results import show_space as show_space
     from transprune.runs.results import space_as_json as space_as_json
@@ -24,14 +23,15 @@ if TYPE_CHECKING:
     from transprune.runs.run import logging_to as logging_to
     from transprune.runs.run_options import RunOptions as RunOptions
     from transprune.runs.run_options import Safety as Safety
+    from transprune.runs.run_options import Tracking as Tracking
     from transprune.runs.steps import distill_step as distill_step
     from transprune.runs.steps import evaluate_step as evaluate_step
     from transprune.runs.steps import export_step as export_step
+    from transprune.runs.steps import measure_step as measure_step
     from transprune.runs.steps import report_step as report_step
     from transprune.runs.steps import run_all as run_all
     from transprune.runs.steps import search_step as search_step
     from transprune.runs.steps import teach_step as teach_step
     from transprune.runs.steps import write_any_report as write_any_report
-    from transprune.runs.trackers import Tracking as Tracking
 else:
     __all__, __getattr__, __dir__ = on_demand(__spec__)

@@ -32,6 +32,7 @@ from transprune.training.tasks import each_logits
 class Material:
     """Everything that a run works with."""
 
+    options: RunOptions
     data: ImageData
     model: nn.Module
     """The unpruned network with new weights."""
@@ -44,12 +45,18 @@ class Material:
     """How fast the network's operators are; None where no budget speaks of it."""
 
     @property
+    def reading(self) -> Reading:
+        """What was read from the network."""
+        assert self.space.reading is not None  # `inspect` made the space
+        return self.space.reading
+
+    @property
     def costs(self) -> Mapping[str, Cost]:
         """How each kind of cost is counted."""
         return COSTS if self.latency is None else {**COSTS, "latency": self.latency.model}
 
 
-def gather(
+def collect(
     options: RunOptions,
     device: torch.device,
     *,
@@ -88,7 +95,9 @@ def gather(
     is_measuring = processes.is_first()  # the others get the measurement, and what was checked against it
     if is_measuring and any(budget.kind == "latency" for budget in budgets):
         measured = trusted_latency(model, space, example, options.latency, device=device)
-    found = Material(data=data, model=model, weights=weights, space=space, budgets=budgets, latency=measured)
+    found = Material(
+        options=options, data=data, model=model, weights=weights, space=space, budgets=budgets, latency=measured
+    )
     if is_measuring:
         for point in points(options.budget):
             check_attainable(space, limits_of(point, space, found.costs))

@@ -12,7 +12,8 @@ from transprune.data import said_of_left_out
 from transprune.errors import DataError
 from transprune.reports.words import amount
 from transprune.runs.begun_data import begun_in, check_training_images
-from transprune.runs.material import Material, gather
+from transprune.runs.material import Material, collect
+from transprune.runs.phases import DISTILL, courses
 from transprune.runs.preparation import check_asked
 from transprune.runs.rehearsal import PlannedPhase, Rehearsal
 from transprune.runs.run_options import RunOptions
@@ -106,11 +107,12 @@ def plan_run(
     material = _gathered(options, chosen, begun)
     folder = RunFolder(out)
     folder.check(asdict(options), overwrite=overwrite)
-    rehearsal = Rehearsal(options, material, chosen, steps=measured_steps)
+    rehearsal = Rehearsal(material, chosen, steps=measured_steps)
     phases = [
-        rehearsal.planned(work, is_done=not overwrite and Path(out, work.folder, work.file).is_file())
-        for work in rehearsal.works()
-        if not (search_only and work.phase == "distill")
+        rehearsal.planned(course, phase, is_done=not overwrite and phase.is_done(RunFolder(Path(out, course.folder))))
+        for course in courses(options, material.space, material.costs)
+        for phase in course.phases
+        if not (search_only and phase is DISTILL)
     ]
     space, data = material.space, material.data
     if begun is not None and any(phase.epochs for phase in phases):
@@ -140,7 +142,7 @@ def _gathered(options: RunOptions, device: torch.device, begun: RunFolder | None
         DataError: It would have to be.
     """
     try:
-        return gather(replace(options, download=False), device, begun_in=begun)
+        return collect(replace(options, download=False), device, begun_in=begun)
     except DataError as error:
         if not options.download:
             raise

@@ -1,8 +1,15 @@
-"""How a run begins in its folder, and how it is taken up again."""
+"""How a run begins in its folder, and how it is taken up again: by one process, or by several together.
+
+Several processes, on one machine or more, take the same steps at the same time. The run folder is that of the first;
+each other process works in a temporary copy of it. So only the first one writes, and no disk need be shared.
+"""
 
 from __future__ import annotations
 
 import sys
+import tempfile
+import weakref
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,11 +20,10 @@ from transprune.latency.measurement import LatencyMeasurement
 from transprune.latency.model_cache import model_json
 from transprune.reports.comparison import is_frontier, whole_frontier
 from transprune.runs.begun_data import DATA_FILE, BegunData, begun_in, read_begun
-from transprune.runs.material import Material, gather
+from transprune.runs.material import Material, collect
 from transprune.runs.run import Run
 from transprune.runs.run_options import RunOptions, Safety
-from transprune.runs.together import opened_by_all
-from transprune.runtime import FolderLock, RunFolder, choose_device, processes
+from transprune.runtime import RUN_FILES, FolderLock, RunFolder, choose_device, processes
 from transprune.runtime.environment import environment
 from transprune.space import SearchSpace
 from transprune.tas.derivation import least_cost
@@ -70,14 +76,14 @@ def _prepare(
     chosen = choose_device(device)
     shared, reading = (None, None) if part_of is None else (part_of.folder, part_of.reading)
     origin = begun_in(out, options, overwrite=overwrite, part_of=shared)
-    material = gather(options, chosen, begun_in=origin, reading=reading)
+    material = collect(options, chosen, begun_in=origin, reading=reading)
     begun = read_begun(origin) if origin else None
     lock = FolderLock(Path(out))
     folder = RunFolder.create(out, asdict(options), overwrite=overwrite)
     _check_same_space(folder, material.space)
     run = Run(folder, options, str(chosen), safety, lock)
-    run.data, run.model, run.given_weights, run.space = material.data, material.model, material.weights, material.space
-    run.reading = material.space.reading
+    run.data, run.model, run.weights, run.space = material.data, material.model, material.weights, material.space
+    run.reading = material.reading
     folder.write_json("environment.json", environment())
     if not folder.has(DATA_FILE) and not folder.has("space.json"):  # else an earlier version began the run
         folder.write_json(DATA_FILE, asdict(begun or BegunData.of(material.data)))
@@ -203,3 +209,44 @@ def read_options(folder: RunFolder) -> RunOptions:
         RunFolderError: Its config.toml is malformed.
     """
     return RunOptions.from_config(folder.config, folder.path)
+
+
+def opened_by_all(path: str | Path, opened: Callable[[str | Path], Run]) -> Run:
+    """A run in all processes; only one's if there are no others.
+
+    Args:
+        path: The run folder of the first process.
+        opened: Opens the run in a folder.
+
+    Raises:
+        TranspruneError: What `opened` raises in the first process, or that it failed there.
+    """
+    if processes.count() == 1:
+        return opened(path)
+    if processes.is_first():
+        runs: list[Run] = []
+
+        def first() -> dict[str, bytes]:
+            with processes.alone():
+                runs.append(opened(path))
+            return _contents(runs[0].folder)
+
+        processes.from_first(first)
+        runs[0].decide(
+            f"{processes.count()} processes share the work",
+            "torchrun started them; each learns from its share of every batch, and the first writes",
+            processes=processes.count(),
+        )
+        return runs[0]
+    contents = processes.from_first(dict[str, bytes])
+    folder = tempfile.TemporaryDirectory(prefix="transprune-")
+    for name, content in contents.items():
+        Path(folder.name, name).write_bytes(content)
+    run = opened(folder.name)
+    weakref.finalize(run, folder.cleanup)
+    return run
+
+
+def _contents(folder: RunFolder) -> dict[str, bytes]:
+    """The files that later steps read."""
+    return {name: folder.file(name).read_bytes() for name in RUN_FILES if name != "run.log" and folder.has(name)}

@@ -1,28 +1,32 @@
-"""The phases of a run before it begins: what each will do, and how long that takes by a few of its own steps."""
+"""How long each phase of a run will take, from a few of its own steps before it begins."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
-from transprune.architecture import Architecture
-from transprune.budget import limits_of, points
+from transprune.budget import limits_of
 from transprune.errors import BudgetError
 from transprune.options import SearchOptions, TrainingOptions
-from transprune.runs.frontier import point_name, point_options
 from transprune.runs.material import Material
-from transprune.runs.run_options import RunOptions
-from transprune.runs.step_times import Pace, pace_of
+from transprune.runs.phases import DISTILL, Course, Networks, TrainingPhase
 from transprune.runtime import seeded
 from transprune.shrinking.shrink import shrink
 from transprune.tas.baselines import uniform_architecture
 from transprune.tas.bilevel import Bilevel
+from transprune.tas.sampling import Selection
+from transprune.training.batches import Batch, Feed
+from transprune.training.evaluation import evaluate_batches, evaluation_mode
 from transprune.training.loop import Loop, Setup
-from transprune.training.tasks import classification
 from transprune.training.train import Fit
 
 
@@ -34,9 +38,9 @@ class PlannedPhase:
     """Its name in the journal: teacher, supernet, search or distill."""
     folder: str
     """Of a point of a frontier its folder in that of the run; else empty."""
-    epochs: int
+    epochs: int = 0
     """0 if it is left out."""
-    steps: int
+    steps: int = 0
     """Steps in all epochs."""
     note: str
     """Why it is left out, or what it starts from."""
@@ -45,168 +49,115 @@ class PlannedPhase:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """A phase of training with all that it needs."""
+class StepTimes:
+    """How long the parts of a phase take."""
 
-    phase: str
-    options: TrainingOptions | SearchOptions
-    loop: Callable[[], Loop]
-    file: str
-    """What it leaves."""
-    folder: str = ""
-    note: str = ""
-    is_needed: bool = True
-    like: str = ""
-    """Phases that are like each other take as long for each step."""
+    an_epoch: int
+    """How many steps an epoch has."""
+    step: float
+    """Seconds a step, the batch included."""
+    evaluation: float
+    """Seconds of an evaluation at the end of an epoch."""
 
 
 class Rehearsal:
-    """The phases of a run as loops that are ready to begin, of which a few steps are made to measure them.
+    """Makes a few steps of each phase, on untrained networks, to see how long they take.
 
     Args:
-        options: What decides the run.
-        material: What it works with.
+        material: What the run works with.
         device: Where it trains.
         steps: Steps of each phase that are measured; 0: no times.
     """
 
-    def __init__(self, options: RunOptions, material: Material, device: torch.device, *, steps: int) -> None:
-        self.options, self.material, self.device = options, material, device
-        self.steps = steps
-        self._paces: dict[str, tuple[int, Pace | None]] = {}
-        self._setup = Setup(seed=options.seed, device=device, on_divergence="skip")
+    def __init__(self, material: Material, device: torch.device, *, steps: int) -> None:
+        self._material, self._steps = material, steps
+        self._setup = Setup(seed=material.options.seed, device=device, on_divergence="skip")
+        self._times: dict[tuple[str, ...], StepTimes] = {}
 
-    def works(self) -> Iterator[Work]:
-        """Every phase, in order."""
-        yield self._teacher()
-        several = points(self.options.budget)
-        if len(several) == 1:
-            yield self._search(self.options, "")
-            yield self._distill(several[0], "", self._uniform(several[0]))
-            return
-        yield self._supernet()
-        for budgets in several:
-            yield self._search(point_options(self.options, budgets), point_name(budgets))
-            uniform = self._uniform(budgets)
-            searched = self._distill(budgets, point_name(budgets), uniform)
-            beside = replace(searched, folder=f"{searched.folder}-uniform")
-            if uniform is None:
-                beside = replace(beside, is_needed=False, note="left out: no uniform widths are within the budget")
-            yield searched
-            yield beside
-
-    def planned(self, work: Work, *, is_done: bool) -> PlannedPhase:
+    def planned(self, course: Course, phase: TrainingPhase, *, is_done: bool) -> PlannedPhase:
         """What will be done for a phase."""
-        left_out = PlannedPhase(
-            phase=work.phase, folder=work.folder, epochs=0, steps=0, note=work.note, seconds=self._time(0, 0, None)
+        material = replace(self._material, options=course.options)
+        plan = PlannedPhase(
+            phase=phase.name, folder=course.folder, note=phase.note(material), seconds=0.0 if self._steps else None
         )
         if is_done:
-            return replace(left_out, note=f"done: the folder holds {work.file}")
-        if not work.is_needed:
-            return left_out
-        epochs = work.options.epochs
-        steps, pace = self._measured(work)
-        return replace(
-            left_out,
-            epochs=epochs,
-            steps=epochs * steps,
-            seconds=self._time(epochs * steps, _evaluations(work.options), pace),
-        )
+            return replace(plan, note=f"done: the folder holds {phase.file}")
+        if course.left_out:
+            return replace(plan, note="left out: no uniform widths are within the budget")
+        if phase.is_given(material):
+            return plan
+        options = phase.options(course.options)
+        times = self._measured(course, phase, material)
+        steps = options.epochs * times.an_epoch
+        seconds = steps * times.step + _evaluations(options) * times.evaluation
+        return replace(plan, epochs=options.epochs, steps=steps, seconds=seconds if self._steps else None)
 
-    def _time(self, steps: int, evaluations: int, pace: Pace | None) -> float | None:
-        if not self.steps:
-            return None
-        return steps * pace.step + evaluations * pace.evaluation if pace else 0.0
+    def _measured(self, course: Course, phase: TrainingPhase, material: Material) -> StepTimes:
+        """How long a step takes. All searches are alike, and all students of one budget."""
+        like = (phase.name, *(course.options.budget if phase is DISTILL else ()))
+        if like not in self._times:
+            with seeded(material.options.seed, "plan"):
+                loop = phase.loop(material, self._networks(course, phase), self._setup.named(phase.name))
+                self._times[like] = time_steps(loop, steps=self._steps)
+        return self._times[like]
 
-    def _measured(self, work: Work) -> tuple[int, Pace | None]:
-        """Steps an epoch, and how fast they go."""
-        like = work.like or work.phase
-        if like not in self._paces:
-            with seeded(self.options.seed, "plan"):
-                loop = work.loop()
-                pace = pace_of(loop, steps=self.steps) if self.steps else None
-            self._paces[like] = len(loop.batches), pace
-        return self._paces[like]
-
-    def _teacher(self) -> Work:
-        weights, options = self.material.weights, self.options
-        note = "from new weights"
-        if weights is not None:
-            given = f"given: {options.weights}"
-            note = (
-                f"not trained, weights are {given}"
-                if weights.is_whole
-                else f"from the {len(weights.tensors)} tensors that fit of weights {given}; {weights.misfit}"
-            )
-        return Work(
-            phase="teacher",
-            options=options.teacher,
-            loop=partial(self._fit, self.material.model, None, options.teacher, "teacher"),
-            file="teacher.safetensors",
-            note=note,
-            is_needed=weights is None or not weights.is_whole,
-        )
-
-    def _supernet(self) -> Work:
-        options = replace(self.options.search, architecture_after=1.0)
-        return Work(
-            phase="supernet",
-            options=options,
-            loop=partial(self._bilevel, options, "supernet", ()),
-            file="shared.safetensors",
-            note="the weights that all searches start from",
-        )
-
-    def _search(self, options: RunOptions, folder: str) -> Work:
-        starts = {"scratch": "from new weights", "model": "from the teacher's weights"}
-        return Work(
-            phase="search",
-            options=options.search,
-            loop=partial(self._bilevel, options.search, "search", options.budget),
-            file="architecture.json",
-            folder=folder,
-            note="from the supernet's weights" if folder else starts[options.search.start],
-        )
-
-    def _distill(self, budgets: tuple[str, ...], folder: str, uniform: Architecture | None) -> Work:
-        starts = {"scratch": "new weights", "teacher": "the teacher's weights", "supernet": "the supernet's weights"}
-        return Work(
-            phase="distill",
-            options=self.options.distill,
-            loop=partial(self._distilling, uniform),
-            file="student.safetensors",
-            folder=folder,
-            note=f"from {starts[self.options.student]}",
-            like=f"distill {budgets}",
-        )
-
-    def _bilevel(self, options: SearchOptions, phase: str, budgets: tuple[str, ...]) -> Loop:
-        space = self.material.space
-        limits = limits_of(budgets, space, self.material.costs) if budgets else []
-        setup = self._setup.named(phase)
-        return Bilevel(self.material.model, self.material.data, options, space=space, limits=limits, setup=setup)
-
-    def _distilling(self, uniform: Architecture | None) -> Loop:
-        model = self.material.model
-        architecture = uniform or self.material.space.smallest_architecture()  # where blocks have to go as well
-        example = torch.zeros(1, *self.material.data.image_size)
-        student = shrink(model, architecture, example, reading=self.material.space.reading)
-        return self._fit(student, model, self.options.distill, "distill")
-
-    def _uniform(self, budgets: tuple[str, ...]) -> Architecture | None:
-        """Uniform widths within the budgets, if there are any."""
+    def _networks(self, course: Course, phase: TrainingPhase) -> Networks:
+        """Stand-ins for what the phase will start from; for a student, one of uniform widths."""
+        model, space = self._material.model, self._material.space
+        if phase is not DISTILL:
+            return model, None
         try:
-            return uniform_architecture(
-                self.material.space, limits_of(budgets, self.material.space, self.material.costs)
-            )
-        except BudgetError:
-            return None
+            limits = limits_of(course.options.budget, space, self._material.costs)
+            architecture = course.scaled or uniform_architecture(space, limits)
+        except BudgetError:  # blocks have to go as well
+            architecture = space.smallest_architecture()
+        example = torch.zeros(1, *self._material.data.image_size)
+        return shrink(model, architecture, example, reading=self._material.reading), model
 
-    def _fit(self, network: nn.Module, teacher: nn.Module | None, options: TrainingOptions, phase: str) -> Loop:
-        return Fit(network, teacher, self.material.data, options, classification(), setup=self._setup.named(phase))
+
+def time_steps(loop: Loop, *, steps: int) -> StepTimes:
+    """Measures a loop on its own batches, after a step that warms up. The loop has learned from them then.
+
+    Args:
+        loop: A `Fit` or a `Bilevel` that has not begun; of a search, the last epoch is measured, where the architecture
+            learns too.
+        steps: How many steps are measured, and batches of an evaluation; 0: none, and no time is known.
+    """
+    if not steps:
+        return StepTimes(an_epoch=len(loop.batches), step=0.0, evaluation=0.0)
+    loop.epoch = loop.epochs
+    step = _seconds(loop.batches, loop.step, steps, loop.device)
+    network, forward, batches = _evaluated(loop)
+    with evaluation_mode(network):
+        batch = _seconds(batches, lambda batch: evaluate_batches(forward, [batch], loop.task), steps, loop.device)
+    return StepTimes(an_epoch=len(loop.batches), step=step, evaluation=batch * len(batches))
+
+
+def _evaluated(loop: Loop) -> tuple[nn.Module, Callable[..., Any], Feed]:
+    """What is evaluated at the end of an epoch: its module, its forward, and on which batches."""
+    if isinstance(loop, Bilevel):
+        likeliest = loop.probabilities().most_probable(loop.space)
+        selection = Selection.of(loop.space, likeliest, loop.device)
+        return loop.supernet, partial(loop.supernet, selection), loop.validation_batches
+    assert isinstance(loop, Fit)
+    return loop.network, loop.network, loop.test_batches
 
 
 def _evaluations(options: TrainingOptions | SearchOptions) -> int:
     """How often the end of an epoch is followed by an evaluation."""
     every = options.evaluate_every if isinstance(options, TrainingOptions) else 1
     return -(-options.epochs // every)
+
+
+def _seconds(batches: Iterable[Batch], act: Callable[[Batch], object], count: int, device: torch.device) -> float:
+    """Median seconds of getting a batch and doing something with it; the first one only warms up."""
+    times = []
+    with closing(iter(batches)) as stream:  # type: ignore[type-var]
+        for _ in range(count + 1):
+            begun = time.perf_counter()
+            for batch in itertools.islice(stream, 1):
+                act(batch)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                times.append(time.perf_counter() - begun)
+    return statistics.median(times[1:] or times)

@@ -1,4 +1,4 @@
-"""The figures of a run's networks, and the table that shows them."""
+"""The figures of a run's networks, and the tables that show them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transprune.architecture import Architecture
 from transprune.costs import COSTS
 from transprune.latency.stopwatch import Latency
 from transprune.reports.comparison import HEAD, cells, comparison_page
-from transprune.reports.words import amount, timed_in
+from transprune.reports.words import amount, compact, timed_in
 from transprune.runs.run import Run
 from transprune.runtime import RunFolder, print_table
 from transprune.runtime.files import disk_errors
@@ -104,6 +104,29 @@ def write_comparison(runs: Sequence[Mapping[str, Any]], file: Path) -> None:
     """
     with disk_errors("write", file):
         file.write_text(comparison_page(runs), encoding="utf-8")
+
+
+def show_measurements(content: dict[str, Any]) -> None:
+    """Prints what was measured, a line for each network, runtime and batch size."""
+    rows = [
+        [
+            each["runtime"],
+            each["batch_size"],
+            each["network"],
+            f"{each['latency_ms']:.3f}",
+            f"{each['lower_ms']:.3f} – {each['upper_ms']:.3f}",
+            f"{each['throughput']:,.0f}",
+            "?" if each["peak_memory_bytes"] is None else compact(each["peak_memory_bytes"], "B"),
+            compact(each["file_bytes"], "B"),
+        ]
+        for each in content["measurements"]
+    ]
+    options = content["options"]
+    print_table(
+        f"on {content['environment']['cpu']}, torch on {content['device']}, {options['threads']} CPU thread(s)",
+        ["runtime", "batch", "network", "median (ms)", "quartiles (ms)", "samples/s", "peak memory", "file"],
+        rows,
+    )
 
 
 def show_architecture(run: Run) -> None:

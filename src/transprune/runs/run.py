@@ -20,10 +20,8 @@ from transprune.latency.model_cache import load_model
 from transprune.models.weights import Weights
 from transprune.reading.reading import Reading, read
 from transprune.reports.words import amount
-from transprune.runs.begun_data import check_training_images
 from transprune.runs.material import data_of, model_of, weights_of
-from transprune.runs.run_options import RunOptions, Safety
-from transprune.runs.trackers import MakeTracker
+from transprune.runs.run_options import MakeTracker, RunOptions, Safety
 from transprune.runtime import (
     Checkpoints,
     FolderLock,
@@ -106,7 +104,7 @@ class Run:
         return model_of(self.options, self.data)
 
     @cached_property
-    def given_weights(self) -> Weights | None:
+    def weights(self) -> Weights | None:
         """What fits of the file of `--weights`; None if none is given."""
         return weights_of(self.options, self.model)
 
@@ -163,11 +161,7 @@ class Run:
         """A phase of epochs: gives what `train`, `search` and `distill` need to record it and to go on with it.
 
         What a journal says of epochs behind the last checkpoint is removed: they are run again.
-
-        Raises:
-            RunFolderError: There are more or fewer training images than the run began with.
         """
-        check_training_images(self.data, self.folder)
         state = self.checkpoints.find(name) or {"epoch": 1, "steps": 0, "total_seconds": 0.0}
         done, steps = state["epoch"] - 1, state["steps"]
         is_resumed = done > 0 or steps > 0

@@ -1,13 +1,13 @@
-"""What decides a run, and what happens when something happens to it."""
+"""What decides a run, what happens when something happens to it, and who is told."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from transprune.errors import RunFolderError
+from transprune.errors import OptionError, RunFolderError
 from transprune.options import (
     AugmentationName,
     CheckpointOptions,
@@ -20,6 +20,7 @@ from transprune.options import (
     TrainingOptions,
 )
 from transprune.records import read_record
+from transprune.runtime import Tracker, UserFunction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,3 +98,41 @@ class Safety(CheckpointOptions):
 
     on_divergence: Policy = "stop"
     """What to do about a loss or a gradient that is not finite: stop, or skip the step."""
+
+
+MakeTracker = Callable[[Path], Tracker]
+"""Makes a tracker of the run in a folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracking:
+    """Who is told; it decides nothing about the result."""
+
+    tensorboard: bool = False
+    """Write curves, heat maps of the probabilities and the configuration to RUN/tensorboard, for TensorBoard."""
+    tracker: tuple[str, ...] = ()
+    """Functions of yours that are called with each record of the journal, FILE.py:FUNCTION or package.module:FUNCTION,
+    whose code is run."""
+
+    def loaded(self) -> list[MakeTracker]:
+        """What makes the trackers.
+
+        Raises:
+            OptionError: TensorBoard is not installed, or a function cannot be imported.
+        """
+        makers: list[MakeTracker] = []
+        if self.tensorboard:
+            from transprune.reports.tensorboard import TensorBoardTracker, require_tensorboard
+
+            require_tensorboard()
+            makers.append(TensorBoardTracker)
+        return makers + [_always(_imported(name)) for name in self.tracker]
+
+
+def _imported(name: str) -> Tracker:
+    with UserFunction(name=name, purpose="use the tracker", error=OptionError).imported() as tracker:
+        return tracker
+
+
+def _always(tracker: Tracker) -> MakeTracker:
+    return lambda _: tracker

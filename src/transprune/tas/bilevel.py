@@ -30,13 +30,13 @@ from transprune.tas.penalty import budgets_penalty
 from transprune.tas.probabilities import Probabilities
 from transprune.tas.sampling import ArchitectureParameters, Selection
 from transprune.tas.supernet import Supernet
-from transprune.training.annealing import anneal
 from transprune.training.batches import Batch, Data, example_of, search_feeds
 from transprune.training.evaluation import Evaluation, evaluate_batches, evaluation_mode
+from transprune.training.faults import check_first_loss
 from transprune.training.loop import Loop, Setup
+from transprune.training.schedules import anneal, cosine_schedule
 from transprune.training.tasks import Task, classification
-from transprune.training.train import check_first_loss, cosine_schedule, sgd
-from transprune.training.update import Update
+from transprune.training.update import Update, sgd
 
 log = logging.getLogger("transprune.run")
 
@@ -187,6 +187,10 @@ class Bilevel(Loop):
         """Probability of every candidate, on the CPU and without gradient."""
         probabilities = self.parameters.probabilities()
         return Probabilities(probabilities.widths.cpu(), probabilities.depths.cpu())
+
+    def plain_weights(self, architecture: Architecture) -> dict[str, Tensor]:
+        """The supernet's weights as an architecture uses them, on the CPU; see `Supernet.plain_weights`."""
+        return {name: value.cpu() for name, value in self.supernet.plain_weights(architecture).items()}
 
     def validate(self, architecture: Architecture) -> Evaluation:
         """Figures of an architecture in the supernet, on the architecture's part of the data; images not augmented."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -59,38 +59,6 @@ class SearchResult:
         return self.spent[0]
 
 
-def train_shared(
-    model: nn.Module,
-    data: Data,
-    options: SearchOptions,
-    *,
-    space: SearchSpace,
-    task: Task | None = None,
-    setup: Setup | None = None,
-) -> dict[str, Tensor]:
-    """Weights that serve every architecture, for several searches to start from; all candidates are drawn alike.
-
-    Args:
-        model: The network to make smaller; untouched.
-        data: Samples to learn from; the weights see the part that they see in a search.
-        options: As of a search.
-        space: What may be chosen.
-        task: As of `search`.
-        setup: As of `search`.
-
-    Returns:
-        The supernet's weights at full widths, under the model's names. Where the options start from the model's
-        weights, the channels stand in the order of their importance.
-    """
-    weights_alone = replace(options, architecture_after=1.0)
-    setup = (setup or Setup()).named("supernet")
-    with seeded(setup.seed, setup.phase):
-        bilevel = Bilevel(model, data, weights_alone, task=task, space=space, limits=(), setup=setup)
-        bilevel.run()
-    weights = bilevel.supernet.plain_weights(space.full_architecture())
-    return {name: value.cpu() for name, value in weights.items()}
-
-
 def search(
     model: nn.Module,
     data: Data,
@@ -143,7 +111,12 @@ def search(
             model, data, options, task=task, importance=importance, space=space, limits=limits, setup=setup
         )
         bilevel.run()
-    probabilities = bilevel.probabilities()
+    return result_of(bilevel)
+
+
+def result_of(bilevel: Bilevel) -> SearchResult:
+    """What a search has found once all its epochs are over."""
+    space, limits, options, probabilities = bilevel.space, bilevel.limits, bilevel.options, bilevel.probabilities()
     # Where its time runs out, what the solver has found depends on the process.
     derivation = processes.from_first(
         lambda: derive_with_proof(space, probabilities, limits, fill=options.fill, seconds=options.derivation_seconds)
@@ -157,5 +130,5 @@ def search(
         derivation=derivation,
         spent=tuple(space.cost(limit.cost, architecture) for limit in limits),
         history=tuple(bilevel.history),
-        weights={name: value.cpu() for name, value in bilevel.supernet.plain_weights(architecture).items()},
+        weights=bilevel.plain_weights(architecture),
     )

@@ -24,10 +24,11 @@ from transprune.data import (
     no_batches,
     split_halves,
 )
-from transprune.errors import DataError, ResourceError, TranspruneError
+from transprune.errors import DataError, TranspruneError
 from transprune.runtime import processes, random_states, set_random_states
 from transprune.runtime.interruption import start_loading
 from transprune.runtime.structures import on_device, outline, tensors_in
+from transprune.training.faults import worker_died
 from transprune.training.tasks import Task
 
 Data = ImageData | LoaderData
@@ -208,16 +209,6 @@ class _Shares:
 
     def __len__(self) -> int:
         return len(self._batches)  # type: ignore[arg-type]
-
-
-def worker_died(what: str, error: Exception) -> ResourceError | None:
-    """The error of a process that died while it loaded data; None if the error is another one."""
-    if "DataLoader worker" not in str(error):
-        return None
-    return ResourceError(
-        f"cannot load {what}: a process that loads data died ({str(error).splitlines()[0]}); the system may have "
-        "ended it because memory ran out: lower the batch size or the number of processes that load data"
-    )
 
 
 def _not_loaded(what: str, error: Exception) -> TranspruneError:

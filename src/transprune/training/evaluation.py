@@ -1,4 +1,4 @@
-"""How well a network does its task."""
+"""How well a network does its task, and what classifiers answer sample by sample."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from transprune.data import ImageData, make_loader
 from transprune.errors import DataError, OptionError
 from transprune.runtime import processes
 from transprune.runtime.structures import outline
 from transprune.training.batches import Batch, Data, feed
 from transprune.training.faults import data_problem, plain_inputs
-from transprune.training.tasks import Task, classification
+from transprune.training.tasks import Task, classification, each_logits
 
 
 @dataclass(frozen=True)
@@ -159,3 +160,38 @@ def evaluate(
     placed = network.to(place)
     with evaluation_mode(placed):
         return evaluate_batches(placed, batches, task)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """The class that a network finds most probable, for every image of a split."""
+
+    classes: Tensor
+    """int64 [samples]."""
+    confidences: Tensor
+    """Their probabilities, float32 [samples]."""
+
+
+@torch.no_grad()
+def answers(
+    networks: Mapping[str, nn.Module], data: ImageData, *, batch_size: int = 256, device: torch.device | str = "cpu"
+) -> dict[str, Answers]:
+    """The answers of several classifiers to the test images, in the order of the split; each image is decoded once.
+
+    Args:
+        networks: By name, on the device.
+        data: The data set.
+        batch_size: Images a forward.
+        device: Where to run.
+    """
+    loader = make_loader(data.test, data, batch_size=batch_size, train=False, seed=0, device=device)
+    found: dict[str, list[Tensor]] = {name: [] for name in networks}
+    with contextlib.ExitStack() as modes:
+        for network in networks.values():
+            modes.enter_context(evaluation_mode(network))
+        for images, _ in loader:
+            for name, network in networks.items():
+                probabilities = each_logits(network(images))[0].float().softmax(1)
+                found[name].append(torch.stack(probabilities.max(1)).cpu())  # [2, batch]
+    joined = {name: torch.cat(parts, dim=1) for name, parts in found.items()}
+    return {name: Answers(classes=best[1].long(), confidences=best[0]) for name, best in joined.items()}

@@ -16,9 +16,8 @@ from transprune.errors import OptionError
 from transprune.options import Policy
 from transprune.runtime import Checkpoints, phase_seed, processes, random_states, set_random_states
 from transprune.training.batches import Batch, Feed
-from transprune.training.divergence import Sentinel
 from transprune.training.evaluation import Meter
-from transprune.training.faults import explained
+from transprune.training.faults import Sentinel, explained
 from transprune.training.tasks import Task
 
 EpochCallback = Callable[[Mapping[str, Any]], None]

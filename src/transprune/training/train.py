@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from transprune.errors import DivergenceError, OptionError
 from transprune.kernels.memory_format import use_channels_last_if_suited
 from transprune.kernels.norm_modes import average_norms
 from transprune.options import DistillationOptions, TrainingOptions
 from transprune.reading.networks import unwrapped
 from transprune.runtime import seeded
 from transprune.runtime.structures import on_device
-from transprune.training.annealing import warm_up_then_cosine
 from transprune.training.batches import Batch, Data, example_of, feed
 from transprune.training.evaluation import evaluate_batches, evaluation_mode
+from transprune.training.faults import check_first_loss
 from transprune.training.loop import Loop, Setup
+from transprune.training.schedules import cosine_schedule
 from transprune.training.tasks import Task, classification
-from transprune.training.update import Update
+from transprune.training.update import Update, sgd
 
 
 def train(
@@ -187,43 +186,6 @@ def compiled(network: nn.Module, options: TrainingOptions) -> Callable[..., Any]
     """The forward of a network, compiled where the options ask for it; the network itself stays as it is."""
     forward: Callable[..., Any] = torch.compile(network) if options.compile else network
     return forward
-
-
-def sgd(parameters: Any, learning_rate: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
-    """SGD with Nesterov momentum (none at momentum 0)."""
-    return torch.optim.SGD(
-        parameters, lr=learning_rate, momentum=momentum, weight_decay=weight_decay, nesterov=momentum > 0
-    )
-
-
-def cosine_schedule(
-    optimizer: torch.optim.Optimizer, steps_an_epoch: int, epochs: int, warm_up_epochs: float
-) -> torch.optim.lr_scheduler.LambdaLR:
-    """Learning rates step by step: a linear warm-up, then half a cosine, at zero one step after the end."""
-    end = steps_an_epoch * epochs + 1
-    return torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: warm_up_then_cosine(min(1.0, (step + 1) / end), warm_up_epochs * steps_an_epoch / end)
-    )
-
-
-def check_first_loss(loss: Tensor, phase: str) -> None:
-    """Checks the loss of the first batch, before any step.
-
-    Raises:
-        OptionError: No weight can learn from it.
-        DivergenceError: It is not a finite number.
-    """
-    if torch.is_grad_enabled() and not loss.requires_grad:
-        raise OptionError(
-            f"cannot begin phase {phase!r}: the loss does not depend on any weight that may learn; expected weights "
-            "that may (requires_grad), and a loss computed from the outputs with torch alone, without detach, item "
-            "or numpy"
-        )
-    if not math.isfinite(loss.item()):
-        raise DivergenceError(
-            f"cannot begin phase {phase!r}: the loss of the first batch is {loss.item()}; look for numbers that are "
-            "not finite in the inputs, the targets and the weights"
-        )
 
 
 @torch.no_grad()

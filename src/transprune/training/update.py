@@ -15,7 +15,14 @@ from transprune.options import Precision, StepOptions
 from transprune.runtime import processes
 from transprune.runtime.structures import cut
 from transprune.training.batches import Batch
-from transprune.training.divergence import Sentinel
+from transprune.training.faults import Sentinel
+
+
+def sgd(parameters: Any, learning_rate: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
+    """SGD with Nesterov momentum (none at momentum 0)."""
+    return torch.optim.SGD(
+        parameters, lr=learning_rate, momentum=momentum, weight_decay=weight_decay, nesterov=momentum > 0
+    )
 
 
 class Learned(NamedTuple):

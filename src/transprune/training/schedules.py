@@ -1,8 +1,10 @@
-"""How a figure moves from a start to an end over a run."""
+"""How learning rates and temperatures move over a run."""
 
 from __future__ import annotations
 
 import math
+
+import torch
 
 from transprune.options import Schedule
 
@@ -32,3 +34,13 @@ def warm_up_then_cosine(progress: float, warm_up: float) -> float:
     if progress < warm_up:
         return progress / warm_up
     return anneal(1.0, 0.0, (progress - warm_up) / (1 - warm_up), "cosine")
+
+
+def cosine_schedule(
+    optimizer: torch.optim.Optimizer, steps_an_epoch: int, epochs: int, warm_up_epochs: float
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Learning rates step by step: a linear warm-up, then half a cosine, at zero one step after the end."""
+    end = steps_an_epoch * epochs + 1
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: warm_up_then_cosine(min(1.0, (step + 1) / end), warm_up_epochs * steps_an_epoch / end)
+    )

@@ -1,0 +1,452 @@
+"""The phases of a run, in one table, which running, planning, frontiers and resuming read.
+
+A phase of training says what it starts from, which loop it learns by, and what it writes. It reads what earlier phases
+left in the run folder, and it is done when its own file is there. The phases that follow training have only a name and
+files here; `transprune.runs.steps` does them.
+
+```text
+a run            teacher ─ search ─ distill                   ─ evaluate ─ export ─ report
+a frontier       teacher ─ supernet
+  macs-0.3                         ─ search ─ distill         ─ evaluate ─ export ─ report
+  macs-0.3-uniform                   (scaled) ─ distill       ─ evaluate ─ export ─ report
+```
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from transprune.architecture import Architecture
+from transprune.budget import limits_of, points
+from transprune.costs import Cost
+from transprune.data import preprocessing
+from transprune.errors import BudgetError, RunFolderError
+from transprune.exports.load import load
+from transprune.options import SearchOptions, TrainingOptions
+from transprune.runs.begun_data import check_training_images
+from transprune.runs.run_options import RunOptions
+from transprune.runtime import RunFolder, processes, seeded
+from transprune.runtime.structures import on_device
+from transprune.shrinking.shrink import shrink
+from transprune.shrinking.sort import sort_channels
+from transprune.shrinking.traced_network import TracedNetwork
+from transprune.space import SearchSpace
+from transprune.tas.baselines import uniform_architecture
+from transprune.tas.bilevel import Bilevel
+from transprune.tas.search import SearchResult, result_of
+from transprune.training.loop import Loop, Setup
+from transprune.training.tasks import classification
+from transprune.training.train import Fit, estimate_statistics
+
+if TYPE_CHECKING:
+    from transprune.runs.material import Material
+    from transprune.runs.run import Run
+
+Networks = tuple[nn.Module, nn.Module | None]
+"""What a phase starts from: the network that learns, and its teacher if it has one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A phase of a run."""
+
+    name: str
+    """In the journal, and for a phase of training in checkpoints and as the origin of its random numbers."""
+    files: tuple[str, ...]
+    """What it leaves in the folder; it is done when the last one is there."""
+    verb: str
+    """The command that makes it."""
+
+    @property
+    def file(self) -> str:
+        """The file that says it is done."""
+        return self.files[-1]
+
+    def is_done(self, folder: RunFolder) -> bool:
+        """Whether a folder holds what it leaves."""
+        return folder.has(self.file)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPhase(Phase):
+    """A phase that learns."""
+
+    options: Callable[[RunOptions], TrainingOptions | SearchOptions]
+    """How it learns."""
+    begin: Callable[[Run], Networks]
+    """Reads what it starts from; a plan uses untrained networks instead."""
+    loop: Callable[[Run | Material, Networks, Setup], Loop]
+    """Makes the loop."""
+    keep: Callable[[Run, Any], None]
+    """Writes what the loop has learned."""
+    note: Callable[[Material], str]
+    """What it starts from, in words."""
+    is_given: Callable[[Run | Material], bool] = lambda _: False
+    """Whether there is nothing to learn, since the network that it starts from is what it would leave."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """The phases of training that one folder sees."""
+
+    folder: str
+    """Of a point of a frontier its folder in that of the run; else empty."""
+    options: RunOptions
+    """What decides them."""
+    phases: tuple[TrainingPhase, ...]
+    scaled: Architecture | None = None
+    """Uniform widths that take the place of a search."""
+    left_out: str = ""
+    """Why none of it happens; empty if it does."""
+
+
+def courses(options: RunOptions, space: SearchSpace, costs: Mapping[str, Cost]) -> Iterator[Course]:
+    """All that a run trains, in order; in a frontier each search comes right before its uniform widths."""
+    budgets = points(options.budget)
+    if len(budgets) == 1:
+        yield Course(folder="", options=options, phases=ALONE)
+        return
+    yield Course(folder="", options=options, phases=SHARED)
+    for budget in budgets:
+        point, folder = _point_options(options, budget), point_name(budget)
+        yield Course(folder=folder, options=point, phases=POINT)
+        scaled, left_out = _scaled(space, budget, costs)
+        yield Course(folder=f"{folder}-uniform", options=point, phases=SCALED, scaled=scaled, left_out=left_out)
+
+
+def point_name(budget: tuple[str, ...]) -> str:
+    """The folder of one point in that of the frontier, such as `macs-0.3`."""
+    return "-".join(budget).replace("=", "-")
+
+
+def _point_options(options: RunOptions, budget: tuple[str, ...]) -> RunOptions:
+    """What decides the run of one point: its search goes on from the shared weights for half the epochs."""
+    epochs = -(-options.search.epochs // 2)
+    search = replace(
+        options.search,
+        epochs=epochs,
+        warm_up_epochs=min(options.search.warm_up_epochs, epochs - 1),
+        architecture_after=0.0,
+        start="model",
+        importance="none",  # the shared weights stand in order already
+    )
+    return replace(options, budget=budget, search=search)
+
+
+def _scaled(space: SearchSpace, budget: tuple[str, ...], costs: Mapping[str, Cost]) -> tuple[Architecture | None, str]:
+    """Uniform widths within a budget, or why there are none."""
+    try:
+        return uniform_architecture(space, limits_of(budget, space, costs)), ""
+    except BudgetError as error:
+        return None, str(error)
+
+
+def complete(run: Run, phase: TrainingPhase) -> None:
+    """Does a phase of training, from where its last checkpoint stands, unless the folder holds what it leaves.
+
+    Raises:
+        RunFolderError: There are more or fewer training images than the run began with.
+    """
+    if phase.is_done(run.folder):
+        run.decide(f"Kept {phase.file}", "the folder holds it already, from the same configuration")
+        return
+    if phase.is_given(run):
+        with run.phase(phase.name):
+            run.folder.write_tensors(phase.file, phase.begin(run)[0].state_dict())
+        return
+    check_training_images(run.data, run.folder)
+    networks = phase.begin(run)
+    with run.training(phase.name, phase.options(run.options).epochs) as setup:
+        with seeded(setup.seed, setup.phase):
+            loop = phase.loop(run, networks, setup)
+            loop.run()
+        phase.keep(run, loop)
+    run.checkpoints.clear()
+
+
+# --- teacher
+
+
+def _given_teacher(run: Run) -> Networks:
+    """The unpruned network with the given weights, as far as there are any; says what does not fit."""
+    weights = run.weights
+    if weights is None:
+        return run.model, None
+    teacher = copy.deepcopy(run.model)
+    teacher.load_state_dict(weights.tensors, strict=False)
+    what = "The teacher is not trained" if weights.is_whole else "The teacher is trained from the given weights"
+    misfit = f"; of {run.options.weights} did not fit: {weights.misfit}" if weights.misfit else ""
+    run.decide(
+        what,
+        f"{len(weights.tensors)} tensors were given ({run.options.weights}){misfit}",
+        missing=weights.missing,
+        unexpected=weights.unexpected,
+        reshaped=weights.reshaped,
+    )
+    return teacher, None
+
+
+def _note_on_teacher(material: Material) -> str:
+    weights = material.weights
+    if weights is None:
+        return "from new weights"
+    given = f"given: {material.options.weights}"
+    if weights.is_whole:
+        return f"not trained, weights are {given}"
+    return f"from the {len(weights.tensors)} tensors that fit of weights {given}; {weights.misfit}"
+
+
+def load_teacher(run: Run) -> nn.Module:
+    """The unpruned network with the teacher's weights.
+
+    Raises:
+        RunFolderError: No phase has made it yet, or it does not fit.
+    """
+    run.folder.require(TEACHER.file, made_by=TEACHER.verb)
+    teacher = copy.deepcopy(run.model)
+    try:
+        teacher.load_state_dict(run.folder.read_tensors(TEACHER.file))
+    except RuntimeError as error:
+        raise RunFolderError(
+            f"cannot go on with the run in '{run.folder.path}': its teacher does not fit the network "
+            f"{run.options.model} any more ({str(error).splitlines()[-1].strip().rstrip('.')}); bring back the code "
+            "that the run began with, or start anew with --overwrite"
+        ) from error
+    return teacher.eval()
+
+
+def _fit(source: Run | Material, networks: Networks, setup: Setup, options: TrainingOptions) -> Loop:
+    return Fit(*networks, source.data, options, classification(), setup=setup)
+
+
+def _keep_teacher(run: Run, fit: Fit) -> None:
+    run.folder.write_tensors(TEACHER.file, fit.finished().state_dict())
+
+
+# --- supernet and search
+
+
+def _search_start(run: Run) -> Networks:
+    """The network whose weights the supernet starts from, if it does not start from new ones."""
+    if not SUPERNET.is_done(run.folder):
+        return (load_teacher(run) if run.options.search.start == "model" else run.model), None
+    model = copy.deepcopy(run.model)
+    model.load_state_dict(run.folder.read_tensors(SUPERNET.file), strict=False)
+    return model, None
+
+
+def _weights_alone(options: RunOptions) -> SearchOptions:
+    """The supernet that searches share: all candidates are drawn alike."""
+    return replace(options.search, architecture_after=1.0)
+
+
+def _read_space(source: Run | Material) -> SearchSpace:
+    """The search space with what was read from the network."""
+    return replace(source.space, reading=source.reading)
+
+
+def _supernet(source: Run | Material, networks: Networks, setup: Setup) -> Loop:
+    options = _weights_alone(source.options)
+    return Bilevel(networks[0], source.data, options, space=_read_space(source), limits=(), setup=setup)
+
+
+def _search(source: Run | Material, networks: Networks, setup: Setup) -> Loop:
+    limits = limits_of(source.options.budget, source.space, source.costs)
+    return Bilevel(
+        networks[0], source.data, source.options.search, space=_read_space(source), limits=limits, setup=setup
+    )
+
+
+def _keep_supernet(run: Run, bilevel: Bilevel) -> None:
+    run.folder.write_tensors(SUPERNET.file, bilevel.plain_weights(run.space.full_architecture()))
+
+
+def _keep_architecture(run: Run, bilevel: Bilevel) -> None:
+    found = result_of(bilevel)
+    _explain(run, found)
+    if run.options.student == "supernet":
+        run.folder.write_tensors(SUPERNET_WEIGHTS, found.weights)
+    write_architecture(run, found.architecture)
+
+
+def scale(run: Run, architecture: Architecture) -> None:
+    """Leaves uniform widths as a search would leave its architecture: their student starts and learns like another."""
+    if SEARCH.is_done(run.folder):
+        return
+    run.decide(
+        "Scaled all widths uniformly",
+        f"for comparison: the largest share of {' and '.join(run.options.budget)}, every block kept",
+        architecture=architecture.to_json(),
+    )
+    if run.options.student == "supernet":
+        run.folder.write_bytes(SUPERNET_WEIGHTS, run.folder.file(SUPERNET.file).read_bytes())
+    write_architecture(run, architecture)
+
+
+def write_architecture(run: Run, architecture: Architecture) -> None:
+    """Writes `architecture.json`, from which `load` rebuilds the student."""
+    run.folder.write_json(
+        SEARCH.file,
+        {
+            "format": 1,
+            **architecture.to_json(),
+            "model": {
+                "name": run.options.model,
+                "classes": len(run.data.classes),
+                "input_size": list(run.data.image_size),
+            },
+            "preprocessing": preprocessing(run.data),
+        },
+    )
+
+
+def _explain(run: Run, found: SearchResult) -> None:
+    likeliest = found.probabilities.most_probable(found.space)
+    proof = found.derivation
+    why = (
+        "it takes the most probable candidate everywhere"
+        if likeliest == found.architecture
+        else f"the most probable candidates cost {_amounts(found, likeliest)}, and of all architectures that use what "
+        f"is allowed ({' and '.join(map(str, found.limits))}) this is the most probable one found: {proof}"
+    )
+    run.decide(
+        f"Chose an architecture of {_amounts(found, found.architecture)}",
+        why,
+        architecture=found.architecture.to_json(),
+        given_up=proof.given_up,
+        gap=proof.gap,
+        is_proved=proof.is_proved,
+    )
+
+
+def _amounts(found: SearchResult, architecture: Architecture) -> str:
+    """What an architecture costs, as each budget counts it."""
+    costs = (limit.cost for limit in found.limits)
+    return " and ".join(cost.written(found.space.cost(cost, architecture)) for cost in costs)
+
+
+def load_architecture(run: Run) -> Architecture:
+    """The architecture that the search found.
+
+    Raises:
+        RunFolderError: No phase has made it yet.
+    """
+    run.folder.require(SEARCH.file, made_by=SEARCH.verb)
+    return Architecture.from_json(run.folder.read_json(SEARCH.file))
+
+
+# --- distill
+
+
+def _untrained_student(run: Run) -> Networks:
+    teacher, architecture = load_teacher(run), load_architecture(run)
+    with seeded(run.options.seed, "student"):
+        if run.options.student == "scratch":
+            student = shrink(run.model, architecture, run.example, weights="scratch", reading=run.reading)
+        else:
+            origin = sort_channels(teacher, run.example, reading=run.reading)
+            if run.options.student == "supernet":
+                origin.load_state_dict(run.folder.read_tensors(SUPERNET_WEIGHTS), strict=False)
+            student = shrink(origin, architecture, run.example, reading=run.reading).to(run.device)
+            student.load_state_dict(processes.from_first(lambda: _with_statistics(student, run)))
+    if isinstance(student, TracedNetwork):
+        run.decide("The student runs the operators that were traced", student.reason)
+    return student, teacher
+
+
+def _with_statistics(student: nn.Module, run: Run) -> dict[str, Tensor]:
+    """The student's state after its norms have seen all training images."""
+    with processes.alone():
+        state = estimate_statistics(student, run.data, seed=run.options.seed).state_dict()
+    found: dict[str, Tensor] = on_device(state, "cpu")
+    return found
+
+
+def load_student(run: Run) -> nn.Module:
+    """The trained student, on the CPU."""
+    return load(run.folder.path, model=run.model, reading=run.reading)
+
+
+def _keep_student(run: Run, fit: Fit) -> None:
+    run.folder.write_tensors(DISTILL.file, fit.finished().state_dict())
+
+
+def _note_on_student(material: Material) -> str:
+    starts = {"scratch": "new weights", "teacher": "the teacher's weights", "supernet": "the supernet's weights"}
+    return f"from {starts[material.options.student]}"
+
+
+# --- the table
+
+SUPERNET_WEIGHTS = "supernet.safetensors"
+"""What a student of `student = "supernet"` starts from."""
+
+TEACHER = TrainingPhase(
+    name="teacher",
+    files=("teacher.safetensors",),
+    verb="search",
+    options=lambda options: options.teacher,
+    begin=_given_teacher,
+    loop=lambda source, networks, setup: _fit(source, networks, setup, source.options.teacher),
+    keep=_keep_teacher,
+    note=_note_on_teacher,
+    is_given=lambda source: source.weights is not None and source.weights.is_whole,
+)
+"""The unpruned network, trained on the labels, unless whole weights are given."""
+
+SUPERNET = TrainingPhase(
+    name="supernet",
+    files=("shared.safetensors",),
+    verb="run",
+    options=_weights_alone,
+    begin=_search_start,
+    loop=_supernet,
+    keep=_keep_supernet,
+    note=lambda _: "the weights that all searches start from",
+)
+"""The weights that the searches of a frontier share."""
+
+SEARCH = TrainingPhase(
+    name="search",
+    files=(SUPERNET_WEIGHTS, "architecture.json"),
+    verb="search",
+    options=lambda options: options.search,
+    begin=_search_start,
+    loop=_search,
+    keep=_keep_architecture,
+    note=lambda material: (
+        "from the teacher's weights" if material.options.search.start == "model" else "from new weights"
+    ),
+)
+"""The architecture, learned on the training images within the budget."""
+
+DISTILL = TrainingPhase(
+    name="distill",
+    files=("student.safetensors",),
+    verb="distill",
+    options=lambda options: options.distill,
+    begin=_untrained_student,
+    loop=lambda source, networks, setup: _fit(source, networks, setup, source.options.distill),
+    keep=_keep_student,
+    note=_note_on_student,
+)
+"""The student: the architecture as a plain network, trained with the teacher."""
+
+EVALUATE = Phase(name="evaluate", files=("examples.json", "result.json"), verb="evaluate")
+EXPORT = Phase(name="export", files=("student.onnx", "student.pt2"), verb="export")
+REPORT = Phase(name="report", files=("report.html",), verb="report")
+MEASURE = Phase(name="measure", files=("measurements.json",), verb="measure")
+
+ALONE = (TEACHER, SEARCH, DISTILL)
+"""What a run trains for one budget."""
+SHARED = (TEACHER, SUPERNET)
+"""What a frontier trains once."""
+POINT = (replace(SEARCH, note=lambda _: "from the supernet's weights"), DISTILL)
+"""What a frontier trains for each budget."""
+SCALED = (DISTILL,)
+"""What it trains at uniform widths beside."""
