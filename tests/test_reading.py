@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
-from transprune.latency.learning import measure_latency
 
 from fake_latency import use_fake_backend
 from small_networks import plain
@@ -21,6 +20,7 @@ from test_latency_budget import FAKE
 from test_searching import OPTIONS, Residual
 from test_training import SHORT, two_colours
 from transprune.cli import main
+from transprune.latency.measurement import measure_latency
 from transprune.reading import trace
 from transprune.reading.inspection import inspect
 from transprune.reading.networks import blueprint
@@ -28,7 +28,7 @@ from transprune.reading.reading import read
 from transprune.shrinking.shrink import kept_entries, shrink
 from transprune.shrinking.sort import sort_channels
 from transprune.space import SearchSpace
-from transprune.tas.search import search, train_shared
+from transprune.tas.search import search
 from transprune.tas.supernet import Supernet
 from transprune.training.train import TrainingOptions, distill
 
@@ -76,7 +76,6 @@ def test_the_python_verbs_trace_a_network_once_between_them(traced, tmp_path, mo
     images = torch.zeros(2, *data.image_size)
     space = inspect(network, images)
     measure_latency(network, space, images, FAKE)
-    train_shared(network, data, OPTIONS, space=space)
     found = search(network, data, "latency=0.7", replace(OPTIONS, start="model"), space=space, latency=FAKE)
     student = shrink(network, found.architecture, images, reading=found.space.reading)
     distill(student, network, data, TrainingOptions(**SHORT))

@@ -47,8 +47,8 @@ class Material:
     @property
     def reading(self) -> Reading:
         """What was read from the network."""
-        assert self.space.reading is not None  # `inspect` made the space
-        return self.space.reading
+        found: Reading = self.space.reading  # `inspect` made the space
+        return found
 
     @property
     def costs(self) -> Mapping[str, Cost]:
