@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
-from transprune.latency.learning import measure_latency
 
 from fake_latency import use_fake_backend
 from small_networks import plain
@@ -21,6 +20,7 @@ from test_latency_budget import FAKE
 from test_searching import OPTIONS, Residual
 from test_training import SHORT, two_colours
 from transprune.cli import main
+from transprune.latency.measurement import measure_latency
 from transprune.reading import trace
 from transprune.reading.inspection import inspect
 from transprune.reading.networks import blueprint
