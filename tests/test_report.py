@@ -18,7 +18,7 @@ from transprune.reports.figures import short_names
 from transprune.reports.report import write_report
 from transprune.reports.run_record import read_record
 from transprune.reports.words import compact, headline, points
-from transprune.runtime.duration import duration
+from transprune.runtime.terminal import duration
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 EVIL = '<script>alert("1")</script>&--> id="x" $\\frac{1}$'

@@ -14,7 +14,7 @@ from transprune.options import CheckpointOptions
 from transprune.runtime import processes
 from transprune.runtime.files import StrPath, disk_errors, write_atomically
 from transprune.runtime.interruption import StopRequest, deferred_signals
-from transprune.runtime.trees import decode_tree, encode_tree
+from transprune.runtime.tensors import decode_tree, encode_tree
 
 FORMAT = 1
 CHECKPOINT, PREVIOUS = CHECKPOINT_FILES = ("checkpoint.safetensors", "checkpoint.previous.safetensors")

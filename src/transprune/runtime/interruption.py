@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -87,6 +85,9 @@ def start_loading(loader: Iterable[Item]) -> Iterator[Item]:
     """
     if not getattr(loader, "num_workers", 0) or not hasattr(signal, "pthread_sigmask"):
         return iter(loader)
+    import multiprocessing
+    from multiprocessing import resource_tracker
+
     context = getattr(loader, "multiprocessing_context", None) or multiprocessing
     if context.get_start_method() != "fork":
         resource_tracker.ensure_running()  # else the loader starts it, which unblocks the signal
