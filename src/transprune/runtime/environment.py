@@ -1,4 +1,4 @@
-"""What a run runs on: versions and hardware, nothing about whose they are; and how many compiled kernels it keeps."""
+"""What a run runs on: versions and hardware, nothing about whose they are; and how many kernels it keeps."""
 
 from __future__ import annotations
 
@@ -112,6 +112,6 @@ def _cuda() -> dict[str, Any]:
 def keep_kernels() -> None:
     """Lets oneDNN keep all kernels of a search, unless the environment says how many.
 
-    It asks once, before the first convolution of the process.
+    oneDNN reads the variable once, at the first convolution of the process.
     """
     os.environ.setdefault(KERNELS_VARIABLE, str(KERNELS))

@@ -24,7 +24,7 @@ log = logging.getLogger("transprune.run")
 
 
 class Journal:
-    """Collects records and appends each to a file at once, so that a run can be watched and survives a crash.
+    """Collects records and appends each to a file at once, so that a run can be watched and a crash loses none.
 
     Example:
         >>> import numpy as np
@@ -45,7 +45,7 @@ class Journal:
     def follow(self, tracker: Tracker) -> None:
         """Calls a function with every record: with those made through this object so far, then with each new one.
 
-        What it raises is warned of once; the run goes on.
+        What it raises is logged once; the run goes on.
         """
         follower = Guarded(tracker)
         for entry in self.entries:
@@ -154,10 +154,10 @@ def _mend_end(path: Path) -> None:
 
 
 class Guarded:
-    """A tracker whose errors are warned of, the first time, and change nothing.
+    """A tracker whose errors change nothing; the first is logged as a warning.
 
     Args:
-        tracker: The tracker; it gets a copy of each record of its own.
+        tracker: The tracker; it gets its own copy of each record.
     """
 
     def __init__(self, tracker: Tracker) -> None:

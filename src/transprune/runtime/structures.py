@@ -30,7 +30,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def on_device(value: Any, device: torch.device | str) -> Any:
-    """The same value with its tensors on a device; whatever else has a method `to` is asked to move itself."""
+    """The same value with its tensors on a device; anything else with a method `to` moves itself."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=torch.device(device).type != "cpu")  # else the host would wait for it
     if hasattr(value, "to"):
@@ -44,7 +44,7 @@ def on_device(value: Any, device: torch.device | str) -> Any:
 
 
 def sliced(value: Any, places: slice, samples: int) -> Any:
-    """The same value of some of its samples: its tensors and lists of so many entries, cut; all else as it is.
+    """The value of some of its samples: slices of its tensors and lists of `samples` entries, all else as it is.
 
     Example:
         >>> sliced({"image": torch.zeros(8, 3), "sizes": [1] * 8, "scale": torch.tensor(2.0)}, slice(0, 2), 8)["sizes"]

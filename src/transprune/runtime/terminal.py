@@ -41,7 +41,7 @@ def duration(seconds: float) -> str:
 
 
 class TimeLeft:
-    """How long the rest of something will take, if it goes on as fast as since this object was made.
+    """How long the rest will take, at the speed since this object was made.
 
     Args:
         share: How much of it was done by then, in [0, 1].
@@ -51,7 +51,7 @@ class TimeLeft:
         self._share, self._began = share, time.monotonic()
 
     def at(self, share: float) -> str:
-        """The time left in words where `share` of the whole is done; empty as long as nobody knows, and at the end."""
+        """The time left in words once `share` of the whole is done; empty while unknown, and at the end."""
         gone = share - self._share
         if gone <= 0 or share >= 1:
             return ""
@@ -69,7 +69,7 @@ class Bar:
 
     Args:
         description: What takes long.
-        total: How far it goes; None: nobody knows.
+        total: How far it goes; None: unknown.
         display: What is on the terminal.
         task: The bar's place in it.
     """
@@ -81,7 +81,7 @@ class Bar:
         self._done, self._left, self._spoke = 0.0, TimeLeft(), time.monotonic()
 
     def advance(self, text: str = "", *, steps: int = 1) -> None:
-        """Moves the bar on, or says so in a line if the last is some time ago.
+        """Moves the bar on; without a terminal prints a line, if the last was some time ago.
 
         Args:
             text: What to say beside it; the time left is added.
@@ -97,10 +97,10 @@ class Bar:
             self._spoke = time.monotonic()
 
     def set(self, done: float, text: str = "", *, below: Iterable[str] = ()) -> None:
-        """Moves the bar to a place; says nothing where there is no terminal.
+        """Moves the bar to a place; does nothing where there is no terminal.
 
         Args:
-            done: How far it is then.
+            done: How far it has come.
             text: What to say beside it.
             below: Lines to show below all bars.
         """
@@ -131,7 +131,7 @@ def progress_bar(description: str, total: int | None) -> Iterator[Bar]:
 
 
 def track(iterable: Iterable[Item], description: str, total: int) -> Iterator[Item]:
-    """Hands on the items one by one and shows how many there were.
+    """Yields the items and shows how many there were.
 
     Args:
         iterable: The items.
@@ -182,13 +182,13 @@ class PhaseProgress:
         shown.set(done)
 
     def step(self, epoch: int, steps: int, total: int, figures: Callable[[], str]) -> None:
-        """Says that a step is made.
+        """Shows, now and then, that a step is made.
 
         Args:
             epoch: Which epoch is running, from 1.
             steps: How many steps of it are made.
             total: How many it has.
-            figures: Gives the epoch's figures so far; asked now and then.
+            figures: Returns the epoch's figures so far; called now and then.
         """
         interval = REFRESH_SECONDS if is_terminal() else SILENCE_SECONDS
         if time.monotonic() - self._spoke < interval or not processes.is_first():
@@ -198,7 +198,7 @@ class PhaseProgress:
         self._say(epoch - 1 + min(1.0, steps / total), line, self._last)
 
     def epoch(self, epoch: int, figures: str, seconds: float) -> None:
-        """Says that an epoch is over.
+        """Shows that an epoch is over.
 
         Args:
             epoch: Which one, from 1.
