@@ -185,8 +185,8 @@ def fake_result(model: str, seed: int, full: int, target: int) -> dict:
                 "share": student["macs"] / full, "text": "macs=0.5",
             },
         ],
-        "teacher": teacher | {"latency_ms": 1.284, "file_bytes": 1097344},
-        "student": student | {"latency_ms": 0.871, "file_bytes": 534528},
+        "teacher": teacher | TIMED_IN | {"latency_ms": 1.284, "file_bytes": 1097344},
+        "student": student | TIMED_IN | {"latency_ms": 0.871, "file_bytes": 534528},
         "seconds": {"teacher": 46.2, "search": 112.8, "distill": 71.4},
         "environment": ENVIRONMENT,
     }  # fmt: skip
@@ -219,6 +219,7 @@ def fake_examples() -> dict:
     return {"format": 1, "samples": 360, "counts": counts, "classes": classes, "examples": examples}
 
 
+TIMED_IN = {"runtime": "torch", "device": "cpu", "threads": 1, "batch_size": 1}
 ENVIRONMENT = {
     "transprune": "0.1.0", "python": "3.11.9", "torch": "2.15.0", "torchvision": "0.30.0", "onnxruntime": "1.30.1",
     "numpy": "2.4.0", "platform": "Linux 6.1.0 x86_64", "cpu": "Example Processor 3000 @ 2.60GHz", "cores": 2,

@@ -57,7 +57,7 @@ from transprune.runs.phases import load_teacher
 from transprune.runs.presets import preset_options, read_config
 from transprune.runs.steps import teach_step
 from transprune.runtime import Checkpoints, FolderLock, Journal, RunFolder, choose_device, processes, read_journal
-from transprune.runtime.trees import encode_tree
+from transprune.runtime.tensors import encode_tree
 from transprune.tas.baselines import uniform_architecture
 from transprune.tas.derivation import check_attainable, derive
 from transprune.tas.sampling import draw_candidates

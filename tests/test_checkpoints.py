@@ -21,7 +21,7 @@ from transprune.options import CheckpointOptions
 from transprune.runtime import Checkpoints, FolderLock, Journal, RunFolder, read_journal
 from transprune.runtime.checkpoint import CHECKPOINT, FORMAT, PREVIOUS
 from transprune.runtime.interruption import Terminated, deferred_signals, raising_on_sigterm
-from transprune.runtime.trees import decode_tree, encode_tree
+from transprune.runtime.tensors import decode_tree, encode_tree
 
 STATE = {"epoch": 3, "weights": {"a": torch.arange(6.0).view(2, 3), "empty": torch.zeros(0)}, "rates": [0.1, None]}
 
@@ -260,7 +260,7 @@ def test_a_folder_is_held_by_one_at_a_time(tmp_path):
 
 def test_a_dead_process_holds_nothing_and_neither_do_its_children(tmp_path):
     code = (
-        "import os, sys, time\nfrom pathlib import Path\nfrom transprune.runtime.lock import FolderLock\n"
+        "import os, sys, time\nfrom pathlib import Path\nfrom transprune.runtime.files import FolderLock\n"
         "lock = FolderLock(Path(sys.argv[1]))\n"
         "if os.fork() == 0:\n    time.sleep(60)\n    os._exit(0)\nprint('held', flush=True)\ntime.sleep(60)\n"
     )

@@ -13,8 +13,7 @@ import pytest
 import torch
 
 import transprune
-from transprune.runtime import kernel_cache
-from transprune.runtime.environment import environment
+from transprune.runtime.environment import KERNELS_VARIABLE, environment
 
 
 def test_the_environment_names_versions_and_hardware():
@@ -84,9 +83,9 @@ def test_importing_the_runtime_imports_no_heavy_libraries():
 
 CONVOLVES_TWO_WIDTHS_TWICE = """
 import torch
-from transprune.runtime import keep_kernels, kernel_cache
+from transprune.runtime import environment, keep_kernels
 
-kernel_cache.KERNELS = {kernels}
+environment.KERNELS = {kernels}
 keep_kernels()
 for _ in range(2):
     for width in (3, 5):
@@ -98,9 +97,9 @@ for _ in range(2):
 @pytest.mark.parametrize(("kernels", "given", "expected"), [(1, None, 4), (100, None, 2), (1, "100", 2)])
 def test_onednn_keeps_as_many_kernels_as_it_was_told_by_us_or_by_the_environment(kernels, given, expected):
     surroundings = {**os.environ, "ONEDNN_VERBOSE": "profile_create"}
-    surroundings.pop(kernel_cache.VARIABLE, None)
+    surroundings.pop(KERNELS_VARIABLE, None)
     if given is not None:
-        surroundings[kernel_cache.VARIABLE] = given
+        surroundings[KERNELS_VARIABLE] = given
     script = CONVOLVES_TWO_WIDTHS_TWICE.format(kernels=kernels)
     done = subprocess.run([sys.executable, "-c", script], env=surroundings, capture_output=True, text=True, check=True)
     compiled = [line for line in done.stdout.splitlines() if "cache_miss" in line and ",convolution," in line]

@@ -10,13 +10,12 @@ import sys
 import pytest
 from rich.progress import Progress
 
-from transprune.runtime import bar, processes, track
-from transprune.runtime.duration import Pace, duration
-from transprune.runtime.phase_progress import REFRESH_SECONDS, SILENCE_SECONDS, phase_progress
+from transprune.runtime import processes, progress_bar, track
+from transprune.runtime.terminal import REFRESH_SECONDS, SILENCE_SECONDS, TimeLeft, duration, phase_progress
 
 SEARCH = """
-from transprune.runtime import phase_progress as module
-from transprune.runtime.phase_progress import phase_progress
+from transprune.runtime import terminal as module
+from transprune.runtime.terminal import phase_progress
 module.REFRESH_SECONDS = module.SILENCE_SECONDS = 0.0
 with phase_progress("search", 2) as progress:
     for epoch in (1, 2):
@@ -54,7 +53,7 @@ def clock(monkeypatch):
 
 def run_bars():
     seen = []
-    with bar("timing", 2) as shown:
+    with progress_bar("timing", 2) as shown:
         for number in range(2):
             seen += track(range(3), "batches", 3)
             shown.advance(f"network {number} [best]")
@@ -67,7 +66,7 @@ def test_bars_are_silent_when_standard_error_is_no_terminal(capsys):
 
 
 def test_where_there_is_no_terminal_a_line_says_now_and_then_how_far_it_is(capsys, clock):
-    with bar("latency", 8) as shown:
+    with progress_bar("latency", 8) as shown:
         for seconds in (10, 20, 40, 50, 60, 71):
             clock[0] = float(seconds)
             shown.advance("operators")
@@ -90,7 +89,7 @@ def test_a_terminal_shows_bars_within_bars_and_their_text(monkeypatch):
 
 def test_prints_that_are_piped_stay_in_their_pipe_while_a_bar_is_shown(monkeypatch, capsys):
     use_terminal(monkeypatch)
-    with bar("timing", 1):
+    with progress_bar("timing", 1):
         print("a result")
     assert capsys.readouterr().out == "a result\n"
 
@@ -99,11 +98,11 @@ def test_prints_that_are_piped_stay_in_their_pipe_while_a_bar_is_shown(monkeypat
 
 
 def test_the_time_left_goes_by_what_was_done_since_the_phase_was_taken_up(clock):
-    pace = Pace(0.5)
-    assert pace.left(0.5) == "", "nothing is known yet"
+    left = TimeLeft(0.5)
+    assert left.at(0.5) == "", "nothing is known yet"
     clock[0] = 3600.0
-    assert pace.left(0.6) == "about 4 h 0 min left"
-    assert pace.left(1.0) == ""
+    assert left.at(0.6) == "about 4 h 0 min left"
+    assert left.at(1.0) == ""
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from transprune.reports.figures import short_names
 from transprune.reports.report import write_report
 from transprune.reports.run_record import read_record
 from transprune.reports.words import compact, headline, points
-from transprune.runtime.duration import duration
+from transprune.runtime.terminal import duration
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 EVIL = '<script>alert("1")</script>&--> id="x" $\\frac{1}$'
@@ -176,7 +176,7 @@ def test_the_table_has_ratios_and_differences(full):
         ["Top-5", "accuracy", "100.00", "%", "100.00", "%", "unchanged"],
         ["MACs", "a", "sample", "2.52", "M", "1.25", "M", "49.8", "%"],
         ["Parameters", "268.34", "k", "127.95", "k", "47.7", "%"],
-        ["Latency", "1.28", "ms", "0.87", "ms", "67.8", "%"],
+        ["Latency", "in", "torch", "on", "cpu,", "1", "thread,", "batch", "1", "1.28", "ms", "0.87", "ms", "67.8", "%"],
         ["File", "size", "1.10", "MB", "534.53", "kB", "48.7", "%"],
     ]
 

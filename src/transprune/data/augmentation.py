@@ -97,8 +97,8 @@ def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generat
 
     Args:
         images: uint8 [batch, channels, rows, columns].
-        augmentation: which changes.
-        generator: source of randomness, on the CPU.
+        augmentation: Which changes.
+        generator: Source of randomness, on the CPU.
 
     Returns:
         uint8 of the same shape.
@@ -121,8 +121,8 @@ def random_crop(images: Tensor, pad: int, generator: torch.Generator) -> Tensor:
 
     Args:
         images: [batch, channels, rows, columns].
-        pad: largest shift in pixels.
-        generator: source of randomness, on the CPU.
+        pad: Largest shift in pixels.
+        generator: Source of randomness, on the CPU.
 
     Returns:
         A tensor of the same shape and type.
@@ -147,7 +147,7 @@ def random_resized_crop(images: Tensor, generator: torch.Generator) -> Tensor:
 
     Args:
         images: uint8 [batch, channels, rows, columns].
-        generator: source of randomness, on the CPU.
+        generator: Source of randomness, on the CPU.
 
     Returns:
         uint8 of the same shape.
@@ -170,10 +170,10 @@ def random_boxes(count: int, height: int, width: int, generator: torch.Generator
     Deviation: a box that is too tall or too wide is cut to the image instead of being drawn again.
 
     Args:
-        count: how many boxes.
-        height: rows of the image.
-        width: columns of the image.
-        generator: source of randomness, on the CPU.
+        count: How many boxes.
+        height: Rows of the image.
+        width: Columns of the image.
+        generator: Source of randomness, on the CPU.
 
     Returns:
         float32 [count, 4]: left, top, right, bottom, in pixels.
@@ -194,8 +194,8 @@ def random_colours(images: Tensor, strength: tuple[float, float, float, float], 
 
     Args:
         images: uint8 [batch, 3, rows, columns].
-        strength: as `Augmentation.colour_jitter`.
-        generator: source of randomness, on the CPU.
+        strength: As `Augmentation.colour_jitter`.
+        generator: Source of randomness, on the CPU.
 
     Returns:
         uint8 of the same shape.
@@ -224,8 +224,8 @@ def random_lighting(images: Tensor, deviation: float, generator: torch.Generator
 
     Args:
         images: uint8 [batch, 3, rows, columns].
-        deviation: standard deviation of the shift along each of `COLOUR_AXES`, in units of its eigenvalue.
-        generator: source of randomness, on the CPU.
+        deviation: Standard deviation of the shift along each of `COLOUR_AXES`, in units of its eigenvalue.
+        generator: Source of randomness, on the CPU.
 
     Returns:
         uint8 of the same shape.

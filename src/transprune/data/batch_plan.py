@@ -65,10 +65,10 @@ def batch_sizes(samples: int, batch_size: int, *, merge_below: int, drop_last: b
     """How many images each batch of an epoch holds.
 
     Args:
-        samples: images in the split.
-        batch_size: images in a full batch.
-        merge_below: let fewer last images than this join the batch before them.
-        drop_last: leave an incomplete last batch out, unless it is the only one.
+        samples: Images in the split.
+        batch_size: Images in a full batch.
+        merge_below: Let fewer last images than this join the batch before them.
+        drop_last: Leave an incomplete last batch out, unless it is the only one.
     """
     full, rest = divmod(samples, batch_size)
     if not full:

@@ -43,7 +43,7 @@ def standard_view(image_size: tuple[int, int, int]) -> View:
     (and its like for other sizes), cut and resized in one step.
 
     Args:
-        image_size: channels, rows and columns after resizing.
+        image_size: Channels, rows and columns after resizing.
     """
     _, height, width = image_size
 
@@ -67,16 +67,16 @@ def decode(files: ImageFiles, row: int, image_size: tuple[int, int, int], view: 
     """One image, in colour or grey as asked, its view resized bilinearly to the size asked.
 
     Args:
-        files: encoded images.
-        row: which of them.
-        image_size: channels (1 or 3), rows and columns of the result.
-        view: which box of the image to show.
+        files: Encoded images.
+        row: Which of them.
+        image_size: Channels (1 or 3), rows and columns of the result.
+        view: Which box of the image to show.
 
     Returns:
         uint8 [channels, rows, columns].
 
     Raises:
-        DataError: if the image cannot be read in full; the message names it.
+        DataError: If the image cannot be read in full; the message names it.
     """
     from PIL import Image
 
@@ -92,7 +92,7 @@ def encoded_size(files: ImageFiles, row: int) -> tuple[int, int]:
     """Rows and columns of an image, from its header.
 
     Raises:
-        DataError: if it is no image; the message names it.
+        DataError: If it is no image; the message names it.
     """
     with _opened(files, row) as image:
         return image.height, image.width

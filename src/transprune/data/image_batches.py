@@ -84,26 +84,26 @@ def make_loader(
     """Prepares batches of a split.
 
     Args:
-        split: which images: `data.train`, `data.test` or a part of one.
-        data: the data set, for its image size, normalisation and augmentation.
-        batch_size: images in a batch; a split with fewer images is one smaller batch.
-        train: shuffle and augment.
-        seed: decides order and augmentation, together with the epoch number.
-        device: where the batches are wanted. Images in memory are held there too.
-        drop_last: leave an incomplete last batch out, unless it is the only one. By default it is kept, or joins the
+        split: Which images: `data.train`, `data.test` or a part of one.
+        data: The data set, for its image size, normalisation and augmentation.
+        batch_size: Images in a batch; a split with fewer images is one smaller batch.
+        train: Shuffle and augment.
+        seed: Decides order and augmentation, together with the epoch number.
+        device: Where the batches are wanted. Images in memory are held there too.
+        drop_last: Leave an incomplete last batch out, unless it is the only one. By default it is kept, or joins the
             one before it if it has too few images for each process.
-        workers: processes that decode images in files; by default one for each core, at most 16.
-        share: which of how many processes this one is, from 0; each gets its share of every batch, and nothing of one
+        workers: Processes that decode images in files; by default one for each core, at most 16.
+        share: Which of how many processes this one is, from 0; each gets its share of every batch, and nothing of one
             that has no image for it.
-        least: how many images of a batch each process must have. By default two in training, since batch norm cannot
+        least: How many images of a batch each process must have. By default two in training, since batch norm cannot
             learn from one image, else none.
 
     Returns:
         A loader of float32 images [batch, channels, rows, columns] and int64 labels [batch] on `device`.
 
     Raises:
-        OptionError: if `batch_size` or `workers` is out of range.
-        DataError: if the split is empty, of an unknown kind, or too small to share.
+        OptionError: If `batch_size` or `workers` is out of range.
+        DataError: If the split is empty, of an unknown kind, or too small to share.
     """
     if batch_size < 1 or (workers is not None and workers < 0):
         raise OptionError(
@@ -157,7 +157,6 @@ class MemoryFetcher:
         self._augmentation = augmentation
 
     def fetch(self, plan: list[PlannedBatch]) -> Iterator[RawBatch]:
-        """Yields the batches in order."""
         for batch in plan:
             places = batch.places.to(self._images.device, non_blocking=True)
             images = self._images.index_select(0, places)
@@ -176,7 +175,6 @@ class FileFetcher:
         self._pin_memory = pin_memory
 
     def fetch(self, plan: list[PlannedBatch]) -> Iterator[RawBatch]:
-        """Yields the batches in order."""
         if not plan:
             return
         loader = DataLoader(

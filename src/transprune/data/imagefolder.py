@@ -30,11 +30,9 @@ class FolderFiles:
         return len(self.paths)
 
     def name(self, row: int) -> str:
-        """The path of the file."""
         return str(self.paths[row])
 
     def open(self, row: int) -> BinaryIO:
-        """The file, opened for reading."""
         return self.paths[row].open("rb")
 
 

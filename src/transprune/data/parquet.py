@@ -49,12 +49,10 @@ class TableFiles:
         return len(self.images)
 
     def name(self, row: int) -> str:
-        """The row in its file, from 0 on."""
         table = bisect_right(self.starts, row) - 1
         return f"in row {row - self.starts[table]} of {self.paths[table]}"
 
     def open(self, row: int) -> BinaryIO:
-        """The bytes of the image, as a file."""
         return io.BytesIO(self.images[row].as_py())
 
 
@@ -146,10 +144,10 @@ def read_tables(paths: Sequence[Path]) -> LabelledTable:
     """Reads the parquet files of one split.
 
     Args:
-        paths: at least one file; the rows follow each other in this order.
+        paths: At least one file; the rows follow each other in this order.
 
     Raises:
-        DataError: if a file cannot be read, lacks a column of images or of labels, or has a row without one.
+        DataError: If a file cannot be read, lacks a column of images or of labels, or has a row without one.
     """
     import pyarrow as pa
 

@@ -18,7 +18,7 @@ def fit_images(images: Tensor, image_size: tuple[int, int, int]) -> Tensor:
 
     Args:
         images: uint8 [samples, channels, rows, columns], 1 or 3 channels.
-        image_size: channels (1 or 3), rows and columns wanted.
+        image_size: Channels (1 or 3), rows and columns wanted.
 
     Returns:
         uint8 [samples, *image_size]; `images` itself if nothing is to be done.
@@ -52,7 +52,7 @@ def mean_and_std(parts: Iterable[Tensor]) -> tuple[tuple[float, ...], tuple[floa
     """Mean and standard deviation of each channel, to 4 digits.
 
     Args:
-        parts: the `moments` of equally many pixels each, float64 [2, channels].
+        parts: The `moments` of equally many pixels each, float64 [2, channels].
 
     Returns:
         The means and the standard deviations; the latter at least one grey level, so that one can divide by them.

@@ -47,12 +47,12 @@ def load_data(
 
     Args:
         spec: `digits`, `cifar10:DIR`, `cifar100:DIR`, `imagefolder:DIR` or `parquet:DIR`.
-        image_size: channels (1 or 3), rows and columns wanted, if not those of the data set.
-        augmentation: random changes of the training images, themselves or their name, if not the standard ones.
-        download: fetch the files of `cifar10` and `cifar100` if they are missing.
+        image_size: Channels (1 or 3), rows and columns wanted, if not those of the data set.
+        augmentation: Random changes of the training images, themselves or their name, if not the standard ones.
+        download: Fetch the files of `cifar10` and `cifar100` if they are missing.
 
     Raises:
-        DataError: if the specification is unknown, or what it names is missing or malformed.
+        DataError: If the specification is unknown, or what it names is missing or malformed.
     """
     kind, _, place = spec.partition(":")
     _check(spec, kind, place)
@@ -89,8 +89,8 @@ def load_digits(
     The split is always the same: 80% of each class to train, the others to test.
 
     Args:
-        image_size: channels, rows and columns wanted, if not 1 x 8 x 8.
-        augmentation: random changes; by default a shift of up to one pixel, as a mirrored digit is no digit.
+        image_size: Channels, rows and columns wanted, if not 1 x 8 x 8.
+        augmentation: Random changes; by default a shift of up to one pixel, as a mirrored digit is no digit.
     """
     from sklearn.datasets import load_digits as load
 
@@ -119,13 +119,13 @@ def load_cifar(
 
     Args:
         kind: `cifar10` or `cifar100`.
-        folder: holds `cifar-10-batches-py` or `cifar-100-python`.
-        image_size: channels, rows and columns wanted, if not 3 x 32 x 32.
-        augmentation: random changes; by default a shift of up to four pixels and a flip.
-        download: fetch the files if they are missing.
+        folder: Holds `cifar-10-batches-py` or `cifar-100-python`.
+        image_size: Channels, rows and columns wanted, if not 3 x 32 x 32.
+        augmentation: Random changes; by default a shift of up to four pixels and a flip.
+        download: Fetch the files if they are missing.
 
     Raises:
-        DataError: if the files are missing or damaged, or cannot be downloaded.
+        DataError: If the files are missing or damaged, or cannot be downloaded.
     """
     from torchvision.datasets import CIFAR10, CIFAR100
 

@@ -52,7 +52,6 @@ class MemorySplit:
         return len(self.labels)
 
     def subset(self, indices: Tensor | Sequence[int]) -> Self:
-        """The images at these places, in this order (a copy)."""
         places = torch.as_tensor(indices, dtype=torch.int64)
         return type(self)(self.images[places], self.labels[places])
 
@@ -90,7 +89,6 @@ class FileSplit:
         return len(self.labels)
 
     def subset(self, indices: Tensor | Sequence[int]) -> Self:
-        """The images at these places, in this order."""
         places = torch.as_tensor(indices, dtype=torch.int64)
         return type(self)(self.files, self.rows[places], self.labels[places])
 
@@ -182,16 +180,16 @@ def split_halves(split: AnySplit, *, fraction: float = 0.5, seed: int) -> tuple[
     Of a class with at least two images, both parts get at least one.
 
     Args:
-        split: what to divide.
-        fraction: share of the first part.
-        seed: which images go where.
+        split: What to divide.
+        fraction: Share of the first part.
+        seed: Which images go where.
 
     Returns:
         The two parts, each in the order of `split`.
 
     Raises:
-        OptionError: if `fraction` is not between 0 and 1.
-        DataError: if one part would be empty.
+        OptionError: If `fraction` is not between 0 and 1.
+        DataError: If one part would be empty.
     """
     first, second = halves_of(split.labels, fraction=fraction, seed=seed)
     return split.subset(first), split.subset(second)
@@ -201,13 +199,13 @@ def halves_of(labels: Tensor, *, fraction: float = 0.5, seed: int) -> tuple[Tens
     """The places of the two parts of `split_halves`, each int64 and ascending.
 
     Args:
-        labels: class numbers, int64 [samples].
-        fraction: share of the first part.
-        seed: which images go where.
+        labels: Class numbers, int64 [samples].
+        fraction: Share of the first part.
+        seed: Which images go where.
 
     Raises:
-        OptionError: if `fraction` is not between 0 and 1.
-        DataError: if one part would be empty.
+        OptionError: If `fraction` is not between 0 and 1.
+        DataError: If one part would be empty.
     """
     if not 0 < fraction < 1:
         raise OptionError(f"cannot divide a split at fraction={fraction}: expected a number between 0 and 1")

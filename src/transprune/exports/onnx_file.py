@@ -15,7 +15,7 @@ from transprune.errors import ExportError
 from transprune.exports.agreement import check_agreement
 from transprune.exports.exported_program import takes_any_batch
 from transprune.reading.trace import first_line
-from transprune.runtime.log import quiet
+from transprune.runtime.journal import quiet
 
 
 def onnx_bytes(program: ExportedProgram) -> bytes:

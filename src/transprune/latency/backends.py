@@ -17,7 +17,7 @@ from transprune.latency.operator_networks import operator_inputs, operator_modul
 from transprune.latency.operators import TimedOperator
 from transprune.options import LatencyOptions
 from transprune.runtime.environment import environment
-from transprune.runtime.log import quiet
+from transprune.runtime.journal import quiet
 
 Call = Callable[[], object]
 """Runs something once, and comes back when it is done."""

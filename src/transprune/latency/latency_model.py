@@ -57,7 +57,7 @@ class TimeTable:
     """[inputs, outputs]: the time of one batch."""
 
     def parts(self, batch: int, inputs: int, outputs: int) -> tuple[float, float, float, float]:
-        """What the time in a network is made of: the time alone, elements read or written, elements handed on, one.
+        """The terms of the time in a network: time alone, elements read or written, elements handed on, 1.
 
         All are 0 where the operator does not exist.
         """

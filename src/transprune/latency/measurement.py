@@ -26,7 +26,7 @@ from transprune.options import LatencyOptions
 from transprune.reading.networks import unwrapped
 from transprune.reading.reading import Reading, read
 from transprune.reading.trace import Example
-from transprune.runtime import bar
+from transprune.runtime import progress_bar
 from transprune.shrinking.shrink import shrink
 from transprune.space import SearchSpace
 
@@ -141,7 +141,7 @@ class _Measuring:
         )
         fitted = spread_architectures(self.space, self.options.architectures, seed=0)
         held_out = [self.space.random_architecture(seed) for seed in range(self.options.validations)]
-        with self.backend.running(), bar("latency", len(points) + len(fitted) + len(held_out)) as progress:
+        with self.backend.running(), progress_bar("latency", len(points) + len(fitted) + len(held_out)) as progress:
 
             def advance(what: str) -> Advance:
                 return lambda steps: progress.advance(what, steps=steps)

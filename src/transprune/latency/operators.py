@@ -39,7 +39,7 @@ ACTIVATIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class TimedOperator:
-    """A layer at work, apart from its widths; equal ones are measured once."""
+    """A layer and what runs along with it, apart from its widths; equal ones are measured once."""
 
     kind: Literal["conv", "transposed", "product"]
     """A convolution, a transposed one, or a product of matrices: linear layers, and those of attention."""
@@ -107,7 +107,7 @@ class TimedOperator:
 
 
 def operators_of(reading: Reading, space: SearchSpace) -> dict[Layer, TimedOperator]:
-    """What is measured for each layer of a space; norms and loose parameters are not.
+    """What is measured for each layer of a space; norms and bare parameters are not measured.
 
     Args:
         reading: What was read from the model.

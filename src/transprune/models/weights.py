@@ -25,7 +25,7 @@ COUNT = "num_batches_tracked"
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """What of a file fits a model, and what does not."""
+    """What in a file fits a model, and what does not."""
 
     tensors: dict[str, Tensor]
     """Those that fit the model by name, shape and type."""
@@ -121,7 +121,7 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 
 def _check_stored(file: Path) -> None:
-    """Checks that an archive is no larger inside than outside, before anything of it is held in memory.
+    """Checks that an archive unpacks to its own size, before anything is held in memory.
 
     Raises:
         ValueError: Parts of it are compressed, which torch never does.

@@ -252,7 +252,7 @@ class Call:
                 outputs=outputs,
                 kernel=kernel,
                 positions=tuple(positions),
-                bias_positions=tuple(positions if bias_positions is None else bias_positions),
+                bias_positions=() if bias is None else tuple(positions if bias_positions is None else bias_positions),
                 weight=parameters[0],
                 bias=parameters[1],
                 has_bias=own[1] is not None and (kind != "norm" or own[0] is not None),

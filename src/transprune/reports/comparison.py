@@ -16,7 +16,7 @@ from transprune.reports.pages import BLUE, GREY, INK, ORANGE, WIDTH, inline_svg,
 from transprune.reports.run_record import number, part
 from transprune.reports.words import COST_NAMES, amount, compact, percent, points, tick, timed_in
 from transprune.runtime import RunFolder
-from transprune.runtime.duration import duration
+from transprune.runtime.terminal import duration
 
 HEAD = ("run", "model", "data", "budget", "top-1", "change", "MACs", "parameters", "latency", "file", "time")
 _COSTS = (("macs", ""), ("params", ""), ("latency_ms", "ms"), ("file_bytes", "B"))

@@ -24,7 +24,7 @@ from transprune.reports.words import (
     timed_in,
 )
 from transprune.runtime import RunFolder
-from transprune.runtime.duration import duration
+from transprune.runtime.terminal import duration
 
 MOST_CLASSES = 24
 """Rows of the table by class; of more classes only those with the largest changes are shown."""

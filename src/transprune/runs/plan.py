@@ -18,7 +18,7 @@ from transprune.runs.preparation import check_asked
 from transprune.runs.rehearsal import PlannedPhase, Rehearsal
 from transprune.runs.run_options import RunOptions
 from transprune.runtime import RunFolder, choose_device, print_table
-from transprune.runtime.duration import duration
+from transprune.runtime.terminal import duration
 from transprune.space import Fixed
 from transprune.tas.derivation import least_cost
 

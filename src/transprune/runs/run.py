@@ -34,7 +34,7 @@ from transprune.runtime import (
     processes,
     read_journal,
 )
-from transprune.runtime.phase_progress import phase_progress
+from transprune.runtime.terminal import phase_progress
 from transprune.space import SearchSpace
 from transprune.training.loop import Loop, Setup
 

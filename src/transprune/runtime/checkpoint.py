@@ -14,7 +14,7 @@ from transprune.options import CheckpointOptions
 from transprune.runtime import processes
 from transprune.runtime.files import StrPath, disk_errors, write_atomically
 from transprune.runtime.interruption import StopRequest, deferred_signals
-from transprune.runtime.trees import decode_tree, encode_tree
+from transprune.runtime.tensors import decode_tree, encode_tree
 
 FORMAT = 1
 CHECKPOINT, PREVIOUS = CHECKPOINT_FILES = ("checkpoint.safetensors", "checkpoint.previous.safetensors")
@@ -27,7 +27,7 @@ log = logging.getLogger("transprune.run")
 
 
 class Checkpoints:
-    """The last checkpoint in a folder, and the one before it in case that the last is damaged.
+    """The last checkpoint in a folder, and the one before it in case the last is damaged.
 
     Args:
         folder: Where they are kept; made if missing.
@@ -56,8 +56,8 @@ class Checkpoints:
     def find(self, phase: str) -> Any | None:
         """The state that was saved last in a phase; None if there is none.
 
-        A damaged checkpoint is said aloud and removed, and the one before it is taken. In a job of several processes
-        the first one reads.
+        A damaged checkpoint is removed with a warning, and the one before it is used. In a job of several processes the
+        first one reads.
 
         Raises:
             RunFolderError: A checkpoint cannot be read, or is of a newer format.
@@ -100,7 +100,7 @@ class Checkpoints:
                 (self.folder / name).unlink(missing_ok=True)
 
     def minutes_left(self) -> float | None:
-        """What is left of the time limit, for work that is done on the side; None: no limit."""
+        """Minutes left of the time limit, for work done on the side; None: no limit."""
         limit = self.options.max_minutes
         return None if limit is None else max(limit - (time.monotonic() - self._began) / 60, 1e-9)
 
@@ -112,11 +112,11 @@ class Checkpoints:
             yield
 
     def after_step(self, phase: str, state: Callable[[], Any]) -> None:
-        """Writes a checkpoint if it is time for one, and stops if that was asked for; all processes of a job at once.
+        """Writes a checkpoint if one is due, and stops if asked to; all processes of a job at once.
 
         Args:
             phase: What the step belongs to.
-            state: Gives what is needed to go on.
+            state: Returns what is needed to go on.
 
         Raises:
             StoppedError: A signal or the time limit ends the run; the checkpoint is written.

@@ -1,12 +1,13 @@
-"""What rich draws on a terminal: bars, and lines below them. Imported only where there is one."""
+"""What rich draws on a terminal: bars with lines below them, and tables. Imported only where there is one."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
 from rich.text import Text
 
 
@@ -30,3 +31,13 @@ class Display(Progress):
         """The bars, then the lines."""
         yield from super().get_renderables()
         yield from (Text(f"  {line}", style="dim") for line in self.lines)
+
+
+def print_boxed(title: str, columns: Sequence[str], cells: list[list[str]], is_right: list[bool]) -> None:
+    """Prints a table in a box."""
+    table = Table(title=Text(title) if title else None, title_justify="left")
+    for column, right in zip(columns, is_right, strict=True):
+        table.add_column(Text(column), justify="right" if right else "left")
+    for row in cells:
+        table.add_row(*map(Text, row))  # Text, since a cell such as "[1, 8, 8]" is no markup
+    Console().print(table)

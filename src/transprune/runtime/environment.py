@@ -1,4 +1,4 @@
-"""What a run ran on: the versions and the hardware, nothing about whose they are."""
+"""What a run runs on: versions and hardware, nothing about whose they are; and how many kernels it keeps."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from transprune._version import __version__
 
 _PACKAGES = ("torchvision", "onnxruntime", "numpy")
+KERNELS_VARIABLE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+KERNELS = 16384
+"""What a search keeps. A supernet convolves at other widths in every step, and oneDNN compiles a kernel for each: a few
+thousand for a large network, of which it keeps 1024 by itself and compiles the others again and again."""
 
 
 def environment() -> dict[str, Any]:
@@ -25,6 +27,8 @@ def environment() -> dict[str, Any]:
         `platform` and `cpu`; `cores` this process may use, `threads` torch uses, `memory_gib` of the machine (None if
         unknown); `cuda_device`, `cuda_memory_gib` and `cuda_version`, all None without a CUDA device.
     """
+    import torch
+
     return {
         "transprune": __version__,
         "python": platform.python_version(),
@@ -93,6 +97,8 @@ def _memory_gib() -> float | None:
 
 
 def _cuda() -> dict[str, Any]:
+    import torch
+
     if not torch.cuda.is_available():
         return {"cuda_device": None, "cuda_memory_gib": None, "cuda_version": None}
     device = torch.cuda.get_device_properties(torch.cuda.current_device())
@@ -101,3 +107,11 @@ def _cuda() -> dict[str, Any]:
         "cuda_memory_gib": round(device.total_memory / 2**30, 1),
         "cuda_version": torch.version.cuda,
     }
+
+
+def keep_kernels() -> None:
+    """Lets oneDNN keep all kernels of a search, unless the environment says how many.
+
+    oneDNN reads the variable once, at the first convolution of the process.
+    """
+    os.environ.setdefault(KERNELS_VARIABLE, str(KERNELS))

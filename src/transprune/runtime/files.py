@@ -1,14 +1,22 @@
-"""Files written whole or not at all, and disk errors that say what to do."""
+"""Files that are whole or not there and can tell, folders for one process at a time, disk errors with a way out."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
+import logging
 import os
+import re
+import sys
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from transprune.errors import RunFolderError
+
+if sys.platform != "win32":
+    import fcntl
 
 StrPath = str | os.PathLike[str]
 
@@ -28,6 +36,15 @@ _ADVICE = {
     errno.EEXIST: "a file has that name; choose another folder with --out",
 }
 _OTHER = f"check that disk or choose a folder on another one {_ELSEWHERE}"
+KEY = "sha256"
+"""Under which a file holds the SHA-256 of itself, taken with `BLANK` in the digest's place."""
+BLANK = "0" * 64
+"""What stands in the digest's place before it is known."""
+_PLACE = re.compile(rb'"sha256": ?"(?=.{64}")', re.DOTALL)
+_UNSUPPORTED = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS}
+"""What file systems answer that know no locks on folders."""
+
+log = logging.getLogger("transprune.run")
 
 
 @contextmanager
@@ -104,3 +121,85 @@ def sync(descriptor: int) -> None:
     except OSError as error:
         if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
             raise
+
+
+def seal(content: bytes) -> bytes:
+    """The content, JSON text or with JSON inside, with the digest under `KEY` in place of `BLANK`."""
+    start = _place(content)
+    assert start is not None, "a text under the key sha256"
+    return content[:start] + _digest(content, start) + content[start + len(BLANK) :]
+
+
+def is_whole(content: bytes) -> bool | None:
+    """Whether the digest is that of the content; None if there is no digest."""
+    start = _place(content)
+    return None if start is None else content[start : start + len(BLANK)] == _digest(content, start)
+
+
+def _place(content: bytes) -> int | None:
+    """Where the first digest starts."""
+    found = _PLACE.search(content)
+    return found.end() if found else None
+
+
+def _digest(content: bytes, start: int) -> bytes:
+    view = memoryview(content)
+    digest = hashlib.sha256(view[:start])
+    digest.update(BLANK.encode())
+    digest.update(view[start + len(BLANK) :])
+    return digest.hexdigest().encode()
+
+
+class FolderLock:
+    """Holds a folder for this process until `release`; the system lets it go when the process dies, however it does.
+
+    The lock is on the folder itself, so that no file is left behind. The folder is made if missing.
+
+    Raises:
+        RunFolderError: Another process, or another run in this one, holds the folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._descriptor: int | None = None
+        with disk_errors("make the run folder", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        if sys.platform == "win32":  # it has no such locks
+            return
+        with disk_errors("open", folder):
+            self._descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.release()
+            raise RunFolderError(
+                f"cannot use the run folder '{folder}': another process is at work on it; wait for its end or stop it "
+                f"(a process that died holds no folder), or choose another folder with --out"
+            ) from error
+        except OSError as error:
+            self.release()
+            if error.errno not in _UNSUPPORTED:
+                raise
+            log.warning("'%s' is on a disk without locks: let no two runs use it at once", folder)
+        # A process that loads data would go on holding the folder for a moment after the death of its parent.
+        os.register_at_fork(after_in_child=_Forget(self))
+
+    def release(self) -> None:
+        """Lets the folder go; nothing happens if it was let go before."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        self.release()
+
+
+class _Forget:
+    """Lets a folder go in a new process, if the lock is still there; what is called at a fork is kept for ever."""
+
+    def __init__(self, lock: FolderLock) -> None:
+        self._lock = weakref.ref(lock)
+
+    def __call__(self) -> None:
+        lock = self._lock()
+        if lock is not None:
+            lock.release()

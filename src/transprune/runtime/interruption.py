@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -31,11 +29,10 @@ class StopRequest:
 
 @contextmanager
 def deferred_signals() -> Iterator[StopRequest]:
-    """Inside the block the first signal only sets the reason of the request; a second one acts as outside the block.
+    """Inside the block the first signal only sets the reason of the request; a second one acts as usual.
 
-    A request that the block did not answer, by an exception of its own, acts at its end.
-
-    Python delivers signals to the main thread alone; in any other nothing changes.
+    A request that the block did not answer with an exception acts at its end. Python delivers signals to the main
+    thread alone; in any other nothing changes.
     """
     request, owner = StopRequest(), os.getpid()
 
@@ -81,12 +78,15 @@ def raising_on_sigterm() -> Iterator[None]:
 
 
 def start_loading(loader: Iterable[Item]) -> Iterator[Item]:
-    """The iterator of a loader; the processes that load for it never hear Ctrl-C.
+    """The iterator of a loader whose worker processes ignore Ctrl-C.
 
-    A terminal sends Ctrl-C to all processes: the first decides. In this process it waits until they are started.
+    A terminal sends Ctrl-C to all processes, and this one decides; here it waits until the workers are started.
     """
     if not getattr(loader, "num_workers", 0) or not hasattr(signal, "pthread_sigmask"):
         return iter(loader)
+    import multiprocessing
+    from multiprocessing import resource_tracker
+
     context = getattr(loader, "multiprocessing_context", None) or multiprocessing
     if context.get_start_method() != "fork":
         resource_tracker.ensure_running()  # else the loader starts it, which unblocks the signal

@@ -1,22 +1,30 @@
-"""What happened in a run, one JSON object a line."""
+"""What is written of a run as it goes: the journal, one JSON object a line, with its trackers; and the readable log."""
 
 from __future__ import annotations
 
+import copy
 import json
+import logging
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from transprune.errors import OptionError, RunFolderError
 from transprune.runtime.files import StrPath, disk_errors, sync, write_atomically
-from transprune.runtime.plain import to_plain
-from transprune.runtime.tracking import Guarded, Tracker
+from transprune.runtime.structures import to_plain
+
+Tracker = Callable[[Mapping[str, Any]], None]
+"""Called with each record of a journal as it is made; `docs/journal.md` lists the records."""
+
+log = logging.getLogger("transprune.run")
 
 
 class Journal:
-    """Collects records and appends each to a file at once, so that a run can be watched and survives a crash.
+    """Collects records and appends each to a file at once, so that a run can be watched and a crash loses none.
 
     Example:
         >>> import numpy as np
@@ -37,7 +45,7 @@ class Journal:
     def follow(self, tracker: Tracker) -> None:
         """Calls a function with every record: with those made through this object so far, then with each new one.
 
-        What it raises is warned of once; the run goes on.
+        What it raises is logged once; the run goes on.
         """
         follower = Guarded(tracker)
         for entry in self.entries:
@@ -143,3 +151,77 @@ def _mend_end(path: Path) -> None:
     else:
         with path.open("ab") as file:
             file.write(b"\n")
+
+
+class Guarded:
+    """A tracker whose errors change nothing; the first is logged as a warning.
+
+    Args:
+        tracker: The tracker; it gets its own copy of each record.
+    """
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker, self._has_failed = tracker, False
+
+    def __call__(self, entry: Mapping[str, Any]) -> None:
+        """Hands a record on."""
+        try:
+            self._tracker(copy.deepcopy(entry))
+        except (Exception, SystemExit) as error:  # a tracker may raise anything
+            if not self._has_failed:
+                log.warning(
+                    "the tracker %s failed on a record %r (%s: %s); the run goes on, and later failures are not said",
+                    getattr(self._tracker, "__qualname__", type(self._tracker).__qualname__),
+                    entry["event"],
+                    type(error).__name__,
+                    error,
+                )
+            self._has_failed = True
+
+
+class _RunLogHandler(logging.FileHandler):
+    """Writes lines to run.log, and stops the run when the disk refuses them."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (the name is the standard library's)
+        """Reports a disk error as ours; logging would print a traceback for every line and go on."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        with disk_errors("write", self.baseFilename):
+            raise error
+
+
+@contextmanager
+def attach_run_log(path: StrPath) -> Iterator[None]:
+    """Appends what the library logs inside the block to a file, from level INFO on.
+
+    Raises:
+        RunFolderError: The file cannot be written.
+    """
+    logger = logging.getLogger("transprune")
+    with disk_errors("write", path):
+        handler = _RunLogHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    level = logger.level
+    logger.setLevel(min(logger.getEffectiveLevel(), logging.INFO))
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        with disk_errors("write", path):
+            handler.close()
+
+
+@contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Keeps a library's logger silent below errors inside the block."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

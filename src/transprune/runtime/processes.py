@@ -1,7 +1,7 @@
 """Several processes that work as one job, as `torchrun` starts them. Knows no machine learning.
 
-A process that was started alone is a job of one, for which everything here does nothing. In a larger job all processes
-call the functions that exchange something, in the same order. Numbers on the CPU travel by gloo, those on CUDA by nccl;
+A process started alone is a job of one, for which nothing here has any effect. In a larger job all processes call the
+functions that exchange something, in the same order. Numbers on the CPU travel by gloo, those on CUDA by nccl;
 a job that someone else began with nccl alone gets a gloo group beside it.
 """
 
@@ -57,7 +57,7 @@ def is_first() -> bool:
 
 
 def share_of(total: int, index: int, parts: int) -> slice:
-    """The places of one of several shares of a whole, as equal as they can be and none after a larger one's start."""
+    """Where one of several shares of a whole begins and ends; they differ by one place at most."""
     return slice(index * total // parts, (index + 1) * total // parts)
 
 

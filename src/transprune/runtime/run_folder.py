@@ -12,10 +12,9 @@ from torch import Tensor
 
 from transprune.errors import RunFolderError, newer_format
 from transprune.runtime.checkpoint import CHECKPOINT_FILES
-from transprune.runtime.checksums import BLANK, KEY, is_whole, seal
 from transprune.runtime.configuration import FORMAT, HEADER, differences, read_toml, to_toml
-from transprune.runtime.files import StrPath, disk_errors, leftovers, write_atomically
-from transprune.runtime.plain import to_plain
+from transprune.runtime.files import BLANK, KEY, StrPath, disk_errors, is_whole, leftovers, seal, write_atomically
+from transprune.runtime.structures import to_plain
 from transprune.runtime.tensors import decode_tensors, encode_tensors
 
 CONFIG_FILE = "config.toml"

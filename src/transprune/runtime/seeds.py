@@ -32,7 +32,7 @@ def phase_seed(seed: int, phase: str) -> int:
 
 @contextmanager
 def seeded(seed: int, phase: str) -> Iterator[int]:
-    """Seeds `random`, numpy and torch (CPU and CUDA) for a phase and gives the caller's states back afterwards.
+    """Seeds `random`, numpy and torch (CPU and CUDA) for a phase, and restores the caller's states afterwards.
 
     Yields:
         The seed of the phase, for generators of its own.
@@ -52,7 +52,7 @@ def seeded(seed: int, phase: str) -> Iterator[int]:
 
 
 def random_states() -> dict[str, Any]:
-    """Where the generators of `random`, numpy and torch (CPU and CUDA) stand."""
+    """The states of the generators of `random`, numpy and torch (CPU and CUDA)."""
     kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
@@ -63,7 +63,7 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: Mapping[str, Any]) -> None:
-    """Puts the generators where `random_states` found them; CUDA devices that are not here now are left out."""
+    """Restores what `random_states` returned; CUDA devices that are missing now are skipped."""
     random.setstate(states["python"])
     kind, keys, *rest = states["numpy"]
     np.random.set_state((kind, keys.numpy(), *rest))
@@ -80,11 +80,10 @@ class KeptGenerator:
         self.generator = generator
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Where the generator stands."""
         return {"state": self.generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Puts the generator there; one of another kind of device is seeded from the state instead."""
+        """Restores the state; a generator on another kind of device is seeded from it instead."""
         if len(state["state"]) == len(self.generator.get_state()):
             self.generator.set_state(state["state"])
             return

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,7 +30,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def on_device(value: Any, device: torch.device | str) -> Any:
-    """The same value with its tensors on a device; whatever else has a method `to` is asked to move itself."""
+    """The same value with its tensors on a device; anything else with a method `to` moves itself."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=torch.device(device).type != "cpu")  # else the host would wait for it
     if hasattr(value, "to"):
@@ -40,21 +43,21 @@ def on_device(value: Any, device: torch.device | str) -> Any:
     return value
 
 
-def cut(value: Any, places: slice, samples: int) -> Any:
-    """The same value of some of its samples: its tensors and lists of so many entries, cut; all else as it is.
+def sliced(value: Any, places: slice, samples: int) -> Any:
+    """The value of some of its samples: slices of its tensors and lists of `samples` entries, all else as it is.
 
     Example:
-        >>> cut({"image": torch.zeros(8, 3), "sizes": [1] * 8, "scale": torch.tensor(2.0)}, slice(0, 2), 8)["sizes"]
+        >>> sliced({"image": torch.zeros(8, 3), "sizes": [1] * 8, "scale": torch.tensor(2.0)}, slice(0, 2), 8)["sizes"]
         [1, 1]
     """
     if isinstance(value, Tensor):
         return value[places] if value.dim() and len(value) == samples else value
     if isinstance(value, Mapping):
-        return {key: cut(item, places, samples) for key, item in value.items()}
+        return {key: sliced(item, places, samples) for key, item in value.items()}
     if isinstance(value, list) and len(value) == samples and not any(isinstance(item, Tensor) for item in value):
         return value[places]
     if isinstance(value, tuple | list):
-        items = [cut(item, places, samples) for item in value]
+        items = [sliced(item, places, samples) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
 
@@ -73,3 +76,21 @@ def outline(value: Any) -> str:
     if isinstance(value, tuple | list):
         return f"a {type(value).__name__} of " + (" and ".join(outline(item) for item in value[:8]) or "nothing")
     return f"a {type(value).__name__}"
+
+
+def to_plain(value: Any) -> Any:
+    """Converts a value to what JSON can hold.
+
+    Tensors and arrays become nested lists (scalars: numbers), tuples become lists, keys and paths become text. JSON
+    has no word for a number that is not finite: these become the texts `nan`, `inf` and `-inf`. Other kinds of
+    values are returned as they are.
+    """
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
+        return to_plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value

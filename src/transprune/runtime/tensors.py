@@ -1,4 +1,7 @@
-"""Named tensors as the bytes of a safetensors file, the same bytes for the same tensors."""
+"""Named tensors as the bytes of a safetensors file, the same bytes for the same tensors; and trees of them.
+
+A tree is nested tensors and plain values; the file's metadata hold its shape as JSON.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
 from torch import Tensor
 
-from transprune.runtime.checksums import BLANK, KEY, is_whole, seal
+from transprune.runtime.files import BLANK, KEY, is_whole, seal
 
 
 def encode_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
@@ -67,3 +70,53 @@ def _with_sorted_metadata(content: bytes) -> bytes:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + content[end:]
+
+
+def encode_tree(tree: Any) -> bytes:
+    """Writes a tree of dicts, lists, tuples, tensors, texts, numbers, truth values and None.
+
+    Raises:
+        TypeError: Something else is in it.
+    """
+    tensors: dict[str, Tensor] = {}
+    shape = json.dumps(_described(tree, tensors), separators=(",", ":"))
+    return encode_tensors(tensors, {"tree": shape})
+
+
+def decode_tree(content: bytes) -> Any:
+    """Reads what `encode_tree` wrote; tensors come on the CPU.
+
+    Raises:
+        ValueError: A byte is missing or was changed, or the content is something else.
+    """
+    tensors = decode_tensors(content, needs_checksum=True)
+    return _rebuilt(json.loads(read_metadata(content)["tree"]), tensors)
+
+
+def _described(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """The tree as JSON: dicts as pairs, since their keys may be numbers; tensors by name, and put into `tensors`."""
+    if isinstance(value, Tensor):
+        name = str(len(tensors))
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        return {"map": [[_described(part, tensors) for part in pair] for pair in value.items()]}
+    if isinstance(value, tuple):
+        return {"tuple": [_described(item, tensors) for item in value]}
+    if isinstance(value, list):
+        return [_described(item, tensors) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a {type(value).__name__} is neither a tensor nor a plain value")
+
+
+def _rebuilt(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_rebuilt(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    items = [_rebuilt(item, tensors) for item in content]
+    return tuple(items) if kind == "tuple" else dict(items)
