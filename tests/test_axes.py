@@ -6,31 +6,49 @@ to the cut one it gives the cut result.
 
 from __future__ import annotations
 
+import doctest
 from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from transprune import layer_costs
+from transprune.reading import axes, freedom, layouts, unification
 from transprune.reading.axes import (
     Axis,
-    Behind,
-    Concatenated,
+    Concatenation,
     FreeSum,
-    Multiplied,
+    Product,
+    StageEnd,
     atoms,
     concatenate,
     fix,
     fixed,
+    has_samples,
     is_fixed,
     mark,
     multiply,
     produce,
+    searchable,
     settle,
 )
-from transprune.reading.layouts import Concatenation, Constant, Group, Layout, Product, Samples, Sizes
+from transprune.reading.layouts import (
+    Constant,
+    Group,
+    Samples,
+    Sizes,
+    freeze,
+    full_size,
+    is_prefix,
+    kept_of,
+    size_of,
+)
+from transprune.reading.reading import read
 from transprune.reading.unification import collapse, factor, split, unify, unify_products
 
 FULL = 64
@@ -114,24 +132,12 @@ class Cutting:
     sizes: Sizes
     orders: dict[str, np.ndarray]
 
-    def layout(self, axis: Axis) -> Layout:
-        axis = settle(axis)
-        match axis.form:
-            case Concatenated(parts):
-                return Concatenation(tuple(map(self.layout, parts)))
-            case Multiplied(factors):
-                return Product(tuple(map(self.layout, factors)))
-        if axis.is_batch:
-            return Samples(axis.size)
-        name = self.names.get(id(axis))
-        return Constant(axis.size) if name is None else Group(name, axis.size)
-
     def kept(self, axis: Axis) -> np.ndarray:
-        layout = self.layout(axis)
-        kept = layout.kept(self.sizes, self.orders.__getitem__)
-        assert layout.full == axis.size
-        assert layout.size(self.sizes) == len(kept) == len(set(kept.tolist()))
-        if layout.is_prefix and all(np.array_equal(order, np.sort(order)) for order in self.orders.values()):
+        layout = freeze(axis, self.names)
+        kept = kept_of(layout, self.sizes, self.orders.__getitem__)
+        assert full_size(layout) == axis.size
+        assert size_of(layout, self.sizes) == len(kept) == len(set(kept.tolist()))
+        if is_prefix(layout) and all(np.array_equal(order, np.sort(order)) for order in self.orders.values()):
             assert kept.tolist() == list(range(len(kept)))
         return kept
 
@@ -143,9 +149,7 @@ def cutting_of(program: Program, rng: np.random.Generator, *, shuffled: bool) ->
     free: dict[int, Axis] = {}
     for tensor in program.tensors:
         for axis in tensor.axes:
-            for atom in atoms(axis):
-                if atom.reason is None and not atom.is_batch and atom.size > 1:
-                    free[id(atom)] = atom
+            free |= {id(atom): atom for atom in searchable(axis)}
     names = {key: f"group {number}" for number, key in enumerate(free)}
     widths = {names[key]: int(rng.integers(1, atom.size + 1)) for key, atom in free.items()}
     orders = {
@@ -204,10 +208,6 @@ def programs(draw) -> Program:
         tensor = draw(st.sampled_from(program.tensors))
         take_step(draw, program, kind, tensor, draw(st.integers(0, tensor.numbers.ndim - 1)))
     return program
-
-
-def has_samples(axis: Axis) -> bool:
-    return any(atom.is_batch for atom in atoms(axis))
 
 
 def new_shape(draw, tensor: Tensor) -> tuple[int, ...]:
@@ -286,7 +286,7 @@ def produced(size: int, layer: str = "layer") -> Axis:
 def test_an_axis_viewed_as_two_is_their_product():
     axis = produced(6)
     outer, inner = factor(axis, (2, 3))
-    assert settle(axis).form == Multiplied((outer, inner))
+    assert settle(axis).form == Product((outer, inner))
     assert not is_fixed(outer)
     assert not is_fixed(inner)
     assert outer.layers == inner.layers == ["layer"]
@@ -367,13 +367,13 @@ def test_how_an_axis_is_read_holds_for_whatever_it_is_the_same_as():
 
 def test_an_axis_is_a_prefix_only_where_nothing_before_its_last_entries_varies():
     group, samples, constant = Group("a", 4), Samples(2), Constant(3)
-    assert Concatenation((constant, group)).is_prefix
-    assert not Concatenation((group, constant)).is_prefix
-    assert not Concatenation((samples, constant)).is_prefix
-    assert not Concatenation((Product((samples, constant)), constant)).is_prefix
-    assert Product((group, constant)).is_prefix
-    assert not Product((constant, group)).is_prefix
-    assert not Product((group, samples)).is_prefix
+    assert is_prefix(Concatenation((constant, group)))
+    assert not is_prefix(Concatenation((group, constant)))
+    assert not is_prefix(Concatenation((samples, constant)))
+    assert not is_prefix(Concatenation((Product((samples, constant)), constant)))
+    assert is_prefix(Product((group, constant)))
+    assert not is_prefix(Product((constant, group)))
+    assert not is_prefix(Product((group, samples)))
 
 
 def test_an_axis_that_nothing_was_said_of_becomes_whatever_it_meets():
@@ -433,7 +433,7 @@ def test_samples_are_never_cut_and_never_fixed():
 
 def test_the_exits_of_a_stage_are_one_where_one_thing_is_needed():
     first, second = produced(4, "a"), produced(4, "b")
-    behind = Axis(4, Behind("stage", (first, second)), is_unbound=False)
+    behind = Axis(4, StageEnd("stage", (first, second)), is_unbound=False)
     assert [atom.layers for atom in atoms(behind)] == [["a"], ["b"]]
     collapse(behind)
     assert settle(first) is settle(second) is settle(behind)
@@ -447,3 +447,34 @@ def test_a_free_sum_is_as_wide_as_its_main_side():
     fix(total, "an output")
     assert (main.reason, other.reason) == ("an output", None)
     assert settle(collapse(total)) is main
+
+
+@pytest.mark.parametrize("module", [axes, unification, freedom, layouts, layer_costs])
+def test_the_worked_examples_come_out_as_they_say(module):
+    found = doctest.testmod(module)
+    assert found.attempted > 0
+    assert found.failed == 0
+
+
+class WorkedExample(nn.Module):
+    """The block at the top of `axes`."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.reduce = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1)
+        self.grouped, self.expand = nn.Conv2d(6, 6, 1, groups=3), nn.Conv2d(6, 8, 1)
+        self.branch, self.head = nn.Conv2d(8, 4, 1), nn.Conv2d(12, 10, 1)
+
+    def forward(self, images):
+        features = self.stem(images).relu()
+        inside = self.expand(self.grouped(self.reduce(features)))
+        return self.head(torch.cat([features + inside, self.branch(features)], 1))
+
+
+def test_a_reading_finds_what_the_worked_example_makes_by_hand():
+    states = read(WorkedExample(), torch.zeros(2, 3, 4, 4)).states
+    stem, units, branch = Group("stem", 8), Product((Group("reduce", 3), Constant(2))), Group("branch", 4)
+    assert states["expand.weight"][:2] == (stem, units)
+    assert states["grouped.weight"][:2] == (units, Constant(2))
+    assert states["reduce.weight"][:2] == (units, stem)
+    assert states["head.weight"][1] == Concatenation((stem, branch))

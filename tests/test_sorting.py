@@ -13,8 +13,9 @@ from test_any_network import assert_close, inputs_of, network_of, outputs_of, sp
 from transprune.architecture import Architecture
 from transprune.errors import OptionError
 from transprune.models.residual import ResidualSum
+from transprune.reading.axes import Concatenation, FreeSum, Product, StageEnd
 from transprune.reading.inspection import inspect
-from transprune.reading.layouts import Concatenation, Constant, FreeSumEnd, Group, Product, StageEnd
+from transprune.reading.layouts import Constant, Group
 from transprune.reading.reading import GroupFacts, read
 from transprune.shrinking.shrink import kept_entries, shrink
 from transprune.shrinking.sort import ChannelWeights, magnitude, sort_channels, units_of
@@ -252,4 +253,4 @@ def test_the_units_of_a_layout_are_numbered_wherever_they_stand():
     assert units_of(joined, "a").tolist() == [-1, 0, 1, 2, 0, 1, 2, -1, -1]
     assert units_of(joined, "b").tolist() == [-1] * 7 + [0, 1]
     assert units_of(StageEnd("s", (Group("b", 2), Group("a", 2))), "a").tolist() == [0, 1]
-    assert units_of(FreeSumEnd("sum", Group("a", 2), Group("b", 2)), "b").tolist() == [-1, -1]
+    assert units_of(FreeSum("sum", Group("a", 2), Group("b", 2)), "b").tolist() == [-1, -1]

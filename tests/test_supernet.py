@@ -18,8 +18,9 @@ from transprune.architecture import Architecture
 from transprune.errors import OptionError, SpaceError
 from transprune.models.resnet import ResNet, resnet
 from transprune.models.resnet_shape import ResNetShape
+from transprune.reading.axes import Concatenation, Product
 from transprune.reading.inspection import inspect
-from transprune.reading.layouts import Concatenation, Constant, Group, Product, Sizes
+from transprune.reading.layouts import Constant, Group, Sizes
 from transprune.shrinking.shrink import shrink
 from transprune.space import SearchSpace
 from transprune.tas import reference
@@ -487,7 +488,7 @@ def test_along_an_axis_of_several_groups_each_groups_part_is_mixed_by_itself(ali
     product = Product((Constant(4), Group("b", 3), Constant(2)))
     layout = Concatenation((Group("a", 5), product, Constant(3)))
     sizes = Sizes({"a": 5, "b": 3}, is_supernet=True)
-    features = torch.randn(4, layout.full)
+    features = torch.randn(4, 32)
     first, second, rest = features.split([5, 24, 3], dim=1)
     mixed_first, by_unit = (
         mix_prefixes(part, names[name].sizes, names[name].weights, None, alignment)

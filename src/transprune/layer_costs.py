@@ -1,4 +1,4 @@
-"""What a layer costs, as a function of the widths of its input and output.
+"""What a layer costs, as a function of how many channels it reads and writes.
 
 Units: one multiply-add is one MAC. Convolutions, linear layers and products of matrices count, the biases of the former
 two too (one MAC an output element, as in the paper's tables); normalisation, activations, pooling and sums do not
@@ -7,7 +7,8 @@ count as MACs. Parameters are all parameters of the network.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Operator = Literal["conv", "depthwise", "linear", "norm", "projection", "matmul", "parameter"]
@@ -15,7 +16,12 @@ Operator = Literal["conv", "depthwise", "linear", "norm", "projection", "matmul"
 
 @dataclass(frozen=True)
 class Channels:
-    """How many channels a tensor has: a fixed number, what a group or a stage decides, or several of these together."""
+    """How many channels a tensor has: a fixed number, what a group or a stage decides, or several of these together.
+
+    A layout (`transprune.reading.layouts`) nests, and says which entries an axis keeps. Channels say only how many
+    these are, which makes them a flat sum: Σ repeat · source. They are a record of their own because that sum is what
+    a cost is linear in, and what people read in `space.json`.
+    """
 
     full: int
     """Channels in the unpruned network (of the first part)."""
@@ -29,7 +35,7 @@ class Channels:
     @property
     def parts(self) -> tuple[Channels, ...]:
         """All parts, each without the others."""
-        return (Channels(self.full, self.source, self.repeat), *self.beside) if self.beside else (self,)
+        return (replace(self, beside=()), *self.beside) if self.beside else (self,)
 
     @property
     def total(self) -> int:
@@ -40,6 +46,34 @@ class Channels:
     def sources(self) -> tuple[str, ...]:
         """Names of the groups and stages that decide."""
         return tuple(part.source for part in self.parts if part.source is not None)
+
+
+def added(channels: Iterable[Channels]) -> Channels:
+    """Several together, as those of a concatenation: what one group or stage decides is one part.
+
+    Example:
+        >>> added([Channels(4, "stem"), Channels(3), Channels(4, "stem", repeat=2)])
+        Channels(full=4, source='stem', repeat=3, beside=(Channels(full=3, source=None, repeat=1, beside=()),))
+    """
+    merged: dict[str | None, Channels] = {}
+    for part in (part for each in channels for part in each.parts):
+        known = merged.get(part.source)
+        if known is None:
+            merged[part.source] = part
+        elif part.source is None:
+            merged[None] = Channels(known.total + part.total)
+        else:
+            merged[part.source] = replace(part, repeat=known.repeat + part.repeat)
+    first, *others = merged.values() or [Channels(0)]
+    return replace(first, beside=tuple(others))
+
+
+def times(channels: Channels, count: int) -> Channels:
+    """As many for each channel, as where a feature map is flattened."""
+    return added(
+        Channels(part.total * count) if part.source is None else replace(part, repeat=part.repeat * count)
+        for part in channels.parts
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

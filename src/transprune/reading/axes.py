@@ -1,9 +1,67 @@
-"""Which entries of which axes are cut together: axes as terms.
+"""The axes of tensors while a model is read: which entries of which axes must be cut together.
 
-Every axis of every tensor in a trace is an `Axis`. It starts as an atom, and what the operators do to it gives it a
-form: a concatenation of axes, a product of axes (one axis viewed as several, the first varying slowest), or another
-axis that it is the same as. Axes that an operator needs to agree are unified (`transprune.reading.unification`). An
-atom that remains is a set of entries that may be cut freely.
+Every axis of every tensor in a trace is an `Axis`. It starts as an atom, a set of entries that may be cut freely, and
+what the operators do to it gives it a form over other axes. This module begins the one vocabulary that leads from an
+axis to a cost:
+
+- `Axis`: an atom or a form, refined while the operators are read (`unification`, `coupling`, `freedom`);
+- `Layout`: the same forms once all is decided, over groups, which says *which* entries an axis keeps (`layouts`);
+- `Channels`: only *how many* these are, a sum over groups, which is all that a cost needs (`transprune.layer_costs`);
+- `CostTerm`: what a layer costs at each width of one part of its input and one of its output, and `LinearSum`: a cost
+  as a weighted sum of 0-1 variables (`transprune.tas`).
+
+Axes are mutable and layouts are frozen, because an axis is not known until the last operator has been read: `x + y` in
+the last line of a forward makes two axes one that the first lines made. Nothing outside the reading sees an `Axis`.
+
+Example:
+    A residual block with a grouped convolution (three groups of two channels), concatenated with a branch:
+
+        features = stem(images)                                       # 8 channels
+        inside = expand(grouped(reduce(features)))                    # 6, 6 and 8 channels
+        joined = torch.cat([features + inside, branch(features)], 1)  # 8 + 4 channels
+
+    Before, the outputs of each convolution are an atom, and nothing is known of what they are joined to.
+
+    >>> sizes = {"stem": 8, "reduce": 6, "grouped": 6, "expand": 8, "branch": 4}
+    >>> layers = {layer: Axis(size) for layer, size in sizes.items()}
+    >>> for layer, axis in layers.items():
+    ...     produce(axis, layer)
+    >>> stem, reduce, grouped, expand, branch = layers.values()
+
+    The grouped convolution sees its 6 inputs as 3 groups of 2, and its outputs likewise. A group that goes takes both
+    its inputs and its outputs along, so the groups are one axis. Channels within a group are convolved with each other,
+    so both kinds could be cut; the product of two widths is more than a search can do, and the groups are searched.
+
+    >>> from transprune.reading.unification import factor, unify
+    >>> inputs, each_input = factor(reduce, (3, 2))
+    >>> outputs, each_output = factor(grouped, (3, 2))
+    >>> unify(inputs, outputs)
+    >>> for each in (each_input, each_output):
+    ...     fix(each, "another part of the same axis is searched instead")
+
+    The sum needs both its sides alike. The concatenation needs nothing, it is a form.
+
+    >>> unify(stem, expand)
+    >>> joined = concatenate([stem, branch])
+
+    After, five atoms have become three groups, each named after its first layer, and every axis is a layout of them.
+
+    >>> from transprune.reading.layouts import Searched, channels_of, freeze
+    >>> names = {id(atom): layer for layer, axis in reversed(layers.items()) for atom in searchable(axis)}
+    >>> freeze(expand, names)
+    Group(name='stem', full=8)
+    >>> freeze(grouped, names)
+    Product(factors=(Group(name='reduce', full=3), Constant(full=2)))
+    >>> freeze(joined, names)
+    Concatenation(parts=(Group(name='stem', full=8), Group(name='branch', full=4)))
+
+    What a layer behind them costs depends on how many they are: twice the groups, or one width and another.
+
+    >>> searched = Searched(groups={"stem", "reduce", "branch"})
+    >>> channels_of(freeze(grouped, names), searched)
+    Channels(full=3, source='reduce', repeat=2, beside=())
+    >>> channels_of(freeze(joined, names), searched).sources
+    ('stem', 'branch')
 """
 
 from __future__ import annotations
@@ -11,47 +69,63 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from typing import Generic, TypeVar
+
+Part = TypeVar("Part")
+"""What a form is over: an `Axis` while a model is read, a `Layout` afterwards."""
+
+
+@dataclass(frozen=True)
+class Concatenation(Generic[Part]):
+    """Several, one after the other."""
+
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Product(Generic[Part]):
+    """Several flattened into one, the last varying fastest."""
+
+    factors: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class StageEnd(Generic[Part]):
+    """What the last block that a stage keeps hands on."""
+
+    stage: str
+    exits: tuple[Part, ...]
+    """What each block hands on, in order."""
+
+
+@dataclass(frozen=True)
+class FreeSum(Generic[Part]):
+    """The sum of a residual block whose two sides may differ in width: it is as wide as its main side."""
+
+    path: str
+    """Of the shortcut, where a projection brings the other side to the main side's width."""
+    main: Part
+    other: Part
+
+
+Composite = Concatenation[Part] | Product[Part] | StageEnd[Part] | FreeSum[Part]
+
+
+def members(form: Composite[Part] | Same | None) -> tuple[Part, ...]:
+    """What a form is over; of anything else nothing."""
+    match form:
+        case Concatenation(inner) | Product(inner) | StageEnd(_, inner):
+            return inner
+        case FreeSum(_, main, other):
+            return main, other
+    return ()
 
 
 @dataclass(frozen=True)
 class Same:
-    """The axis is another one."""
+    """The axis is another one. Only axes are: two that are unified exist before they are known to be one."""
 
     axis: Axis
-
-
-@dataclass(frozen=True)
-class Concatenated:
-    """The axis is several, one after the other."""
-
-    parts: tuple[Axis, ...]
-
-
-@dataclass(frozen=True)
-class Multiplied:
-    """The axis is several flattened into one, the last varying fastest."""
-
-    factors: tuple[Axis, ...]
-
-
-@dataclass(frozen=True)
-class Behind:
-    """The axis is that of the last block that a stage keeps."""
-
-    stage: str
-    exits: tuple[Axis, ...]
-
-
-@dataclass(frozen=True)
-class FreeSum:
-    """The axis is that of the main side of a residual sum, whose other side may have another width."""
-
-    path: str
-    main: Axis
-    other: Axis
-
-
-Form = Same | Concatenated | Multiplied | Behind | FreeSum | None
 
 
 @dataclass(eq=False)
@@ -59,7 +133,7 @@ class Axis:
     """One axis of a tensor. Without a form it is an atom."""
 
     size: int
-    form: Form = None
+    form: Same | Composite[Axis] | None = None
     reason: str | None = None
     """Why an atom is fixed at its full size; None: it may be cut."""
     is_batch: bool = False
@@ -84,38 +158,38 @@ def settle(axis: Axis) -> Axis:
     while isinstance(axis.form, Same):
         following = axis.form.axis
         if isinstance(following.form, Same):
-            axis.form = following.form
+            axis.form = following.form  # halve the path: chains of sums would make every look-up long
         axis = following
-    form = axis.form
-    if isinstance(form, Multiplied):
-        factors = tuple(inner for factor in form.factors for inner in factors_of(settle(factor)) if inner.size != 1)
-        if len(factors) == 1:
-            axis.form = Same(factors[0])
-            return factors[0]
-        axis.form = Multiplied(factors) if factors else None
-    elif isinstance(form, Concatenated):
-        parts = tuple(inner for part in form.parts for inner in _parts(settle(part)) if inner.size != 0)
-        if len(parts) == 1:
-            axis.form = Same(parts[0])
-            return parts[0]
-        axis.form = Concatenated(parts)
+    match axis.form:
+        case Product(factors):
+            factors = tuple(inner for factor in factors for inner in factors_of(settle(factor)) if inner.size != 1)
+            if len(factors) == 1:
+                axis.form = Same(factors[0])
+                return factors[0]
+            axis.form = Product(factors) if factors else None
+        case Concatenation(parts):
+            parts = tuple(inner for part in parts for inner in _parts(settle(part)) if inner.size != 0)
+            if len(parts) == 1:
+                axis.form = Same(parts[0])
+                return parts[0]
+            axis.form = Concatenation(parts)
     return axis
 
 
 def factors_of(axis: Axis) -> tuple[Axis, ...]:
     """The factors of a product that is settled; of another axis itself."""
-    return axis.form.factors if isinstance(axis.form, Multiplied) else (axis,)
+    return axis.form.factors if isinstance(axis.form, Product) else (axis,)
 
 
 def _parts(axis: Axis) -> tuple[Axis, ...]:
-    return axis.form.parts if isinstance(axis.form, Concatenated) else (axis,)
+    return axis.form.parts if isinstance(axis.form, Concatenation) else (axis,)
 
 
 def atoms(axis: Axis) -> Iterator[Axis]:
     """The atoms behind an axis; of a free sum those of its main side."""
     axis = settle(axis)
     match axis.form:
-        case Concatenated(inner) | Multiplied(inner) | Behind(_, inner):
+        case Concatenation(inner) | Product(inner) | StageEnd(_, inner):
             for each in inner:
                 yield from atoms(each)
         case FreeSum(_, main, _):
@@ -126,7 +200,32 @@ def atoms(axis: Axis) -> Iterator[Axis]:
 
 def is_fixed(axis: Axis) -> bool:
     """Whether nothing behind an axis may be cut."""
-    return all(atom.reason is not None or atom.is_batch or atom.size == 1 for atom in atoms(axis))
+    return not searchable(axis)
+
+
+def searchable(axis: Axis) -> list[Axis]:
+    """The atoms of an axis whose size may be chosen."""
+    return [atom for atom in atoms(axis) if atom.reason is None and atom.size > 1 and not atom.is_batch]
+
+
+def has_samples(axis: Axis) -> bool:
+    """Whether samples are counted somewhere behind an axis."""
+    return any(atom.is_batch for atom in atoms(axis))
+
+
+def units(axis: Axis, atom: Axis) -> int:
+    """Entries of an axis for every entry of one of its atoms: of a group's units the channels that go with each."""
+    axis = settle(axis)
+    match axis.form:
+        case Concatenation(parts):
+            return sum(units(part, atom) for part in parts if _is_behind(atom, part))
+        case Product(factors):
+            return prod(units(factor, atom) if _is_behind(atom, factor) else factor.size for factor in factors)
+    return 1
+
+
+def _is_behind(atom: Axis, axis: Axis) -> bool:
+    return any(inner is atom for inner in atoms(axis))
 
 
 def fix(axis: Axis, reason: str) -> None:
@@ -159,10 +258,10 @@ def is_atom(axis: Axis) -> bool:
 
 def concatenate(parts: Sequence[Axis]) -> Axis:
     """Several axes, one after the other."""
-    return settle(Axis(sum(part.size for part in parts), Concatenated(tuple(parts)), is_unbound=False))
+    return settle(Axis(sum(part.size for part in parts), Concatenation(tuple(parts)), is_unbound=False))
 
 
 def multiply(factors: Sequence[Axis]) -> Axis:
     """Several axes flattened into one, the last varying fastest."""
     size = prod(factor.size for factor in factors)
-    return settle(Axis(size, Multiplied(tuple(factors)), is_unbound=False))
+    return settle(Axis(size, Product(tuple(factors)), is_unbound=False))

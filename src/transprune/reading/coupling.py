@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from transprune.layer_costs import Operator
-from transprune.reading.axes import Axis, Behind, fix, fixed, produce, settle
+from transprune.reading.axes import Axis, StageEnd, fix, fixed, produce, settle
 from transprune.reading.stages import BlockRun
 from transprune.reading.trace import BATCHES, Trace, operator, shape, source_line
 from transprune.reading.unification import unify
@@ -110,10 +110,12 @@ class Coupling:
             axes = []
             for position, each in enumerate(zip(*exits, strict=True)):
                 settled = [settle(axis) for axis in each]
+                # Blocks may hand on channels of different widths, and which reaches the reader is the depth's choice.
+                # Rows, columns and samples cannot differ: nothing could bring them together again.
                 if all(axis is settled[0] for axis in settled):
                     axes.append(settled[0])
                 elif position == 1:
-                    axes.append(Axis(settled[-1].size, Behind(stage.name, tuple(settled)), is_unbound=False))
+                    axes.append(Axis(settled[-1].size, StageEnd(stage.name, tuple(settled)), is_unbound=False))
                 else:
                     for other in settled[1:]:
                         unify(settled[0], other)

@@ -18,7 +18,7 @@ from torch.utils import _pytree
 
 from transprune.errors import ModelError
 from transprune.reading.coupling import Function, OperatorRule, bound_arguments
-from transprune.reading.layouts import Layout, Sizes
+from transprune.reading.layouts import Layout, Sizes, size_of
 from transprune.reading.reading import Reading
 from transprune.reading.rules import rule_of
 from transprune.reading.stages import BlockRun, is_in_place
@@ -226,8 +226,8 @@ class Program:
                 read = {name: _filled(template, value_of, device) for name, template in step.reads.items()}
                 arguments = {**step.constants, **read}
                 for name, layout in step.sizes.items():
-                    is_list = isinstance(layout, tuple)
-                    arguments[name] = [each.size(sizes) for each in layout] if is_list else layout.size(sizes)  # type: ignore
+                    sized = [size_of(each, sizes) for each in (layout if isinstance(layout, tuple) else (layout,))]
+                    arguments[name] = sized if isinstance(layout, tuple) else sized[0]
                 values[step.node] = surroundings.function(step)(arguments)
                 if step.node in self._written_over and step.block is not None:
                     depth, in_use = step.block[1] + 1, depths[step.block[0]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from math import gcd
 
@@ -13,7 +13,7 @@ from transprune.layer_costs import Channels, Layer
 from transprune.models.residual import ResidualSum
 from transprune.options import Dimensions
 from transprune.reading.equality import check_samples
-from transprune.reading.layouts import Concatenation, Constant, FreeSumEnd, Group, Layout, Product, Samples, StageEnd
+from transprune.reading.layouts import Searched, channels_of
 from transprune.reading.networks import unwrapped
 from transprune.reading.reading import GroupFacts, LayerFacts, ParameterFacts, Reading, read
 from transprune.reading.trace import Example
@@ -174,7 +174,7 @@ class _Choosing:
 
     def space(self) -> SearchSpace:
         """The search space of what was chosen."""
-        counting = Counting({group.name for group in self.groups}, {stage.name for stage in self.stages})
+        searched = Searched({group.name for group in self.groups}, {stage.name for stage in self.stages})
         reading = self.reading
         stages = tuple(
             DepthStage(
@@ -182,12 +182,12 @@ class _Choosing:
                 depth=stage.depth,
                 candidates=stage.candidates,
                 blocks=stage.blocks,
-                outputs=tuple(map(counting.channels, reading.ends[stage.name])),
+                outputs=tuple(channels_of(end, searched) for end in reading.ends[stage.name]),
             )
             for stage in self.stages
         )
-        layers = [layer for facts in reading.layers if (layer := self._layer(facts, counting)) is not None]
-        layers += [_parameter(facts, counting) for facts in reading.rest]
+        layers = [layer for facts in reading.layers if (layer := self._layer(facts, searched)) is not None]
+        layers += [_parameter(facts, searched) for facts in reading.rest]
         named = {group.name for group in self.groups} | {fixed.name for fixed in self.fixed}
         rest = [Fixed(name, reason) for name, reason in reading.fixed if name not in named]
         return SearchSpace(
@@ -198,9 +198,9 @@ class _Choosing:
             reading=reading,
         )
 
-    def _layer(self, facts: LayerFacts, counting: Counting) -> Layer | None:
+    def _layer(self, facts: LayerFacts, searched: Searched) -> Layer | None:
         use = facts.use
-        inputs, outputs = counting.channels(facts.inputs), counting.channels(facts.outputs)
+        inputs, outputs = channels_of(facts.inputs, searched), channels_of(facts.outputs, searched)
         has_norm = False
         if use.operator == "projection":
             if inputs == outputs:
@@ -221,79 +221,17 @@ class _Choosing:
         )
 
 
-def _parameter(facts: ParameterFacts, counting: Counting) -> Layer:
+def _parameter(facts: ParameterFacts, searched: Searched) -> Layer:
     """A parameter that no layer counts: its size as a product of at most two widths."""
     constant, varying = 1, []
     for layout in facts.axes:
-        channels = counting.channels(layout)
+        channels = channels_of(layout, searched)
         if channels.sources:
             varying.append(channels)
         else:
             constant *= channels.total
     inputs, outputs = [*varying, Channels(1), Channels(1)][:2]
     return Layer(name=facts.name, operator="parameter", inputs=inputs, outputs=outputs, kernel=constant)
-
-
-class Counting:
-    """How many channels a layout has, in terms of the groups and stages that are searched."""
-
-    def __init__(self, groups: set[str], stages: set[str]) -> None:
-        self.groups, self.stages = groups, stages
-
-    def channels(self, layout: Layout) -> Channels:
-        """The channels of a layout. Groups and stages that are not searched have their full size."""
-        merged: dict[str | None, Channels] = {}
-        for part in self._parts(layout):
-            known = merged.get(part.source)
-            if known is None:
-                merged[part.source] = part
-            elif part.source is None:
-                merged[None] = Channels(known.full * known.repeat + part.full * part.repeat)
-            else:
-                merged[part.source] = Channels(part.full, part.source, known.repeat + part.repeat)
-        parts = list(merged.values()) or [Channels(0)]
-        return Channels(parts[0].full, parts[0].source, parts[0].repeat, tuple(parts[1:]))
-
-    def _parts(self, layout: Layout) -> Iterator[Channels]:
-        match layout:
-            case Constant(full):
-                yield Channels(full)
-            case Samples():
-                yield Channels(1)
-            case Group(name, full):
-                yield Channels(full, name if name in self.groups else None)
-            case Concatenation(parts):
-                for part in parts:
-                    yield from self._parts(part)
-            case Product(factors):
-                yield from self._product(factors)
-            case FreeSumEnd(_, main, _):
-                yield from self._parts(main)
-            case StageEnd(stage, exits):
-                ends = {self.channels(end) for end in exits}
-                if len(ends) > 1 and stage in self.stages:
-                    yield Channels(self.channels(exits[-1]).total, stage)
-                else:
-                    yield from self._parts(exits[-1])
-
-    def _product(self, factors: Sequence[Layout]) -> Iterator[Channels]:
-        constant, varying = 1, None
-        for factor in factors:
-            channels = self.channels(factor)
-            if not channels.sources:
-                constant *= channels.total
-            elif varying is None:
-                varying = channels
-            else:
-                raise AssertionError("two searched widths are multiplied")  # the reading fixes all but one
-        if varying is None:
-            yield Channels(constant)
-            return
-        for part in varying.parts:
-            if part.source is None:
-                yield Channels(part.full * part.repeat * constant)
-            else:
-                yield Channels(part.full, part.source, part.repeat * constant)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -1,17 +1,60 @@
-"""How an axis of a tensor is made up of what is searched: the frozen outcome of `transprune.reading.axes`.
+"""What the axes of tensors are made up of once it is decided what is searched: the frozen outcome of `axes`.
 
-A layout answers two questions for any sizes of the groups and stages: how many entries the axis has, and which entries
-of the unpruned network these are.
+A layout is one of the forms that an axis had (`Concatenation`, `Product`, `StageEnd`, `FreeSum`), over the channels of
+named groups. For any sizes of the groups and stages it says how many entries the axis has, and which of the unpruned
+network's these are.
+
+Example:
+    Eight channels of a stem, concatenated with three groups of two channels. Six channels and two groups are kept.
+
+    >>> layout = Concatenation((Group("stem", 8), Product((Group("grouped", 3), Constant(2)))))
+    >>> sizes = Sizes({"stem": 6, "grouped": 2})
+    >>> size_of(layout, sizes), full_size(layout)
+    (10, 14)
+    >>> kept_of(layout, sizes, lambda group: np.arange(8)).tolist()
+    [0, 1, 2, 3, 4, 5, 8, 9, 10, 11]
+    >>> list(groups_of(layout)), is_prefix(layout)
+    (['stem', 'grouped'], False)
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from typing import TypeAlias
 
 import numpy as np
+
+from transprune.layer_costs import Channels, added, times
+from transprune.reading.axes import Axis, Composite, Concatenation, FreeSum, Product, StageEnd, members, settle
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Always the same entries."""
+
+    full: int
+
+
+@dataclass(frozen=True)
+class Samples:
+    """As many entries as there are samples."""
+
+    full: int
+    """Samples in the example."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The units of one width group."""
+
+    name: str
+    full: int
+
+
+Layout: TypeAlias = "Constant | Samples | Group | Composite[Layout]"
+"""What one axis is made up of."""
 
 
 @dataclass(frozen=True)
@@ -27,259 +70,195 @@ class Sizes:
     """Depths in use by stage; stages that are not named have their full depth."""
     samples: int = 1
     is_supernet: bool = False
-    """Whether a residual sum with free sides is as wide as the wider side; in a plain network the main side decides."""
+    """Whether a free sum is as wide as the wider of its sides; in a plain network the main side decides."""
 
 
 Order = Callable[[str], np.ndarray]
-"""Gives the units of a group that are in use, in order."""
+"""Gives the units of a group, those first that are kept first."""
 
 
-class Layout:
-    """What one axis is made up of."""
+def freeze(axis: Axis, names: Mapping[int, str], known: dict[int, Layout] | None = None) -> Layout:
+    """The layout of an axis.
 
-    full: int
-    """Entries in the unpruned network."""
-
-    @abstractmethod
-    def size(self, sizes: Sizes) -> int:
-        """Entries at the given sizes."""
-
-    @abstractmethod
-    def kept(self, sizes: Sizes, order: Order) -> np.ndarray:
-        """Which entries of the unpruned network these are."""
-
-    @abstractmethod
-    def groups(self) -> Iterator[str]:
-        """Groups that take part."""
-
-    @property
-    def is_prefix(self) -> bool:
-        """Whether the first units of every group are the first entries of the axis."""
-        return not any(True for _ in self.groups())
-
-    @property
-    def is_searched(self) -> bool:
-        """Whether any group or stage takes part."""
-        return any(True for _ in self.groups())
+    Args:
+        axis: An axis of which all is decided.
+        names: The group of each atom that is searched, by the atom's id.
+        known: Layouts by the id of their axis; filled here, so that axes that share parts share their layouts.
+    """
+    known = {} if known is None else known
+    axis = settle(axis)
+    if id(axis) not in known:
+        known[id(axis)] = _frozen(axis, names, known)
+    return known[id(axis)]
 
 
-@dataclass(frozen=True)
-class Constant(Layout):
-    """Always the same entries."""
+def _frozen(axis: Axis, names: Mapping[int, str], known: dict[int, Layout]) -> Layout:
+    def frozen(axes: Sequence[Axis]) -> tuple[Layout, ...]:
+        return tuple(freeze(each, names, known) for each in axes)
 
-    full: int
-
-    def size(self, sizes: Sizes) -> int:
-        """All of them."""
-        return self.full
-
-    def kept(self, sizes: Sizes, order: Order) -> np.ndarray:
-        """All of them."""
-        return np.arange(self.full)
-
-    def groups(self) -> Iterator[str]:
-        """None."""
-        return iter(())
-
-
-@dataclass(frozen=True)
-class Samples(Layout):
-    """As many entries as there are samples."""
-
-    full: int
-
-    def size(self, sizes: Sizes) -> int:
-        """As many as there are samples."""
-        return sizes.samples
-
-    def kept(self, sizes: Sizes, order: Order) -> np.ndarray:
-        """One a sample."""
-        return np.arange(sizes.samples)
-
-    def groups(self) -> Iterator[str]:
-        """None."""
-        return iter(())
+    match axis.form:
+        case Concatenation(parts):
+            return _simplified(Concatenation(frozen(parts)))
+        case Product(factors):
+            return product(frozen(factors))
+        case StageEnd(stage, exits):
+            return StageEnd(stage, frozen(exits))
+        case FreeSum(path, main, other):
+            return FreeSum(path, *frozen((main, other)))
+    if axis.is_batch:
+        return Samples(axis.size)
+    name = names.get(id(axis))
+    return Constant(axis.size) if name is None else Group(name, axis.size)
 
 
-@dataclass(frozen=True)
-class Group(Layout):
-    """The units of one width group."""
-
-    name: str
-    full: int
-
-    def size(self, sizes: Sizes) -> int:
-        """The units in use."""
-        return sizes.widths.get(self.name, self.full)
-
-    def kept(self, sizes: Sizes, order: Order) -> np.ndarray:
-        """The first units in their order."""
-        return order(self.name)[: self.size(sizes)]
-
-    def groups(self) -> Iterator[str]:
-        """The group itself."""
-        yield self.name
-
-    @property
-    def is_prefix(self) -> bool:
-        """Always."""
-        return True
-
-
-@dataclass(frozen=True)
-class Concatenation(Layout):
-    """Several layouts, one after the other."""
-
-    parts: tuple[Layout, ...]
-
-    @property
-    def full(self) -> int:  # type: ignore[override]
-        """All parts together."""
-        return sum(part.full for part in self.parts)
-
-    def size(self, sizes: Sizes) -> int:
-        """All parts together."""
-        return sum(part.size(sizes) for part in self.parts)
-
-    def kept(self, sizes: Sizes, order: Order) -> np.ndarray:
-        """Those of each part, behind the parts before it."""
-        starts = np.cumsum([0, *(part.full for part in self.parts)])
-        kept = [start + part.kept(sizes, order) for start, part in zip(starts, self.parts, strict=False)]
-        return np.concatenate([*kept, np.arange(0)])
-
-    def groups(self) -> Iterator[str]:
-        """Those of the parts."""
-        for part in self.parts:
-            yield from part.groups()
-
-    @property
-    def is_prefix(self) -> bool:
-        """Only where all but the last part are constant."""
-        *before, last = self.parts
-        return last.is_prefix and not any(map(varies, before))
-
-
-@dataclass(frozen=True)
-class Product(Layout):
+def product(factors: Sequence[Layout]) -> Layout:
     """Several layouts flattened into one, the last varying fastest."""
-
-    factors: tuple[Layout, ...]
-
-    @property
-    def full(self) -> int:  # type: ignore[override]
-        """The product of the factors."""
-        return prod(factor.full for factor in self.factors)
-
-    def size(self, sizes: Sizes) -> int:
-        """The product of the factors."""
-        return prod(factor.size(sizes) for factor in self.factors)
-
-    def kept(self, sizes: Sizes, order: Order) -> np.ndarray:
-        """Every combination of those of the factors."""
-        kept = np.arange(1)
-        for factor in self.factors:
-            kept = (kept[:, None] * factor.full + factor.kept(sizes, order)).reshape(-1)
-        return kept
-
-    def groups(self) -> Iterator[str]:
-        """Those of the factors."""
-        for factor in self.factors:
-            yield from factor.groups()
-
-    @property
-    def is_prefix(self) -> bool:
-        """Only where all but the first factor are constant."""
-        first, *rest = self.factors
-        return first.is_prefix and not any(map(varies, rest))
+    return _simplified(Product(tuple(factors)))
 
 
-@dataclass(frozen=True)
-class StageEnd(Layout):
-    """What the last kept block of a stage hands on."""
-
-    stage: str
-    exits: tuple[Layout, ...]
-
-    @property
-    def full(self) -> int:  # type: ignore[override]
-        """What the last block hands on."""
-        return self.exits[-1].full
-
-    def in_use(self, sizes: Sizes) -> list[Layout]:
-        """The exits at the depths in use."""
-        return [self.exits[depth - 1] for depth in sizes.depths.get(self.stage, (len(self.exits),))]
-
-    def size(self, sizes: Sizes) -> int:
-        """The widest of the exits in use."""
-        return max(exit.size(sizes) for exit in self.in_use(sizes))
-
-    def kept(self, sizes: Sizes, order: Order) -> np.ndarray:
-        """Those of all exits in use together."""
-        return _union([exit.kept(sizes, order) for exit in self.in_use(sizes)])
-
-    def groups(self) -> Iterator[str]:
-        """Those of all exits."""
-        for exit in self.exits:
-            yield from exit.groups()
-
-    @property
-    def is_prefix(self) -> bool:
-        """Where it holds for every exit."""
-        return all(exit.is_prefix for exit in self.exits)
-
-    @property
-    def is_searched(self) -> bool:
-        """Always: the depth decides."""
-        return True
+def _simplified(layout: Layout) -> Layout:
+    """A layout that is always the same as the constant it is, however it is made up."""
+    return layout if varies(layout) else Constant(full_size(layout))
 
 
-@dataclass(frozen=True)
-class FreeSumEnd(Layout):
-    """What a residual sum with free sides hands on."""
+def full_size(layout: Layout) -> int:
+    """Entries in the unpruned network, with as many samples as the example has."""
+    match layout:
+        case Group(_, full) | Constant(full) | Samples(full):
+            return full
+        case Concatenation(parts):
+            return sum(map(full_size, parts))
+        case Product(factors):
+            return prod(map(full_size, factors))
+        case StageEnd(_, exits):
+            return full_size(exits[-1])
+        case FreeSum(_, main, _):
+            return full_size(main)
 
-    path: str
-    main: Layout
-    other: Layout
 
-    @property
-    def full(self) -> int:  # type: ignore[override]
-        """Those of the main side."""
-        return self.main.full
+def size_of(layout: Layout, sizes: Sizes) -> int:
+    """How many entries are in use."""
+    match layout:
+        case Group(name, full):
+            return sizes.widths.get(name, full)
+        case Constant(full):
+            return full
+        case Samples():
+            return sizes.samples
+        case Concatenation(parts):
+            return sum(size_of(part, sizes) for part in parts)
+        case Product(factors):
+            return prod(size_of(factor, sizes) for factor in factors)
+        case StageEnd() | FreeSum():
+            return max(size_of(end, sizes) for end in _in_use(layout, sizes))
 
-    def size(self, sizes: Sizes) -> int:
-        """Those of the main side; in a supernet those of the wider side."""
-        main = self.main.size(sizes)
-        return max(main, self.other.size(sizes)) if sizes.is_supernet else main
 
-    def kept(self, sizes: Sizes, order: Order) -> np.ndarray:
-        """Those of the main side; in a supernet those of both."""
-        main = self.main.kept(sizes, order)
-        return _union([main, self.other.kept(sizes, order)]) if sizes.is_supernet else main
+def kept_of(layout: Layout, sizes: Sizes, order: Order) -> np.ndarray:
+    """Which entries of the unpruned network are in use."""
+    match layout:
+        case Group(name, _):
+            return order(name)[: size_of(layout, sizes)]
+        case Constant() | Samples():
+            return np.arange(size_of(layout, sizes))
+        case Concatenation(parts):
+            starts = np.cumsum([0, *map(full_size, parts)])
+            by_part = [start + kept_of(part, sizes, order) for start, part in zip(starts, parts, strict=False)]
+            return np.concatenate([*by_part, np.arange(0)])
+        case Product(factors):
+            kept = np.arange(1)
+            for factor in factors:  # an entry of the factors before stands for a run as long as the whole factor
+                kept = (kept[:, None] * full_size(factor) + kept_of(factor, sizes, order)).reshape(-1)
+            return kept
+        case StageEnd() | FreeSum():
+            ends = [kept_of(end, sizes, order) for end in _in_use(layout, sizes)]
+            return ends[0] if len(ends) == 1 else np.unique(np.concatenate(ends))
 
-    def groups(self) -> Iterator[str]:
-        """Those of the main side."""
-        yield from self.main.groups()
 
-    @property
-    def is_prefix(self) -> bool:
-        """Where it holds for both sides."""
-        return self.main.is_prefix and self.other.is_prefix
+def _in_use(layout: StageEnd[Layout] | FreeSum[Layout], sizes: Sizes) -> list[Layout]:
+    """The layouts that meet at the end of a stage or in a free sum: one in a plain network, several in a supernet."""
+    match layout:
+        case StageEnd(stage, exits):
+            return [exits[depth - 1] for depth in sizes.depths.get(stage, (len(exits),))]
+        case FreeSum(_, main, other):
+            return [main, other] if sizes.is_supernet else [main]
 
-    @property
-    def is_searched(self) -> bool:
-        """Where it holds for either side."""
-        return self.main.is_searched or self.other.is_searched
+
+def groups_of(layout: Layout) -> Iterator[str]:
+    """Groups that decide about the entries; of a free sum those of its main side."""
+    match layout:
+        case Group(name, _):
+            yield name
+        case FreeSum(_, main, _):
+            yield from groups_of(main)
+        case Concatenation(inner) | Product(inner) | StageEnd(_, inner):
+            for each in inner:
+                yield from groups_of(each)
+
+
+def is_searched(layout: Layout) -> bool:
+    """Whether any group or stage takes part."""
+    match layout:
+        case Group() | StageEnd():
+            return True
+        case Constant() | Samples():
+            return False
+    return any(map(is_searched, members(layout)))
 
 
 def varies(layout: Layout) -> bool:
     """Whether groups, stages or samples take part, so that the entries are not always the same."""
     match layout:
-        case Samples():
+        case Group() | StageEnd() | Samples():
             return True
-        case Concatenation(inner) | Product(inner):
-            return any(map(varies, inner))
-    return layout.is_searched
+        case Constant():
+            return False
+    return any(map(varies, members(layout)))
 
 
-def _union(sets: list[np.ndarray]) -> np.ndarray:
-    return sets[0] if len(sets) == 1 else np.unique(np.concatenate(sets))
+def is_prefix(layout: Layout) -> bool:
+    """Whether the first units of every group are the first entries, so that a slice cuts the axis.
+
+    Only the last part of a concatenation may vary, and only the first factor of a product: entries that go missing
+    anywhere else leave a gap.
+    """
+    match layout:
+        case Concatenation((*others, growing)) | Product((growing, *others)):
+            return is_prefix(growing) and not any(map(varies, others))
+        case StageEnd() | FreeSum():
+            return all(map(is_prefix, members(layout)))
+    return True
+
+
+@dataclass(frozen=True)
+class Searched:
+    """The groups and stages of a search space by name; all others have their full size."""
+
+    groups: Collection[str] = ()
+    stages: Collection[str] = ()
+
+
+def channels_of(layout: Layout, searched: Searched) -> Channels:
+    """How many entries a layout has, as a sum over what is searched: all that a cost depends on.
+
+    Here it is forgotten where the entries stand: 4 channels of a group, 3 constant ones and 4 of the group again are
+    twice the group and 3. A free sum counts as its main side, and a stage's end is named where its exits differ.
+    """
+    match layout:
+        case Group(name, full):
+            return Channels(full, name if name in searched.groups else None)
+        case Constant() | Samples():
+            return Channels(size_of(layout, Sizes()))  # costs are those of one sample
+        case Concatenation(parts):
+            return added(channels_of(part, searched) for part in parts)
+        case Product(factors):
+            counts = [channels_of(factor, searched) for factor in factors]
+            varying = [channels for channels in counts if channels.sources]
+            assert len(varying) <= 1, "two searched widths are multiplied"  # `freedom` fixes all but one
+            constant = prod(channels.total for channels in counts if not channels.sources)
+            return times(varying[0] if varying else Channels(1), constant)
+        case FreeSum(_, main, _):
+            return channels_of(main, searched)
+        case StageEnd(stage, exits):
+            ends = [channels_of(end, searched) for end in exits]
+            is_chosen = stage in searched.stages and any(end != ends[0] for end in ends)
+            return Channels(ends[-1].total, stage) if is_chosen else ends[-1]

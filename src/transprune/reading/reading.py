@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -12,20 +12,10 @@ import numpy as np
 from torch import fx, nn
 
 from transprune.errors import ModelError
-from transprune.reading.axes import Axis, Behind, Concatenated, FreeSum, Multiplied, atoms, settle
+from transprune.reading.axes import Axis, atoms, factors_of, searchable, settle, units
 from transprune.reading.coupling import PRODUCERS, Axes, Coupling, Use, couple
-from transprune.reading.freedom import decide, searchable
-from transprune.reading.layouts import (
-    Concatenation,
-    Constant,
-    FreeSumEnd,
-    Group,
-    Layout,
-    Product,
-    Samples,
-    StageEnd,
-    varies,
-)
+from transprune.reading.freedom import decide
+from transprune.reading.layouts import Constant, Layout, freeze, is_searched, product
 from transprune.reading.networks import blueprint, unwrapped
 from transprune.reading.stages import BlockRun, find_stages
 from transprune.reading.trace import Example, Trace, as_inputs, trace
@@ -212,7 +202,7 @@ class _Freezing:
                     GroupFacts(
                         name=name,
                         width=atom.size,
-                        unit=_entries_a_unit(use.outputs, atom),
+                        unit=units(use.outputs, atom),
                         layers=layers or (use.name,),
                         is_ordered=atom.is_ordered,
                         is_inexact=atom.is_inexact,
@@ -221,26 +211,7 @@ class _Freezing:
         return tuple(groups)
 
     def layout(self, axis: Axis) -> Layout:
-        """The frozen form of an axis."""
-        axis = settle(axis)
-        if id(axis) not in self.layouts:
-            self.layouts[id(axis)] = self._layout(axis)
-        return self.layouts[id(axis)]
-
-    def _layout(self, axis: Axis) -> Layout:
-        match axis.form:
-            case Concatenated(parts):
-                return _simplified(Concatenation(tuple(map(self.layout, parts))))
-            case Multiplied(factors):
-                return _simplified(Product(tuple(map(self.layout, factors))))
-            case Behind(stage, exits):
-                return StageEnd(stage, tuple(map(self.layout, exits)))
-            case FreeSum(path, main, other):
-                return FreeSumEnd(path, self.layout(main), self.layout(other))
-        if axis.is_batch:
-            return Samples(axis.size)
-        name = self.names.get(id(axis))
-        return Constant(axis.size) if name is None else Group(name, axis.size)
+        return freeze(axis, self.names, self.layouts)
 
     def _nested(self, value: Any) -> Any:
         if isinstance(value, list):
@@ -250,7 +221,7 @@ class _Freezing:
     def _end(self, stage: BlockRun) -> tuple[Layout, ...]:
         exits = [[self.layout(axis) for axis in self.coupling.values[node]] for node in stage.exits]
         rank = len(exits[-1])
-        searched = [place for place in range(rank) if any(axes[place].is_searched for axes in exits)]
+        searched = [place for place in range(rank) if any(is_searched(axes[place]) for axes in exits)]
         place = 1 if rank > 1 and (1 in searched or not searched) else (searched or [0])[0]
         return tuple(axes[place] for axes in exits)
 
@@ -298,11 +269,11 @@ class _Freezing:
             counted.update(id(parameter) for parameter in own)
         inputs, outputs = self.layout(use.inputs), self.layout(use.outputs)
         if varying:
-            extra = _product([self.layout(axis) for axis in varying])
-            if inputs.is_searched:
-                outputs = _product([extra, outputs])
+            extra = product([self.layout(axis) for axis in varying])
+            if is_searched(inputs):
+                outputs = product([extra, outputs])
             else:
-                inputs = _product([extra, inputs])
+                inputs = product([extra, inputs])
         yield LayerFacts(
             use=use,
             inputs=inputs,
@@ -315,7 +286,7 @@ class _Freezing:
         if varying and use.has_bias and use.operator != "norm":
             yield LayerFacts(
                 use=_as_product(use),
-                inputs=_product([self.layout(axis) for axis in varying]),
+                inputs=product([self.layout(axis) for axis in varying]),
                 outputs=self.layout(use.outputs),
                 positions=constant,
                 bias_positions=0,
@@ -329,35 +300,6 @@ def _as_product(use: Use) -> Use:
     return Use(name=f"{use.name}.bias", operator="matmul", node=use.node, inputs=use.inputs, outputs=use.outputs)
 
 
-def _product(layouts: Sequence[Layout]) -> Layout:
-    return _simplified(Product(tuple(layouts)))
-
-
-def _simplified(layout: Concatenation | Product) -> Layout:
-    """Constant parts together as one."""
-    return layout if varies(layout) else Constant(layout.full)
-
-
 def _count(axes: Iterable[Axis]) -> int:
     """Entries of several axes together, for one sample."""
-    return prod(1 if atom.is_batch else atom.size for axis in axes for atom in _leaves(axis))
-
-
-def _leaves(axis: Axis) -> list[Axis]:
-    """Factors of an axis; anything but a product is one."""
-    axis = settle(axis)
-    return [settle(factor) for factor in axis.form.factors] if isinstance(axis.form, Multiplied) else [axis]
-
-
-def _entries_a_unit(axis: Axis, atom: Axis) -> int:
-    """Entries of an axis for every unit of an atom."""
-    axis = settle(axis)
-    match axis.form:
-        case Concatenated(parts):
-            return sum(_entries_a_unit(part, atom) for part in parts if any(a is atom for a in atoms(part)))
-        case Multiplied(factors):
-            return prod(
-                _entries_a_unit(factor, atom) if any(a is atom for a in atoms(factor)) else factor.size
-                for factor in factors
-            )
-    return 1
+    return prod(1 if atom.is_batch else atom.size for axis in axes for atom in factors_of(settle(axis)))

@@ -1,6 +1,33 @@
-"""How axes are made the same: their forms are refined until the parts match one by one.
+"""How axes are made the same: their forms are refined until their parts match one by one.
 
-Where forms do not fit together, all that is behind them is fixed at its full size. Nothing is ever guessed.
+This is unification as in a theorem prover or a type checker, with sizes: an atom takes any form, and two forms are one
+if all their parts are. It differs in that it cannot fail. A network is always some network, so where two forms have no
+common refinement, all that is behind them is fixed at its full size. Nothing is ever guessed.
+
+Example:
+    Twelve channels that one operator views as 2 × 6 and another as 4 × 3 have a view that refines both: 2 × 2 × 3.
+
+    >>> def sizes(axis):
+    ...     return [atom.size for atom in atoms(axis)]
+    >>> channels = Axis(12)
+    >>> views = factor(channels, (2, 6)), factor(channels, (4, 3))
+    >>> sizes(channels), is_fixed(channels)
+    ([2, 2, 3], False)
+
+    Six channels as 2 × 3 and as 3 × 2 have none: channels 0, 1, 2 are a row of the first view, and the second view has
+    no rows that hold just these. Cut in one view, the other would have holes.
+
+    >>> channels = Axis(6)
+    >>> views = factor(channels, (2, 3)), factor(channels, (3, 2), "it is viewed as 2 × 3 and 3 × 2")
+    >>> is_fixed(channels), next(atoms(channels)).reason
+    (True, 'it is viewed as 2 × 3 and 3 × 2')
+
+    Concatenations are split where either ends: 5 + 2 and 3 + 4 are both 3 + 2 + 2.
+
+    >>> first, second = concatenate([Axis(5), Axis(2)]), concatenate([Axis(3), Axis(4)])
+    >>> unify(first, second)
+    >>> sizes(first), [one is other for one, other in zip(atoms(first), atoms(second), strict=True)]
+    ([3, 2, 2], [True, True, True])
 """
 
 from __future__ import annotations
@@ -10,16 +37,17 @@ from math import prod
 
 from transprune.reading.axes import (
     Axis,
-    Behind,
-    Concatenated,
+    Concatenation,
     FreeSum,
-    Multiplied,
+    Product,
     Same,
+    StageEnd,
     atoms,
     concatenate,
     factors_of,
     fix,
     fixed,
+    has_samples,
     is_fixed,
     produce,
     settle,
@@ -28,9 +56,11 @@ from transprune.reading.axes import (
 
 def collapse(axis: Axis) -> Axis:
     """Makes the exits of a stage one axis, and a free sum its main side, for operators that need one thing."""
+    # Both forms let widths differ that would otherwise be one. That is a freedom to give up, not a fact to lose: the
+    # channels are still searched, only together.
     axis = settle(axis)
     match axis.form:
-        case Behind(_, (first, *others)):
+        case StageEnd(_, (first, *others)):
             axis.form = Same(first)
             for other in others:
                 unify(first, other)
@@ -57,6 +87,8 @@ def unify(first: Axis, second: Axis, reason: str = "its uses do not fit together
         fix(first, reason)
         fix(second, reason)
         return
+    # What nobody has made or fixed yet has nothing to lose: it takes the other's form as it is, even a stage's end or a
+    # free sum. Anything else first gives up these two freedoms.
     if second.is_unbound and second.form is None:
         _bind(second, first)
     elif first.is_unbound and first.form is None:
@@ -80,7 +112,7 @@ def _unify_forms(first: Axis, second: Axis, reason: str) -> None:
         first, second = second, first
     if first.form is None:
         _join(first, second, reason)
-    elif isinstance(first.form, Multiplied) and isinstance(second.form, Multiplied):
+    elif isinstance(first.form, Product) and isinstance(second.form, Product):
         unify_products(first.form.factors, second.form.factors, reason)
     else:
         _unify_parts(first, second, reason)
@@ -90,7 +122,7 @@ def _join(atom: Axis, axis: Axis, reason: str) -> None:
     """Lets an atom be an axis, with all that was said of it."""
     behind = list(atoms(axis))
     if any(inner is atom for inner in behind):
-        fix(axis, reason)  # an axis cannot be a part of itself
+        fix(axis, reason)  # an axis that is a part of itself has no finite form (the occurs check of unification)
         return
     if atom.is_batch or (axis.form is None and axis.is_batch):
         _join_samples(atom, axis, reason)
@@ -107,6 +139,8 @@ def _join(atom: Axis, axis: Axis, reason: str) -> None:
 
 def _join_samples(first: Axis, second: Axis, reason: str) -> None:
     """Lets an axis that nobody produces count samples, as another one does."""
+    # Channels that a layer produces are as many as its weights say, and samples as many as come in: that both have one
+    # size is an accident of the example, and cutting the channels would break it.
     if first.is_batch and second.is_batch:
         first.form = Same(second)
         return
@@ -120,6 +154,8 @@ def _join_samples(first: Axis, second: Axis, reason: str) -> None:
 def unify_products(first: Sequence[Axis], second: Sequence[Axis], reason: str) -> None:
     """Makes two products of the same size the same, factor by factor, refining those that are too coarse."""
     left, right = _merged(first), _merged(second)
+    # From the outermost factor inwards, as the entries lie in memory. Of 12 × 5 against 3 × 20, 12 becomes 3 × 4, the
+    # threes are one, and 4 × 5 against 20 is left.
     while left and right:
         one, other = left[0], right[0]
         if one.size == other.size:
@@ -131,12 +167,14 @@ def unify_products(first: Sequence[Axis], second: Sequence[Axis], reason: str) -
             right[:1] = factor(other, (one.size, other.size // one.size), reason)
         else:
             break
-    for axis in (*left, *right):  # what is left over did not fit
+    for axis in (*left, *right):  # the outer factors matched and stay free; what did not fit is left over
         fix(axis, reason)
 
 
 def _merged(axes: Sequence[Axis]) -> list[Axis]:
     """The factors of several axes, where fixed neighbours are one: how they are made up does not matter."""
+    # 4 rows × 6 columns × 5 channels as 3 × 8 × 5: rows and columns keep all 24 entries in any view, so that these do
+    # not fit is no reason to fix the channels.
     merged: list[Axis] = []
     for factor in (inner for axis in axes for inner in factors_of(settle(axis)) if inner.size != 1):
         if merged and _is_whole(merged[-1]) and _is_whole(factor):
@@ -148,7 +186,7 @@ def _merged(axes: Sequence[Axis]) -> list[Axis]:
 
 def _is_whole(axis: Axis) -> bool:
     """Whether an axis always has the same entries."""
-    return is_fixed(axis) and not any(atom.is_batch for atom in atoms(axis))
+    return is_fixed(axis) and not has_samples(axis)
 
 
 def factor(axis: Axis, sizes: Sequence[int], reason: str = "its uses do not fit together") -> list[Axis]:
@@ -166,10 +204,11 @@ def factor(axis: Axis, sizes: Sequence[int], reason: str = "its uses do not fit 
             factors[0].is_batch = True
             for each in factors[1:]:
                 each.reason = "it is a part of the batch"
-        axis.form, axis.is_unbound = Multiplied(tuple(factors)), False
+        axis.form, axis.is_unbound = Product(tuple(factors)), False
         return factors
+    # A form that is there already is brought together with the product of new atoms, which then are its factors.
     factors = [Axis(size) for size in sizes]
-    whole = Axis(axis.size, Multiplied(tuple(factors)), is_unbound=False)
+    whole = Axis(axis.size, Product(tuple(factors)), is_unbound=False)
     unify(axis, whole, reason)
     return factors
 
@@ -207,16 +246,18 @@ def _split_at(axis: Axis, position: int, reason: str) -> tuple[Axis, Axis]:
         nothing = fixed(0, reason)
         return (nothing, axis) if position == 0 else (axis, nothing)
     match axis.form:
-        case Concatenated(parts):
+        case Concatenation(parts):
             return _split_concatenation(parts, position, reason)
-        case Multiplied((outer, *inner)):
+        case Product((outer, *inner)):
+            # 4 × 3 at 6 is 2 × 3 and 2 × 3: between two of the outer entries, and the inner axis stays what it is. At 5
+            # the cut goes through an outer entry; only where these are written out one by one does that have a form.
             step = prod(factor.size for factor in inner)
             if position % step == 0:
                 before, after = _split_at(collapse(outer), position // step, reason)
                 left, right = (
-                    Axis(part.size * step, Multiplied((part, *inner)), is_unbound=False) for part in (before, after)
+                    Axis(part.size * step, Product((part, *inner)), is_unbound=False) for part in (before, after)
                 )
-                axis.form = Concatenated((left, right))
+                axis.form = Concatenation((left, right))
                 return settle(left), settle(right)
             if (is_fixed(outer) or outer.size <= 2) and not outer.is_batch:
                 return _split_at(_written_out(axis, outer, inner, reason), position, reason)
@@ -226,7 +267,7 @@ def _split_at(axis: Axis, position: int, reason: str) -> tuple[Axis, Axis]:
             left, right = _piece(axis, position), _piece(axis, axis.size - position)
             if axis.is_batch:
                 left.reason = right.reason = "it is a part of the batch"
-            axis.form, axis.is_unbound = Concatenated((left, right)), False
+            axis.form, axis.is_unbound = Concatenation((left, right)), False
             return left, right
 
 
@@ -247,18 +288,20 @@ def _split_concatenation(parts: Sequence[Axis], position: int, reason: str) -> t
 
 def _written_out(axis: Axis, outer: Axis, inner: Sequence[Axis], reason: str) -> Axis:
     """A product whose first factor is fixed as that many copies of the rest, one after the other."""
+    # The copies are one axis, so what is cut in one is cut in all, as in the two halves of a gate. Two is also the most
+    # for which fixing an outer factor that is free gives up little.
     fix(outer, reason)
     size = axis.size // outer.size
-    rest = Axis(size, Multiplied(tuple(inner)), is_unbound=False)
-    axis.form = Concatenated((rest,) * outer.size)
+    rest = Axis(size, Product(tuple(inner)), is_unbound=False)
+    axis.form = Concatenation((rest,) * outer.size)
     return settle(axis)
 
 
 def _unify_parts(first: Axis, second: Axis, reason: str) -> None:
     """Makes a concatenation and another form the same: the other is split where the concatenation is."""
-    if not isinstance(first.form, Concatenated):
+    if not isinstance(first.form, Concatenation):
         first, second = second, first
-    assert isinstance(first.form, Concatenated)  # at least one of the two is
+    assert isinstance(first.form, Concatenation)  # at least one of the two is
     sizes = [part.size for part in first.form.parts]
     for one, other in zip(split(first, sizes, reason), split(second, sizes, reason), strict=True):
         unify(one, other, reason)

@@ -19,7 +19,7 @@ from transprune.models.residual import ResidualSum, projection
 from transprune.reading.equality import difference, outputs_of, probes
 from transprune.reading.execution import Program
 from transprune.reading.inspection import full_space
-from transprune.reading.layouts import Layout, Sizes
+from transprune.reading.layouts import Layout, Sizes, full_size, is_prefix, kept_of, size_of
 from transprune.reading.networks import unwrapped
 from transprune.reading.reading import Reading, read
 from transprune.reading.trace import Example, as_inputs, first_line
@@ -95,7 +95,7 @@ def kept_entries(
     full_space(reading).check(architecture)
     sizes = _Shrinking(model, reading, architecture).sizes
     return {
-        name: tuple(layout.kept(sizes, reading.first_units) for layout in layouts)
+        name: tuple(kept_of(layout, sizes, reading.first_units) for layout in layouts)
         for name, layouts in reading.states.items()
         if name not in reading.trace.constants
     }
@@ -153,7 +153,7 @@ class _Shrinking:
         for path, tensor, owner, name in list(_tensors(student)):  # as they were before any was cut
             names = self.program.aliases.get(path, (path,))
             layouts = next((self.reading.states[one] for one in names if one in self.reading.states), None)
-            if layouts is None or all(layout.size(self.sizes) == layout.full for layout in layouts):
+            if layouts is None or all(size_of(layout, self.sizes) == full_size(layout) for layout in layouts):
                 continue
             if isinstance(tensor, nn.Parameter):
                 if id(tensor) not in done:
@@ -165,8 +165,8 @@ class _Shrinking:
     @torch.no_grad()
     def _cut(self, tensor: Tensor, layouts: tuple[Layout, ...]) -> Tensor:
         for axis, layout in enumerate(layouts):
-            size = layout.size(self.sizes)
-            kept = layout.kept(self.sizes, self.reading.first_units)
+            size = size_of(layout, self.sizes)
+            kept = kept_of(layout, self.sizes, self.reading.first_units)
             if size > len(kept):
                 tensor = _widened(tensor, axis, size, layout)
             elif len(kept) < tensor.shape[axis] or (np.diff(kept) != 1).any():
@@ -181,17 +181,17 @@ class _Shrinking:
                 numbers["num_features"] = facts.outputs
             module = _module_at(student, facts.use.name)
             for name in ("groups", "num_groups", "num_features"):
-                layout = numbers.get(name)
-                if isinstance(layout, Layout) and isinstance(getattr(module, name, None), int):
-                    setattr(module, name, layout.size(self.sizes))
+                layout = numbers.get(name, ())
+                if not isinstance(layout, tuple) and isinstance(getattr(module, name, None), int):
+                    setattr(module, name, size_of(layout, self.sizes))
             shape = numbers.get("normalized_shape")
             if isinstance(module, nn.LayerNorm) and isinstance(shape, tuple):
-                module.normalized_shape = tuple(layout.size(self.sizes) for layout in shape)
+                module.normalized_shape = tuple(size_of(layout, self.sizes) for layout in shape)
 
     def _add_projections(self, student: nn.Module) -> None:
         sums = set(self.program.free_sums.values())
         for facts in self.reading.layers:
-            inputs, outputs = facts.inputs.size(self.sizes), facts.outputs.size(self.sizes)
+            inputs, outputs = size_of(facts.inputs, self.sizes), size_of(facts.outputs, self.sizes)
             total = _module_at(student, facts.use.name.removesuffix(".shortcut"))
             if facts.use.name in sums and inputs != outputs and isinstance(total, ResidualSum):
                 added = projection(inputs, outputs, has_norm=total.has_norm).to(next(student.parameters()))
@@ -217,9 +217,10 @@ def _module_at(network: nn.Module, path: str) -> nn.Module | None:
 
 def _widened(tensor: Tensor, axis: int, size: int, layout: Layout) -> Tensor:
     """A tensor with new entries along an axis, drawn like those that are there."""
-    if not layout.is_prefix:
+    if not is_prefix(layout):
         raise SpaceError(
-            f"cannot make a layer wider than in the unpruned network: its {layout.full} channels are joined with others"
+            f"cannot make a layer wider than in the unpruned network: its {full_size(layout)} channels are joined with "
+            f"others"
         )
     extent = [*tensor.shape]
     extent[axis] = size - tensor.shape[axis]

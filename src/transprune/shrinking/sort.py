@@ -15,15 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from transprune.errors import OptionError
-from transprune.reading.layouts import (
-    Concatenation,
-    FreeSumEnd,
-    Group,
-    Layout,
-    Product,
-    Sizes,
-    StageEnd,
-)
+from transprune.reading.axes import Concatenation, FreeSum, Product, StageEnd
+from transprune.reading.layouts import Group, Layout, Sizes, full_size, groups_of, is_searched, kept_of
 from transprune.reading.networks import unwrapped
 from transprune.reading.reading import Reading, read
 from transprune.reading.trace import Example
@@ -94,8 +87,8 @@ def sort_channels(
             continue
         done.add(id(tensor))
         for axis, layout in enumerate(reading.states[name]):
-            if layout.is_searched:
-                order = torch.from_numpy(layout.kept(Sizes(), orders.__getitem__)).to(tensor.device)
+            if is_searched(layout):
+                order = torch.from_numpy(kept_of(layout, Sizes(), orders.__getitem__)).to(tensor.device)
                 tensor.copy_(tensor.index_select(axis, order))
     return network
 
@@ -126,7 +119,7 @@ def _weights_of(reading: Reading, parameters: Mapping[str, nn.Parameter], group:
     for name, layouts in reading.states.items():
         if name in parameters:
             for axis, layout in enumerate(layouts):
-                if group in layout.groups():
+                if group in groups_of(layout):
                     units = torch.from_numpy(units_of(layout, group))
                     yield ChannelWeights(name, parameters[name], axis, units)
 
@@ -145,9 +138,9 @@ def units_of(layout: Layout, group: str) -> np.ndarray:
             return units
         case StageEnd(_, exits):
             return units_of(exits[-1], group)
-        case FreeSumEnd(_, main, _):
+        case FreeSum(_, main, _):
             return units_of(main, group)
-    return np.full(layout.full, -1)
+    return np.full(full_size(layout), -1)
 
 
 def _tied(reading: Reading) -> tuple[list[list[str]], set[str]]:
@@ -164,7 +157,7 @@ def _tied(reading: Reading) -> tuple[list[list[str]], set[str]]:
         return name
 
     def tie(sides: Iterable[Layout]) -> None:
-        by_side = [list(side.groups()) for side in sides]
+        by_side = [list(groups_of(side)) for side in sides]
         names = [find(name) for side in by_side for name in side]
         for other in names[1:]:
             leader[find(other)] = find(names[0])

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transprune.errors import DataError
 from transprune.reading.coupling import Arguments, Function
 from transprune.reading.execution import Program, Step, Surroundings, Value
-from transprune.reading.layouts import Sizes
+from transprune.reading.layouts import Sizes, is_searched, kept_of
 from transprune.runtime.structures import on_device
 
 
@@ -204,7 +204,7 @@ def cut_constant(program: Program, name: str, sizes: Sizes) -> Tensor:
     """A tensor that the forward made of nothing, at the sizes in use."""
     constant = program.reading.trace.constants[name]
     for axis, layout in enumerate(program.reading.states.get(name, ())):
-        if layout.is_searched:
-            kept = layout.kept(sizes, program.reading.first_units)
+        if is_searched(layout):
+            kept = kept_of(layout, sizes, program.reading.first_units)
             constant = constant.index_select(axis, torch.from_numpy(kept).to(constant.device))
     return constant

@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from transprune.options import Alignment
-from transprune.reading.layouts import Concatenation, Group, Layout, Product, Sizes
+from transprune.reading.axes import Concatenation, Product
+from transprune.reading.layouts import Group, Layout, Sizes, size_of
 from transprune.runtime.structures import on_device
 from transprune.tas.alignment import interpolation_entries
 from transprune.tas.sampling import Choice, Selection
@@ -139,7 +140,7 @@ def mixing(layout: Layout, selection: Selection, sizes: Sizes, alignment: Alignm
             return _joined([mixing(part, selection, sizes, alignment, like) for part in parts])
         case Product(factors):
             return _multiplied([mixing(factor, selection, sizes, alignment, like) for factor in factors])
-    return torch.ones(layout.size(sizes), dtype=like.dtype, device=like.device)
+    return torch.ones(size_of(layout, sizes), dtype=like.dtype, device=like.device)
 
 
 def mixture_of(

@@ -16,9 +16,20 @@ from transprune.kernels.lean_gradients import add_padded, first_entries, weighte
 from transprune.kernels.memory_format import use_channels_last
 from transprune.kernels.norm_modes import normalise_and_mix_joint
 from transprune.options import ALIGNMENTS, Alignment
+from transprune.reading.axes import FreeSum, StageEnd
 from transprune.reading.coupling import Arguments, Function
 from transprune.reading.execution import Program, Step, Surroundings
-from transprune.reading.layouts import FreeSumEnd, Group, Layout, Sizes, StageEnd
+from transprune.reading.layouts import (
+    Group,
+    Layout,
+    Sizes,
+    full_size,
+    groups_of,
+    is_prefix,
+    is_searched,
+    kept_of,
+    size_of,
+)
 from transprune.reading.networks import unwrapped
 from transprune.reading.reading import Reading, read
 from transprune.reading.stages import BlockRun
@@ -155,8 +166,8 @@ class _Plan:
             node = facts.use.node
             is_layer = facts.use.operator in ("conv", "linear") and node not in self.mixed_layers
             if is_layer and self._is_searched(facts.outputs) and not self._is_normed(node):
-                groups = reading.rewrites.get(node, {}).get("groups")
-                if not (isinstance(groups, Layout) and groups.is_searched):
+                groups = reading.rewrites.get(node, {}).get("groups", ())
+                if isinstance(groups, tuple) or not is_searched(groups):
                     self.mixed_layers[node] = facts.use.along % len(reading.values[node])
         norms = [node for node in reading.trace.calls if operator(node) == "batch_norm"]
         self.program = self.program.without_reads(
@@ -164,7 +175,7 @@ class _Plan:
         )
 
     def _is_searched(self, layout: Layout) -> bool:
-        return any(name in self.searched for name in layout.groups())
+        return any(name in self.searched for name in groups_of(layout))
 
     def _may_write_over_input(self, reading: Reading, node: fx.Node) -> bool:
         """Whether a ReLU is the only reader of its input, and no gradient needs that input."""
@@ -186,7 +197,7 @@ class _Plan:
         source = node.all_input_nodes[0]
         is_behind_convolution = operator(source).startswith("conv") and len(source.users) == 1
         if not (is_behind_convolution and isinstance(channels, Group)):
-            if not isinstance(channels, FreeSumEnd | StageEnd):  # these arrive mixed
+            if not isinstance(channels, FreeSum | StageEnd):  # these arrive mixed
                 self.mixed_norms[node] = channels
             return
         self.candidate_norms[node] = channels.name
@@ -232,14 +243,14 @@ class _Mixing(Surroundings):
         if name in self.plan.rows:
             return tensor
         layouts = self.reading.states[name]
-        sizes = [layout.size(self.sizes) for layout in layouts]
+        sizes = [size_of(layout, self.sizes) for layout in layouts]
         if tuple(sizes) == tensor.shape:
             return tensor
-        if all(layout.is_prefix or layout.full == size for layout, size in zip(layouts, sizes, strict=True)):
+        if all(is_prefix(layout) or full_size(layout) == size for layout, size in zip(layouts, sizes, strict=True)):
             return first_entries(tensor, sizes)
         for axis, layout in enumerate(layouts):
             if sizes[axis] < tensor.shape[axis]:
-                kept = torch.from_numpy(layout.kept(self.sizes, self.reading.first_units))
+                kept = torch.from_numpy(kept_of(layout, self.sizes, self.reading.first_units))
                 tensor = tensor.index_select(axis, on_device(kept, tensor.device))
         return tensor
 
@@ -253,7 +264,7 @@ class _Mixing(Surroundings):
         if node in plan.mixed_layers:
             return lambda arguments: self._mixed_layer(step, arguments)
         if node in plan.free_sums:
-            keeps_main_width = not isinstance(self.reading.values[node][1], FreeSumEnd)
+            keeps_main_width = not isinstance(self.reading.values[node][1], FreeSum)
             shortcut = self.supernet.network.get_submodule(plan.free_sums[node])
             return lambda arguments: padded_sum(
                 arguments["self"], shortcut(arguments["other"]), keeps_main_width=keeps_main_width

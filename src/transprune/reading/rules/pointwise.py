@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from transprune.models.residual import ResidualSum
-from transprune.reading.axes import Axis, FreeSum, atoms, fix, fixed, is_atom, settle
+from transprune.reading.axes import Axis, FreeSum, StageEnd, fix, fixed, has_samples, is_atom, settle
 from transprune.reading.coupling import Axes, Call, OperatorRule, Use
 
 
@@ -71,8 +71,7 @@ def addition(call: Call) -> Axes:
 
 def is_separable(axis: Axis) -> bool:
     """Whether the channels of an axis are a run that a projection can bring to another width."""
-    form = settle(axis).form
-    return is_atom(axis) or type(form).__name__ in ("Behind", "FreeSum")
+    return is_atom(axis) or isinstance(settle(axis).form, StageEnd | FreeSum)
 
 
 def without_rule(call: Call) -> Any:
@@ -114,7 +113,7 @@ def fixed_axes(call: Call, value: object) -> Any:
             samples if samples is not None and size == samples.size else call.fixed(int(size)) for size in value.shape
         ]
         for source in sources:
-            if axes and source and source[0].size == axes[0].size and any(atom.is_batch for atom in atoms(source[0])):
+            if axes and source and source[0].size == axes[0].size and has_samples(source[0]):
                 axes[0] = source[0]
         return axes
     if isinstance(value, list | tuple):
