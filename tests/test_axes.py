@@ -50,6 +50,7 @@ from transprune.reading.layouts import (
 )
 from transprune.reading.reading import read
 from transprune.reading.unification import collapse, factor, split, unify, unify_products
+from transprune.tas import integer_program
 
 FULL = 64
 """No tensor has more entries."""
@@ -449,7 +450,7 @@ def test_a_free_sum_is_as_wide_as_its_main_side():
     assert settle(collapse(total)) is main
 
 
-@pytest.mark.parametrize("module", [axes, unification, freedom, layouts, layer_costs])
+@pytest.mark.parametrize("module", [axes, unification, freedom, layouts, layer_costs, integer_program])
 def test_the_worked_examples_come_out_as_they_say(module):
     found = doctest.testmod(module)
     assert found.attempted > 0

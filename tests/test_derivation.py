@@ -22,7 +22,7 @@ from transprune.options import NEARLY_FULL
 from transprune.shrinking.shrink import shrink
 from transprune.space import PAPER_RATIOS, SearchSpace, WidthGroup
 from transprune.tas.derivation import GAP, check_attainable, derive, derive_with_proof, least_cost
-from transprune.tas.integer_program import Program, Solution
+from transprune.tas.integer_program import IntegerProgram, Solution
 from transprune.tas.local_search import _Stepping, log_probabilities, repair
 from transprune.tas.probabilities import Probabilities, certain
 
@@ -301,12 +301,12 @@ def test_where_the_time_ends_before_a_full_one_is_found_nothing_is_called_proved
     limits = [Limit(MACS, space.macs(space.full_architecture()) // 2)]
     probabilities = oracles.random_probabilities(space, seed=0, sharpness=0.0)
     probabilities.widths[:, 0] *= 2  # the smallest ones are the most probable
-    solve = Program.solve
+    solve = IntegerProgram.solve
 
     def solve_once(program, objective, least, most, *, seconds=None):
         return Solution(None, -np.inf) if any(least) else solve(program, objective, least, most, seconds=seconds)
 
-    monkeypatch.setattr(Program, "solve", solve_once)
+    monkeypatch.setattr(IntegerProgram, "solve", solve_once)
     found = derive_with_proof(space, probabilities, limits, fill=fill)
     assert not found.is_proved
     assert str(found) == "not proved: the time ran out first"

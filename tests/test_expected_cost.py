@@ -24,7 +24,7 @@ from transprune.costs import COSTS, MACS
 from transprune.layer_costs import Channels
 from transprune.shrinking.shrink import shrink
 from transprune.space import SearchSpace
-from transprune.tas.expected_cost import ExpectedCost, alternatives, cost_terms, possible_widths
+from transprune.tas.expected_cost import ExpectedCost, alternatives, cost_terms
 from transprune.tas.probabilities import Probabilities, candidate_masks, certain
 
 KINDS = pytest.mark.parametrize("kind", COSTS.values(), ids=COSTS)
@@ -171,7 +171,7 @@ def test_terms_hold_what_each_layer_costs_at_every_pair_of_widths(kind):
     space = space_of(staged)
     terms = cost_terms(space, kind)
     for term in terms:
-        inputs, outputs = (possible_widths(space, ends) for ends in (term.inputs, term.outputs))
+        inputs, outputs = (space.possible_widths(ends) for ends in (term.inputs, term.outputs))
         assert term.values.shape == (len(inputs), len(outputs))
         for row, before in zip(term.values, inputs, strict=True):
             assert row.tolist() == [kind.of_part(term.layer, term.part, before, after) for after in outputs]
@@ -191,8 +191,8 @@ def test_the_channels_behind_a_stage_are_those_of_its_possible_last_blocks():
 
 def test_possible_widths_are_those_of_the_candidates_times_the_elements_of_a_channel():
     space = space_of(staged)
-    assert possible_widths(space, Channels(7, repeat=2)) == (14,)
-    assert possible_widths(space, Channels(4, source=space.groups[0].name, repeat=4)) == (8, 16)
+    assert space.possible_widths(Channels(7, repeat=2)) == (14,)
+    assert space.possible_widths(Channels(4, source=space.groups[0].name, repeat=4)) == (8, 16)
 
 
 def test_most_probable_and_one_hot_pick_the_same_architecture():

@@ -176,12 +176,19 @@ class SearchSpace:
         if channels.beside:
             return sum(self.resolve(part, architecture) for part in channels.parts)
         if channels.source is None:
-            return channels.full * channels.repeat
+            return channels.total
         if channels.source in self.stage_index:
             stage = self.stages[self.stage_index[channels.source]]
             depth = architecture.depths.get(stage.name, stage.depth)
             return self.resolve(stage.outputs[depth - 1], architecture) * channels.repeat
         return architecture.widths.get(channels.source, channels.full) * channels.repeat
+
+    def possible_widths(self, part: Channels) -> tuple[int, ...]:
+        """All that the candidates of a group can give to a part of channels, or its fixed number; ascending."""
+        if part.source is None:
+            return (part.total,)
+        group = self.groups[self.group_index[part.source]]
+        return tuple(width * part.repeat for width in group.candidates)
 
     def block_of(self, layer: str) -> tuple[DepthStage, int] | None:
         """The stage and the position in it (from 0) of the block that holds a layer, if one does."""

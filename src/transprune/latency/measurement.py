@@ -233,10 +233,8 @@ def _totals(space: SearchSpace, channels: Channels) -> set[int]:
 
 
 def _part_widths(space: SearchSpace, part: Channels) -> list[int]:
-    if part.source is None:
-        return [part.full * part.repeat]
-    if part.source in space.group_index:
-        return [width * part.repeat for width in space.groups[space.group_index[part.source]].candidates]
+    if part.source not in space.stage_index:
+        return list(space.possible_widths(part))
     stage = space.stages[space.stage_index[part.source]]
     ends = {width * part.repeat for end in stage.outputs for width in _totals(space, end)}
     return sorted(ends)

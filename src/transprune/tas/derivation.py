@@ -18,7 +18,7 @@ from transprune.costs import Cost
 from transprune.errors import BudgetError
 from transprune.options import NEARLY_FULL, SOLVER_SECONDS
 from transprune.space import SearchSpace
-from transprune.tas.integer_program import GAP, Program, Solution, Sum
+from transprune.tas.integer_program import GAP, IntegerProgram, LinearSum, Solution
 from transprune.tas.local_search import log_probabilities, repair
 from transprune.tas.probabilities import Probabilities
 
@@ -127,7 +127,7 @@ def least_cost(space: SearchSpace, cost: Cost, *, seconds: float | None = BRIEFL
     smallest = space.cost(cost, space.smallest_architecture())
     if space.smallest_is_cheapest(cost):
         return smallest
-    program = Program(space, [cost])
+    program = IntegerProgram(space, [cost])
     found = program.solve(_scaled(program.sums[0]), [0.0], [np.inf], seconds=seconds).architecture
     return smallest if found is None else min(smallest, space.cost(cost, found))
 
@@ -145,7 +145,7 @@ def check_attainable(space: SearchSpace, limits: Sequence[Limit], *, seconds: fl
     """
     if all(limit.is_kept(space, space.smallest_architecture()) for limit in limits):
         return
-    program = Program(space, [limit.cost for limit in limits])
+    program = IntegerProgram(space, [limit.cost for limit in limits])
     most = [limit.most + 0.5 for limit in limits]
     if program.solve([], [0.0] * len(limits), most, seconds=seconds).bound < np.inf:
         return
@@ -166,7 +166,7 @@ def check_attainable(space: SearchSpace, limits: Sequence[Limit], *, seconds: fl
     )
 
 
-def _scaled(total: Sum) -> Sum:
+def _scaled(total: LinearSum) -> LinearSum:
     most = max(factor for _, factor in total)
     return [(variable, factor / most) for variable, factor in total]
 
@@ -186,7 +186,7 @@ class _Deriving:
         self.asked = [fill * limit.most for limit in limits]
         self.end = None if seconds is None else time.monotonic() + seconds
         self.logs = log_probabilities(space, probabilities)
-        self.program = Program(space, [limit.cost for limit in limits])
+        self.program = IntegerProgram(space, [limit.cost for limit in limits])
 
     def solve(self) -> Derivation | None:
         """The best of all that use what is allowed, or nearly what can be used of it; None where none is found."""
@@ -234,7 +234,7 @@ class _Deriving:
         found = self._best(total).architecture
         return max(self.space.cost(self.limits[place].cost, each) for each in (known, found) if each is not None)
 
-    def _best(self, objective: Sum, least: Sequence[float] | None = None) -> Solution:
+    def _best(self, objective: LinearSum, least: Sequence[float] | None = None) -> Solution:
         """The best architecture within all limits that uses at least so much of each."""
         least = [0.0] * len(self.limits) if least is None else least
         first = self._try(objective, least, [limit.most + 0.5 for limit in self.limits])
@@ -246,11 +246,11 @@ class _Deriving:
         is_kept = again.architecture is not None and self._is_kept(again.architecture)
         return Solution(again.architecture if is_kept else None, first.bound)
 
-    def _try(self, objective: Sum, least: Sequence[float], most: Sequence[float]) -> Solution:
+    def _try(self, objective: LinearSum, least: Sequence[float], most: Sequence[float]) -> Solution:
         left = None if self.end is None else max(0.0, self.end - time.monotonic())
         return self.program.solve(objective, least, most, seconds=left)
 
-    def _objective(self) -> Sum:
+    def _objective(self) -> LinearSum:
         """Log-probability that each candidate gives up."""
         variables = [*self.program.groups, *self.program.stages]
         return [

@@ -44,14 +44,6 @@ class CostTerm:
         return self.inputs.source is not None and self.inputs.source == self.outputs.source
 
 
-def possible_widths(space: SearchSpace, channels: Channels) -> tuple[int, ...]:
-    """All widths that the candidates can give to a group's channels, or the fixed one; ascending."""
-    if channels.source is None:
-        return (channels.full * channels.repeat,)
-    group = space.groups[space.group_index[channels.source]]
-    return tuple(width * channels.repeat for width in group.candidates)
-
-
 def alternatives(space: SearchSpace, channels: Channels) -> Iterator[tuple[Depths, Channels]]:
     """What channels may turn out to be: behind a stage, those of the block that is kept last."""
     if channels.source not in space.stage_index:
@@ -61,6 +53,7 @@ def alternatives(space: SearchSpace, channels: Channels) -> Iterator[tuple[Depth
     found: dict[tuple[frozenset[tuple[str, frozenset[int]]], Channels], set[int]] = {}
     for depth in stage.candidates:
         for before, end in alternatives(space, stage.outputs[depth - 1]):
+            # One part: where blocks end in more than a run of channels, the reading has made all exits one (`freedom`).
             whole = replace(end, repeat=end.repeat * channels.repeat)
             found.setdefault((frozenset(before.items()), whole), set()).add(depth)
     for (before_items, end), at in found.items():  # blocks that hand on the same channels are one alternative
@@ -89,7 +82,7 @@ def _part_terms(space: SearchSpace, cost: Cost, layer: Layer, part: tuple[int, i
     for inputs_at, before in alternatives(space, inputs):
         for outputs_at, after in alternatives(space, outputs):
             depths = _all_of(kept, inputs_at, outputs_at)
-            widths = possible_widths(space, before), possible_widths(space, after)
+            widths = space.possible_widths(before), space.possible_widths(after)
             values = np.array([[cost.of_part(layer, part, one, other) for other in widths[1]] for one in widths[0]])
             if all(depths.values()) and values.any():
                 yield CostTerm(layer, before, after, depths, part, values.astype(float))
