@@ -28,9 +28,9 @@ Example:
     ...     produce(axis, layer)
     >>> stem, reduce, grouped, expand, branch = layers.values()
 
-    The grouped convolution sees its 6 inputs as 3 groups of 2, and its outputs likewise. A group that goes takes both
-    its inputs and its outputs along, so the groups are one axis. Channels within a group are convolved with each other,
-    so both kinds could be cut; the product of two widths is more than a search can do, and the groups are searched.
+    The grouped convolution views its 6 inputs as 3 groups of 2, and its outputs likewise. A group that goes takes its
+    inputs and its outputs along, so the groups are one axis. Either the groups or the channels in each could be cut; a
+    search cannot choose both, since their product is not linear in either, and here the groups are searched.
 
     >>> from transprune.reading.unification import factor, unify
     >>> inputs, each_input = factor(reduce, (3, 2))
@@ -39,7 +39,7 @@ Example:
     >>> for each in (each_input, each_output):
     ...     fix(each, "another part of the same axis is searched instead")
 
-    The sum needs both its sides alike. The concatenation needs nothing, it is a form.
+    The sum makes its two sides one axis. The concatenation asks for nothing; it is a form over what it joins.
 
     >>> unify(stem, expand)
     >>> joined = concatenate([stem, branch])
@@ -55,7 +55,7 @@ Example:
     >>> freeze(joined, names)
     Concatenation(parts=(Group(name='stem', full=8), Group(name='branch', full=4)))
 
-    What a layer behind them costs depends on how many they are: twice the groups, or one width and another.
+    What a layer behind them costs depends only on how many they are: two for each group, or the sum of two widths.
 
     >>> searched = Searched(groups={"stem", "reduce", "branch"})
     >>> channels_of(freeze(grouped, names), searched)
@@ -123,7 +123,7 @@ def members(form: Composite[Part] | Same | None) -> tuple[Part, ...]:
 
 @dataclass(frozen=True)
 class Same:
-    """The axis is another one. Only axes are: two that are unified exist before they are known to be one."""
+    """The axis is another one, with which it was unified. Layouts have no such form: by then both are one value."""
 
     axis: Axis
 
