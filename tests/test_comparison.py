@@ -29,7 +29,7 @@ def test_a_line_for_each_run_says_what_came_out(runs, capsys):
     _, _, _, small, large = capsys.readouterr().out.splitlines()
     assert re.split(r"  +", small) == [
         runs[0], "resnet20", "digits", "macs=0.5", "98.89 %", "0.28 points lower", "1.25 M (50 %)",
-        "127.95 k (48 %)", "0.87 ms (68 %)", "534.53 kB (49 %)", "3 min 50 s",
+        "127.95 k (48 %)", "0.87 ms (68 %) in torch on cpu, 1 thread, batch 1", "534.53 kB (49 %)", "3 min 50 s",
     ]  # fmt: skip
     assert "0.33 points higher" in large
     assert "macs=0.5 NOT kept" in large
