@@ -15,8 +15,8 @@ from test_frontier import FAST, NET
 from transprune.cli import main
 from transprune.cli.arguments import read_command
 from transprune.errors import BudgetError, DataError, ModelError, OptionError, RunFolderError
-from transprune.runs import plan_run, prepare
-from transprune.runtime import read_journal
+from transprune.runs import phases, plan_run, prepare
+from transprune.runtime import RUN_FILES, read_journal
 from transprune.training.loop import Loop
 
 
@@ -203,3 +203,12 @@ def test_the_plan_for_people_shows_every_figure(place, capsys):
     assert f"{plan.groups} widths and {plan.stages} depths" in text
     assert re.search(r"about [\d.]+ s in all", text)
     assert "it is an output of the network" in text
+
+
+def test_every_file_of_a_run_is_left_by_one_phase_of_the_table():
+    table = {phase.name: phase for phase in vars(phases).values() if isinstance(phase, phases.Phase)}
+    left = [file for phase in table.values() for file in phase.files]
+    about_the_run = {"config.toml", "environment.json", "data.json", "space.json", "latency.json"}
+    on_the_way = {"journal.jsonl", "run.log", "checkpoint.safetensors", "checkpoint.previous.safetensors"}
+    about_the_frontier = {"frontier.json", "frontier.html"}
+    assert sorted([*left, *about_the_run, *on_the_way, *about_the_frontier]) == sorted(RUN_FILES)
