@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 import transprune
-from transprune.models.resnet_shape import ResNetShape
+from transprune.models.resnet import ResNetShape
 from transprune.space import depth_candidates, even_depth_candidates
 from transprune.tas.expected_cost import paper_expected_macs
 from transprune.tas.sampling import ArchitectureParameters

@@ -21,8 +21,7 @@ from torch import nn
 from torchvision import models
 
 import transprune
-from transprune.exports.exported_program import export_program
-from transprune.exports.onnx_file import onnx_bytes
+from transprune.exports.formats import export_program, onnx_bytes
 from transprune.latency.backends import OnnxRuntime
 from transprune.latency.stopwatch import low_quantile, take_turns
 from transprune.runtime.environment import environment

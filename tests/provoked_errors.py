@@ -36,16 +36,14 @@ from transprune.cli.commands import CompareCommand, InspectCommand
 from transprune.cli.jobs import refuse_frontier
 from transprune.costs import MACS, PARAMS
 from transprune.data import Augmentation, ImageData, LoaderData, MemorySplit, load_data, make_loader, split_halves
-from transprune.exports.agreement import check_agreement
-from transprune.exports.exported_program import check_pt2, export_program, pt2_bytes
-from transprune.exports.onnx_file import check_onnx, onnx_bytes
+from transprune.exports.formats import check_agreement, check_onnx, check_pt2, export_program, onnx_bytes, pt2_bytes
 from transprune.latency import stopwatch
 from transprune.latency.backends import make_backend, network_onnx
 from transprune.latency.latency_model import LatencyModel, Validation
 from transprune.latency.model_cache import load_model
 from transprune.latency.operators import operators_of
 from transprune.models.by_name import build_model
-from transprune.models.resnet_shape import ResNetShape
+from transprune.models.resnet import ResNetShape
 from transprune.models.torchvision_resnet import resnet_from_torchvision
 from transprune.models.weights import load_weights
 from transprune.options import CheckpointOptions, LatencyOptions, MeasureOptions

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 
-from transprune.costs import Cost
-from transprune.layer_costs import Channels, Layer
+from transprune.costs import Channels, Cost, Layer
 from transprune.space import DepthStage, SearchSpace, WidthGroup
 
 

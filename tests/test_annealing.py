@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transprune.training.schedules import anneal, warm_up_then_cosine
+from transprune.training.update import anneal, warm_up_then_cosine
 
 SHARES = st.floats(0, 1)
 VALUES = st.floats(-1e6, 1e6)

@@ -17,7 +17,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from transprune import layer_costs
+from transprune import costs
 from transprune.reading import axes, freedom, layouts, unification
 from transprune.reading.axes import (
     Axis,
@@ -450,7 +450,7 @@ def test_a_free_sum_is_as_wide_as_its_main_side():
     assert settle(collapse(total)) is main
 
 
-@pytest.mark.parametrize("module", [axes, unification, freedom, layouts, layer_costs, integer_program])
+@pytest.mark.parametrize("module", [axes, unification, freedom, layouts, costs, integer_program])
 def test_the_worked_examples_come_out_as_they_say(module):
     found = doctest.testmod(module)
     assert found.attempted > 0

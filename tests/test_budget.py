@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from small_networks import CASES, plain, resnet_space, space_of, staged
 from transprune.architecture import Architecture
 from transprune.budget import Budget, parse_budgets, points
-from transprune.costs import COSTS
+from transprune.costs import COSTS, Channels, Layer
 from transprune.errors import BudgetError
-from transprune.layer_costs import Channels, Layer
 from transprune.space import SearchSpace, WidthGroup
 
 SPACE = space_of(staged)

@@ -28,9 +28,8 @@ from transprune.data import (
     said_of_left_out,
     split_halves,
 )
-from transprune.data.encoded_images import decode, standard_view
+from transprune.data.encoded_images import decode, fit_images, mean_and_std, moments, sample_places, standard_view
 from transprune.data.imagefolder import FolderFiles
-from transprune.data.pixels import fit_images, mean_and_std, moments, sample_places
 from transprune.errors import DataError, OptionError
 
 

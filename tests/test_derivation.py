@@ -14,10 +14,9 @@ from any_networks import SEVERAL_PARTS, any_space
 from random_spaces import Drawn, Steps, random_space
 from small_networks import CASES, depthwise_stage_behind_stage, example, plain, resnet_space, space_of, staged
 from transprune.budget import Budget, Limit
-from transprune.costs import COSTS, MACS, PARAMS
+from transprune.costs import COSTS, MACS, PARAMS, Channels, Layer
 from transprune.errors import BudgetError
 from transprune.latency.macs import count_macs
-from transprune.layer_costs import Channels, Layer
 from transprune.options import NEARLY_FULL
 from transprune.shrinking.shrink import shrink
 from transprune.space import PAPER_RATIOS, SearchSpace, WidthGroup

@@ -20,8 +20,7 @@ from small_networks import (
     staged,
 )
 from transprune.architecture import Architecture
-from transprune.costs import COSTS, MACS
-from transprune.layer_costs import Channels
+from transprune.costs import COSTS, MACS, Channels
 from transprune.shrinking.shrink import shrink
 from transprune.space import SearchSpace
 from transprune.tas.expected_cost import ExpectedCost, alternatives, cost_terms

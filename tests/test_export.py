@@ -10,8 +10,7 @@ from torch import nn
 
 from small_networks import CASES, example
 from transprune.errors import ExportError
-from transprune.exports.exported_program import check_pt2, export_program, pt2_bytes, takes_any_batch
-from transprune.exports.onnx_file import check_onnx, onnx_bytes
+from transprune.exports.formats import check_onnx, check_pt2, export_program, onnx_bytes, pt2_bytes, takes_any_batch
 
 
 def network(seed=0):

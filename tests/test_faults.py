@@ -27,8 +27,8 @@ from transprune.runtime import Checkpoints
 from transprune.training.batches import feed
 from transprune.training.faults import MOST_SKIPPED
 from transprune.training.loop import Setup
-from transprune.training.schedules import cosine_schedule
 from transprune.training.tasks import classification
+from transprune.training.update import cosine_schedule
 
 OPTIONS = transprune.TrainingOptions(**SHORT | {"epochs": 2})
 

@@ -5,8 +5,8 @@ import pytest
 from any_networks import any_space
 from small_networks import resnet_space
 from transprune.architecture import Architecture
+from transprune.costs import Channels, Layer
 from transprune.latency.macs import friendliness
-from transprune.layer_costs import Channels, Layer
 from transprune.space import SearchSpace, WidthGroup
 
 

@@ -16,8 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from oracles import count_parameters
 from transprune.architecture import Architecture
 from transprune.latency.macs import count_macs
-from transprune.models.resnet import ResNet, resnet
-from transprune.models.resnet_shape import ResNetShape
+from transprune.models.resnet import ResNet, ResNetShape, resnet
 from transprune.reading.inspection import inspect
 from transprune.shrinking.shrink import shrink
 from transprune.space import SearchSpace, depth_candidates, even_depth_candidates

@@ -48,8 +48,8 @@ from small_networks import (
     staged,
 )
 from transprune.architecture import Architecture
+from transprune.costs import Channels
 from transprune.errors import ModelError, OptionError
-from transprune.layer_costs import Channels
 from transprune.models.resnet import resnet
 from transprune.reading.inspection import inspect
 from transprune.reading.trace import operator, trace

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from transprune.kernels.lean_gradients import add_padded, first_entries, weighted_sum
+from transprune.kernels.feature_maps import add_padded, first_entries, weighted_sum
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from transprune.data import Augmentation, FileSplit, ImageData, MemorySplit, make_loader
 from transprune.data.augmentation import random_boxes, random_crop, random_flip, random_resized_crop
-from transprune.data.batch_plan import EpochPlan, batch_sizes
+from transprune.data.image_batches import EpochPlan, batch_sizes
 from transprune.data.imagefolder import FolderFiles
 from transprune.errors import DataError, OptionError
 

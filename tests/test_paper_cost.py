@@ -7,8 +7,7 @@ import torch
 
 from transprune.errors import ModelError
 from transprune.latency.macs import count_macs
-from transprune.models.resnet import ResNet, resnet
-from transprune.models.resnet_shape import ResNetShape
+from transprune.models.resnet import ResNet, ResNetShape, resnet
 from transprune.reading.inspection import inspect
 from transprune.space import even_depth_candidates
 from transprune.tas.expected_cost import paper_expected_macs

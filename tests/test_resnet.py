@@ -12,8 +12,7 @@ from transprune.errors import ModelError
 from transprune.models.by_name import NAMES, build_model
 from transprune.models.initialisation import initialise
 from transprune.models.residual import ResidualSum, projection
-from transprune.models.resnet import BasicBlock, ResNet, resnet
-from transprune.models.resnet_shape import ResNetShape
+from transprune.models.resnet import BasicBlock, ResNet, ResNetShape, resnet
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 SMALL_BOTTLENECK = ResNetShape(

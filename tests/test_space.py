@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from small_networks import CASES, inline_residual, plain, residual, space_of, staged
 from transprune.architecture import Architecture
-from transprune.costs import COSTS
+from transprune.costs import COSTS, Channels, Layer
 from transprune.errors import SpaceError
-from transprune.layer_costs import Channels, Layer
 from transprune.runtime import RunFolder
 from transprune.space import (
     PAPER_RATIOS,

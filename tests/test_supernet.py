@@ -16,8 +16,7 @@ from oracles import mix_prefixes
 from small_networks import CASES, example, residual, space_of
 from transprune.architecture import Architecture
 from transprune.errors import OptionError, SpaceError
-from transprune.models.resnet import ResNet, resnet
-from transprune.models.resnet_shape import ResNetShape
+from transprune.models.resnet import ResNet, ResNetShape, resnet
 from transprune.reading.axes import Concatenation, Product
 from transprune.reading.inspection import inspect
 from transprune.reading.layouts import Constant, Group, Sizes

@@ -15,10 +15,9 @@ from transprune.shrinking.traced_network import TracedNetwork
 from transprune.training.batches import Batch
 from transprune.training.evaluation import Meter, evaluate, evaluate_batches, evaluation_mode
 from transprune.training.loop import Setup
-from transprune.training.schedules import cosine_schedule
 from transprune.training.tasks import classification
 from transprune.training.train import distill, estimate_statistics, train
-from transprune.training.update import sgd
+from transprune.training.update import cosine_schedule, sgd
 
 
 def two_colours(samples=64, seed=0):

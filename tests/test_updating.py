@@ -14,7 +14,7 @@ from test_searching import Residual
 from test_training import SHORT, assert_same_state, small_network, two_colours
 from transprune.errors import OptionError, StoppedError
 from transprune.kernels import normalisation
-from transprune.kernels.memory_format import suits_channels_last, use_channels_last
+from transprune.kernels.feature_maps import suits_channels_last, use_channels_last
 from transprune.options import DistillationOptions
 from transprune.reading.networks import unwrapped
 from transprune.runtime import processes

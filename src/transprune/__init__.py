@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from transprune.latency.stopwatch import measure_latencies as measure_latencies
     from transprune.models.residual import ResidualSum as ResidualSum
     from transprune.models.resnet import ResNet as ResNet
+    from transprune.models.resnet import ResNetShape as ResNetShape
     from transprune.models.resnet import resnet as resnet
-    from transprune.models.resnet_shape import ResNetShape as ResNetShape
     from transprune.models.torchvision_resnet import resnet_from_torchvision as resnet_from_torchvision
     from transprune.options import CheckpointOptions as CheckpointOptions
     from transprune.options import DistillationOptions as DistillationOptions

@@ -10,9 +10,8 @@ from functools import cached_property
 from typing import Any
 
 from transprune.architecture import Architecture, parse_json
-from transprune.costs import MACS, PARAMS, Cost
+from transprune.costs import MACS, PARAMS, Channels, Cost, Layer
 from transprune.errors import SpaceError, newer_format
-from transprune.layer_costs import Channels, Layer
 from transprune.records import read_record
 
 PAPER_RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -125,7 +124,7 @@ class SearchSpace:
         return math.prod(len(choice.candidates) for choice in self.choices)
 
     def macs(self, architecture: Architecture) -> int:
-        """Multiply-adds for one sample (conventions: `transprune.layer_costs`).
+        """Multiply-adds for one sample (conventions: `transprune.costs`).
 
         Raises:
             SpaceError: The architecture names a group or stage that this space does not have, or too deep a stage.

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from transprune.data.augmentation import SMALL_SIDE, Augmentation, standard_augmentation
-from transprune.data.pixels import mean_and_std, moments, sample_places
 from transprune.data.splits import EncodedData, FileSplit, ImageData, ImageFiles, MemorySplit, Split
 from transprune.errors import DataError
 
 if TYPE_CHECKING:
     from PIL import Image
+from collections.abc import Iterable
+from typing import Any
 
 MEMORY_LIMIT = 2 * 2**30
 """Bytes of decoded images that are held in memory; larger data sets are decoded when needed."""
@@ -198,3 +199,93 @@ def _decoded(split: FileSplit, image_size: tuple[int, int, int]) -> Tensor:
     for place, row in enumerate(split.rows.tolist()):
         images[place] = decode(split.files, row, image_size, view)
     return images
+
+
+def preprocessing(data: ImageData) -> dict[str, Any]:
+    """What `architecture.json` says of the images: the way to the input in words, its figures, and what comes out.
+
+    Args:
+        data: What the network learns from.
+    """
+    return {
+        "how": _how(data),
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "classes": list(data.classes),
+    }
+
+
+def _how(data: ImageData) -> str:
+    channels, height, width = data.image_size
+    size = f"{height} x {width} (rows x columns)"
+    is_whole = not isinstance(data.test, FileSplit) or is_shown_whole(data.image_size)
+    box = "the whole image" if is_whole else f"the largest central box of the shape {size}, its sides cut to 7/8,"
+    kind = "RGB" if channels == 3 else "grey" if channels == 1 else f"{channels} channels"
+    return (
+        f"{box} is resized to {size} bilinearly, with antialiasing, as {kind}; pixels from 0 to 1, less mean and "
+        "divided by std, channel by channel: [batch, channels, rows, columns]"
+    )
+
+
+def said_of_left_out(data: ImageData) -> str:
+    """How many files were left out, and of which endings, in words; empty if there are none."""
+    if not data.left_out:
+        return ""
+    count = sum(data.left_out.values())
+    endings = ", ".join(f"{many:,} {ending or 'without an ending'}" for ending, many in data.left_out.items())
+    return f"{count:,} {'file is' if count == 1 else 'files are'} no image by the ending ({endings})"
+
+
+SAMPLE = 5000
+"""So many images are enough for the mean and standard deviation of a data set."""
+
+
+def fit_images(images: Tensor, image_size: tuple[int, int, int]) -> Tensor:
+    """Brings images to a number of channels and a size.
+
+    Grey becomes colour by repetition, colour becomes grey by brightness; the size changes by bilinear interpolation.
+
+    Args:
+        images: uint8 [samples, channels, rows, columns], 1 or 3 channels.
+        image_size: Channels (1 or 3), rows and columns wanted.
+
+    Returns:
+        uint8 [samples, *image_size]; `images` itself if nothing is to be done.
+    """
+    if images.shape[1:] == image_size:
+        return images
+    from torchvision.transforms.v2 import functional as transforms
+
+    channels, height, width = image_size
+    if images.shape[1] > channels:
+        images = transforms.rgb_to_grayscale(images)
+    if images.shape[2:] != (height, width):
+        images = transforms.resize(images, [height, width], antialias=True)
+    return images.expand(-1, channels, -1, -1)
+
+
+def sample_places(samples: int, most: int = SAMPLE) -> Tensor:
+    """Evenly spread places, int64 [min(samples, most)]: every place if there are few."""
+    if samples <= most:
+        return torch.arange(samples)
+    return torch.arange(most) * samples // most
+
+
+def moments(images: Tensor) -> Tensor:
+    """Mean and mean square of each channel, float64 [2, channels]; pixels count from 0 to 1."""
+    pixels = images.double() / 255
+    return torch.stack([pixels.mean((0, 2, 3)), pixels.square().mean((0, 2, 3))])
+
+
+def mean_and_std(parts: Iterable[Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, to 4 digits.
+
+    Args:
+        parts: The `moments` of equally many pixels each, float64 [2, channels].
+
+    Returns:
+        The means and the standard deviations; the latter at least one grey level, so that one can divide by them.
+    """
+    mean, square = torch.stack(list(parts)).mean(0)
+    std = (square - mean.square()).clamp(min=0).sqrt().clamp(min=1 / 255)
+    return tuple(round(x, 4) for x in mean.tolist()), tuple(round(x, 4) for x in std.tolist())

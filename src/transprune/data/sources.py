@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from transprune.data.augmentation import Augmentation, named_augmentation, standard_augmentation
-from transprune.data.encoded_images import image_data
+from transprune.data.encoded_images import fit_images, image_data, mean_and_std, moments, sample_places
 from transprune.data.imagefolder import read_imagefolder
 from transprune.data.parquet import read_parquet
-from transprune.data.pixels import fit_images, mean_and_std, moments, sample_places
 from transprune.data.splits import ImageData, MemorySplit, split_halves
 from transprune.errors import DataError
 from transprune.options import AugmentationName
-from transprune.paths import expanded
+from transprune.runtime.files import expanded
 
 SPECIFICATIONS = ("digits", "cifar10:DIR", "cifar100:DIR", "imagefolder:DIR", "parquet:DIR")
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from transprune.kernels.lean_gradients import map_channels
+from transprune.kernels.feature_maps import map_channels
 from transprune.kernels.normalisation import follow, is_faster_in_rows, normalise_and_mix, with_statistics
 from transprune.runtime import processes
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from transprune.kernels.lean_gradients import map_channels
+from transprune.kernels.feature_maps import map_channels
 
 ROW = 512
 """Numbers in a row of memory from which on longer rows are read no faster."""

@@ -21,10 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from transprune.architecture import Architecture
-from transprune.costs import Cost
+from transprune.costs import Channels, Cost, Layer
 from transprune.errors import LatencyError
 from transprune.latency.operators import TimedOperator
-from transprune.layer_costs import Channels, Layer
 from transprune.space import SearchSpace
 
 PREFERENCE = 1e-2

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from transprune.architecture import Architecture
-from transprune.layer_costs import Channels
+from transprune.costs import Channels
 from transprune.reading.trace import Example, as_inputs, rebatched
 from transprune.space import SearchSpace
 

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from transprune.costs import Layer
 from transprune.errors import LatencyError
 from transprune.latency.backends import Backend
 from transprune.latency.latency_model import Correction, LatencyModel, TimeTable, Validation
 from transprune.latency.operators import TimedOperator
-from transprune.layer_costs import Layer
 from transprune.options import LatencyOptions
 from transprune.records import read_record
 from transprune.runtime.files import disk_errors, write_atomically

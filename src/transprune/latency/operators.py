@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from torch import fx
 
+from transprune.costs import Layer
 from transprune.errors import SpaceError
-from transprune.layer_costs import Layer
 from transprune.models.residual import ResidualSum
 from transprune.reading.coupling import bound_arguments
 from transprune.reading.reading import LayerFacts, Reading

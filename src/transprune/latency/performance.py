@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transprune.exports.exported_program import export_program, pt2_bytes, takes_any_batch
-from transprune.exports.onnx_file import onnx_bytes
+from transprune.exports.formats import export_program, onnx_bytes, pt2_bytes, takes_any_batch
 from transprune.latency.backends import Backend, Call, OnnxRuntime, make_backend
 from transprune.latency.stopwatch import Latency, time_networks
 from transprune.options import BackendName, LatencyOptions, MeasureOptions

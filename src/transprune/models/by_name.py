@@ -9,8 +9,7 @@ from typing import Any
 from torch import nn
 
 from transprune.errors import ModelError, expected_one_of
-from transprune.models.resnet import resnet
-from transprune.models.resnet_shape import IMAGENET_BLOCKS, Halving
+from transprune.models.resnet import IMAGENET_BLOCKS, Halving, resnet
 from transprune.runtime import UserFunction
 
 RESNET_DEPTHS = (20, 32, 44, 56, 110, 164, *IMAGENET_BLOCKS)

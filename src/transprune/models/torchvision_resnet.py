@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from transprune.errors import ModelError
-from transprune.models.resnet import ResNet
-from transprune.models.resnet_shape import Block, Halving, ResNetShape
+from transprune.models.resnet import Block, Halving, ResNet, ResNetShape
 
 OUTSIDE_STAGES = {"conv1": "stem.conv", "bn1": "stem.norm", "fc": "classifier"}
 """torchvision's names of the layers before and behind the stages, and ours."""

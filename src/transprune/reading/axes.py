@@ -6,7 +6,7 @@ axis to a cost:
 
 - `Axis`: an atom or a form, refined while the operators are read (`unification`, `coupling`, `freedom`);
 - `Layout`: the same forms once all is decided, over groups, which says *which* entries an axis keeps (`layouts`);
-- `Channels`: only *how many* these are, a sum over groups, which is all that a cost needs (`transprune.layer_costs`);
+- `Channels`: only *how many* these are, a sum over groups, which is all that a cost needs (`transprune.costs`);
 - `CostTerm`: what a layer costs at each width of one part of its input and one of its output, and `LinearSum`: a cost
   as a weighted sum of 0-1 variables (`transprune.tas`).
 

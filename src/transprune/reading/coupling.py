@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from transprune.layer_costs import Operator
+from transprune.costs import Operator
 from transprune.reading.axes import Axis, StageEnd, fix, fixed, produce, settle
 from transprune.reading.stages import BlockRun
 from transprune.reading.trace import BATCHES, Trace, operator, shape, source_line

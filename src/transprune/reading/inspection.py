@@ -8,8 +8,8 @@ from math import gcd
 
 from torch import nn
 
+from transprune.costs import Channels, Layer
 from transprune.errors import ModelError, OptionError, expected_one_of
-from transprune.layer_costs import Channels, Layer
 from transprune.models.residual import ResidualSum
 from transprune.options import Dimensions
 from transprune.reading.equality import check_samples

@@ -26,7 +26,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from transprune.layer_costs import Channels, added, times
+from transprune.costs import Channels, added, times
 from transprune.reading.axes import Axis, Composite, Concatenation, FreeSum, Product, StageEnd, members, settle
 
 

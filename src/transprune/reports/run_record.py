@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from transprune.architecture import Architecture
-from transprune.costs import MACS, PARAMS
+from transprune.costs import MACS, PARAMS, Layer
 from transprune.errors import RunFolderError
-from transprune.layer_costs import Layer
 from transprune.runtime import RunFolder, read_journal
 from transprune.space import SearchSpace
 

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from transprune.budget import parse_budgets, points
 from transprune.data import make_loader
-from transprune.exports.exported_program import check_pt2, export_program, pt2_bytes, takes_any_batch
-from transprune.exports.onnx_file import check_onnx, onnx_bytes
+from transprune.exports.formats import check_onnx, check_pt2, export_program, onnx_bytes, pt2_bytes, takes_any_batch
 from transprune.latency.macs import count_macs, friendliness
 from transprune.latency.performance import measure, measurements_json
 from transprune.latency.stopwatch import Latency, measure_latencies

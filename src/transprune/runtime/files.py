@@ -203,3 +203,10 @@ class _Forget:
         lock = self._lock()
         if lock is not None:
             lock.release()
+
+
+def expanded(text: str) -> Path:
+    """The path with `~` replaced by the home folder; as it stands where no user has that name."""
+    with suppress(ValueError):  # a null byte, which no path has either: nothing will be found there
+        text = os.path.expanduser(text)
+    return Path(text)

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from transprune.errors import TranspruneError, expected_one_of
-from transprune.paths import expanded
+from transprune.runtime.files import expanded
 
 _OWN = str(Path(__file__).parent.parent)
 """Where transprune's own code is."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from transprune.kernels.lean_gradients import map_channels
+from transprune.kernels.feature_maps import map_channels
 from transprune.options import Alignment
 from transprune.runtime.structures import on_device
 

@@ -34,9 +34,8 @@ from transprune.training.batches import Batch, Data, example_of, search_feeds
 from transprune.training.evaluation import Evaluation, evaluate_batches, evaluation_mode
 from transprune.training.faults import check_first_loss
 from transprune.training.loop import Loop, Setup
-from transprune.training.schedules import anneal, cosine_schedule
 from transprune.training.tasks import Task, classification
-from transprune.training.update import Update, sgd
+from transprune.training.update import Update, anneal, cosine_schedule, sgd
 
 log = logging.getLogger("transprune.run")
 

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from transprune.costs import MACS, Cost
-from transprune.layer_costs import Channels, Layer
+from transprune.costs import MACS, Channels, Cost, Layer
 from transprune.space import SearchSpace
 from transprune.tas.probabilities import Probabilities
 

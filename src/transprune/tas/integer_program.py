@@ -18,7 +18,7 @@ Example:
     Layer `a` makes 2 or 4 channels of 3, and layer `b` makes 1 or 3 channels of these: 3·a + a·b MACs.
 
     >>> from transprune.costs import MACS
-    >>> from transprune.layer_costs import Channels, Layer
+    >>> from transprune.costs import Channels, Layer
     >>> from transprune.space import WidthGroup
     >>> widths = {"a": (2, 4), "b": (1, 3)}
     >>> groups = [WidthGroup(name=n, width=c[-1], candidates=c, layers=(n,)) for n, c in widths.items()]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from transprune.kernels.memory_format import use_channels_last_if_suited
+from transprune.kernels.feature_maps import use_channels_last_if_suited
 from transprune.kernels.norm_modes import average_norms
 from transprune.options import DistillationOptions, TrainingOptions
 from transprune.reading.networks import unwrapped
@@ -19,9 +19,8 @@ from transprune.training.batches import Batch, Data, example_of, feed
 from transprune.training.evaluation import evaluate_batches, evaluation_mode
 from transprune.training.faults import check_first_loss
 from transprune.training.loop import Loop, Setup
-from transprune.training.schedules import cosine_schedule
 from transprune.training.tasks import Task, classification
-from transprune.training.update import Update, sgd
+from transprune.training.update import Update, cosine_schedule, sgd
 
 
 def train(

@@ -1,7 +1,8 @@
-"""One step of an optimizer on a batch: at a precision, in parts, and together with other processes."""
+"""One step of an optimizer on a batch: at a precision, in parts, with other processes; schedules over the steps."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from transprune.kernels.norm_modes import fast_norms, joint_norms
-from transprune.options import Precision, StepOptions
+from transprune.options import Precision, Schedule, StepOptions
 from transprune.runtime import processes
 from transprune.runtime.structures import sliced
 from transprune.training.batches import Batch
@@ -176,3 +177,40 @@ def _mean(learned: Sequence[Learned], samples: int) -> Tensor:
     if len(learned) == 1 and learned[0].batch.samples == samples:
         return learned[0].loss
     return torch.stack([part.loss * (part.batch.samples / samples) for part in learned]).sum()
+
+
+def anneal(start: float, end: float, progress: float, schedule: Schedule = "linear") -> float:
+    """The value at `progress` in [0, 1] on the way from `start` to `end`.
+
+    Example:
+        >>> anneal(10.0, 0.0, 0.25), anneal(2.0, 0.0, 0.5, "cosine")
+        (7.5, 1.0)
+    """
+    if schedule == "cosine":
+        progress = (1 - math.cos(math.pi * progress)) / 2
+    return start + (end - start) * progress
+
+
+def warm_up_then_cosine(progress: float, warm_up: float) -> float:
+    """Learning rate as a share of its peak: linear from 0 during the first `warm_up` of a run, then cosine to 0.
+
+    Deviation: the reference cuts its cosine short by the length of the warm-up and trains its last epochs at rate
+    zero; here the cosine ends with the run.
+
+    Args:
+        progress: Share of the run that is done, in [0, 1].
+        warm_up: Share of the run that warms up, in [0, 1).
+    """
+    if progress < warm_up:
+        return progress / warm_up
+    return anneal(1.0, 0.0, (progress - warm_up) / (1 - warm_up), "cosine")
+
+
+def cosine_schedule(
+    optimizer: torch.optim.Optimizer, steps_an_epoch: int, epochs: int, warm_up_epochs: float
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Learning rates step by step: a linear warm-up, then half a cosine, at zero one step after the end."""
+    end = steps_an_epoch * epochs + 1
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: warm_up_then_cosine(min(1.0, (step + 1) / end), warm_up_epochs * steps_an_epoch / end)
+    )

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from transprune.layer_costs import Operator
+from transprune.costs import Operator
 from transprune.reading.axes import Axis, fix, fixed, mark, multiply
 from transprune.reading.coupling import Arguments, Axes, Call, Function, OperatorRule
 from transprune.reading.rules.pointwise import broadcast
