@@ -188,6 +188,12 @@ def test_the_channels_behind_a_stage_are_those_of_its_possible_last_blocks():
     ]
 
 
+def test_the_depths_of_a_term_stand_in_one_order_in_every_process():
+    found = [list(term.depths) for term in cost_terms(space_of(staged), MACS)]
+    assert max(map(len, found)) > 1
+    assert all(names == sorted(names) for names in found)
+
+
 def test_possible_widths_are_those_of_the_candidates_times_the_elements_of_a_channel():
     space = space_of(staged)
     assert space.possible_widths(Channels(7, repeat=2)) == (14,)

@@ -88,7 +88,8 @@ def _part_terms(space: SearchSpace, cost: Cost, layer: Layer, part: tuple[int, i
 
 
 def _all_of(*conditions: Depths) -> Depths:
-    names = {name for depths in conditions for name in depths}
+    # Sorted: a set of strings has another order in every process, and the rows of the integer program would have too.
+    names = sorted({name for depths in conditions for name in depths})
     return {name: frozenset.intersection(*(depths[name] for depths in conditions if name in depths)) for name in names}
 
 
