@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args, get_type_hints
 
 from transprune.errors import OptionError, RunFolderError
 from transprune.options import (
@@ -20,7 +20,10 @@ from transprune.options import (
     TrainingOptions,
 )
 from transprune.records import read_record
-from transprune.runtime import Tracker, UserFunction
+from transprune.runtime import UserFunction
+
+if TYPE_CHECKING:
+    from transprune.runtime import Tracker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +103,7 @@ class Safety(CheckpointOptions):
     """What to do about a loss or a gradient that is not finite: stop, or skip the step."""
 
 
-MakeTracker = Callable[[Path], Tracker]
+MakeTracker: TypeAlias = "Callable[[Path], Tracker]"
 """Makes a tracker of the run in a folder."""
 
 
