@@ -49,6 +49,7 @@ from transprune.models.weights import load_weights
 from transprune.options import CheckpointOptions, LatencyOptions, MeasureOptions
 from transprune.reading.inspection import inspect
 from transprune.reading.reading import read
+from transprune.reading.rules import RULES
 from transprune.reports.run_record import read_record
 from transprune.runs import RunOptions, Tracking, open_run, plan_run, prepare, resume_run
 from transprune.runs.phases import load_teacher
@@ -110,6 +111,34 @@ ways(
     space_malformed=lambda _: spaces.SearchSpace.from_json({"format": 2, "groups": 1}),
     architecture_unknown=lambda _: SPACE.check(Architecture(widths={"nowhere": 3})),
     architecture_too_deep=lambda _: SPACE.check(Architecture(depths={SPACE.stages[0].name: 9})),
+)
+
+
+def _read_by(rule: Callable[[transprune.Call], object]) -> None:
+    """Reads a network whose only operator has a rule of the user's."""
+    with mock.patch.dict(RULES):
+        transprune.register_rule("rot90", rule)
+        inspect(Turning(), example())
+
+
+def _other_axis(call: transprune.Call) -> list[object]:
+    axes = call.axes("self")
+    call.add_layer("linear", inputs=axes[1], outputs=axes[1], weight=None)
+    return axes
+
+
+class Turning(nn.Module):
+    def forward(self, images):
+        return torch.rot90(images, 2, (2, 3))
+
+
+ways(
+    rule_of_nothing=lambda _: transprune.register_rule(torch.relu, lambda call: []),
+    rule_unknown=lambda _: transprune.register_rule("rot91", lambda call: []),
+    rule_twice=lambda _: transprune.register_rule("linear", lambda call: []),
+    rule_arguments=lambda _: transprune.register_rule("rot90", None),
+    rule_axes=lambda _: _read_by(lambda call: call.axes("self")[:2]),
+    rule_along=lambda _: _read_by(_other_axis),
 )
 
 

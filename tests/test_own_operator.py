@@ -256,6 +256,18 @@ def test_what_is_no_operator_and_no_rule_is_refused_with_a_way_out(arguments, op
     assert "oddlab::square_linear" not in RULES
 
 
+def test_a_rule_that_names_another_axis_than_the_outputs_is_refused():
+    def turned(call):
+        *positions, _ = call.axes("features")
+        outputs, inputs = call.axes("weight")
+        call.add_layer("linear", inputs=inputs, outputs=outputs, positions=positions, along=0)
+        return [*positions, outputs]
+
+    register_rule(square_linear, turned)
+    with pytest.raises(ModelError, match=r"'turned' says add_layer\(..., along=0\).*expected along=2"):
+        transprune.inspect(network(square_linear), FEATURES)
+
+
 def test_a_rule_whose_axes_are_not_those_of_the_result_is_named():
     def forgets_the_positions(call):
         return [call.axes("weight")[0]]

@@ -87,7 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _call(command: Any) -> None:
-    """Runs a command: in all processes where they share its work, else in the first one alone; the first one prints."""
+    """Runs a command: in all processes where they share its work, else in the first one alone; the first one prints.
+
+    A command is one of `arguments.COMMANDS`; calling it does the work, as `jobs.RunCommand.__call__` does for `run`.
+    """
     from transprune.cli.commands import DistillCommand
     from transprune.cli.jobs import Job, ResumedRun
     from transprune.runtime import processes  # heavy, and not needed to show help

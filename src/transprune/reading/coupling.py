@@ -235,7 +235,8 @@ class Call:
             kernel: Multiply-adds for each pair of an input and an output, at each position.
             weight: Name of the argument that is the weight; None: there is none.
             bias: Name of the argument that is the bias; None, or an operator without it: there is none.
-            along: Which axis of the result the outputs are.
+            along: Which axis of the result the outputs are; a supernet mixes candidates along it. The last (-1) in a
+                linear layer, the second in a convolution.
         """
         trace, path = self.coupling.trace, self.coupling.trace.module_path(self.node)
         own = [None if name is None else self[name] for name in (weight, bias)]

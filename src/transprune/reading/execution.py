@@ -55,7 +55,9 @@ class Step:
 
 
 class Surroundings:
-    """What a trace is run with; the base runs it as it was traced.
+    """What a program asks while it runs: which calls to make, with which tensors, and what a stage hands on.
+
+    Subclasses give at least `state`.
 
     Args:
         sizes: Widths and depths in use; the number of samples comes from the inputs.

@@ -1,8 +1,9 @@
 """The phases of a run, in one table, which running, planning, frontiers and resuming read.
 
 A phase of training says what it starts from, which loop it learns by, and what it writes. It reads what earlier phases
-left in the run folder, and it is done when its own file is there. The phases that follow training have only a name and
-files here; `transprune.runs.steps` does them.
+left in the run folder, and it is done when its own file is there. Before the first of them `preparation.prepare` reads
+data and network, finds the search space, measures latency where a budget asks for it, and makes the folder. The phases
+that follow training have only a name and files here; `transprune.runs.steps` does them.
 
 ```text
 a run            teacher ─ search ─ distill                   ─ evaluate ─ export ─ report

@@ -5,9 +5,9 @@ other modules do the same for any network. What a function of the reference does
 
     reference              fast
     draw                   sampling.ArchitectureParameters.sample, sampling.draw_candidates
-    interpolate, pad       alignment.align_channels
+    interpolate, pad       alignment.interpolation_entries (widths), .align_channels (depths)
     SlowSupernet           supernet.Supernet
-    SlowSupernet.mix       mixing.mixed (widths), supernet._Mixing.stage_end (depths)
+    SlowSupernet.mix       mixing.mixed makes the maps, supernet._Mixing applies them: _candidate_norm, stage_end
     expected_macs          expected_cost.ExpectedCost
     penalty                penalty.budget_penalty
     search                 bilevel.Bilevel.step_weights, .step_architecture

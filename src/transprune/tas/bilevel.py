@@ -165,7 +165,7 @@ class Bilevel(Loop):
         before = self.generator.get_state()
 
         def forward(part: Batch) -> tuple[Tensor, Any]:
-            self.generator.set_state(before)  # every part with the same candidates, through gradients of its own
+            self.generator.set_state(before)  # all parts draw the same candidates, each in a graph of its own
             with torch.autocast("cpu", enabled=False):
                 selection, penalty = self.select(temperature), on_device(self.penalty(), self.device)
             outputs = self.supernet(selection, *part.inputs)

@@ -64,8 +64,8 @@ def derive(
 
     Where none does, `fill` is the share of the most that one uses.
 
-    Deviation: the reference takes the most probable candidate everywhere, whatever it costs. `fill=0` drops the lower
-    bound; `Probabilities.most_probable` is the reference's rule.
+    Deviation: the paper takes the most probable candidate everywhere, whatever it costs. `fill=0` drops the lower
+    bound; `Probabilities.most_probable` is the paper's rule.
 
     Args:
         space: The search space.

@@ -100,7 +100,7 @@ class ExpectedCost:
     they are kept, a layer behind a stage sees the width of the last kept block, and projections count with the
     probability that their two widths differ.
 
-    Deviation: the reference multiplies mean widths, ignores where a cut stage ends, and leaves out projections
+    Deviation: the authors' code multiplies mean widths, ignores where a cut stage ends, and leaves out projections
     (`paper_expected_macs`).
 
     Source: Dong & Yang, 2019, arXiv:1905.09717, section 3.2 (E_cost).

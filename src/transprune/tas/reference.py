@@ -38,7 +38,7 @@ class Choice:
 
     sizes: Sequence[int]
     indices: Sequence[int]  # of the sizes among the candidates
-    weights: Tensor  # how much each size counts; they sum to one
+    weights: Tensor  # mixing weights, one for each size; they sum to one
 
 
 def draw(logits: Tensor, candidates: Sequence[int], temperature: float, samples: int = 2) -> Choice:

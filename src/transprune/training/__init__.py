@@ -1,1 +1,1 @@
-"""The loops: search, distillation, plain training, evaluation. Nothing else owns an optimizer."""
+"""The loop that training, distillation and search share; training, distillation and evaluation themselves."""

@@ -129,8 +129,9 @@ class Update:
         with fast_norms(enabled=self.has_fast_norms), joint_norms(enabled=self._are_norms_joint):
             loss, outputs = self._computed(part, forward)
             share = loss if part.samples == samples else loss * (part.samples / samples)
-            # Activations that are computed again in the backward (torch.utils.checkpoint) want the same norms: of a
-            # tensor it would leave the blocks, of an edge it does not. Nor can they be told what to differentiate by.
+            # torch.utils.checkpoint runs forwards again inside the backward, and must find the same norms there:
+            # `Tensor.backward` would leave these contexts, a backward from an edge of the graph stays in them. It
+            # refuses `inputs` too, so they are given only where some parameters do not learn.
             scaled = self._scaler.scale(share)
             inputs = None if self._is_all_that_learns else [each for each in self._learning if each.requires_grad]
             torch.autograd.backward(get_gradient_edge(scaled), torch.ones_like(scaled), inputs=inputs)
@@ -194,8 +195,8 @@ def anneal(start: float, end: float, progress: float, schedule: Schedule = "line
 def warm_up_then_cosine(progress: float, warm_up: float) -> float:
     """Learning rate as a share of its peak: linear from 0 during the first `warm_up` of a run, then cosine to 0.
 
-    Deviation: the reference cuts its cosine short by the length of the warm-up and trains its last epochs at rate
-    zero; here the cosine ends with the run.
+    Deviation: the authors' code cuts its cosine short by the length of the warm-up and trains its last epochs at
+    rate zero; here the cosine ends with the run.
 
     Args:
         progress: Share of the run that is done, in [0, 1].

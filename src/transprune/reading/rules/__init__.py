@@ -16,7 +16,8 @@ import torch
 from torch import fx
 
 from transprune.errors import ModelError, OptionError
-from transprune.reading.coupling import Call, Function, OperatorRule
+from transprune.reading.axes import Axis, settle
+from transprune.reading.coupling import Call, Function, OperatorRule, Use
 from transprune.reading.rules import lookups, pointwise, reductions, shapes, weighted
 from transprune.reading.rules.pointwise import elementwise, without_rule
 from transprune.reading.trace import operator as operator_name
@@ -102,7 +103,27 @@ def _checked_axes(axes: Callable[[Call], Any], call: Call) -> Any:
             f"cannot read the operator {call.where}: its rule {name!r} gives axes of the sizes {_sizes(found)}, and "
             f"its result has the shape {_shape(value)}; expected an axis for each axis of the result"
         )
+    for use in call.coupling.uses:
+        if use.node is call.node and use.operator in ("conv", "linear"):
+            _check_along(axes, call, found, use)
     return found
+
+
+def _check_along(axes: Callable[[Call], Any], call: Call, found: Any, use: Use) -> None:
+    """Checks that the outputs are the axis that the rule says, along which a supernet mixes candidates.
+
+    Raises:
+        ModelError: They are another one.
+    """
+    outputs = settle(use.outputs)
+    places = [place for place, axis in enumerate(found) if isinstance(axis, Axis) and settle(axis) is outputs]
+    if use.along % len(found) not in places:
+        name = getattr(axes, "__name__", repr(axes))
+        way_out = f"along={places[0]}" if places else "outputs that are an axis of the result"
+        raise ModelError(
+            f"cannot read the operator {call.where}: its rule {name!r} says add_layer(..., along={use.along}), and "
+            f"axis {use.along % len(found)} of the result is not the outputs; expected {way_out}"
+        )
 
 
 def _sizes(axes: Any) -> Any:
