@@ -8,7 +8,7 @@ what He et al. (2017, arXiv:1707.06168) do once for each layer.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
@@ -36,6 +36,8 @@ from transprune.scores.least_squares import (
 )
 from transprune.shrinking.traced_network import PlainRun
 
+SCALE, RUNNING_MEAN, RUNNING_VARIANCE, EPSILON = 1, 3, 4, 7
+"""Places among the arguments of a batch norm."""
 RIDGE = 1e-3
 """How strongly fitted weights are drawn towards those that were inherited, as a share of the inputs' mean square."""
 
@@ -63,6 +65,11 @@ class FittedLayer:
     def has_shift(self) -> bool:
         """Whether a constant can be added to its outputs: in its bias, or in the running mean behind it."""
         return self.bias is not None or self.norm is not None
+
+    def norm_state(self, reading: Reading, argument: int) -> str | None:
+        """Path of a parameter or buffer of the norm behind it, by its place among the arguments."""
+        assert self.norm is not None
+        return reading.trace.state(self.norm.args[argument])
 
     def columns(self, kept: np.ndarray, kernel: int) -> Tensor:
         """The inputs × kernel that certain input channels stand for."""
@@ -170,18 +177,25 @@ class Refit(Watched):
     Args:
         run: The run whose weights the fit starts from.
         targets: What the unpruned network gives.
-        kept: Where the run has all units: what the layers may read of them. None: whatever arrives.
+        only: The layers to fit; None: all.
         ridge: How strongly fitted weights are drawn towards those that were there.
     """
 
-    def __init__(self, run: PlainRun, targets: Targets, *, kept: Sizes | None = None, ridge: float = RIDGE) -> None:
+    def __init__(
+        self,
+        run: PlainRun,
+        targets: Targets,
+        *,
+        only: Collection[fx.Node] | None = None,
+        ridge: float = RIDGE,
+    ) -> None:
         self.fitted: dict[str, Tensor] = {}
         """Parameters and buffers that were fitted, by path."""
         self.moments: dict[fx.Node, Moments] = {}
         """Of each layer that was fitted, its own outputs being wanted."""
-        self._targets, self._kept, self._ridge = targets, kept, ridge
+        self._targets, self._ridge = targets, ridge
         self._begun: dict[fx.Node, _Begun] = {}
-        layers = [layer for layer in fitted_layers(run.program.reading).values() if layer.node in targets.wanted]
+        layers = [layer for node, layer in fitted_layers(run.program.reading).items() if only is None or node in only]
         watches: dict[fx.Node, Any] = {layer.node: partial(self._fit, layer) for layer in layers}
         for layer in layers:
             if layer.total is not None:
@@ -202,14 +216,16 @@ class Refit(Watched):
         places = draw_places(_count_places(arguments, spatial))
         inputs = inputs_at(arguments, spatial, places)
         moments = self.moments[layer.node] = Moments.of(inputs, self._wanted(layer, layer.node), has_shift=layer.has_shift)
-        columns = None
-        if self._kept is not None and layer.inputs.is_searched:
-            columns = layer.columns(layer.inputs.kept(self._kept, self.run.order), weight[0, 0].numel())
+        columns = self._columns(layer, weight[0, 0].numel())
         matrix = fit(moments, as_matrix(weight, groups), columns=columns, ridge=self._ridge)
         outputs = function(self._changed(layer, arguments, matrix, moments))
         if layer.total is not None:
             self._begun[layer.node] = _Begun(arguments, function, inputs, places, columns, matrix)
         return outputs
+
+    def _columns(self, layer: FittedLayer, kernel: int) -> Tensor | None:
+        """Which of the inputs that arrive a layer may read; None: all."""
+        return None
 
     def _correct(self, layer: FittedLayer, function: Function, arguments: Arguments) -> Any:
         """Fits a layer again, to what the sum behind it should be."""
@@ -249,22 +265,18 @@ class Refit(Watched):
             if layer.bias is not None:
                 self.fitted[layer.bias] = changed["bias"] = shift
             else:
-                mean = self._norm_state(layer, 3)
+                mean = layer.norm_state(self.run.program.reading, RUNNING_MEAN)
                 assert mean is not None
                 self.fitted[mean] = self.run.state(mean) - shift
         return changed
-
-    def _norm_state(self, layer: FittedLayer, place: int) -> str | None:
-        assert layer.norm is not None
-        return self.run.program.reading.trace.state(layer.norm.args[place])
 
     def _scale(self, layer: FittedLayer, total: Tensor) -> Tensor:
         """What one more in each channel of a layer becomes in the sum behind it [channels]."""
         if layer.norm is None:
             return total.new_ones(total.shape[layer.axis])
-        weight, variance = self._norm_state(layer, 1), self._norm_state(layer, 4)
+        weight, variance = (layer.norm_state(self.run.program.reading, place) for place in (SCALE, RUNNING_VARIANCE))
         assert variance is not None
-        scale = (self.run.state(variance) + layer.norm.args[7]).rsqrt()
+        scale = (self.run.state(variance) + layer.norm.args[EPSILON]).rsqrt()
         return scale if weight is None else scale * self.run.state(weight)
 
 
