@@ -139,7 +139,9 @@ def test_the_teacher_is_untouched() -> None:
     network, samples = made("residual")
     before = copy.deepcopy(network.state_dict())
     network.train()
-    repair(shrink(network, Architecture(widths={"first": 4}), samples[:2]), network, Architecture({"first": 4}), samples)
+    repair(
+        shrink(network, Architecture(widths={"first": 4}), samples[:2]), network, Architecture({"first": 4}), samples
+    )
     assert network.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     assert Program(read(network, samples)).steps

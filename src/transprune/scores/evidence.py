@@ -16,9 +16,8 @@ from transprune.errors import SpaceError
 from transprune.reading.execution import Program
 from transprune.reading.layouts import Sizes
 from transprune.reading.reading import Reading
-from transprune.reading.stages import BlockRun
 from transprune.runtime.structures import cut
-from transprune.scores.channel_order import Elimination, Reader, eliminate
+from transprune.scores.channel_order import Reader, eliminate
 from transprune.scores.cut_run import CutRun, sizes_of
 from transprune.scores.least_squares import Moments, as_matrix, as_weight, fit, shift_of
 from transprune.scores.refit import RIDGE, RUNNING_MEAN, FittedLayer, Refit, Targets, fitted_layers
@@ -98,6 +97,7 @@ class Evidence:
             outputs=cut(self.outputs, slice(0, samples), count),
         )
 
+    @torch.no_grad()
     def without_units(self, group: str, width: int) -> Tensor:
         """How far the outputs move with another width of one group, its readers fitted again."""
         architecture = Architecture(widths={**self.centre.widths, group: width}, depths=self.centre.depths)
@@ -109,6 +109,7 @@ class Evidence:
         run = CutRun(self.network, self.program, sizes, self.order, changed)
         return self.distance(self.program.run(run, self.inputs), self.targets.outputs)
 
+    @torch.no_grad()
     def without_blocks(self, stage: str, depth: int) -> Tensor:
         """How far the outputs move with another depth of one stage, the layers that read its end fitted again."""
         architecture = Architecture(widths=self.centre.widths, depths={**self.centre.depths, stage: depth})
@@ -218,7 +219,7 @@ def _readers(refit: _Masked, tied: list[str], orders: Mapping[str, np.ndarray]) 
 
 def readers_behind(reading: Reading, stage: str, layers: Mapping[fx.Node, FittedLayer]) -> set[fx.Node]:
     """The fitted layers that read the end of a stage, with no other fitted layer between."""
-    run: BlockRun = next(each for each in reading.stages if each.name == stage)
+    run = next(each for each in reading.stages if each.name == stage)
     found: set[fx.Node] = set()
     seen: set[fx.Node] = set()
     ahead = [user for user in run.exits[-1].users if user not in run.inside]

@@ -89,9 +89,7 @@ def taylor(evidence: Evidence, *, probes: int = 4) -> dict[str, list[float]]:
 def _movements(evidence: Evidence, seed: int) -> dict[str, list[float]]:
     """The squared movement of the outputs along one random direction, for each candidate."""
     generator = torch.Generator().manual_seed(seed)
-    weights = {
-        layer.weight: layer for layer in evidence.layers.values() if any(True for _ in layer.inputs.groups())
-    }
+    weights = {layer.weight: layer for layer in evidence.layers.values() if any(True for _ in layer.inputs.groups())}
     read: dict[str, Tensor] = {}
     ends: dict[str, Tensor] = {}
     exits: dict[str, list[Tensor]] = {}
@@ -130,7 +128,8 @@ def _movements(evidence: Evidence, seed: int) -> dict[str, list[float]]:
     for stage in evidence.space.stages:
         last = exits[stage.name][-1]
         found[stage.name] = [
-            float(((exits[stage.name][depth - 1] - last) * by_name[stage.name]).sum() ** 2) for depth in stage.candidates
+            float(((exits[stage.name][depth - 1] - last) * by_name[stage.name]).sum() ** 2)
+            for depth in stage.candidates
         ]
     return found
 
@@ -156,5 +155,3 @@ def _with_exits(run: CutRun, evidence: Evidence, exits: dict[str, list[Tensor]])
         exits[stage.name] = [torch.empty(0)] * len(stage.blocks)
         watches |= {node: partial(note, stage.name, place) for place, node in enumerate(stage.exits)}
     return Watched(run, watches)
-
-

@@ -215,7 +215,9 @@ class Refit(Watched):
         spatial = tuple(shape(layer.node) or ())[2:] if "groups" in arguments else ()
         places = draw_places(_count_places(arguments, spatial))
         inputs = inputs_at(arguments, spatial, places)
-        moments = self.moments[layer.node] = Moments.of(inputs, self._wanted(layer, layer.node), has_shift=layer.has_shift)
+        moments = self.moments[layer.node] = Moments.of(
+            inputs, self._wanted(layer, layer.node), has_shift=layer.has_shift
+        )
         columns = self._columns(layer, weight[0, 0].numel())
         matrix = fit(moments, as_matrix(weight, groups), columns=columns, ridge=self._ridge)
         outputs = function(self._changed(layer, arguments, matrix, moments))

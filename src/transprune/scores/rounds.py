@@ -199,9 +199,7 @@ class _Compressing:
     @torch.no_grad()
     def _lost(self, place: _Place) -> float:
         """How far the outputs have moved once everything is fitted."""
-        run = CutRun(
-            self.model, self.program, sizes_of(place.architecture), self._orders(place).__getitem__
-        )
+        run = CutRun(self.model, self.program, sizes_of(place.architecture), self._orders(place).__getitem__)
         outputs = self.program.run(Refit(run, self.targets), self.some)
         return float(self.distance(outputs, self.targets.outputs))
 

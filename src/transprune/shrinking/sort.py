@@ -184,6 +184,11 @@ def tied_groups(reading: Reading) -> list[tuple[list[str], bool]]:
         together.setdefault(find(name), []).append(name)
     groups = {group.name: group for group in reading.groups}
     return [
-        (tied, any(name in kept or groups[name].is_ordered or groups[name].width != groups[tied[0]].width for name in tied))
+        (
+            tied,
+            any(
+                name in kept or groups[name].is_ordered or groups[name].width != groups[tied[0]].width for name in tied
+            ),
+        )
         for tied in together.values()
     ]
