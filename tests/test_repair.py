@@ -42,7 +42,7 @@ def test_repair_makes_a_cut_network_more_like_the_unpruned_one(case: str) -> Non
     assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
 
 
-@pytest.mark.parametrize("case", ("residual", "depthwise", "attention"))
+@pytest.mark.parametrize("case", CASES)
 def test_a_channel_that_others_add_up_to_is_cut_without_loss(case: str) -> None:
     network, samples = made(case)
     layer, group = {

@@ -31,7 +31,15 @@ def evidence_of(network: nn.Module, samples: Tensor) -> Evidence:
     program, space = Program(read(network, samples)), inspect(network, samples[:2])
     targets = record_targets(network, program, (samples,))
     distance = distance_of(regression())
-    return gather_evidence(network, program, space, (samples,), targets, distance, space.full_architecture())
+    return gather_evidence(
+        network,
+        program,
+        space,
+        inputs=(samples,),
+        targets=targets,
+        distance=distance,
+        centre=space.full_architecture(),
+    )
 
 
 @pytest.mark.parametrize("case", CASES)

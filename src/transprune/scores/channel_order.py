@@ -39,7 +39,7 @@ class Elimination:
     order: np.ndarray
     """The units, the one that was kept longest first."""
     lost: np.ndarray
-    """Error of the readers, as a share of their outputs' variance and added up, by how many units are kept [width + 1]."""
+    """Error of the readers, as a share of their outputs' variance and added up, by the units kept [width + 1]."""
 
 
 def eliminate(readers: Sequence[Reader], width: int, *, order: np.ndarray | None = None) -> Elimination:

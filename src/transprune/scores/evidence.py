@@ -69,8 +69,8 @@ class Evidence:
     orders: Mapping[str, np.ndarray]
     """The units of each group, the most important first."""
     lost: Mapping[str, np.ndarray]
-    """For each group the error of its readers by how many of its units are kept [width + 1], as a share of their outputs'
-    variance; groups that no fitted layer reads are not in it."""
+    """For each group that fitted layers read, their error by how many of its units are kept [width + 1], as a share of
+    their outputs' variance."""
     moments: Mapping[fx.Node, Moments] = field(repr=False)
     """Of each fitted layer, over all units, in the architecture."""
     fitted: Mapping[str, Tensor] = field(repr=False)
@@ -140,6 +140,7 @@ def gather_evidence(
     network: nn.Module,
     program: Program,
     space: SearchSpace,
+    *,
     inputs: tuple[Tensor, ...],
     targets: Targets,
     distance: Distance,
@@ -248,5 +249,5 @@ def check_choices(space: SearchSpace, reading: Reading) -> None:
         if known.get(choice.name) != choice.candidates[-1]:
             raise SpaceError(
                 f"cannot score the candidates of {choice.name!r}: the space has {choice.candidates[-1]} of it, and the "
-                f"model {known.get(choice.name, 'none')}; expected the space that `inspect` reads from this very network"
+                f"model {known.get(choice.name, 'none')}; expected the space that `inspect` reads from this network"
             )

@@ -1,7 +1,7 @@
-"""Three ways to score the candidates of a space around an architecture. Each can be replaced by a function of one's own.
+"""Three ways to score the candidates of a space around an architecture. Each can be replaced by one's own function.
 
-A figure says how far the outputs move with that candidate in place of the architecture's own; only differences within one
-group or stage count.
+A figure says how far the outputs move with that candidate in place of the architecture's own; only differences within
+one group or stage count.
 """
 
 from __future__ import annotations

@@ -146,9 +146,10 @@ def compress_by_scores(
     reading = read(model, samples)
     check_choices(space, reading)
     with evaluation_mode(model):
-        return _Compressing(model, reading, space, limits, samples, task or classification(), measure).compress(
-            approaches, repetitions
+        compressing = _Compressing(
+            model, reading, space, limits=limits, samples=samples, task=task or classification(), measure=measure
         )
+        return compressing.compress(approaches, repetitions)
 
 
 class _Compressing:
@@ -159,6 +160,7 @@ class _Compressing:
         model: nn.Module,
         reading: Reading,
         space: SearchSpace,
+        *,
         limits: Sequence[Limit],
         samples: Example,
         task: Task,
@@ -181,11 +183,11 @@ class _Compressing:
             self.model,
             self.program,
             self.space,
-            self.some,
-            self.targets,
-            self.distance,
-            here.architecture,
-            self._orders(here) if here.round >= 0 else None,
+            inputs=self.some,
+            targets=self.targets,
+            distance=self.distance,
+            centre=here.architecture,
+            orders=self._orders(here) if here.round >= 0 else None,
         )
         scores = scores_of(evidence, self.measure)
         self.scores.append(scores)

@@ -159,7 +159,16 @@ def score(
         centre = space.full_architecture() if around is None else around
         space.check(centre)
         distance = distance_of(task or classification())
-        evidence = gather_evidence(model, program, space, inputs, targets, distance, centre, orders)
+        evidence = gather_evidence(
+            model,
+            program,
+            space,
+            inputs=inputs,
+            targets=targets,
+            distance=distance,
+            centre=centre,
+            orders=orders,
+        )
         return scores_of(evidence, measure)
 
 
