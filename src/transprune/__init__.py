@@ -254,10 +254,14 @@ __all__ = [
     "uniform_architecture",
     "width_candidates",
 ]
+
+
 def __getattr__(name: str) -> object:
     for module, names in _HOME.items():
         if name in names:
             return getattr(import_module(module), name)
     raise AttributeError(f"module 'transprune' has no attribute {name!r}")
+
+
 def __dir__() -> list[str]:
     return __all__

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from transprune.architecture import Architecture
 from transprune.kernels.lean_gradients import add_padded
-from transprune.reading.execution import Function, Program, Step
+from transprune.reading.coupling import Function
+from transprune.reading.execution import Program, Step
 from transprune.reading.layouts import Order, Sizes
 from transprune.shrinking.traced_network import PlainRun
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from transprune.reading.execution import Arguments, Function
+from transprune.reading.coupling import Arguments, Function
 from transprune.reading.layouts import Sizes
 from transprune.runtime.structures import tensors_in
 from transprune.scores.cut_run import CutRun

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from transprune.reading.coupling import PRODUCERS, Use
-from transprune.reading.execution import Arguments, Function, Program, Step, Surroundings
+from transprune.reading.coupling import PRODUCERS, Arguments, Function, Use
+from transprune.reading.execution import Program, Step, Surroundings
 from transprune.reading.layouts import Layout, Sizes
 from transprune.reading.reading import Reading
 from transprune.reading.stages import BlockRun

@@ -19,7 +19,13 @@ from transprune.training.evaluation import evaluation_mode
 
 
 def repair(
-    student: nn.Module, teacher: nn.Module, architecture: Architecture, samples: Example, *, ridge: float = RIDGE
+    student: nn.Module,
+    teacher: nn.Module,
+    architecture: Architecture,
+    samples: Example,
+    *,
+    ridge: float = RIDGE,
+    reading: Reading | None = None,
 ) -> nn.Module:
     """A copy of a smaller network whose layers are fitted to what the unpruned one gives. Labels are not needed.
 
@@ -36,12 +42,13 @@ def repair(
         samples: A batch of inputs, or a tuple of the forward's positional arguments; some hundreds of samples. All are
             run at once.
         ridge: How strongly the new weights are drawn towards the student's, as a share of the inputs' mean square.
+        reading: What is known of the teacher already.
 
     Raises:
         ModelError: The teacher cannot be read (see `inspect`).
     """
     teacher = unwrapped(teacher)
-    reading = read(teacher, samples)
+    reading = read(teacher, samples, reading)
     with evaluation_mode(teacher):
         targets = record_targets(teacher, Program(reading), inputs_for(teacher, samples))
     return repair_read(student, reading, targets, architecture, samples, ridge=ridge)

@@ -26,7 +26,7 @@ from transprune.scores.measures import Measure, ablation
 from transprune.scores.refit import Refit, record_targets
 from transprune.scores.repair import repair_read
 from transprune.scores.score import Scores, scores_of
-from transprune.shrinking.shrink import shrink_read
+from transprune.shrinking.shrink import shrink
 from transprune.shrinking.sort import reorder_channels
 from transprune.space import SearchSpace
 from transprune.training.evaluation import evaluation_mode
@@ -143,7 +143,7 @@ def compress_by_scores(
         BudgetError: No architecture costs that little.
     """
     model = unwrapped(model)
-    reading = read(model, samples)
+    reading = read(model, samples, space.reading)
     check_choices(space, reading)
     with evaluation_mode(model):
         compressing = _Compressing(
@@ -207,7 +207,7 @@ class _Compressing:
 
     def _student(self, place: _Place) -> Compression:
         ordered = reorder_channels(self.model, self.reading, self._orders(place))
-        student = shrink_read(ordered, self.reading, place.architecture, self.inputs)
+        student = shrink(ordered, place.architecture, self.inputs, reading=self.reading)
         targets = record_targets(ordered, self.program, self.inputs)
         repaired = repair_read(student, self.reading, targets, place.architecture, self.inputs)
         with torch.no_grad(), evaluation_mode(repaired):

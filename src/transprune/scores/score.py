@@ -14,7 +14,7 @@ from transprune.architecture import Architecture, parse_json
 from transprune.budget import Limit
 from transprune.errors import OptionError, SpaceError, newer_format
 from transprune.reading.execution import Program
-from transprune.reading.reading import read
+from transprune.reading.reading import Reading, read
 from transprune.reading.trace import Example, inputs_for
 from transprune.reading.wrappers import unwrapped
 from transprune.records import read_record
@@ -151,7 +151,7 @@ def score(
         OptionError: The measure does not give a figure for every candidate.
     """
     model = unwrapped(model)
-    reading = read(model, samples)
+    reading = read(model, samples, space.reading)
     check_choices(space, reading)
     with evaluation_mode(model):
         inputs, program = inputs_for(model, samples), Program(reading)
@@ -197,18 +197,19 @@ def scores_of(evidence: Evidence, measure: Measure) -> Scores:
     return Scores(tuple(found[:groups]), tuple(found[groups:]), moved)
 
 
-def sort_by_scores(model: nn.Module, scores: Scores, example: Example) -> nn.Module:
+def sort_by_scores(model: nn.Module, scores: Scores, example: Example, *, reading: Reading | None = None) -> nn.Module:
     """A copy of a network whose channels stand in the order of the scores. It computes the same.
 
     Args:
         model: The network that was scored; untouched.
         scores: Its scores.
         example: An input batch, or a tuple of the forward's positional arguments.
+        reading: What is known of the model already; it is that of the copy as well.
 
     Raises:
         ModelError: The model cannot be read (see `inspect`).
     """
     model = unwrapped(model)
-    reading = read(model, example)
+    reading = read(model, example, reading)
     natural = {group.name: np.arange(group.width) for group in reading.groups}
     return reorder_channels(model, reading, natural | scores.orders)
