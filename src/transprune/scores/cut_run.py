@@ -13,7 +13,7 @@ from transprune.architecture import Architecture
 from transprune.kernels.lean_gradients import add_padded
 from transprune.reading.coupling import Function
 from transprune.reading.execution import Program, Step
-from transprune.reading.layouts import Order, Sizes
+from transprune.reading.layouts import Order, Sizes, is_searched, kept_of
 from transprune.shrinking.traced_network import PlainRun
 
 
@@ -55,7 +55,9 @@ class CutRun(PlainRun):
         if name in self.program.reading.trace.constants:
             return tensor
         for axis, layout in enumerate(self.program.reading.states.get(name, ())):
-            kept = layout.kept(self.sizes, self.order) if layout.is_searched else np.arange(layout.full)
+            if not is_searched(layout):
+                continue
+            kept = kept_of(layout, self.sizes, self.order)
             if len(kept) < tensor.shape[axis] or (kept != np.arange(len(kept))).any():
                 tensor = tensor.index_select(axis, torch.from_numpy(kept).to(tensor.device))
         return tensor

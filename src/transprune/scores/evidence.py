@@ -14,9 +14,9 @@ from torch import Tensor, fx, nn
 from transprune.architecture import Architecture
 from transprune.errors import SpaceError
 from transprune.reading.execution import Program
-from transprune.reading.layouts import Sizes
+from transprune.reading.layouts import Sizes, groups_of, is_searched, kept_of
 from transprune.reading.reading import Reading
-from transprune.runtime.structures import cut
+from transprune.runtime.structures import sliced
 from transprune.scores.channel_order import Reader, eliminate
 from transprune.scores.cut_run import CutRun, sizes_of
 from transprune.scores.least_squares import Moments, as_matrix, as_weight, fit, shift_of
@@ -93,8 +93,8 @@ class Evidence:
         return replace(
             self,
             inputs=tuple(each[:samples] for each in self.inputs),
-            targets=Targets(self.targets.wanted, cut(self.targets.outputs, slice(0, samples), count)),
-            outputs=cut(self.outputs, slice(0, samples), count),
+            targets=Targets(self.targets.wanted, sliced(self.targets.outputs, slice(0, samples), count)),
+            outputs=sliced(self.outputs, slice(0, samples), count),
         )
 
     @torch.no_grad()
@@ -104,7 +104,7 @@ class Evidence:
         sizes = sizes_of(architecture)
         changed = dict(self.fitted)
         for layer in self.layers.values():
-            if layer.node in self.moments and group in layer.inputs.groups():
+            if layer.node in self.moments and group in groups_of(layer.inputs):
                 changed |= self._fitted_again(layer, sizes)
         run = CutRun(self.network, self.program, sizes, self.order, changed)
         return self.distance(self.program.run(run, self.inputs), self.targets.outputs)
@@ -121,7 +121,7 @@ class Evidence:
         """What a layer's weights become at other sizes of what it reads, at full size."""
         moments = self.moments[layer.node]
         weight = self.fitted[layer.weight]
-        columns = layer.columns(layer.inputs.kept(sizes, self.order), weight[0, 0].numel())
+        columns = layer.columns(kept_of(layer.inputs, sizes, self.order), weight[0, 0].numel())
         matrix = fit(moments, as_matrix(weight, len(moments.gram)), columns=columns, ridge=RIDGE)
         found = {layer.weight: as_weight(matrix, weight)}
         if layer.has_shift:
@@ -191,9 +191,9 @@ class _Masked(Refit):
         self.kept_sizes, self.orders = kept, orders
 
     def _columns(self, layer: FittedLayer, kernel: int) -> Tensor | None:
-        if not layer.inputs.is_searched:
+        if not is_searched(layer.inputs):
             return None
-        return layer.columns(layer.inputs.kept(self.kept_sizes, self.orders.__getitem__), kernel)
+        return layer.columns(kept_of(layer.inputs, self.kept_sizes, self.orders.__getitem__), kernel)
 
 
 def _readers(refit: _Masked, tied: list[str], orders: Mapping[str, np.ndarray]) -> list[Reader]:
@@ -201,13 +201,13 @@ def _readers(refit: _Masked, tied: list[str], orders: Mapping[str, np.ndarray]) 
     readers = []
     everything = {name: len(orders[name]) for name in tied}
     for layer in fitted_layers(refit.run.program.reading).values():
-        if layer.node not in refit.moments or not any(name in tied for name in layer.inputs.groups()):
+        if layer.node not in refit.moments or not any(name in tied for name in groups_of(layer.inputs)):
             continue
         moments = refit.moments[layer.node]
         weight = refit.run.state(layer.weight)
         kernel = weight[0, 0].numel()
         sizes = Sizes({**refit.kept_sizes.widths, **everything}, refit.kept_sizes.depths)
-        kept = layer.inputs.kept(sizes, orders.__getitem__)
+        kept = kept_of(layer.inputs, sizes, orders.__getitem__)
         units = np.stack([units_of(layer.inputs, name) for name in tied]).max(0)[kept]
         columns = layer.columns(kept, kernel)
         start = as_matrix(weight, len(moments.gram))

@@ -41,7 +41,8 @@ def inputs_at(arguments: dict[str, Any], spatial: tuple[int, ...], places: Tenso
     inputs: Tensor = arguments["input"]
     places = places.to(inputs.device)
     if "groups" not in arguments:
-        return inputs.flatten(0, -2)[places][None]
+        rows: Tensor = inputs.flatten(0, -2)[places][None]
+        return rows
     kernel = arguments["weight"].shape[2:]
     stride, dilation = (_for_each(arguments[name], kernel) for name in ("stride", "dilation"))
     padded = F.pad(inputs, _margins(arguments["padding"], kernel, dilation))
@@ -56,7 +57,8 @@ def inputs_at(arguments: dict[str, Any], spatial: tuple[int, ...], places: Tenso
     samples = (places // prod(spatial))[:, None]
     read = padded.flatten(2)[samples, :, first[:, None] + offsets]  # [places, kernel, channels]
     groups: int = arguments["groups"]
-    return read.unflatten(2, (groups, -1)).permute(2, 0, 3, 1).flatten(2)
+    patches: Tensor = read.unflatten(2, (groups, -1)).permute(2, 0, 3, 1).flatten(2)
+    return patches
 
 
 def _for_each(value: Any, kernel: torch.Size) -> list[int]:
@@ -117,7 +119,7 @@ def fit(moments: Moments, weights: Tensor, *, columns: Tensor | None = None, rid
         gram, cross, start = gram[:, columns][:, :, columns], cross[:, columns], start[:, columns]
     strength = ridge * gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
     drawn = gram + torch.diag_embed(strength[:, None].expand(-1, gram.shape[1]))
-    found = start + torch.linalg.solve(drawn, cross - gram @ start)
+    found: Tensor = start + torch.linalg.solve(drawn, cross - gram @ start)
     if columns is None:
         return found
     return torch.zeros_like(weights, dtype=found.dtype).index_copy(1, columns.to(found.device), found)
@@ -130,7 +132,8 @@ def shift_of(moments: Moments, weights: Tensor) -> Tensor:
 
 def as_matrix(weight: Tensor, groups: int) -> Tensor:
     """A weight [outputs, inputs of a group, ...] as [groups, inputs × kernel, outputs of a group]."""
-    return weight.flatten(1).unflatten(0, (groups, -1)).mT
+    matrix: Tensor = weight.flatten(1).unflatten(0, (groups, -1)).mT
+    return matrix
 
 
 def as_weight(matrix: Tensor, like: Tensor) -> Tensor:

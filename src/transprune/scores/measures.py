@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from transprune.reading.coupling import Arguments, Function
-from transprune.reading.layouts import Sizes
+from transprune.reading.layouts import Sizes, groups_of
 from transprune.runtime.structures import tensors_in
 from transprune.scores.cut_run import CutRun
 from transprune.scores.evidence import Evidence
@@ -89,7 +89,7 @@ def taylor(evidence: Evidence, *, probes: int = 4) -> dict[str, list[float]]:
 def _movements(evidence: Evidence, seed: int) -> dict[str, list[float]]:
     """The squared movement of the outputs along one random direction, for each candidate."""
     generator = torch.Generator().manual_seed(seed)
-    weights = {layer.weight: layer for layer in evidence.layers.values() if any(True for _ in layer.inputs.groups())}
+    weights = {layer.weight: layer for layer in evidence.layers.values() if any(True for _ in groups_of(layer.inputs))}
     read: dict[str, Tensor] = {}
     ends: dict[str, Tensor] = {}
     exits: dict[str, list[Tensor]] = {}
@@ -114,7 +114,7 @@ def _movements(evidence: Evidence, seed: int) -> dict[str, list[float]]:
             if each.is_floating_point()
         )
         wanted = [*read.values(), *ends.values()]
-        slopes = torch.autograd.grad(total, wanted, allow_unused=True, materialize_grads=True)  # type: ignore[arg-type]
+        slopes = torch.autograd.grad(total, wanted, allow_unused=True, materialize_grads=True)
     by_name = dict(zip([*read, *ends], slopes, strict=True))
     found: dict[str, list[float]] = {}
     for group in evidence.space.groups:

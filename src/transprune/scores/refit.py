@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from transprune.reading.coupling import PRODUCERS, Arguments, Function, Use
 from transprune.reading.execution import Program, Step, Surroundings
-from transprune.reading.layouts import Layout, Sizes
+from transprune.reading.layouts import Layout, Sizes, is_searched, kept_of
 from transprune.reading.reading import Reading
 from transprune.reading.stages import BlockRun
 from transprune.reading.trace import operator, shape
@@ -92,7 +92,7 @@ def _fitted_layer(reading: Reading, use: Use) -> FittedLayer | None:
         axis = len(axes) - 1
     else:
         return None
-    if any(layout.is_searched for place, layout in enumerate(axes) if place != axis):
+    if any(is_searched(layout) for place, layout in enumerate(axes) if place != axis):
         return None
     norm = _only_reader(use.node, "batch_norm")
     if norm is not None and not _has_own_statistics(norm):
@@ -254,7 +254,7 @@ class Refit(Watched):
         return total + lasting * scale.view(-1, *[1] * (total.dim() - layer.axis - 1))
 
     def _wanted(self, layer: FittedLayer, node: fx.Node) -> Tensor:
-        kept = torch.from_numpy(layer.outputs.kept(self.sizes, self.run.order))
+        kept = torch.from_numpy(kept_of(layer.outputs, self.sizes, self.run.order))
         wanted = self._targets.wanted[node]
         return wanted.index_select(1, kept.to(wanted.device))
 
@@ -278,7 +278,7 @@ class Refit(Watched):
             return total.new_ones(total.shape[layer.axis])
         weight, variance = (layer.norm_state(self.run.program.reading, place) for place in (SCALE, RUNNING_VARIANCE))
         assert variance is not None
-        scale = (self.run.state(variance) + layer.norm.args[EPSILON]).rsqrt()
+        scale = (self.run.state(variance) + float(layer.norm.args[EPSILON])).rsqrt()  # type: ignore[arg-type]
         return scale if weight is None else scale * self.run.state(weight)
 
 

@@ -9,9 +9,9 @@ from torch import nn
 
 from transprune.architecture import Architecture
 from transprune.reading.execution import Program
+from transprune.reading.networks import unwrapped
 from transprune.reading.reading import Reading, read
 from transprune.reading.trace import Example, inputs_for
-from transprune.reading.wrappers import unwrapped
 from transprune.scores.cut_run import sizes_of
 from transprune.scores.refit import RIDGE, Refit, Targets, record_targets
 from transprune.shrinking.traced_network import PlainRun, tensor_at

@@ -17,9 +17,9 @@ from torch import nn
 from transprune.architecture import Architecture
 from transprune.budget import Limit
 from transprune.reading.execution import Program
+from transprune.reading.networks import unwrapped
 from transprune.reading.reading import Reading, read
 from transprune.reading.trace import Example, inputs_for
-from transprune.reading.wrappers import unwrapped
 from transprune.scores.cut_run import CutRun, sizes_of
 from transprune.scores.evidence import check_choices, distance_of, gather_evidence
 from transprune.scores.measures import Measure, ablation
@@ -175,8 +175,15 @@ class _Compressing:
 
     def compress(self, approaches: int, repetitions: int) -> Compression:
         start = _Place(self.space.full_architecture(), -1)
-        best = rounds_towards(start, self._find, self._lost, approaches=approaches, repetitions=repetitions).found
-        return self._student(best)
+        best = rounds_towards(start, self._find, self._lost, approaches=approaches, repetitions=repetitions)
+        # Single changes say least of blocks: what dropping several costs is far more than the sum. So widths alone are
+        # tried as well, with the first and the last figures.
+        for round in dict.fromkeys((0, len(self.scores) - 1)):
+            derived = self.scores[round].keeping_blocks().derive(self.space, self.limits).architecture
+            other = _Place(derived, round)
+            if other != best.found and (lost := self._lost(other)) < best.lost:
+                best = Tried(other, lost)
+        return self._student(best.found)
 
     def _find(self, here: _Place, share: float) -> _Place:
         evidence = gather_evidence(

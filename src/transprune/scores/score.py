@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,17 +13,18 @@ from torch import nn
 from transprune.architecture import Architecture, parse_json
 from transprune.budget import Limit
 from transprune.errors import OptionError, SpaceError, newer_format
+from transprune.options import SOLVER_SECONDS
 from transprune.reading.execution import Program
+from transprune.reading.networks import unwrapped
 from transprune.reading.reading import Reading, read
 from transprune.reading.trace import Example, inputs_for
-from transprune.reading.wrappers import unwrapped
 from transprune.records import read_record
 from transprune.scores.evidence import Evidence, check_choices, distance_of, gather_evidence
 from transprune.scores.measures import Measure, ablation
 from transprune.scores.refit import record_targets
 from transprune.shrinking.sort import reorder_channels
 from transprune.space import SearchSpace
-from transprune.tas.derivation import SECONDS, Derivation, derive_with_proof
+from transprune.tas.derivation import Derivation, derive_with_proof
 from transprune.tas.probabilities import Probabilities, candidate_masks
 from transprune.training.evaluation import evaluation_mode
 from transprune.training.tasks import Task, classification
@@ -46,6 +47,11 @@ class ChoiceScores:
     """For each how far the outputs move; only differences count."""
     order: tuple[int, ...] = ()
     """The units of a group, the most important first; empty: a stage."""
+
+    @property
+    def figures(self) -> tuple[tuple[int, float], ...]:
+        """Each candidate with its figure."""
+        return tuple(zip(self.sizes, self.lost, strict=True))
 
 
 @dataclass(frozen=True)
@@ -86,13 +92,26 @@ class Scores:
             filled[part][index, : len(row)] = torch.from_numpy(likely / likely.sum())
         return Probabilities(*filled)
 
-    def derive(self, space: SearchSpace, limits: Sequence[Limit], *, seconds: float | None = SECONDS) -> Derivation:
+    def derive(
+        self, space: SearchSpace, limits: Sequence[Limit], *, seconds: float | None = SOLVER_SECONDS
+    ) -> Derivation:
         """The architecture within all limits whose figures add up to the least.
 
         Raises:
             BudgetError: No architecture costs that little.
         """
         return derive_with_proof(space, self.probabilities(space), limits, seconds=seconds)
+
+    def keeping_blocks(self) -> Scores:
+        """The same, with figures that leave out a block only where the budget cannot be kept otherwise."""
+        worst = sum(max(each.lost) - min(each.lost) for each in (*self.groups, *self.stages)) or 1.0
+        stages = tuple(
+            replace(
+                each, lost=tuple(2 * worst + lost if size < each.sizes[-1] else lost for size, lost in each.figures)
+            )
+            for each in self.stages
+        )
+        return replace(self, stages=stages)
 
     def to_json(self) -> dict[str, Any]:
         """The scores as plain values for `json.dumps`."""
