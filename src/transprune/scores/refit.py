@@ -278,7 +278,7 @@ class Refit(Watched):
             return total.new_ones(total.shape[layer.axis])
         weight, variance = (layer.norm_state(self.run.program.reading, place) for place in (SCALE, RUNNING_VARIANCE))
         assert variance is not None
-        scale = (self.run.state(variance) + float(layer.norm.args[EPSILON])).rsqrt()  # type: ignore[arg-type]
+        scale: Tensor = (self.run.state(variance) + float(layer.norm.args[EPSILON])).rsqrt()  # type: ignore[arg-type]
         return scale if weight is None else scale * self.run.state(weight)
 
 

@@ -33,7 +33,7 @@ from transprune.training.evaluation import evaluation_mode
 from transprune.training.tasks import Task, classification
 
 Found = TypeVar("Found")
-APPROACHES = 2
+APPROACHES = 1
 """Rounds until the budget is reached."""
 REPETITIONS = 1
 """Rounds at the budget itself."""
@@ -64,7 +64,7 @@ def rounds_towards(
         approaches: Rounds until the budget is reached.
         repetitions: Rounds at the budget itself; they end early where nothing changes.
     """
-    here, tried = start, []
+    here, tried = start, list[Tried[Found]]()
     for place in range(approaches + repetitions):
         found = find(here, min(1.0, (place + 1) / approaches))
         if place + 1 >= approaches:
