@@ -2,8 +2,8 @@
 
     python benchmarks/scores.py nas-bench-macro_cifar10.json
 
-Derives from single changes in the table of NAS-Bench-Macro (Su et al., 2021): regret in points of accuracy, and how many
-networks had to be looked up, for plain sums (1 approach, no repetitions) and for rounds. Raw figures go to
+Derives from single changes in the table of NAS-Bench-Macro (Su et al., 2021): regret in points of accuracy, and how
+many networks had to be looked up, for plain sums (1 approach, no repetitions) and for rounds. Raw figures go to
 `benchmarks/scores/`.
 """
 
