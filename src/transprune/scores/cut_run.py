@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from transprune.architecture import Architecture
-from transprune.kernels.lean_gradients import add_padded
+from transprune.kernels.feature_maps import add_padded
 from transprune.reading.coupling import Function
 from transprune.reading.execution import Program, Step
 from transprune.reading.layouts import Order, Sizes, is_searched, kept_of

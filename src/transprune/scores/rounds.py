@@ -35,7 +35,7 @@ from transprune.training.tasks import Task, classification
 Found = TypeVar("Found")
 APPROACHES = 1
 """Rounds until the budget is reached."""
-REPETITIONS = 1
+REPETITIONS = 0
 """Rounds at the budget itself."""
 
 
