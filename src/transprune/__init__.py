@@ -53,6 +53,15 @@ if TYPE_CHECKING:
     from transprune.reading.rules import register_rule as register_rule
     from transprune.runs.presets import get_preset as get_preset
     from transprune.runtime import Checkpoints as Checkpoints
+    from transprune.scores.measures import ablation as ablation
+    from transprune.scores.measures import reconstruction as reconstruction
+    from transprune.scores.measures import taylor as taylor
+    from transprune.scores.repair import repair as repair
+    from transprune.scores.rounds import Compression as Compression
+    from transprune.scores.rounds import compress_by_scores as compress_by_scores
+    from transprune.scores.score import Scores as Scores
+    from transprune.scores.score import score as score
+    from transprune.scores.score import sort_by_scores as sort_by_scores
     from transprune.shrinking.adapters import register_adapter as register_adapter
     from transprune.shrinking.shrink import kept_entries as kept_entries
     from transprune.shrinking.shrink import shrink as shrink

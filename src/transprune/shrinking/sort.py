@@ -78,7 +78,12 @@ def sort_channels(
     model = unwrapped(model)
     reading = read(model, example, reading)
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    orders = _orders(reading, parameters, importance)
+    return reorder_channels(model, reading, channel_orders(reading, parameters, importance))
+
+
+@torch.no_grad()
+def reorder_channels(model: nn.Module, reading: Reading, orders: Mapping[str, np.ndarray]) -> nn.Module:
+    """A copy of a network that was read, with the units of each group in another order. It computes the same."""
     network = copy.deepcopy(model)
     done: set[int] = set()
     named = [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]
@@ -93,13 +98,18 @@ def sort_channels(
     return network
 
 
-def _orders(reading: Reading, parameters: Mapping[str, nn.Parameter], importance: Importance) -> dict[str, np.ndarray]:
+def channel_orders(
+    reading: Reading, parameters: Mapping[str, nn.Parameter], importance: Importance = magnitude
+) -> dict[str, np.ndarray]:
+    """The units of each group in the order of their importance.
+
+    Raises:
+        OptionError: The importance is not one number for every unit.
+    """
     groups = {group.name: group for group in reading.groups}
     orders: dict[str, np.ndarray] = {}
-    together, kept = _tied(reading)
-    for tied in together:
+    for tied, is_kept in tied_groups(reading):
         width = groups[tied[0]].width
-        is_kept = any(name in kept or groups[name].is_ordered or groups[name].width != width for name in tied)
         weights = [each for name in tied for each in _weights_of(reading, parameters, name)]
         if is_kept or not weights:
             orders |= {name: np.arange(groups[name].width) for name in tied}
@@ -143,8 +153,8 @@ def units_of(layout: Layout, group: str) -> np.ndarray:
     return np.full(full_size(layout), -1)
 
 
-def _tied(reading: Reading) -> tuple[list[list[str]], set[str]]:
-    """Groups that must have one order (sides of free sums, ends of a stage), and those that must keep theirs.
+def tied_groups(reading: Reading) -> list[tuple[list[str], bool]]:
+    """Groups that must have one order (sides of free sums, ends of a stage), and whether they must keep theirs.
 
     A group keeps its order where what it is added to, or stands in for, does not come from a group itself.
     """
@@ -172,4 +182,13 @@ def _tied(reading: Reading) -> tuple[list[list[str]], set[str]]:
     together: dict[str, list[str]] = {}
     for name in leader:
         together.setdefault(find(name), []).append(name)
-    return list(together.values()), kept
+    groups = {group.name: group for group in reading.groups}
+    return [
+        (
+            tied,
+            any(
+                name in kept or groups[name].is_ordered or groups[name].width != groups[tied[0]].width for name in tied
+            ),
+        )
+        for tied in together.values()
+    ]

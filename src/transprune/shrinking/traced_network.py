@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transprune.errors import DataError
 from transprune.reading.coupling import Arguments, Function
 from transprune.reading.execution import Program, Step, Surroundings, Value
-from transprune.reading.layouts import Sizes, is_searched, kept_of
+from transprune.reading.layouts import Order, Sizes, is_searched, kept_of
 from transprune.runtime.structures import on_device
 
 
@@ -67,7 +67,7 @@ class TracedNetwork(nn.Module):
                 count = tensor_at(self, path)
                 assert count is not None  # a norm that runs has its buffers
                 count.add_(1)
-        return program.run(_Plain(self, program, sizes), inputs)
+        return program.run(PlainRun(self, program, sizes), inputs)
 
     def _check_inputs(self, inputs: tuple[Tensor, ...]) -> None:
         program, _, kind = self.__dict__["_traced"]
@@ -103,13 +103,15 @@ def traced_network(program: Program, modules: nn.Module, sizes: Sizes, reason: s
     return kind(program, modules, sizes, reason)
 
 
-class _Plain(Surroundings):
+class PlainRun(Surroundings):
     """One architecture: parameters are as large as they are, batch norms and dropout follow the module's mode."""
 
     def __init__(self, network: nn.Module, program: Program, sizes: Sizes) -> None:
         super().__init__(sizes)
         self.network = network
         self.program = program
+        self.order: Order = program.reading.first_units
+        """The units of each group, in the order in which they stand."""
 
     def state(self, name: str) -> Tensor:
         constants = self.program.reading.trace.constants

@@ -1,0 +1,253 @@
+"""What the samples show of a network around one architecture: the ground on which candidates are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from transprune.architecture import Architecture
+from transprune.errors import SpaceError
+from transprune.reading.execution import Program
+from transprune.reading.layouts import Sizes, groups_of, is_searched, kept_of
+from transprune.reading.reading import Reading
+from transprune.runtime.structures import sliced
+from transprune.scores.channel_order import Reader, eliminate
+from transprune.scores.cut_run import CutRun, sizes_of
+from transprune.scores.least_squares import Moments, as_matrix, as_weight, fit, shift_of
+from transprune.scores.refit import RIDGE, RUNNING_MEAN, FittedLayer, Refit, Targets, fitted_layers
+from transprune.shrinking.sort import channel_orders, tied_groups, units_of
+from transprune.shrinking.traced_network import PlainRun
+from transprune.space import SearchSpace
+from transprune.training.distillation import distillation_loss, imitation_loss
+from transprune.training.tasks import Task, each_logits
+
+Distance = Callable[[Any, Any], Tensor]
+"""From a network's outputs and the unpruned one's to how far they have moved, one number."""
+TEMPERATURE = 4.0
+"""Of the softmax in which logits are compared."""
+
+
+def distance_of(task: Task) -> Distance:
+    """How far outputs have moved, for a task: the teacher's part of its distillation loss. Labels are not needed.
+
+    A distillation loss of the task's own is given None for targets.
+    """
+    own = task.distillation_loss
+    if own is not None:
+        return lambda outputs, wanted: own(outputs, wanted, None)
+    if task.outputs == "logits":
+        return lambda outputs, wanted: distillation_loss(
+            each_logits(outputs)[0], each_logits(wanted)[0], None, weight=1.0, temperature=TEMPERATURE, loss=_nothing
+        )
+    return lambda outputs, wanted: imitation_loss(outputs, wanted, None, weight=1.0, loss=_nothing)
+
+
+def _nothing(*_: Any) -> Tensor:
+    return torch.zeros(())
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A network in evaluation mode, samples, and what one pass over these has shown around an architecture."""
+
+    network: nn.Module
+    """The unpruned network."""
+    program: Program
+    space: SearchSpace
+    inputs: tuple[Tensor, ...]
+    targets: Targets
+    """What the unpruned network gives for them."""
+    distance: Distance
+    centre: Architecture
+    """The architecture that is looked around from."""
+    orders: Mapping[str, np.ndarray]
+    """The units of each group, the most important first."""
+    lost: Mapping[str, np.ndarray]
+    """For each group that fitted layers read, their error by how many of its units are kept [width + 1], as a share of
+    their outputs' variance."""
+    moments: Mapping[fx.Node, Moments] = field(repr=False)
+    """Of each fitted layer, over all units, in the architecture."""
+    fitted: Mapping[str, Tensor] = field(repr=False)
+    """Parameters and buffers that were fitted in it, at full size."""
+    outputs: Any = field(repr=False)
+    """What the network gives in it."""
+
+    @cached_property
+    def layers(self) -> dict[fx.Node, FittedLayer]:
+        """The layers that can be fitted."""
+        return fitted_layers(self.program.reading)
+
+    def order(self, group: str) -> np.ndarray:
+        """The units of a group, the most important first."""
+        return self.orders[group]
+
+    def first(self, samples: int) -> Evidence:
+        """The same with fewer samples to run candidates on."""
+        count = len(self.inputs[0])
+        return replace(
+            self,
+            inputs=tuple(each[:samples] for each in self.inputs),
+            targets=Targets(self.targets.wanted, sliced(self.targets.outputs, slice(0, samples), count)),
+            outputs=sliced(self.outputs, slice(0, samples), count),
+        )
+
+    @torch.no_grad()
+    def without_units(self, group: str, width: int) -> Tensor:
+        """How far the outputs move with another width of one group, its readers fitted again."""
+        architecture = Architecture(widths={**self.centre.widths, group: width}, depths=self.centre.depths)
+        sizes = sizes_of(architecture)
+        changed = dict(self.fitted)
+        for layer in self.layers.values():
+            if layer.node in self.moments and group in groups_of(layer.inputs):
+                changed |= self._fitted_again(layer, sizes)
+        run = CutRun(self.network, self.program, sizes, self.order, changed)
+        return self.distance(self.program.run(run, self.inputs), self.targets.outputs)
+
+    @torch.no_grad()
+    def without_blocks(self, stage: str, depth: int) -> Tensor:
+        """How far the outputs move with another depth of one stage, the layers that read its end fitted again."""
+        architecture = Architecture(widths=self.centre.widths, depths={**self.centre.depths, stage: depth})
+        run = CutRun(self.network, self.program, sizes_of(architecture), self.order, self.fitted)
+        refit = Refit(run, self.targets, only=readers_behind(self.program.reading, stage, self.layers))
+        return self.distance(self.program.run(refit, self.inputs), self.targets.outputs)
+
+    def _fitted_again(self, layer: FittedLayer, sizes: Sizes) -> dict[str, Tensor]:
+        """What a layer's weights become at other sizes of what it reads, at full size."""
+        moments = self.moments[layer.node]
+        weight = self.fitted[layer.weight]
+        columns = layer.columns(kept_of(layer.inputs, sizes, self.order), weight[0, 0].numel())
+        matrix = fit(moments, as_matrix(weight, len(moments.gram)), columns=columns, ridge=RIDGE)
+        found = {layer.weight: as_weight(matrix, weight)}
+        if layer.has_shift:
+            shift = shift_of(moments, matrix).to(weight.dtype)
+            if layer.bias is not None:
+                found[layer.bias] = shift
+            else:
+                mean = layer.norm_state(self.program.reading, RUNNING_MEAN)
+                assert mean is not None
+                found[mean] = PlainRun(self.network, self.program, Sizes()).state(mean) - shift
+        return found
+
+
+@torch.no_grad()
+def gather_evidence(
+    network: nn.Module,
+    program: Program,
+    space: SearchSpace,
+    *,
+    inputs: tuple[Tensor, ...],
+    targets: Targets,
+    distance: Distance,
+    centre: Architecture,
+    orders: Mapping[str, np.ndarray] | None = None,
+) -> Evidence:
+    """One pass over the samples in an architecture, and the order of the channels that follows from it.
+
+    The pass runs all units, but no layer reads more of them than the architecture has, so that wider candidates can be
+    scored as well as narrower ones.
+
+    Args:
+        network: The unpruned network, in evaluation mode.
+        program: Its operators.
+        space: What is searched of it.
+        inputs: The samples.
+        targets: What the network gives for them.
+        distance: How far outputs have moved.
+        centre: The architecture.
+        orders: The units of each group, the most important first, as the architecture was derived with them; None: the
+            largest weights first.
+    """
+    reading = program.reading
+    if orders is None:
+        orders = channel_orders(reading, dict(network.named_parameters(remove_duplicate=False)))
+    run = CutRun(network, program, Sizes(depths=sizes_of(centre).depths), reading.first_units)
+    refit = _Masked(run, targets, sizes_of(centre), orders)
+    outputs = program.run(refit, inputs)
+    found = dict(orders)
+    lost: dict[str, np.ndarray] = {}
+    for tied, is_kept in tied_groups(reading):
+        readers = _readers(refit, tied, orders)
+        if not readers:
+            continue
+        elimination = eliminate(readers, len(orders[tied[0]]), order=orders[tied[0]] if is_kept else None)
+        found |= dict.fromkeys(tied, elimination.order)
+        lost |= dict.fromkeys(tied, elimination.lost)
+    return Evidence(
+        network, program, space, inputs, targets, distance, centre, found, lost, refit.moments, refit.fitted, outputs
+    )
+
+
+class _Masked(Refit):
+    """A refit in which all units run, and each layer reads those of an architecture."""
+
+    def __init__(self, run: PlainRun, targets: Targets, kept: Sizes, orders: Mapping[str, np.ndarray]) -> None:
+        super().__init__(run, targets)
+        self.kept_sizes, self.orders = kept, orders
+
+    def _columns(self, layer: FittedLayer, kernel: int) -> Tensor | None:
+        if not is_searched(layer.inputs):
+            return None
+        return layer.columns(kept_of(layer.inputs, self.kept_sizes, self.orders.__getitem__), kernel)
+
+
+def _readers(refit: _Masked, tied: list[str], orders: Mapping[str, np.ndarray]) -> list[Reader]:
+    """The layers that read certain groups, without the units of other groups that the architecture leaves out."""
+    readers = []
+    everything = {name: len(orders[name]) for name in tied}
+    for layer in fitted_layers(refit.run.program.reading).values():
+        if layer.node not in refit.moments or not any(name in tied for name in groups_of(layer.inputs)):
+            continue
+        moments = refit.moments[layer.node]
+        weight = refit.run.state(layer.weight)
+        kernel = weight[0, 0].numel()
+        sizes = Sizes({**refit.kept_sizes.widths, **everything}, refit.kept_sizes.depths)
+        kept = kept_of(layer.inputs, sizes, orders.__getitem__)
+        units = np.stack([units_of(layer.inputs, name) for name in tied]).max(0)[kept]
+        columns = layer.columns(kept, kernel)
+        start = as_matrix(weight, len(moments.gram))
+        matrix = fit(moments, start, columns=columns, ridge=RIDGE)
+        for gram, weights in zip(moments.gram, matrix, strict=True):
+            owners = torch.from_numpy(np.repeat(units, kernel))
+            readers.append(Reader(gram[columns][:, columns], weights[columns], owners))
+    return readers
+
+
+def readers_behind(reading: Reading, stage: str, layers: Mapping[fx.Node, FittedLayer]) -> set[fx.Node]:
+    """The fitted layers that read the end of a stage, with no other fitted layer between."""
+    run = next(each for each in reading.stages if each.name == stage)
+    found: set[fx.Node] = set()
+    seen: set[fx.Node] = set()
+    ahead = [user for user in run.exits[-1].users if user not in run.inside]
+    while ahead:
+        node = ahead.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node in layers:
+            found.add(node)
+        else:
+            ahead += list(node.users)
+    return found
+
+
+def check_choices(space: SearchSpace, reading: Reading) -> None:
+    """Checks that a space was read from this very network.
+
+    Raises:
+        SpaceError: It was not.
+    """
+    known = {group.name: group.width for group in reading.groups} | {
+        stage.name: len(stage.blocks) for stage in reading.stages
+    }
+    for choice in space.choices:
+        if known.get(choice.name) != choice.candidates[-1]:
+            raise SpaceError(
+                f"cannot score the candidates of {choice.name!r}: the space has {choice.candidates[-1]} of it, and the "
+                f"model {known.get(choice.name, 'none')}; expected the space that `inspect` reads from this network"
+            )

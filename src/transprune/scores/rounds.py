@@ -1,0 +1,222 @@
+"""Scoring again around the architecture found so far, in a few rounds towards the budget.
+
+Figures of single changes do not add up: what a candidate costs depends on what else is cut. So the first rounds derive
+within wider limits, at even ratios down to the budget, and each round looks around from what the one before found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from transprune.architecture import Architecture
+from transprune.budget import Limit
+from transprune.reading.execution import Program
+from transprune.reading.networks import unwrapped
+from transprune.reading.reading import Reading, read
+from transprune.reading.trace import Example, inputs_for
+from transprune.scores.cut_run import CutRun, sizes_of
+from transprune.scores.evidence import check_choices, distance_of, gather_evidence
+from transprune.scores.measures import Measure, ablation
+from transprune.scores.refit import Refit, record_targets
+from transprune.scores.repair import repair_read
+from transprune.scores.score import Scores, scores_of
+from transprune.shrinking.shrink import shrink
+from transprune.shrinking.sort import reorder_channels
+from transprune.space import SearchSpace
+from transprune.training.evaluation import evaluation_mode
+from transprune.training.tasks import Task, classification
+
+Found = TypeVar("Found")
+APPROACHES = 1
+"""Rounds until the budget is reached."""
+REPETITIONS = 0
+"""Rounds at the budget itself."""
+
+
+@dataclass(frozen=True)
+class Tried(Generic[Found]):
+    """What a round at the budget found, and how much it loses."""
+
+    found: Found
+    lost: float
+
+
+def rounds_towards(
+    start: Found,
+    find: Callable[[Found, float], Found],
+    lost: Callable[[Found], float],
+    *,
+    approaches: int = APPROACHES,
+    repetitions: int = REPETITIONS,
+) -> Tried[Found]:
+    """The best of what several rounds find at the budget.
+
+    Args:
+        start: Where to look around from first.
+        find: From where to look around, and how much of the way to the budget to go (1: all of it), to what is found.
+        lost: What something that was found at the budget loses.
+        approaches: Rounds until the budget is reached.
+        repetitions: Rounds at the budget itself; they end early where nothing changes.
+    """
+    here, tried = start, list[Tried[Found]]()
+    for place in range(approaches + repetitions):
+        found = find(here, min(1.0, (place + 1) / approaches))
+        if place + 1 >= approaches:
+            if any(found == each.found for each in tried):
+                break
+            tried.append(Tried(found, lost(found)))
+        here = found
+    return min(tried, key=lambda each: each.lost)
+
+
+def limits_on_the_way(space: SearchSpace, limits: Sequence[Limit], share: float) -> list[Limit]:
+    """Limits between what the unpruned network costs and the budget, at even ratios."""
+    full = [space.cost(limit.cost, space.full_architecture()) for limit in limits]
+    if share >= 1:
+        return list(limits)
+    return [
+        Limit(limit.cost, int(cost * (limit.most / cost) ** share)) for limit, cost in zip(limits, full, strict=True)
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class Compression:
+    """An architecture within a budget, with what led to it."""
+
+    architecture: Architecture
+    scores: tuple[Scores, ...]
+    """Of each round; the first ones look around from the unpruned network."""
+    sorted_model: nn.Module
+    """The unpruned network with its channels in the order in which the student's were cut."""
+    student: nn.Module
+    """The smaller network, repaired."""
+    moved: float
+    """How far its outputs are from the unpruned network's."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """An architecture, and the round that it was derived in, whose orders its channels are cut in."""
+
+    architecture: Architecture
+    round: int
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Place) and other.architecture == self.architecture
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def compress_by_scores(
+    model: nn.Module,
+    space: SearchSpace,
+    limits: Sequence[Limit],
+    samples: Example,
+    *,
+    task: Task | None = None,
+    measure: Measure = ablation,
+    approaches: int = APPROACHES,
+    repetitions: int = REPETITIONS,
+) -> Compression:
+    """A smaller network without training: scored in rounds, derived, shrunk and repaired. The model is untouched.
+
+    Args:
+        model: The trained network.
+        space: The space that `inspect` read from it.
+        limits: The most that the smaller network may cost of each kind.
+        samples: A batch of inputs, or a tuple of the forward's positional arguments; some hundreds of samples, without
+            labels. Every second one is scored on, and all are what the smaller network is repaired on.
+        task: Says how outputs are compared; None: `classification()`.
+        measure: What gives the figures.
+        approaches: Rounds until the budget is reached.
+        repetitions: Rounds at the budget itself.
+
+    Raises:
+        ModelError: The model cannot be read (see `inspect`).
+        SpaceError: The space is another network's.
+        BudgetError: No architecture costs that little.
+    """
+    model = unwrapped(model)
+    reading = read(model, samples, space.reading)
+    check_choices(space, reading)
+    with evaluation_mode(model):
+        compressing = _Compressing(
+            model, reading, space, limits=limits, samples=samples, task=task or classification(), measure=measure
+        )
+        return compressing.compress(approaches, repetitions)
+
+
+class _Compressing:
+    """A network on its way to a budget."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        reading: Reading,
+        space: SearchSpace,
+        *,
+        limits: Sequence[Limit],
+        samples: Example,
+        task: Task,
+        measure: Measure,
+    ) -> None:
+        self.model, self.reading, self.space, self.limits, self.measure = model, reading, space, limits, measure
+        self.program, self.distance = Program(reading), distance_of(task)
+        self.inputs = inputs_for(model, samples)
+        self.some = tuple(each[::2] for each in self.inputs) if reading.trace.batch is not None else self.inputs
+        self.targets = record_targets(model, self.program, self.some)
+        self.scores: list[Scores] = []
+
+    def compress(self, approaches: int, repetitions: int) -> Compression:
+        start = _Place(self.space.full_architecture(), -1)
+        best = rounds_towards(start, self._find, self._lost, approaches=approaches, repetitions=repetitions)
+        # Single changes say least of blocks: what dropping several costs is far more than the sum. So widths alone are
+        # tried as well, with the first and the last figures.
+        for round in dict.fromkeys((0, len(self.scores) - 1)):
+            derived = self.scores[round].keeping_blocks().derive(self.space, self.limits).architecture
+            other = _Place(derived, round)
+            if other != best.found and (lost := self._lost(other)) < best.lost:
+                best = Tried(other, lost)
+        return self._student(best.found)
+
+    def _find(self, here: _Place, share: float) -> _Place:
+        evidence = gather_evidence(
+            self.model,
+            self.program,
+            self.space,
+            inputs=self.some,
+            targets=self.targets,
+            distance=self.distance,
+            centre=here.architecture,
+            orders=self._orders(here) if here.round >= 0 else None,
+        )
+        scores = scores_of(evidence, self.measure)
+        self.scores.append(scores)
+        limits = limits_on_the_way(self.space, self.limits, share)
+        return _Place(scores.derive(self.space, limits).architecture, len(self.scores) - 1)
+
+    def _orders(self, place: _Place) -> dict[str, np.ndarray]:
+        natural = {group.name: np.arange(group.width) for group in self.reading.groups}
+        return natural | self.scores[place.round].orders
+
+    @torch.no_grad()
+    def _lost(self, place: _Place) -> float:
+        """How far the outputs have moved once everything is fitted."""
+        run = CutRun(self.model, self.program, sizes_of(place.architecture), self._orders(place).__getitem__)
+        outputs = self.program.run(Refit(run, self.targets), self.some)
+        return float(self.distance(outputs, self.targets.outputs))
+
+    def _student(self, place: _Place) -> Compression:
+        ordered = reorder_channels(self.model, self.reading, self._orders(place))
+        student = shrink(ordered, place.architecture, self.inputs, reading=self.reading)
+        targets = record_targets(ordered, self.program, self.inputs)
+        repaired = repair_read(student, self.reading, targets, place.architecture, self.inputs)
+        with torch.no_grad(), evaluation_mode(repaired):
+            moved = float(self.distance(repaired(*self.inputs), targets.outputs))
+        return Compression(place.architecture, tuple(self.scores), ordered, repaired, moved)

@@ -1,0 +1,234 @@
+"""What each candidate of each group, stage and block costs in output, from a few hundred samples without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from transprune.architecture import Architecture, parse_json
+from transprune.budget import Limit
+from transprune.errors import OptionError, SpaceError, newer_format
+from transprune.options import SOLVER_SECONDS
+from transprune.reading.execution import Program
+from transprune.reading.networks import unwrapped
+from transprune.reading.reading import Reading, read
+from transprune.reading.trace import Example, inputs_for
+from transprune.records import read_record
+from transprune.scores.evidence import Evidence, check_choices, distance_of, gather_evidence
+from transprune.scores.measures import Measure, ablation
+from transprune.scores.refit import record_targets
+from transprune.shrinking.sort import reorder_channels
+from transprune.space import SearchSpace
+from transprune.tas.derivation import Derivation, derive_with_proof
+from transprune.tas.probabilities import Probabilities, candidate_masks
+from transprune.training.evaluation import evaluation_mode
+from transprune.training.tasks import Task, classification
+
+FORMAT = 1
+SPREAD = 60.0
+"""Natural logarithm of how much more probable the best candidate is than the worst, in a derivation from scores."""
+
+
+@dataclass(frozen=True)
+class ChoiceScores:
+    """The candidates of one group or stage."""
+
+    name: str
+    size: int
+    """What it had in the architecture that was looked around from."""
+    sizes: tuple[int, ...]
+    """The candidates, ascending."""
+    lost: tuple[float, ...]
+    """For each how far the outputs move; only differences count."""
+    order: tuple[int, ...] = ()
+    """The units of a group, the most important first; empty: a stage."""
+
+    @property
+    def figures(self) -> tuple[tuple[int, float], ...]:
+        """Each candidate with its figure."""
+        return tuple(zip(self.sizes, self.lost, strict=True))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the candidates of a space cost in output, around one architecture."""
+
+    groups: tuple[ChoiceScores, ...]
+    stages: tuple[ChoiceScores, ...]
+    moved: float
+    """How far the outputs of the architecture itself have moved."""
+
+    @property
+    def centre(self) -> Architecture:
+        """The architecture that was looked around from."""
+        return Architecture(
+            widths={each.name: each.size for each in self.groups}, depths={each.name: each.size for each in self.stages}
+        )
+
+    @property
+    def orders(self) -> dict[str, np.ndarray]:
+        """The units of each group, the most important first."""
+        return {each.name: np.array(each.order) for each in self.groups}
+
+    def probabilities(self, space: SearchSpace, *, spread: float = SPREAD) -> Probabilities:
+        """Probabilities whose logarithms fall as the outputs move.
+
+        Args:
+            space: The space that was scored.
+            spread: Logarithm of how much more probable the best candidate of any group or stage is than its worst.
+        """
+        rows = [np.array(each.lost) - min(each.lost) for each in (*self.groups, *self.stages)]
+        worst = max((row.max() for row in rows), default=0.0) or 1.0
+        masks = candidate_masks(space)
+        filled = [torch.zeros(mask.shape, dtype=torch.float64) for mask in masks]
+        for place, row in enumerate(rows):
+            part, index = (0, place) if place < len(self.groups) else (1, place - len(self.groups))
+            likely = np.exp(-spread * row / worst)
+            filled[part][index, : len(row)] = torch.from_numpy(likely / likely.sum())
+        return Probabilities(*filled)
+
+    def derive(
+        self, space: SearchSpace, limits: Sequence[Limit], *, seconds: float | None = SOLVER_SECONDS
+    ) -> Derivation:
+        """The architecture within all limits whose figures add up to the least.
+
+        Raises:
+            BudgetError: No architecture costs that little.
+        """
+        return derive_with_proof(space, self.probabilities(space), limits, seconds=seconds)
+
+    def keeping_blocks(self) -> Scores:
+        """The same, with figures that leave out a block only where the budget cannot be kept otherwise."""
+        worst = sum(max(each.lost) - min(each.lost) for each in (*self.groups, *self.stages)) or 1.0
+        stages = tuple(
+            replace(
+                each, lost=tuple(2 * worst + lost if size < each.sizes[-1] else lost for size, lost in each.figures)
+            )
+            for each in self.stages
+        )
+        return replace(self, stages=stages)
+
+    def to_json(self) -> dict[str, Any]:
+        """The scores as plain values for `json.dumps`."""
+        return {"format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, value: Any) -> Scores:
+        """Reads what `to_json` wrote.
+
+        Args:
+            value: The parsed object, or its text.
+
+        Raises:
+            SpaceError: The text is malformed or of another format.
+        """
+        if isinstance(value, str):
+            value = parse_json(value, "scores")
+        found = value.get("format") if isinstance(value, dict) else type(value).__name__
+        if isinstance(found, int) and found > FORMAT:
+            raise SpaceError(f"cannot read scores: {newer_format(found, FORMAT)}")
+        if found != FORMAT:
+            raise SpaceError(f"cannot read scores: found format {found!r}, expected {FORMAT}; score the network anew")
+        try:
+            return read_record(cls, {name: part for name, part in value.items() if name != "format"})
+        except ValueError as error:
+            raise SpaceError(f"cannot read scores: {error}") from error
+
+
+def score(
+    model: nn.Module,
+    space: SearchSpace,
+    samples: Example,
+    *,
+    task: Task | None = None,
+    measure: Measure = ablation,
+    around: Architecture | None = None,
+    orders: Mapping[str, np.ndarray] | None = None,
+) -> Scores:
+    """Scores every candidate of a space by how far the network's outputs move. The model is untouched.
+
+    Channels are sorted by what the layers behind them would miss (`transprune.scores.channel_order`), and these layers
+    are fitted again wherever channels are left out, as `repair` does in the end.
+
+    Args:
+        model: The trained network.
+        space: The space that `inspect` read from it.
+        samples: A batch of inputs, or a tuple of the forward's positional arguments; some hundreds of samples.
+        task: Says how outputs are compared: by its distillation loss, without labels. None: `classification()`.
+        measure: What gives the figures: `ablation`, `reconstruction`, `taylor`, or a function of your own.
+        around: The architecture to look around from; None: the unpruned network.
+        orders: The units of each group, the most important first, that `around` was derived with.
+
+    Raises:
+        ModelError: The model cannot be read (see `inspect`).
+        SpaceError: The space or the architecture is another network's.
+        OptionError: The measure does not give a figure for every candidate.
+    """
+    model = unwrapped(model)
+    reading = read(model, samples, space.reading)
+    check_choices(space, reading)
+    with evaluation_mode(model):
+        inputs, program = inputs_for(model, samples), Program(reading)
+        targets = record_targets(model, program, inputs)
+        centre = space.full_architecture() if around is None else around
+        space.check(centre)
+        distance = distance_of(task or classification())
+        evidence = gather_evidence(
+            model,
+            program,
+            space,
+            inputs=inputs,
+            targets=targets,
+            distance=distance,
+            centre=centre,
+            orders=orders,
+        )
+        return scores_of(evidence, measure)
+
+
+def scores_of(evidence: Evidence, measure: Measure) -> Scores:
+    """The figures of a measure as a record.
+
+    Smaller candidates never count less than larger ones: where they do, few samples have been lucky.
+
+    Raises:
+        OptionError: It does not give a figure for every candidate.
+    """
+    figures, space, sizes = measure(evidence), evidence.space, evidence.space.sizes_of(evidence.centre)
+    found = []
+    for choice, size in zip(space.choices, sizes, strict=True):
+        row = figures.get(choice.name, ())
+        if len(row) != len(choice.candidates) or not np.isfinite(row).all():
+            raise OptionError(
+                f"cannot use the measure {getattr(measure, '__name__', measure)!r}: for {choice.name!r} it gave "
+                f"{list(row)}; expected a number for each of the {len(choice.candidates)} candidates"
+            )
+        lost = tuple(np.maximum.accumulate(np.array(row, dtype=float)[::-1])[::-1].tolist())
+        order = tuple(map(int, evidence.orders[choice.name])) if choice.name in evidence.orders else ()
+        found.append(ChoiceScores(choice.name, size, choice.candidates, lost, order))
+    moved = float(evidence.distance(evidence.outputs, evidence.targets.outputs))
+    groups = len(space.groups)
+    return Scores(tuple(found[:groups]), tuple(found[groups:]), moved)
+
+
+def sort_by_scores(model: nn.Module, scores: Scores, example: Example, *, reading: Reading | None = None) -> nn.Module:
+    """A copy of a network whose channels stand in the order of the scores. It computes the same.
+
+    Args:
+        model: The network that was scored; untouched.
+        scores: Its scores.
+        example: An input batch, or a tuple of the forward's positional arguments.
+        reading: What is known of the model already; it is that of the copy as well.
+
+    Raises:
+        ModelError: The model cannot be read (see `inspect`).
+    """
+    model = unwrapped(model)
+    reading = read(model, example, reading)
+    natural = {group.name: np.arange(group.width) for group in reading.groups}
+    return reorder_channels(model, reading, natural | scores.orders)
