@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 import oracles
-from transprune.training.distillation import distillation_loss
+from transprune.training.tasks import distillation_loss
 
 
 def batch(samples=6, classes=5, *, seed=0, scale=3.0):

@@ -14,8 +14,7 @@ from transprune import Architecture, inspect, shrink
 from transprune.reading.execution import Program
 from transprune.reading.reading import read
 from transprune.scores.least_squares import Moments, as_matrix, as_weight, fit, inputs_at, outputs_at, shift_of
-from transprune.scores.refit import fitted_layers
-from transprune.scores.repair import repair
+from transprune.scores.refit import fitted_layers, repair
 
 
 def error(network: nn.Module, other: nn.Module, samples: Tensor) -> float:

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from transprune.scores.measures import ablation as ablation
     from transprune.scores.measures import reconstruction as reconstruction
     from transprune.scores.measures import taylor as taylor
-    from transprune.scores.repair import repair as repair
+    from transprune.scores.refit import repair as repair
     from transprune.scores.rounds import Compression as Compression
     from transprune.scores.rounds import compress_by_scores as compress_by_scores
     from transprune.scores.score import Scores as Scores

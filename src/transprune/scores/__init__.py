@@ -1,9 +1,7 @@
 """What a trained network shows of its own accord: how much each candidate costs in output, and repair without training.
 
-- `cut_run`: a network at smaller sizes, without a new trace and without a copy
 - `least_squares`: a layer's weights from the inputs that it gets and the outputs that are wanted
-- `refit`: the pass that does so for every layer, first to last
-- `repair`: the same for a smaller network that exists
+- `refit`: the pass that does so for every layer, first to last, and `repair` of a smaller network by it
 - `channel_order`: which channels the others can stand in for
 - `measures`: `ablation`, `reconstruction` and `taylor`, three ways to score a candidate
 - `score`: all of it together; `rounds`: scored again around the architecture that was found

@@ -18,14 +18,12 @@ from transprune.reading.layouts import Sizes, groups_of, is_searched, kept_of
 from transprune.reading.reading import Reading
 from transprune.runtime.structures import sliced
 from transprune.scores.channel_order import Reader, eliminate
-from transprune.scores.cut_run import CutRun, sizes_of
 from transprune.scores.least_squares import Moments, as_matrix, as_weight, fit, shift_of
 from transprune.scores.refit import RIDGE, RUNNING_MEAN, FittedLayer, Refit, Targets, fitted_layers
 from transprune.shrinking.sort import channel_orders, tied_groups, units_of
-from transprune.shrinking.traced_network import PlainRun
+from transprune.shrinking.traced_network import CutRun, PlainRun, sizes_of
 from transprune.space import SearchSpace
-from transprune.training.distillation import distillation_loss, imitation_loss
-from transprune.training.tasks import Task, each_logits
+from transprune.training.tasks import Task, distillation_loss, each_logits, imitation_loss
 
 Distance = Callable[[Any, Any], Tensor]
 """From a network's outputs and the unpruned one's to how far they have moved, one number."""

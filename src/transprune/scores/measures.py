@@ -17,10 +17,10 @@ from torch import Tensor, fx
 from transprune.reading.coupling import Arguments, Function
 from transprune.reading.layouts import Sizes, groups_of
 from transprune.runtime.structures import tensors_in
-from transprune.scores.cut_run import CutRun
 from transprune.scores.evidence import Evidence
 from transprune.scores.refit import Watched
 from transprune.shrinking.sort import units_of
+from transprune.shrinking.traced_network import CutRun
 
 Measure = Callable[[Evidence], Mapping[str, Sequence[float]]]
 """From what the samples show to a figure for each candidate, by the name of the group or stage."""

@@ -20,14 +20,13 @@ from transprune.reading.execution import Program
 from transprune.reading.networks import unwrapped
 from transprune.reading.reading import Reading, read
 from transprune.reading.trace import Example, inputs_for
-from transprune.scores.cut_run import CutRun, sizes_of
 from transprune.scores.evidence import check_choices, distance_of, gather_evidence
 from transprune.scores.measures import Measure, ablation
-from transprune.scores.refit import Refit, record_targets
-from transprune.scores.repair import repair_read
+from transprune.scores.refit import Refit, record_targets, repair_read
 from transprune.scores.score import Scores, scores_of
 from transprune.shrinking.shrink import shrink
 from transprune.shrinking.sort import reorder_channels
+from transprune.shrinking.traced_network import CutRun, sizes_of
 from transprune.space import SearchSpace
 from transprune.training.evaluation import evaluation_mode
 from transprune.training.tasks import Task, classification

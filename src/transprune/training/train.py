@@ -59,7 +59,7 @@ def distill(
     task: Task | None = None,
     setup: Setup | None = None,
 ) -> nn.Module:
-    """Trains a copy of a student on the targets and on a teacher's outputs (`transprune.training.distillation`).
+    """Trains a copy of a student on the targets and on a teacher's outputs (`transprune.training.tasks`).
 
     Args:
         student: Where training starts; untouched.

@@ -18,13 +18,12 @@ from torch import fx
 from transprune.errors import ModelError, OptionError
 from transprune.reading.axes import Axis, settle
 from transprune.reading.coupling import Call, Function, OperatorRule, Use
-from transprune.reading.rules import lookups, pointwise, reductions, shapes, weighted
+from transprune.reading.rules import lookups, pointwise, shapes, weighted
 from transprune.reading.rules.pointwise import elementwise, without_rule
 from transprune.reading.trace import operator as operator_name
 
 RULES: dict[str, OperatorRule] = {
     **pointwise.RULES,
-    **reductions.RULES,
     **shapes.RULES,
     **lookups.RULES,
     **weighted.RULES,

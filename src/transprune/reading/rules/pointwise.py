@@ -1,4 +1,4 @@
-"""Rules of operators that work entry by entry, that make tensors, and of operators that nothing is known about."""
+"""Rules of operators that work entry by entry, that reduce axes, and that normalise along one, like softmax."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from transprune.models.residual import ResidualSum
-from transprune.reading.axes import Axis, FreeSum, StageEnd, fix, fixed, has_samples, is_atom, settle
+from transprune.reading.axes import Axis, FreeSum, StageEnd, fix, fixed, has_samples, is_atom, mark, settle
 from transprune.reading.coupling import Axes, Call, OperatorRule, Use
 
 
@@ -174,6 +174,51 @@ _CREATED = (
     *("rand", "randn", "randint"),
 )
 
+
+def reduced_positions(call: Call, rank: int) -> list[int]:
+    """Positions of the axes that are reduced: all of them if none are named."""
+    dims = call["dim"]
+    if dims is None or dims == []:
+        return list(range(rank))
+    return [int(dim) % rank for dim in (dims if isinstance(dims, list | tuple) else [dims])]
+
+
+def reduction(call: Call) -> Any:
+    """Reduces axes, which disappear or keep one entry. Only a sum is the same with entries at zero as without them."""
+    axes = call.axes("self") or call.axes("input") or []
+    if not axes:
+        return []
+    positions = reduced_positions(call, len(axes))
+    for position in positions:
+        mark(axes[position], inexact=call.operator != "sum")
+    left = [
+        call.fixed(1) if position in positions else axis
+        for position, axis in enumerate(axes)
+        if position not in positions or call["keepdim"]
+    ]
+    value = call.node.meta.get("val")
+    return left if isinstance(value, Tensor) else [left for _ in value or ()]
+
+
+def shared_out(call: Call) -> Axes:
+    """Normalises along one axis: every entry depends on all entries along it."""
+    axes = call.axes("self") or []
+    if axes and call["dim"] is not None:
+        mark(axes[int(call["dim"]) % len(axes)], inexact=True)
+    return axes
+
+
+REDUCTIONS = (
+    *("mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "norm", "prod", "logsumexp"),
+    *("linalg_vector_norm", "all", "any", "count_nonzero"),
+)
+
+
+def extremum(call: Call) -> Any:
+    """`max` and `min`, which combine two tensors entry by entry or reduce one."""
+    return elementwise(call) if "other" in call.arguments else reduction(call)
+
+
 RULES: dict[str, OperatorRule] = {
     **dict.fromkeys((*HANDS_ON, *_LIKE), OperatorRule(axes=first)),
     **dict.fromkeys(
@@ -184,4 +229,7 @@ RULES: dict[str, OperatorRule] = {
     **dict.fromkeys(("arange", "linspace", "eye", "scalar_tensor", "tensor"), OperatorRule(axes=counted)),
     "add": OperatorRule(axes=addition),
     "getitem": OperatorRule(axes=item),
+    **dict.fromkeys(REDUCTIONS, OperatorRule(axes=reduction)),
+    **dict.fromkeys(("softmax", "log_softmax", "_softmax", "_log_softmax", "softmin"), OperatorRule(axes=shared_out)),
+    **dict.fromkeys(("max", "min"), OperatorRule(axes=extremum)),
 }
