@@ -1,4 +1,4 @@
-"""Rules of operators that reduce axes, and of softmax and its like, which normalise along one."""
+"""Rules of operators that reduce axes, and of softmax and the like, which normalise along one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transprune.reading.rules.pointwise import elementwise
 
 
 def reduced_positions(call: Call, rank: int) -> list[int]:
-    """Positions of the axes that are reduced: all of them if none are named."""
+    """Positions of the reduced axes; all if none are named."""
     dims = call["dim"]
     if dims is None or dims == []:
         return list(range(rank))
@@ -20,7 +20,7 @@ def reduced_positions(call: Call, rank: int) -> list[int]:
 
 
 def reduction(call: Call) -> Any:
-    """Reduces axes, which disappear or keep one entry. Only a sum is the same with entries at zero as without them."""
+    """Reduces axes, which disappear or keep one entry. Only a sum ignores entries that are zero."""
     axes = call.axes("self") or call.axes("input") or []
     if not axes:
         return []
@@ -37,7 +37,7 @@ def reduction(call: Call) -> Any:
 
 
 def shared_out(call: Call) -> Axes:
-    """Normalises along one axis: every entry depends on all entries along it."""
+    """Normalises along one axis; each result depends on all entries along it."""
     axes = call.axes("self") or []
     if axes and call["dim"] is not None:
         mark(axes[int(call["dim"]) % len(axes)], inexact=True)
