@@ -36,7 +36,7 @@ def reduction(call: Call) -> Any:
     return left if isinstance(value, Tensor) else [left for _ in value or ()]
 
 
-def shared_out(call: Call) -> Axes:
+def softmax(call: Call) -> Axes:
     """Normalises along one axis; each result depends on all entries along it."""
     axes = call.axes("self") or []
     if axes and call["dim"] is not None:
@@ -57,6 +57,6 @@ def extremum(call: Call) -> Any:
 
 RULES: dict[str, OperatorRule] = {
     **dict.fromkeys(REDUCTIONS, OperatorRule(axes=reduction)),
-    **dict.fromkeys(("softmax", "log_softmax", "_softmax", "_log_softmax", "softmin"), OperatorRule(axes=shared_out)),
+    **dict.fromkeys(("softmax", "log_softmax", "_softmax", "_log_softmax", "softmin"), OperatorRule(axes=softmax)),
     **dict.fromkeys(("max", "min"), OperatorRule(axes=extremum)),
 }
