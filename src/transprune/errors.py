@@ -8,7 +8,7 @@
     ├── OptionError     (ValueError)      an option or configuration value is unknown or out of range
     ├── RunFolderError  (RuntimeError)    a run folder is missing, incomplete or holds something else
     ├── ExportError     (RuntimeError)    an exported file does not reproduce the network it came from
-    ├── LatencyError    (RuntimeError)    a latency cannot be measured, or its model not be trusted
+    ├── LatencyError    (RuntimeError)    a latency cannot be measured, or its model is not to be trusted
     ├── DivergenceError (ArithmeticError) a loss or a gradient is no longer a finite number
     ├── ResourceError   (RuntimeError)    memory ran out, or a process that loads data died
     └── StoppedError    (RuntimeError)    a signal or a time limit ended a run that can go on
@@ -55,7 +55,7 @@ class ExportError(TranspruneError, RuntimeError):
 
 
 class LatencyError(TranspruneError, RuntimeError):
-    """A latency cannot be measured, or its model not be trusted."""
+    """A latency cannot be measured, or its model is not to be trusted."""
 
 
 class DivergenceError(TranspruneError, ArithmeticError):
@@ -76,7 +76,7 @@ class StoppedError(TranspruneError, RuntimeError):
 
 
 def expected_one_of(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the known ones (of very many the first), and the nearest if one is.
+    """The end of a message about an unknown name: the known names (of very many, three) and the nearest.
 
     Example:
         >>> expected_one_of("quik", ["quick", "demo"])
@@ -97,4 +97,4 @@ def newer_format(found: object, known: int) -> str:
 
 
 _MANY = 20
-"""Names from which on a message lists only the first."""
+"""Of more names than this, a message lists only the first three."""
