@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from transprune.kernels.convolution_modes import SoundConvolutions
 from transprune.runtime.structures import tensors_in
 
 
@@ -158,7 +159,8 @@ def suits_channels_last(network: nn.Module, example: tuple[Tensor, ...]) -> bool
     trial = copy.deepcopy(network)
     use_channels_last(trial)
     try:
-        with torch.random.fork_rng(devices=[tensor.device for tensor in example if tensor.is_cuda]):
+        devices = [tensor.device for tensor in example if tensor.is_cuda]
+        with torch.random.fork_rng(devices=devices), SoundConvolutions():
             outputs = trial(*(torch.cat([tensor, tensor]) for tensor in example))
             learned = [tensor.float().sum() for tensor in tensors_in(outputs) if tensor.requires_grad]
             if learned:

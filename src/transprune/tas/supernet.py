@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from transprune.architecture import Architecture
 from transprune.errors import OptionError, SpaceError
+from transprune.kernels.convolution_modes import SoundConvolutions
 from transprune.kernels.feature_maps import add_padded, first_entries, use_channels_last, weighted_sum
 from transprune.kernels.norm_modes import normalise_and_mix_joint
 from transprune.options import ALIGNMENTS, Alignment
@@ -96,7 +97,8 @@ class Supernet(nn.Module):
 
     def forward(self, selection: Selection, *inputs: Any) -> Any:
         """What the model returns, computed with the selected candidates."""
-        return self.plan.program.run(_Mixing(self, selection), inputs)
+        with SoundConvolutions():
+            return self.plan.program.run(_Mixing(self, selection), inputs)
 
     @torch.no_grad()
     def plain_weights(self, architecture: Architecture) -> dict[str, torch.Tensor]:

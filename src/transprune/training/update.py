@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
+from transprune.kernels.convolution_modes import SoundConvolutions
 from transprune.kernels.norm_modes import fast_norms, joint_norms
 from transprune.options import Precision, Schedule, StepOptions
 from transprune.runtime import processes
@@ -126,7 +127,11 @@ class Update:
         return self._options.sync_norms and processes.count() > 1
 
     def _backward(self, part: Batch, forward: Callable[[Batch], tuple[Tensor, Any]], samples: int) -> Learned:
-        with fast_norms(enabled=self.has_fast_norms), joint_norms(enabled=self._are_norms_joint):
+        with (
+            SoundConvolutions(),
+            fast_norms(enabled=self.has_fast_norms),
+            joint_norms(enabled=self._are_norms_joint),
+        ):
             loss, outputs = self._computed(part, forward)
             share = loss if part.samples == samples else loss * (part.samples / samples)
             # torch.utils.checkpoint runs forwards again inside the backward, and must find the same norms there:
