@@ -79,4 +79,4 @@ def test_the_trial_of_channels_last_takes_no_gradient_that_is_written_past_its_e
 def test_training_takes_no_gradient_that_is_written_past_its_end():
     network = nn.Sequential(nn.Conv2d(1, 4, 1, 2), nn.Flatten(), nn.Linear(16, 2))
     with Watch():
-        transprune.train(network, two_colours(), transprune.TrainingOptions(epochs=1))
+        transprune.train(network, two_colours(), transprune.TrainingOptions(epochs=1, warm_up_epochs=0))
