@@ -1,17 +1,16 @@
 """The axes of tensors while a model is read: which entries of which axes must be cut together.
 
-Every axis of every tensor in a trace is an `Axis`. It starts as an atom, a set of entries that may be cut freely, and
-what the operators do to it gives it a form over other axes. This module begins the one vocabulary that leads from an
-axis to a cost:
+Every axis of every tensor in a trace is an `Axis`. It starts as an atom, whose entries may be cut freely; operators
+then give it a form over other axes. The vocabulary that leads from an axis to a cost begins here:
 
 - `Axis`: an atom or a form, refined while the operators are read (`unification`, `coupling`, `freedom`);
-- `Layout`: the same forms once all is decided, over groups, which says *which* entries an axis keeps (`layouts`);
-- `Channels`: only *how many* these are, a sum over groups, which is all that a cost needs (`transprune.costs`);
+- `Layout`: the same forms over named groups, which say *which* entries an axis keeps (`layouts`);
+- `Channels`: only *how many* it keeps, as a sum over groups, which is all that a cost needs (`transprune.costs`);
 - `CostTerm`: what a layer costs at each width of one part of its input and one of its output, and `LinearSum`: a cost
   as a weighted sum of 0-1 variables (`transprune.tas`).
 
-Axes are mutable and layouts are frozen, because an axis is not known until the last operator has been read: `x + y` in
-the last line of a forward makes two axes one that the first lines made. Nothing outside the reading sees an `Axis`.
+Axes are mutable because none is known until the last operator has been read: `x + y` in the last line of a forward may
+unify two axes from its first lines. Layouts are frozen, and nothing outside the reading sees an `Axis`.
 
 Example:
     A residual block with a grouped convolution (three groups of two channels), concatenated with a branch:
@@ -20,7 +19,7 @@ Example:
         inside = expand(grouped(reduce(features)))                    # 6, 6 and 8 channels
         joined = torch.cat([features + inside, branch(features)], 1)  # 8 + 4 channels
 
-    Before, the outputs of each convolution are an atom, and nothing is known of what they are joined to.
+    At first, the outputs of each convolution are an atom of their own.
 
     >>> sizes = {"stem": 8, "reduce": 6, "grouped": 6, "expand": 8, "branch": 4}
     >>> layers = {layer: Axis(size) for layer, size in sizes.items()}
@@ -28,9 +27,9 @@ Example:
     ...     produce(axis, layer)
     >>> stem, reduce, grouped, expand, branch = layers.values()
 
-    The grouped convolution views its 6 inputs as 3 groups of 2, and its outputs likewise. A group that goes takes its
-    inputs and its outputs along, so the groups are one axis. Either the groups or the channels in each could be cut; a
-    search cannot choose both, since their product is not linear in either, and here the groups are searched.
+    The grouped convolution views its 6 inputs as 3 groups of 2, and its outputs likewise. Dropping a group drops both
+    its inputs and its outputs, so the groups are one axis. A search may choose the number of groups or of channels in
+    each, but not both, since costs are linear in every width. Here it chooses the groups.
 
     >>> from transprune.reading.unification import factor, unify
     >>> inputs, each_input = factor(reduce, (3, 2))
@@ -39,12 +38,12 @@ Example:
     >>> for each in (each_input, each_output):
     ...     fix(each, "another part of the same axis is searched instead")
 
-    The sum makes its two sides one axis. The concatenation asks for nothing; it is a form over what it joins.
+    The sum makes its two sides one axis. The concatenation constrains nothing; it is a form over its parts.
 
     >>> unify(stem, expand)
     >>> joined = concatenate([stem, branch])
 
-    After, five atoms have become three groups, each named after its first layer, and every axis is a layout of them.
+    In the end, five atoms are three groups, each named after its first layer, and every axis is a layout of them.
 
     >>> from transprune.reading.layouts import Searched, channels_of, freeze
     >>> names = {id(atom): layer for layer, axis in reversed(layers.items()) for atom in searchable(axis)}
@@ -55,7 +54,7 @@ Example:
     >>> freeze(joined, names)
     Concatenation(parts=(Group(name='stem', full=8), Group(name='branch', full=4)))
 
-    What a layer behind them costs depends only on how many they are: two for each group, or the sum of two widths.
+    The cost of the next layer depends only on the number of channels: two for each group, or the sum of two widths.
 
     >>> searched = Searched(groups={"stem", "reduce", "branch"})
     >>> channels_of(freeze(grouped, names), searched)
@@ -72,38 +71,38 @@ from math import prod
 from typing import Generic, TypeVar
 
 Part = TypeVar("Part")
-"""What a form is over: an `Axis` while a model is read, a `Layout` afterwards."""
+"""`Axis` while a model is read, `Layout` afterwards."""
 
 
 @dataclass(frozen=True)
 class Concatenation(Generic[Part]):
-    """Several, one after the other."""
+    """Parts, one after the other."""
 
     parts: tuple[Part, ...]
 
 
 @dataclass(frozen=True)
 class Product(Generic[Part]):
-    """Several flattened into one, the last varying fastest."""
+    """Factors flattened into one axis, the last varying fastest."""
 
     factors: tuple[Part, ...]
 
 
 @dataclass(frozen=True)
 class StageEnd(Generic[Part]):
-    """What the last block that a stage keeps hands on."""
+    """The output of a stage, which is that of the last block it keeps."""
 
     stage: str
     exits: tuple[Part, ...]
-    """What each block hands on, in order."""
+    """The output of each block, in order."""
 
 
 @dataclass(frozen=True)
 class FreeSum(Generic[Part]):
-    """The sum of a residual block whose two sides may differ in width: it is as wide as its main side."""
+    """A residual sum whose two sides may differ in width; it is as wide as its main side."""
 
     path: str
-    """Of the shortcut, where a projection brings the other side to the main side's width."""
+    """Path of the shortcut, whose projection brings the other side to the width of the main side."""
     main: Part
     other: Part
 
@@ -112,7 +111,7 @@ Composite = Concatenation[Part] | Product[Part] | StageEnd[Part] | FreeSum[Part]
 
 
 def members(form: Composite[Part] | Same | None) -> tuple[Part, ...]:
-    """What a form is over; of anything else nothing."""
+    """What a form is made of; nothing for anything else."""
     match form:
         case Concatenation(inner) | Product(inner) | StageEnd(_, inner):
             return inner
@@ -123,42 +122,42 @@ def members(form: Composite[Part] | Same | None) -> tuple[Part, ...]:
 
 @dataclass(frozen=True)
 class Same:
-    """The axis is another one, with which it was unified. Layouts have no such form: by then both are one value."""
+    """The axis was unified with another. Layouts have no such form: there, both are one value."""
 
     axis: Axis
 
 
 @dataclass(eq=False)
 class Axis:
-    """One axis of a tensor. Without a form it is an atom."""
+    """One axis of a tensor; an atom if it has no form."""
 
     size: int
     form: Same | Composite[Axis] | None = None
     reason: str | None = None
-    """Why an atom is fixed at its full size; None: it may be cut."""
+    """Why an atom is fixed at its full size; None if it may be cut."""
     is_batch: bool = False
-    """Whether the axis counts samples, so that its size is whatever comes in."""
+    """Whether the axis counts samples, so that its size depends on the input."""
     layers: list[str] = field(default_factory=list)
     """Layers that produce the entries of an atom."""
     is_ordered: bool = False
     """Whether an operator reads neighbouring entries together, so that they must not be permuted."""
     is_inexact: bool = False
-    """Whether leaving entries out differs from zeroing them: a statistic is taken over all of them."""
+    """Whether dropping entries differs from zeroing them, because a statistic is taken over all of them."""
     is_unbound: bool = True
-    """Whether nothing has been said of the axis yet."""
+    """Whether nothing is known about the axis yet."""
 
 
 def fixed(size: int, reason: str) -> Axis:
-    """An axis that keeps its size."""
+    """A new axis that keeps its size."""
     return Axis(size, reason=reason, is_unbound=False)
 
 
 def settle(axis: Axis) -> Axis:
-    """The axis that an axis stands for, with nested forms flattened and factors of one entry left out."""
+    """The axis that an axis stands for, with nested forms flattened, factors of size 1 and empty parts left out."""
     while isinstance(axis.form, Same):
         following = axis.form.axis
         if isinstance(following.form, Same):
-            axis.form = following.form  # halve the path: chains of sums would make every look-up long
+            axis.form = following.form  # path halving: long chains of sums would make every look-up slow
         axis = following
     match axis.form:
         case Product(factors):
@@ -177,7 +176,7 @@ def settle(axis: Axis) -> Axis:
 
 
 def factors_of(axis: Axis) -> tuple[Axis, ...]:
-    """The factors of a product that is settled; of another axis itself."""
+    """The factors of a settled product; any other axis is its own only factor."""
     return axis.form.factors if isinstance(axis.form, Product) else (axis,)
 
 
@@ -186,7 +185,7 @@ def _parts(axis: Axis) -> tuple[Axis, ...]:
 
 
 def atoms(axis: Axis) -> Iterator[Axis]:
-    """The atoms behind an axis; of a free sum those of its main side."""
+    """The atoms that make up an axis; for a free sum, those of its main side."""
     axis = settle(axis)
     match axis.form:
         case Concatenation(inner) | Product(inner) | StageEnd(_, inner):
@@ -199,7 +198,7 @@ def atoms(axis: Axis) -> Iterator[Axis]:
 
 
 def is_fixed(axis: Axis) -> bool:
-    """Whether nothing behind an axis may be cut."""
+    """Whether no atom of an axis may be cut."""
     return not searchable(axis)
 
 
@@ -209,12 +208,12 @@ def searchable(axis: Axis) -> list[Axis]:
 
 
 def has_samples(axis: Axis) -> bool:
-    """Whether samples are counted somewhere behind an axis."""
+    """Whether any atom of an axis counts samples."""
     return any(atom.is_batch for atom in atoms(axis))
 
 
 def units(axis: Axis, atom: Axis) -> int:
-    """Entries of an axis for every entry of one of its atoms: of a group's units the channels that go with each."""
+    """How many entries of an axis go with one entry of an atom, such as the channels of one group."""
     axis = settle(axis)
     match axis.form:
         case Concatenation(parts):
@@ -229,7 +228,7 @@ def _is_behind(atom: Axis, axis: Axis) -> bool:
 
 
 def fix(axis: Axis, reason: str) -> None:
-    """Keeps everything behind an axis at its full size; samples stay as many as come in."""
+    """Fixes the atoms of an axis at their full size, except those that count samples."""
     for atom in atoms(axis):
         atom.is_unbound = False
         if not atom.is_batch:
@@ -237,14 +236,14 @@ def fix(axis: Axis, reason: str) -> None:
 
 
 def mark(axis: Axis, *, ordered: bool = False, inexact: bool = False) -> None:
-    """Says of everything behind an axis how it is read."""
+    """Marks the atoms of an axis as ordered or inexact."""
     for atom in atoms(axis):
         atom.is_ordered |= ordered
         atom.is_inexact |= inexact
 
 
 def produce(axis: Axis, layer: str) -> None:
-    """Says of everything behind an axis that a layer produces it."""
+    """Records that a layer produces the atoms of an axis."""
     for atom in atoms(axis):
         atom.is_unbound = False
         if layer not in atom.layers:
@@ -252,16 +251,16 @@ def produce(axis: Axis, layer: str) -> None:
 
 
 def is_atom(axis: Axis) -> bool:
-    """Whether an axis has no form of its own."""
+    """Whether an axis is an atom once it is settled."""
     return settle(axis).form is None
 
 
 def concatenate(parts: Sequence[Axis]) -> Axis:
-    """Several axes, one after the other."""
+    """The concatenation of several axes."""
     return settle(Axis(sum(part.size for part in parts), Concatenation(tuple(parts)), is_unbound=False))
 
 
 def multiply(factors: Sequence[Axis]) -> Axis:
-    """Several axes flattened into one, the last varying fastest."""
+    """The product of several axes, the last varying fastest."""
     size = prod(factor.size for factor in factors)
     return settle(Axis(size, Product(tuple(factors)), is_unbound=False))

@@ -1,8 +1,7 @@
-"""What the axes of tensors are made up of once it is decided what is searched: the frozen outcome of `axes`.
+"""What the axes of tensors are made of, once it is decided what is searched: the frozen outcome of `axes`.
 
-A layout is one of the forms that an axis had (`Concatenation`, `Product`, `StageEnd`, `FreeSum`), over the channels of
-named groups. For any sizes of the groups and stages it says how many entries the axis has, and which of the unpruned
-network's these are.
+A layout has the form of its axis (`Concatenation`, `Product`, `StageEnd`, `FreeSum`), over named groups. For any sizes
+of groups and stages it says how many entries the axis has, and which entries of the unpruned network they are.
 
 Example:
     Eight channels of a stem, concatenated with three groups of two channels. Six channels and two groups are kept.
@@ -32,14 +31,14 @@ from transprune.reading.axes import Axis, Composite, Concatenation, FreeSum, Pro
 
 @dataclass(frozen=True)
 class Constant:
-    """Always the same entries."""
+    """A fixed number of entries."""
 
     full: int
 
 
 @dataclass(frozen=True)
 class Samples:
-    """As many entries as there are samples."""
+    """One entry for each sample."""
 
     full: int
     """Samples in the example."""
@@ -54,36 +53,36 @@ class Group:
 
 
 Layout: TypeAlias = "Constant | Samples | Group | Composite[Layout]"
-"""What one axis is made up of."""
+"""What one axis is made of."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is in use: the widths of groups, the depths of stages, the number of samples.
+    """The widths, depths and number of samples in use.
 
-    One size each makes a plain network; a supernet has the widest candidate of each group and several depths at once.
+    A plain network has one size for each choice; a supernet has the widest candidate of each group and several depths.
     """
 
     widths: Mapping[str, int] = field(default_factory=dict)
-    """Units in use by group; groups that are not named have all."""
+    """Units in use by group; groups that are not named use all."""
     depths: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Depths in use by stage; stages that are not named have their full depth."""
+    """Depths in use by stage; stages that are not named use their full depth."""
     samples: int = 1
     is_supernet: bool = False
     """Whether a free sum is as wide as the wider of its sides; in a plain network the main side decides."""
 
 
 Order = Callable[[str], np.ndarray]
-"""Gives the units of a group, those first that are kept first."""
+"""Gives the units of a group in the order in which they are kept."""
 
 
 def freeze(axis: Axis, names: Mapping[int, str], known: dict[int, Layout] | None = None) -> Layout:
     """The layout of an axis.
 
     Args:
-        axis: An axis of which all is decided.
+        axis: An axis after all decisions.
         names: The group of each atom that is searched, by the atom's id.
-        known: Layouts by the id of their axis; filled here, so that axes that share parts share their layouts.
+        known: Layouts made so far, by the id of their axis; filled here, so that shared parts stay shared.
     """
     known = {} if known is None else known
     axis = settle(axis)
@@ -112,17 +111,17 @@ def _frozen(axis: Axis, names: Mapping[int, str], known: dict[int, Layout]) -> L
 
 
 def product(factors: Sequence[Layout]) -> Layout:
-    """Several layouts flattened into one, the last varying fastest."""
+    """The product of several layouts, the last varying fastest."""
     return _simplified(Product(tuple(factors)))
 
 
 def _simplified(layout: Layout) -> Layout:
-    """A layout that is always the same as the constant it is, however it is made up."""
+    """Replaces a layout that never varies by a constant."""
     return layout if varies(layout) else Constant(full_size(layout))
 
 
 def full_size(layout: Layout) -> int:
-    """Entries in the unpruned network, with as many samples as the example has."""
+    """Entries in the unpruned network, with the samples of the example."""
     match layout:
         case Group(_, full) | Constant(full) | Samples(full):
             return full
@@ -166,7 +165,7 @@ def kept_of(layout: Layout, sizes: Sizes, order: Order) -> np.ndarray:
             return np.concatenate([*by_part, np.arange(0)])
         case Product(factors):
             kept = np.arange(1)
-            for factor in factors:  # an entry of the factors before stands for a run as long as the whole factor
+            for factor in factors:  # one entry of the factors so far spans all entries of this one
                 kept = (kept[:, None] * full_size(factor) + kept_of(factor, sizes, order)).reshape(-1)
             return kept
         case StageEnd() | FreeSum():
@@ -184,7 +183,7 @@ def _in_use(layout: StageEnd[Layout] | FreeSum[Layout], sizes: Sizes) -> list[La
 
 
 def groups_of(layout: Layout) -> Iterator[str]:
-    """Groups that decide about the entries; of a free sum those of its main side."""
+    """The groups that a layout depends on; for a free sum, those of its main side."""
     match layout:
         case Group(name, _):
             yield name
@@ -196,7 +195,7 @@ def groups_of(layout: Layout) -> Iterator[str]:
 
 
 def is_searched(layout: Layout) -> bool:
-    """Whether any group or stage takes part."""
+    """Whether a layout depends on a group or stage."""
     match layout:
         case Group() | StageEnd():
             return True
@@ -206,7 +205,7 @@ def is_searched(layout: Layout) -> bool:
 
 
 def varies(layout: Layout) -> bool:
-    """Whether groups, stages or samples take part, so that the entries are not always the same."""
+    """Whether a layout depends on groups, stages or samples, so that its entries may change."""
     match layout:
         case Group() | StageEnd() | Samples():
             return True
@@ -218,8 +217,7 @@ def varies(layout: Layout) -> bool:
 def is_prefix(layout: Layout) -> bool:
     """Whether the first units of every group are the first entries, so that a slice cuts the axis.
 
-    Only the last part of a concatenation may vary, and only the first factor of a product: entries that go missing
-    anywhere else leave a gap.
+    Only the last part of a concatenation and the first factor of a product may vary; anywhere else, a cut leaves gaps.
     """
     match layout:
         case Concatenation((*others, growing)) | Product((growing, *others)):
@@ -231,7 +229,7 @@ def is_prefix(layout: Layout) -> bool:
 
 @dataclass(frozen=True)
 class Searched:
-    """The groups and stages of a search space by name; all others have their full size."""
+    """The groups and stages of a search space by name; all others keep their full size."""
 
     groups: Collection[str] = ()
     stages: Collection[str] = ()
@@ -240,14 +238,14 @@ class Searched:
 def channels_of(layout: Layout, searched: Searched) -> Channels:
     """How many entries a layout has, as a sum over what is searched: all that a cost depends on.
 
-    Here it is forgotten where the entries stand: 4 channels of a group, 3 constant ones and 4 of the group again are
-    twice the group and 3. A free sum counts as its main side, and a stage's end is named where its exits differ.
+    Where the entries lie is dropped: the concatenation of a group, 3 constant channels and the group again is 2 · group
+    + 3. A free sum counts as its main side, and a stage's end is named if its exits differ.
     """
     match layout:
         case Group(name, full):
             return Channels(full, name if name in searched.groups else None)
         case Constant() | Samples():
-            return Channels(size_of(layout, Sizes()))  # costs are those of one sample
+            return Channels(size_of(layout, Sizes()))  # costs are per sample
         case Concatenation(parts):
             return added(channels_of(part, searched) for part in parts)
         case Product(factors):

@@ -1,8 +1,7 @@
-"""How axes are made the same: their forms are refined until their parts match one by one.
+"""Makes axes the same, by refining their forms until the parts match one by one.
 
-This is unification as in a theorem prover or a type checker, with sizes: an atom takes any form, and two forms are one
-if all their parts are. It differs in that it cannot fail. A network is always some network, so where two forms have no
-common refinement, all that is behind them is fixed at its full size. Nothing is ever guessed.
+This is unification as in a type checker, with sizes: an atom takes any form, and two forms are unified part by part.
+Unlike there, it cannot fail: if two forms have no common refinement, their atoms are fixed. Nothing is guessed.
 
 Example:
     Twelve channels that one operator views as 2 × 6 and another as 4 × 3 have a view that refines both: 2 × 2 × 3.
@@ -14,15 +13,15 @@ Example:
     >>> sizes(channels), is_fixed(channels)
     ([2, 2, 3], False)
 
-    Six channels as 2 × 3 and as 3 × 2 have none: channels 0, 1, 2 are a row of the first view, and the second view has
-    no rows that hold just these. Cut in one view, the other would have holes.
+    Six channels as 2 × 3 and as 3 × 2 have none: channels 0, 1, 2 are a row of the first view, but no whole number of
+    rows of the second. Cutting a row of one view would leave holes in the other.
 
     >>> channels = Axis(6)
     >>> views = factor(channels, (2, 3)), factor(channels, (3, 2), "it is viewed as 2 × 3 and 3 × 2")
     >>> is_fixed(channels), next(atoms(channels)).reason
     (True, 'it is viewed as 2 × 3 and 3 × 2')
 
-    Concatenations are split where either ends: 5 + 2 and 3 + 4 are both 3 + 2 + 2.
+    Concatenations are split wherever a part of either ends: 5 + 2 and 3 + 4 are both 3 + 2 + 2.
 
     >>> first, second = concatenate([Axis(5), Axis(2)]), concatenate([Axis(3), Axis(4)])
     >>> unify(first, second)
@@ -55,9 +54,9 @@ from transprune.reading.axes import (
 
 
 def collapse(axis: Axis) -> Axis:
-    """Makes the exits of a stage one axis, and a free sum its main side, for operators that need one thing."""
-    # Both forms let widths differ that would otherwise be one. That is a freedom to give up, not a fact to lose: the
-    # channels are still searched, only together.
+    """Turns the end of a stage or a free sum into a plain axis, for operators that need one."""
+    # The blocks of a stage give up different widths: their outputs are still searched, but as one. A free sum loses
+    # nothing, since it is as wide as its main side.
     axis = settle(axis)
     match axis.form:
         case StageEnd(_, (first, *others)):
@@ -78,7 +77,7 @@ def unify(first: Axis, second: Axis, reason: str = "its uses do not fit together
     Args:
         first: One axis.
         second: The other.
-        reason: Why both are fixed where their forms cannot be brought together.
+        reason: Why both are fixed if their forms have no common refinement.
     """
     first, second = settle(first), settle(second)
     if first is second or first.size == second.size == 1:
@@ -87,8 +86,8 @@ def unify(first: Axis, second: Axis, reason: str = "its uses do not fit together
         fix(first, reason)
         fix(second, reason)
         return
-    # What nobody has made or fixed yet has nothing to lose: it takes the other's form as it is, even a stage's end or a
-    # free sum. Anything else first gives up these two freedoms.
+    # An axis that nothing is known about takes the other's form as it is, even a stage's end or a free sum. Otherwise
+    # these are collapsed, because only plain forms can be matched part by part.
     if second.is_unbound and second.form is None:
         _bind(second, first)
     elif first.is_unbound and first.form is None:
@@ -98,7 +97,7 @@ def unify(first: Axis, second: Axis, reason: str = "its uses do not fit together
 
 
 def _bind(atom: Axis, axis: Axis) -> None:
-    """Lets an atom of which nothing was said be an axis."""
+    """Makes an unbound atom stand for an axis."""
     for layer in atom.layers:
         produce(axis, layer)
     atom.form, atom.is_unbound = Same(axis), False
@@ -119,10 +118,10 @@ def _unify_forms(first: Axis, second: Axis, reason: str) -> None:
 
 
 def _join(atom: Axis, axis: Axis, reason: str) -> None:
-    """Lets an atom be an axis, with all that was said of it."""
+    """Makes an atom stand for an axis, which inherits all that is known about the atom."""
     behind = list(atoms(axis))
     if any(inner is atom for inner in behind):
-        fix(axis, reason)  # an axis that is a part of itself has no finite form (the occurs check of unification)
+        fix(axis, reason)  # the occurs check: an axis that is a part of itself has no finite form
         return
     if atom.is_batch or (axis.form is None and axis.is_batch):
         _join_samples(atom, axis, reason)
@@ -138,9 +137,9 @@ def _join(atom: Axis, axis: Axis, reason: str) -> None:
 
 
 def _join_samples(first: Axis, second: Axis, reason: str) -> None:
-    """Lets an axis that nobody produces count samples, as another one does."""
-    # Channels that a layer produces are as many as its weights say, and samples as many as come in: that both have one
-    # size is an accident of the example, and cutting the channels would break it.
+    """Unifies samples with another axis: one that no layer produces counts samples too, any other is fixed."""
+    # The number of channels that a layer produces depends on its weights, that of samples on the input. If they are
+    # equal, that is an accident of the example, and cutting the channels would break the forward.
     if first.is_batch and second.is_batch:
         first.form = Same(second)
         return
@@ -152,10 +151,10 @@ def _join_samples(first: Axis, second: Axis, reason: str) -> None:
 
 
 def unify_products(first: Sequence[Axis], second: Sequence[Axis], reason: str) -> None:
-    """Makes two products of the same size the same, factor by factor, refining those that are too coarse."""
+    """Unifies two products of the same size factor by factor, splitting factors that are too coarse."""
     left, right = _merged(first), _merged(second)
-    # From the outermost factor inwards, as the entries lie in memory. Of 12 × 5 against 3 × 20, 12 becomes 3 × 4, the
-    # threes are one, and 4 × 5 against 20 is left.
+    # From the outermost factor inwards, as entries lie in memory. For 12 × 5 and 3 × 20, 12 is split into 3 × 4, the
+    # threes are unified, and 4 × 5 and 20 are left.
     while left and right:
         one, other = left[0], right[0]
         if one.size == other.size:
@@ -167,14 +166,14 @@ def unify_products(first: Sequence[Axis], second: Sequence[Axis], reason: str) -
             right[:1] = factor(other, (one.size, other.size // one.size), reason)
         else:
             break
-    for axis in (*left, *right):  # the outer factors matched and stay free; what did not fit is left over
+    for axis in (*left, *right):  # what is left does not fit; the outer factors matched and stay free
         fix(axis, reason)
 
 
 def _merged(axes: Sequence[Axis]) -> list[Axis]:
-    """The factors of several axes, where fixed neighbours are one: how they are made up does not matter."""
-    # 4 rows × 6 columns × 5 channels as 3 × 8 × 5: rows and columns keep all 24 entries in any view, so that these do
-    # not fit is no reason to fix the channels.
+    """The factors of several axes, with fixed neighbours merged into one."""
+    # View 4 rows × 6 columns × 5 channels as 3 × 8 × 5: 4 × 6 and 3 × 8 have no common refinement, but all 24 entries
+    # are kept in any view. Merged, they match, and the channels stay free.
     merged: list[Axis] = []
     for factor in (inner for axis in axes for inner in factors_of(settle(axis)) if inner.size != 1):
         if merged and _is_whole(merged[-1]) and _is_whole(factor):
@@ -190,12 +189,12 @@ def _is_whole(axis: Axis) -> bool:
 
 
 def factor(axis: Axis, sizes: Sequence[int], reason: str = "its uses do not fit together") -> list[Axis]:
-    """An axis as a product of axes of the given sizes.
+    """Views an axis as a product of axes of the given sizes.
 
     Args:
-        axis: Of as many entries as the sizes multiply to.
+        axis: An axis whose size is the product of the sizes.
         sizes: One for each factor.
-        reason: Why the axis is fixed where that is not possible.
+        reason: Why the axis is fixed if it has no such view.
     """
     axis = settle(axis)
     if axis.form is None:
@@ -206,7 +205,7 @@ def factor(axis: Axis, sizes: Sequence[int], reason: str = "its uses do not fit 
                 each.reason = "it is a part of the batch"
         axis.form, axis.is_unbound = Product(tuple(factors)), False
         return factors
-    # A form that is there already is brought together with the product of new atoms, which then are its factors.
+    # The axis has a form already: it is unified with a product of new atoms, which then stand for its factors.
     factors = [Axis(size) for size in sizes]
     whole = Axis(axis.size, Product(tuple(factors)), is_unbound=False)
     unify(axis, whole, reason)
@@ -214,7 +213,7 @@ def factor(axis: Axis, sizes: Sequence[int], reason: str = "its uses do not fit 
 
 
 def _piece(atom: Axis, size: int) -> Axis:
-    """A new atom of which all holds that was said of another one, but that it counts samples."""
+    """A new atom that inherits all that is known about another, except that it counts samples."""
     return Axis(
         size,
         reason=atom.reason,
@@ -226,12 +225,12 @@ def _piece(atom: Axis, size: int) -> Axis:
 
 
 def split(axis: Axis, sizes: Sequence[int], reason: str = "its uses do not fit together") -> list[Axis]:
-    """An axis as a concatenation of axes of the given sizes.
+    """Views an axis as a concatenation of axes of the given sizes.
 
     Args:
-        axis: Of as many entries as the sizes add up to.
+        axis: An axis whose size is the sum of the sizes.
         sizes: One for each part.
-        reason: Why the axis is fixed where that is not possible.
+        reason: Why the axis is fixed if it has no such view.
     """
     parts: list[Axis] = []
     rest = axis
@@ -249,8 +248,8 @@ def _split_at(axis: Axis, position: int, reason: str) -> tuple[Axis, Axis]:
         case Concatenation(parts):
             return _split_concatenation(parts, position, reason)
         case Product((outer, *inner)):
-            # 4 × 3 at 6 is 2 × 3 and 2 × 3: between two of the outer entries, and the inner axis stays what it is. At 5
-            # the cut goes through an outer entry; only where these are written out one by one does that have a form.
+            # 4 × 3 split at 6, between two outer entries, is 2 × 3 and 2 × 3. A split at 5 cuts through an outer entry,
+            # which has a form only if the outer entries are written out one by one.
             step = prod(factor.size for factor in inner)
             if position % step == 0:
                 before, after = _split_at(collapse(outer), position // step, reason)
@@ -287,9 +286,9 @@ def _split_concatenation(parts: Sequence[Axis], position: int, reason: str) -> t
 
 
 def _written_out(axis: Axis, outer: Axis, inner: Sequence[Axis], reason: str) -> Axis:
-    """A product whose first factor is fixed as that many copies of the rest, one after the other."""
-    # The copies are one axis, so what is cut in one is cut in all, as in the two halves of a gate. Two is also the most
-    # for which fixing an outer factor that is free gives up little.
+    """Turns a product into copies of its inner factors, one for each entry of the outer factor, which is fixed."""
+    # The copies are one axis, so a cut in one is a cut in all, as in the two halves of a gate. The caller fixes a free
+    # outer factor for this only if its size is 2, where little choice is lost.
     fix(outer, reason)
     size = axis.size // outer.size
     rest = Axis(size, Product(tuple(inner)), is_unbound=False)
@@ -298,7 +297,7 @@ def _written_out(axis: Axis, outer: Axis, inner: Sequence[Axis], reason: str) ->
 
 
 def _unify_parts(first: Axis, second: Axis, reason: str) -> None:
-    """Makes a concatenation and another form the same: the other is split where the concatenation is."""
+    """Unifies two forms, of which at least one is a concatenation, by splitting the other at the same places."""
     if not isinstance(first.form, Concatenation):
         first, second = second, first
     assert isinstance(first.form, Concatenation)  # at least one of the two is
