@@ -1,7 +1,7 @@
-"""Carrying axes through a trace: what each operator does to the axes of the tensors that it reads.
+"""Carries axes through a trace, operator by operator.
 
-The rules of the operators are in `transprune.reading.rules`. An operator without a rule never guesses: the axes that
-reach it keep their size, and the reason names it and the line of the user's code.
+The rules of the operators are in `transprune.reading.rules`. Nothing is guessed about an operator without a rule: the
+axes that reach it keep their size, and the reason names the operator and the line of the user's code.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Axes = list[Axis]
 Arguments = dict[str, Any]
 """The arguments of a call, by name."""
 Function = Callable[[Arguments], Any]
-"""Computes a call."""
+"""Computes the result of a call."""
 PRODUCERS = ("conv", "depthwise", "linear")
-"""Operators that make the entries of their outputs."""
+"""Operators that produce the entries of their outputs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Use:
-    """A convolution, linear layer, norm or matrix product at work."""
+    """One use of a convolution, linear layer, norm or matrix product."""
 
     name: str
     operator: Operator
@@ -40,15 +40,15 @@ class Use:
     kernel: int = 1
     """Elements of the kernel."""
     positions: tuple[Axis, ...] = ()
-    """Axes along which the layer is run again and again, samples among them."""
+    """Axes along which the layer is repeated, samples included."""
     bias_positions: tuple[Axis, ...] = ()
-    """Axes along which a bias is added."""
+    """Axes along which the bias is added."""
     weight: str | None = None
-    """Path of the parameter that is the weight; None: it is computed, or there is none."""
+    """Path of the weight; None if it is computed or there is none."""
     bias: str | None = None
     has_bias: bool = False
     along: int = -1
-    """Which axis of the result the outputs are."""
+    """Position of the outputs among the axes of the result."""
 
 
 class Coupling:
@@ -56,8 +56,8 @@ class Coupling:
 
     Args:
         trace: The operators.
-        stages: Runs of blocks of which the last ones can be left out.
-        states: Axes of parameters, buffers and constants by name; filled here, and shared by several traces of a model.
+        stages: Runs of blocks that can be cut from the end.
+        states: Axes of parameters, buffers and constants by name; filled here, and shared by all traces of a model.
     """
 
     def __init__(self, trace: Trace, stages: Sequence[BlockRun], states: dict[str, Axes]) -> None:
@@ -65,14 +65,14 @@ class Coupling:
         self.stages = stages
         self.states = states
         self.values: dict[fx.Node, Any] = {}
-        """Axes of each tensor, or a list of axes for calls that return several tensors."""
+        """Axes of each result; a list of them for calls that return several tensors."""
         self.uses: list[Use] = []
         self.rewrites: dict[fx.Node, dict[str, Axis | Axes]] = {}
-        """Arguments that are sizes, by the name of the argument: what they follow from."""
+        """For the size arguments of each call, by name, the axes that they count."""
         self.created: list[Axis] = []
-        """Axes made as long as the batch, which count samples unless they turn out to be something else."""
+        """New axes as long as the batch, which count samples unless they turn out to be something else."""
         self.preferred: list[Axis] = []
-        """Axes to search rather than others that they are multiplied with."""
+        """Axes to search rather than those that they are multiplied with."""
         self.uncounted: list[tuple[str, str]] = []
         """Calls whose cost is not counted, with the reason."""
         self._ends = {stage.exits[-1]: stage for stage in stages}
@@ -80,7 +80,7 @@ class Coupling:
         self._names: dict[int, str] = {}
 
     def axes(self, reader: fx.Node, source: fx.Node) -> Axes:
-        """The axes of a value as its reader sees it: behind a stage they depend on the stage's depth."""
+        """The axes of a value as its reader sees it; after a stage they depend on its depth."""
         name = self.trace.state(source)
         if name is not None:
             return self.state(name, source)
@@ -91,7 +91,7 @@ class Coupling:
         return found
 
     def state(self, name: str, node: fx.Node) -> Axes:
-        """The axes of a parameter, buffer or constant. Parameters with two names have the axes of the first."""
+        """The axes of a parameter, buffer or constant; a shared parameter has the same axes under all its names."""
         if name not in self.states:
             tensor = self._tensor(name)
             twin = self._names.setdefault(id(tensor), name) if tensor is not None else name
@@ -110,8 +110,8 @@ class Coupling:
             axes = []
             for position, each in enumerate(zip(*exits, strict=True)):
                 settled = [settle(axis) for axis in each]
-                # Blocks may hand on channels of different widths, and which reaches the reader is the depth's choice.
-                # Rows, columns and samples cannot differ: nothing could bring them together again.
+                # Blocks may differ in width, and the depth decides which one the reader gets. Samples, rows and columns
+                # must be equal, because nothing could align them.
                 if all(axis is settled[0] for axis in settled):
                     axes.append(settled[0])
                 elif position == 1:
@@ -124,15 +124,15 @@ class Coupling:
         return self._behind[stage.name]
 
     def may_count_samples(self, axis: Axis) -> bool:
-        """Whether an axis was made as long as the batch, and nothing has been said of it yet."""
+        """Whether an axis is a new one as long as the batch, about which nothing is known yet."""
         return settle(axis).is_unbound and any(settle(axis) is settle(other) for other in self.created)
 
     def rewrite(self, node: fx.Node, **arguments: Axis | Axes) -> None:
-        """Says what arguments of a call that are sizes follow from."""
+        """Records which axes the size arguments of a call count."""
         self.rewrites.setdefault(node, {}).update(arguments)
 
     def add(self, use: Use) -> None:
-        """Records a layer at work; its outputs are produced by it."""
+        """Records one use of a layer, which produces its outputs."""
         self.uses.append(use)
         if use.operator in PRODUCERS:
             produce(use.outputs, use.name)
@@ -171,15 +171,15 @@ class Call:
 
     @property
     def samples(self) -> int:
-        """Samples in the traced batch, to bring counts to one sample."""
+        """Samples in the traced batch, for counts per sample."""
         return self.coupling.trace.batch or 1
 
     def axes(self, name: str = "self") -> Axes | None:
-        """Axes of a tensor argument; None: it is no tensor."""
+        """Axes of a tensor argument; None if it is not a tensor."""
         return self.axes_of(self[name])
 
     def axes_of(self, source: object) -> Axes | None:
-        """Axes of a tensor; None: it is no tensor."""
+        """Axes of a tensor; None for anything else."""
         return self.coupling.axes(self.node, source) if isinstance(source, fx.Node) else None
 
     def tensors(self) -> list[Axes]:
@@ -187,7 +187,7 @@ class Call:
         return [self.coupling.axes(self.node, source) for source in self.node.all_input_nodes]
 
     def unify(self, first: Axis, second: Axis) -> None:
-        """Makes two axes the same; where that is not possible, this call is the reason why both are fixed."""
+        """Makes two axes the same; if that is impossible, both are fixed, with this call as the reason."""
         unify(first, second, f"its uses do not fit together in {self.where}")
 
     def fix(self, axis: Axis, why: str = "needs all of it") -> None:
@@ -199,14 +199,14 @@ class Call:
         return fixed(size, f"the operator {self.where} fixes its size")
 
     def new_axis(self, place: int, size: int) -> Axis:
-        """An axis of a new or stretched tensor, which takes what it meets."""
+        """An axis of a created or expanded tensor, which becomes whatever axis it is combined with."""
         axis, batch = Axis(size), self.coupling.trace.batch
         if size == batch and (place == 0 or batch == BATCHES[0]):
             self.coupling.created.append(axis)
         return axis
 
     def rewrite(self, **arguments: Axis | Axes) -> None:
-        """Says what arguments that are sizes follow from."""
+        """Records which axes the size arguments count."""
         self.coupling.rewrite(self.node, **arguments)
 
     def add_layer(
@@ -222,20 +222,20 @@ class Call:
         bias: str | None = "bias",
         along: int = -1,
     ) -> None:
-        """Says what the call costs, and which of its parameters are counted with it.
+        """Records what the call costs, and which of its parameters count towards it.
 
         Args:
-            kind: `conv` or `linear`: every output reads all inputs, and the outputs are a width that may be chosen.
-                `depthwise`: every output reads the input of its own channel. `matmul`: a product without weights.
-                `norm`: costs no MACs, and has a scale and a shift for each channel.
+            kind: `conv` or `linear`: each output reads all inputs, and the outputs are a width that may be chosen.
+                `depthwise`: each output reads the input of its own channel. `matmul`: a product without weights.
+                `norm`: no MACs, and a scale and a shift for each channel.
             inputs: The axis that is summed over.
-            outputs: The axis that is made.
-            positions: The axes along which that is done again and again: samples, rows, columns, tokens.
-            bias_positions: The axes along which a bias is added; None: the positions.
+            outputs: The axis that is produced.
+            positions: The axes along which that is repeated: samples, rows, columns, tokens.
+            bias_positions: The axes along which the bias is added; None for the positions.
             kernel: Multiply-adds for each pair of an input and an output, at each position.
-            weight: Name of the argument that is the weight; None: there is none.
-            bias: Name of the argument that is the bias; None, or an operator without it: there is none.
-            along: Which axis of the result the outputs are; a supernet mixes candidates along it. The last (-1) in a
+            weight: Name of the weight among the arguments; None if there is none.
+            bias: Name of the bias among the arguments, if the call has one.
+            along: Position of the outputs among the axes of the result, along which a supernet mixes candidates: -1 in a
                 linear layer, the second in a convolution.
         """
         trace, path = self.coupling.trace, self.coupling.trace.module_path(self.node)
@@ -281,17 +281,17 @@ def bound_arguments(node: fx.Node) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class OperatorRule:
-    """All that is known of an operator; `transprune.register_rule` makes one."""
+    """All that is known about an operator; `transprune.register_rule` makes one."""
 
     axes: Callable[[Call], Any]
-    """What it does to axes: says which of them must agree and what it costs, and gives the axes of the result."""
+    """What it does to axes: records which must agree and what it costs, and returns the axes of the result."""
     run: Function | None = None
-    """What computes it at any sizes, from its arguments by name; None: the operator itself."""
+    """Computes it at any sizes from its arguments by name; None for the operator itself."""
     in_training: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments that are others in training, where a trace in evaluation mode has those of evaluation."""
+    """Arguments that differ in training; a trace has those of evaluation."""
     weight_outputs: int | None = None
-    """Of an operator that is linear in its arguments `weight` and `bias`, the axis of `weight` that the outputs come
-    from: a supernet mixes candidates there, which costs less than mixing the result. None: it mixes the result."""
+    """For an operator that is linear in `weight` and `bias`, the axis of `weight` that becomes the outputs: a supernet
+    mixes candidates there, which is cheaper than mixing results. None to mix results."""
 
 
 def couple(trace: Trace, stages: Sequence[BlockRun], states: dict[str, Axes]) -> Coupling:

@@ -1,4 +1,8 @@
-"""Whether two networks compute the same, and whether what was traced computes what the model does for any batch."""
+"""Checks whether two networks compute the same, and whether a trace holds for batches of any size.
+
+A forward may write down the number of samples: traced with 11, `x.sum(0) / x.shape[0]` becomes a division by 11. Such a
+trace is right at that size and wrong at any other, so its operators are run on a batch of another size.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +23,15 @@ from transprune.reading.trace import Example, Trace, first_line, inputs_for, ope
 from transprune.runtime.seeds import seeded
 
 AGREEMENT = 1e-3
-"""Largest difference between two networks' outputs, as a share of the largest output, that is taken for rounding."""
+"""Largest difference between outputs that counts as rounding, as a share of the largest output."""
 ROUNDING = 1e-7
-"""Difference that is taken for rounding however small the outputs are: they may be what is left of larger numbers."""
+"""Difference that always counts as rounding: small outputs may be what is left of larger numbers."""
 OTHER_BATCHES = (2, 3, 4)
-"""Samples in the batches that are tried: the first of them that was not traced and that the model takes."""
+"""Batch sizes to try; the first that was not traced and that the model accepts is used."""
 
 
 def probes(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Inputs like these, at random where they are numbers with a point."""
+    """Inputs of the same shapes and types, with random floating-point numbers."""
     generator = torch.Generator().manual_seed(0)
     return tuple(
         torch.randn(tensor.shape, generator=generator).to(tensor)
@@ -38,14 +42,14 @@ def probes(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def outputs_of(network: Callable[..., Any], inputs: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors that a network returns; it writes over no input, and draws the same random numbers in each call."""
+    """The tensors that a network returns; inputs stay as they are, and each call draws the same random numbers."""
     with torch.no_grad(), seeded(0, "comparing"):
         returned = network(*(tensor.clone() for tensor in inputs))
     return [leaf for leaf in _pytree.tree_leaves(returned) if isinstance(leaf, Tensor)]
 
 
 def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> str | None:
-    """How outputs differ by more than rounding, for a message; None: they do not."""
+    """How outputs differ, for a message; None if by no more than rounding."""
     if [tensor.shape for tensor in found] != [tensor.shape for tensor in expected]:
         return "gives outputs of another shape"
     if any(tensor.is_meta for tensor in (*found, *expected)):
@@ -60,15 +64,15 @@ def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> str | Non
 
 
 def check_samples(model: nn.Module, reading: Reading, example: Example) -> None:
-    """Checks that the operators compute what the model does in evaluation for a batch of another size than the traced.
+    """Checks that the traced operators compute what the model does in evaluation for a batch of another size.
 
-    A model that takes no other batch is let pass: nothing is known of it. So is one that differs from its operators at
-    the traced size too.
+    A model that accepts no other batch passes, since it cannot be tested. So does one that differs from its operators
+    at the traced size too: there, the batch is not to blame.
 
     Args:
-        model: What was read; it is untouched.
-        reading: What was read from it.
-        example: What it was read with.
+        model: The model that was read; untouched.
+        reading: Its reading.
+        example: The example it was read with.
 
     Raises:
         ModelError: The number of samples is written into the forward.
@@ -97,13 +101,13 @@ def check_samples(model: nn.Module, reading: Reading, example: Example) -> None:
 
 
 class _AsTraced(Surroundings):
-    """The unpruned network, and what its operators gave."""
+    """Runs the unpruned network, and notes the shapes of the results."""
 
     def __init__(self, traced: Trace, model: nn.Module) -> None:
         super().__init__(Sizes())
         self.trace, self.model = traced, copy.deepcopy(model)
         self.shapes: dict[fx.Node, Any] = {}
-        """Shapes of the results of the calls that were made."""
+        """Shape of the result of each call so far."""
 
     def state(self, name: str) -> Tensor:
         if name in self.trace.constants:
@@ -122,12 +126,12 @@ class _AsTraced(Surroundings):
 
 
 def _of_samples(inputs: Sequence[Tensor], batch: int) -> tuple[Tensor, ...]:
-    """The inputs with so many samples: their own, again and again."""
+    """The inputs with `batch` samples, repeating their own."""
     return tuple(tensor[torch.arange(batch, device=tensor.device) % len(tensor)] for tensor in inputs)
 
 
 def _problem(program: Program, running: _AsTraced, inputs: Sequence[Tensor], expected: Sequence[Tensor]) -> str | None:
-    """What the operators do instead of what is expected, for a message; None: they do what is expected."""
+    """What the operators do instead of what is expected, for a message; None if they do as expected."""
     try:
         found = outputs_of(lambda *given: program.run(running, given), inputs)
     except Exception as error:  # operators raise many kinds
@@ -136,13 +140,12 @@ def _problem(program: Program, running: _AsTraced, inputs: Sequence[Tensor], exp
 
 
 def _holds_as_traced(model: nn.Module, program: Program, inputs: Sequence[Tensor]) -> bool:
-    """Whether the operators compute what the model does for as many samples as were traced."""
     expected = outputs_of(copy.deepcopy(model).eval(), inputs)
     return _problem(program, _AsTraced(program.reading.trace, model), inputs, expected) is None
 
 
 def _at(model: nn.Module, reading: Reading, inputs: tuple[Tensor, ...], running: _AsTraced) -> str:
-    """Where the number of samples is written down, for a message: found by tracing once more with another."""
+    """Where the number of samples is written down, for a message: the first call that differs in a second trace."""
     try:
         again = trace(model, inputs, batches=[len(inputs[0])])
     except ModelError:
@@ -159,13 +162,12 @@ def _at(model: nn.Module, reading: Reading, inputs: tuple[Tensor, ...], running:
 
 
 def _numbers(node: fx.Node, rewritten: Collection[str]) -> list[str]:
-    """The arguments of a call that are no tensors, but for those that follow from sizes in use."""
+    """The arguments of a call, except tensors and those that follow the sizes in use."""
     named = bound_arguments(node) or {str(place): value for place, value in enumerate(node.args)}
     return [str(fx.node.map_arg(value, lambda _: None)) for name, value in named.items() if name not in rewritten]
 
 
 def _shapes(value: Any) -> Any:
-    """The shape of a tensor, or of each of several."""
     if isinstance(value, list | tuple):
         return [_shapes(each) for each in value]
     return tuple(int(size) for size in value.shape) if isinstance(value, Tensor) else None

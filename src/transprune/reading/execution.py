@@ -1,8 +1,8 @@
-"""Running a trace at any widths and depths.
+"""Runs a trace at any widths and depths.
 
-The operators of a trace run one by one, as torch would have run them. Their arguments that are sizes follow from the
-sizes in use (`Reading.rewrites`), blocks beyond the depth in use are left out, and whoever reads the end of a stage
-reads the last block in use.
+The operators run one by one, as torch would run them. Size arguments are computed from the sizes in use
+(`Reading.rewrites`): with 6 of 8 channels, `view(batch, 8 * 16)` runs as `view(batch, 6 * 16)`. Blocks beyond the depth
+in use are skipped, and the readers of a stage get the output of the last block in use.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from transprune.reading.trace import operator, shape
 
 @dataclass(frozen=True)
 class Value:
-    """Stands for the value of a node, or of the end of a stage, among the arguments of a call."""
+    """Placeholder among the arguments of a call: the value of a node, or by its name the output of a stage."""
 
     key: object
 
@@ -41,23 +41,23 @@ class Step:
     constants: Mapping[str, Any]
     """Arguments that never change, by name."""
     reads: Mapping[str, Any]
-    """Arguments with a `Value` where a value is read."""
+    """Arguments that change from run to run, by name."""
     sizes: Mapping[str, Layout | tuple[Layout, ...]]
-    """Arguments that are sizes."""
+    """Arguments that are sizes, by name."""
     function: Function
     rule: OperatorRule
     block: tuple[str, int] | None
-    """The stage and the position in it of the block that the call stands in."""
+    """Stage and position of the block that makes the call."""
     last_reads: tuple[object, ...] = ()
-    """Values that nobody reads afterwards."""
+    """Values that no later call reads."""
     ends: BlockRun | None = None
-    """The stage that is over with this call."""
+    """The stage that this call ends."""
 
 
 class Surroundings:
     """What a program asks while it runs: which calls to make, with which tensors, and what a stage hands on.
 
-    Subclasses give at least `state`.
+    Subclasses define at least `state`.
 
     Args:
         sizes: Widths and depths in use; the number of samples comes from the inputs.
@@ -78,11 +78,11 @@ class Surroundings:
         raise NotImplementedError
 
     def function(self, step: Step) -> Function:
-        """What computes a call."""
+        """The function that computes a call."""
         return step.function
 
     def stage_end(self, stage: BlockRun, handed_on: Sequence[Tensor]) -> Tensor:
-        """What the readers of a stage's end get, from what the blocks at the depths in use hand on."""
+        """What the readers of a stage get, from the outputs of its last blocks at the depths in use."""
         return handed_on[-1]
 
 
@@ -90,7 +90,7 @@ class Program:
     """A reading, ready to run.
 
     Args:
-        reading: What was read from a model.
+        reading: The reading of a model.
     """
 
     def __init__(self, reading: Reading) -> None:
@@ -105,7 +105,7 @@ class Program:
         placeholders = {node.name: node for node in trace.graph.nodes if node.op == "placeholder"}
         self._inputs = tuple(placeholders[name] for name in trace.inputs)
         self.input_shapes = tuple(shape(node) or () for node in self._inputs)
-        """Shapes of the inputs that were traced."""
+        """Shapes of the traced inputs."""
         self._ends = {stage.exits[-1]: stage for stage in reading.stages}
         self._exits = {stage.name: stage for stage in reading.stages}
         self._written_over = frozenset(
@@ -119,7 +119,7 @@ class Program:
         self.steps = self._with_last_reads()
 
     def without_reads(self, unread: Mapping[fx.Node, Collection[str]]) -> Program:
-        """The same, but certain calls do not read certain arguments, by name."""
+        """The same program, in which certain calls do not read certain arguments."""
         changed = object.__new__(Program)
         changed.__dict__.update(self.__dict__)
         changed.steps = tuple(
@@ -132,7 +132,7 @@ class Program:
         return changed
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
-        return self  # it never changes, and its keys are the nodes of a graph
+        return self  # immutable, and keyed by the nodes of a graph
 
     def __reduce__(self) -> Any:
         raise ModelError(
@@ -159,7 +159,7 @@ class Program:
 
     @cached_property
     def free_sums(self) -> Mapping[fx.Node, str]:
-        """Path of the shortcut of each residual sum with free sides, by the call that adds."""
+        """Path of the shortcut of each residual sum with free sides, by the call that adds them."""
         return {
             facts.use.node: facts.use.name
             for facts in self.reading.layers
@@ -168,7 +168,7 @@ class Program:
 
     @cached_property
     def aliases(self) -> Mapping[str, tuple[str, ...]]:
-        """All paths of the parameters and buffers that have several, by each of them."""
+        """All paths of each shared parameter or buffer, by any one of them."""
         model = self.reading.trace.model
         named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
         paths: dict[int, list[str]] = {}
@@ -178,12 +178,12 @@ class Program:
 
     @cached_property
     def _last_calls(self) -> dict[fx.Node, BlockRun]:
-        """The stage that is over with a call."""
         order = {node: place for place, node in enumerate(self.reading.trace.calls)}
         return {max(stage.inside, key=order.__getitem__): stage for stage in self.reading.stages}
 
     def _template(self, value: Any, reader: fx.Node) -> Any:
         if isinstance(value, fx.Node):
+            # Inside a stage the last exit is that block's own output; outside, that of the last block in use.
             stage = self._ends.get(value)
             return Value(stage.name if stage is not None and reader not in stage.inside else value)
         if isinstance(value, list | tuple):
@@ -191,6 +191,8 @@ class Program:
         return value
 
     def _with_last_reads(self) -> tuple[Step, ...]:
+        # A value is dropped after its last reader, so that a forward does not hold all features at once. The exits of a
+        # stage are dropped by `run` when the stage ends, since the depth decides which of them is read.
         kept = {value.key for value in _values(self.outputs)}
         kept |= {node for stage in self.reading.stages for node in stage.exits}
         seen: set[object] = set(kept)
@@ -205,7 +207,7 @@ class Program:
         """What the model's forward returns for the inputs.
 
         Args:
-            surroundings: What it is run with.
+            surroundings: What it runs with.
             inputs: The positional arguments of the forward.
         """
         trace = self.reading.trace
@@ -233,7 +235,7 @@ class Program:
                 values[step.node] = surroundings.function(step)(arguments)
                 if step.node in self._written_over and step.block is not None:
                     depth, in_use = step.block[1] + 1, depths[step.block[0]]
-                    if depth in in_use and depth < max(in_use):  # the next block writes over what the end is mixed of
+                    if depth in in_use and depth < max(in_use):  # a mix reads it after the next block overwrites it
                         kept[step.node] = values[step.node].clone()
                 for key in step.last_reads:
                     values.pop(key, None)
@@ -249,9 +251,9 @@ class Program:
 
 
 def _filled(template: Any, value_of: Callable[[object], Any], device: torch.device | None) -> Any:
-    """An argument with its values in place.
+    """An argument with its values filled in.
 
-    It is no closure: one that calls itself is a cycle, which would keep the features of a forward.
+    Not a closure: a recursive one is a reference cycle, which would keep the features of a forward alive.
     """
     if isinstance(template, Value):
         return value_of(template.key)
@@ -261,7 +263,7 @@ def _filled(template: Any, value_of: Callable[[object], Any], device: torch.devi
 
 
 def _plain(node: fx.Node) -> dict[str, Any]:
-    """Arguments of a call of something that has no schema."""
+    """The arguments of a call without a schema, by position or name."""
     return {str(position): argument for position, argument in enumerate(node.args)} | dict(node.kwargs)
 
 
@@ -274,14 +276,14 @@ def _values(template: Any) -> list[Value]:
 
 
 def _changes(template: Any) -> bool:
-    """Whether an argument differs from run to run: a value is read, or it names a device."""
+    """Whether an argument changes from run to run: it holds a value or a device."""
     if isinstance(template, list):
         return any(map(_changes, template))
     return isinstance(template, Value | torch.device)
 
 
 def _function(node: fx.Node) -> Function:
-    """What computes a call, from its arguments by name."""
+    """The function that computes a call from its arguments by name."""
     own = rule_of(node).run
     if own is not None:
         return own

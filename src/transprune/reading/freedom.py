@@ -1,26 +1,26 @@
-"""Which axes are searched where not all can be, decided before anything is named or frozen.
+"""Decides which axes are searched where not all can be, before anything is named or frozen.
 
-Unification says what *must* be cut together. That leaves more freedom than a search can use, which relies on three
-things: an axis is linear in the width of each group, a layer's cost is a table over two widths (its input's and its
-output's), and what meets at the end of a stage or in a free sum are runs of channels, of which the first of one side
-line up with the first of the other. Here freedom is given up until all three hold.
+Unification says what *must* be cut together. That leaves more freedom than a search can use. It relies on three things:
+the size of an axis is linear in every width; the cost of a layer is a table over two widths, of its input and of its
+output; and whatever meets at the end of a stage or in a free sum lines up from the first channel on. Here axes are
+fixed or unified until all three hold.
 
 Example:
-    Twelve channels are three heads of four. With both searched, the axis would have heads · channels entries, which is
-    linear in neither alone, so one is fixed: the one that leaves less of a choice.
+    Twelve channels are three heads of four. With both searched, their number would be a product of two widths, so one
+    is fixed: the one that offers less choice.
 
     >>> from transprune.reading.unification import factor
     >>> heads, each = factor(Axis(12), (3, 4))
     >>> _best([heads, each], preferred=set(), alone=set()) is each
     True
 
-    Attention is run once for each head, and a head that goes saves a run: there the heads are preferred.
+    Attention runs once for each head, and dropping a head saves a run, so there the heads are preferred.
 
     >>> _best([heads, each], preferred={id(heads)}, alone=set()) is heads
     True
 
-    The first heads are the first channels, whereas the first channels of each head lie scattered. Such an axis cannot
-    meet another one of another width, nor can a concatenation.
+    The first heads are the first channels, but the first channels of each head lie scattered. Such an axis cannot be
+    added to one of another width; nor can a concatenation.
 
     >>> from transprune.reading.axes import concatenate, fixed, multiply
     >>> whole = fixed(4, "it is an output of the network")
@@ -52,16 +52,16 @@ from transprune.reading.coupling import Coupling
 from transprune.reading.unification import collapse, unify
 
 MANY = 8
-"""From so many groups on, how many of them to keep is a real choice; of fewer, the channels in each are searched."""
+"""With at least this many groups, their number is searched; with fewer, the channels in each."""
 
 
 def decide(coupling: Coupling) -> None:
     """Fixes and unifies axes until what is left can be searched."""
     for name in coupling.trace.constants:
         for axis in coupling.states.get(name, ()):
-            mark(axis, ordered=True)  # what the forward makes itself cannot be permuted
-    # Whatever is fixed or unified changes the forms that it is a part of, so all is looked at again. This ends: a round
-    # fixes axes, or removes a stage's end or a free sum, and neither ever comes back.
+            mark(axis, ordered=True)  # tensors that the forward creates cannot be permuted
+    # Each change affects the forms that hold the axis, so everything is checked again. This ends: a round fixes axes,
+    # or removes a stage's end or a free sum, and neither comes back.
     while _mend_ends(coupling) or _choose_factors(coupling) or _limit_costs(coupling):
         pass
 
@@ -78,12 +78,12 @@ def _all_axes(coupling: Coupling) -> list[Axis]:
 
 
 def _mend_ends(coupling: Coupling) -> bool:
-    """Stages and free sums whose sides are more than runs of channels cannot differ in width."""
+    """Makes the sides of a stage's end or a free sum one axis, unless their first channels line up."""
     for axis in _all_axes(coupling):
         match axis.form:
             case StageEnd(_, exits):
                 settled = [settle(each) for each in exits]
-                if all(each is settled[0] for each in settled):  # unified since: the depth decides nothing
+                if all(each is settled[0] for each in settled):  # unified since, so the depth decides nothing
                     axis.form = Same(settled[0])
                     return True
                 if not all(_is_run(each) for each in settled):
@@ -101,11 +101,10 @@ def _mend_ends(coupling: Coupling) -> bool:
 
 
 def _choose_factors(coupling: Coupling) -> bool:
-    """Of axes that are multiplied with each other, one is searched."""
+    """Leaves one free factor in each product and fixes the others."""
     preferred = {id(atom) for axis in coupling.preferred for atom in atoms(axis)}
     changed = False
-    # What some product already holds as its only free factor is searched in any case; choosing it here too saves the
-    # others from being fixed in vain.
+    # The only free factor of one product is preferred in others: fixing it there would leave the first with no choice.
     products = [axis.form.factors for axis in _all_axes(coupling) if isinstance(axis.form, Product)]
     searched = [[settle(factor) for factor in factors if not is_fixed(factor)] for factors in products]
     alone = {id(atom) for factors in searched if len(factors) == 1 for atom in atoms(factors[0])}
@@ -116,7 +115,7 @@ def _choose_factors(coupling: Coupling) -> bool:
         changed = True
         inside = [atom for factor in free for atom in {id(atom): atom for atom in searchable(factor)}.values()]
         squared = [atom for atom in inside if sum(atom is other for other in inside) > 1]
-        if squared:  # as in the product of a matrix with its own transpose: no factor is left to fix instead
+        if squared:  # a matrix times its own transpose: there is no other factor to fix
             for atom in squared:
                 fix(atom, "it is multiplied with itself")
             continue
@@ -128,7 +127,7 @@ def _choose_factors(coupling: Coupling) -> bool:
 
 
 def _limit_costs(coupling: Coupling) -> bool:
-    """A layer's cost may depend on two widths at most: of its outputs, its inputs, and how often it runs."""
+    """Fixes axes until each layer's cost depends on two widths at most; its outputs and inputs come first."""
     for use in coupling.uses:
         varying = [axis for axis in (use.outputs, use.inputs, *use.positions) if searchable(axis)]
         if len(varying) > 2:
@@ -139,7 +138,7 @@ def _limit_costs(coupling: Coupling) -> bool:
 
 
 def _is_run(axis: Axis) -> bool:
-    """Whether the first of its units are the first entries of an axis."""
+    """Whether the first units of an axis are its first entries."""
     axis = settle(axis)
     match axis.form:
         case None | StageEnd() | FreeSum():
@@ -150,10 +149,10 @@ def _is_run(axis: Axis) -> bool:
 
 
 def _best(free: Sequence[Axis], preferred: set[int], alone: set[int]) -> Axis:
-    """Which of several axes that are multiplied is searched.
+    """Which of several factors is searched.
 
-    What an operator is run for many times (heads), then what is searched without the others elsewhere, then the
-    outermost if it leaves a real choice, else the largest.
+    In this order: what an operator is repeated for (heads), the only free factor of another product, the outermost if
+    there are `MANY` of it, the largest.
     """
     for wanted in (preferred, alone):
         for axis in free:

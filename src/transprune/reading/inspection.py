@@ -1,4 +1,4 @@
-"""Reading a model's search space."""
+"""Turns a reading into a search space."""
 
 from __future__ import annotations
 
@@ -47,15 +47,14 @@ def inspect(
         example: An input batch [batch, ...], or a tuple of the forward's positional arguments.
         dimensions: Search `width`, `depth` or `both`.
         ratios: Candidate widths as shares of the full width, each in (0, 1].
-        divisor: Candidate widths below the full one are multiples of this (in channels, where a group is cut in units
-            of several channels).
-        depths: The candidate depths of a stage with so many blocks.
+        divisor: Candidate widths below the full one are multiples of this many channels.
+        depths: Gives the candidate depths of a stage from its number of blocks.
         keep: Patterns (`*`, `?`) of layers that keep their width and of stages that keep their depth.
-        only: Patterns of the layers and stages that are searched, and no others; empty: all.
-        reading: What `read` says of the model, if that is known already.
+        only: Patterns of the only layers and stages to search; empty for all.
+        reading: An earlier reading of the model, which saves reading it again.
 
     Returns:
-        The space. Its `reading` serves whatever is done with the model next.
+        The space. Its `reading` saves later steps from reading the model again.
 
     Raises:
         ModelError: The model does not run on the example, cannot be traced, depends on the number of samples, or has
@@ -90,7 +89,7 @@ def inspect(
 
 
 def full_space(reading: Reading) -> SearchSpace:
-    """All that a reading offers, with the paper's candidates."""
+    """The space of all that can be searched, with the paper's candidates."""
     choosing = _Choosing(reading, (), ())
     choosing.choose_groups(lambda group: width_candidates(group.width), is_searched=True, is_complete=True)
     choosing.choose_stages(depth_candidates, is_searched=True)
@@ -98,7 +97,7 @@ def full_space(reading: Reading) -> SearchSpace:
 
 
 def _unit_divisor(divisor: int, unit: int) -> int:
-    """How many units make a multiple of so many channels."""
+    """The smallest number of units that is a multiple of `divisor` channels."""
     return divisor // gcd(divisor, unit)
 
 
@@ -158,7 +157,7 @@ class _Choosing:
         return None
 
     def check_patterns(self) -> None:
-        """Checks that every pattern says something.
+        """Checks that every pattern matches something.
 
         Raises:
             OptionError: A pattern matches no layer and no stage.
@@ -173,7 +172,6 @@ class _Choosing:
                     )
 
     def space(self) -> SearchSpace:
-        """The search space of what was chosen."""
         searched = Searched({group.name for group in self.groups}, {stage.name for stage in self.stages})
         reading = self.reading
         stages = tuple(

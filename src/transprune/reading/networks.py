@@ -1,4 +1,4 @@
-"""A network as a caller gives it: what wraps it, and what it is made of."""
+"""A caller's network: what wraps it, and what it is made of."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transprune.errors import ModelError
 
 INNER = ("_orig_mod", "_forward_module")
-"""Where `torch.compile` and Lightning Fabric keep the network that they were given."""
+"""Names under which `torch.compile` and Lightning Fabric keep the network that they wrap."""
 
 REPLACED = "_original_forward"
-"""Where accelerate keeps the forward of a network that it gave another one."""
+"""Name under which accelerate keeps the original forward of a network when it replaces it."""
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
-    """The plain network inside others; one that is plain as it is.
+    """The plain network inside its wrappers, if any.
 
-    Known are `DataParallel`, `DistributedDataParallel` (also as accelerate prepares it), and those of Lightning Fabric
-    and `torch.compile`. Its parameters are the same tensors, under the names without a prefix such as `module.`. Where
-    accelerate gave it another forward, for mixed precision, it is a shallow copy with its own.
+    Known are `DataParallel`, `DistributedDataParallel` (also as accelerate prepares it), Lightning Fabric and
+    `torch.compile`. The parameters are the same tensors, without a prefix such as `module.` in their names. If
+    accelerate replaced the forward, for mixed precision, the result is a shallow copy with the original one.
 
     Raises:
         ModelError: It cannot be copied.
@@ -44,7 +44,7 @@ def unwrapped(network: nn.Module) -> nn.Module:
 
 
 def _check_copyable(network: nn.Module) -> None:
-    """Checks that nothing in a network keeps it from being copied.
+    """Checks that a network can be copied.
 
     Raises:
         ModelError: It was compiled by `torch.jit`, or keeps tensors that were computed from others.
@@ -76,10 +76,10 @@ def _with_own_forward(network: nn.Module) -> nn.Module:
 def blueprint(network: nn.Module) -> tuple[Any, ...]:
     """All that decides which operators a network runs: its modules, their settings, the shapes of its tensors.
 
-    Networks of one blueprint differ in nothing but weights and mode: a copy has that of the original, also when it is
-    sorted or trained. An object whose content cannot be told counts by its class.
+    Networks with equal blueprints differ only in weights and mode: a copy has that of the original, even after sorting
+    or training. An object that cannot be inspected counts by its class.
     """
-    numbers: dict[int, int] = {}  # tensors that are shared have one number
+    numbers: dict[int, int] = {}  # shared tensors have one number
     return tuple(
         (
             path,
@@ -96,7 +96,7 @@ def blueprint(network: nn.Module) -> tuple[Any, ...]:
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
-    """What a module keeps beside its tensors and modules."""
+    """The attributes of a module, except its tensors and submodules."""
     return {
         name: value
         for name, value in vars(module).items()
@@ -105,7 +105,7 @@ def _settings(module: nn.Module) -> dict[str, Any]:
 
 
 def _content(value: Any, above: frozenset[int] = frozenset()) -> tuple[Any, ...]:
-    """All that can be told of a value, to be compared with that of another; `above` are the objects it stands in."""
+    """All that can be compared about a value; `above` are the ids of the objects around it, to end cycles."""
     if isinstance(value, ATOMS):
         return type(value), value
     if isinstance(value, np.ndarray):
@@ -122,7 +122,7 @@ def _content(value: Any, above: frozenset[int] = frozenset()) -> tuple[Any, ...]
 def _parts(value: Any) -> Iterable[Any]:
     match value:
         case dict():
-            return [part for key in sorted(value, key=repr) for part in (key, value[key])]  # copies may order them anew
+            return [part for key in sorted(value, key=repr) for part in (key, value[key])]  # copies may reorder them
         case list() | tuple():
             return value
         case set() | frozenset():
@@ -137,4 +137,4 @@ def _parts(value: Any) -> Iterable[Any]:
 
 PLAIN = bool | int | float | complex | str | bytes | None | Enum | torch.dtype | torch.device
 ATOMS = PLAIN | type | FunctionType | BuiltinFunctionType
-"""Kinds of values that tell all of themselves, or that a copy of a network shares with it."""
+"""Types of values that are compared directly, or shared by the copies of a network."""

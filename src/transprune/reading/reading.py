@@ -30,17 +30,17 @@ class GroupFacts:
     width: int
     """Units in the unpruned network."""
     unit: int
-    """Channels a unit in the first layer."""
+    """Channels per unit in the first layer."""
     layers: tuple[str, ...]
     is_ordered: bool
     """Whether the channels must not be permuted, because neighbours are read together."""
     is_inexact: bool
-    """Whether leaving channels out differs from zeroing them: a statistic is taken over all of them."""
+    """Whether dropping channels differs from zeroing them, because a statistic is taken over all of them."""
 
 
 @dataclass(frozen=True)
 class LayerFacts:
-    """One layer at work, with the layouts that decide its cost."""
+    """One use of a layer, with the layouts that decide its cost."""
 
     use: Use
     inputs: Layout
@@ -48,7 +48,7 @@ class LayerFacts:
     positions: int
     bias_positions: int
     is_counted: bool
-    """Whether the parameters are this layer's to count."""
+    """Whether this use counts the parameters, rather than an earlier one."""
     has_bias: bool
 
 
@@ -75,25 +75,25 @@ class Reading:
     uncounted: tuple[tuple[str, str], ...]
     """Calls whose cost is not counted, with the reason."""
     values: Mapping[fx.Node, Any] = field(repr=False)
-    """Layouts of the axes of each tensor; lists of them where a call returns several tensors."""
+    """Layouts of the axes of each tensor, nested where a call returns several tensors."""
     states: Mapping[str, tuple[Layout, ...]] = field(repr=False)
     """Layouts of the axes of each parameter, buffer and constant."""
     rewrites: Mapping[fx.Node, Mapping[str, Layout | tuple[Layout, ...]]] = field(repr=False)
-    """Arguments of calls that are sizes, and what they follow from."""
+    """Size arguments of calls, and the layouts that they follow."""
     ends: Mapping[str, tuple[Layout, ...]] = field(repr=False)
-    """For each stage, the channels that its blocks hand on."""
+    """For each stage, the channels of each block's output."""
     blueprint: tuple[Any, ...] = field(repr=False)
-    """That of the model."""
+    """The `blueprint` of the model."""
 
     def is_of(self, model: nn.Module, example: Example) -> bool:
-        """Whether reading a model with an example would say the same: at most weights and samples are others."""
+        """Whether a model and an example would read the same: at most weights and samples may differ."""
         return self.trace.is_with(as_inputs(example)) and self.blueprint == blueprint(model)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Reading:
-        return self  # it never changes, and its keys are the nodes of a graph
+        return self  # immutable, and keyed by the nodes of a graph
 
     def first_units(self, group: str) -> np.ndarray:
-        """The units of a group in the order in which they stand."""
+        """The units of a group in their own order."""
         return np.arange(self._widths[group])
 
     @cached_property
@@ -102,16 +102,16 @@ class Reading:
 
 
 def read(model: nn.Module, example: Example, known: Reading | None = None) -> Reading:
-    """Reads a model, or finds what is known of it. It is untouched.
+    """Reads a model, unless a known reading fits it. The model is untouched.
 
-    Reading is slow: `torch.export` traces the model. What was read says nothing of weights, and so serves every copy of
+    Reading is slow: `torch.export` traces the model. A reading does not depend on weights, so it serves every copy of
     the model, sorted or trained.
 
     Args:
         model: Any module that `torch.export` can read.
         example: An input batch, or a tuple of the forward's positional arguments.
-        known: What was read before. It is the result where the model is the same but for its weights, and the example
-            but for its samples; the model is read where it is not.
+        known: An earlier reading, which is returned if the model and the example differ from those it was made of only
+            in weights and samples.
 
     Raises:
         ModelError: The model does not run on the example, or cannot be traced.
@@ -133,7 +133,7 @@ def read(model: nn.Module, example: Example, known: Reading | None = None) -> Re
 
 
 def _training_trace(model: nn.Module, example: Example, reading: Trace) -> Trace | None:
-    """The trace of what the model does in training, where it then uses parameters that it does not use otherwise."""
+    """The trace in training mode, if evaluation leaves parameters unused that training may use."""
     unused = [node for node in reading.graph.nodes if node.name in reading.parameters and not node.users]
     if not unused:
         return None
@@ -179,8 +179,6 @@ class _Freezing:
             blueprint=blueprint(self.model),
         )
 
-    # Groups and layouts.
-
     def _name_groups(self) -> tuple[GroupFacts, ...]:
         with_parameters = {
             id(atom) for axes in self.coupling.states.values() for axis in axes for atom in searchable(axis)
@@ -222,10 +220,9 @@ class _Freezing:
         exits = [[self.layout(axis) for axis in self.coupling.values[node]] for node in stage.exits]
         rank = len(exits[-1])
         searched = [place for place in range(rank) if any(is_searched(axes[place]) for axes in exits)]
+        # Channels are axis 1 if that is searched, else the first axis that is, such as the features of tokens.
         place = 1 if rank > 1 and (1 in searched or not searched) else (searched or [0])[0]
         return tuple(axes[place] for axes in exits)
-
-    # What is not searched, and what costs what.
 
     def _fixed(self) -> tuple[tuple[str, str], ...]:
         found: dict[str, str] = {}
@@ -268,6 +265,8 @@ class _Freezing:
         if is_counted:
             counted.update(id(parameter) for parameter in own)
         inputs, outputs = self.layout(use.inputs), self.layout(use.outputs)
+        # A cost is a table over the widths of inputs and outputs, so positions that vary (heads) join one of the two. A
+        # bias is added at each position, whatever the inputs, and becomes a product of its own.
         if varying:
             extra = product([self.layout(axis) for axis in varying])
             if is_searched(inputs):
@@ -296,10 +295,9 @@ class _Freezing:
 
 
 def _as_product(use: Use) -> Use:
-    """The bias of a layer whose positions vary, as a product of its own."""
     return Use(name=f"{use.name}.bias", operator="matmul", node=use.node, inputs=use.inputs, outputs=use.outputs)
 
 
 def _count(axes: Iterable[Axis]) -> int:
-    """Entries of several axes together, for one sample."""
+    """Entries of several axes together, per sample."""
     return prod(1 if atom.is_batch else atom.size for axis in axes for atom in factors_of(settle(axis)))

@@ -1,4 +1,9 @@
-"""Finding runs of blocks of which the last ones can be left out."""
+"""Finds runs of blocks that can be cut from the end.
+
+In `nn.Sequential(Down(16, 32), Block(32), Block(32), Block(32))` the three blocks are a run: the output of each has the
+shape that the next layer expects, so the last ones can be left out. `Down` is of another class and must stay. If a skip
+connection read the second block's output too, the run would end with that block, since its output is always needed.
+"""
 
 from __future__ import annotations
 
@@ -13,30 +18,30 @@ from transprune.reading.trace import Trace, operator, shape
 
 @dataclass(frozen=True)
 class BlockRun:
-    """Blocks that run one after the other and hand on tensors of one shape."""
+    """Consecutive blocks whose outputs have one shape."""
 
     name: str
-    """Path of the container, or of its first and last block in the run where it holds more."""
+    """Path of the container; of a part of it, its first and last block, such as `layers.1-3`."""
     container: str
     """Path of the container."""
     blocks: tuple[str, ...]
     """Paths of the blocks."""
     exits: tuple[fx.Node, ...] = field(repr=False)
-    """The value that each block hands on."""
+    """The output of each block."""
     members: tuple[frozenset[fx.Node], ...] = field(repr=False)
     """The calls inside each block."""
 
     @cached_property
     def inside(self) -> frozenset[fx.Node]:
-        """The calls inside any of the blocks."""
+        """The calls inside all blocks."""
         return frozenset().union(*self.members)
 
 
 def find_stages(trace: Trace) -> list[BlockRun]:
-    """The outermost runs of blocks in `nn.Sequential` and `nn.ModuleList` containers that can be cut from the end.
+    """The outermost runs of blocks in `nn.Sequential` and `nn.ModuleList` containers, in the order in which they run.
 
-    A run is two or more neighbours in a container, all of one class and with modules of their own inside, each reading
-    only what the one before hands on, and all handing on one shape. They come in the order in which they run.
+    A run is two or more neighbours in a container, of one class and with submodules, each of which reads only the
+    output of the one before, with outputs of one shape.
     """
     calls = _calls_by_path(trace)
     stages: list[BlockRun] = []
@@ -52,12 +57,12 @@ def find_stages(trace: Trace) -> list[BlockRun]:
 
 
 def _entries(module: nn.Module) -> int:
-    """Blocks that a container runs; one that comes twice counts twice."""
+    """Entries of a container; a module that stands in it twice counts twice."""
     return len(module) if isinstance(module, nn.Sequential | nn.ModuleList) else 0
 
 
 def _calls_by_path(trace: Trace) -> dict[str, list[fx.Node]]:
-    """The calls inside every module."""
+    """The calls inside each module, by its path."""
     found: dict[str, list[fx.Node]] = {}
     for node in trace.calls:
         steps = trace.module_path(node).split(".")
@@ -87,7 +92,7 @@ def _runs(
 
 
 def _sharing(model: nn.Module, blocks: Sequence[str]) -> set[str]:
-    """Blocks with parameters that are used outside of them too: they cannot be left out."""
+    """Blocks that share parameters with modules outside of them, and so cannot be left out."""
     paths: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         paths.setdefault(id(parameter), []).append(name)
@@ -100,37 +105,36 @@ def _stage(container: str, run: Sequence[tuple[str, fx.Node, frozenset[fx.Node]]
         return
     paths, exits, members = zip(*run, strict=True)
     if _is_changed_in_place(exits[-1], members[-1]) and len({operator(node) for node in exits}) > 1:
-        return  # autograd may need what another block hands on as it was
+        return  # the reader overwrites it, but at another depth autograd may need it
     last = paths[-1].rsplit(".", 1)[-1]
     name = container if len(run) == children else f"{paths[0]}-{last}"
     yield BlockRun(name=name, container=container, blocks=paths, exits=exits, members=members)
 
 
 def _is_changed_in_place(node: fx.Node, inside: frozenset[fx.Node]) -> bool:
-    """Whether a reader outside of its block writes over a value."""
     return any(is_in_place(user, node) for user in set(node.users) - inside)
 
 
 def is_in_place(call: fx.Node, value: fx.Node) -> bool:
-    """Whether a call writes over a value that it reads."""
+    """Whether a call overwrites a value that it reads."""
     name = getattr(call.target, "__name__", "").split(".")[0]
     return name.endswith("_") and not name.endswith("__") and call.args[:1] == (value,)
 
 
 def _is_block(module: nn.Module) -> bool:
-    """Whether a module has modules of its own; a bare container of such modules is no block but holds some."""
+    """Whether a module has submodules; a plain container of blocks is not a block itself."""
     is_container = type(module) in (nn.Sequential, nn.ModuleList)
     return any(module.children()) and not (is_container and any(_is_block(child) for child in module.children()))
 
 
 def _exit(nodes: frozenset[fx.Node]) -> fx.Node | None:
-    """The one value that a block hands on, of a known shape."""
+    """The output of a block; None if it has several, or none of a known shape."""
     handed_on = [node for node in nodes if not nodes.issuperset(node.users)]
     return handed_on[0] if len(handed_on) == 1 and shape(handed_on[0]) is not None else None
 
 
 def _follows(trace: Trace, before: tuple[str, fx.Node, frozenset[fx.Node]], nodes: frozenset[fx.Node]) -> bool:
-    """Whether a block reads what the one before hands on and nothing else, and nobody else reads that."""
+    """Whether a block reads only the output of the one before, and nothing else reads it."""
     _, handed_on, earlier = before
     entries = {source for node in nodes for source in trace.reads(node)} - nodes
     return entries == {handed_on} and nodes.issuperset(set(handed_on.users) - earlier)

@@ -1,4 +1,4 @@
-"""A model's computation as a graph of operators, with what is needed to speak about it."""
+"""Traces a model: its forward as a graph of operators, with the modules and source lines of each."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from transprune.runtime.user_code import own_place
 
 Example = Tensor | tuple[Tensor, ...]
 BATCHES = (11, 2)
-"""Samples in the batch that is traced, the first of them that the forward takes: more than one, so that samples can be
-told from axes of one entry, and first a number that seldom counts anything else."""
+"""Batch sizes to trace with; the first that the forward accepts is used. More than one sample, to tell samples from
+axes of size 1; 11 comes first because other axes seldom have that size."""
 ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "_assert", "sym_constrain_range")
-"""Operators that torch.export adds to check what it saw; at another precision it is not so, and need not be."""
+"""Checks that torch.export inserts; at another precision they would fail for no reason."""
 
 
 @dataclass(frozen=True)
@@ -41,18 +41,18 @@ class Trace:
     buffers: Mapping[str, str]
     """Path of each buffer by the name of its placeholder."""
     constants: Mapping[str, Tensor]
-    """Tensors that the forward made of nothing, by the name of their placeholder."""
+    """Tensors that the forward creates, by the name of their placeholder."""
     inputs: tuple[str, ...]
     """Names of the placeholders of the inputs."""
     outputs: tuple[Any, ...]
-    """What the forward returns, flat: nodes or plain values."""
+    """What the forward returns, flattened: nodes or plain values."""
     structure: Any
-    """How the flat outputs are put together (a tree specification of torch)."""
+    """How the outputs are nested (a tree specification of torch)."""
     batch: int | None
-    """Samples in the traced batch; None: the inputs have no common first axis."""
+    """Samples in the traced batch; None if the inputs have no common first axis."""
 
     def is_with(self, inputs: tuple[Tensor, ...]) -> bool:
-        """Whether such inputs were traced; their samples may be others."""
+        """Whether the trace holds for inputs of these shapes and types, whatever their number of samples."""
         wanted = inputs if self.batch is None else rebatched(inputs, self.batch)
         traced = [node.meta["val"] for node in self.graph.nodes if node.name in self.inputs]
         return wanted is not None and _kinds(wanted) == _kinds(traced)
@@ -63,46 +63,46 @@ class Trace:
         return tuple(node for node in self.graph.nodes if node.op == "call_function")
 
     def parameter(self, node: object) -> str | None:
-        """Path of the parameter that a node stands for; None if it is no parameter."""
+        """Path of the parameter that a node stands for; None for anything else."""
         return self.parameters.get(node.name) if isinstance(node, fx.Node) else None
 
     def state(self, node: object) -> str | None:
-        """Path of the parameter or buffer that a node stands for, or the name of a constant; None: it is none."""
+        """Path of the parameter or buffer, or name of the constant, that a node stands for; None for anything else."""
         if not isinstance(node, fx.Node) or node.op != "placeholder" or node.name in self.inputs:
             return None
         return self.parameters.get(node.name) or self.buffers.get(node.name) or node.name
 
     def reads(self, node: fx.Node) -> Iterator[fx.Node]:
-        """The tensors a call reads that are no parameters, buffers or constants."""
+        """The tensors that a call reads, except parameters, buffers and constants."""
         return (source for source in node.all_input_nodes if self.state(source) is None)
 
     def module_path(self, node: fx.Node) -> str:
-        """Path of the innermost module in whose forward the call stands; empty: the model itself."""
+        """Path of the innermost module whose forward makes a call; empty for the model itself."""
         paths = self.module_paths(node)
         return paths[-1] if paths else ""
 
     def module_paths(self, node: fx.Node) -> list[str]:
-        """Paths of all modules in whose forward the call stands, the outermost first."""
+        """Paths of all modules whose forwards lead to a call, the outermost first."""
         return [str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
 
     def module(self, node: fx.Node) -> nn.Module | None:
-        """The innermost module in whose forward the call stands; None if it has no path of its own."""
+        """The innermost module whose forward makes a call; None if it has no path of its own."""
         try:
             return self.model.get_submodule(self.module_path(node))
-        except AttributeError:  # a module that is called many times has a path for each call
+        except AttributeError:  # a module that is called several times has a path for each call
             return None
 
 
 def shape(node: object) -> tuple[int, ...] | None:
-    """Shape of a node's value; None if it is no single tensor."""
+    """Shape of a node's value; None if it is not a single tensor."""
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     return tuple(int(size) for size in value.shape) if isinstance(value, Tensor) else None
 
 
 def operator(node: fx.Node) -> str:
-    """Name of the operator without its overload; in-place and out-of-place forms have one name.
+    """Name of the operator; overloads and in-place forms share one name.
 
-    Operators that are not torch's own (`aten`) have their namespace before it: `torchvision::nms`.
+    Names outside torch's own namespace (`aten`) carry theirs: `torchvision::nms`.
     """
     name = getattr(node.target, "__name__", str(node.target)) if callable(node.target) else str(node.target)
     name = str(name).removeprefix("aten.").split(".")[0].rstrip("_")
@@ -111,7 +111,7 @@ def operator(node: fx.Node) -> str:
 
 
 def source_line(node: fx.Node) -> str:
-    """File and line of the call in the model's code, or the module's path when that is not known."""
+    """File and line of a call in the model's code, if known."""
     lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
     places = [line for line in lines if line.startswith("File ")]
     own = [place for place in places if "/torch/" not in place]
@@ -138,14 +138,13 @@ def _kinds(tensors: Iterable[Tensor]) -> list[tuple[torch.Size, torch.dtype]]:
 
 
 def _types(value: object) -> str:
-    """What an example is, without its content."""
     if isinstance(value, tuple):
         return f"a tuple of {', '.join(type(each).__name__ for each in value) or 'nothing'}"
     return f"a {type(value).__name__}"
 
 
 def rebatched(inputs: tuple[Tensor, ...], batch: int) -> tuple[Tensor, ...] | None:
-    """The inputs with their first sample so many times; None: they have no common first axis."""
+    """The first sample of the inputs, `batch` times; None if the inputs have no common first axis."""
     if not inputs or any(tensor.dim() == 0 for tensor in inputs):
         return None
     if len({tensor.shape[0] for tensor in inputs}) != 1 or inputs[0].shape[0] == 0:
@@ -159,8 +158,8 @@ def trace(model: nn.Module, example: Example, *, training: bool = False, batches
     Args:
         model: Any module that `torch.export` can read.
         example: An input batch, or a tuple of the forward's positional arguments, on any device.
-        training: Trace what the model does in training mode; otherwise in evaluation mode.
-        batches: Samples to trace it with, the first of these numbers that the forward takes.
+        training: Trace the model in training mode rather than evaluation mode.
+        batches: Batch sizes to try; the first that the forward accepts is traced.
 
     Raises:
         ModelError: The model does not run on the example, or cannot be exported.
@@ -187,7 +186,7 @@ def trace(model: nn.Module, example: Example, *, training: bool = False, batches
 
 
 def _without_values(model: nn.Module) -> nn.Module:
-    """A copy of a network that holds no weights; parameters that are shared stay shared."""
+    """A copy of a network without the values of its weights; shared parameters stay shared."""
     empty: dict[int, Any] = {
         id(each): nn.Parameter(torch.empty_like(each, device="meta"), each.requires_grad) for each in model.parameters()
     }
@@ -221,10 +220,10 @@ def _exported(network: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Keeps what torch.export says to itself.
+    """Silences torch.export.
 
-    It warns of attributes that a forward caches; where it fails, it logs a traceback and prints the graph on standard
-    error, in which our own message would be lost.
+    It warns about attributes that a forward caches, and on failure prints a traceback and the graph, which would bury
+    our own message.
     """
     disabled = logging.root.manager.disable
     logging.disable(logging.ERROR)
@@ -237,7 +236,7 @@ def _silent() -> Iterator[None]:
 
 
 def _at(error: Exception) -> str:
-    """Where in the user's code it was raised, for a message; empty if that is not known."""
+    """Where in the user's code an error was raised, for a message; empty if unknown."""
     place = own_place(error)
     return f" at {place}" if place else ""
 
@@ -278,7 +277,7 @@ def _check_sizes(model: nn.Module, graph: fx.Graph) -> None:
 
 
 def _inlined(module: fx.GraphModule) -> fx.Graph:
-    """The graph without regions of another autocast mode: their operators stand in their place."""
+    """The graph with autocast regions replaced by their operators."""
     graph = module.graph
     for node in list(graph.nodes):
         if node.op != "call_function" or "wrap_with" not in str(node.target):

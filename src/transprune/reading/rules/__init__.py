@@ -1,7 +1,7 @@
-"""One rule an operator: what it does to axes, what it costs, and how it runs at other sizes.
+"""One rule for each operator: what it does to axes, what it costs, and how it runs at other sizes.
 
-The rules of torch's operators are in the modules of this room; `register_rule` adds those of other operators. All of
-them are `OperatorRule` records in one table, `RULES`.
+The rules of torch's operators are in the modules of this package, and `register_rule` adds others. All of them are
+`OperatorRule` records in one table, `RULES`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _ELEMENTWISE, _UNKNOWN = OperatorRule(axes=elementwise), OperatorRule(axes=witho
 
 
 def rule_of(node: fx.Node) -> OperatorRule:
-    """The rule of a call: by the operator's name, else as an elementwise one where torch says that it is."""
+    """The rule of a call, by the operator's name; operators that torch tags as pointwise need none of their own."""
     rule = RULES.get(operator_name(node))
     if rule is not None:
         return rule
@@ -50,23 +50,23 @@ def register_rule(
     weight_outputs: int | None = None,
     replace: bool = False,
 ) -> None:
-    """Teaches transprune an operator: from then on widths that reach it can be searched, and its cost is counted.
+    """Teaches transprune an operator, so that widths that reach it can be searched and its cost is counted.
 
-    It holds for every network that is read afterwards, and for all that is done with it: `inspect`, the supernet of a
-    search, `shrink`, and the counting of costs. `docs/own-operator.md` writes a rule from start to end.
+    The rule holds for all networks that are read afterwards, and everywhere: in `inspect`, the supernet of a search,
+    `shrink`, and the counting of costs. `docs/own-operator.md` writes a rule from start to end.
 
     Args:
         operator: A function of `torch.library.custom_op`, an operator (`torch.ops.lab.scale`), or its name
             (`"lab::scale"`; without a namespace one of torch's own, such as `"rot90"`).
-        axes: Takes the `Call` and says what the operator does to axes: which of them must agree (`call.unify`), which
-            must stay whole (`call.fix`), and what it costs (`call.add_layer`). It gives the axes of the result, a list;
-            for several results a list of these.
-        run: Computes the operator from its arguments by name, for an operator that cannot compute the smaller tensors
-            itself; None: it can.
-        in_training: Arguments that differ in training, such as `{"train": True}`: a network is traced in evaluation.
-        weight_outputs: Of an operator that is linear in its arguments `weight` and `bias`, the axis of `weight` that
-            the outputs come from. A supernet then mixes candidates in the weights, which is faster than in the result.
-        replace: Whether the rule may take the place of one that is there.
+        axes: Takes the `Call` and records what the operator does to axes: which must agree (`call.unify`), which must
+            stay whole (`call.fix`), and what it costs (`call.add_layer`). It returns a list of the axes of the result,
+            or a list of such lists for several results.
+        run: Computes the operator from its arguments by name, if the operator itself cannot compute smaller tensors.
+        in_training: Arguments that differ in training, such as `{"train": True}`; networks are traced in evaluation
+            mode.
+        weight_outputs: For an operator that is linear in its arguments `weight` and `bias`, the axis of `weight` that
+            becomes the outputs. A supernet then mixes candidates in the weights, which is faster than in the result.
+        replace: Whether the rule may replace an existing one.
 
     Raises:
         OptionError: There is no such operator, it has a rule already, or a function does not take one argument.
@@ -90,10 +90,10 @@ def register_rule(
 
 
 def _checked_axes(axes: Callable[[Call], Any], call: Call) -> Any:
-    """The axes that a registered rule gives.
+    """The axes that a registered rule returns, checked.
 
     Raises:
-        ModelError: They are not those of the result.
+        ModelError: They do not match the result.
     """
     found, value = axes(call), call.node.meta.get("val")
     if _sizes(found) != _shape(value):
@@ -137,7 +137,7 @@ def _name_of(operator: Any) -> str:
     """The key of an operator among the rules.
 
     Raises:
-        OptionError: It is none that torch knows.
+        OptionError: torch does not know it.
     """
     if isinstance(operator, torch._ops.OpOverload):
         qualified = operator._schema.name
@@ -171,7 +171,7 @@ def _takes_one_argument(function: object) -> bool:
         inspect.signature(function).bind(None)
     except TypeError:
         return False
-    except ValueError:  # a builtin that does not say what it takes
+    except ValueError:  # a builtin without a signature
         return True
     return True
 

@@ -1,4 +1,4 @@
-"""Rules of operators that work entry by entry, that reduce axes, and that normalise along one, like softmax."""
+"""Rules of elementwise operators, reductions and softmax, and of operators that create tensors or are unknown."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def elementwise(call: Call) -> Axes:
 
 
 def broadcast(call: Call, tensors: Sequence[Axes], sizes: Sequence[int]) -> Axes:
-    """The axes of a result of the given sizes, to which tensors are broadcast: axes that meet become the same."""
+    """The axes of tensors that are broadcast to the given sizes; axes that meet are unified."""
     result: list[Axis | None] = [None] * len(sizes)
     for axes in tensors:
         for offset, axis in enumerate(reversed(axes), start=1):
@@ -34,7 +34,7 @@ def broadcast(call: Call, tensors: Sequence[Axes], sizes: Sequence[int]) -> Axes
 
 
 def addition(call: Call) -> Axes:
-    """Adds. In a `ResidualSum` without a shortcut of its own, the two sides may have different channels."""
+    """Adds. The sides of a `ResidualSum` without a shortcut may differ in width."""
     main, other = call.axes("self"), call.axes("other")
     path = call.coupling.trace.module_path(call.node)
     module = call.coupling.trace.module(call.node)
@@ -43,13 +43,13 @@ def addition(call: Call) -> Axes:
         or other is None
         or not isinstance(module, ResidualSum)
         or not isinstance(module.shortcut, nn.Identity)
-        or len(call.shape) != 4  # what a projection, a 1×1 convolution, can bring to another width
+        or len(call.shape) != 4  # a projection is a 2-D convolution
         or [axis.size for axis in main] != [axis.size for axis in other]
     ):
         return elementwise(call)
     name = f"{path}.shortcut"
     earlier = [use for use in call.coupling.uses if use.name == name]
-    for use in earlier:  # a module that adds several times has one shortcut at most, which cannot serve them all
+    for use in earlier:  # one shortcut cannot serve all sums of a module that adds several times
         call.unify(use.outputs, use.inputs)
     if earlier or not is_separable(main[1]) or not is_separable(other[1]):
         return elementwise(call)
@@ -70,12 +70,12 @@ def addition(call: Call) -> Axes:
 
 
 def is_separable(axis: Axis) -> bool:
-    """Whether the channels of an axis are a run that a projection can bring to another width."""
+    """Whether an axis is one run of channels, which a projection can bring to another width."""
     return is_atom(axis) or isinstance(settle(axis).form, StageEnd | FreeSum)
 
 
 def without_rule(call: Call) -> Any:
-    """Nothing is known about the operator: whatever it reads keeps its size, and the reason names it."""
+    """An unknown operator: whatever it reads keeps its size, and the reason names it."""
     for axes in _all_axes(call.tensors()):
         for axis in axes:
             if not call.coupling.may_count_samples(axis):
@@ -91,7 +91,7 @@ COSTLY = (
     *("_native_multi_head_attention", "_transformer_encoder_layer_fwd", "bilinear", "cdist"),
     *("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"),
 )
-"""Operators without a rule that have a cost, which a reader must be told is not counted."""
+"""Operators without a rule whose cost is reported as not counted."""
 
 
 def _all_axes(values: Sequence[Any]) -> list[Axes]:
@@ -105,7 +105,7 @@ def _all_axes(values: Sequence[Any]) -> list[Axes]:
 
 
 def fixed_axes(call: Call, value: object) -> Any:
-    """New axes of fixed sizes for a result, a tensor or several; only the axis of samples is carried over."""
+    """New fixed axes for a result of one or several tensors; only the axis of samples is carried over."""
     if isinstance(value, Tensor):
         sources = _all_axes(call.tensors())
         samples = next((axis for source in sources for axis in map(settle, source) if axis.is_batch), None)
@@ -129,12 +129,12 @@ def item(call: Call) -> Any:
 
 
 def first(call: Call) -> Axes:
-    """Gives a result with the axes of the first tensor, whatever else it reads."""
+    """Gives the result the axes of the first tensor."""
     return call.coupling.axes(call.node, call.node.all_input_nodes[0])
 
 
 def created(call: Call) -> Axes:
-    """Makes a tensor of one value, or of random ones. Its axes become whatever they meet."""
+    """Creates a tensor of one value or of random ones; its axes become whatever they are combined with."""
     sizes = call.shape
     axes = [call.new_axis(place, size) for place, size in enumerate(sizes)]
     if call["size"] is not None:
@@ -143,7 +143,7 @@ def created(call: Call) -> Axes:
 
 
 def counted(call: Call) -> Axes:
-    """Makes a tensor whose entries differ. Its size is fixed, unless it has one entry for each sample."""
+    """Creates a tensor whose entries differ; its size is fixed, unless it counts samples."""
     sizes, length = call.shape, COUNTS.get(call.operator, "")
     is_plain = call.operator != "arange" or (call["start"] in (None, 0) and call["step"] in (None, 1))
     if is_plain and type(call[length]) is int and set(sizes) == {call.coupling.trace.batch}:

@@ -27,7 +27,7 @@ def reshape(call: Call) -> Axes:
 
 
 def run_reshape(arguments: Arguments) -> Any:
-    """Reshapes: one function for all forms of `view`, which write their sizes in different ways."""
+    """Reshapes, for all forms of `view`, whose size arguments differ."""
     tensor: Tensor = arguments["self"]
     return tensor.reshape(arguments["size"])
 
@@ -89,7 +89,7 @@ def expand(call: Call) -> Axes:
 
 
 def run_expand(arguments: Arguments) -> Any:
-    """Expands to sizes, which `expand_as` would take from a tensor."""
+    """Expands to given sizes, also for `expand_as`."""
     tensor: Tensor = arguments["self"]
     return tensor.expand(arguments["size"])
 
@@ -122,7 +122,7 @@ def repeat_interleave(call: Call) -> Any:
 
 
 def fixed_result(call: Call) -> Any:
-    """Fixes everything that is read, and gives a result of fixed sizes: for cases that no rule covers."""
+    """Fixes all that a call reads and returns, for cases that no rule covers."""
     for axes in call.tensors():
         for axis in axes:
             call.fix(axis)
@@ -132,7 +132,7 @@ def fixed_result(call: Call) -> Any:
 def cat(call: Call) -> Axes:
     """Joins tensors along an axis."""
     tensors = [call.coupling.axes(call.node, source) for source in call["tensors"]]
-    tensors = [axes for axes in tensors if len(axes) == len(call.shape)]  # torch lets an empty vector pass
+    tensors = [axes for axes in tensors if len(axes) == len(call.shape)]  # torch accepts an empty vector
     place = int(call["dim"] or 0) % len(call.shape)
     result = list(tensors[0])
     for axes in tensors[1:]:
@@ -168,7 +168,7 @@ def split_up(call: Call) -> list[Axes]:
 
 
 def run_split(arguments: Arguments) -> Any:
-    """Splits into pieces of any sizes, where `chunk` and its like make equal ones."""
+    """Splits into pieces of any sizes, also for `chunk` and the like."""
     return torch.split(arguments["self"], arguments["split_sizes"], arguments["dim"] or 0)
 
 
@@ -266,7 +266,7 @@ def pixel_shuffle(call: Call) -> Axes:
 
 
 def pixel_unshuffle(call: Call) -> Axes:
-    """Rows and columns gathered into channels."""
+    """Gathers rows and columns into channels."""
     *before, channels, rows, columns = call.axes("self") or []
     scale = int(call["downscale_factor"])
     call.fix(rows)
@@ -276,7 +276,7 @@ def pixel_unshuffle(call: Call) -> Axes:
 
 
 def channel_shuffle(call: Call) -> Axes:
-    """Channels in groups, exchanged with the groups."""
+    """Exchanges the groups of channels with the channels in each."""
     before, channels, *rest = call.axes("self") or []
     count = int(call["groups"])
     outer, inner = factor(channels, (count, channels.size // count))
@@ -285,7 +285,7 @@ def channel_shuffle(call: Call) -> Axes:
 
 
 def im2col(call: Call) -> Axes:
-    """Patches of a feature map: channels times the entries of a patch."""
+    """Extracts the patches of a feature map: channels times the entries of a patch."""
     before, channels, rows, columns = call.axes("self") or []
     call.fix(rows)
     call.fix(columns)
@@ -294,7 +294,7 @@ def im2col(call: Call) -> Axes:
 
 
 def col2im(call: Call) -> Axes:
-    """Patches put back and added."""
+    """Puts patches back and adds them up."""
     before, channels, positions = call.axes("self") or []
     entries = prod(int(size) for size in call["kernel_size"])
     kept, inside = factor(channels, (channels.size // entries, entries))
@@ -304,7 +304,7 @@ def col2im(call: Call) -> Axes:
 
 
 def unfold(call: Call) -> Axes:
-    """Windows along an axis, as a new last axis."""
+    """Makes the windows along an axis a new last axis."""
     axes = list(call.axes("self") or [])
     place = int(call["dimension"]) % len(axes)
     call.fix(axes[place])
@@ -313,7 +313,7 @@ def unfold(call: Call) -> Axes:
 
 
 def resized(call: Call) -> Any:
-    """A feature map at another resolution; some poolings also say where they found what they kept."""
+    """Changes the resolution of a feature map; some poolings also return indices."""
     axes = call.axes("self") or call.axes("input") or call.tensors()[0]
     value = call.node.meta["val"]
     sizes = [int(size) for size in (value if isinstance(value, Tensor) else value[0]).shape]

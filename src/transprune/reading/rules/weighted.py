@@ -1,4 +1,4 @@
-"""Rules of operators that have weights or multiply matrices: layers, norms, attention. They say what they cost."""
+"""Rules of operators with a cost: layers, norms, attention and matrix products."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transprune.reading.unification import factor
 
 
 def convolution(call: Call) -> Axes:
-    """A convolution: every output channel reads all input channels of its group."""
+    """A convolution: each output channel reads all input channels of its group."""
     inputs, weight, bias = call.axes("input") or [], call.axes("weight") or [], call.axes("bias")
     groups = int(call["groups"])
     rank = len(weight) - 2
@@ -100,7 +100,7 @@ def _add_convolution(
 
 
 def _convolved(call: Call, axes: Axes, sizes: tuple[int, ...]) -> Axes:
-    """The axes that a kernel moves along. Where it keeps their size at stride 1, they need not be fixed."""
+    """The axes that a kernel moves along; those that keep their size at stride 1 need not be fixed."""
     stride = call["stride"]
     steps = list(stride) if isinstance(stride, list | tuple) else [1 if stride is None else stride]
     result = []
@@ -115,7 +115,7 @@ def _convolved(call: Call, axes: Axes, sizes: tuple[int, ...]) -> Axes:
 
 
 def linear(call: Call) -> Axes:
-    """A linear layer: every output reads all inputs along the last axis."""
+    """A linear layer: each output reads all inputs along the last axis."""
     inputs, weight, bias = call.axes("input") or [], call.axes("weight") or [], call.axes("bias")
     call.unify(inputs[-1], weight[-1])
     outputs = weight[0] if len(weight) == 2 else call.fixed(1)
@@ -156,7 +156,7 @@ def layer_norm(call: Call) -> Axes:
 
 
 def group_norm(call: Call) -> Axes:
-    """Normalises groups of channels. Groups stay whole, unless there is a single one of all channels."""
+    """Normalises groups of channels, which stay whole unless one group has all channels."""
     axes = call.axes("input") or []
     count, channels = int(call["num_groups"]), axes[1]
     if count == 1:
@@ -182,7 +182,7 @@ def prelu(call: Call) -> Axes:
 
 
 def matmul(call: Call) -> Any:
-    """Multiplies matrices, a pair for every entry of the axes before the last two."""
+    """Multiplies matrices, batched over all axes but the last two."""
     first = call.axes("self") or []
     second = call.axes("mat2" if "mat2" in call.arguments else "other") or []
     if len(first) >= 2 and len(second) >= 2:
@@ -199,7 +199,7 @@ def _product(call: Call, first: Axes, second: Axes) -> Axes:
 
 
 def _add_product(call: Call, before: Axes, rows: Axis, shared: Axis, columns: Axis) -> None:
-    """Says what a product costs. What it is repeated for (heads) is searched rather than its own sizes."""
+    """Records what a product costs, and that what it is repeated for (heads) is searched rather than its sizes."""
     call.coupling.preferred += before
     _record_product(call, shared, [*before, rows, columns])
 
@@ -217,7 +217,7 @@ def added_product(call: Call) -> Axes:
 
 
 def attention(call: Call) -> Axes:
-    """Scaled dot-product attention. Heads may be left out; their features stay, since the scale depends on them."""
+    """Scaled dot-product attention. Heads may be cut, but not their features, on whose number the scale depends."""
     query, key, value = (call.axes(name) or [] for name in ("query", "key", "value"))
     before = broadcast(call, [query[:-2], key[:-2], value[:-2]], call.shape[:-2])
     call.unify(query[-1], key[-1])
