@@ -1,4 +1,4 @@
-"""One pick everywhere: the width of every group and the depth of every stage."""
+"""One choice of all sizes: the width of every group and the depth of every stage."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class Architecture:
 
     @classmethod
     def from_json(cls, value: Any) -> Architecture:
-        """Reads what `to_json` wrote; other keys of the object are left alone.
+        """Reads what `to_json` wrote; other keys are ignored.
 
         Args:
             value: The parsed object, or its text.
 
         Raises:
-            SpaceError: The text is no JSON, or a part is missing or of another type.
+            SpaceError: The text is not JSON, or a part is missing or of another type.
         """
         if isinstance(value, str):
             value = parse_json(value, "an architecture")
@@ -70,7 +70,7 @@ def parse_json(text: str, what: str) -> Any:
     """Parses JSON text.
 
     Raises:
-        SpaceError: The text is no JSON; the message names `what` and the place.
+        SpaceError: The text is not JSON; the message names `what` and the place.
     """
     try:
         return json.loads(text)

@@ -18,23 +18,23 @@ from transprune.space import SearchSpace
 _THOUSANDS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 _TIMES = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}
 UNITS: Mapping[str, Mapping[str, int]] = {"macs": _THOUSANDS, "params": _THOUSANDS, "latency": _TIMES}
-"""By the kind of cost, what its units are worth, ascending; without one that is no text, every figure needs a unit."""
+"""The worth of each kind's units, ascending. A kind without the empty unit needs a unit in every figure."""
 _TEXT = re.compile(r"(?P<kind>[a-z_]+)=(?P<number>\d+(?:\.\d*)?|\.\d+)(?P<unit>[a-z]*)", re.IGNORECASE | re.ASCII)
 _EXPONENT = re.compile(r"(?P<kind>[a-z]+)=(?P<number>(?:\d+(?:\.\d*)?|\.\d+)e[+-]?\d{1,2})", re.IGNORECASE | re.ASCII)
 _GROUPS = re.compile(r"[1-9]\d{0,2}(?:,\d{3})+", re.ASCII)
-"""Digits of one figure in groups of three."""
+"""One figure, with its digits grouped by commas."""
 _PER_CENT = re.compile(r"(?P<kind>[a-z]+)=(?P<number>\d{1,2}(?:\.\d+)?)\s*%", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True)
 class Limit:
-    """What a budget comes to in a search space: the most that an architecture may cost of one kind."""
+    """A budget in a search space: the most that an architecture may cost."""
 
     cost: Cost
     most: int
 
     def is_kept(self, space: SearchSpace, architecture: Architecture) -> bool:
-        """Whether an architecture costs no more."""
+        """Whether an architecture stays within the limit."""
         return space.cost(self.cost, architecture) <= self.most
 
     def __str__(self) -> str:
@@ -53,9 +53,9 @@ class Budget:
     """
 
     kind: str
-    """What it counts: a kind of cost (`transprune.costs`)."""
+    """The kind of cost (`transprune.costs`)."""
     amount: float
-    """A share in (0, 1], or MACs a sample, or parameters, or nanoseconds a batch."""
+    """A share in (0, 1], or MACs per sample, parameters, or nanoseconds per batch."""
     is_share: bool
 
     def __post_init__(self) -> None:
@@ -97,9 +97,9 @@ class Budget:
             costs: How each kind is counted.
 
         Raises:
-            BudgetError: No architecture of the space costs that little, or the unpruned network costs less already;
-                the message states the attainable range. Where another architecture than the smallest may be the
-                cheapest, `check_attainable` says so.
+            BudgetError: No architecture of the space costs that little, or the unpruned network costs less already; the
+                message states the attainable range. `check_attainable` covers spaces whose cheapest architecture may
+                not be the smallest.
         """
         cost = costs[self.kind]
         full = space.cost(cost, space.full_architecture())
@@ -141,7 +141,7 @@ def out_of_reach(asked: str, cost: Cost, least: int, full: int) -> BudgetError:
 
 
 def _meant(text: str) -> str:
-    """The end of a message about a budget in per cent or with an exponent: what is meant; empty for other texts."""
+    """A hint for a budget in per cent or with an exponent; empty for other texts."""
     match = _PER_CENT.fullmatch(text.strip())
     if match:
         return f"; did you mean {match['kind']}={_decimal(float(match['number']), 100)}?"
@@ -152,7 +152,7 @@ def _meant(text: str) -> str:
 
 
 def _without_unit(kind: str, figure: float) -> Budget:
-    """The budget of a figure alone: a share up to 1."""
+    """The budget of a figure without a unit: a share if it is at most 1."""
     return Budget(kind=kind, amount=figure, is_share=figure <= 1)
 
 
@@ -162,7 +162,7 @@ def _example(kind: str) -> str:
 
 
 def parse_budgets(budgets: Budget | str | Sequence[Budget | str]) -> tuple[Budget, ...]:
-    """One budget or several, each read from its text where it is one.
+    """One or several budgets, parsed where they are text.
 
     Raises:
         BudgetError: There is none, one is malformed, or two are of the same kind.
@@ -189,7 +189,7 @@ def parse_budgets(budgets: Budget | str | Sequence[Budget | str]) -> tuple[Budge
 def limits_of(
     budgets: Budget | str | Sequence[Budget | str], space: SearchSpace, costs: Mapping[str, Cost] = COSTS
 ) -> list[Limit]:
-    """What budgets come to in a search space; arguments and errors as `parse_budgets` and `Budget.limit`."""
+    """The limits of budgets in a search space; arguments and errors as in `parse_budgets` and `Budget.limit`."""
     return [budget.limit(space, costs) for budget in parse_budgets(budgets)]
 
 
@@ -232,6 +232,6 @@ def _each_amount(text: str) -> list[str]:
 
 
 def _decimal(amount: float, unit: int = 1) -> str:
-    """A number without an exponent, exactly as many digits as it needs."""
+    """A number without an exponent or trailing zeros."""
     digits = f"{Decimal(repr(float(amount))) / unit:f}"
     return digits.rstrip("0").rstrip(".") if "." in digits else digits

@@ -1,9 +1,9 @@
-"""Kinds of cost: what an architecture may be asked to keep small.
+"""Kinds of cost that a budget may limit.
 
-The cost of an architecture is a sum of whole numbers, one for every part of the input and every part of the output of
-every kept layer (`SearchSpace.cost`); most layers have one of each. A kind of cost says what each of them is, and that
-is all that the expected cost, the derivation and the budgets need to know: MACs and parameters follow from the shapes
-of a `Layer`, another kind may come from measurements.
+The cost of an architecture is a sum of whole numbers, one for each pair of an input part and an output part of each
+kept layer (`SearchSpace.cost`); most layers have one pair. A kind of cost defines these numbers, which is all that the
+expected cost, the derivation and the budgets need: MACs and parameters follow from the shapes of a `Layer`, other kinds
+may be measured.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ class Cost(ABC):
     """One kind of cost."""
 
     kind: str
-    """The word for it in budgets, figures and files, such as `macs`."""
+    """Its name in budgets, figures and files, such as `macs`."""
     name: str
-    """The word for it in sentences and tables, such as `MACs`."""
+    """Its name in sentences and tables, such as `MACs`."""
     is_monotone = True
     """Whether larger sizes never cost less."""
 
     @abstractmethod
     def of_part(self, layer: Layer, part: tuple[int, int], inputs: int, outputs: int) -> int:
-        """What a part of a layer's input costs together with a part of its output; at least 0.
+        """The cost of one input part of a layer together with one output part; at least 0.
 
         Args:
             layer: The layer.
@@ -46,7 +46,7 @@ class Macs(Cost):
     kind, name = "macs", "MACs"
 
     def of_part(self, layer: Layer, part: tuple[int, int], inputs: int, outputs: int) -> int:
-        """MACs are linear in the output, and in the input but for a bias, which goes with the first part."""
+        """Linear in the outputs and, except for the bias, in the inputs; the bias counts with the first input part."""
         return layer.macs(inputs, outputs) - (layer.macs(0, outputs) if part[0] else 0)
 
 
@@ -56,13 +56,13 @@ class Params(Cost):
     kind, name = "params", "parameters"
 
     def of_part(self, layer: Layer, part: tuple[int, int], inputs: int, outputs: int) -> int:
-        """Parameters are linear in the output, and in the input but for a bias and a norm."""
+        """Linear like MACs; the bias and the norm count with the first input part."""
         return layer.params(inputs, outputs) - (layer.params(0, outputs) if part[0] else 0)
 
 
 MACS, PARAMS = Macs(), Params()
 COSTS: Mapping[str, Cost] = {cost.kind: cost for cost in (MACS, PARAMS)}
-"""The kinds that need nothing but the search space."""
+"""The kinds that follow from the search space alone."""
 
 
 Operator = Literal["conv", "depthwise", "linear", "norm", "projection", "matmul", "parameter"]
@@ -70,11 +70,10 @@ Operator = Literal["conv", "depthwise", "linear", "norm", "projection", "matmul"
 
 @dataclass(frozen=True)
 class Channels:
-    """How many channels a tensor has: a fixed number, what a group or a stage decides, or several of these together.
+    """The number of channels of a tensor: fixed, decided by a group or a stage, or a sum of these.
 
-    A layout (`transprune.reading.layouts`) nests, and says which entries an axis keeps. Channels say only how many
-    these are, which makes them a flat sum: Σ repeat · source. They are a record of their own because that sum is what
-    a cost is linear in, and what people read in `space.json`.
+    A layout (`transprune.reading.layouts`) nests, and says which entries an axis keeps. Channels say only how many, as
+    a flat sum: Σ repeat · source. This is what costs are linear in, and what people read in `space.json`.
     """
 
     full: int
@@ -82,9 +81,9 @@ class Channels:
     source: str | None = None
     """Name of the deciding group or stage; None: the number is fixed."""
     repeat: int = 1
-    """Elements a channel: rows × columns where a feature map was flattened, channels a unit of the group, else 1."""
+    """Elements per channel: rows × columns of a flattened feature map, channels per unit of the group, else 1."""
     beside: tuple[Channels, ...] = ()
-    """The other parts where several are concatenated."""
+    """The other parts of a concatenation."""
 
     @property
     def parts(self) -> tuple[Channels, ...]:
@@ -93,17 +92,17 @@ class Channels:
 
     @property
     def total(self) -> int:
-        """Elements in the unpruned network, of all parts."""
+        """Elements in the unpruned network, over all parts."""
         return sum(part.full * part.repeat for part in self.parts)
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Names of the groups and stages that decide."""
+        """Names of the groups and stages that decide the number."""
         return tuple(part.source for part in self.parts if part.source is not None)
 
 
 def added(channels: Iterable[Channels]) -> Channels:
-    """Several together, as those of a concatenation: what one group or stage decides is one part.
+    """The sum of several, as in a concatenation; the parts of one group or stage are merged.
 
     Example:
         >>> added([Channels(4, "stem"), Channels(3), Channels(4, "stem", repeat=2)])
@@ -123,7 +122,7 @@ def added(channels: Iterable[Channels]) -> Channels:
 
 
 def times(channels: Channels, count: int) -> Channels:
-    """As many for each channel, as where a feature map is flattened."""
+    """`count` elements for each channel, as when a feature map is flattened."""
     return added(
         Channels(part.total * count) if part.source is None else replace(part, repeat=part.repeat * count)
         for part in channels.parts
@@ -132,10 +131,10 @@ def times(channels: Channels, count: int) -> Channels:
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One use of a module with parameters, a product of matrices, a parameter, or a projection that may come to be."""
+    """One use of a module with parameters, a matrix product, a parameter, or a projection that may be added."""
 
     name: str
-    """Path of the module; of a product of matrices the module that computes it and the product's own name."""
+    """Path of the module; for a matrix product, that of the module that computes it and the product's own name."""
     operator: Operator
     """A `projection` is a 1×1 convolution on the shortcut; it exists only where its two widths differ. A `parameter`
     costs nothing to run: it stands for weights that no other layer counts."""
@@ -144,9 +143,9 @@ class Layer:
     kernel: int = 1
     """Elements of the kernel: rows × columns."""
     positions: int = 1
-    """How often a sample runs it: rows × columns of the output, tokens."""
+    """Runs per sample: rows × columns of the output, or tokens."""
     bias_positions: int | None = None
-    """How often a sample adds the bias; None: as often as `positions`."""
+    """Additions of the bias per sample; None for as many as `positions`."""
     has_bias: bool = False
     has_norm: bool = False
     """Whether a projection comes with a batch norm."""

@@ -1,17 +1,15 @@
 """Everything transprune raises on purpose.
 
-    TranspruneError                       (catch this one to catch them all)
-    ├── ModelError      (ValueError)      a model cannot be found, built, traced or changed as asked
-    ├── SpaceError      (ValueError)      a search space or architecture does not fit its model, or is malformed
-    ├── BudgetError     (ValueError)      a budget is malformed or out of the attainable range
-    ├── DataError       (ValueError)      a data set is missing, malformed or does not fit the model
-    ├── OptionError     (ValueError)      an option or configuration value is unknown or out of range
-    ├── RunFolderError  (RuntimeError)    a run folder is missing, incomplete or holds something else
-    ├── ExportError     (RuntimeError)    an exported file does not reproduce the network it came from
-    ├── LatencyError    (RuntimeError)    a latency cannot be measured, or its model not be trusted
-    ├── DivergenceError (ArithmeticError) a loss or a gradient is no longer a finite number
-    ├── ResourceError   (RuntimeError)    memory ran out, or a process that loads data died
-    └── StoppedError    (RuntimeError)    a signal or a time limit ended a run that can go on
+    TranspruneError                       (catch this one to catch them all) ├── ModelError      (ValueError)      a
+    model cannot be found, built, traced or changed as asked ├── SpaceError      (ValueError)      a search space or
+    architecture does not fit its model, or is malformed ├── BudgetError     (ValueError)      a budget is malformed or
+    out of the attainable range ├── DataError       (ValueError)      a data set is missing, malformed or does not fit
+    the model ├── OptionError     (ValueError)      an option or configuration value is unknown or out of range ├──
+    RunFolderError  (RuntimeError)    a run folder is missing, incomplete or holds something else ├── ExportError
+    (RuntimeError)    an exported file does not reproduce the network it came from ├── LatencyError    (RuntimeError)
+    a latency cannot be measured, or its model cannot be trusted ├── DivergenceError (ArithmeticError) a loss or a
+    gradient is no longer a finite number ├── ResourceError   (RuntimeError)    memory ran out, or a process that loads
+    data died └── StoppedError    (RuntimeError)    a signal or a time limit ended a run that can go on
 
 Each message says what was attempted, where, what was found, what was expected and how to mend it.
 """
@@ -55,7 +53,7 @@ class ExportError(TranspruneError, RuntimeError):
 
 
 class LatencyError(TranspruneError, RuntimeError):
-    """A latency cannot be measured, or its model not be trusted."""
+    """A latency cannot be measured, or its model cannot be trusted."""
 
 
 class DivergenceError(TranspruneError, ArithmeticError):
@@ -76,7 +74,7 @@ class StoppedError(TranspruneError, RuntimeError):
 
 
 def expected_one_of(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the known ones (of very many the first), and the nearest if one is.
+    """The end of a message about an unknown name: the known names, at most a few, and the nearest if one is close.
 
     Example:
         >>> expected_one_of("quik", ["quick", "demo"])
@@ -97,4 +95,4 @@ def newer_format(found: object, known: int) -> str:
 
 
 _MANY = 20
-"""Names from which on a message lists only the first."""
+"""Of more names than this, a message lists only the first three."""

@@ -1,4 +1,4 @@
-"""Names of a package that import their modules when they are first used, so that importing the package is quick."""
+"""Names of a package whose modules are imported on first use, so that importing the package is quick."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any, cast
 
 
 def on_demand(spec: ModuleSpec) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
-    """What a package needs to offer the names that it imports `if TYPE_CHECKING`, each when it is first used.
+    """What a package needs to import on first use the names that it lists under `if TYPE_CHECKING`.
 
-    So each name is written once, for type checkers, for readers and for Python. A module must not be called as a name
-    that the package offers: importing it would put the module in the name's place.
+    So each name is written once, for type checkers, readers and Python. No module of the package may share a name with
+    these, because importing the module would replace what the name stands for.
 
     Args:
         spec: The package's `__spec__`.

@@ -1,6 +1,6 @@
 """The options of every phase: frozen records that the Python API, the command line and `config.toml` share.
 
-They stand apart from what they decide, so that reading options, and help on them, imports nothing heavy.
+They stand apart from the code that they control, so that parsing options and printing help imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Literal, get_args
 from transprune.errors import OptionError
 
 Precision = Literal["float32", "bfloat16", "float16"]
-"""Type of the numbers in convolutions and products of matrices; weights and statistics are always float32."""
+"""Number type in convolutions and matrix products; weights and statistics are always float32."""
 Policy = Literal["stop", "skip"]
-"""What to do about a step whose loss or gradient is not finite: end the phase, or leave the step out."""
+"""What to do about a step whose loss or gradient is not finite: end the phase, or skip the step."""
 Dimensions = Literal["both", "width", "depth"]
 """What is searched."""
 Alignment = Literal["interpolate", "pad"]
-"""How feature maps of different widths are brought together."""
+"""How feature maps of different widths are aligned."""
 ALIGNMENTS: tuple[Alignment, ...] = get_args(Alignment)
 Schedule = Literal["linear", "cosine"]
 """How a figure moves from its start to its end."""
@@ -33,22 +33,22 @@ NEARLY_FULL = 0.99
 SOLVER_SECONDS = 60.0
 """Time that the solver of a derivation may take."""
 LEAST_REPEATS = 5
-"""Times that each network runs at least when it is measured, however slow it is."""
+"""Least number of runs of a measured network, however slow it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepOptions:
-    """How a step is computed: what it costs, hardly what it gives."""
+    """How a step is computed: this changes its cost, and hardly its result."""
 
     precision: Precision = "float32"
-    """Type of the numbers in convolutions and products of matrices; `float16` scales the loss. Weights and statistics
-    stay float32."""
+    """Number type in convolutions and matrix products; `float16` scales the loss. Weights and statistics stay
+    float32."""
     accumulate: int = 1
-    """Parts that a batch is computed in, one after the other, where memory is short; the step is the same but for
-    batch norms, whose statistics are those of a part, and for losses that are no mean over the samples, such as a mean
-    over the pixels that count."""
+    """Parts in which a batch is computed, one after the other, to save memory. The step is the same, except for batch
+    norms, whose statistics are those of a part, and for losses that are not a mean over samples, such as a mean over
+    valid pixels."""
     sync_norms: bool = False
-    """Whether the statistics of batch norms are those of all processes together, rather than of each one's share."""
+    """Whether batch norms use the statistics of all processes together rather than each process its own."""
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
@@ -66,7 +66,7 @@ class TrainingOptions(StepOptions):
     epochs: int = 300
     """Passes over the training data."""
     batch_size: int = 256
-    """Images a step; `LoaderData` brings its own."""
+    """Images per step; `LoaderData` brings its own."""
     learning_rate: float = 0.1
     """Peak learning rate of SGD; it follows half a cosine to zero."""
     warm_up_epochs: float = 5
@@ -78,7 +78,7 @@ class TrainingOptions(StepOptions):
     evaluate_every: int = 1
     """Epochs between evaluations on the test data; the last epoch is always evaluated."""
     compile: bool = False
-    """Whether `torch.compile` makes the network's forward and backward faster; it takes minutes first."""
+    """Whether `torch.compile` speeds up the network's forward and backward; compiling takes minutes first."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,7 +96,7 @@ class DistillationOptions(TrainingOptions):
     weight: float = 0.9
     """λ: share of the teacher in the loss; 0 trains on the targets alone. A task's own distillation loss ignores it."""
     distillation_temperature: float = 4.0
-    """T: how much logits are softened; outputs that are no logits ignore it."""
+    """T: how much logits are softened; outputs other than logits ignore it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -114,7 +114,7 @@ class SearchOptions(StepOptions):
     epochs: int = 600
     """Passes over the part of the training data that the weights learn on."""
     batch_size: int = 256
-    """Images a step, for weights and for the architecture; `LoaderData` brings its own."""
+    """Images per step, for weights and for the architecture; `LoaderData` brings its own."""
     learning_rate: float = 0.1
     """Peak learning rate of SGD on the weights; it follows half a cosine to zero."""
     warm_up_epochs: float = 0
@@ -130,7 +130,7 @@ class SearchOptions(StepOptions):
     architecture_weight_decay: float = 1e-3
     """L2 penalty on the architecture parameters."""
     architecture_after: float = 0.0
-    """Share of the epochs in which the weights alone learn, before the architecture does; the paper: 0; 1: never."""
+    """Share of the epochs before the architecture starts to learn; 0 in the paper, 1 for never."""
     temperature_start: float = 10.0
     """Sampling temperature τ in the first epoch."""
     temperature_end: float = 0.1
@@ -142,22 +142,22 @@ class SearchOptions(StepOptions):
     tolerance: float = 0.05
     """Share of the budget by which the cost may miss it without a penalty."""
     alignment: Alignment = "interpolate"
-    """How feature maps of different widths are brought together: `interpolate` (the paper) or `pad`."""
+    """How feature maps of different widths are aligned: `interpolate` (the paper) or `pad`."""
     width_samples: int | None = 2
-    """Candidates drawn for each group in a step; None: all."""
+    """Candidates drawn for each group in a step; None for all."""
     depth_samples: int | None = 2
-    """Candidates drawn for each stage in a step; None: all, as the paper does."""
+    """Candidates drawn for each stage in a step; None for all, as in the paper."""
     weights_share: float = 0.5
     """Share of the training samples that the weights learn on."""
     start: Literal["scratch", "model"] = "scratch"
     """Weights that the supernet starts from: new ones (the paper), or the model's."""
     importance: Literal["magnitude", "none"] = "magnitude"
-    """What puts the channels in order before a search that starts from the model's weights, so that smaller widths keep
-    the best ones: the magnitude of their weights, or nothing."""
+    """How channels are sorted before a search that starts from the model's weights, so that smaller widths keep the
+    best ones: by the magnitude of their weights, or not at all."""
     fill: float = NEARLY_FULL
-    """Share of the budget, of several of one of them, that the derived architecture uses wherever the space permits."""
+    """Share of the budget (of one of several) that the derived architecture uses wherever the space permits."""
     derivation_seconds: float | None = SOLVER_SECONDS
-    """Time in which the most probable architecture must be found; what it lacks of a proof is said. None: any."""
+    """Time limit for finding the most probable architecture; a missing proof is reported. None for no limit."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -188,7 +188,7 @@ class SearchOptions(StepOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyOptions:
-    """Where latency is measured, how thoroughly, and how far a model of it may be off."""
+    """Where latency is measured, how thoroughly, and how far its model may be off."""
 
     backend: BackendName = "onnxruntime"
     """What runs the network: `onnxruntime` on the CPU, as a deployed model, or `torch` on the device of the run."""
@@ -204,11 +204,11 @@ class LatencyOptions:
     architectures: int = 20
     """Whole networks from the smallest to the full one that teach the model what lies between operators."""
     validations: int = 12
-    """Random whole networks that the model is held against."""
+    """Random whole networks that the model is checked against."""
     bound: float = 0.15
     """Largest median error of the model, as a share of the measured latency, with which a search trusts it."""
     remeasure: bool = False
-    """Measure anew, also where a model of this network on this machine is kept."""
+    """Measure again, even if a model of this network on this machine is kept."""
 
     def __post_init__(self) -> None:
         least = {"threads": 1, "batch_size": 1, "grid": 2, "repeats": 3, "architectures": 4, "validations": 1}
@@ -232,7 +232,7 @@ class MeasureOptions:
     repeats: int = 50
     """Times that each network runs."""
     seconds: float = 20.0
-    """Time after which slow networks have run often enough, in each runtime and at each batch size."""
+    """Time after which a slow network need not run again, in each runtime and at each batch size."""
 
     def __post_init__(self) -> None:
         if min(self.batch_size, self.threads) < 1 or self.repeats < LEAST_REPEATS or not self.seconds > 0:
@@ -247,11 +247,11 @@ class CheckpointOptions:
     """When to write checkpoints, and when to stop."""
 
     checkpoint_minutes: float | None = 10.0
-    """Minutes between two checkpoints; None: none by the clock. SIGTERM and Ctrl-C always write one."""
+    """Minutes between two checkpoints; None for none by the clock. SIGTERM and Ctrl-C always write one."""
     checkpoint_steps: int | None = None
-    """Steps between two checkpoints; None: none by count."""
+    """Steps between two checkpoints; None for none by count."""
     max_minutes: float | None = None
-    """Stop after so many minutes, with a checkpoint to go on from; None: no limit."""
+    """Stop after this many minutes, with a checkpoint to resume from; None for no limit."""
 
     def __post_init__(self) -> None:
         for name in ("checkpoint_minutes", "checkpoint_steps", "max_minutes"):

@@ -1,4 +1,4 @@
-"""Frozen records from the plain values of JSON, with every part checked."""
+"""Builds frozen records from the plain values of JSON, checking every part."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Record = TypeVar("Record")
 
 
 def read_record(kind: type[Record], value: Any, place: str = "") -> Record:
-    """Builds a dataclass from a map of its fields; lists become tuples, maps the dataclasses that are declared.
+    """Builds a dataclass from a map of its fields; lists become tuples, and maps the declared dataclasses.
 
     Args:
-        kind: A dataclass whose fields are numbers, texts, truth values, literals, tuples, dataclasses, or None; fields
-            that are not compared are no part of the record.
-        value: What JSON gave.
-        place: Where it stands, for messages.
+        kind: A dataclass of numbers, strings, booleans, literals, tuples, dataclasses or None; fields with
+            `compare=False` are skipped.
+        value: The parsed JSON.
+        place: Where the value stands, for messages.
 
     Raises:
         ValueError: A part is missing, unknown or of another type; the message names its place.
@@ -62,11 +62,11 @@ _PLAIN: dict[Any, tuple[str, Any]] = {
     str: ("a text", str),
     bool: ("true or false", bool),
 }
-"""What to call a plain type, and what may stand for it; true and false stand for no number."""
+"""What messages call a plain type, and which types it accepts; booleans are not numbers."""
 
 
 def _read_tuple(arguments: tuple[Any, ...], value: Any, place: str) -> tuple[Any, ...]:
-    """Values of one kind, any number of them (`tuple[int, ...]`), or as many as are declared."""
+    """Any number of values of one kind (`tuple[int, ...]`), or as many as are declared."""
     if not isinstance(value, list | tuple):
         raise ValueError(f"{place} is {_shown(value)}, expected a list")
     kinds = [arguments[0]] * len(value) if Ellipsis in arguments else list(arguments)

@@ -18,8 +18,8 @@ PAPER_RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Candidate widths as shares of the full width (Dong & Yang, 2019, arXiv:1905.09717, section 4.1)."""
 FORMAT = 2
 BESIDE = ("format", "sha256", "costs", "attainable")
-"""Keys of a space's JSON that are no part of it: its format, the checksum of a run's `space.json`, and what
-`transprune inspect --json` works out from it."""
+"""Keys of the JSON that are not fields: its format, the checksum in a run's `space.json`, and what `transprune inspect
+--json` computes from the space."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +35,12 @@ class WidthGroup:
     layers: tuple[str, ...]
     """Paths of all layers whose outputs are cut together."""
     unit: int = 1
-    """Channels that are cut together for one step of the width: of a grouped convolution those of a group, of
-    attention those of a head."""
+    """Channels per unit of the width: those of one group of a grouped convolution, or of one head of attention."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DepthStage:
-    """A run of blocks of which the first few may be kept."""
+    """A run of blocks that may be cut from the end."""
 
     name: str
     """Path of the container that holds the blocks."""
@@ -52,7 +51,7 @@ class DepthStage:
     blocks: tuple[str, ...]
     """Path of each block, in order."""
     outputs: tuple[Channels, ...]
-    """The channels that each block hands on."""
+    """The output channels of each block."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +72,8 @@ class SearchSpace:
     fixed: tuple[Fixed, ...] = ()
     """What keeps its size, with the reason."""
     reading: Any = field(default=None, repr=False, compare=False)
-    """The `transprune.reading.Reading` that the space was made of, for the verbs that are given the space. It is in no
-    file and goes to no other process; None there: the verbs read their model themselves."""
+    """The `Reading` that the space was made from, for the verbs that are given the space. It is not saved, nor sent to
+    other processes; where it is None, the verbs read their model themselves."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "reading": None}
@@ -95,7 +94,7 @@ class SearchSpace:
         return (*self.groups, *self.stages)
 
     def architecture_of(self, sizes: Sequence[int]) -> Architecture:
-        """The architecture of a size for each of `choices`."""
+        """The architecture with the given size for each of `choices`."""
         groups = len(self.groups)
         return Architecture(
             widths={group.name: size for group, size in zip(self.groups, sizes[:groups], strict=True)},
@@ -116,7 +115,7 @@ class SearchSpace:
         return self._pick(min)
 
     def random_architecture(self, seed: int) -> Architecture:
-        """Every size drawn uniformly and independently from its candidates; the same for the same seed."""
+        """Every size drawn uniformly from its candidates; equal seeds give equal architectures."""
         return self._pick(random.Random(seed).choice)
 
     def count(self) -> int:
@@ -140,7 +139,7 @@ class SearchSpace:
         return self.cost(PARAMS, architecture)
 
     def cost(self, cost: Cost, architecture: Architecture) -> int:
-        """What an architecture costs of one kind, exactly.
+        """The exact cost of an architecture.
 
         Raises:
             SpaceError: As `macs`.
@@ -149,9 +148,9 @@ class SearchSpace:
         return sum(self.layer_cost(cost, layer, architecture) for layer in self.layers)
 
     def smallest_is_cheapest(self, cost: Cost) -> bool:
-        """Whether the smallest architecture costs the least, for sure.
+        """Whether the smallest architecture is certainly the cheapest.
 
-        It may not where smaller sizes cost more, and where its own widths need a projection that equal ones do not.
+        It need not be if smaller sizes may cost more, or if its widths need a projection that equal widths do not.
         """
         smallest = self.smallest_architecture()
         return cost.is_monotone and all(
@@ -161,7 +160,7 @@ class SearchSpace:
         )
 
     def layer_cost(self, cost: Cost, layer: Layer, architecture: Architecture) -> int:
-        """What one layer costs in an architecture of this space; 0 where its block is dropped."""
+        """The cost of one layer in an architecture of this space; 0 if its block is dropped."""
         if not self.is_kept(layer.name, architecture):
             return 0
         return sum(
@@ -171,7 +170,7 @@ class SearchSpace:
         )
 
     def resolve(self, channels: Channels, architecture: Architecture) -> int:
-        """How many elements along the channel axis a tensor has in an architecture."""
+        """The number of channels in an architecture."""
         if channels.beside:
             return sum(self.resolve(part, architecture) for part in channels.parts)
         if channels.source is None:
@@ -183,14 +182,14 @@ class SearchSpace:
         return architecture.widths.get(channels.source, channels.full) * channels.repeat
 
     def possible_widths(self, part: Channels) -> tuple[int, ...]:
-        """All that the candidates of a group can give to a part of channels, or its fixed number; ascending."""
+        """All sizes that a part can have under the candidates of its group, ascending."""
         if part.source is None:
             return (part.total,)
         group = self.groups[self.group_index[part.source]]
         return tuple(width * part.repeat for width in group.candidates)
 
     def block_of(self, layer: str) -> tuple[DepthStage, int] | None:
-        """The stage and the position in it (from 0) of the block that holds a layer, if one does."""
+        """Stage and position (from 0) of the block that holds a layer, if one does."""
         return self._blocks.get(layer)
 
     def is_kept(self, layer: str, architecture: Architecture) -> bool:
@@ -241,7 +240,7 @@ class SearchSpace:
 
     @classmethod
     def from_json(cls, value: Any) -> SearchSpace:
-        """Reads what `to_json` wrote, also as a run's `space.json` or `transprune inspect --json` holds it.
+        """Reads what `to_json`, a run (`space.json`) or `transprune inspect --json` wrote.
 
         Args:
             value: The parsed object, or its text.
@@ -328,7 +327,7 @@ def width_candidates(width: int, ratios: Sequence[float] = PAPER_RATIOS, *, divi
 def depth_candidates(depth: int) -> tuple[int, ...]:
     """The depths that a stage may have, as in the paper's CIFAR networks.
 
-    All up to 3; beyond, the odd ones and the full depth.
+    All up to 3 blocks; for more, the odd ones and the full depth.
 
     Example:
         >>> depth_candidates(18)
@@ -340,9 +339,9 @@ def depth_candidates(depth: int) -> tuple[int, ...]:
 
 
 def even_depth_candidates(depth: int, *, count: int) -> tuple[int, ...]:
-    """So many depths at even distances, as in the paper's ImageNet networks: `int(depth · j / count)`, j = 1 … count.
+    """Evenly spaced depths, as in the paper's ImageNet networks: `int(depth · j / count)`, j = 1 … count.
 
-    There `count` is the smallest stage's number of blocks.
+    There, `count` is the number of blocks of the smallest stage.
 
     Example:
         >>> even_depth_candidates(4, count=3)
