@@ -1,15 +1,17 @@
 """Everything transprune raises on purpose.
 
-    TranspruneError                       (catch this one to catch them all) ├── ModelError      (ValueError)      a
-    model cannot be found, built, traced or changed as asked ├── SpaceError      (ValueError)      a search space or
-    architecture does not fit its model, or is malformed ├── BudgetError     (ValueError)      a budget is malformed or
-    out of the attainable range ├── DataError       (ValueError)      a data set is missing, malformed or does not fit
-    the model ├── OptionError     (ValueError)      an option or configuration value is unknown or out of range ├──
-    RunFolderError  (RuntimeError)    a run folder is missing, incomplete or holds something else ├── ExportError
-    (RuntimeError)    an exported file does not reproduce the network it came from ├── LatencyError    (RuntimeError)
-    a latency cannot be measured, or its model cannot be trusted ├── DivergenceError (ArithmeticError) a loss or a
-    gradient is no longer a finite number ├── ResourceError   (RuntimeError)    memory ran out, or a process that loads
-    data died └── StoppedError    (RuntimeError)    a signal or a time limit ended a run that can go on
+    TranspruneError                       (catch this one to catch them all)
+    ├── ModelError      (ValueError)      a model cannot be found, built, traced or changed as asked
+    ├── SpaceError      (ValueError)      a search space or architecture does not fit its model, or is malformed
+    ├── BudgetError     (ValueError)      a budget is malformed or out of the attainable range
+    ├── DataError       (ValueError)      a data set is missing, malformed or does not fit the model
+    ├── OptionError     (ValueError)      an option or configuration value is unknown or out of range
+    ├── RunFolderError  (RuntimeError)    a run folder is missing, incomplete or holds something else
+    ├── ExportError     (RuntimeError)    an exported file does not reproduce the network it came from
+    ├── LatencyError    (RuntimeError)    a latency cannot be measured, or its model is not to be trusted
+    ├── DivergenceError (ArithmeticError) a loss or a gradient is no longer a finite number
+    ├── ResourceError   (RuntimeError)    memory ran out, or a process that loads data died
+    └── StoppedError    (RuntimeError)    a signal or a time limit ended a run that can go on
 
 Each message says what was attempted, where, what was found, what was expected and how to mend it.
 """
@@ -53,7 +55,7 @@ class ExportError(TranspruneError, RuntimeError):
 
 
 class LatencyError(TranspruneError, RuntimeError):
-    """A latency cannot be measured, or its model cannot be trusted."""
+    """A latency cannot be measured, or its model is not to be trusted."""
 
 
 class DivergenceError(TranspruneError, ArithmeticError):
@@ -74,7 +76,7 @@ class StoppedError(TranspruneError, RuntimeError):
 
 
 def expected_one_of(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the known names, at most a few, and the nearest if one is close.
+    """The end of a message about an unknown name: the known names (of very many, three) and the nearest.
 
     Example:
         >>> expected_one_of("quik", ["quick", "demo"])

@@ -18,8 +18,8 @@ PAPER_RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Candidate widths as shares of the full width (Dong & Yang, 2019, arXiv:1905.09717, section 4.1)."""
 FORMAT = 2
 BESIDE = ("format", "sha256", "costs", "attainable")
-"""Keys of the JSON that are not fields: its format, the checksum in a run's `space.json`, and what `transprune inspect
---json` computes from the space."""
+"""Keys of the JSON that are not fields: its format, the checksum in a run's `space.json`, and what
+`transprune inspect --json` computes from the space."""
 
 
 @dataclass(frozen=True, kw_only=True)

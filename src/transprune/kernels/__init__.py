@@ -1,1 +1,1 @@
-"""Tensor operations that are faster than those that torch would choose; none knows a model."""
+"""Tensor operations that are faster than torch's own; none knows about models."""

@@ -1,4 +1,4 @@
-"""Operations on feature maps whose gradients take fewer passes than autograd's, and channels last where it pays."""
+"""Operations on feature maps with cheaper gradients than autograd's, and the choice of channels last."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def add_padded(one: Tensor, other: Tensor) -> Tensor:
 
 
 class _AddToFirstChannels(torch.autograd.Function):
-    """One copy and one addition in place, and no copy backward; padding would write the zeros and read them again."""
+    """One copy and one in-place addition, and no copy backward; padding would write zeros and read them again."""
 
     @staticmethod
     def forward(ctx: Any, wide: Tensor, narrow: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def weighted_sum(features: Sequence[Tensor], weights: Tensor) -> Tensor:
 
 
 class _WeightedSum(torch.autograd.Function):
-    """Without the products that autograd would store and add up, and in the memory format of the features."""
+    """Stores no products, unlike autograd, and keeps the memory format of the features."""
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor, *features: Tensor) -> Tensor:
@@ -69,13 +69,13 @@ class _WeightedSum(torch.autograd.Function):
 
 
 def first_entries(tensor: Tensor, sizes: Sequence[int]) -> Tensor:
-    """The first entries along every axis, side by side in memory and in the memory format of the whole."""
+    """The first entries along every axis, as a dense copy in the memory format of the whole."""
     corner: Tensor = _FirstEntries.apply(tensor, tuple(sizes))
     return corner
 
 
 class _FirstEntries(torch.autograd.Function):
-    """All axes at once; the gradient is written once, where autograd would fill up one axis after the other."""
+    """Cuts all axes at once and writes the gradient once; autograd would pad it axis by axis."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, sizes: tuple[int, ...]) -> Tensor:
@@ -129,7 +129,7 @@ def use_channels_last(network: nn.Module) -> None:
 
 
 def use_channels_last_if_suited(network: nn.Module, example: tuple[Tensor, ...]) -> bool:
-    """Lays out the weights channels last if the network runs faster then, and can.
+    """Lays out the weights channels last if that suits the network.
 
     Args:
         network: The network, in the mode that it is to run in.
@@ -145,9 +145,9 @@ def use_channels_last_if_suited(network: nn.Module, example: tuple[Tensor, ...])
 
 
 def suits_channels_last(network: nn.Module, example: tuple[Tensor, ...]) -> bool:
-    """Whether a network has 2-D convolutions, and runs channels last: its forward, and its backward if it learns.
+    """Whether a network has 2-D convolutions, and its forward and backward run with channels last.
 
-    A forward with `view` may not: it wants neighbours in memory where there are none.
+    A forward with `view` may fail, since its entries are no longer neighbours in memory.
 
     Args:
         network: The network, in the mode that it is to run in; untouched.

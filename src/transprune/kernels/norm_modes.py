@@ -25,7 +25,7 @@ _are_joint: ContextVar[bool] = ContextVar("_are_joint", default=False)
 
 @contextmanager
 def joint_norms(*, enabled: bool = True) -> Iterator[None]:
-    """Inside the block a batch norm in training takes its statistics over all processes, whichever module calls it."""
+    """Inside the block, batch norms in training use the statistics of all processes, whichever module calls them."""
     token = _are_joint.set(enabled)
     try:
         with _Norms(partial(_batch_norm, are_joint=True)) if enabled else nullcontext():
@@ -35,16 +35,16 @@ def joint_norms(*, enabled: bool = True) -> Iterator[None]:
 
 
 def fast_norms(*, enabled: bool = True) -> AbstractContextManager[Any]:
-    """Inside the block a batch norm in training is computed in rows where that is faster; `joint_norms` prevails."""
+    """Inside the block, batch norms in training run in rows where that is faster; `joint_norms` takes precedence."""
     return _Norms(partial(_batch_norm, are_joint=_are_joint.get())) if enabled else nullcontext()
 
 
 def average_norms() -> AbstractContextManager[Any]:
-    """Inside the block running statistics become the mean of those of all batches, weighed by their sizes.
+    """Inside the block, running statistics become the mean over all batches, weighted by their sizes.
 
-    Whichever module calls a batch norm, and whatever its momentum.
+    This holds for every batch norm, whatever its momentum.
     """
-    seen: dict[int, int] = {}  # by the running mean
+    seen: dict[int, int] = {}  # samples by the id of the running mean
 
     def averaging(call: _Call) -> Tensor:
         if call.training and call.running_mean is not None:
@@ -72,8 +72,8 @@ class _Call(NamedTuple):
 class _Norms(TorchFunctionMode):
     """Calls another function in place of `torch.nn.functional.batch_norm`.
 
-    Unlike a context variable, a mode is also there in the threads of a backward, where checkpointed activations are
-    computed again.
+    Unlike a context variable, a mode also holds in the threads of a backward, where checkpointed activations are
+    recomputed.
     """
 
     def __init__(self, batch_norm: Callable[[_Call], Tensor]) -> None:
@@ -87,7 +87,7 @@ class _Norms(TorchFunctionMode):
 
 
 def normalise_and_mix_joint(features: Tensor, mixture: Tensor, shift: Tensor, eps: float) -> Tensor:
-    """`normalise_and_mix`, inside `joint_norms` with the statistics of all processes."""
+    """`normalise_and_mix`, with the statistics of all processes inside `joint_norms`."""
     if not _are_joint.get():
         return normalise_and_mix(features, mixture, shift, eps)
     mean, variance, _ = _statistics(features)
@@ -117,7 +117,7 @@ def _batch_norm(call: _Call, *, are_joint: bool) -> Tensor:
 
 
 def _statistics(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and variance of every channel over all processes, and how many numbers each is of."""
+    """Mean and variance of every channel over all processes, and the number of values behind each."""
     axes, features = [0, *range(2, features.dim())], features.to(torch.promote_types(features.dtype, torch.float32))
     own = features.new_full((1,), features.numel() / features.shape[1])
     sums = processes.summed(torch.cat([features.sum(axes), own]))

@@ -12,12 +12,12 @@ from torch.nn import functional as F
 from transprune.kernels.feature_maps import map_channels
 
 ROW = 512
-"""Numbers in a row of memory from which on longer rows are read no faster."""
+"""Length of a row of memory, in numbers, beyond which rows are read no faster."""
 VECTOR = 16
-"""Numbers that the widest registers of a CPU hold. Torch's own loops over the channels of a pixel take an incomplete
-register one by one, and its threads wait for each other's where their sums share a line of the cache."""
+"""Numbers in the widest register of a CPU. Torch's loops over the channels of a pixel handle an incomplete register one
+number at a time, and its threads contend for cache lines that their sums share."""
 PIXELS = 8192
-"""Pixels from which on what torch needs for these outweighs some 25 operations on small tensors."""
+"""Pixels from which this overhead outweighs some 25 operations on small tensors."""
 
 
 def normalise_and_mix(features: Tensor, mixture: Tensor, shift: Tensor, eps: float) -> Tensor:
@@ -51,7 +51,7 @@ def normalise_and_mix(features: Tensor, mixture: Tensor, shift: Tensor, eps: flo
 
 
 def with_statistics(features: Tensor, mixture: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """`normalise_and_mix` in our own kernel, then mean and biased variance of the batch [channels].
+    """`normalise_and_mix` in our own kernel, with the mean and biased variance of the batch [channels].
 
     Its gradient cannot be differentiated.
     """
@@ -69,8 +69,8 @@ def follow(
     Args:
         running: Mean and unbiased variance [channels].
         batch: Mean and biased variance [channels].
-        samples: How many numbers of each channel they are of.
-        momentum: Share of the way.
+        samples: Numbers of each channel in the batch.
+        momentum: Share of the distance moved.
     """
     mean, variance = batch
     for followed, value in zip(running, (mean, variance * (samples / (samples - 1))), strict=True):
@@ -80,7 +80,7 @@ def follow(
 
 class _NormaliseAndMix(torch.autograd.Function):
     @staticmethod
-    def forward(  # noqa: PLR0917 (torch passes them so)
+    def forward(  # noqa: PLR0917 (as torch passes them)
         ctx: Any, features: Tensor, mixture: Tensor, shift: Tensor, mean: Tensor, rate: Tensor
     ) -> Tensor:
         is_last = ctx.is_last = _is_channels_last_on_cpu(features)
@@ -99,7 +99,7 @@ class _NormaliseAndMix(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
         features, mean, rate, scaled = ctx.saved_tensors
-        is_last = ctx.is_last  # the features; a gradient may come in another format
+        is_last = ctx.is_last  # of the features; a gradient may come in another format
         gradient = _laid_out(gradient, is_last)
         rows, repeats = _in_rows(features, is_last)
         gradients, its_repeats = _in_rows(gradient, is_last)
@@ -127,9 +127,9 @@ class _NormaliseAndMix(torch.autograd.Function):
 
 
 def is_faster_in_rows(features: Tensor) -> bool:
-    """Whether a batch norm in training waits for memory less than torch's own if it reads several pixels at once.
+    """Whether a batch norm in training is faster than torch's own if it reads several pixels at once.
 
-    That is so on CPUs where channels lie last and fill no registers.
+    That is so on CPUs with channels last, if the channels of a pixel fill no whole registers.
     """
     channels = features.shape[1]
     return (
@@ -151,10 +151,10 @@ def _laid_out(tensor: Tensor, is_last: bool) -> Tensor:
 
 
 def _in_rows(features: Tensor, is_last: bool) -> tuple[Tensor, int]:
-    """The same memory as a feature map of more channels, and how often the channels are repeated there.
+    """A view of the same memory with more channels, and how often the channels are repeated in it.
 
-    Where the channels of a pixel lie side by side (`is_last`), so do those of several pixels: as many as fill
-    registers, and long rows.
+    If the channels of a pixel lie side by side (`is_last`), so do those of several pixels, and these become one row: as
+    many as fill registers and make rows long.
     """
     if not is_last:
         return features, 1
@@ -167,7 +167,7 @@ def _in_rows(features: Tensor, is_last: bool) -> tuple[Tensor, int]:
 
 
 def _along(values: Tensor, rows: Tensor, repeats: int) -> Tensor:
-    """A number for each channel, in the shape to meet the rows."""
+    """One number per channel, shaped to broadcast over the rows."""
     return values.repeat(repeats).view(-1, *[1] * (rows.dim() - 2))
 
 

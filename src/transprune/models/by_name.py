@@ -28,7 +28,7 @@ def build_model(name: str, *, classes: int, image_channels: int) -> nn.Module:
     """Builds the unpruned network of a name, with new weights; nothing is downloaded.
 
     Args:
-        name: One of `FORMS`. `FILE.py:FUNCTION` and `package.module:FUNCTION` run code of the user, the others do not.
+        name: One of `FORMS`. Only `FILE.py:FUNCTION` and `package.module:FUNCTION` run the user's code.
         classes: Outputs of the classifier.
         image_channels: Channels of the images.
 
@@ -50,7 +50,7 @@ def build_model(name: str, *, classes: int, image_channels: int) -> nn.Module:
 
 
 def is_user_model(name: str) -> bool:
-    """Whether building the model would run code of the user."""
+    """Whether building the model runs the user's code."""
     return name.endswith(".py") or (":" in name and name.partition(":")[0] not in LIBRARIES)
 
 
@@ -97,7 +97,7 @@ def _from_timm(name: str, classes: int, image_channels: int) -> nn.Module:
 
 
 def _from_user(name: str, *, classes: int, image_channels: int) -> nn.Module:
-    """What a function of the user's builds, which gets those of our figures that it has a parameter for."""
+    """Builds a model by the user's function."""
     wanted = UserFunction(
         name=name, purpose="build the model", error=ModelError, fits=_can_build, near=("torchvision", "timm")
     )
@@ -119,10 +119,10 @@ def _can_build(value: Any) -> bool:
 
 
 def _arguments(builder: Callable[..., Any], classes: int, image_channels: int) -> dict[str, int]:
-    """The figures that the function has a parameter for, under its name for them."""
+    """The figures that a function has parameters for, under its own names for them."""
     try:
         parameters = inspect.signature(builder).parameters
-    except ValueError:  # some callables that are written in C have no signature
+    except ValueError:  # some callables written in C have no signature
         return {}
     figures = {"classes": classes, "num_classes": classes, "image_channels": image_channels, "in_chans": image_channels}
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

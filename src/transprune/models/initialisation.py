@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 
 def initialise(model: nn.Module) -> None:
-    """Draws new weights for a network of our own making, in place.
+    """Draws new weights for a network, in place.
 
     Convolutions: Kaiming normal over the fan-out; linear layers: N(0, 0.01) and zero biases; batch norms: one and
     zero; any other module with parameters by its own `reset_parameters` (`_reset_parameters` of attention).
@@ -32,7 +32,7 @@ def initialise(model: nn.Module) -> None:
 
 @torch.no_grad()
 def _draw(module: nn.Conv2d | nn.Linear, draw: Callable[[Tensor], Tensor]) -> None:
-    """Draws a weight in place, or what it is computed from where it has a parametrization."""
+    """Draws a weight in place, through its parametrization if it has one."""
     if is_parametrized(module, "weight"):
         module.weight = draw(torch.empty_like(module.weight))
     else:

@@ -8,15 +8,14 @@ from torch import Tensor, nn
 class ResidualSum(nn.Module):
     """Adds a block's output to its input, through a shortcut.
 
-    In the paper every convolution of a residual block has a width of its own, also the last. Where the sum is written
-    `a + b` in a forward, its sides must keep equal widths; where it is this module, they need not: the analysis sees
-    a sum with free sides, and shrinking puts a 1×1 projection into `shortcut` where the chosen widths differ.
-    Use it in a network of your own to give its residual blocks the same freedom.
+    In the paper every convolution of a residual block has its own width, even the last. The sides of a plain `a + b`
+    must keep equal widths; those of this module may differ, and shrinking then puts a 1×1 projection into `shortcut`.
+    Use it in your own network to give its residual blocks the same freedom.
 
     Source: Dong & Yang, 2019, arXiv:1905.09717, section 3.2.
 
     Args:
-        shortcut: What the block's input passes through; None: nothing (identity).
+        shortcut: What the block's input passes through; None for the identity.
         has_norm: Whether a projection that shrinking adds is followed by a batch norm.
     """
 
@@ -32,7 +31,7 @@ class ResidualSum(nn.Module):
 
 
 def projection(inputs: int, outputs: int, *, has_norm: bool, stride: int = 1) -> nn.Sequential:
-    """A 1×1 convolution, with a batch norm if asked for, that takes a shortcut to another width."""
+    """A 1×1 convolution that takes a shortcut to another width, with a batch norm if asked for."""
     layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False)]
     if has_norm:
         layers.append(nn.BatchNorm2d(outputs))

@@ -1,7 +1,7 @@
 """The paper's ResNets (Dong & Yang, 2019, arXiv:1905.09717, section 4), at any widths and depths.
 
-They are plain networks: nothing here knows of a search. Their shape is a value of its own (`ResNetShape`), so that the
-unpruned network and every derived one are built by the same code.
+They are plain networks that know nothing of a search. Their shape is a value (`ResNetShape`), so that the same code
+builds the unpruned network and every derived one.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _stages(shape: ResNetShape) -> Iterator[nn.Sequential]:
 
 
 def _shortcut(shape: ResNetShape, inputs: int, outputs: int, stride: int) -> nn.Module | None:
-    """What takes a block's input to its output's shape: average pooling, a 1×1 convolution; None: they agree."""
+    """Takes a block's input to the shape of its output; None if the shapes agree."""
     if stride > 1:
         has_norm = shape.style == "imagenet"
         if shape.halved_by == "stride":
@@ -145,13 +145,13 @@ def resnet(depth: int, *, classes: int | None = None, image_channels: int = 3, h
 
     Args:
         depth: 20, 32, 44, 56, 110 or 164 for images as small as CIFAR's; 18, 34 or 50 for ImageNet's.
-        classes: Outputs of the classifier; None: as many as the data set has, 10 or 1000.
+        classes: Outputs of the classifier; None for those of the data set, 10 or 1000.
         image_channels: Channels of the images.
         halved_by: What halves the resolution on a shortcut: average pooling as in the paper, or the stride of its 1×1
             convolution as in torchvision.
 
     Raises:
-        ModelError: There is none of that depth.
+        ModelError: No ResNet has that depth.
     """
     shape = ResNetShape.unpruned(depth, halved_by=halved_by)
     if classes is None:
@@ -202,7 +202,7 @@ class ResNetShape:
             halved_by: What halves the resolution on a shortcut.
 
         Raises:
-            ModelError: There is none of that depth.
+            ModelError: No ResNet has that depth.
         """
         if depth in IMAGENET_BLOCKS:
             block, blocks = IMAGENET_BLOCKS[depth]
@@ -218,7 +218,7 @@ class ResNetShape:
 
     @classmethod
     def uniform(cls, style: Style, block: Block, blocks: Sequence[int], *, halved_by: Halving = "pool") -> ResNetShape:
-        """The shape with so many blocks a stage, all at the full widths of the style."""
+        """The shape with the given number of blocks in each stage, all at the full widths of the style."""
         widths = STAGE_WIDTHS[style]
         inner = [(width, width) if block == "basic" else (width, width, EXPANSION * width) for width in widths]
         stages = tuple((each,) * count for each, count in zip(inner, blocks, strict=True))
@@ -240,7 +240,7 @@ class ResNetShape:
             block: Kind of the blocks.
             widths: [image channels, stem, then every main-path convolution in order, those of dropped blocks included].
             blocks: Blocks of every stage before any is dropped.
-            depths: Blocks kept of every stage; None: all.
+            depths: Blocks kept of every stage; None for all.
             style: Of which data set.
 
         Raises:

@@ -1,8 +1,8 @@
 """torchvision's trained ResNets in the paper's search space.
 
-torchvision adds the two sides of a residual sum in its forward, so that their widths are tied. Here the same network,
-weight by weight, is one of ours, whose residual sums leave both sides free (`transprune.models.residual`). It computes
-what torchvision's does where shortcuts halve the resolution by stride; the paper's halve it by average pooling.
+torchvision adds the sides of a residual sum in its forward, which ties their widths. Here the same weights fill one of
+our networks, whose residual sums leave both sides free (`transprune.models.residual`). With strided shortcuts it
+computes the same as torchvision's; the paper's shortcuts halve the resolution by average pooling.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transprune.errors import ModelError
 from transprune.models.resnet import Block, Halving, ResNet, ResNetShape
 
 OUTSIDE_STAGES = {"conv1": "stem.conv", "bn1": "stem.norm", "fc": "classifier"}
-"""torchvision's names of the layers before and behind the stages, and ours."""
+"""torchvision's names of the layers outside the stages, and ours."""
 IN_STAGE = re.compile(r"layer(\d+)\.(\d+)\.(conv|bn|downsample\.)(\d+)\.(\w+)")
 """torchvision's names of weights in a stage: stage (from 1), block, kind of layer, its number, parameter or buffer."""
 
@@ -45,14 +45,14 @@ def _renamed(name: str, halved_by: Halving) -> str:
         return f"{OUTSIDE_STAGES.get(layer, layer)}.{parameter}"
     stage, block, kind, number, parameter = int(found[1]) - 1, *found.groups()[1:]
     if kind == "downsample.":
-        # Where a shortcut pools, that comes first; in the first stage nothing is halved.
+        # If a shortcut pools, it does so first; the first stage halves nothing.
         place = int(number) + (halved_by == "pool" and stage > 0)
         return f"stages.{stage}.{block}.sum.shortcut.{place}.{parameter}"
     return f"stages.{stage}.{block}.layer{number}.{'conv' if kind == 'conv' else 'norm'}.{parameter}"
 
 
 def pooled_shortcuts(network: ResNet) -> tuple[str, ...]:
-    """Names of the weights behind average pooling on shortcuts: torchvision trains them with a stride instead."""
+    """Names of the weights after average pooling on shortcuts, which torchvision trains with a stride instead."""
     return tuple(
         f"{name}.1.weight"
         for name, module in network.named_modules()

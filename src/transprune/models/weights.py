@@ -1,4 +1,4 @@
-"""Trained weights from a file; never runs code that the file holds."""
+"""Loads trained weights from a file, without ever running code that the file holds."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ PREFIXES = ("module.", "_orig_mod.", "model.")
 """What wrappers for data parallelism, compilation and training loops put before every name."""
 
 COUNT = "num_batches_tracked"
-"""Name of the buffer in which a batch norm counts."""
+"""Name of the buffer in which a batch norm counts batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """What in a file fits a model, and what does not."""
+    """What of a file fits a model, and what does not."""
 
     tensors: dict[str, Tensor]
-    """Those that fit the model by name, shape and type."""
+    """Tensors that fit the model by name, shape and type."""
     missing: tuple[str, ...] = ()
     """Names in the model that the file does not have."""
     unexpected: tuple[str, ...] = ()
     """Names in the file that the model does not have."""
     reshaped: tuple[str, ...] = ()
-    """Names of another shape or type, each with both; numbers with a point fit each other in any precision."""
+    """Names of another shape or type, each with both; floating-point types fit each other."""
     misplaced: tuple[str, ...] = ()
     """Names whose layer computes something else here than where it was trained."""
 
@@ -45,7 +45,7 @@ class Weights:
 
     @property
     def misfit(self) -> str:
-        """What does not fit, in words: how many, and the first few names; empty if all fits."""
+        """What does not fit, in words, with the first few names; empty if all fits."""
         kinds = (
             ("missing", self.missing),
             ("unexpected", self.unexpected),
@@ -79,7 +79,7 @@ def load_weights(path: str | Path, model: nn.Module, *, partial: bool = False) -
             "`safetensors.torch.save_file` or `torch.save(model.state_dict(), file)` writes them"
         ) from error
     weights = _fit(found, model)
-    learned = {name for name, _ in model.named_parameters()}  # a buffer may hold a mask of infinite numbers
+    learned = {name for name, _ in model.named_parameters()}  # a buffer may hold a mask of infinities
     spoilt = tuple(name for name, value in weights.tensors.items() if name in learned and not value.isfinite().all())
     if spoilt:
         raise ModelError(
@@ -98,7 +98,7 @@ def load_weights(path: str | Path, model: nn.Module, *, partial: bool = False) -
 
 def _problem(error: Exception) -> str:
     """What is wrong with a file, in words, from what a reader raised."""
-    if "Weights only load failed" in str(error):  # torch goes on with how to run the code in the file all the same
+    if "Weights only load failed" in str(error):  # torch's message goes on to say how to run the code anyway
         return "it holds more than tensors, or is no file of torch"
     return f"{type(error).__name__}: {(str(error) or 'the file ends too soon').splitlines()[0]}"
 
@@ -152,9 +152,9 @@ def _fit(found: dict[str, Tensor], model: nn.Module) -> Weights:
 
 
 def _with_counts(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights with the norms' counts of batches, as the model has them, where a file has the statistics alone.
+    """The weights with the model's own batch counts, where a file has the statistics of a norm alone.
 
-    Files from before torch 0.4.1 do, many of torchvision's among them; torch fills them in likewise.
+    So do files from before torch 0.4.1, many of torchvision's among them; torch fills in the counts likewise.
     """
     counts = {
         name: value.clone()
@@ -165,7 +165,7 @@ def _with_counts(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[
 
 
 def _misfit(found: Tensor, expected: Tensor) -> str:
-    """What keeps a tensor from being another's value; empty if nothing does."""
+    """Why a tensor cannot replace another; empty if it can."""
     if found.shape != expected.shape:
         return f"has shape {list(found.shape)}, expected {list(expected.shape)}"
     if found.dtype != expected.dtype and not (found.is_floating_point() and expected.is_floating_point()):
@@ -176,7 +176,7 @@ def _misfit(found: Tensor, expected: Tensor) -> str:
 
 
 def _without_prefixes(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights without the prefixes of wrappers, where no name fits as it is."""
+    """The weights without the prefixes of wrappers, unless a name fits as it is."""
     for prefix in PREFIXES:
         if any(name in expected for name in found):
             break

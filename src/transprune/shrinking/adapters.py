@@ -1,8 +1,8 @@
-"""Bringing the attributes of modules in line with parameters that were cut.
+"""Updates the attributes of modules whose parameters were cut.
 
-A module whose parameters are cut still says how many channels it had: `nn.Conv2d.in_channels`, the number of heads of
-an attention. Most of these are never read, some are. Here stands, for the modules of torch and of timm, how they follow
-from the new parameters; `register_adapter` teaches transprune a module of your own.
+After a cut, a module still names its old number of channels (`nn.Conv2d.in_channels`) or heads, and some forwards read
+it. The adapters here compute such attributes from the new parameters, for modules of torch and timm; `register_adapter`
+teaches transprune a module of your own.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ def register_adapter(kind: type[nn.Module] | str, adapter: Adapter) -> None:
     """Teaches transprune how the attributes of a module follow from its parameters when these are cut.
 
     Args:
-        kind: The class, whose subclasses follow it, or its full name (`package.module.Class`) where importing it is
-            not wanted.
+        kind: The class, including its subclasses, or its full name (`package.module.Class`) to avoid importing it.
         adapter: Takes the cut module and the original one, and changes attributes of the cut one in place.
 
     Example:
@@ -40,7 +39,7 @@ def register_adapter(kind: type[nn.Module] | str, adapter: Adapter) -> None:
 
 
 def adapt(cut: nn.Module, original: nn.Module) -> None:
-    """Brings the attributes of a module in line with its parameters, by the adapters of its classes."""
+    """Updates the attributes of a cut module by the adapters of its class and base classes."""
     for kind in reversed(type(cut).__mro__):
         for name in (kind, f"{kind.__module__}.{kind.__qualname__}"):
             if name in _ADAPTERS:
@@ -89,7 +88,7 @@ def _blur_pool(cut: Any, original: Any) -> None:
 
 
 def _heads(cut: Any, original: Any) -> None:
-    """Attention whose heads were left out: as many as the projection behind them reads."""
+    """Attention whose heads were cut: the output projection says how many are left."""
     now, before = cut.proj.in_features, original.proj.in_features
     for name in ("num_heads", "attn_dim"):
         if hasattr(original, name):
@@ -138,7 +137,7 @@ TIMM: dict[str, Adapter] = {
     "timm.models.rexnet.LinearBottleneck": _rexnet_block,
     "timm.models.swin_transformer.WindowAttention": _heads,
 }
-"""Modules of timm that write down numbers of channels, by name: timm is not imported for them."""
+"""Modules of timm that store numbers of channels, by name, so that timm is not imported for them."""
 
 TORCH: dict[type | str, Adapter] = {
     nn.modules.conv._ConvNd: _convolution,
@@ -154,6 +153,6 @@ _ADAPTERS.update(TIMM)
 
 
 def put_module(network: nn.Module, path: str, module: nn.Module) -> None:
-    """Puts a module in the place of the one at a path; the path keeps its order among its siblings."""
+    """Replaces the module at a path, keeping its position among its siblings."""
     parent, _, name = path.rpartition(".")
     network.get_submodule(parent).register_module(name, module)

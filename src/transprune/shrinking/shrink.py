@@ -40,21 +40,21 @@ def shrink(
     """Builds the smaller network: an ordinary module of the model's own classes, with the model's parameter names.
 
     Blocks beyond the depth of a stage are dropped, parameters are cut to the first units of their widths, and residual
-    sums whose two sides come to differ get a 1×1 projection on the shortcut. The model itself is untouched.
+    sums whose sides end up different get a 1×1 projection on the shortcut. The model itself is untouched.
 
-    Where the model's forward writes down sizes that cannot follow (a view to a number of channels, say), the smaller
-    network is a `TracedNetwork`: it has the same parameter names and runs the operators that were traced. Its `reason`
-    says why. Whether the model's own forward can follow is tried, not guessed: the two must agree.
+    If the model's forward writes down sizes that cannot follow (a view to a number of channels, say), the smaller
+    network is a `TracedNetwork`: it has the same parameter names and runs the traced operators. Its `reason` says why.
+    Whether the model's own forward can follow is tested by comparing the outputs of both.
 
     Args:
         model: The network that the architecture is for.
-        architecture: Widths and depths; those it does not name keep their full size. A width above the full one is
-            possible where the layer's channels are its own, its new channels start at random.
+        architecture: Widths and depths; those it does not name keep their full size. A width may exceed the full one if
+            the layer's channels are joined with no others; new channels start at random.
         example: An input batch, or a tuple of the forward's positional arguments.
-        weights: `inherit` keeps the first channels' weights (the convolution of a new projection starts as the
-            identity on the channels that both sides have; its norm has statistics of its own as soon as it trains);
-            `scratch` draws new ones, as the paper does.
-        reading: What is known of the model already, such as `space.reading`; the model is read where it is of another.
+        weights: `inherit` keeps the weights of the first channels (a new projection starts as the identity on the
+            channels that both sides have, and its norm collects statistics in training); `scratch` draws new ones, as
+            the paper does.
+        reading: An earlier reading, such as `space.reading`; if it does not fit, the model is read again.
 
     Raises:
         ModelError: The model cannot be read (see `inspect`).
@@ -81,10 +81,10 @@ def kept_entries(
         model: The network that the architecture is for.
         architecture: Widths, none above the full one, and depths.
         example: An input batch, or a tuple of the forward's positional arguments.
-        reading: As of `shrink`.
+        reading: As for `shrink`.
 
     Returns:
-        For the path of every parameter and buffer that the forward uses, the entries kept along each axis.
+        The entries kept along each axis, by the path of every parameter and buffer that the forward uses.
 
     Raises:
         ModelError: The model cannot be read (see `inspect`).
@@ -123,7 +123,6 @@ class _Shrinking:
 
     @cached_property
     def program(self) -> Program:
-        """The operators that were traced."""
         return Program(self.reading)
 
     def _cut_model(self) -> nn.Module:
@@ -174,7 +173,7 @@ class _Shrinking:
         return tensor.detach().clone(memory_format=torch.contiguous_format)
 
     def _set_numbers(self, student: nn.Module) -> None:
-        """Numbers that no parameter says: groups of convolutions and group norms, channels of norms without weights."""
+        """Sets numbers that no parameter shows: groups of convolutions and norms, channels of norms without weights."""
         for facts in self.reading.layers:
             numbers = dict(self.reading.rewrites.get(facts.use.node, {}))
             if facts.use.operator == "norm" and facts.use.weight is None:
@@ -216,7 +215,7 @@ def _module_at(network: nn.Module, path: str) -> nn.Module | None:
 
 
 def _widened(tensor: Tensor, axis: int, size: int, layout: Layout) -> Tensor:
-    """A tensor with new entries along an axis, drawn like those that are there."""
+    """A tensor with new entries along an axis, drawn with its own mean and spread."""
     if not is_prefix(layout):
         raise SpaceError(
             f"cannot make a layer wider than in the unpruned network: its {full_size(layout)} channels are joined with "
@@ -230,7 +229,7 @@ def _widened(tensor: Tensor, axis: int, size: int, layout: Layout) -> Tensor:
 
 
 def _disagreement(own: nn.Module, traced: TracedNetwork, inputs: tuple[Tensor, ...]) -> str | None:
-    """Why a cut network's own forward is not what was traced; None: they agree."""
+    """Why a cut network's own forward differs from the traced operators; None if they agree."""
     modes = [(module, module.training) for module in own.modules()]
     tried = probes(inputs)
     try:

@@ -1,7 +1,7 @@
-"""Putting the channels that matter most first.
+"""Sorts channels by importance.
 
-A smaller width keeps the first channels of a group. Sorted by importance, these are the best ones, and a search can
-start from trained weights: the sorted network computes what the network did, with its channels in another order.
+A smaller width keeps the first channels of a group; once sorted, these are the best ones. So a search can start from
+trained weights: the sorted network computes the same, with its channels in another order.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ class ChannelWeights:
     """Path of the parameter."""
     tensor: Tensor
     axis: int
-    """The axis along which the group's channels stand."""
+    """The axis of the group's channels."""
     units: Tensor
-    """For every entry along the axis the unit of the group that it belongs to, −1: to none."""
+    """For every entry along the axis, the unit of the group that it belongs to; −1 for none."""
 
     def by_unit(self, entries: Tensor, width: int) -> Tensor:
-        """Figures of the entries along the axis, added up by unit [width]."""
+        """Numbers for the entries along the axis, added up by unit [width]."""
         inside = self.units >= 0
         sums = torch.zeros(width, dtype=entries.dtype, device=entries.device)
         return sums.index_add(0, self.units[inside].to(entries.device), entries[inside.to(entries.device)])
 
 
 Importance = Callable[[Sequence[ChannelWeights], int], Tensor]
-"""From all parameters of a group and its width to how much each unit matters [width]; more is kept first."""
+"""Maps all parameters of a group and its width to the importance of each unit [width]; the highest is kept first."""
 
 
 def magnitude(weights: Sequence[ChannelWeights], width: int) -> Tensor:
@@ -60,16 +60,16 @@ def magnitude(weights: Sequence[ChannelWeights], width: int) -> Tensor:
 def sort_channels(
     model: nn.Module, example: Example, importance: Importance = magnitude, *, reading: Reading | None = None
 ) -> nn.Module:
-    """A copy of a network whose channels stand in the order of their importance. It computes the same.
+    """A copy of a network with its channels in the order of their importance. It computes the same.
 
-    Groups whose channels are added to each other by a residual sum with free sides have one order; groups whose
-    neighbouring channels are read together keep theirs.
+    Groups that a residual sum with free sides adds to each other share one order; groups whose neighbouring channels
+    are read together keep theirs.
 
     Args:
         model: The network; untouched.
         example: An input batch, or a tuple of the forward's positional arguments.
         importance: How much each unit of a group matters.
-        reading: What is known of the model already; it is that of the copy as well.
+        reading: An earlier reading of the model, which holds for the copy as well.
 
     Raises:
         ModelError: The model cannot be read (see `inspect`).
@@ -135,7 +135,7 @@ def _weights_of(reading: Reading, parameters: Mapping[str, nn.Parameter], group:
 
 
 def units_of(layout: Layout, group: str) -> np.ndarray:
-    """For every entry of a layout the unit of a group that it belongs to, −1: to none."""
+    """For every entry of a layout, the unit of a group that it belongs to; −1 for none."""
     match layout:
         case Group(name, full) if name == group:
             return np.arange(full)

@@ -1,4 +1,4 @@
-"""A network that runs the operators of a trace: for forwards that write down sizes which cannot follow a cut."""
+"""A network that runs the operators of a trace, for forwards that write down sizes which cannot follow a cut."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ from transprune.runtime.structures import on_device
 
 
 class TracedNetwork(nn.Module):
-    """A smaller network that computes what the unpruned one's forward was traced to compute.
+    """A smaller network that runs the traced operators of the unpruned one.
 
-    It has the modules and parameter names of the unpruned network, but runs the operators that were traced rather than
-    the network's own forward: where that writes a number of channels into its code, no smaller network of its class
-    can exist. What was traced in evaluation mode holds in training as well, with two exceptions: batch norms use and
-    collect statistics of the batch, and dropout drops. Stochastic depth and auxiliary heads are not part of it. Rows
-    and columns of the inputs are those of the example; the number of samples is free.
+    It has the modules and parameter names of the unpruned network, but not its forward: if that writes a number of
+    channels into its code, no smaller network of its class can exist. In training it runs the operators of evaluation,
+    except that batch norms use and collect the statistics of the batch, and dropout drops; stochastic depth and
+    auxiliary heads are left out. Inputs have the rows and columns of the example, and any number of samples.
 
     Args:
         program: The operators.
@@ -54,14 +53,13 @@ class TracedNetwork(nn.Module):
         return str(self.__dict__["_reason"])
 
     def forward(self, inputs: Tensor) -> Any:
-        """What the unpruned network returns, computed by the smaller one."""
         return self.run(inputs)
 
     def run(self, *inputs: Tensor) -> Any:
-        """The operators, on the positional arguments of the unpruned network's forward.
+        """Runs the operators on the positional arguments of the unpruned network's forward.
 
         Raises:
-            DataError: The inputs differ in more than the number of samples from those that were traced.
+            DataError: The inputs differ from the traced ones in more than the number of samples.
         """
         program, sizes, _ = self.__dict__["_traced"]
         self._check_inputs(inputs)
@@ -84,7 +82,6 @@ class TracedNetwork(nn.Module):
             )
 
     def extra_repr(self) -> str:
-        """The class whose operators were traced, and why it is not that class."""
         return f"of {self.__dict__['_traced'][2].__name__}: {self.reason}"
 
 
@@ -92,7 +89,6 @@ class TracedNetworkOfSeveral(TracedNetwork):
     """A `TracedNetwork` of several inputs."""
 
     def forward(self, *inputs: Tensor) -> Any:
-        """What the unpruned network returns, computed by the smaller one."""
         return self.run(*inputs)
 
 
@@ -101,7 +97,7 @@ def _listed(shapes: Iterable[Iterable[object]]) -> str:
 
 
 def traced_network(program: Program, modules: nn.Module, sizes: Sizes, reason: str) -> TracedNetwork:
-    """A network that runs the operators of a trace; see `TracedNetwork` for the arguments."""
+    """A `TracedNetwork` of as many inputs as were traced; the arguments are the same."""
     kind = TracedNetwork if len(program.reading.trace.inputs) == 1 else TracedNetworkOfSeveral
     return kind(program, modules, sizes, reason)
 
@@ -127,7 +123,7 @@ class PlainRun(Surroundings):
             found = tensor_at(self.network, path)
             if found is not None:
                 return found
-        raise RuntimeError(f"the network has no {name!r} any more")  # a block that runs has all of its parameters
+        raise RuntimeError(f"the network has no {name!r} any more")  # a block that runs has all its parameters
 
     def function(self, step: Step) -> Function:
         if step.rule.in_training:
@@ -141,7 +137,7 @@ class PlainRun(Surroundings):
         return step.function
 
     def _momentum(self, step: Step) -> float | None:
-        """That of the norm itself, since a trace in evaluation mode has none of one that averages; None: as traced."""
+        """Momentum of the norm itself, which a trace in evaluation mode may lack; None to run as traced."""
         path = _running_mean(self.program, step, self.network)
         norm = self.network.get_submodule(path.rpartition(".")[0]) if path is not None else None
         if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
@@ -152,7 +148,7 @@ class PlainRun(Surroundings):
 
 
 def _running_mean(program: Program, step: Step, network: nn.Module) -> str | None:
-    """Path of the running mean that a batch norm reads; None: it reads none, or the step is no batch norm."""
+    """Path of the running mean that a batch norm reads; None if it reads none, or for other steps."""
     statistics = step.reads.get("running_mean") if step.operator == "batch_norm" else None
     traced = program.reading.trace.state(statistics.key) if isinstance(statistics, Value) else None
     paths = () if traced is None else program.aliases.get(traced, (traced,))
@@ -160,7 +156,7 @@ def _running_mean(program: Program, step: Step, network: nn.Module) -> str | Non
 
 
 def _counting_norms(program: Program, sizes: Sizes, modules: nn.Module) -> tuple[str, ...]:
-    """Paths of the buffers in which batch norms say how many batches they have seen."""
+    """Paths of the buffers in which batch norms count batches."""
     surroundings, found = Surroundings(sizes), []
     for step in program.steps:
         path = _running_mean(program, step, modules)
@@ -172,11 +168,11 @@ def _counting_norms(program: Program, sizes: Sizes, modules: nn.Module) -> tuple
 
 
 def in_mode(step: Step, training: bool) -> Function:
-    """What computes a call that differs between training and evaluation."""
+    """The function that computes a call which differs between training and evaluation."""
     if not training:
         return step.function
     if step.operator == "batch_norm":
-        return _batch_norm_in_training  # which says, other than the operator, that one value has no variance
+        return _batch_norm_in_training  # unlike the operator, it rejects a single value, which has no variance
     return lambda arguments: step.function({**arguments, **step.rule.in_training})
 
 
@@ -194,7 +190,7 @@ def _batch_norm_in_training(arguments: Arguments) -> Tensor:
 
 
 def tensor_at(network: nn.Module, path: str) -> Tensor | None:
-    """The parameter or buffer of a path; None where there is none."""
+    """The parameter or buffer at a path, if there is one."""
     *modules, name = path.split(".")
     for each in modules:
         inner = network._modules.get(each)
@@ -206,7 +202,7 @@ def tensor_at(network: nn.Module, path: str) -> Tensor | None:
 
 
 def cut_constant(program: Program, name: str, sizes: Sizes) -> Tensor:
-    """A tensor that the forward made of nothing, at the sizes in use."""
+    """A tensor that the forward creates, at the sizes in use."""
     constant = program.reading.trace.constants[name]
     for axis, layout in enumerate(program.reading.states.get(name, ())):
         if is_searched(layout):
