@@ -83,7 +83,7 @@ def sort_channels(
 
 @torch.no_grad()
 def reorder_channels(model: nn.Module, reading: Reading, orders: Mapping[str, np.ndarray]) -> nn.Module:
-    """A copy of a network that was read, with the units of each group in another order. It computes the same."""
+    """A copy of a network with the units of each group in another order. It computes the same."""
     network = copy.deepcopy(model)
     done: set[int] = set()
     named = [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]

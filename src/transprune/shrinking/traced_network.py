@@ -110,7 +110,7 @@ class PlainRun(Surroundings):
         self.network = network
         self.program = program
         self.order: Order = program.reading.first_units
-        """The units of each group, in the order in which they stand."""
+        """The units of each group, in their own order."""
 
     def state(self, name: str) -> Tensor:
         constants = self.program.reading.trace.constants
