@@ -176,7 +176,7 @@ _CREATED = (
 
 
 def reduced_positions(call: Call, rank: int) -> list[int]:
-    """Positions of the axes that are reduced: all of them if none are named."""
+    """Positions of the reduced axes; all if none are named."""
     dims = call["dim"]
     if dims is None or dims == []:
         return list(range(rank))
@@ -184,7 +184,7 @@ def reduced_positions(call: Call, rank: int) -> list[int]:
 
 
 def reduction(call: Call) -> Any:
-    """Reduces axes, which disappear or keep one entry. Only a sum is the same with entries at zero as without them."""
+    """Reduces axes, which disappear or keep one entry. Only a sum ignores entries that are zero."""
     axes = call.axes("self") or call.axes("input") or []
     if not axes:
         return []
@@ -200,8 +200,8 @@ def reduction(call: Call) -> Any:
     return left if isinstance(value, Tensor) else [left for _ in value or ()]
 
 
-def shared_out(call: Call) -> Axes:
-    """Normalises along one axis: every entry depends on all entries along it."""
+def softmax(call: Call) -> Axes:
+    """Normalises along one axis; each result depends on all entries along it."""
     axes = call.axes("self") or []
     if axes and call["dim"] is not None:
         mark(axes[int(call["dim"]) % len(axes)], inexact=True)
@@ -230,6 +230,6 @@ RULES: dict[str, OperatorRule] = {
     "add": OperatorRule(axes=addition),
     "getitem": OperatorRule(axes=item),
     **dict.fromkeys(REDUCTIONS, OperatorRule(axes=reduction)),
-    **dict.fromkeys(("softmax", "log_softmax", "_softmax", "_log_softmax", "softmin"), OperatorRule(axes=shared_out)),
+    **dict.fromkeys(("softmax", "log_softmax", "_softmax", "_log_softmax", "softmin"), OperatorRule(axes=softmax)),
     **dict.fromkeys(("max", "min"), OperatorRule(axes=extremum)),
 }
