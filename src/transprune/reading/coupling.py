@@ -235,8 +235,8 @@ class Call:
             kernel: Multiply-adds for each pair of an input and an output, at each position.
             weight: Name of the weight among the arguments; None if there is none.
             bias: Name of the bias among the arguments, if the call has one.
-            along: Position of the outputs among the axes of the result, along which a supernet mixes candidates: the
-                last (-1) in a linear layer, the second in a convolution.
+            along: Position of the outputs among the axes of the result, where a supernet mixes candidates: the last
+                (-1) in a linear layer, the second in a convolution.
         """
         trace, path = self.coupling.trace, self.coupling.trace.module_path(self.node)
         own = [None if name is None else self[name] for name in (weight, bias)]

@@ -1,4 +1,4 @@
-"""Rules of elementwise operators, of reductions and softmax, of operators that create tensors, and of unknown ones."""
+"""Rules of elementwise operators, reductions and softmax, and of operators that create tensors or are unknown."""
 
 from __future__ import annotations
 
