@@ -142,6 +142,15 @@ ways(
 )
 
 
+ways(
+    scores_newer=lambda _: transprune.Scores.from_json({"format": 99}),
+    scores_format=lambda _: transprune.Scores.from_json({"format": "old"}),
+    scores_malformed=lambda _: transprune.Scores.from_json({"format": 1, "groups": 1}),
+    scores_space=lambda _: transprune.score(plain(), SPACE, example()),
+    scores_measure=lambda _: transprune.score(staged(), SPACE, example(), measure=lambda evidence: {}),
+)
+
+
 class Branching(nn.Module):
     def forward(self, images):
         return images if images.sum() > 0 else -images
