@@ -79,7 +79,7 @@ class Channels:
     full: int
     """Channels in the unpruned network (of the first part)."""
     source: str | None = None
-    """Name of the deciding group or stage; None: the number is fixed."""
+    """Name of the deciding group or stage; None if the number is fixed."""
     repeat: int = 1
     """Elements per channel: rows × columns of a flattened feature map, channels per unit of the group, else 1."""
     beside: tuple[Channels, ...] = ()

@@ -155,7 +155,7 @@ class SearchOptions(StepOptions):
     """How channels are sorted before a search that starts from the model's weights, so that smaller widths keep the
     best ones: by the magnitude of their weights, or not at all."""
     fill: float = NEARLY_FULL
-    """Share of the budget (of one of several) that the derived architecture uses wherever the space permits."""
+    """Share of the budget (of several, of one) that the derived architecture uses wherever the space permits."""
     derivation_seconds: float | None = SOLVER_SECONDS
     """Time limit for finding the most probable architecture; a missing proof is reported. None for no limit."""
 

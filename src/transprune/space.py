@@ -281,7 +281,7 @@ class SearchSpace:
                     f"expected {stage.depth} of each"
                 )
         known = {None, *self.group_index}
-        for stage in self.stages:  # what a stage hands on comes from a group or from a stage before it
+        for stage in self.stages:  # the output of a stage comes from a group or from an earlier stage
             _check_sources(stage.name, stage.outputs, known)
             known.add(stage.name)
         for layer in self.layers:

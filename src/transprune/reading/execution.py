@@ -55,7 +55,7 @@ class Step:
 
 
 class Surroundings:
-    """What a program asks while it runs: which calls to make, with which tensors, and what a stage hands on.
+    """What a program asks while it runs: which calls to make, with which tensors, and what a stage gives.
 
     Subclasses define at least `state`.
 
