@@ -9,8 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import transprune
 from small_networks import CASES, example
 from test_training import two_colours
-from transprune.kernels.convolution_modes import SoundConvolutions
-from transprune.kernels.feature_maps import suits_channels_last
+from transprune.kernels.feature_maps import SoundConvolutions, suits_channels_last
 
 
 class Watch(TorchDispatchMode):

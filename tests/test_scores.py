@@ -17,8 +17,7 @@ from transprune.errors import OptionError, SpaceError
 from transprune.reading.execution import Program
 from transprune.reading.layouts import groups_of
 from transprune.reading.reading import read
-from transprune.scores.channel_order import Reader, eliminate
-from transprune.scores.evidence import Evidence, distance_of, gather_evidence
+from transprune.scores.evidence import Evidence, Reader, distance_of, eliminate, gather_evidence
 from transprune.scores.measures import ablation, reconstruction, taylor
 from transprune.scores.refit import record_targets
 from transprune.scores.rounds import compress_by_scores, rounds_towards

@@ -152,7 +152,7 @@ def score(
 ) -> Scores:
     """Scores every candidate of a space by how far the network's outputs move. The model is untouched.
 
-    Channels are sorted by what the layers behind them would miss (`transprune.scores.channel_order`), and these layers
+    Channels are sorted by what the layers behind them would miss (`transprune.scores.evidence`), and these layers
     are fitted again wherever channels are left out, as `repair` does in the end.
 
     Args:

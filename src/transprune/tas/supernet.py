@@ -12,8 +12,13 @@ from torch import Tensor, fx, nn
 
 from transprune.architecture import Architecture
 from transprune.errors import OptionError, SpaceError
-from transprune.kernels.convolution_modes import SoundConvolutions
-from transprune.kernels.feature_maps import add_padded, first_entries, use_channels_last, weighted_sum
+from transprune.kernels.feature_maps import (
+    SoundConvolutions,
+    add_padded,
+    first_entries,
+    use_channels_last,
+    weighted_sum,
+)
 from transprune.kernels.norm_modes import normalise_and_mix_joint
 from transprune.options import ALIGNMENTS, Alignment
 from transprune.reading.axes import FreeSum, StageEnd

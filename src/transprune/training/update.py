@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from transprune.kernels.convolution_modes import SoundConvolutions
+from transprune.kernels.feature_maps import SoundConvolutions
 from transprune.kernels.norm_modes import fast_norms, joint_norms
 from transprune.options import Precision, Schedule, StepOptions
 from transprune.runtime import processes
