@@ -35,7 +35,16 @@ from transprune.cli.arguments import read_command
 from transprune.cli.commands import CompareCommand, InspectCommand
 from transprune.cli.jobs import refuse_frontier
 from transprune.costs import MACS, PARAMS
-from transprune.data import Augmentation, ImageData, LoaderData, MemorySplit, load_data, make_loader, split_halves
+from transprune.data import (
+    Augmentation,
+    ImageData,
+    LoaderData,
+    MemorySplit,
+    held,
+    load_data,
+    make_loader,
+    split_halves,
+)
 from transprune.exports.formats import check_agreement, check_onnx, check_pt2, export_program, onnx_bytes, pt2_bytes
 from transprune.latency import stopwatch
 from transprune.latency.backends import make_backend, network_onnx
@@ -46,12 +55,14 @@ from transprune.models.by_name import build_model
 from transprune.models.resnet import ResNetShape
 from transprune.models.torchvision_resnet import resnet_from_torchvision
 from transprune.models.weights import load_weights
-from transprune.options import CheckpointOptions, LatencyOptions, MeasureOptions
+from transprune.options import CheckpointOptions, CompressOptions, LatencyOptions, MeasureOptions
 from transprune.reading.inspection import inspect
 from transprune.reading.reading import read
 from transprune.reading.rules import RULES
 from transprune.reports.run_record import read_record
 from transprune.runs import RunOptions, Tracking, open_run, plan_run, prepare, resume_run
+from transprune.runs.compression import _probabilities, derive_run
+from transprune.runs.material import collect
 from transprune.runs.phases import load_teacher
 from transprune.runs.presets import preset_options, read_config
 from transprune.runs.steps import teach_step
@@ -806,6 +817,58 @@ ways(
     ),
     step_precision=lambda _: transprune.TrainingOptions(precision="int8"),
     step_accumulate=lambda _: transprune.SearchOptions(accumulate=0),
+)
+
+
+# --- without training -------------------------------------------------------------------------------------------
+
+
+def images_folder(place: Path) -> str:
+    """A folder of images without labels, to be named as data."""
+    (place / "photos").mkdir()
+    for number in range(20):
+        Image.fromarray(np.full((8, 8, 3), number, dtype=np.uint8)).save(place / "photos" / f"{number}.png")
+    return f"images:{place / 'photos'}"
+
+
+def scores_of_staged() -> transprune.Scores:
+    return transprune.score(staged(), SPACE, torch.randn(16, 3, 8, 8))
+
+
+def coarse() -> spaces.SearchSpace:
+    return inspect(staged(), example(), ratios=(0.5, 1.0))
+
+
+@way
+def compress_untrained(_):
+    options = RunOptions(
+        model="resnet20", data="digits", budget=("macs=0.5",), preset="quick", compress=CompressOptions()
+    )
+    collect(options, torch.device("cpu"))
+
+
+@way
+def derive_into_itself(place):
+    RunFolder.create(place / "run", {"model": "resnet20", "budget": ["macs=0.5"]})
+    derive_run(place / "run", ["macs=0.3"], place / "run")
+
+
+@way
+def derive_without_search(place):
+    RunFolder.create(place / "run", {})
+    _probabilities(RunFolder(place / "run"), SPACE)
+
+
+ways(
+    images_none=lambda place: load_data(f"images:{place}"),
+    images_unlabelled=lambda place: transprune.train(plain(), load_data(images_folder(place))),
+    samples_few=lambda _: transprune.compress(staged(), torch.zeros(3, 3, 8, 8), "macs=0.5"),
+    samples_strange=lambda _: transprune.compress(staged(), [("a", "b")], "macs=0.5"),
+    samples_kind=lambda _: transprune.compress(staged(), 7, "macs=0.5"),
+    samples_held=lambda _: held([1, 2], (3, 8, 8)),
+    scores_of_another_space=lambda _: transprune.compress(
+        staged(), torch.randn(16, 3, 8, 8), "macs=0.5", space=coarse(), scores=[scores_of_staged()]
+    ),
 )
 
 

@@ -7,6 +7,8 @@ depths are learned by transformable architecture search (Dong & Yang, 2019, arXi
     found = transprune.search(model, data, "macs=0.5")    # the architecture, learned
     student = transprune.shrink(model, found.architecture, example, reading=space.reading)
     student = transprune.distill(student, model, data)    # trained with the unpruned network as its teacher
+
+A trained network can do without the training: `transprune.compress(model, data, "macs=0.5").student`.
 """
 
 from typing import TYPE_CHECKING
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from transprune.models.resnet import resnet as resnet
     from transprune.models.torchvision_resnet import resnet_from_torchvision as resnet_from_torchvision
     from transprune.options import CheckpointOptions as CheckpointOptions
+    from transprune.options import CompressOptions as CompressOptions
     from transprune.options import DistillationOptions as DistillationOptions
     from transprune.options import LatencyOptions as LatencyOptions
     from transprune.options import MeasureOptions as MeasureOptions
@@ -53,12 +56,12 @@ if TYPE_CHECKING:
     from transprune.reading.rules import register_rule as register_rule
     from transprune.runs.presets import get_preset as get_preset
     from transprune.runtime import Checkpoints as Checkpoints
+    from transprune.scores.compress import compress as compress
     from transprune.scores.measures import ablation as ablation
     from transprune.scores.measures import reconstruction as reconstruction
     from transprune.scores.measures import taylor as taylor
     from transprune.scores.refit import repair as repair
     from transprune.scores.rounds import Compression as Compression
-    from transprune.scores.rounds import compress_by_scores as compress_by_scores
     from transprune.scores.score import Scores as Scores
     from transprune.scores.score import score as score
     from transprune.scores.score import sort_by_scores as sort_by_scores

@@ -25,6 +25,8 @@ StudentStart = Literal["scratch", "teacher", "supernet"]
 """Weights that a student starts from."""
 AugmentationName = Literal["standard", "none", "shift", "imagenet"]
 """Augmentations that can be asked for by name."""
+Normalisation = tuple[float, ...] | Literal["imagenet", "none"]
+"""Figures of each channel by which images are normalised, pixels from 0 to 1: themselves, or whose they are."""
 BackendName = Literal["onnxruntime", "torch"]
 """What runs a network whose latency is measured."""
 
@@ -32,6 +34,8 @@ NEARLY_FULL = 0.99
 """Share of the budget that a derived architecture uses wherever the space permits."""
 SOLVER_SECONDS = 60.0
 """Time that the solver of a derivation may take."""
+LEAST_SAMPLES = 16
+"""Samples that a network is scored on at least."""
 LEAST_REPEATS = 5
 """Least number of runs of a measured network, however slow it is."""
 
@@ -105,6 +109,19 @@ class DistillationOptions(TrainingOptions):
                 f"cannot distill with weight={self.weight} and distillation_temperature="
                 f"{self.distillation_temperature}; expected a weight in [0, 1] and a temperature above 0"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressOptions:
+    """How a network is made smaller without training."""
+
+    samples: int = 512
+    """Samples that are looked at; labels are not needed."""
+    repair: bool = True
+    """Fit what is left to what the whole network gives; else it has the weights that it had."""
+
+    def __post_init__(self) -> None:
+        at_least("samples", self.samples, LEAST_SAMPLES)
 
 
 @dataclass(frozen=True, kw_only=True)

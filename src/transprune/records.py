@@ -43,7 +43,7 @@ def read_record(kind: type[Record], value: Any, place: str = "") -> Record:
 def _read(hint: Any, value: Any, place: str) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return None if value is None else _read(arguments[0], value, place)
+        return None if value is None else _read_one_of(arguments, value, place)
     if origin is tuple:
         return _read_tuple(arguments, value, place)
     if origin is Literal:
@@ -63,6 +63,18 @@ _PLAIN: dict[Any, tuple[str, Any]] = {
     bool: ("true or false", bool),
 }
 """What messages call a plain type, and which types it accepts; booleans are not numbers."""
+
+
+def _read_one_of(hints: tuple[Any, ...], value: Any, place: str) -> Any:
+    """A value of the first kind that it is one of; None apart."""
+    problems = []
+    for hint in hints:
+        if hint is not types.NoneType:
+            try:
+                return _read(hint, value, place)
+            except ValueError as error:
+                problems.append(error)
+    raise problems[0]
 
 
 def _read_tuple(arguments: tuple[Any, ...], value: Any, place: str) -> tuple[Any, ...]:

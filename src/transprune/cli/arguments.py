@@ -20,7 +20,16 @@ from transprune.cli.commands import (
     ReportCommand,
 )
 from transprune.cli.completion import CompletionCommand
-from transprune.cli.jobs import Job, ResumedRun, ResumedSearch, RunCommand, SearchCommand
+from transprune.cli.jobs import (
+    CompressCommand,
+    DeriveCommand,
+    Job,
+    ResumedCompress,
+    ResumedRun,
+    ResumedSearch,
+    RunCommand,
+    SearchCommand,
+)
 from transprune.errors import OptionError, expected_one_of
 from transprune.runs.presets import DEFAULT_PRESET, preset_options, read_config
 
@@ -36,6 +45,8 @@ Exit codes: 0 done; 2 an error, which is printed; where the same command goes on
 
 COMMANDS: dict[str, Any] = {
     "run": RunCommand,
+    "compress": CompressCommand,
+    "derive": DeriveCommand,
     "search": SearchCommand,
     "distill": DistillCommand,
     "evaluate": EvaluateCommand,
@@ -48,7 +59,7 @@ COMMANDS: dict[str, Any] = {
 }
 
 
-RESUMED: dict[str, Any] = {"run": ResumedRun, "search": ResumedSearch}
+RESUMED: dict[str, Any] = {"run": ResumedRun, "compress": ResumedCompress, "search": ResumedSearch}
 """What a subcommand takes where it goes on with a run that is named alone."""
 
 
@@ -105,7 +116,7 @@ def _defaults(arguments: Sequence[str]) -> dict[str, Any]:
     preset = _value(arguments, "--preset") or config.get("preset", DEFAULT_PRESET)
     is_named = isinstance(preset, str)  # else the file is refused with the reason
     options = preset_options(preset if is_named else DEFAULT_PRESET, config, path=path or "")
-    given = {item.name: getattr(options, item.name) for item in fields(options)}
+    given = {item.name: getattr(options, item.name) for item in fields(options) if item.name != "compress"}
     missing = [name for name in ("model", "budget") if name not in config]
     if _value(arguments, "--budget") is not None:
         missing.append("budget")  # else those of the arguments were added to those of the file

@@ -92,11 +92,12 @@ def _call(command: Any) -> None:
     A command is one of `arguments.COMMANDS`; calling it does the work, as `jobs.RunCommand.__call__` does for `run`.
     """
     from transprune.cli.commands import DistillCommand
-    from transprune.cli.jobs import Job, ResumedRun
+    from transprune.cli.jobs import CompressCommand, Job, ResumedCompress, ResumedRun
     from transprune.runtime import processes  # heavy, and not needed to show help
 
     # Work that several processes share.
     is_shared = isinstance(command, (Job, ResumedRun, DistillCommand)) and not getattr(command, "plan", False)
+    is_shared = is_shared and not isinstance(command, (CompressCommand, ResumedCompress))
     with processes.joined():
         if processes.is_first() and not is_shared:
             with processes.alone():

@@ -12,7 +12,7 @@ import tyro
 EVERYTHING = "--help-all"
 EVERYDAY = (
     *("model", "data", "budget", "out", "preset", "config", "plan", "as_json", "weights", "download", "device"),
-    *("overwrite", "resume"),
+    *("overwrite", "resume", "samples", "repair"),
 )
 """Options that the help of a command that starts a run shows; `--help-all` shows the others too."""
 MORE = f"All options, also those of training, search and distillation: {EVERYTHING}"

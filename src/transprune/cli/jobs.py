@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from transprune import runs
 from transprune.budget import points
-from transprune.cli.commands import AsJson, Step, Unprefixed, print_json
+from transprune.cli.commands import AsJson, OnDevice, Step, Unprefixed, print_json
 from transprune.errors import OptionError
+from transprune.options import CompressOptions
 from transprune.runs.presets import DEFAULT_PRESET
 from transprune.runs.run_options import RunOptions, Safety, Tracking
 
@@ -28,6 +29,7 @@ class Job(RunOptions):
     budget: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="KIND=AMOUNT")]
     preset: Annotated[str, tyro.conf.arg(metavar="NAME")] = DEFAULT_PRESET
     weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    compress: tyro.conf.Suppress[CompressOptions | None] = None
     out: Annotated[str, tyro.conf.arg(metavar="RUN")]
     """Folder of the run; made if missing."""
     config: Annotated[str | None, tyro.conf.arg(metavar="FILE.toml")] = None
@@ -111,6 +113,52 @@ class SearchCommand(Job):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompressCommand(Job):
+    """Make a trained network smaller without training, from a few hundred samples; then derive, distill or export it.
+
+    transprune compress resnet20 --weights trained.pth --data images:photos --budget macs=0.5 --out runs/half
+    """
+
+    samples: int = CompressOptions.samples
+    """Training images that are looked at; labels are not needed."""
+    repair: bool = CompressOptions.repair
+    """Fit what is left to what the whole network gives; else it has the weights that it had."""
+
+    def options(self) -> RunOptions:
+        """What decides the run."""
+        return replace(super().options(), compress=CompressOptions(samples=self.samples, repair=self.repair))
+
+    def __call__(self) -> None:
+        """Runs every step."""
+        refuse_frontier(self.budget)
+        if self.plan:
+            self.show_plan()
+        else:
+            _compress(self.prepared(), as_json=self.as_json)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeriveCommand(OnDevice):
+    """Another budget in seconds, from the scores of a compressed network or the probabilities of a finished search.
+
+    transprune derive runs/half --budget macs=0.3 --out runs/third
+    """
+
+    budget: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="KIND=AMOUNT")]
+    """What the smaller network may cost; given several times, all hold."""
+    out: Annotated[str, tyro.conf.arg(metavar="RUN")]
+    """Folder of the new run; made if missing."""
+    overwrite: bool = False
+    """Start anew where the folder holds a run."""
+
+    def __call__(self) -> None:
+        """Derives, and shows what was chosen."""
+        refuse_frontier(self.budget)
+        folder = runs.derive_run(self.run, self.budget, self.out, device=self.device, overwrite=self.overwrite)
+        runs.show_derived(folder)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ResumedRun(Step):
     """Go on with a run where it stopped, as the command that began it would.
 
@@ -130,6 +178,17 @@ class ResumedRun(Step):
         """The run, taken up."""
         trackers = self.tracking.loaded()
         return runs.resume_run(self.run, device=self.device, safety=self.safety).followed_by(trackers)
+
+
+class ResumedCompress(ResumedRun):
+    """Go on with a compression where it stopped, as the command that began it would.
+
+    transprune compress --resume runs/half
+    """
+
+    def __call__(self) -> None:
+        """Runs every step that is left, but the training of the student."""
+        _compress(self.resumed(), as_json=self.as_json)
 
 
 class ResumedSearch(ResumedRun):
@@ -159,6 +218,15 @@ def _run_all(run: Run, *, as_json: bool, overwrite: bool = False) -> None:
         print_json(run.folder.read_json(file))
     else:
         show(run.folder)
+
+
+def _compress(run: Run, *, as_json: bool) -> None:
+    with run:
+        runs.compress_all(run)
+    if as_json:
+        print_json(run.folder.read_json("result.json"))
+    else:
+        runs.show_results(run.folder)
 
 
 def refuse_frontier(budget: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ for images, labels in make_loader(weights_part, data, batch_size=64, train=True,
 """
 
 from transprune.data.augmentation import Augmentation
-from transprune.data.encoded_images import preprocessing, said_of_left_out
+from transprune.data.encoded_images import held, preprocessing, said_of_left_out
 from transprune.data.image_batches import Loader, make_loader
 from transprune.data.own_loaders import LoaderData, SearchLoaders, divide_loader, length_of, like, no_batches
 from transprune.data.sources import load_data
@@ -24,6 +24,7 @@ __all__ = [
     "Split",
     "divide_loader",
     "halves_of",
+    "held",
     "length_of",
     "like",
     "load_data",

@@ -156,7 +156,7 @@ def image_data(
         "held in memory" if is_held else "decoded when needed",
     )
     shown_train, train_moments = _prepared(train, image_size, is_held)
-    shown_test, _ = _prepared(test, image_size, is_held)
+    shown_test = shown_train if test is train else _prepared(test, image_size, is_held)[0]
     mean, std = mean_and_std([train_moments])
     return ImageData(
         name=found.name,
@@ -168,20 +168,21 @@ def image_data(
         std=std,
         augmentation=augmentation or standard_augmentation(image_size),
         left_out=found.left_out,
+        is_labelled=found.is_labelled,
     )
 
 
 def _common_size(*splits: FileSplit) -> tuple[int, int] | None:
     """Rows and columns, if all images agree on them and are small."""
-    sizes = {encoded_size(split.files, row) for split in splits for row in split.rows.tolist()}
+    sizes = {encoded_size(split.files, row) for split in set(splits) for row in split.rows.tolist()}
     return sizes.pop() if len(sizes) == 1 and max(max(sizes)) <= SMALL_SIDE else None
 
 
 def _prepared(split: FileSplit, image_size: tuple[int, int, int], is_held: bool) -> tuple[Split, Tensor]:
     """The split, in memory if it is to be held there, and the moments of up to 5000 of its images."""
     if is_held:
-        held = MemorySplit(_decoded(split, image_size), split.labels)
-        return held, moments(held.images[sample_places(len(held))])
+        inside = held(split, image_size)
+        return inside, moments(inside.images[sample_places(len(inside))])
     view = standard_view(image_size)
 
     def one(row: int) -> Tensor:
@@ -192,13 +193,18 @@ def _prepared(split: FileSplit, image_size: tuple[int, int, int], is_held: bool)
         return split, torch.stack(list(threads.map(one, rows))).mean(0)
 
 
-def _decoded(split: FileSplit, image_size: tuple[int, int, int]) -> Tensor:
+def held(split: Split, image_size: tuple[int, int, int]) -> MemorySplit:
+    """A split in memory: images in files are brought to a size [channels, rows, columns] as they are decoded."""
+    if isinstance(split, MemorySplit):
+        return split
+    if not isinstance(split, FileSplit):
+        raise DataError(f"cannot hold a {type(split).__name__} in memory: expected a MemorySplit or a FileSplit")
     # One after the other: for images this small, threads would only wait for the interpreter's lock.
     images = torch.empty(len(split), *image_size, dtype=torch.uint8)
     view = standard_view(image_size)
     for place, row in enumerate(split.rows.tolist()):
         images[place] = decode(split.files, row, image_size, view)
-    return images
+    return MemorySplit(images, split.labels)
 
 
 def preprocessing(data: ImageData) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""`imagefolder:DIR`: one folder of image files for each class, under `train/` and under `val/` or `test/`."""
+"""Folders of image files: `imagefolder:DIR` has one for each class, under `train/` and `val/` or `test/`.
+
+`images:DIR` is a folder of images without labels.
+"""
 
 from __future__ import annotations
 
@@ -57,6 +60,29 @@ def read_imagefolder(folder: Path) -> EncodedData:
         classes=classes,
         left_out=_left_out(train_folder, test_folder),
     )
+
+
+def read_images(folder: Path) -> EncodedData:
+    """Lists the images of a folder and of those below, which have no labels: training and test images are the same.
+
+    Raises:
+        DataError: There are none.
+    """
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    files = sorted(
+        Path(place, name)
+        for place, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".")
+    )
+    if not files:
+        raise DataError(
+            f"cannot load images:{folder}: there is no image in it or below ({', '.join(IMG_EXTENSIONS)}); expected a "
+            "folder of image files, whose labels are not needed"
+        )
+    split = FileSplit(FolderFiles(tuple(files)), torch.arange(len(files)), torch.zeros(len(files), dtype=torch.int64))
+    return EncodedData(name=folder.resolve().name, train=split, test=split, classes=("unknown",), is_labelled=False)
 
 
 def _classes(folder: Path) -> tuple[str, ...]:

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from transprune.data.augmentation import Augmentation, named_augmentation, standard_augmentation
 from transprune.data.encoded_images import fit_images, image_data, mean_and_std, moments, sample_places
-from transprune.data.imagefolder import read_imagefolder
+from transprune.data.imagefolder import read_imagefolder, read_images
 from transprune.data.parquet import read_parquet
 from transprune.data.splits import ImageData, MemorySplit, split_halves
 from transprune.errors import DataError
-from transprune.options import AugmentationName
+from transprune.options import AugmentationName, Normalisation
 from transprune.runtime.files import expanded
 
-SPECIFICATIONS = ("digits", "cifar10:DIR", "cifar100:DIR", "imagefolder:DIR", "parquet:DIR")
+SPECIFICATIONS = ("digits", "cifar10:DIR", "cifar100:DIR", "imagefolder:DIR", "parquet:DIR", "images:DIR")
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel; pixels count from 0 to 1."""
@@ -30,6 +30,11 @@ CIFAR_STATISTICS: dict[str, Statistics] = {
     "cifar100": ((129.3 / 255, 124.1 / 255, 112.4 / 255), (68.2 / 255, 65.4 / 255, 70.4 / 255)),
 }
 """As published."""
+NAMED_STATISTICS: dict[str, Statistics] = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "none": ((0.0,), (1.0,)),
+}
+"""What networks of others expect: those of torchvision and many more, and those that take pixels from 0 to 1."""
 
 
 def load_data(
@@ -38,6 +43,8 @@ def load_data(
     image_size: tuple[int, int, int] | None = None,
     augmentation: Augmentation | AugmentationName | None = None,
     download: bool = False,
+    mean: Normalisation | None = None,
+    std: Normalisation | None = None,
 ) -> ImageData:
     """Loads the data set that a specification names.
 
@@ -45,10 +52,14 @@ def load_data(
     (1, 8, 8)
 
     Args:
-        spec: `digits`, `cifar10:DIR`, `cifar100:DIR`, `imagefolder:DIR` or `parquet:DIR`.
+        spec: `digits`, `cifar10:DIR`, `cifar100:DIR`, `imagefolder:DIR`, `parquet:DIR`, or `images:DIR`: images without
+            labels, all that are in the folder and those below, of a single class as it were.
         image_size: Channels (1 or 3), rows and columns wanted, if not those of the data set.
         augmentation: Random changes of the training images, themselves or their name, if not the standard ones.
         download: Fetch the files of `cifar10` and `cifar100` if they are missing.
+        mean: Mean of each channel to normalise by, pixels from 0 to 1; or one number for all of them; or `imagenet`, or
+            `none`. None: that of the training images.
+        std: Standard deviation of each channel, likewise.
 
     Raises:
         DataError: If the specification is unknown, or what it names is missing or malformed.
@@ -65,10 +76,18 @@ def load_data(
         data = load_cifar(kind, folder, image_size=image_size, augmentation=chosen, download=download)
     else:
         data = _load_folder(spec, image_size, chosen)
-    if not isinstance(augmentation, str):
-        return data
-    named = named_augmentation(augmentation, data.image_size, standard=data.augmentation)
-    return replace(data, augmentation=named)
+    if isinstance(augmentation, str):
+        data = replace(data, augmentation=named_augmentation(augmentation, data.image_size, standard=data.augmentation))
+    given = [
+        own if asked is None else _figures(NAMED_STATISTICS[asked][part] if isinstance(asked, str) else asked, own)
+        for part, (asked, own) in enumerate(((mean, data.mean), (std, data.std)))
+    ]
+    return replace(data, mean=given[0], std=given[1])
+
+
+def _figures(asked: tuple[float, ...], own: tuple[float, ...]) -> tuple[float, ...]:
+    """Figures for each channel; a single one is that of all of them."""
+    return asked * len(own) if len(asked) == 1 else asked
 
 
 def _load_folder(spec: str, image_size: tuple[int, int, int] | None, augmentation: Augmentation | None) -> ImageData:
@@ -76,7 +95,7 @@ def _load_folder(spec: str, image_size: tuple[int, int, int] | None, augmentatio
     folder = expanded(place)
     if not os.path.isdir(folder):
         raise DataError(f"cannot load {spec!r}: there is no folder {folder} (looked from {Path.cwd()})")
-    read = read_imagefolder if kind == "imagefolder" else read_parquet
+    read = {"imagefolder": read_imagefolder, "parquet": read_parquet, "images": read_images}[kind]
     return image_data(read(folder), image_size=image_size, augmentation=augmentation)
 
 

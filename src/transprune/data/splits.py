@@ -103,6 +103,8 @@ class EncodedData:
     classes: tuple[str, ...]
     left_out: Mapping[str, int] = field(default_factory=dict)
     """As `ImageData.left_out`."""
+    is_labelled: bool = True
+    """As `ImageData.is_labelled`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -136,6 +138,24 @@ class ImageData:
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Files beside the images that are no images by their ending, as many as there are of each; hidden ones do not
     count."""
+
+    is_labelled: bool = True
+    """Whether the labels mean anything; else nothing can be learned from them or measured by them."""
+
+    def require_labels(self, purpose: str) -> None:
+        """Checks that there are labels.
+
+        Args:
+            purpose: What for, such as "train".
+
+        Raises:
+            DataError: There are none.
+        """
+        if not self.is_labelled:
+            raise DataError(
+                f"cannot {purpose} on the images of {self.name!r}: they have no labels; expected a labelled data set, "
+                "such as imagefolder:DIR; what needs none is `transprune compress`"
+            )
 
     def __post_init__(self) -> None:
         channels = self.image_size[0]

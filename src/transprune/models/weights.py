@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,18 +68,7 @@ def load_weights(path: str | Path, model: nn.Module, *, partial: bool = False) -
         ModelError: The file is missing, of another kind, damaged, holds more than tensors, or does not fit the model.
     """
     file = Path(path)
-    if not os.path.isfile(file):
-        raise ModelError(f"cannot load weights: there is no file '{file}'")
-    try:
-        found = _read(file)
-    except ModelError:
-        raise
-    except Exception as error:  # a damaged file may raise anything in a reader
-        raise ModelError(
-            f"cannot load weights from '{file}': {_problem(error)}; expected tensors only, as "
-            "`safetensors.torch.save_file` or `torch.save(model.state_dict(), file)` writes them"
-        ) from error
-    weights = _fit(found, model)
+    weights = _fit(_read_whole(file), model)
     learned = {name for name, _ in model.named_parameters()}  # a buffer may hold a mask of infinities
     spoilt = tuple(name for name, value in weights.tensors.items() if name in learned and not value.isfinite().all())
     if spoilt:
@@ -96,6 +86,42 @@ def load_weights(path: str | Path, model: nn.Module, *, partial: bool = False) -
     return weights
 
 
+PROBE = 7919
+"""A number of classes that no axis of a network is as long as for another reason."""
+
+
+def classes_in(path: str | Path, build: Callable[[int], nn.Module]) -> int | None:
+    """How many classes the weights in a file tell apart; None: they do not fit, or the network does not ask.
+
+    Args:
+        path: The file, as for `load_weights`.
+        build: Makes the network for so many classes.
+
+    Raises:
+        ModelError: The file is missing, of another kind, damaged, or holds more than tensors.
+    """
+    probe = build(PROBE)
+    found, _ = _named(_read_whole(Path(path)), probe)
+    outputs = [name for name, tensor in probe.state_dict().items() if tensor.shape[:1] == (PROBE,) and name in found]
+    counts = {found[name].shape[0] for name in outputs if found[name].dim()}
+    return counts.pop() if len(counts) == 1 else None
+
+
+def _read_whole(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file; a message where it cannot be read."""
+    if not os.path.isfile(file):
+        raise ModelError(f"cannot load weights: there is no file '{file}'")
+    try:
+        return _read(file)
+    except ModelError:
+        raise
+    except Exception as error:  # a damaged file may raise anything in a reader
+        raise ModelError(
+            f"cannot load weights from '{file}': {_problem(error)}; expected tensors only, as "
+            "`safetensors.torch.save_file` or `torch.save(model.state_dict(), file)` writes them"
+        ) from error
+
+
 def _problem(error: Exception) -> str:
     """What is wrong with a file, in words, from what a reader raised."""
     if "Weights only load failed" in str(error):  # torch's message goes on to say how to run the code anyway
@@ -108,7 +134,7 @@ def _read(file: Path) -> dict[str, Tensor]:
         from safetensors.torch import load_file
 
         return load_file(file)
-    if file.suffix not in (".pth", ".pt"):
+    if file.suffix not in (".pth", ".pt", ".th"):
         raise ModelError(f"cannot load weights from '{file}': expected a file ending in .safetensors, .pth or .pt")
     _check_stored(file)
     content = torch.load(file, map_location="cpu", weights_only=True)
@@ -133,13 +159,8 @@ def _check_stored(file: Path) -> None:
 
 
 def _fit(found: dict[str, Tensor], model: nn.Module) -> Weights:
+    found, misplaced = _named(found, model)
     expected = model.state_dict()
-    found = _without_prefixes(found, expected)
-    misplaced: tuple[str, ...] = ()
-    if isinstance(model, ResNet) and is_torchvision_resnet(found):
-        misplaced = pooled_shortcuts(model)
-        found = renamed(found, halved_by="pool" if misplaced else "stride")
-    found = _with_counts(found, expected)
     known = [name for name in expected if name in found]
     misfits = {name: _misfit(found[name], expected[name]) for name in known}
     return Weights(
@@ -149,6 +170,17 @@ def _fit(found: dict[str, Tensor], model: nn.Module) -> Weights:
         reshaped=tuple(f"{name} {misfit}" for name, misfit in misfits.items() if misfit),
         misplaced=misplaced,
     )
+
+
+def _named(found: dict[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The weights under the names that a model has for them, and which are misplaced in it."""
+    expected = model.state_dict()
+    found = _without_prefixes(found, expected)
+    misplaced: tuple[str, ...] = ()
+    if isinstance(model, ResNet) and is_torchvision_resnet(found):
+        misplaced = pooled_shortcuts(model)
+        found = renamed(found, halved_by="pool" if misplaced else "stride")
+    return _with_counts(found, expected), misplaced
 
 
 def _with_counts(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -70,6 +70,8 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "times": _times(record),
         "measures": list(_measures(record)),
         "is_student_measured": bool(part(record.result, "student")),
+        "is_trained": record.result.get("is_trained", True),
+        "agreement": None if part(record.result, "student").get("top1") else number(record.result.get("agreement")),
         "budgets": list(_budgets(record)),
         "size": network_size(record),
         "measurements": list(_measurements(record)),

@@ -9,7 +9,12 @@ from transprune.latency.latency_model import milliseconds
 from transprune.reports.run_record import PHASES, RunRecord, number, part
 
 COST_NAMES = {"macs": "MACs", "params": "parameters", "latency": "latency"}
-PHASE_NAMES = {"teacher": "teacher training", "search": "search", "distill": "distillation"}
+PHASE_NAMES = {
+    "teacher": "teacher training",
+    "search": "search",
+    "compress": "compression without training",
+    "distill": "distillation",
+}
 _PREFIXES = ((10**9, "G"), (10**6, "M"), (10**3, "k"))
 
 

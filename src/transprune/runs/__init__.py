@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from transprune.on_demand import on_demand
 
 if TYPE_CHECKING:
+    from transprune.runs.compression import compress_step as compress_step
+    from transprune.runs.compression import derive_run as derive_run
     from transprune.runs.frontier import run_frontier as run_frontier
     from transprune.runs.plan import Plan as Plan
     from transprune.runs.plan import plan_run as plan_run
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from transprune.runs.preparation import resume_run as resume_run
     from transprune.runs.presets import preset_options as preset_options
     from transprune.runs.results import show_architecture as show_architecture
+    from transprune.runs.results import show_derived as show_derived
     from transprune.runs.results import show_frontier as show_frontier
     from transprune.runs.results import show_measurements as show_measurements
     from transprune.runs.results import show_results as show_results
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from transprune.runs.run_options import RunOptions as RunOptions
     from transprune.runs.run_options import Safety as Safety
     from transprune.runs.run_options import Tracking as Tracking
+    from transprune.runs.steps import compress_all as compress_all
     from transprune.runs.steps import distill_step as distill_step
     from transprune.runs.steps import evaluate_step as evaluate_step
     from transprune.runs.steps import export_step as export_step

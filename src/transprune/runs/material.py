@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,14 @@ from transprune.data import ImageData, halves_of, load_data
 from transprune.errors import DataError, ModelError, OptionError
 from transprune.latency.measurement import LatencyMeasurement, trusted_latency
 from transprune.models.by_name import build_model
-from transprune.models.weights import Weights, load_weights
+from transprune.models.weights import Weights, classes_in, load_weights
 from transprune.reading.inspection import inspect
 from transprune.reading.reading import Reading
 from transprune.runs.begun_data import as_begun, read_begun
 from transprune.runs.run_options import RunOptions
 from transprune.runtime import RunFolder, processes, seeded
 from transprune.runtime.structures import outline
+from transprune.scores.compress import check_enough
 from transprune.space import SearchSpace
 from transprune.tas.derivation import check_attainable
 from transprune.training.tasks import each_logits
@@ -75,9 +76,14 @@ def collect(
         TranspruneError: Model, data, weights, budget or options cannot be used, or the classes are not those that the
             run began with.
     """
+    if options.compress is not None:
+        _check_trained(options)
     budgets = tuple(Budget.parse(text) for text in dict.fromkeys(itertools.chain(*points(options.budget))))
     data = data_of(options, begun_in)
-    _check_images(options, data)
+    if options.compress is None:
+        _check_images(options, data)
+    else:
+        check_enough(len(data.train))
     model = model_of(options, data)
     weights = weights_of(options, model)
     example = torch.zeros(1, *data.image_size)
@@ -102,6 +108,20 @@ def collect(
         for point in points(options.budget):
             check_attainable(space, limits_of(point, space, found.costs))
     return found
+
+
+def _check_trained(options: RunOptions) -> None:
+    """Checks that there is a trained network to make smaller without training.
+
+    Raises:
+        OptionError: There are no weights of it, or only some.
+    """
+    if options.weights is None or options.weights_partial:
+        found = "only a part of its weights is given" if options.weights else "no weights of it are given"
+        raise OptionError(
+            f"cannot compress {options.model!r}: {found}; expected a network that is trained, since nothing is trained "
+            "here (--weights FILE); `transprune run` trains it first"
+        )
 
 
 def _check_images(options: RunOptions, data: ImageData) -> None:
@@ -130,8 +150,38 @@ def data_of(options: RunOptions, begun_in: RunFolder | None = None) -> ImageData
     """
     begun = None if begun_in is None else read_begun(begun_in)
     image_size = options.image_size if begun is None else begun.image_size
-    data = load_data(options.data, image_size=image_size, augmentation=options.augment, download=options.download)
+    data = load_data(
+        options.data,
+        image_size=image_size,
+        augmentation=options.augment,
+        download=options.download,
+        mean=options.mean,
+        std=options.std,
+    )
+    if not data.is_labelled:
+        if options.compress is None:
+            data.require_labels("train")
+        data = replace(data, classes=_classes_of(options, data) if begun is None else begun.classes)
     return data if begun_in is None or begun is None else as_begun(data, begun, begun_in)
+
+
+def _classes_of(options: RunOptions, data: ImageData) -> tuple[str, ...]:
+    """The classes of images without labels: as many as the weights tell apart, numbered."""
+
+    def build(classes: int) -> nn.Module:
+        with seeded(options.seed, "model"):
+            return build_model(options.model, classes=classes, image_channels=data.image_size[0])
+
+    count = None if options.weights is None else classes_in(options.weights, build)
+    if count is None:  # the network has as many outputs as it always has
+        count = _outputs_of(build(2), torch.zeros(1, *data.image_size))
+    return tuple(map(str, range(count)))
+
+
+def _outputs_of(model: nn.Module, example: Tensor) -> int:
+    with torch.no_grad():
+        logits = each_logits(model.eval()(example))
+    return logits[0].shape[1] if logits and isinstance(logits[0], Tensor) and logits[0].dim() > 1 else 2
 
 
 def model_of(options: RunOptions, data: ImageData) -> nn.Module:

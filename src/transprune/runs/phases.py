@@ -16,14 +16,14 @@ a frontier       teacher ─ supernet
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from transprune.architecture import Architecture
-from transprune.budget import limits_of, points
+from transprune.budget import Limit, limits_of, points
 from transprune.costs import Cost
 from transprune.data import preprocessing
 from transprune.errors import BudgetError, RunFolderError
@@ -62,6 +62,8 @@ class Phase:
     """What it leaves in the folder; it is done when the last one is there."""
     verb: str
     """The command that makes it."""
+    start: str = ""
+    """A file that it may start from: while the last one holds the same, nothing is done."""
 
     @property
     def file(self) -> str:
@@ -70,7 +72,10 @@ class Phase:
 
     def is_done(self, folder: RunFolder) -> bool:
         """Whether a folder holds what it leaves."""
-        return folder.has(self.file)
+        if not folder.has(self.file):
+            return False
+        is_begun = bool(self.start) and folder.has(self.start)
+        return not (is_begun and folder.file(self.start).read_bytes() == folder.file(self.file).read_bytes())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +114,9 @@ class Course:
 def courses(options: RunOptions, space: SearchSpace, costs: Mapping[str, Cost]) -> Iterator[Course]:
     """All that a run trains, in order; in a frontier each search comes right before its uniform widths."""
     budgets = points(options.budget)
+    if options.compress is not None:
+        yield Course(folder="", options=options, phases=(TEACHER,))
+        return
     if len(budgets) == 1:
         yield Course(folder="", options=options, phases=ALONE)
         return
@@ -312,11 +320,12 @@ def _explain(run: Run, found: SearchResult) -> None:
     why = (
         "it takes the most probable candidate everywhere"
         if likeliest == found.architecture
-        else f"the most probable candidates cost {_amounts(found, likeliest)}, and of all architectures that use what "
-        f"is allowed ({' and '.join(map(str, found.limits))}) this is the most probable one found: {proof}"
+        else f"the most probable candidates cost {amounts(found.space, found.limits, likeliest)}, and of all "
+        f"architectures that use what is allowed ({' and '.join(map(str, found.limits))}) this is the most probable "
+        f"one found: {proof}"
     )
     run.decide(
-        f"Chose an architecture of {_amounts(found, found.architecture)}",
+        f"Chose an architecture of {amounts(found.space, found.limits, found.architecture)}",
         why,
         architecture=found.architecture.to_json(),
         given_up=proof.given_up,
@@ -325,10 +334,9 @@ def _explain(run: Run, found: SearchResult) -> None:
     )
 
 
-def _amounts(found: SearchResult, architecture: Architecture) -> str:
+def amounts(space: SearchSpace, limits: Sequence[Limit], architecture: Architecture) -> str:
     """What an architecture costs, as each budget counts it."""
-    costs = (limit.cost for limit in found.limits)
-    return " and ".join(cost.written(found.space.cost(cost, architecture)) for cost in costs)
+    return " and ".join(limit.cost.written(space.cost(limit.cost, architecture)) for limit in limits)
 
 
 def load_architecture(run: Run) -> Architecture:
@@ -347,7 +355,10 @@ def load_architecture(run: Run) -> Architecture:
 def _untrained_student(run: Run) -> Networks:
     teacher, architecture = load_teacher(run), load_architecture(run)
     with seeded(run.options.seed, "student"):
-        if run.options.student == "scratch":
+        if run.folder.has(COMPRESSED):
+            student = shrink(run.model, architecture, run.example, reading=run.reading)
+            student.load_state_dict(run.folder.read_tensors(COMPRESSED))
+        elif run.options.student == "scratch":
             student = shrink(run.model, architecture, run.example, weights="scratch", reading=run.reading)
         else:
             origin = sort_channels(teacher, run.example, reading=run.reading)
@@ -386,6 +397,8 @@ def _note_on_student(material: Material) -> str:
 
 SUPERNET_WEIGHTS = "supernet.safetensors"
 """What a student of `student = "supernet"` starts from."""
+COMPRESSED = "compressed.safetensors"
+"""What a student starts from that was made without training."""
 
 TEACHER = TrainingPhase(
     name="teacher",
@@ -429,6 +442,7 @@ SEARCH = TrainingPhase(
 DISTILL = TrainingPhase(
     name="distill",
     files=("student.safetensors",),
+    start=COMPRESSED,
     verb="distill",
     options=lambda options: options.distill,
     begin=_untrained_student,
@@ -438,6 +452,8 @@ DISTILL = TrainingPhase(
 )
 """The student: the architecture as a plain network, trained with the teacher."""
 
+COMPRESS = Phase(name="compress", files=("samples.safetensors", "scores.json", COMPRESSED), verb="compress")
+"""The architecture and the student without training; both are left as a search and a distillation would leave them."""
 EVALUATE = Phase(name="evaluate", files=("examples.json", "result.json"), verb="evaluate")
 EXPORT = Phase(name="export", files=("student.onnx", "student.pt2"), verb="export")
 REPORT = Phase(name="report", files=("report.html",), verb="report")

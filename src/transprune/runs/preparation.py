@@ -6,14 +6,12 @@ each other process works in a temporary copy of it. So only the first one writes
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import weakref
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from transprune._version import __version__
 from transprune.data import said_of_left_out
 from transprune.errors import OptionError, RunFolderError
 from transprune.latency.measurement import LatencyMeasurement
@@ -21,7 +19,7 @@ from transprune.latency.model_cache import model_json
 from transprune.reports.comparison import is_frontier, whole_frontier
 from transprune.runs.begun_data import DATA_FILE, BegunData, begun_in, read_begun
 from transprune.runs.material import Material, collect
-from transprune.runs.run import Run
+from transprune.runs.run import Run, record_start
 from transprune.runs.run_options import RunOptions, Safety
 from transprune.runtime import RUN_FILES, FolderLock, RunFolder, choose_device, processes
 from transprune.runtime.environment import environment
@@ -91,7 +89,7 @@ def _prepare(
     measured = material.latency
     if measured is not None and not folder.has("latency.json"):  # a run keeps the model that it began with
         folder.write_json("latency.json", model_json(measured.key, material.space, measured.model))
-    _record_start(run)
+    record_start(run)
     run.journal.record("configuration", **asdict(options))
     left_out = said_of_left_out(material.data)
     if left_out and begun is None:
@@ -127,10 +125,6 @@ def _check_same_space(folder: RunFolder, space: SearchSpace) -> None:
             f"cannot go on with the run in '{folder.path}': the network is not the one that it began with, other sizes "
             "can be chosen now; bring back the code that the run began with, or start anew with --overwrite"
         )
-
-
-def _record_start(run: Run) -> None:
-    run.journal.record("start", command=" ".join(["transprune", *sys.argv[1:]]), version=__version__)
 
 
 def _record_space(run: Run, material: Material) -> None:
@@ -188,7 +182,7 @@ def _open_run(folder: RunFolder, device: str, safety: Safety | None) -> Run:
     if is_frontier(folder):
         raise whole_frontier(folder, "do this step in")
     run = Run(folder, options, device, safety, FolderLock(folder.path))
-    _record_start(run)
+    record_start(run)
     return run
 
 

@@ -12,7 +12,7 @@ from transprune.costs import COSTS
 from transprune.latency.stopwatch import Latency
 from transprune.reports.comparison import HEAD, cells, comparison_page
 from transprune.reports.words import amount, compact, timed_in
-from transprune.runs.run import Run
+from transprune.runs.run import Run, costs_in
 from transprune.runtime import RunFolder, print_table
 from transprune.runtime.files import disk_errors
 from transprune.space import SearchSpace, WidthGroup
@@ -21,11 +21,11 @@ from transprune.training.evaluation import Evaluation
 
 
 def network_figures(
-    evaluation: Evaluation, *, macs: int, params: int, latency: Latency, file: Path
+    evaluation: Evaluation | None, *, macs: int, params: int, latency: Latency, file: Path
 ) -> dict[str, float | str]:
     """What `result.json` says of one network: accuracy in percent, MACs a sample, its latency and where, bytes."""
     return {
-        **evaluation.to_json(),
+        **(evaluation.to_json() if evaluation else {}),
         "macs": macs,
         "params": params,
         **asdict(latency),
@@ -50,9 +50,14 @@ def show_results(folder: RunFolder) -> None:
     rows = [
         [label, form.format(teacher[key]), form.format(student[key]), _change(key, teacher[key], student[key])]
         for label, key, form in ROWS
+        if key in teacher and key in student
     ]
     asked = ", ".join(budget["text"] for budget in budgets)
     print_table(f"{result['model']} on {result['data']}, {asked}", ["", "teacher", "student", "change"], rows)
+    if not result.get("is_trained", True):
+        print("nothing was trained: the student has the teacher's weights, cut and fitted to the samples")
+    if "top1" not in student:
+        print(f"without labels: the student answers as the teacher on {result['agreement']:.1f} % of the images")
     print(f"latency: the median time of a batch {timed_in(student)}")
     for budget in budgets:
         share = budget["actual"] / budget["target"]
@@ -151,6 +156,17 @@ def show_architecture(run: Run) -> None:
         chosen, full = space.cost(cost, architecture), space.cost(cost, space.full_architecture())
         print(f"{cost.name}: {cost.written(chosen)} of {cost.written(full)} ({100 * chosen / full:.1f} %)")
     print(f"next: transprune distill {run.folder.path}")
+
+
+def show_derived(folder: RunFolder) -> None:
+    """Prints what a derivation chose, and how to go on."""
+    space = SearchSpace.from_json(folder.read_json("space.json"))
+    architecture = Architecture.from_json(folder.read_json("architecture.json"))
+    for cost in costs_in(folder, space).values():
+        chosen, full = space.cost(cost, architecture), space.cost(cost, space.full_architecture())
+        print(f"{cost.name}: {cost.written(chosen)} of {cost.written(full)} ({100 * chosen / full:.1f} %)")
+    steps = ("evaluate", "export", "distill") if folder.has("student.safetensors") else ("distill",)
+    print("next: " + "; ".join(f"transprune {step} {folder.path}" for step in steps))
 
 
 def show_space(name: str, space: SearchSpace) -> None:

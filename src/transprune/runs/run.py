@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -12,6 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from transprune._version import __version__
 from transprune.budget import points
 from transprune.costs import COSTS, Cost
 from transprune.data import ImageData
@@ -121,8 +123,7 @@ class Run:
     @cached_property
     def costs(self) -> Mapping[str, Cost]:
         """How each kind of cost is counted; latency by the model that the run began with, if it has one."""
-        model = load_model(self.folder.file("latency.json"), None, self.space)
-        return COSTS if model is None else {**COSTS, model.kind: model}
+        return costs_in(self.folder, self.space)
 
     @property
     def is_frontier(self) -> bool:
@@ -224,6 +225,12 @@ class Run:
         return read_journal(self.folder.file("journal.jsonl"))
 
 
+def costs_in(folder: RunFolder, space: SearchSpace) -> Mapping[str, Cost]:
+    """How the run in a folder counts each kind of cost."""
+    model = load_model(folder.file("latency.json"), None, space)
+    return COSTS if model is None else {**COSTS, model.kind: model}
+
+
 def describe(figures: Mapping[str, Any]) -> str:
     """The figures of an epoch in one short line."""
     parts = [f"loss {figures['loss']:.3f}", f"top-1 {figures['top1']:.1f} %"]
@@ -239,6 +246,11 @@ def describe(figures: Mapping[str, Any]) -> str:
     if "entropy" in figures:
         parts.append(f"entropy {figures['entropy']:.2f}")
     return "  ".join(parts)
+
+
+def record_start(run: Run) -> None:
+    """Says in the journal which command begins or goes on."""
+    run.journal.record("start", command=" ".join(["transprune", *sys.argv[1:]]), version=__version__)
 
 
 @contextmanager

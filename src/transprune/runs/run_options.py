@@ -11,9 +11,11 @@ from transprune.errors import OptionError, RunFolderError
 from transprune.options import (
     AugmentationName,
     CheckpointOptions,
+    CompressOptions,
     Dimensions,
     DistillationOptions,
     LatencyOptions,
+    Normalisation,
     Policy,
     SearchOptions,
     StudentStart,
@@ -50,6 +52,11 @@ class RunOptions:
     """Take what fits of the weights, and train the network first where something is missing."""
     image_size: tuple[int, int, int] | None = None
     """Channels, rows and columns to bring the images to."""
+    mean: Normalisation | None = None
+    """Mean of each channel that images are normalised by, pixels from 0 to 1: numbers, imagenet or none; without it
+    that of the training images. A trained network expects the one that it was trained with."""
+    std: Normalisation | None = None
+    """Standard deviation of each channel, likewise."""
     augment: AugmentationName = "standard"
     """Random changes of the training images: what is customary for the data set, none, shift (no mirroring: for digits,
     letters, signs), or imagenet (the paper's: crops, flips, colours, lighting)."""
@@ -69,6 +76,8 @@ class RunOptions:
     search: SearchOptions = field(default_factory=SearchOptions)
     distill: DistillationOptions = field(default_factory=DistillationOptions)
     latency: LatencyOptions = field(default_factory=LatencyOptions)
+    compress: CompressOptions | None = None
+    """How the network is made smaller without training; None: by a search."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], folder: Path) -> RunOptions:

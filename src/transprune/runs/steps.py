@@ -20,8 +20,11 @@ from transprune.reports.comparison import write_frontier
 from transprune.reports.examples import examples_record
 from transprune.reports.report import write_report
 from transprune.runs.begun_data import BegunData, read_begun
+from transprune.runs.compression import compress_step
 from transprune.runs.phases import (
     ALONE,
+    COMPRESS,
+    COMPRESSED,
     DISTILL,
     EVALUATE,
     EXPORT,
@@ -46,8 +49,17 @@ EXPORT_CHECKS = (1, 2, 7, 64)
 def run_all(run: Run) -> None:
     """Every step in order."""
     with logging_to(run):
+        if run.options.compress is not None:
+            compress_step(run)
         for phase in ALONE:
             complete(run, phase)
+        conclude(run)
+
+
+def compress_all(run: Run) -> None:
+    """Every step of a network made smaller without training."""
+    with logging_to(run):
+        compress_step(run)
         conclude(run)
 
 
@@ -76,7 +88,7 @@ def distill_step(run: Run) -> None:
 
 
 def evaluate_step(run: Run) -> None:
-    """Accuracy and cost of teacher and student, side by side, into `result.json`."""
+    """Accuracy and cost of teacher and student, side by side, into `result.json`; without labels how they agree."""
     teacher, student = load_teacher(run), load_student(run)
     options = run.options
     networks = {"teacher": teacher.to(run.device), "student": student.to(run.device)}
@@ -86,7 +98,7 @@ def evaluate_step(run: Run) -> None:
         latencies = _latencies(run, networks)
         figures = {
             name: network_figures(
-                evaluate(network, run.data, device=run.device),
+                evaluate(network, run.data, device=run.device) if run.data.is_labelled else None,
                 macs=count_macs(network.cpu(), run.example),
                 params=sum(parameter.numel() for parameter in network.parameters()),
                 latency=latencies[name],
@@ -97,7 +109,9 @@ def evaluate_step(run: Run) -> None:
         for name, predicted in _predicted(run).items():
             figures[name]["latency"] = predicted
     answers_file, result_file = EVALUATE.files
-    run.folder.write_json(answers_file, examples_record(run.data, **answered))
+    if run.data.is_labelled:
+        run.folder.write_json(answers_file, examples_record(run.data, **answered))
+    is_same = answered["teacher"].classes == answered["student"].classes
     result = {
         "model": options.model,
         "data": options.data,
@@ -116,7 +130,9 @@ def evaluate_step(run: Run) -> None:
         ],
         "widths": asdict(friendliness(run.space, load_architecture(run))),
         **figures,
-        "seconds": {phase.name: run.seconds(phase.name) for phase in ALONE},
+        "agreement": 100 * float(is_same.double().mean()),
+        "is_trained": not run.folder.has(COMPRESSED) or DISTILL.is_done(run.folder),
+        "seconds": {phase.name: run.seconds(phase.name) for phase in (*ALONE, COMPRESS)},
         "environment": run.folder.read_json("environment.json"),
     }
     run.folder.write_json(result_file, result)

@@ -16,6 +16,7 @@ from torch import nn
 
 from transprune.architecture import Architecture
 from transprune.budget import Limit
+from transprune.errors import SpaceError
 from transprune.reading.execution import Program
 from transprune.reading.networks import unwrapped
 from transprune.reading.reading import Reading, read
@@ -84,19 +85,33 @@ def limits_on_the_way(space: SearchSpace, limits: Sequence[Limit], share: float)
     ]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Compression:
-    """An architecture within a budget, with what led to it."""
+    """A smaller network within a budget, with what led to it."""
 
     architecture: Architecture
+    space: SearchSpace
+    """What could be chosen."""
+    limits: tuple[Limit, ...]
+    """The most that it may cost of each kind."""
     scores: tuple[Scores, ...]
     """Of each round; the first ones look around from the unpruned network."""
     sorted_model: nn.Module
     """The unpruned network with its channels in the order in which the student's were cut."""
     student: nn.Module
-    """The smaller network, repaired."""
+    """The smaller network; repaired, unless that was switched off."""
     moved: float
     """How far its outputs are from the unpruned network's."""
+
+    @property
+    def spent(self) -> tuple[int, ...]:
+        """What the architecture costs, by the kind of each limit."""
+        return tuple(self.space.cost(limit.cost, self.architecture) for limit in self.limits)
+
+    def __repr__(self) -> str:
+        each = zip(self.limits, self.spent, strict=True)
+        spent = " and ".join(f"{limit.cost.written(cost)} of at most {limit}" for limit, cost in each)
+        return f"Compression({spent}; outputs moved by {self.moved:.3g})"
 
 
 @dataclass(frozen=True)
@@ -120,6 +135,9 @@ def compress_by_scores(
     *,
     task: Task | None = None,
     measure: Measure = ablation,
+    scores: Sequence[Scores] = (),
+    repair: bool = True,
+    on_round: Callable[[int, Architecture], None] | None = None,
     approaches: int = APPROACHES,
     repetitions: int = REPETITIONS,
 ) -> Compression:
@@ -133,12 +151,15 @@ def compress_by_scores(
             labels. Every second one is scored on, and all are what the smaller network is repaired on.
         task: Says how outputs are compared; None: `classification()`.
         measure: What gives the figures.
+        scores: What was scored for another budget; nothing is scored anew then.
+        repair: Whether the smaller network is repaired; else it has the weights that were left.
+        on_round: Is told the number of each round, from 1, and what it found.
         approaches: Rounds until the budget is reached.
         repetitions: Rounds at the budget itself.
 
     Raises:
         ModelError: The model cannot be read (see `inspect`).
-        SpaceError: The space is another network's.
+        SpaceError: The space, or what the scores are about, is another network's.
         BudgetError: No architecture costs that little.
     """
     model = unwrapped(model)
@@ -146,9 +167,17 @@ def compress_by_scores(
     check_choices(space, reading)
     with evaluation_mode(model):
         compressing = _Compressing(
-            model, reading, space, limits=limits, samples=samples, task=task or classification(), measure=measure
+            model,
+            reading,
+            space,
+            limits=limits,
+            samples=samples,
+            task=task or classification(),
+            measure=measure,
+            on_round=on_round,
         )
-        return compressing.compress(approaches, repetitions)
+        place = compressing.derived(scores) if scores else compressing.scored(approaches, repetitions)
+        return compressing.student(place, is_repaired=repair)
 
 
 class _Compressing:
@@ -164,7 +193,9 @@ class _Compressing:
         samples: Example,
         task: Task,
         measure: Measure,
+        on_round: Callable[[int, Architecture], None] | None,
     ) -> None:
+        self.on_round = on_round
         self.model, self.reading, self.space, self.limits, self.measure = model, reading, space, limits, measure
         self.program, self.distance = Program(reading), distance_of(task)
         self.inputs = inputs_for(model, samples)
@@ -172,7 +203,8 @@ class _Compressing:
         self.targets = record_targets(model, self.program, self.some)
         self.scores: list[Scores] = []
 
-    def compress(self, approaches: int, repetitions: int) -> Compression:
+    def scored(self, approaches: int, repetitions: int) -> _Place:
+        """The best architecture that rounds of scoring find."""
         start = _Place(self.space.full_architecture(), -1)
         best = rounds_towards(start, self._find, self._lost, approaches=approaches, repetitions=repetitions)
         # Single changes say least of blocks: what dropping several costs is far more than the sum. So widths alone are
@@ -182,7 +214,35 @@ class _Compressing:
             other = _Place(derived, round)
             if other != best.found and (lost := self._lost(other)) < best.lost:
                 best = Tried(other, lost)
-        return self._student(best.found)
+        return best.found
+
+    def derived(self, scores: Sequence[Scores]) -> _Place:
+        """The best architecture that follows from scores for another budget."""
+        self.scores = list(scores)
+        self._check_scores()
+        places: list[_Place] = []
+        for round, each in enumerate(self.scores):
+            for figures in (each, each.keeping_blocks()):
+                place = _Place(figures.derive(self.space, self.limits).architecture, round)
+                if place not in places:
+                    places.append(place)
+        return min(places, key=self._lost) if len(places) > 1 else places[0]
+
+    def _check_scores(self) -> None:
+        """Checks that scores are about the candidates of the space.
+
+        Raises:
+            SpaceError: They are not.
+        """
+        for each in self.scores:
+            found = [(choice.name, choice.sizes) for choice in (*each.groups, *each.stages)]
+            wanted = [(choice.name, tuple(choice.candidates)) for choice in self.space.choices]
+            if found != wanted:
+                name = next((name for name in dict(wanted) if name not in dict(found)), "the candidates")
+                raise SpaceError(
+                    f"cannot derive from these scores: they are about other candidates than the space ({name} differs)"
+                    "; expected the scores of this network, made with the same choices"
+                )
 
     def _find(self, here: _Place, share: float) -> _Place:
         evidence = gather_evidence(
@@ -198,7 +258,10 @@ class _Compressing:
         scores = scores_of(evidence, self.measure)
         self.scores.append(scores)
         limits = limits_on_the_way(self.space, self.limits, share)
-        return _Place(scores.derive(self.space, limits).architecture, len(self.scores) - 1)
+        place = _Place(scores.derive(self.space, limits).architecture, len(self.scores) - 1)
+        if self.on_round is not None:
+            self.on_round(len(self.scores), place.architecture)
+        return place
 
     def _orders(self, place: _Place) -> dict[str, np.ndarray]:
         natural = {group.name: np.arange(group.width) for group in self.reading.groups}
@@ -211,11 +274,15 @@ class _Compressing:
         outputs = self.program.run(Refit(run, self.targets), self.some)
         return float(self.distance(outputs, self.targets.outputs))
 
-    def _student(self, place: _Place) -> Compression:
+    def student(self, place: _Place, *, is_repaired: bool) -> Compression:
+        """The smaller network of an architecture."""
         ordered = reorder_channels(self.model, self.reading, self._orders(place))
         student = shrink(ordered, place.architecture, self.inputs, reading=self.reading)
         targets = record_targets(ordered, self.program, self.inputs)
-        repaired = repair_read(student, self.reading, targets, place.architecture, self.inputs)
-        with torch.no_grad(), evaluation_mode(repaired):
-            moved = float(self.distance(repaired(*self.inputs), targets.outputs))
-        return Compression(place.architecture, tuple(self.scores), ordered, repaired, moved)
+        if is_repaired:
+            student = repair_read(student, self.reading, targets, place.architecture, self.inputs)
+        with torch.no_grad(), evaluation_mode(student):
+            moved = float(self.distance(student(*self.inputs), targets.outputs))
+        return Compression(
+            place.architecture, self.space, tuple(self.limits), tuple(self.scores), ordered, student, moved
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,14 @@ class Probabilities:
     """[groups, most candidates of a group]."""
     depths: Tensor
     """[stages, most candidates of a stage]."""
+
+    @classmethod
+    def of(cls, space: SearchSpace, by_choice: Mapping[str, Sequence[float]]) -> Probabilities:
+        """Those that `by_group` and `by_stage` gave, together, for a space."""
+        widths, depths = (mask.double() for mask in candidate_masks(space))
+        widths[widths > 0] = _figures(space.groups, by_choice)
+        depths[depths > 0] = _figures(space.stages, by_choice)
+        return cls(widths, depths)
 
     def one_hot(self) -> Probabilities:
         """All probability on the most probable candidates; without gradient."""
@@ -61,6 +69,10 @@ def certain(space: SearchSpace, architecture: Architecture) -> Probabilities:
     for row, stage in enumerate(space.stages):
         chosen_depths[row, stage.candidates.index(architecture.depths.get(stage.name, stage.depth))] = 1
     return Probabilities(chosen_widths, chosen_depths)
+
+
+def _figures(choices: Sequence[WidthGroup | DepthStage], by_choice: Mapping[str, Sequence[float]]) -> Tensor:
+    return torch.tensor([each for choice in choices for each in by_choice[choice.name]], dtype=torch.float64)
 
 
 def _mask(choices: Sequence[WidthGroup | DepthStage]) -> Tensor:

@@ -267,6 +267,7 @@ def feed(
         loader = data.train if part == "train" else data.test
     else:
         images, is_train = _images(data), part == "train"
+        images.require_labels("train" if is_train else "measure a network")
         split = images.train if is_train else images.test
         loader = make_loader(
             split, images, batch_size=batch_size, train=is_train, seed=seed, device=device, share=own_share()
@@ -293,7 +294,9 @@ def search_feeds(
     if isinstance(data, LoaderData):
         loaders = divide_loader(data, fraction=weights_share, seed=seed, processes=processes.count())
     else:
-        loaders = _image_loaders(_images(data), batch_size, weights_share, seed, device)
+        images = _images(data)
+        images.require_labels("search")
+        loaders = _image_loaders(images, batch_size, weights_share, seed, device)
     return SearchFeeds(
         Feed(loaders.weights, task, device, "weights"),
         Feed(loaders.architecture, task, device, "architecture"),

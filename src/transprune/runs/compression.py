@@ -1,0 +1,221 @@
+"""A network made smaller without training, in a run folder; and another budget from what a folder knows already."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from transprune.architecture import Architecture
+from transprune.budget import limits_of, points
+from transprune.data import Augmentation, ImageData, MemorySplit, held, make_loader
+from transprune.errors import RunFolderError
+from transprune.options import CompressOptions
+from transprune.runs.begun_data import DATA_FILE, read_begun
+from transprune.runs.phases import (
+    COMPRESS,
+    COMPRESSED,
+    DISTILL,
+    SEARCH,
+    SUPERNET_WEIGHTS,
+    TEACHER,
+    amounts,
+    complete,
+    load_teacher,
+    write_architecture,
+)
+from transprune.runs.run import Run, costs_in, logging_to, record_start
+from transprune.runs.run_options import RunOptions
+from transprune.runtime import FolderLock, RunFolder, announce, read_journal
+from transprune.runtime.environment import environment
+from transprune.scores.compress import check_enough, drawn
+from transprune.scores.rounds import Compression, compress_by_scores
+from transprune.scores.score import Scores
+from transprune.space import SearchSpace
+from transprune.tas.derivation import check_attainable, derive_with_proof
+from transprune.tas.probabilities import Probabilities
+
+SAMPLES, SCORES, _ = COMPRESS.files
+TAKEN_OVER = (DATA_FILE, "space.json", "latency.json", TEACHER.file, SUPERNET_WEIGHTS, SAMPLES, SCORES)
+"""What the run of another budget has from the one that it is derived from, as far as it is there."""
+
+
+def compress_step(run: Run) -> None:
+    """The smaller network: scored, derived, cut and repaired, on samples of the training images."""
+    complete(run, TEACHER)
+    if COMPRESS.is_done(run.folder):
+        run.decide(f"Kept {COMPRESS.file}", "the folder holds it already, from the same configuration")
+        return
+    with run.phase(COMPRESS.name):
+        run.folder.write_tensors(SAMPLES, {"images": _drawn_samples(run)})
+        found = _compressed(run)
+        run.folder.write_json(SCORES, {"rounds": [each.to_json() for each in found.scores]})
+        write_architecture(run, found.architecture)
+        _keep_student(run, found)
+
+
+def derive_run(
+    path: str | Path, budget: Sequence[str], out: str | Path, *, device: str = "auto", overwrite: bool = False
+) -> RunFolder:
+    """The run of another budget, from the scores of a compressed network or the probabilities of a finished search.
+
+    Args:
+        path: The folder of the run that knows them.
+        budget: What the smaller network may cost.
+        out: The folder of the new run; made if missing.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        overwrite: Start anew where the folder holds a run.
+
+    Returns:
+        The new folder: with a student from scores, and from probabilities with all that a distillation needs.
+
+    Raises:
+        RunFolderError: The run is missing, not that far yet, or one of several budgets; or the folder cannot be used.
+        BudgetError: No architecture costs that little.
+    """
+    known = RunFolder.open(path)
+    options = replace(RunOptions.from_config(known.config, known.path), budget=tuple(budget))
+    if len(points(known.config["budget"])) > 1:
+        from transprune.reports.comparison import whole_frontier  # draws, which takes a second to import
+
+        raise whole_frontier(known, "derive from")
+    if Path(out).resolve() == known.path.resolve():
+        raise RunFolderError(
+            f"cannot derive into '{out}': it is the folder that is derived from; expected another one (--out RUN)"
+        )
+    source = SEARCH if options.compress is None else COMPRESS
+    for phase in (TEACHER, source):
+        known.require(phase.file, made_by=phase.verb)
+    space = SearchSpace.from_json(known.read_json("space.json"))
+    limits = limits_of(budget, space, costs_in(known, space))
+    check_attainable(space, limits)
+    probabilities = _probabilities(known, space) if options.compress is None else None
+    lock = FolderLock(Path(out))
+    folder = RunFolder.create(out, asdict(options), overwrite=overwrite)
+    for name in filter(known.has, TAKEN_OVER):
+        shutil.copyfile(known.file(name), folder.file(name))
+    folder.write_json("environment.json", environment())
+    with Run(folder, options, device, None, lock) as run, logging_to(run):
+        record_start(run)
+        run.decide(f"Derived from the run in '{known.path}'", "what it knows serves any budget")
+        with run.phase(source.name):
+            if probabilities is None:
+                run.data = _samples(run)
+                scores = [Scores.from_json(each) for each in folder.read_json(SCORES)["rounds"]]
+                found = _compressed(run, scores)
+                _describe(folder, known, found.architecture)
+                _keep_student(run, found)
+            else:
+                derived = derive_with_proof(space, probabilities, limits)
+                run.decide(
+                    f"Chose an architecture of {amounts(space, limits, derived.architecture)}",
+                    f"of all that use what is allowed it is the most probable one found: {derived}",
+                    architecture=derived.architecture.to_json(),
+                )
+                _describe(folder, known, derived.architecture)
+    return folder
+
+
+def _describe(folder: RunFolder, known: RunFolder, architecture: Architecture) -> None:
+    """Writes `architecture.json` with what another one says of the network and its images."""
+    folder.write_json(SEARCH.file, {**known.read_json(SEARCH.file), **architecture.to_json()})
+
+
+def _probabilities(folder: RunFolder, space: SearchSpace) -> Probabilities:
+    """Those at the end of a search.
+
+    Raises:
+        RunFolderError: The folder has seen none.
+    """
+    epochs = [entry for entry in read_journal(folder.file("journal.jsonl")) if "width_probabilities" in entry]
+    if not epochs:
+        raise RunFolderError(
+            f"cannot derive from the run in '{folder.path}': its journal has no probabilities of a search; name the "
+            "run that searched, or one that `transprune compress` wrote"
+        )
+    found: Mapping[str, Any] = epochs[-1]
+    return Probabilities.of(space, {**found["width_probabilities"], **found["depth_probabilities"]})
+
+
+def _compressed(run: Run, scores: Sequence[Scores] = ()) -> Compression:
+    """The network within the budget; scored where no scores are known."""
+    space = replace(run.space, reading=run.reading)
+    limits = limits_of(run.options.budget, space, run.costs)
+
+    def on_round(number: int, found: Architecture) -> None:
+        announce(f"{COMPRESS.name}: round {number} found {amounts(space, limits, found)}")
+
+    return compress_by_scores(
+        load_teacher(run).to(run.device),
+        space,
+        limits,
+        _inputs(run),
+        scores=scores,
+        repair=_options(run).repair,
+        on_round=on_round,
+    )
+
+
+def _keep_student(run: Run, found: Compression) -> None:
+    """Writes the student, last as the file by which it is known to be there."""
+    is_repaired = _options(run).repair
+    run.decide(
+        f"Chose an architecture of {amounts(found.space, found.limits, found.architecture)}",
+        "of all that keep to the budget its outputs move least by the scores",
+        architecture=found.architecture.to_json(),
+    )
+    run.decide(
+        "The student is not trained",
+        f"it has the teacher's weights{', repaired' if is_repaired else ', as they were cut'}; on the samples its "
+        f"outputs are {found.moved:.3g} from the teacher's, by the loss of distillation; `transprune distill "
+        f"{run.folder.path}` trains it",
+        moved=found.moved,
+    )
+    state = {name: tensor.cpu() for name, tensor in found.student.state_dict().items()}
+    run.folder.write_tensors(DISTILL.file, state)
+    run.folder.write_tensors(COMPRESSED, state)
+
+
+def _options(run: Run) -> CompressOptions:
+    found = run.options.compress
+    assert found is not None
+    return found
+
+
+def _drawn_samples(run: Run) -> Tensor:
+    """Training images, drawn at random [samples, channels, rows, columns]."""
+    split = run.data.train
+    places = drawn(len(split), _options(run).samples, seed=run.options.seed)
+    check_enough(len(places))
+    return held(split.subset(places), run.data.image_size).images
+
+
+def _samples(run: Run) -> ImageData:
+    """The samples as a data set: the images themselves need not be read again."""
+    begun, images = read_begun(run.folder), run.folder.read_tensors(SAMPLES)["images"]
+    assert begun is not None
+    split = MemorySplit(images, torch.zeros(len(images), dtype=torch.int64))
+    return ImageData(
+        name=run.options.data,
+        train=split,
+        test=split,
+        classes=begun.classes,
+        image_size=begun.image_size,
+        mean=begun.mean,
+        std=begun.std,
+        augmentation=Augmentation(),
+        is_labelled=False,
+    )
+
+
+def _inputs(run: Run) -> Tensor:
+    """The samples as the network reads them, in one batch."""
+    data = _samples(run)
+    loader = make_loader(data.train, data, batch_size=len(data.train), train=False, seed=0, device=run.device)
+    images, _ = next(iter(loader))
+    return images

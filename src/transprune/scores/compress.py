@@ -1,0 +1,179 @@
+"""A smaller network without training as one call: from a trained network, samples and a budget."""
+
+from __future__ import annotations
+
+import copy
+import inspect as python
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from transprune.budget import Budget, parse_budgets
+from transprune.costs import COSTS, Cost
+from transprune.data import ImageData, LoaderData, make_loader
+from transprune.errors import DataError
+from transprune.latency.measurement import trusted_latency
+from transprune.options import LEAST_SAMPLES, CompressOptions, LatencyOptions
+from transprune.reading.inspection import inspect
+from transprune.reading.networks import unwrapped
+from transprune.scores.measures import Measure, ablation
+from transprune.scores.rounds import Compression, compress_by_scores
+from transprune.scores.score import Scores
+from transprune.space import SearchSpace
+from transprune.tas.derivation import check_attainable
+from transprune.training.tasks import Task, classification
+
+Samples = ImageData | LoaderData | Tensor | Iterable[Any]
+"""Where the samples come from."""
+
+
+def compress(
+    model: nn.Module,
+    data: Samples,
+    budget: Budget | str | Sequence[Budget | str],
+    *,
+    samples: int = CompressOptions.samples,
+    space: SearchSpace | None = None,
+    costs: Mapping[str, Cost] = COSTS,
+    latency: LatencyOptions | None = None,
+    task: Task | None = None,
+    measure: Measure = ablation,
+    scores: Sequence[Scores] = (),
+    repair: bool = True,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+) -> Compression:
+    """Makes a trained network smaller without training. The model is untouched.
+
+    What each channel and block is worth is seen from a few hundred samples, in a few rounds (`score`); the integer
+    program finds the architecture that loses least within the budget; and what is left is fitted to what the whole
+    network gives (`repair`). Another budget takes seconds:
+
+        half = transprune.compress(model, images, "macs=0.5")
+        third = transprune.compress(model, images, "macs=0.3", scores=half.scores)
+
+    Args:
+        model: The network, trained; it runs where its weights are.
+        data: Samples, whose labels are not looked at: an `ImageData` (images of its training split, drawn at random) or
+            a `LoaderData` (the first of its training batches); a tensor [samples, ...]; or any iterable of batches of
+            inputs, each a tensor or a tuple of the forward's positional arguments, behind which targets may stand.
+        budget: What the smaller network may cost, such as `macs=0.5`; or several budgets, all of which are kept.
+        samples: How many samples are looked at; fewer where there are fewer.
+        space: What may be chosen; None: all that `inspect` finds.
+        costs: How each kind of cost is counted; MACs and parameters need nothing but the space.
+        latency: How latency is measured where a budget speaks of it and `costs` does not; None: the defaults.
+        task: Says how outputs are compared, and how a batch of a `LoaderData` is taken apart; None: `classification()`.
+        measure: What gives the figures: `ablation`, `reconstruction`, `taylor`, or a function of your own.
+        scores: Those of an earlier result for the same network and space; nothing is scored anew then.
+        repair: Whether what is left is fitted; else it has the weights that it had.
+        seed: Decides which samples are drawn.
+        device: Where a copy of the model is to run instead.
+
+    Raises:
+        BudgetError: The budget is malformed or out of the attainable range.
+        ModelError: The model cannot be read.
+        SpaceError: The space or the scores are another network's.
+        LatencyError: The latency cannot be measured, or its model not be trusted.
+        DataError: There are too few samples, or they are no inputs of the network.
+        OptionError: Too few samples are asked for, or the measure does not give a figure for every candidate.
+    """
+    CompressOptions(samples=samples)  # checks the number
+    budgets = parse_budgets(budget)
+    model = unwrapped(model) if device is None else copy.deepcopy(unwrapped(model)).to(device)
+    task = task or classification()
+    inputs = gather_samples(model, data, samples, task=task, seed=seed)
+    example = tuple(each[:1].cpu() for each in inputs)
+    space = space or inspect(copy.deepcopy(model).cpu(), example)
+    if any(each.kind == "latency" for each in budgets) and "latency" not in costs:
+        place = next(model.parameters()).device
+        costs = {**costs, "latency": trusted_latency(model, space, example, latency, device=place).model}
+    limits = tuple(each.limit(space, costs) for each in budgets)
+    check_attainable(space, limits)
+    return compress_by_scores(model, space, limits, inputs, task=task, measure=measure, scores=scores, repair=repair)
+
+
+def gather_samples(model: nn.Module, data: Samples, count: int, *, task: Task, seed: int) -> tuple[Tensor, ...]:
+    """Inputs of a network as one batch, on the CPU where they are not tensors of the caller's.
+
+    Args:
+        model: The network.
+        data: As of `compress`.
+        count: How many samples are wanted.
+        task: Takes batches of a `LoaderData` apart.
+        seed: Decides which samples are drawn.
+
+    Returns:
+        The forward's positional arguments [samples, ...]; fewer samples where there are fewer.
+
+    Raises:
+        DataError: There are fewer than `LEAST_SAMPLES`, or a batch holds something else than tensors.
+    """
+    if isinstance(data, ImageData):
+        places = drawn(len(data.train), count, seed=seed)
+        loader = make_loader(data.train.subset(places), data, batch_size=count, train=False, seed=seed, device="cpu")
+        batches: Iterator[tuple[Tensor, ...]] = ((images,) for images, _ in loader)
+    elif isinstance(data, LoaderData):
+        batches = (_as_tuple(task.split(batch)[0]) for batch in data.train)
+    elif isinstance(data, Tensor):
+        batches = iter([(data[drawn(len(data), count, seed=seed)],)])
+    elif hasattr(data, "__iter__"):
+        batches = (_without_targets(model, _as_tuple(batch)) for batch in data)
+    else:
+        raise DataError(
+            f"cannot take samples from a {type(data).__name__}; expected an ImageData, a LoaderData, a tensor of "
+            "samples, or an iterable of batches of inputs"
+        )
+    return _joined(batches, count)
+
+
+def drawn(total: int, count: int, *, seed: int) -> Tensor:
+    """The places of so many of all samples, drawn at random, ascending; of all of them where there are fewer."""
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    return order[:count].sort().values
+
+
+def check_enough(count: int) -> None:
+    """Checks that there are samples enough to score a network on.
+
+    Raises:
+        DataError: There are not.
+    """
+    if count < LEAST_SAMPLES:
+        raise DataError(
+            f"cannot score a network on {count} sample{'s' if count != 1 else ''}: expected at least {LEAST_SAMPLES}, "
+            "better some hundreds; labels are not needed"
+        )
+
+
+def _joined(batches: Iterator[tuple[Tensor, ...]], count: int) -> tuple[Tensor, ...]:
+    """The first samples of several batches."""
+    held: list[tuple[Tensor, ...]] = []
+    found = 0
+    while found < count:
+        batch = next(batches, None)
+        if batch is None:
+            break
+        strange = next((each for each in batch if not isinstance(each, Tensor) or not each.dim()), None)
+        if strange is not None or not batch:
+            raise DataError(
+                f"cannot take samples from a batch with a {type(strange).__name__} in it; expected a tensor [samples, "
+                "...], or a tuple of the tensors that the network's forward takes by their positions"
+            )
+        held.append(batch)
+        found += len(batch[0])
+    check_enough(found)
+    return tuple(torch.cat(parts)[:count] for parts in zip(*held, strict=True))
+
+
+def _as_tuple(batch: Any) -> tuple[Any, ...]:
+    return tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+
+
+def _without_targets(model: nn.Module, batch: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A batch as the forward takes it: what is too much at its end are targets."""
+    parameters = python.signature(model.forward).parameters.values()
+    positional = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    takes_any = any(each.kind is each.VAR_POSITIONAL for each in parameters)
+    return batch if takes_any else batch[: max(1, len(positional))]

@@ -1,0 +1,269 @@
+"""A network made smaller without training: in Python, on the command line, and at another budget."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import transprune
+from transprune.cli import main
+from transprune.data import LoaderData, load_data, make_loader
+from transprune.errors import BudgetError, DataError, OptionError, RunFolderError, SpaceError
+from transprune.runs import compression
+from transprune.scores.compress import gather_samples
+from transprune.training.tasks import classification
+
+NET = """
+from torch import nn
+
+def build():
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 24, 3, padding=1, stride=2), nn.BatchNorm2d(24), nn.ReLU(),
+        nn.Conv2d(24, 24, 3, padding=1), nn.BatchNorm2d(24), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(96, 10),
+    )
+"""
+TRAINING = transprune.TrainingOptions(epochs=4, batch_size=64, warm_up_epochs=1, evaluate_every=4)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data("digits")
+
+
+@pytest.fixture(scope="module")
+def trained(digits) -> nn.Module:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    names: dict = {}
+    exec(NET, names)
+    return transprune.train(names["build"](), digits, TRAINING)
+
+
+@pytest.fixture(scope="module")
+def half(trained, digits):
+    return transprune.compress(trained, digits, "macs=0.5", samples=128)
+
+
+@pytest.fixture(scope="module")
+def place(trained, tmp_path_factory):
+    """A folder with a network, its weights, images without labels, and a compressed run."""
+    place = tmp_path_factory.mktemp("compressed")
+    (place / "net.py").write_text(NET)
+    save_file(trained.state_dict(), place / "trained.safetensors")
+    images = load_data("digits").test.images[:40, 0].numpy()
+    (place / "photos" / "more").mkdir(parents=True)
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(place / "photos" / ("more" if number % 2 else "") / f"{number}.png")
+    command(place, "run", "--data", "digits", "--distill.epochs", "1", "--distill.warm-up-epochs", "0")
+    return place
+
+
+def command(place, out, *more, weights=True, budget="macs=0.5"):
+    given = ["--weights", str(place / "trained.safetensors")] if weights else []
+    model = f"{place / 'net.py'}:build"
+    main(["compress", model, *given, "--budget", budget, "--samples", "128", "--out", str(place / out), *more])
+
+
+def top1(network, data) -> float:
+    return transprune.evaluate(network, data).top1
+
+
+def test_a_budget_is_kept_without_training(half, trained, digits):
+    macs = transprune.count_macs(half.student, torch.zeros(1, 1, 8, 8))
+    assert half.spent == (macs,)
+    assert macs <= half.limits[0].most
+    assert top1(half.student, digits) >= top1(trained, digits) - 8
+    assert str(half) == repr(half)
+    assert f"{macs:,} MACs of at most" in str(half)
+    assert len(str(half)) < 120
+
+
+def test_several_budgets_are_kept(trained, digits):
+    found = transprune.compress(trained, digits, ["macs=0.5", "params=0.4"], samples=64)
+    assert all(spent <= limit.most for spent, limit in zip(found.spent, found.limits, strict=True))
+    assert [limit.cost.kind for limit in found.limits] == ["macs", "params"]
+
+
+def test_nothing_of_the_callers_is_changed(trained, digits):
+    trained.train()
+    before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
+    images = digits.train.images[:64].float() / 255
+    kept = images.clone()
+    transprune.compress(trained, images, "macs=0.5")
+    assert trained.training
+    assert torch.equal(images, kept)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trained.state_dict().items())
+
+
+def test_another_budget_from_the_same_scores_is_what_compressing_gives(half, trained, digits):
+    derived = transprune.compress(trained, digits, "macs=0.3", samples=128, scores=half.scores)
+    anew = transprune.compress(trained, digits, "macs=0.3", samples=128)
+    assert derived.scores == half.scores
+    assert derived.spent[0] <= derived.limits[0].most
+    assert derived.moved <= 1.2 * anew.moved
+    assert abs(top1(derived.student, digits) - top1(anew.student, digits)) < 5
+
+
+def test_repair_can_be_left_out_and_is_worth_something(half, trained, digits):
+    plain = transprune.compress(trained, digits, "macs=0.5", samples=128, scores=half.scores, repair=False)
+    assert plain.architecture == half.architecture
+    assert plain.moved > 2 * half.moved
+    assert torch.equal(plain.student[0].weight, half.sorted_model[0].weight[: plain.student[0].out_channels])
+
+
+def test_samples_come_from_anything(trained, digits):
+    loader = make_loader(digits.train, digits, batch_size=32, train=False, seed=0, device="cpu")
+    batches = [images for images, _ in loader]
+    pairs = [(images, labels) for images, labels in loader]
+    data = LoaderData(train=pairs, test=pairs, example=batches[0])
+    for source in (batches, pairs, data, iter(batches), torch.cat(batches[:4])):
+        (found,) = gather_samples(trained, source, 100, task=classification(), seed=0)
+        assert found.shape == (100, 1, 8, 8)
+    (first,) = gather_samples(trained, digits, 100, task=classification(), seed=0)
+    (again,) = gather_samples(trained, digits, 100, task=classification(), seed=0)
+    (other,) = gather_samples(trained, digits, 100, task=classification(), seed=1)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_mask_beside_the_tokens_is_an_input():
+    class Masked(nn.Module):
+        def forward(self, tokens, mask):
+            return tokens * mask
+
+    batch = (torch.ones(20, 3), torch.zeros(20, 3))
+    assert len(gather_samples(Masked(), [batch], 20, task=classification(), seed=0)) == 2
+
+
+def test_what_cannot_be_compressed_is_refused(half, trained, digits):
+    with pytest.raises(DataError, match=r"cannot score a network on 3 samples: expected at least 16"):
+        transprune.compress(trained, torch.zeros(3, 1, 8, 8), "macs=0.5")
+    with pytest.raises(DataError, match=r"cannot take samples from a batch with a str in it"):
+        transprune.compress(trained, [("a", "b")], "macs=0.5")
+    with pytest.raises(DataError, match=r"cannot take samples from a int"):
+        transprune.compress(trained, 3, "macs=0.5")
+    with pytest.raises(OptionError, match=r"cannot use samples=3: expected at least 16"):
+        transprune.compress(trained, digits, "macs=0.5", samples=3)
+    with pytest.raises(BudgetError, match=r"cannot keep the budget macs=0.0001"):
+        transprune.compress(trained, digits, "macs=0.0001", samples=32)
+    coarse = transprune.inspect(trained, torch.zeros(1, 1, 8, 8), ratios=(0.5, 1.0))
+    with pytest.raises(SpaceError, match=r"cannot derive from these scores"):
+        transprune.compress(trained, digits, "macs=0.5", space=coarse, scores=half.scores, samples=32)
+
+
+# --- on the command line
+
+
+def test_a_run_folder_is_like_that_of_a_run(place, digits, capsys):
+    left = {path.name for path in (place / "run").iterdir()}
+    assert left >= {"config.toml", "space.json", "scores.json", "architecture.json", "report.html", "run.log"}
+    assert left >= {"teacher.safetensors", "student.safetensors", "student.onnx", "student.pt2", "journal.jsonl"}
+    result = json.loads((place / "run" / "result.json").read_text())
+    assert result["is_trained"] is False
+    assert result["student"]["macs"] <= result["budgets"][0]["target"]
+    assert result["student"]["top1"] >= result["teacher"]["top1"] - 8
+    assert "Nothing was trained" in (place / "run" / "report.html").read_text()
+    command(place, "run", "--data", "digits", "--distill.epochs", "1", "--distill.warm-up-epochs", "0")
+    assert "nothing was trained" in capsys.readouterr().out
+    student = transprune.load(place / "run", model=built(place))
+    assert top1(student, digits) == pytest.approx(result["student"]["top1"])
+
+
+def built(place) -> nn.Module:
+    names: dict = {}
+    exec((place / "net.py").read_text(), names)
+    return names["build"]()
+
+
+def test_derive_gives_another_budget_without_the_data(place, monkeypatch, capsys):
+    monkeypatch.setattr("transprune.runs.material.load_data", None)
+    main(["derive", str(place / "run"), "--budget", "macs=0.3", "--out", str(place / "third"), "--overwrite"])
+    assert "transprune distill" in capsys.readouterr().out
+    student = transprune.load(place / "third", model=built(place))
+    whole = transprune.count_macs(built(place), torch.zeros(1, 1, 8, 8))
+    assert transprune.count_macs(student, torch.zeros(1, 1, 8, 8)) <= 0.3 * whole
+
+
+def test_a_distillation_goes_on_from_the_compressed_student(place, capsys):
+    main(["derive", str(place / "run"), "--budget", "macs=0.4", "--out", str(place / "on"), "--overwrite"])
+    compressed = load_file(place / "on" / "compressed.safetensors")
+    student = place / "on" / "student.safetensors"
+    assert all(torch.equal(tensor, compressed[name]) for name, tensor in load_file(student).items())
+    main(["distill", str(place / "on")])
+    assert any(not torch.equal(tensor, compressed[name]) for name, tensor in load_file(student).items())
+    trained = student.read_bytes()
+    main(["distill", str(place / "on")])
+    assert student.read_bytes() == trained
+    capsys.readouterr()
+    main(["evaluate", str(place / "on"), "--json"])
+    assert json.loads(capsys.readouterr().out)["is_trained"] is True
+
+
+def test_images_without_labels_will_do(place, capsys):
+    command(place, "unlabelled", "--data", f"images:{place / 'photos'}", "--image-size", "1", "8", "8")
+    assert "without labels: the student answers as the teacher on" in capsys.readouterr().out
+    result = json.loads((place / "unlabelled" / "result.json").read_text())
+    assert "top1" not in result["student"]
+    assert result["agreement"] > 80
+    described = json.loads((place / "unlabelled" / "architecture.json").read_text())
+    assert described["model"]["classes"] == 10
+    assert "answers as the teacher" in (place / "unlabelled" / "report.html").read_text()
+    with pytest.raises(SystemExit, match="2"):
+        main(["distill", str(place / "unlabelled")])
+    assert "they have no labels" in capsys.readouterr().err
+
+
+def test_images_are_normalised_as_the_network_expects(place):
+    sizes = ["--image-size", "1", "8", "8", "--mean", "0.5", "--std", "0.25", "--no-repair"]
+    command(place, "normalised", "--data", f"images:{place / 'photos'}", *sizes)
+    described = json.loads((place / "normalised" / "architecture.json").read_text())
+    assert (described["preprocessing"]["mean"], described["preprocessing"]["std"]) == ([0.5], [0.25])
+    data = load_data("digits", image_size=(3, 8, 8), mean="imagenet", std="none")
+    assert data.mean == (0.485, 0.456, 0.406)
+    assert data.std == (1.0, 1.0, 1.0)
+
+
+def test_another_budget_from_a_finished_search(tmp_path, place, capsys):
+    short = ["--search.epochs", "2", "--search.warm-up-epochs", "0", "--search.batch-size", "128"]
+    weights = ["--weights", str(place / "trained.safetensors")]
+    model, out = f"{place / 'net.py'}:build", str(tmp_path / "searched")
+    main(["search", model, *weights, "--budget", "macs=0.5", "--out", out, "--preset", "quick", *short])
+    main(["derive", out, "--budget", "macs=0.3", "--out", str(tmp_path / "third")])
+    assert "transprune distill" in capsys.readouterr().out
+    space = transprune.SearchSpace.from_json((tmp_path / "third" / "space.json").read_text())
+    chosen = transprune.Architecture.from_json((tmp_path / "third" / "architecture.json").read_text())
+    limit = transprune.Budget.parse("macs=0.3").limit(space)
+    assert limit.is_kept(space, chosen)
+    assert (tmp_path / "third" / "supernet.safetensors").exists()
+    with pytest.raises(RunFolderError, match="its journal has no probabilities of a search"):
+        compression.derive_run(tmp_path / "third", ["macs=0.4"], tmp_path / "fourth")
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        ({"weights": False}, "no weights of it are given; expected a network that is trained"),
+        ({"budget": "macs=0.00001"}, "cannot keep the budget"),
+        ({"more": ("--samples", "3")}, "cannot use samples=3: expected at least 16"),
+        ({"more": ("--data", "images:empty")}, "there is no image in it or below"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(place, monkeypatch, capsys, more, problem):
+    (place / "empty").mkdir(exist_ok=True)
+    monkeypatch.chdir(place)
+    arguments = dict(more)
+    with pytest.raises(SystemExit, match="2"):
+        command(place, "refused", "--data", "digits", *arguments.pop("more", ()), **arguments)
+    assert problem in capsys.readouterr().err
+    assert not (place / "refused").exists()
+
+
+def test_a_run_needs_labels(place, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["run", "resnet20", "--data", f"images:{place / 'photos'}", "--budget", "macs=0.5", "--out", "never"])
+    assert "they have no labels" in capsys.readouterr().err
