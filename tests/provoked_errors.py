@@ -52,8 +52,7 @@ from transprune.latency.latency_model import LatencyModel, Validation
 from transprune.latency.model_cache import load_model
 from transprune.latency.operators import operators_of
 from transprune.models.by_name import build_model
-from transprune.models.resnet import ResNetShape
-from transprune.models.torchvision_resnet import resnet_from_torchvision
+from transprune.models.resnet import ResNetShape, resnet_from_torchvision
 from transprune.models.weights import load_weights
 from transprune.options import CheckpointOptions, CompressOptions, LatencyOptions, MeasureOptions
 from transprune.reading.inspection import inspect
@@ -64,7 +63,7 @@ from transprune.runs import RunOptions, Tracking, open_run, plan_run, prepare, r
 from transprune.runs.compression import _probabilities, derive_run
 from transprune.runs.material import collect
 from transprune.runs.phases import load_teacher
-from transprune.runs.presets import preset_options, read_config
+from transprune.runs.run_options import preset_options, read_config
 from transprune.runs.steps import teach_step
 from transprune.runtime import Checkpoints, FolderLock, Journal, RunFolder, choose_device, processes, read_journal
 from transprune.runtime.tensors import encode_tree

@@ -24,7 +24,7 @@ from transprune.models.by_name import build_model, is_user_model
 from transprune.models.weights import load_weights
 from transprune.reports.run_record import read_record
 from transprune.runs import RunOptions, open_run
-from transprune.runs.presets import get_preset
+from transprune.runs.run_options import get_preset
 from transprune.runtime import Checkpoints, FolderLock, RunFolder, choose_device, read_journal
 from transprune.runtime.configuration import to_toml
 from transprune.space import SearchSpace

@@ -18,7 +18,7 @@ from transprune.latency.backends import BACKENDS
 from transprune.latency.measurement import measure_latency
 from transprune.options import LatencyOptions, MeasureOptions
 from transprune.reading.inspection import inspect
-from transprune.runs.presets import get_preset
+from transprune.runs.run_options import get_preset
 from transprune.runtime import read_journal
 from transprune.shrinking.shrink import shrink
 from transprune.tas.expected_cost import ExpectedCost

@@ -18,10 +18,9 @@ from transprune.reading.execution import Program
 from transprune.reading.layouts import groups_of
 from transprune.reading.reading import read
 from transprune.scores.evidence import Evidence, Reader, distance_of, eliminate, gather_evidence
-from transprune.scores.measures import ablation, reconstruction, taylor
 from transprune.scores.refit import record_targets
 from transprune.scores.rounds import compress_by_scores, rounds_towards
-from transprune.scores.score import Scores, score, sort_by_scores
+from transprune.scores.score import Scores, ablation, reconstruction, score, sort_by_scores, taylor
 from transprune.shrinking.traced_network import CutRun, sizes_of
 
 MEASURES = {"ablation": ablation, "reconstruction": reconstruction, "taylor": taylor}

@@ -9,8 +9,7 @@ from torchvision import models
 from transprune.errors import ModelError
 from transprune.latency.macs import count_macs
 from transprune.models.by_name import build_model
-from transprune.models.resnet import resnet
-from transprune.models.torchvision_resnet import resnet_from_torchvision
+from transprune.models.resnet import resnet, resnet_from_torchvision
 from transprune.models.weights import load_weights
 from transprune.reading.inspection import inspect
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from transprune.models.resnet import ResNet as ResNet
     from transprune.models.resnet import ResNetShape as ResNetShape
     from transprune.models.resnet import resnet as resnet
-    from transprune.models.torchvision_resnet import resnet_from_torchvision as resnet_from_torchvision
+    from transprune.models.resnet import resnet_from_torchvision as resnet_from_torchvision
     from transprune.options import CheckpointOptions as CheckpointOptions
     from transprune.options import CompressOptions as CompressOptions
     from transprune.options import DistillationOptions as DistillationOptions
@@ -54,17 +54,17 @@ if TYPE_CHECKING:
     from transprune.reading.reading import Reading as Reading
     from transprune.reading.reading import read as read
     from transprune.reading.rules import register_rule as register_rule
-    from transprune.runs.presets import get_preset as get_preset
+    from transprune.runs.run_options import get_preset as get_preset
     from transprune.runtime import Checkpoints as Checkpoints
     from transprune.scores.compress import compress as compress
-    from transprune.scores.measures import ablation as ablation
-    from transprune.scores.measures import reconstruction as reconstruction
-    from transprune.scores.measures import taylor as taylor
     from transprune.scores.refit import repair as repair
     from transprune.scores.rounds import Compression as Compression
     from transprune.scores.score import Scores as Scores
+    from transprune.scores.score import ablation as ablation
+    from transprune.scores.score import reconstruction as reconstruction
     from transprune.scores.score import score as score
     from transprune.scores.score import sort_by_scores as sort_by_scores
+    from transprune.scores.score import taylor as taylor
     from transprune.shrinking.adapters import register_adapter as register_adapter
     from transprune.shrinking.shrink import kept_entries as kept_entries
     from transprune.shrinking.shrink import shrink as shrink

@@ -31,7 +31,7 @@ from transprune.cli.jobs import (
     SearchCommand,
 )
 from transprune.errors import OptionError, expected_one_of
-from transprune.runs.presets import DEFAULT_PRESET, preset_options, read_config
+from transprune.runs.run_options import DEFAULT_PRESET, preset_options, read_config
 
 DESCRIPTION = """Makes trained PyTorch networks smaller: widths and depths learned, within a budget.
 

@@ -62,7 +62,7 @@ class CompletionCommand:
 def options_of(kind: Any) -> Words:
     """The options of a command, with the words that each may be given."""
     from transprune.data.sources import SPECIFICATIONS
-    from transprune.runs.presets import PRESETS
+    from transprune.runs.run_options import PRESETS
 
     untyped = {
         "--preset": tuple(PRESETS),

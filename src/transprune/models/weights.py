@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from transprune.errors import ModelError
-from transprune.models.resnet import ResNet
-from transprune.models.torchvision_resnet import is_torchvision_resnet, pooled_shortcuts, renamed
+from transprune.models.resnet import ResNet, is_torchvision_resnet, pooled_shortcuts, renamed
 
 WRAPPERS = ("state_dict", "model", "model_state", "model_state_dict", "state_dict_ema")
 """Keys under which checkpoints hold a state dict."""

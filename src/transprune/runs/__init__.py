@@ -7,14 +7,12 @@ from transprune.on_demand import on_demand
 if TYPE_CHECKING:
     from transprune.runs.compression import compress_step as compress_step
     from transprune.runs.compression import derive_run as derive_run
-    from transprune.runs.frontier import run_frontier as run_frontier
     from transprune.runs.plan import Plan as Plan
     from transprune.runs.plan import plan_run as plan_run
     from transprune.runs.plan import show_plan as show_plan
     from transprune.runs.preparation import open_run as open_run
     from transprune.runs.preparation import prepare as prepare
     from transprune.runs.preparation import resume_run as resume_run
-    from transprune.runs.presets import preset_options as preset_options
     from transprune.runs.results import show_architecture as show_architecture
     from transprune.runs.results import show_derived as show_derived
     from transprune.runs.results import show_frontier as show_frontier
@@ -27,6 +25,7 @@ if TYPE_CHECKING:
     from transprune.runs.run_options import RunOptions as RunOptions
     from transprune.runs.run_options import Safety as Safety
     from transprune.runs.run_options import Tracking as Tracking
+    from transprune.runs.run_options import preset_options as preset_options
     from transprune.runs.steps import compress_all as compress_all
     from transprune.runs.steps import distill_step as distill_step
     from transprune.runs.steps import evaluate_step as evaluate_step
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from transprune.runs.steps import measure_step as measure_step
     from transprune.runs.steps import report_step as report_step
     from transprune.runs.steps import run_all as run_all
+    from transprune.runs.steps import run_frontier as run_frontier
     from transprune.runs.steps import search_step as search_step
     from transprune.runs.steps import teach_step as teach_step
     from transprune.runs.steps import write_any_report as write_any_report

@@ -16,7 +16,7 @@ from transprune.budget import limits_of, points
 from transprune.data import Augmentation, ImageData, MemorySplit, held, make_loader
 from transprune.errors import RunFolderError
 from transprune.options import CompressOptions
-from transprune.runs.begun_data import DATA_FILE, read_begun
+from transprune.runs.material import DATA_FILE, read_begun
 from transprune.runs.phases import (
     COMPRESS,
     COMPRESSED,

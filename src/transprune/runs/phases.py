@@ -29,7 +29,7 @@ from transprune.data import preprocessing
 from transprune.errors import BudgetError, RunFolderError
 from transprune.exports.load import load
 from transprune.options import SearchOptions, TrainingOptions
-from transprune.runs.begun_data import check_training_images
+from transprune.runs.material import check_training_images
 from transprune.runs.run_options import RunOptions
 from transprune.runtime import RunFolder, processes, seeded
 from transprune.runtime.structures import on_device

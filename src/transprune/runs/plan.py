@@ -11,8 +11,7 @@ import torch
 from transprune.data import said_of_left_out
 from transprune.errors import DataError
 from transprune.reports.words import amount
-from transprune.runs.begun_data import begun_in, check_training_images
-from transprune.runs.material import Material, collect
+from transprune.runs.material import Material, begun_in, check_training_images, collect
 from transprune.runs.phases import DISTILL, courses
 from transprune.runs.preparation import check_asked
 from transprune.runs.rehearsal import PlannedPhase, Rehearsal

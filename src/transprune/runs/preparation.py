@@ -17,8 +17,7 @@ from transprune.errors import OptionError, RunFolderError
 from transprune.latency.measurement import LatencyMeasurement
 from transprune.latency.model_cache import model_json
 from transprune.reports.comparison import is_frontier, whole_frontier
-from transprune.runs.begun_data import DATA_FILE, BegunData, begun_in, read_begun
-from transprune.runs.material import Material, collect
+from transprune.runs.material import DATA_FILE, BegunData, Material, begun_in, collect, read_begun
 from transprune.runs.run import Run, record_start
 from transprune.runs.run_options import RunOptions, Safety
 from transprune.runtime import RUN_FILES, FolderLock, RunFolder, choose_device, processes

@@ -1,4 +1,4 @@
-"""What decides a run, what happens when something happens to it, and who is told."""
+"""What decides a run: options, and presets (named recipes); what happens when something happens to it; who is told."""
 
 from __future__ import annotations
 
@@ -26,6 +26,10 @@ from transprune.runtime import UserFunction
 
 if TYPE_CHECKING:
     from transprune.runtime import Tracker
+from dataclasses import asdict
+
+from transprune.errors import expected_one_of, newer_format
+from transprune.runtime.configuration import FORMAT, read_toml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,3 +152,164 @@ def _imported(name: str) -> Tracker:
 
 def _always(tracker: Tracker) -> MakeTracker:
     return lambda _: tracker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """One recipe."""
+
+    summary: str
+    """What it is for and what it costs."""
+    teacher: TrainingOptions = field(default_factory=TrainingOptions)
+    search: SearchOptions = field(default_factory=SearchOptions)
+    distill: DistillationOptions = field(default_factory=DistillationOptions)
+    student: StudentStart = "scratch"
+    augment: AugmentationName = "standard"
+
+
+def _from_trained(*, epochs: int, batch_size: int, architecture_learning_rate: float) -> SearchOptions:
+    """A search that starts from the teacher's weights, in a supernet that keeps channel i as channel i.
+
+    Deviation: the paper's starts from new weights and interpolates, which takes hundreds of epochs, and decays the
+    architecture parameters. At high sampling temperatures their gradients are so small that the decay holds them at
+    zero: a short search ends as undecided as it began (LOG.md, 2026-11-25).
+    """
+    return SearchOptions(
+        epochs=epochs,
+        batch_size=batch_size,
+        warm_up_epochs=1,
+        learning_rate=0.02,
+        architecture_learning_rate=architecture_learning_rate,
+        architecture_weight_decay=0.0,
+        alignment="pad",
+        start="model",
+    )
+
+
+DEFAULT_PRESET = "medium"
+
+PRESETS: dict[str, Preset] = {
+    "quick": Preset(
+        summary="a first look: resnet20 on digits in about a minute on 2 cores",
+        teacher=TrainingOptions(epochs=16, batch_size=64, warm_up_epochs=2, evaluate_every=4),
+        search=_from_trained(epochs=8, batch_size=32, architecture_learning_rate=0.05),
+        distill=DistillationOptions(epochs=16, batch_size=64, warm_up_epochs=2, evaluate_every=4),
+        student="supernet",
+    ),
+    "demo": Preset(
+        summary="the whole job in a few minutes: resnet20 on digits on 2 cores",
+        teacher=TrainingOptions(epochs=50, batch_size=64, warm_up_epochs=3),
+        search=_from_trained(epochs=30, batch_size=32, architecture_learning_rate=0.03),
+        distill=DistillationOptions(epochs=60, batch_size=64, warm_up_epochs=3),
+        student="supernet",
+    ),
+    "short": Preset(
+        summary="a few epochs of everything: hours become minutes, points of accuracy are lost",
+        teacher=TrainingOptions(epochs=5, batch_size=128, warm_up_epochs=1),
+        search=_from_trained(epochs=3, batch_size=128, architecture_learning_rate=0.02),
+        distill=DistillationOptions(epochs=5, batch_size=128, warm_up_epochs=1),
+        student="supernet",
+    ),
+    "medium": Preset(
+        summary="a tenth of the paper's epochs",
+        teacher=TrainingOptions(epochs=30, batch_size=128, warm_up_epochs=2),
+        search=_from_trained(epochs=30, batch_size=128, architecture_learning_rate=0.01),
+        distill=DistillationOptions(epochs=30, batch_size=128, warm_up_epochs=2),
+        student="supernet",
+    ),
+    "paper-cifar": Preset(
+        summary="the paper's settings for CIFAR: 300 epochs of training, 600 of search; meant for a GPU",
+        search=SearchOptions(depth_samples=None),
+    ),
+    "paper-imagenet": Preset(
+        summary="the paper's settings for ImageNet: 120 epochs of training, 115 of search; meant for several GPUs",
+        teacher=TrainingOptions(epochs=120, weight_decay=1e-4),
+        search=SearchOptions(epochs=115, warm_up_epochs=5, weight_decay=1e-4, depth_samples=None),
+        distill=DistillationOptions(epochs=120, weight_decay=1e-4),
+        augment="imagenet",
+    ),
+}
+
+
+def get_preset(name: str) -> Preset:
+    """The recipe of a name.
+
+    Raises:
+        OptionError: There is none of that name.
+    """
+    if name not in PRESETS:
+        raise OptionError(f"cannot use the preset {name!r}: {expected_one_of(name, PRESETS)}")
+    return PRESETS[name]
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """What a file says, under the names of `RunOptions`; not checked yet.
+
+    A file with `format`, as a run wrote it, speaks of everything: what may be None and is missing there, is None.
+
+    Raises:
+        OptionError: The file cannot be read, is no TOML or of a newer format.
+    """
+    try:
+        config = read_toml(Path(path).read_bytes())
+    except OSError as error:
+        raise OptionError(
+            f"cannot read the options '{path}': {error.strerror or error}; expected a TOML file (--config FILE.toml)"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise OptionError(f"cannot read the options '{path}': it is no valid TOML ({error})") from error
+    found = config.pop("format", None)
+    if found not in (None, FORMAT):
+        raise OptionError(f"cannot read the options '{path}': {newer_format(found, FORMAT)}")
+    return config if found is None else dict(with_nones(RunOptions, config))
+
+
+def preset_options(name: str, config: Mapping[str, Any] | None = None, *, path: str | Path = "") -> RunOptions:
+    """The options of a preset, and over them what a file says.
+
+    Args:
+        name: The preset.
+        config: What `read_config` found; the text `None` stands for None.
+        path: Where, for messages.
+
+    Returns:
+        All options; model and budget are empty where nothing names them.
+
+    Raises:
+        OptionError: There is no such preset, a key is unknown, or a value is of another type or out of range.
+    """
+    preset = get_preset(name)
+    options = RunOptions(
+        model="",
+        data="digits",
+        budget=(),
+        preset=name,
+        augment=preset.augment,
+        student=preset.student,
+        teacher=preset.teacher,
+        search=preset.search,
+        distill=preset.distill,
+    )
+    if not config:
+        return options
+    try:
+        return read_record(RunOptions, _over(RunOptions, asdict(options), config))
+    except ValueError as error:
+        named = f" '{path}'" if path else ""
+        raise OptionError(
+            f"cannot use the options{named}: {error}; their names are those that `transprune run --help-all` shows, "
+            "with search.epochs as epochs in the table [search]"
+        ) from error
+
+
+def _over(kind: Any, base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values over those of a base, table by table."""
+    hints = get_type_hints(kind)
+    found = dict(base)
+    for name, value in values.items():
+        hint = hints.get(name)
+        if is_dataclass(hint) and isinstance(value, Mapping):
+            found[name] = _over(hint, base[name], value)
+        else:
+            found[name] = None if value == "None" and type(None) in get_args(hint) else value
+    return found

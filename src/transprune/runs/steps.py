@@ -1,4 +1,4 @@
-"""The steps of a run: each reads what earlier ones left in the folder."""
+"""The steps of a run, each of which reads what earlier ones left in the folder; and a frontier, several runs in one go."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from transprune.latency.macs import count_macs, friendliness
 from transprune.latency.performance import measure, measurements_json
 from transprune.latency.stopwatch import Latency, measure_latencies
 from transprune.options import MeasureOptions
-from transprune.reports.comparison import write_frontier
+from transprune.reports.comparison import frontier_record, write_frontier
 from transprune.reports.examples import examples_record
 from transprune.reports.report import write_report
-from transprune.runs.begun_data import BegunData, read_begun
 from transprune.runs.compression import compress_step
+from transprune.runs.material import BegunData, read_begun
 from transprune.runs.phases import (
     ALONE,
     COMPRESS,
@@ -29,14 +29,19 @@ from transprune.runs.phases import (
     EVALUATE,
     EXPORT,
     MEASURE,
+    REPORT,
     SEARCH,
+    SHARED,
     TEACHER,
+    Course,
     complete,
+    courses,
     load_architecture,
     load_student,
     load_teacher,
+    scale,
 )
-from transprune.runs.preparation import read_options
+from transprune.runs.preparation import prepare, read_options
 from transprune.runs.results import network_figures
 from transprune.runs.run import Run, log, logging_to
 from transprune.runtime import RunFolder, processes
@@ -236,3 +241,55 @@ def write_any_report(path: str | Path) -> Path:
     if len(points(read_options(folder).budget)) > 1:
         return write_frontier(folder)
     return write_report(folder.path)
+
+
+def run_frontier(run: Run, *, overwrite: bool = False) -> None:
+    """Trains what is shared, runs every point that is not done yet, and draws the curve.
+
+    Args:
+        run: A run whose budget names several amounts.
+        overwrite: Start the points anew.
+    """
+    shared, *points = courses(run.options, run.space, run.costs)
+    with logging_to(run):
+        for phase in shared.phases:
+            complete(run, phase)
+    folders = [_do(run, point, overwrite) for point in points]
+    if not processes.is_first():
+        return
+    pairs = zip(folders[::2], folders[1::2], strict=True)
+    run.folder.write_json("frontier.json", frontier_record([(one, other) for one, other in pairs if one is not None]))
+    write_frontier(run.folder)
+
+
+def _do(run: Run, course: Course, overwrite: bool) -> RunFolder | None:
+    """Every step of a point that is not done yet, and its folder; None: it is left out."""
+    if course.left_out:
+        with logging_to(run):
+            run.decide(f"Left uniform widths out at {', '.join(course.options.budget)}", course.left_out)
+        return None
+    with _point(run, course, overwrite) as point:
+        if not REPORT.is_done(point.folder):
+            with logging_to(point):
+                if course.scaled is not None:
+                    scale(point, course.scaled)
+                for phase in course.phases:
+                    complete(point, phase)
+                conclude(point)
+        return point.folder
+
+
+def _point(run: Run, course: Course, overwrite: bool) -> Run:
+    """The run of one point, with what it shares."""
+    point = prepare(
+        course.options,
+        Path(run.folder.path, course.folder),
+        device=str(run.device),
+        overwrite=overwrite,
+        safety=replace(run.safety, max_minutes=run.checkpoints.minutes_left()),
+        part_of=run,
+    ).followed_by(run.trackers)
+    for phase in SHARED:
+        if not phase.is_done(point.folder):
+            point.folder.write_bytes(phase.file, run.folder.file(phase.file).read_bytes())
+    return point

@@ -18,9 +18,8 @@ from transprune.latency.measurement import trusted_latency
 from transprune.options import LEAST_SAMPLES, CompressOptions, LatencyOptions
 from transprune.reading.inspection import inspect
 from transprune.reading.networks import unwrapped
-from transprune.scores.measures import Measure, ablation
 from transprune.scores.rounds import Compression, compress_by_scores
-from transprune.scores.score import Scores
+from transprune.scores.score import Measure, Scores, ablation
 from transprune.space import SearchSpace
 from transprune.tas.derivation import check_attainable
 from transprune.training.tasks import Task, classification

@@ -22,9 +22,8 @@ from transprune.reading.networks import unwrapped
 from transprune.reading.reading import Reading, read
 from transprune.reading.trace import Example, inputs_for
 from transprune.scores.evidence import check_choices, distance_of, gather_evidence
-from transprune.scores.measures import Measure, ablation
 from transprune.scores.refit import Refit, record_targets, repair_read
-from transprune.scores.score import Scores, scores_of
+from transprune.scores.score import Measure, Scores, ablation, scores_of
 from transprune.shrinking.shrink import shrink
 from transprune.shrinking.sort import reorder_channels
 from transprune.shrinking.traced_network import CutRun, sizes_of
