@@ -1,4 +1,4 @@
-"""What a run is made of: gathered and checked before anything is trained or written, and kept as it was at the start."""
+"""What a run is made of: gathered and checked before anything is written, and kept as it was at the start."""
 
 from __future__ import annotations
 

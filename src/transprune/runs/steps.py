@@ -1,4 +1,4 @@
-"""The steps of a run, each of which reads what earlier ones left in the folder; and a frontier, several runs in one go."""
+"""The steps of a run, each reading what earlier ones left in the folder; and a frontier, several runs in one go."""
 
 from __future__ import annotations
 
