@@ -46,7 +46,6 @@ class Macs(Cost):
     kind, name = "macs", "MACs"
 
     def of_part(self, layer: Layer, part: tuple[int, int], inputs: int, outputs: int) -> int:
-        """Linear in the outputs and, except for the bias, in the inputs; the bias counts with the first input part."""
         return layer.macs(inputs, outputs) - (layer.macs(0, outputs) if part[0] else 0)
 
 
@@ -56,7 +55,6 @@ class Params(Cost):
     kind, name = "params", "parameters"
 
     def of_part(self, layer: Layer, part: tuple[int, int], inputs: int, outputs: int) -> int:
-        """Linear like MACs; the bias and the norm count with the first input part."""
         return layer.params(inputs, outputs) - (layer.params(0, outputs) if part[0] else 0)
 
 

@@ -124,7 +124,6 @@ class CompressCommand(Job):
     """Fit what is left to what the whole network gives; else it has the weights that it had."""
 
     def options(self) -> RunOptions:
-        """What decides the run."""
         return replace(super().options(), compress=CompressOptions(samples=self.samples, repair=self.repair))
 
     def __call__(self) -> None:
@@ -186,7 +185,6 @@ class ResumedCompress(ResumedRun):
     """
 
     def __call__(self) -> None:
-        """Runs every step that is left, but the training of the student."""
         _compress(self.resumed(), as_json=self.as_json)
 
 
@@ -197,7 +195,6 @@ class ResumedSearch(ResumedRun):
     """
 
     def __call__(self) -> None:
-        """Runs the teacher and the search, as far as they are left."""
         _teach_and_search(self.resumed(), as_json=self.as_json)
 
 

@@ -217,7 +217,6 @@ class LatencyModel(Cost):
         return round(before * after * self.layer_time(layer, round(inputs / before), round(outputs / after)))
 
     def written(self, amount: float) -> str:
-        """Nanoseconds as milliseconds."""
         return milliseconds(amount)
 
     def check_trust(self, bound: float) -> None:

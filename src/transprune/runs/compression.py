@@ -79,15 +79,15 @@ def derive_run(
         BudgetError: No architecture costs that little.
     """
     known = RunFolder.open(path)
+    if Path(out).resolve() == known.path.resolve():
+        raise RunFolderError(
+            f"cannot derive into '{out}': it is the folder that is derived from; expected another one (--out RUN)"
+        )
     options = replace(RunOptions.from_config(known.config, known.path), budget=tuple(budget))
     if len(points(known.config["budget"])) > 1:
         from transprune.reports.comparison import whole_frontier  # draws, which takes a second to import
 
         raise whole_frontier(known, "derive from")
-    if Path(out).resolve() == known.path.resolve():
-        raise RunFolderError(
-            f"cannot derive into '{out}': it is the folder that is derived from; expected another one (--out RUN)"
-        )
     source = SEARCH if options.compress is None else COMPRESS
     for phase in (TEACHER, source):
         known.require(phase.file, made_by=phase.verb)
@@ -132,7 +132,8 @@ def _probabilities(folder: RunFolder, space: SearchSpace) -> Probabilities:
     Raises:
         RunFolderError: The folder has seen none.
     """
-    epochs = [entry for entry in read_journal(folder.file("journal.jsonl")) if "width_probabilities" in entry]
+    entries = read_journal(folder.file("journal.jsonl")) if folder.has("journal.jsonl") else []
+    epochs = [entry for entry in entries if "width_probabilities" in entry]
     if not epochs:
         raise RunFolderError(
             f"cannot derive from the run in '{folder.path}': its journal has no probabilities of a search; name the "

@@ -104,7 +104,6 @@ class Bilevel(Loop):
         )
 
     def parts(self) -> dict[str, Any]:
-        """Supernet and architecture parameters, their optimizers, the schedule, and what decides the candidates."""
         return {
             "supernet": self.supernet,
             "parameters": self.parameters,
@@ -116,11 +115,9 @@ class Bilevel(Loop):
         }
 
     def learning_rate(self) -> float:
-        """The weights' learning rate in the next step."""
         return float(self.weight_optimizer.param_groups[0]["lr"])
 
     def step(self, batch: Batch) -> None:
-        """A step of the weights; then one of the architecture, once it learns."""
         temperature = self.temperature(self.epoch)
         self.step_weights(batch, temperature)
         if self.epoch > self.options.architecture_after * self.options.epochs:
@@ -198,7 +195,6 @@ class Bilevel(Loop):
             return evaluate_batches(partial(self.supernet, selection), self.validation_batches, self.task)
 
     def end_of_epoch(self) -> dict[str, Any]:
-        """Temperature, probabilities and costs, and figures of the most probable architecture."""
         probabilities = self.probabilities()
         likeliest = probabilities.most_probable(self.space)
         validated = self.validate(likeliest)

@@ -125,15 +125,12 @@ class Fit(Loop):
         self.schedule = cosine_schedule(self.optimizer, self.steps_an_epoch, options.epochs, options.warm_up_epochs)
 
     def parts(self) -> dict[str, Any]:
-        """Network, optimizer and schedule."""
         return {"network": self.network, "optimizer": self.update, "schedule": self.schedule}
 
     def learning_rate(self) -> float:
-        """The learning rate of the next step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     def step(self, batch: Batch) -> None:
-        """One step of the weights."""
         self.network.train()
         for learned in self.update.step(batch, self._forward):
             self.meter.add(*learned)
@@ -151,7 +148,6 @@ class Fit(Loop):
         return self.network.to(memory_format=torch.contiguous_format).eval()
 
     def end_of_epoch(self) -> dict[str, Any]:
-        """Figures on the test data, where they are due."""
         if self.epoch % self.options.evaluate_every and self.epoch != self.epochs:
             return {}
         with evaluation_mode(self.network):
