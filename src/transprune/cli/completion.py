@@ -54,7 +54,7 @@ class CompletionCommand:
         from transprune.cli.arguments import COMMANDS
         from transprune.models.by_name import NAMES
 
-        behind = {"run": NAMES, "search": NAMES, "inspect": NAMES, "completion": get_args(Shell)}
+        behind = {"run": NAMES, "compress": NAMES, "search": NAMES, "inspect": NAMES, "completion": get_args(Shell)}
         verbs = {verb: {verb: behind.get(verb, ()), **options_of(kind)} for verb, kind in COMMANDS.items()}
         print(_fish(verbs) if self.shell == "fish" else (_ZSH if self.shell == "zsh" else "") + _bash(verbs), end="")
 
@@ -81,7 +81,7 @@ def _options(kind: Any, prefix: str) -> Iterator[tuple[str, tuple[str, ...]]]:
         option = prefix + name.replace("_", "-")
         if is_dataclass(hint):
             yield from _options(hint, f"{option}." if name else prefix)
-        elif tyro.conf.Positional not in marks:
+        elif tyro.conf.Positional not in marks and tyro.conf.Suppress not in marks:
             yield option, tuple(map(str, get_args(hint))) if get_origin(hint) is Literal else ()
 
 
