@@ -19,7 +19,7 @@ from transprune.cli.arguments import COMMANDS, RESUMED, read_command
 from transprune.cli.completion import CompletionCommand, options_of
 from transprune.cli.entry import explaining
 from transprune.cli.help import EVERYDAY
-from transprune.cli.jobs import Job
+from transprune.cli.jobs import CompressCommand, Job
 from transprune.errors import OptionError
 
 SCREEN = 45
@@ -85,7 +85,8 @@ def test_all_options_are_to_be_found(capsys, verb):
 @pytest.mark.parametrize("verb", VERBS)
 def test_only_what_has_no_default_is_called_required(capsys, verb):
     text = printed(capsys, verb, "--help-all")
-    required = {"run": 2, "search": 2, "compare": 0}.get(verb, 1)  # MODEL or the folder, and --out
+    # MODEL or the folder, and --out
+    required = {"run": 2, "compress": 2, "derive": 2, "search": 2, "compare": 0}.get(verb, 1)
     assert text.count("(required)") == required
     assert "{True,False}" not in text
 
@@ -111,7 +112,7 @@ def test_a_verb_takes_no_option_that_does_nothing(capsys, verb, others):
 
 
 def test_the_everyday_options_are_a_part_of_all(capsys):
-    assert set(EVERYDAY) < {item.name for item in fields(Job)}
+    assert set(EVERYDAY) < {item.name for item in fields(CompressCommand)}
     text = printed(capsys, "run", "--help")
     assert "--help-all" in text
     assert "--search.epochs" not in text
@@ -150,7 +151,7 @@ def test_a_word_that_is_nearly_right_is_answered_with_the_right_one(capsys, tmp_
 
 
 def test_an_unknown_verb_is_one_of_our_errors():
-    with pytest.raises(OptionError, match="expected one of run, search"):
+    with pytest.raises(OptionError, match="expected one of run, compress, derive, search"):
         read_command(["cook"])
 
 

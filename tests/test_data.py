@@ -133,7 +133,7 @@ class TestSpecification:
             load_data("cifar:x")
 
     def test_something_far_off_is_refused_without_a_guess(self):
-        with pytest.raises(DataError, match=r"expected one of digits.*parquet:DIR$"):
+        with pytest.raises(DataError, match=r"expected one of digits.*parquet:DIR, images:DIR$"):
             load_data("zzzz")
 
     @pytest.mark.parametrize("spec", ["cifar10", "imagefolder:", "parquet"])

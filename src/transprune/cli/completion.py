@@ -78,7 +78,7 @@ def _options(kind: Any, prefix: str) -> Iterator[tuple[str, tuple[str, ...]]]:
         hint: Any = bare[item.name]
         marks = getattr(hints[item.name], "__metadata__", ())
         name = next((mark.name for mark in marks if getattr(mark, "name", None) is not None), item.name)
-        option = prefix + name.replace("_", "-")
+        option = prefix + ("no-" if item.default is True else "") + name.replace("_", "-")
         if is_dataclass(hint):
             yield from _options(hint, f"{option}." if name else prefix)
         elif tyro.conf.Positional not in marks and tyro.conf.Suppress not in marks:

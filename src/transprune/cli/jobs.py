@@ -113,7 +113,7 @@ class SearchCommand(Job):
 
 @dataclass(frozen=True, kw_only=True)
 class CompressCommand(Job):
-    """Make a trained network smaller without training, from a few hundred samples; then derive, distill or export it.
+    """Make a trained network smaller without training, from a few hundred samples.
 
     transprune compress resnet20 --weights trained.pth --data images:photos --budget macs=0.5 --out runs/half
     """
@@ -121,7 +121,7 @@ class CompressCommand(Job):
     samples: int = CompressOptions.samples
     """Training images that are looked at; labels are not needed."""
     repair: bool = CompressOptions.repair
-    """Fit what is left to what the whole network gives; else it has the weights that it had."""
+    """Fit what is left to the outputs of the whole network."""
 
     def options(self) -> RunOptions:
         return replace(super().options(), compress=CompressOptions(samples=self.samples, repair=self.repair))
@@ -137,7 +137,7 @@ class CompressCommand(Job):
 
 @dataclass(frozen=True, kw_only=True)
 class DeriveCommand(OnDevice):
-    """Another budget in seconds, from the scores of a compressed network or the probabilities of a finished search.
+    """Another budget, from the scores of a compressed network or the probabilities of a search.
 
     transprune derive runs/half --budget macs=0.3 --out runs/third
     """
