@@ -262,7 +262,7 @@ def test_a_dead_process_holds_nothing_and_neither_do_its_children(tmp_path):
     code = (
         "import os, sys, time\nfrom pathlib import Path\nfrom transprune.runtime.files import FolderLock\n"
         "lock = FolderLock(Path(sys.argv[1]))\n"
-        "if os.fork() == 0:\n    time.sleep(60)\n    os._exit(0)\nprint('held', flush=True)\ntime.sleep(60)\n"
+        "if os.fork() == 0:\n    print('held', flush=True)\n    time.sleep(60)\n    os._exit(0)\ntime.sleep(60)\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, start_new_session=True

@@ -115,7 +115,7 @@ class SearchCommand(Job):
 class CompressCommand(Job):
     """Make a trained network smaller without training, from a few hundred samples.
 
-    transprune compress resnet20 --weights trained.pth --data images:photos --budget macs=0.5 --out runs/half
+    transprune compress resnet20 --weights w.pth --data images:photos --budget macs=0.5 --out runs/half
     """
 
     samples: int = CompressOptions.samples
