@@ -97,6 +97,14 @@ def _mend_ends(coupling: Coupling) -> bool:
                     collapse(axis)
                     unify(main, other)
                     return True
+    # A sum may have been collapsed to its main side, which was split into parts since: its form is gone, and the
+    # projection that its shortcut may need is left.
+    for use in coupling.uses:
+        if use.operator == "projection" and not (_is_run(use.inputs) and _is_run(use.outputs)):
+            searched = [[id(atom) for atom in searchable(axis)] for axis in (use.inputs, use.outputs)]
+            if searched[0] != searched[1]:
+                unify(use.inputs, use.outputs)
+                return True
     return False
 
 
