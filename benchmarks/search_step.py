@@ -47,8 +47,7 @@ from transprune.reading.inspection import inspect
 from transprune.runtime import keep_kernels
 from transprune.runtime.environment import environment
 from transprune.tas.derivation import derive
-from transprune.tas.expected_cost import ExpectedCost
-from transprune.tas.penalty import budget_penalty
+from transprune.tas.expected_cost import ExpectedCost, budget_penalty
 from transprune.tas.sampling import ArchitectureParameters
 from transprune.tas.supernet import Supernet
 from transprune.training.batches import Batch

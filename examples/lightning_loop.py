@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
 import transprune
-from transprune.tas.penalty import budget_penalty
+from transprune.tas.expected_cost import budget_penalty
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)
 

@@ -15,10 +15,9 @@ import transprune
 import transprune.runs
 import transprune.runtime
 from transprune.cli import main
-from transprune.cli.arguments import COMMANDS, RESUMED, read_command
+from transprune.cli.arguments import COMMANDS, EVERYDAY, RESUMED, read_command
 from transprune.cli.completion import CompletionCommand, options_of
 from transprune.cli.entry import explaining
-from transprune.cli.help import EVERYDAY
 from transprune.cli.jobs import CompressCommand, Job
 from transprune.errors import OptionError
 

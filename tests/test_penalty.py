@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transprune.tas.penalty import budget_penalty, budgets_penalty
+from transprune.tas.expected_cost import budget_penalty, budgets_penalty
 
 
 def penalty(expected, actual, target=100.0, tolerance=0.25):

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transprune.errors import ModelError
-from transprune.models.initialisation import initialise
-from transprune.models.residual import ResidualSum, projection
+from transprune.models.residual import ResidualSum, initialise, projection
 
 
 class ResNet(nn.Module):

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from transprune.architecture import Architecture
 from transprune.errors import OptionError, SpaceError
-from transprune.models.initialisation import initialise
-from transprune.models.residual import ResidualSum, projection
+from transprune.models.residual import ResidualSum, initialise, projection
 from transprune.reading.equality import difference, outputs_of, probes
 from transprune.reading.execution import Program
 from transprune.reading.inspection import full_space

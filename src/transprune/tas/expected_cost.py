@@ -1,4 +1,4 @@
-"""The cost of a search space as a sum of terms.
+"""The expected cost of a search space as a sum of terms, and the penalty that steers it towards the budget.
 
 A term is a layer, the depths at which it reads and writes certain channels, and a table with one number for every pair
 of widths that these may have. The same terms give the expected cost under probabilities (differentiable) and the
@@ -7,7 +7,7 @@ constraint of the derivation, and their numbers are those that `SearchSpace.cost
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +18,43 @@ from torch.nn import functional as F
 from transprune.costs import MACS, Channels, Cost, Layer
 from transprune.space import SearchSpace
 from transprune.tas.probabilities import Probabilities
+
+
+def budget_penalty(expected: Tensor, actual: Tensor, target: float | Tensor, tolerance: float) -> Tensor:
+    """The penalty on the expected cost, in three regions of the actual cost (Dong & Yang, 2019, Eq. 7).
+
+    Above (1 + tolerance) · target it is log(expected / target), which pushes the cost down; below (1 − tolerance) ·
+    target it is −log(expected / target), which pushes it up; between them it is zero, and so is its gradient.
+
+    Deviation: the paper has log(expected). Relative to the target the gradient is the same, and the value does not
+    depend on the unit.
+
+    Args:
+        expected: Expected cost under the probabilities, a scalar with gradient.
+        actual: Cost of the most probable architecture, a scalar.
+        target: The budget.
+        tolerance: Half the width of the middle region, as a share of the target.
+    """
+    actual = actual.double()  # whole numbers of this size are not exact in float32
+    direction = (actual > (1 + tolerance) * target).to(expected) - (actual < (1 - tolerance) * target).to(expected)
+    return direction * torch.log(expected / target)
+
+
+def budgets_penalty(expected: Tensor, actual: Tensor, targets: Sequence[float], tolerance: float) -> Tensor:
+    """The sum of the penalties of several budgets, all of them upper bounds. With one it is `budget_penalty`.
+
+    Costs are pushed up only while every budget has room. Otherwise a budget with room would work against one without.
+
+    Args:
+        expected: Expected cost of each kind [budgets], with gradient.
+        actual: Costs of the most probable architecture [budgets].
+        targets: The budgets.
+        tolerance: Half the width of the middle region, as a share of each budget.
+    """
+    actual, limits = actual.double(), torch.tensor(targets, dtype=torch.float64, device=actual.device)
+    has_room = (actual < (1 - tolerance) * limits).all()
+    return (budget_penalty(expected, actual, limits, tolerance) * (has_room | (actual > limits))).sum()
+
 
 Depths = Mapping[str, frozenset[int]]
 """By the name of a stage, the depths at which something holds; stages that are not named may have any."""
