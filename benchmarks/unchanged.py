@@ -116,17 +116,21 @@ class Grouped(nn.Module):
 """The file of the networks that are no ResNets."""
 SHORT = """
 --data digits --device cpu --preset quick --teacher.epochs 2 --teacher.warm-up-epochs 0 --search.epochs 2
---distill.epochs 2 --distill.warm-up-epochs 0
+--distill.epochs 2 --distill.warm-up-epochs 0 --search.prior none
 """
+"""What is common to the runs; what the preset has become since they were recorded is taken back."""
 RUNS = {
-    "resnet20": "resnet20 --budget macs=0.5 --seed 0",
+    "resnet20": """
+        resnet20 --budget macs=0.5 --seed 0 --search.architecture-learning-rate 0.05 --distill.learning-rate 0.1
+    """,
     "attentive": """
         networks.py:Attentive --budget macs=0.6 --budget params=0.7 --seed 1 --teacher.learning-rate 0.02
         --search.epochs 3 --search.architecture-learning-rate 0.3 --distill.learning-rate 0.02
     """,
     "frontier": """
         networks.py:Grouped --budget macs=0.4,0.7 --seed 2 --search.alignment interpolate --search.start scratch
-        --search.depth-samples None --search.batch-size 64 --student teacher
+        --search.depth-samples None --search.batch-size 64 --student teacher --search.architecture-learning-rate 0.05
+        --distill.learning-rate 0.1
     """,
 }
 """Arguments of `transprune run` by the folder of the run; together they take every start and alignment."""

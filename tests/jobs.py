@@ -28,7 +28,7 @@ from transprune.data import LoaderData
 from transprune.errors import ResourceError, StoppedError
 from transprune.options import CheckpointOptions
 from transprune.runtime import Checkpoints, processes, random_states, set_random_states
-from transprune.tas import search
+from transprune.searching import search
 from transprune.training.batches import Batch, Feed, feed
 from transprune.training.loop import Setup
 from transprune.training.tasks import classification

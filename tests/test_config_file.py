@@ -104,7 +104,7 @@ def test_a_wrong_name_is_answered_with_the_nearest_and_its_table(tmp_path):
         ('budget = "macs=0.5"', "budget is 'macs=0.5', expected a list"),
         ("teacher = 3", "teacher is 3, expected an object"),
         ("[teacher]\nepochs = 0", "cannot use epochs=0: expected at least 1"),
-        ('student = "nobody"', "student is 'nobody', expected one of scratch, teacher, supernet"),
+        ('student = "nobody"', "student is 'nobody', expected one of scratch, teacher, supernet, repaired"),
         ("format = 99", "it is of format 99"),
         ("seed = ", "it is no valid TOML"),
     ],

@@ -20,10 +20,10 @@ from transprune.options import LatencyOptions, MeasureOptions
 from transprune.reading.inspection import inspect
 from transprune.runs.run_options import get_preset
 from transprune.runtime import read_journal
+from transprune.searching.search import search
 from transprune.shrinking.shrink import shrink
 from transprune.tas.expected_cost import ExpectedCost
 from transprune.tas.probabilities import certain
-from transprune.tas.search import search
 from transprune.training.loop import Setup
 
 FAKE = LatencyOptions(backend="fake", repeats=3, architectures=6, validations=5)

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Te
 from transprune.data import LoaderData, divide_loader
 from transprune.errors import DataError
 from transprune.options import SearchOptions, TrainingOptions
-from transprune.tas.search import search
+from transprune.searching.search import search
 from transprune.training.batches import Feed
 from transprune.training.evaluation import evaluate
 from transprune.training.loop import Setup

@@ -42,14 +42,17 @@ def test_the_overview_has_every_preset_with_its_epochs_and_rates():
             options = getattr(preset, part)
             assert overview[f"{label} epochs, batch"][name] == f"{options.epochs}, {options.batch_size}"
         search = preset.search
+        assert float(overview["learning rate of the student"][name]) == preset.distill.learning_rate
         assert overview["alignment"][name] == search.alignment
         assert overview["depths mixed"][name] == str(search.depth_samples or "all")
         assert float(overview["learning rate of the supernet"][name]) == search.learning_rate
-        assert float(overview["learning rate of the architecture"][name]) == search.architecture_learning_rate
+        rate = search.architecture_learning_rate
+        assert overview["learning rate of the architecture"][name] == ("by the steps" if rate is None else str(rate))
         assert float(overview["weight decay of the architecture"][name]) == search.architecture_weight_decay
+        assert overview["begins with"][name] == {"none": "nothing", "scores": "scores"}[search.prior]
         starts = {"scratch": "new weights", "model": "teacher"}
         assert overview["search starts from"][name] == starts[search.start]
-        assert overview["student starts from"][name] == {**starts, "supernet": "supernet"}[preset.student]
+        assert overview["student starts from"][name] == {**starts, "repaired": "teacher, repaired"}[preset.student]
 
 
 def epochs_of_full_training(preset):

@@ -25,10 +25,10 @@ from transprune.reading import trace
 from transprune.reading.inspection import inspect
 from transprune.reading.networks import blueprint
 from transprune.reading.reading import read
+from transprune.searching.search import search
 from transprune.shrinking.shrink import kept_entries, shrink
 from transprune.shrinking.sort import sort_channels
 from transprune.space import SearchSpace
-from transprune.tas.search import search
 from transprune.tas.supernet import Supernet
 from transprune.training.train import TrainingOptions, distill
 

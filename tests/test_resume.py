@@ -1,6 +1,7 @@
 """Training and search stopped after any step and taken up again equal those left alone, bit for bit."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from transprune.training.loop import Setup
 
 OPTIONS = transprune.TrainingOptions(**SHORT | {"epochs": 2})
 SEARCH = transprune.SearchOptions(epochs=2, batch_size=8, learning_rate=0.05, architecture_learning_rate=0.05)
+
+FROM_SCORES = replace(SEARCH, start="model", alignment="pad", prior="scores", architecture_learning_rate=None)
 
 
 class StopsAfter(Checkpoints):
@@ -75,12 +78,12 @@ def distill_images(setup=None):
     return transprune.distill(small_network(1), small_network(2), two_colours(), options, setup=setup).state_dict()
 
 
-def _search(data, setup):
+def _search(data, setup, options=SEARCH):
     torch.manual_seed(0)
-    found = transprune.search(Residual(), data, "macs=0.5", SEARCH, setup=setup)
+    found = transprune.search(Residual(), data, "macs=0.5", options, setup=setup)
     probabilities = {"widths": found.probabilities.widths, "depths": found.probabilities.depths}
     assert len(found.history) == SEARCH.epochs
-    return {**found.weights, **probabilities}
+    return {**found.weights, **probabilities, **(found.kept.student if found.kept else {})}
 
 
 def search_images(setup=None):
@@ -91,12 +94,21 @@ def search_noisy(setup=None):
     return _search(noisy_data(), setup)
 
 
+def search_images_from_scores(setup=None):
+    return _search(two_colours(), setup, FROM_SCORES)
+
+
+def search_noisy_from_scores(setup=None):
+    return _search(noisy_data(), setup, FROM_SCORES)
+
+
 def figures_of(seen):
     return [{key: value for key, value in figures.items() if key != "seconds"} for figures in seen]
 
 
 PHASES = [(train_images, 10), (train_noisy, 10), (distill_images, 10), (search_images, 10), (search_noisy, 6)]
 CASES = [(phase, stop) for phase, steps in PHASES for stop in range(1, steps + 1)]
+CASES += [(search_images_from_scores, 3), (search_images_from_scores, 8), (search_noisy_from_scores, 4)]
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,9 @@ from transprune.errors import BudgetError, OptionError
 from transprune.models.residual import ResidualSum
 from transprune.options import SearchOptions
 from transprune.reading.inspection import inspect
+from transprune.searching.search import search
+from transprune.tas.bilevel import Bilevel
 from transprune.tas.expected_cost import ExpectedCost
-from transprune.tas.search import Bilevel, search
 from transprune.training.batches import search_feeds
 from transprune.training.loop import Setup
 from transprune.training.tasks import classification

@@ -18,8 +18,8 @@ from transprune.errors import DataError, DivergenceError, OptionError
 from transprune.options import DistillationOptions, SearchOptions, TrainingOptions
 from transprune.reading.inspection import inspect
 from transprune.runtime.structures import on_device, outline, tensors_in
+from transprune.searching.search import search
 from transprune.tas.bilevel import Bilevel
-from transprune.tas.search import search
 from transprune.training.batches import Batch
 from transprune.training.evaluation import Evaluation, evaluate, evaluate_batches
 from transprune.training.loop import Setup

@@ -65,6 +65,8 @@ if TYPE_CHECKING:
     from transprune.scores.score import score as score
     from transprune.scores.score import sort_by_scores as sort_by_scores
     from transprune.scores.score import taylor as taylor
+    from transprune.searching.search import SearchResult as SearchResult
+    from transprune.searching.search import search as search
     from transprune.shrinking.adapters import register_adapter as register_adapter
     from transprune.shrinking.shrink import kept_entries as kept_entries
     from transprune.shrinking.shrink import shrink as shrink
@@ -81,8 +83,6 @@ if TYPE_CHECKING:
     from transprune.tas.probabilities import Probabilities as Probabilities
     from transprune.tas.sampling import ArchitectureParameters as ArchitectureParameters
     from transprune.tas.sampling import Selection as Selection
-    from transprune.tas.search import SearchResult as SearchResult
-    from transprune.tas.search import search as search
     from transprune.tas.supernet import Supernet as Supernet
     from transprune.training.evaluation import Evaluation as Evaluation
     from transprune.training.evaluation import evaluate as evaluate

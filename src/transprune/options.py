@@ -21,7 +21,7 @@ Alignment = Literal["interpolate", "pad"]
 ALIGNMENTS: tuple[Alignment, ...] = get_args(Alignment)
 Schedule = Literal["linear", "cosine"]
 """How a figure moves from its start to its end."""
-StudentStart = Literal["scratch", "teacher", "supernet"]
+StudentStart = Literal["scratch", "teacher", "supernet", "repaired"]
 """Weights that a student starts from."""
 AugmentationName = Literal["standard", "none", "shift", "imagenet"]
 """Augmentations that can be asked for by name."""
@@ -140,8 +140,10 @@ class SearchOptions(StepOptions):
     """Nesterov momentum of the weights."""
     weight_decay: float = 5e-4
     """L2 penalty on the weights."""
-    architecture_learning_rate: float = 1e-3
-    """Constant learning rate of Adam on the architecture parameters."""
+    architecture_learning_rate: float | None = 1e-3
+    """Constant learning rate of Adam on the architecture parameters. None: by the number of steps, so that a short
+    search decides as a long one does; the sampling temperature then moves step by step, and the parameters' weight
+    decay is the less, the fewer steps there are than the paper has."""
     architecture_betas: tuple[float, float] = (0.5, 0.999)
     """Decay rates of Adam's moments."""
     architecture_weight_decay: float = 1e-3
@@ -171,6 +173,9 @@ class SearchOptions(StepOptions):
     importance: Literal["magnitude", "none"] = "magnitude"
     """How channels are sorted before a search that starts from the model's weights, so that smaller widths keep the
     best ones: by the magnitude of their weights, or not at all."""
+    prior: Literal["none", "scores"] = "none"
+    """What a search that starts from the model's weights knows beforehand: nothing (the paper), or the scores of the
+    candidates, which put the channels in order and say how probable each candidate is at first."""
     fill: float = NEARLY_FULL
     """Share of the budget (of several, of one) that the derived architecture uses wherever the space permits."""
     derivation_seconds: float | None = SOLVER_SECONDS
@@ -183,7 +188,8 @@ class SearchOptions(StepOptions):
                 at_least(name, getattr(self, name), 1)
         at_least("batch_size", self.batch_size, 2)
         for name in ("learning_rate", "architecture_learning_rate", "penalty_weight", "tolerance", "fill"):
-            at_least(name, getattr(self, name), 0)
+            if getattr(self, name) is not None:
+                at_least(name, getattr(self, name), 0)
         for name in ("temperature_start", "temperature_end"):
             at_least(name, getattr(self, name), 1e-3)
         if not 0 < self.weights_share < 1 or not 0 <= self.architecture_after <= 1 or self.fill > 1:
@@ -201,6 +207,8 @@ class SearchOptions(StepOptions):
             )
         if self.importance not in ("magnitude", "none"):
             raise OptionError(f"cannot search with importance={self.importance!r}; expected magnitude or none")
+        if self.prior not in ("none", "scores"):
+            raise OptionError(f"cannot search with prior={self.prior!r}; expected none or scores")
 
 
 @dataclass(frozen=True, kw_only=True)

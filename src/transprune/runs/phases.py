@@ -33,13 +33,15 @@ from transprune.runs.material import check_training_images
 from transprune.runs.run_options import RunOptions
 from transprune.runtime import RunFolder, processes, seeded
 from transprune.runtime.structures import on_device
+from transprune.searching.contenders import Contender
+from transprune.searching.search import UNDECIDED, SearchResult, prior_from_scores, result_of
 from transprune.shrinking.shrink import shrink
 from transprune.shrinking.sort import sort_channels
 from transprune.shrinking.traced_network import TracedNetwork
 from transprune.space import SearchSpace
 from transprune.tas.baselines import uniform_architecture
 from transprune.tas.bilevel import Bilevel
-from transprune.tas.search import SearchResult, result_of
+from transprune.tas.prior import Prior
 from transprune.training.loop import Loop, Setup
 from transprune.training.tasks import classification
 from transprune.training.train import Fit, estimate_statistics
@@ -48,8 +50,17 @@ if TYPE_CHECKING:
     from transprune.runs.material import Material
     from transprune.runs.run import Run
 
-Networks = tuple[nn.Module, nn.Module | None]
-"""What a phase starts from: the network that learns, and its teacher if it has one."""
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What a phase of training starts from."""
+
+    network: nn.Module
+    """The network that learns."""
+    teacher: nn.Module | None = None
+    """Its teacher, if it has one."""
+    prior: Prior | None = None
+    """What a search knows beforehand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +95,9 @@ class TrainingPhase(Phase):
 
     options: Callable[[RunOptions], TrainingOptions | SearchOptions]
     """How it learns."""
-    begin: Callable[[Run], Networks]
+    begin: Callable[[Run], Start]
     """Reads what it starts from; a plan uses untrained networks instead."""
-    loop: Callable[[Run | Material, Networks, Setup], Loop]
+    loop: Callable[[Run | Material, Start, Setup], Loop]
     """Makes the loop."""
     keep: Callable[[Run, Any], None]
     """Writes what the loop has learned."""
@@ -143,6 +154,7 @@ def _point_options(options: RunOptions, budget: tuple[str, ...]) -> RunOptions:
         architecture_after=0.0,
         start="model",
         importance="none",  # the shared weights stand in order already
+        prior="none",
     )
     return replace(options, budget=budget, search=search)
 
@@ -166,13 +178,13 @@ def complete(run: Run, phase: TrainingPhase) -> None:
         return
     if phase.is_given(run):
         with run.phase(phase.name):
-            run.folder.write_tensors(phase.file, phase.begin(run)[0].state_dict())
+            run.folder.write_tensors(phase.file, phase.begin(run).network.state_dict())
         return
     check_training_images(run.data, run.folder)
-    networks = phase.begin(run)
+    start = phase.begin(run)
     with run.training(phase.name, phase.options(run.options).epochs) as setup:
         with seeded(setup.seed, setup.phase):
-            loop = phase.loop(run, networks, setup)
+            loop = phase.loop(run, start, setup)
             loop.run()
         phase.keep(run, loop)
     run.checkpoints.clear()
@@ -181,11 +193,11 @@ def complete(run: Run, phase: TrainingPhase) -> None:
 # --- teacher
 
 
-def _given_teacher(run: Run) -> Networks:
+def _given_teacher(run: Run) -> Start:
     """The unpruned network with the given weights, as far as there are any; says what does not fit."""
     weights = run.weights
     if weights is None:
-        return run.model, None
+        return Start(run.model)
     teacher = copy.deepcopy(run.model)
     teacher.load_state_dict(weights.tensors, strict=False)
     what = "The teacher is not trained" if weights.is_whole else "The teacher is trained from the given weights"
@@ -197,7 +209,7 @@ def _given_teacher(run: Run) -> Networks:
         unexpected=weights.unexpected,
         reshaped=weights.reshaped,
     )
-    return teacher, None
+    return Start(teacher)
 
 
 def _note_on_teacher(material: Material) -> str:
@@ -229,8 +241,8 @@ def load_teacher(run: Run) -> nn.Module:
     return teacher.eval()
 
 
-def _fit(source: Run | Material, networks: Networks, setup: Setup, options: TrainingOptions) -> Loop:
-    return Fit(*networks, source.data, options, classification(), setup=setup)
+def _fit(source: Run | Material, start: Start, setup: Setup, options: TrainingOptions) -> Loop:
+    return Fit(start.network, start.teacher, source.data, options, classification(), setup=setup)
 
 
 def _keep_teacher(run: Run, fit: Fit) -> None:
@@ -240,13 +252,35 @@ def _keep_teacher(run: Run, fit: Fit) -> None:
 # --- supernet and search
 
 
-def _search_start(run: Run) -> Networks:
+def _supernet_start(run: Run) -> Start:
     """The network whose weights the supernet starts from, if it does not start from new ones."""
     if not SUPERNET.is_done(run.folder):
-        return (load_teacher(run) if run.options.search.start == "model" else run.model), None
+        return Start(load_teacher(run) if run.options.search.start == "model" else run.model)
     model = copy.deepcopy(run.model)
     model.load_state_dict(run.folder.read_tensors(SUPERNET.file), strict=False)
-    return model, None
+    return Start(model)
+
+
+def _search_start(run: Run) -> Start:
+    """The same, with what the trained network shows of its own accord where that is asked for."""
+    start, space = _supernet_start(run), _read_space(run)
+    limits = limits_of(run.options.budget, space, run.costs)
+    prior = prior_from_scores(
+        start.network,
+        run.data,
+        run.options.search,
+        space=space,
+        limits=limits,
+        setup=Setup(seed=run.options.seed, device=run.device),
+    )
+    if prior is not None:
+        run.decide(
+            f"The search starts from an architecture of {amounts(space, limits, prior.architecture)}",
+            f"scores of all candidates on {len(prior.samples[0])} training images, labels not used, speak for it; the "
+            "channels stand in the order in which the layers behind would miss them",
+            architecture=prior.architecture.to_json(),
+        )
+    return replace(start, prior=prior)
 
 
 def _weights_alone(options: RunOptions) -> SearchOptions:
@@ -259,15 +293,21 @@ def _read_space(source: Run | Material) -> SearchSpace:
     return replace(source.space, reading=source.reading)
 
 
-def _supernet(source: Run | Material, networks: Networks, setup: Setup) -> Loop:
+def _supernet(source: Run | Material, start: Start, setup: Setup) -> Loop:
     options = _weights_alone(source.options)
-    return Bilevel(networks[0], source.data, options, space=_read_space(source), limits=(), setup=setup)
+    return Bilevel(start.network, source.data, options, space=_read_space(source), limits=(), setup=setup)
 
 
-def _search(source: Run | Material, networks: Networks, setup: Setup) -> Loop:
+def _search(source: Run | Material, start: Start, setup: Setup) -> Loop:
     limits = limits_of(source.options.budget, source.space, source.costs)
     return Bilevel(
-        networks[0], source.data, source.options.search, space=_read_space(source), limits=limits, setup=setup
+        start.network,
+        source.data,
+        source.options.search,
+        space=_read_space(source),
+        limits=limits,
+        prior=start.prior,
+        setup=setup,
     )
 
 
@@ -278,8 +318,10 @@ def _keep_supernet(run: Run, bilevel: Bilevel) -> None:
 def _keep_architecture(run: Run, bilevel: Bilevel) -> None:
     found = result_of(bilevel)
     _explain(run, found)
-    if run.options.student == "supernet":
+    if run.options.student in ("supernet", "repaired"):
         run.folder.write_tensors(SUPERNET_WEIGHTS, found.weights)
+    if run.options.student == "repaired" and found.kept is not None:
+        run.folder.write_tensors(REPAIRED_WEIGHTS, found.kept.student)
     write_architecture(run, found.architecture)
 
 
@@ -292,7 +334,7 @@ def scale(run: Run, architecture: Architecture) -> None:
         f"for comparison: the largest share of {' and '.join(run.options.budget)}, every block kept",
         architecture=architecture.to_json(),
     )
-    if run.options.student == "supernet":
+    if run.options.student in ("supernet", "repaired"):
         run.folder.write_bytes(SUPERNET_WEIGHTS, run.folder.file(SUPERNET.file).read_bytes())
     write_architecture(run, architecture)
 
@@ -316,22 +358,43 @@ def write_architecture(run: Run, architecture: Architecture) -> None:
 
 def _explain(run: Run, found: SearchResult) -> None:
     likeliest = found.probabilities.most_probable(found.space)
-    proof = found.derivation
+    proof, allowed = found.derivation, " and ".join(map(str, found.limits))
+
+    def cost(architecture: Architecture) -> str:
+        return amounts(found.space, found.limits, architecture)
+
     why = (
         "it takes the most probable candidate everywhere"
-        if likeliest == found.architecture
-        else f"the most probable candidates cost {amounts(found.space, found.limits, likeliest)}, and of all "
-        f"architectures that use what is allowed ({' and '.join(map(str, found.limits))}) this is the most probable "
-        f"one found: {proof}"
+        if likeliest == proof.architecture
+        else f"the most probable candidates cost {cost(likeliest)}, and of all architectures that use what is "
+        f"allowed ({allowed}) this is the most probable one found: {proof}"
     )
     run.decide(
-        f"Chose an architecture of {amounts(found.space, found.limits, found.architecture)}",
+        f"{'Derived' if found.contenders else 'Chose'} an architecture of {cost(proof.architecture)}",
         why,
-        architecture=found.architecture.to_json(),
+        architecture=proof.architecture.to_json(),
         given_up=proof.given_up,
         gap=proof.gap,
         is_proved=proof.is_proved,
     )
+    if found.kept is not None:
+        run.decide(
+            f"Kept {found.kept.name}: an architecture of {cost(found.architecture)}",
+            f"of networks of the same budget, cut alike and repaired without training, it has the least loss on the "
+            f"architecture's images: {'; '.join(map(_compared, found.contenders))}",
+            architecture=found.architecture.to_json(),
+            contenders={
+                each.name: {"architecture": each.architecture.to_json(), **each.evaluation.to_json()}
+                for each in found.contenders
+            },
+        )
+    if found.indecision:
+        run.decide(UNDECIDED, found.indecision)
+
+
+def _compared(contender: Contender) -> str:
+    figures = contender.evaluation
+    return f"{contender.name} {figures.loss:.3f}, top-1 {figures.top1:.2f} %"
 
 
 def amounts(space: SearchSpace, limits: Sequence[Limit], architecture: Architecture) -> str:
@@ -352,23 +415,24 @@ def load_architecture(run: Run) -> Architecture:
 # --- distill
 
 
-def _untrained_student(run: Run) -> Networks:
+def _untrained_student(run: Run) -> Start:
     teacher, architecture = load_teacher(run), load_architecture(run)
     with seeded(run.options.seed, "student"):
-        if run.folder.has(COMPRESSED):
+        made = next(filter(run.folder.has, (COMPRESSED, REPAIRED_WEIGHTS)), None)
+        if made is not None:
             student = shrink(run.model, architecture, run.example, reading=run.reading)
-            student.load_state_dict(run.folder.read_tensors(COMPRESSED))
+            student.load_state_dict(run.folder.read_tensors(made))
         elif run.options.student == "scratch":
             student = shrink(run.model, architecture, run.example, weights="scratch", reading=run.reading)
         else:
             origin = sort_channels(teacher, run.example, reading=run.reading)
-            if run.options.student == "supernet":
+            if run.options.student != "teacher":
                 origin.load_state_dict(run.folder.read_tensors(SUPERNET_WEIGHTS), strict=False)
             student = shrink(origin, architecture, run.example, reading=run.reading).to(run.device)
             student.load_state_dict(processes.from_first(lambda: _with_statistics(student, run)))
     if isinstance(student, TracedNetwork):
         run.decide("The student runs the operators that were traced", student.reason)
-    return student, teacher
+    return Start(student, teacher)
 
 
 def _with_statistics(student: nn.Module, run: Run) -> dict[str, Tensor]:
@@ -389,7 +453,12 @@ def _keep_student(run: Run, fit: Fit) -> None:
 
 
 def _note_on_student(material: Material) -> str:
-    starts = {"scratch": "new weights", "teacher": "the teacher's weights", "supernet": "the supernet's weights"}
+    starts = {
+        "scratch": "new weights",
+        "teacher": "the teacher's weights",
+        "supernet": "the supernet's weights",
+        "repaired": "the teacher's weights, repaired",
+    }
     return f"from {starts[material.options.student]}"
 
 
@@ -397,6 +466,8 @@ def _note_on_student(material: Material) -> str:
 
 SUPERNET_WEIGHTS = "supernet.safetensors"
 """What a student of `student = "supernet"` starts from."""
+REPAIRED_WEIGHTS = "repaired.safetensors"
+"""What a student of `student = "repaired"` starts from, after a search that began with scores."""
 COMPRESSED = "compressed.safetensors"
 """What a student starts from that was made without training."""
 
@@ -406,7 +477,7 @@ TEACHER = TrainingPhase(
     verb="search",
     options=lambda options: options.teacher,
     begin=_given_teacher,
-    loop=lambda source, networks, setup: _fit(source, networks, setup, source.options.teacher),
+    loop=lambda source, start, setup: _fit(source, start, setup, source.options.teacher),
     keep=_keep_teacher,
     note=_note_on_teacher,
     is_given=lambda source: source.weights is not None and source.weights.is_whole,
@@ -418,7 +489,7 @@ SUPERNET = TrainingPhase(
     files=("shared.safetensors",),
     verb="run",
     options=_weights_alone,
-    begin=_search_start,
+    begin=_supernet_start,
     loop=_supernet,
     keep=_keep_supernet,
     note=lambda _: "the weights that all searches start from",
@@ -427,7 +498,7 @@ SUPERNET = TrainingPhase(
 
 SEARCH = TrainingPhase(
     name="search",
-    files=(SUPERNET_WEIGHTS, "architecture.json"),
+    files=(SUPERNET_WEIGHTS, REPAIRED_WEIGHTS, "architecture.json"),
     verb="search",
     options=lambda options: options.search,
     begin=_search_start,
@@ -446,7 +517,7 @@ DISTILL = TrainingPhase(
     verb="distill",
     options=lambda options: options.distill,
     begin=_untrained_student,
-    loop=lambda source, networks, setup: _fit(source, networks, setup, source.options.distill),
+    loop=lambda source, start, setup: _fit(source, start, setup, source.options.distill),
     keep=_keep_student,
     note=_note_on_student,
 )

@@ -18,7 +18,7 @@ from transprune.budget import limits_of
 from transprune.errors import BudgetError
 from transprune.options import SearchOptions, TrainingOptions
 from transprune.runs.material import Material
-from transprune.runs.phases import DISTILL, Course, Networks, TrainingPhase
+from transprune.runs.phases import DISTILL, Course, Start, TrainingPhase
 from transprune.runtime import seeded
 from transprune.shrinking.shrink import shrink
 from transprune.tas.baselines import uniform_architecture
@@ -97,22 +97,22 @@ class Rehearsal:
         like = (phase.name, *(course.options.budget if phase is DISTILL else ()))
         if like not in self._times:
             with seeded(material.options.seed, "plan"):
-                loop = phase.loop(material, self._networks(course, phase), self._setup.named(phase.name))
+                loop = phase.loop(material, self._start(course, phase), self._setup.named(phase.name))
                 self._times[like] = time_steps(loop, steps=self._steps)
         return self._times[like]
 
-    def _networks(self, course: Course, phase: TrainingPhase) -> Networks:
+    def _start(self, course: Course, phase: TrainingPhase) -> Start:
         """Stand-ins for what the phase will start from; for a student, one of uniform widths."""
         model, space = self._material.model, self._material.space
         if phase is not DISTILL:
-            return model, None
+            return Start(model)
         try:
             limits = limits_of(course.options.budget, space, self._material.costs)
             architecture = course.scaled or uniform_architecture(space, limits)
         except BudgetError:  # blocks have to go as well
             architecture = space.smallest_architecture()
         example = torch.zeros(1, *self._material.data.image_size)
-        return shrink(model, architecture, example, reading=self._material.reading), model
+        return Start(shrink(model, architecture, example, reading=self._material.reading), model)
 
 
 def time_steps(loop: Loop, *, steps: int) -> StepTimes:

@@ -13,8 +13,9 @@ from transprune.latency.stopwatch import Latency
 from transprune.reports.comparison import HEAD, cells, comparison_page
 from transprune.reports.words import amount, compact, timed_in
 from transprune.runs.run import Run, costs_in
-from transprune.runtime import RunFolder, print_table
+from transprune.runtime import RunFolder, print_table, read_journal
 from transprune.runtime.files import disk_errors
+from transprune.searching.search import UNDECIDED
 from transprune.space import SearchSpace, WidthGroup
 from transprune.tas.derivation import least_cost
 from transprune.training.evaluation import Evaluation
@@ -65,10 +66,18 @@ def show_results(folder: RunFolder) -> None:
         kind, actual, target = budget["kind"], budget["actual"], budget["target"]
         said = "predicted " if kind == "latency" else ""
         print(f"budget {kept}: {said}{amount(kind, actual)} of {amount(kind, target)} ({100 * share:.1f} %)")
+    _show_indecision(folder)
     if folder.has("report.html"):
         print(f"report: {folder.file('report.html')}")
     else:
         print(f"next: transprune export {folder.path}; transprune report {folder.path}")
+
+
+def _show_indecision(folder: RunFolder) -> None:
+    """Prints why the search has not decided, if that is so."""
+    for entry in read_journal(folder.file("journal.jsonl")):
+        if entry.get("what") == UNDECIDED:
+            print(f"{UNDECIDED}: {entry['why']}")
 
 
 def show_frontier(folder: RunFolder) -> None:
@@ -155,6 +164,7 @@ def show_architecture(run: Run) -> None:
     for cost in run.costs.values():
         chosen, full = space.cost(cost, architecture), space.cost(cost, space.full_architecture())
         print(f"{cost.name}: {cost.written(chosen)} of {cost.written(full)} ({100 * chosen / full:.1f} %)")
+    _show_indecision(run.folder)
     print(f"next: transprune distill {run.folder.path}")
 
 

@@ -75,7 +75,8 @@ class RunOptions:
     divisor: int = 1
     """Widths to choose from are multiples of this, such as 8."""
     student: StudentStart = "scratch"
-    """Weights that the student starts from: new ones, the teacher's or the supernet's."""
+    """Weights that the student starts from: new ones, the teacher's, the supernet's, or the teacher's repaired where
+    they were cut, as a search that starts from scores leaves them (after another search, the supernet's)."""
     teacher: TrainingOptions = field(default_factory=TrainingOptions)
     search: SearchOptions = field(default_factory=SearchOptions)
     distill: DistillationOptions = field(default_factory=DistillationOptions)
@@ -167,22 +168,23 @@ class Preset:
     augment: AugmentationName = "standard"
 
 
-def _from_trained(*, epochs: int, batch_size: int, architecture_learning_rate: float) -> SearchOptions:
+def _from_trained(*, epochs: int, batch_size: int) -> SearchOptions:
     """A search that starts from the teacher's weights, in a supernet that keeps channel i as channel i.
 
-    Deviation: the paper's starts from new weights and interpolates, which takes hundreds of epochs, and decays the
-    architecture parameters. At high sampling temperatures their gradients are so small that the decay holds them at
-    zero: a short search ends as undecided as it began (LOG.md, 2026-11-25).
+    Deviation: the paper's starts from new weights, undecided, and interpolates, which takes hundreds of epochs, and
+    decays the architecture parameters. At high sampling temperatures their gradients are so small that the decay holds
+    them at zero: a short search ends as undecided as it began (LOG.md, 2026-11-25).
     """
     return SearchOptions(
         epochs=epochs,
         batch_size=batch_size,
         warm_up_epochs=1,
         learning_rate=0.02,
-        architecture_learning_rate=architecture_learning_rate,
+        architecture_learning_rate=None,
         architecture_weight_decay=0.0,
         alignment="pad",
         start="model",
+        prior="scores",
     )
 
 
@@ -192,30 +194,30 @@ PRESETS: dict[str, Preset] = {
     "quick": Preset(
         summary="a first look: resnet20 on digits in about a minute on 2 cores",
         teacher=TrainingOptions(epochs=16, batch_size=64, warm_up_epochs=2, evaluate_every=4),
-        search=_from_trained(epochs=8, batch_size=32, architecture_learning_rate=0.05),
-        distill=DistillationOptions(epochs=16, batch_size=64, warm_up_epochs=2, evaluate_every=4),
-        student="supernet",
+        search=_from_trained(epochs=8, batch_size=32),
+        distill=DistillationOptions(epochs=16, batch_size=64, learning_rate=0.02, warm_up_epochs=2, evaluate_every=4),
+        student="repaired",
     ),
     "demo": Preset(
         summary="the whole job in a few minutes: resnet20 on digits on 2 cores",
         teacher=TrainingOptions(epochs=50, batch_size=64, warm_up_epochs=3),
-        search=_from_trained(epochs=30, batch_size=32, architecture_learning_rate=0.03),
-        distill=DistillationOptions(epochs=60, batch_size=64, warm_up_epochs=3),
-        student="supernet",
+        search=_from_trained(epochs=30, batch_size=32),
+        distill=DistillationOptions(epochs=60, batch_size=64, learning_rate=0.02, warm_up_epochs=3),
+        student="repaired",
     ),
     "short": Preset(
         summary="a few epochs of everything: hours become minutes, points of accuracy are lost",
         teacher=TrainingOptions(epochs=5, batch_size=128, warm_up_epochs=1),
-        search=_from_trained(epochs=3, batch_size=128, architecture_learning_rate=0.02),
-        distill=DistillationOptions(epochs=5, batch_size=128, warm_up_epochs=1),
-        student="supernet",
+        search=_from_trained(epochs=3, batch_size=128),
+        distill=DistillationOptions(epochs=5, batch_size=128, learning_rate=0.03, warm_up_epochs=1),
+        student="repaired",
     ),
     "medium": Preset(
         summary="a tenth of the paper's epochs",
         teacher=TrainingOptions(epochs=30, batch_size=128, warm_up_epochs=2),
-        search=_from_trained(epochs=30, batch_size=128, architecture_learning_rate=0.01),
-        distill=DistillationOptions(epochs=30, batch_size=128, warm_up_epochs=2),
-        student="supernet",
+        search=_from_trained(epochs=30, batch_size=128),
+        distill=DistillationOptions(epochs=30, batch_size=128, learning_rate=0.03, warm_up_epochs=2),
+        student="repaired",
     ),
     "paper-cifar": Preset(
         summary="the paper's settings for CIFAR: 300 epochs of training, 600 of search; meant for a GPU",

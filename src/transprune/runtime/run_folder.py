@@ -28,6 +28,7 @@ RUN_FILES = (
     "teacher.safetensors",
     "shared.safetensors",
     "supernet.safetensors",
+    "repaired.safetensors",
     "space.json",
     "latency.json",
     "samples.safetensors",

@@ -9,12 +9,12 @@ other modules do the same for any network. What a function of the reference does
     SlowSupernet           supernet.Supernet
     SlowSupernet.mix       mixing.mixed makes the maps, supernet._Mixing applies them: _candidate_norm, stage_end
     expected_macs          expected_cost.ExpectedCost
-    penalty                penalty.budget_penalty
+    penalty                expected_cost.budget_penalty
     search                 bilevel.Bilevel.step_weights, .step_architecture
     derive                 probabilities.Probabilities.most_probable; within a budget derivation.derive
 
 `tests/test_reference.py` and `tests/test_supernet.py` hold the one against the other. The rest is what the paper does
-not need: `search.search` is the whole search as one call; `derivation` finds the most probable architecture within
+not need: `prior` is what a search may know beforehand; `derivation` finds the most probable architecture within
 budgets by `integer_program`, and by `local_search` where the time runs out; `baselines` has architectures that nothing
 has learned, to compare with.
 """

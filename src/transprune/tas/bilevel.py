@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from transprune.architecture import Architecture
 from transprune.budget import Limit
-from transprune.models.initialisation import initialise
+from transprune.models.residual import initialise
 from transprune.options import SearchOptions
 from transprune.reading.networks import unwrapped
 from transprune.reading.reading import read
@@ -25,8 +25,8 @@ from transprune.runtime import KeptGenerator, processes
 from transprune.runtime.structures import on_device, tensors_in
 from transprune.shrinking.sort import Importance, magnitude, sort_channels
 from transprune.space import SearchSpace
-from transprune.tas.expected_cost import ExpectedCost
-from transprune.tas.penalty import budgets_penalty
+from transprune.tas.expected_cost import ExpectedCost, budgets_penalty
+from transprune.tas.prior import Prior
 from transprune.tas.probabilities import Probabilities
 from transprune.tas.sampling import ArchitectureParameters, Selection
 from transprune.tas.supernet import Supernet
@@ -39,12 +39,20 @@ from transprune.training.update import Update, anneal, cosine_schedule, sgd
 
 log = logging.getLogger("transprune.run")
 
+PAPER_STEPS = 58_800
+"""Steps of the paper's search on CIFAR: 600 epochs of 25,000 images in batches of 256."""
+TRAVEL = 30.0
+"""How far an architecture parameter can come in a search that sets its own learning rate."""
+
 
 class Bilevel(Loop):
     """A search in progress: a supernet, its architecture parameters, an optimizer for each, and two parts of the data.
 
     `step_weights` and `step_architecture` are the two halves of an iteration; use them in a loop of your own,
     `run_epoch` for a whole pass, or `run` for all. See `search` for the arguments.
+
+    Deviation: the paper's begins with all candidates alike. With a `prior` the channels stand in its order, and the
+    architecture parameters begin at its probabilities (`transprune.searching.search`).
     """
 
     def __init__(
@@ -57,22 +65,25 @@ class Bilevel(Loop):
         limits: Sequence[Limit],
         task: Task | None = None,
         importance: Importance | None = None,
+        prior: Prior | None = None,
         setup: Setup | None = None,
     ) -> None:
         setup = (setup or Setup()).named("search")
         device = torch.device(setup.device)
         task = task or classification()
-        start, example = copy.deepcopy(unwrapped(model)).cpu(), example_of(data)
+        start, example = copy.deepcopy(unwrapped(prior.network if prior else model)).cpu(), example_of(data)
         space = replace(space, reading=read(start, example, space.reading))
         self.space, self.options, self.limits = space, options, tuple(limits)
-        self.example = example
+        self.example, self.prior = example, prior
         if options.start == "scratch":
             initialise(start)
-        elif importance is not None or options.importance == "magnitude":
+        elif prior is None and (importance is not None or options.importance == "magnitude"):
             start = sort_channels(start, example, importance or magnitude, reading=space.reading)
         self.supernet = Supernet(start, space, example, alignment=options.alignment).to(device).train()
         # On the CPU, since the sizes that are drawn are wanted there: no step of the weights waits for a device.
         self.parameters = ArchitectureParameters(space)
+        if prior is not None:
+            self.parameters.start_at(prior.probabilities)
         self.expected_costs = [ExpectedCost(space, limit.cost) for limit in self.limits]
         self.generator = torch.Generator().manual_seed(setup.seed)
         feeds = search_feeds(
@@ -92,11 +103,9 @@ class Bilevel(Loop):
         self.schedule = cosine_schedule(
             self.weight_optimizer, self.steps_an_epoch, options.epochs, options.warm_up_epochs
         )
+        rate, decay = architecture_rates(options, self.steps_an_epoch)
         self.architecture_optimizer = torch.optim.Adam(
-            self.parameters.parameters(),
-            lr=options.architecture_learning_rate,
-            betas=options.architecture_betas,
-            weight_decay=options.architecture_weight_decay,
+            self.parameters.parameters(), lr=rate, betas=options.architecture_betas, weight_decay=decay
         )
         self.weight_update, self.architecture_update = (
             Update(optimizer, self.supernet, options, device, self.sentinel)
@@ -118,15 +127,21 @@ class Bilevel(Loop):
         return float(self.weight_optimizer.param_groups[0]["lr"])
 
     def step(self, batch: Batch) -> None:
-        temperature = self.temperature(self.epoch)
+        temperature = self.temperature(self.epoch, self.steps)
         self.step_weights(batch, temperature)
         if self.epoch > self.options.architecture_after * self.options.epochs:
             self.step_architecture(next(self.architecture_batches), temperature)
 
-    def temperature(self, epoch: int) -> float:
-        """The sampling temperature τ of an epoch (from 1)."""
+    def temperature(self, epoch: int, steps: int = 0) -> float:
+        """The sampling temperature τ of an epoch (from 1) after some of its steps.
+
+        Deviation: the paper's moves from epoch to epoch, and so does this one where the learning rate of the
+        architecture is given. A search of few epochs would take few temperatures.
+        """
         options = self.options
         progress = (epoch - 1) / max(1, options.epochs - 1)
+        if options.architecture_learning_rate is None:
+            progress = min(1.0, (epoch - 1 + steps / self.steps_an_epoch) / options.epochs)
         return anneal(options.temperature_start, options.temperature_end, progress, options.temperature_schedule)
 
     def select(self, temperature: float) -> Selection:
@@ -206,13 +221,28 @@ class Bilevel(Loop):
             costs[f"actual_{kind}"] = self.space.cost(limit.cost, likeliest)
             costs[f"target_{kind}"] = limit.most
         return {
-            "temperature": self.temperature(self.epoch),
+            "temperature": self.temperature(self.epoch, self.steps),
             **{f"validation_{name}": value for name, value in validated.headline().items()},
             **costs,
             "entropy": self.parameters.entropy(),
             "width_probabilities": probabilities.by_group(self.space),
             "depth_probabilities": probabilities.by_stage(self.space),
         }
+
+
+def architecture_rates(options: SearchOptions, steps_an_epoch: int) -> tuple[float, float]:
+    """Learning rate and weight decay of the architecture parameters.
+
+    Adam moves a parameter whose gradient keeps its sign by the learning rate in each step, whatever the gradient's
+    size: how far a parameter can come is the rate times the steps.
+
+    Deviation: the paper has one rate, for one number of steps. Where none is given, the rate is the one that brings a
+    parameter as far in the steps that there are.
+    """
+    if options.architecture_learning_rate is not None:
+        return options.architecture_learning_rate, options.architecture_weight_decay
+    steps = max(1.0, steps_an_epoch * options.epochs * (1 - options.architecture_after))
+    return TRAVEL / steps, options.architecture_weight_decay * min(1.0, steps / PAPER_STEPS)
 
 
 def _warn_of_other_sizes(example: tuple[Tensor, ...], batch: Batch) -> None:

@@ -115,12 +115,13 @@ class ArchitectureParameters(nn.Module):
     @torch.no_grad()
     def entropy(self) -> float:
         """The mean of `normalised_entropy` over all groups and stages."""
-        probabilities = self.probabilities()
-        entropies = [
-            normalised_entropy(probabilities.widths, self.width_is_candidate),
-            normalised_entropy(probabilities.depths, self.depth_is_candidate),
-        ]
-        return float(torch.cat(entropies).mean())
+        return mean_entropy(self.probabilities(), self.space)
+
+    @torch.no_grad()
+    def start_at(self, probabilities: Probabilities) -> None:
+        """Takes the logits that give these probabilities."""
+        for logits, rows in ((self.widths, probabilities.widths), (self.depths, probabilities.depths)):
+            logits.copy_(rows.clamp_min(torch.finfo(torch.float32).tiny).log())
 
 
 def _choices(named: Sequence[WidthGroup | DepthStage], draw: Draw, device: torch.device | str) -> dict[str, Choice]:
@@ -207,3 +208,10 @@ def normalised_entropy(probabilities: Tensor, is_candidate: Tensor) -> Tensor:
     entropy = -torch.special.xlogy(probabilities, probabilities).sum(1)
     share: Tensor = entropy / is_candidate.sum(1).clamp_min(2).log()
     return share
+
+
+def mean_entropy(probabilities: Probabilities, space: SearchSpace) -> float:
+    """The mean of `normalised_entropy` over all groups and stages."""
+    rows = (probabilities.widths, probabilities.depths)
+    pairs = zip(rows, candidate_masks(space), strict=True)
+    return float(torch.cat([normalised_entropy(row, mask.to(row.device)) for row, mask in pairs]).mean())

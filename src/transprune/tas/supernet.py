@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -109,7 +110,8 @@ class Supernet(nn.Module):
     def plain_weights(self, architecture: Architecture) -> dict[str, torch.Tensor]:
         """The supernet's weights under the model's names and at its full widths, as one architecture uses them.
 
-        Batch norms give the scale and shift of the architecture's candidate. Running statistics are not among them.
+        Batch norms give the scale and shift of the architecture's candidate, or of the next larger one. Running
+        statistics are not among them.
         """
         weights = {
             name: value.detach().clone()
@@ -118,7 +120,7 @@ class Supernet(nn.Module):
         }
         for name, group_name in self.plan.rows.items():
             group = self.space.groups[self.space.group_index[group_name]]
-            index = group.candidates.index(architecture.widths.get(group.name, group.width))
+            index = bisect_left(group.candidates, architecture.widths.get(group.name, group.width))
             row = weights[name][index].clone()
             weights.update(dict.fromkeys(self.plan.program.aliases.get(name, (name,)), row))
         return weights

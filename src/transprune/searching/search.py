@@ -1,0 +1,254 @@
+"""The search as one call: from a model, data and a budget to an architecture, with what it starts from."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from transprune.architecture import Architecture
+from transprune.budget import Budget, Limit, parse_budgets
+from transprune.costs import COSTS, Cost
+from transprune.latency.measurement import trusted_latency
+from transprune.options import LatencyOptions, SearchOptions
+from transprune.reading.inspection import inspect
+from transprune.reading.networks import unwrapped
+from transprune.runtime import processes, seeded
+from transprune.runtime.structures import on_device
+from transprune.scores.rounds import compress_by_scores
+from transprune.searching.contenders import Contender, best_of, contenders
+from transprune.shrinking.sort import Importance
+from transprune.space import SearchSpace
+from transprune.tas.bilevel import Bilevel
+from transprune.tas.derivation import Derivation, check_attainable, derive_with_proof
+from transprune.tas.prior import Prior, starting_probabilities
+from transprune.tas.probabilities import Probabilities
+from transprune.tas.sampling import mean_entropy
+from transprune.training.batches import Data, example_of, search_feeds
+from transprune.training.loop import Setup
+from transprune.training.tasks import Task, classification
+
+SAMPLES = 512
+"""Samples that are scored on, at most."""
+
+
+def prior_from_scores(
+    model: nn.Module,
+    data: Data,
+    options: SearchOptions,
+    *,
+    space: SearchSpace,
+    limits: Sequence[Limit],
+    task: Task | None = None,
+    setup: Setup | None = None,
+) -> Prior | None:
+    """Scores a trained network on some of the architecture's samples, without their labels. The model is untouched.
+
+    The same seed gives the same prior, so that a search that goes on after an interruption can ask again. See `search`
+    for the arguments.
+
+    Returns:
+        None: the options ask for none, or for new weights, of which scores say nothing.
+    """
+    if options.prior == "none" or options.start == "scratch":
+        return None
+    setup, task = setup or Setup(), task or classification()
+    start = copy.deepcopy(unwrapped(model)).cpu()
+
+    def scored() -> tuple[dict[str, Tensor], Architecture, Probabilities, tuple[Tensor, ...]]:
+        with processes.alone(), seeded(setup.seed, "prior"):
+            samples = first_samples(data, options, task, seed=setup.seed)
+            network = copy.deepcopy(start).to(setup.device)
+            found = compress_by_scores(network, space, limits, samples, task=task)
+        at_the_budget = found.scores[-1]
+        lost = [each.lost for each in (*at_the_budget.groups, *at_the_budget.stages)]
+        probabilities = starting_probabilities(space, lost, found.architecture, limits)
+        return on_device(found.sorted_model.state_dict(), "cpu"), found.architecture, probabilities, samples
+
+    # Sums differ from process to process, and all must begin with the same figures.
+    state, architecture, probabilities, samples = processes.from_first(scored)
+    start.load_state_dict(state)
+    return Prior(network=start, architecture=architecture, probabilities=probabilities, samples=samples)
+
+
+def first_samples(data: Data, options: SearchOptions, task: Task, *, seed: int) -> tuple[Tensor, ...]:
+    """The inputs of at most `SAMPLES` samples that the architecture learns from, on the CPU, not augmented.
+
+    Batches after the first join it while they hold tensors of the same shapes.
+    """
+    cpu = torch.device("cpu")
+    feeds = search_feeds(
+        data, task, batch_size=options.batch_size, weights_share=options.weights_share, seed=seed, device=cpu
+    )
+    found: list[tuple[Tensor, ...]] = []
+    with closing(iter(feeds.validation)) as batches:  # type: ignore[type-var]
+        for batch in batches:
+            if found and _of_one(batch.inputs) != _of_one(found[0]):
+                break
+            found.append(batch.inputs)
+            if sum(len(inputs[0]) for inputs in found) >= SAMPLES:
+                break
+    return tuple(torch.cat(parts)[:SAMPLES] for parts in zip(*found, strict=True))
+
+
+def _of_one(inputs: tuple[Tensor, ...]) -> list[torch.Size]:
+    return [tensor.shape[1:] for tensor in inputs]
+
+
+log = logging.getLogger("transprune.run")
+
+DECIDED = 0.5
+"""Entropy up to which a search has decided."""
+UNDECIDED = "The search has not decided"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """What a search found."""
+
+    architecture: Architecture
+    """The architecture that was kept: the most probable one within all budgets, or one of `contenders` that does better
+    before training."""
+    space: SearchSpace
+    probabilities: Probabilities
+    """Probability of every candidate at the end."""
+    limits: tuple[Limit, ...]
+    """The most that the architecture may cost, budget by budget."""
+    spent: tuple[int, ...]
+    """What it costs, each at most the limit."""
+    derivation: Derivation
+    """The most probable architecture within the limits, and how good it is among all."""
+    entropy: float
+    """How undecided the search was at its end: 1 where all candidates are equally probable, 0 where one of each group
+    and stage is certain."""
+    contenders: tuple[Contender, ...] = ()
+    """What was compared at the end of a search that starts from scores: what it derived, and what is free."""
+    history: tuple[Mapping[str, Any], ...] = ()
+    """Figures of every epoch."""
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    """The supernet's weights as the architecture uses them, under the model's names and at its full widths. Where the
+    search started from the model's weights, the channels stand in the order of their importance."""
+
+    @property
+    def kept(self) -> Contender | None:
+        """The best of `contenders`, whose architecture was kept; None: there were none."""
+        return best_of(self.contenders)
+
+    @property
+    def indecision(self) -> str:
+        """Says so, and what to change, where the search has not decided; else empty."""
+        if self.entropy <= DECIDED:
+            return ""
+        return (
+            f"the entropy of its probabilities is {self.entropy:.2f} of 1, above {DECIDED}, so for all it knows others "
+            "are as good as what it chose; give it more epochs (search.epochs), or let the architecture learn faster "
+            "(search.architecture_learning_rate; None: by the number of steps)"
+        )
+
+    @property
+    def target(self) -> int:
+        """The most that the architecture may cost, of the first budget."""
+        return self.limits[0].most
+
+    @property
+    def actual(self) -> int:
+        """What the architecture costs, as the first budget counts it: at most `target`."""
+        return self.spent[0]
+
+
+def search(
+    model: nn.Module,
+    data: Data,
+    budget: Budget | str | Sequence[Budget | str],
+    options: SearchOptions | None = None,
+    *,
+    space: SearchSpace | None = None,
+    costs: Mapping[str, Cost] = COSTS,
+    latency: LatencyOptions | None = None,
+    task: Task | None = None,
+    importance: Importance | None = None,
+    setup: Setup | None = None,
+) -> SearchResult:
+    """Learns the widths and depths of a smaller network. The model is untouched.
+
+    Args:
+        model: The network to make smaller.
+        data: Samples to learn from.
+        budget: What the smaller network may cost, such as `macs=0.5`; or several budgets, all of which are kept.
+        options: How to search.
+        space: What may be chosen; None: all that `inspect` finds.
+        costs: How each kind of cost is counted; MACs and parameters need nothing but the space.
+        latency: How latency is measured where a budget speaks of it and `costs` does not; None: the defaults.
+        task: Loss, metrics, and how a batch is taken apart; None: `classification()`.
+        importance: How much each channel matters, for a search that starts from the model's weights: smaller widths
+            keep those that matter most. None: what the options name. A prior has an order of its own.
+        setup: Seed, device, callbacks and checkpoints; None: the defaults.
+
+    Raises:
+        BudgetError: The budget is malformed or out of the attainable range.
+        SpaceError: The space is another network's.
+        ModelError: The model cannot be read.
+        LatencyError: The latency cannot be measured, or its model not be trusted.
+        DataError: The data cannot be read or divided, or a batch not be taken apart.
+        OptionError: The task's loss or a metric gives something else than expected.
+        DivergenceError: The loss or a gradient is not finite.
+        ResourceError: Memory ran out, or a process that loads data died.
+        StoppedError: A signal or the time limit of the checkpoints ended it.
+    """
+    options, setup = options or SearchOptions(), (setup or Setup()).named("search")
+    budgets = parse_budgets(budget)
+    space = space or inspect(copy.deepcopy(unwrapped(model)).cpu(), example_of(data))
+    if any(each.kind == "latency" for each in budgets) and "latency" not in costs:
+        example, device = example_of(data), setup.device
+        measured = processes.from_first(lambda: trusted_latency(model, space, example, latency, device=device).model)
+        costs = {**costs, "latency": measured}
+    limits = tuple(each.limit(space, costs) for each in budgets)
+    check_attainable(space, limits)
+    prior = prior_from_scores(model, data, options, space=space, limits=limits, task=task, setup=setup)
+    with seeded(setup.seed, setup.phase):
+        bilevel = Bilevel(
+            model,
+            data,
+            options,
+            task=task,
+            importance=importance,
+            prior=prior,
+            space=space,
+            limits=limits,
+            setup=setup,
+        )
+        bilevel.run()
+    found = result_of(bilevel)
+    if found.indecision and processes.is_first():
+        log.warning("%s: %s", UNDECIDED, found.indecision)
+    return found
+
+
+def result_of(bilevel: Bilevel) -> SearchResult:
+    """What a search has found once all its epochs are over."""
+    space, limits, options, probabilities = bilevel.space, bilevel.limits, bilevel.options, bilevel.probabilities()
+    # Where its time runs out, what the solver has found depends on the process.
+    derivation = processes.from_first(
+        lambda: derive_with_proof(space, probabilities, limits, fill=options.fill, seconds=options.derivation_seconds)
+    )
+    compared = contenders(bilevel, derivation.architecture)
+    best = best_of(compared)
+    architecture = derivation.architecture if best is None else best.architecture
+    return SearchResult(
+        architecture=architecture,
+        space=space,
+        probabilities=probabilities,
+        entropy=mean_entropy(probabilities, space),
+        limits=limits,
+        derivation=derivation,
+        spent=tuple(space.cost(limit.cost, architecture) for limit in limits),
+        contenders=compared,
+        history=tuple(bilevel.history),
+        weights=bilevel.plain_weights(architecture),
+    )

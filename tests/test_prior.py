@@ -1,0 +1,184 @@
+"""A search that starts from what the trained network shows of its own accord."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from test_searching import OPTIONS, Residual
+from test_training import assert_same_state, two_colours
+from transprune import Architecture, inspect, shrink
+from transprune.budget import Limit
+from transprune.costs import MACS
+from transprune.errors import OptionError
+from transprune.options import TrainingOptions
+from transprune.searching.contenders import SCORES as SCORES_SAY
+from transprune.searching.contenders import SEARCHED, UNIFORM, Contender, best_of
+from transprune.searching.search import prior_from_scores, search
+from transprune.space import SearchSpace
+from transprune.tas.bilevel import Bilevel, architecture_rates
+from transprune.tas.expected_cost import ExpectedCost
+from transprune.tas.prior import Prior, starting_probabilities
+from transprune.tas.sampling import mean_entropy
+from transprune.training.batches import search_feeds
+from transprune.training.evaluation import Evaluation, evaluate_batches, evaluation_mode
+from transprune.training.loop import Setup
+from transprune.training.tasks import classification
+from transprune.training.train import train
+
+SCORES = replace(OPTIONS, start="model", alignment="pad", prior="scores")
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return train(Residual(), two_colours(), TrainingOptions(epochs=3, batch_size=16, warm_up_epochs=0))
+
+
+def half(space: SearchSpace) -> Limit:
+    return Limit(MACS, space.macs(space.full_architecture()) // 2)
+
+
+def prior_of(model: nn.Module, seed: int = 0) -> tuple[Prior, SearchSpace, Limit]:
+    space = inspect(model, torch.zeros(1, 1, 4, 4))
+    found = prior_from_scores(
+        model, two_colours(), SCORES, space=space, limits=[half(space)], setup=Setup(seed=seed).named("search")
+    )
+    assert found is not None
+    return found, space, half(space)
+
+
+def test_the_channels_stand_in_another_order_and_the_network_computes_the_same(model: nn.Module) -> None:
+    prior, *_ = prior_of(model)
+    images = torch.randn(4, 1, 4, 4)
+    with evaluation_mode(model), evaluation_mode(prior.network):
+        torch.testing.assert_close(prior.network(images), model(images))
+    assert len(prior.samples[0]) == 32, "the architecture's half of 64 images"
+
+
+def test_a_search_starts_half_decided_at_the_budget_around_what_the_scores_found(model: nn.Module) -> None:
+    prior, space, limit = prior_of(model)
+    assert mean_entropy(prior.probabilities, space) == pytest.approx(0.5, abs=0.05)
+    assert float(ExpectedCost(space, MACS)(prior.probabilities)) == pytest.approx(limit.most, rel=0.05)
+    assert prior.probabilities.most_probable(space) == prior.architecture
+    searching = Bilevel(model, two_colours(), SCORES, space=space, limits=[limit], prior=prior)
+    torch.testing.assert_close(searching.probabilities().widths, prior.probabilities.widths.float())
+    torch.testing.assert_close(searching.probabilities().depths, prior.probabilities.depths.float())
+
+
+def test_where_nothing_is_lost_the_least_is_most_probable(model: nn.Module) -> None:
+    space = inspect(model, torch.zeros(1, 1, 4, 4))
+    falling = [
+        [float(len(choice.candidates) - place) for place in range(len(choice.candidates))] for choice in space.choices
+    ]
+    nothing = [[0.0] * len(row) if place == 1 else row for place, row in enumerate(falling)]
+    smallest = space.smallest_architecture()
+    before, after = (
+        starting_probabilities(space, lost, smallest, [half(space)]).widths[1] for lost in (falling, nothing)
+    )
+    assert before[-1] > before[1]
+    assert (after[:-1] >= after[1:]).all()
+    assert after[0] > after[-1]
+
+
+def test_a_dead_channel_goes_first() -> None:
+    torch.manual_seed(0)
+    network = Residual()
+    with torch.no_grad():
+        network.stem.weight[3], network.stem.bias[3] = 0, -1
+        for block in network.blocks:
+            block.conv.weight[:, 3] = 0
+            block.norm.weight[3] = block.norm.bias[3] = 0
+        network.classifier.weight[:, 3] = 0
+    prior, *_ = prior_of(network)
+    weights = prior.network.get_parameter("stem.weight").detach()
+    assert [not weight.any() for weight in weights] == [False] * 7 + [True]
+
+
+def test_the_same_seed_scores_the_same(model: nn.Module) -> None:
+    (first, *_), (second, *_) = prior_of(model), prior_of(model)
+    assert_same_state(first.network.state_dict(), second.network.state_dict())
+    assert torch.equal(first.probabilities.widths, second.probabilities.widths)
+    assert first.architecture == second.architecture
+
+
+def test_scores_say_nothing_of_new_weights(model: nn.Module) -> None:
+    space = inspect(model, torch.zeros(1, 1, 4, 4))
+    for options in (replace(SCORES, start="scratch"), replace(SCORES, prior="none")):
+        assert prior_from_scores(model, two_colours(), options, space=space, limits=[half(space)]) is None
+
+
+def test_a_prior_that_is_unknown_is_an_error() -> None:
+    with pytest.raises(OptionError, match="prior='magic'; expected none or scores"):
+        replace(SCORES, prior="magic")
+
+
+def test_a_search_that_starts_from_scores_keeps_the_budget_and_repeats(model: nn.Module) -> None:
+    first, second = (search(model, two_colours(), "macs=0.5", SCORES, setup=Setup(seed=3)) for _ in range(2))
+    assert first.actual <= first.target
+    assert first.architecture == second.architecture
+    assert torch.equal(first.probabilities.widths, second.probabilities.widths)
+    assert_same_state(first.weights, second.weights)
+
+
+def test_a_search_of_few_steps_takes_larger_ones_and_as_many_temperatures(model: nn.Module) -> None:
+    space = inspect(model, torch.zeros(1, 1, 4, 4))
+    by_steps = replace(SCORES, architecture_learning_rate=None, architecture_weight_decay=1e-3)
+    short, long = architecture_rates(by_steps, 10), architecture_rates(replace(by_steps, epochs=30), 10)
+    assert short == pytest.approx((10 * long[0], long[1] / 10))
+    assert architecture_rates(replace(by_steps, epochs=600), 98)[1] == pytest.approx(1e-3), "the paper's steps"
+    assert architecture_rates(OPTIONS, 10) == (OPTIONS.architecture_learning_rate, OPTIONS.architecture_weight_decay)
+    searching = Bilevel(model, two_colours(), by_steps, space=space, limits=[half(space)])
+    steps = [searching.temperature(epoch, step) for epoch in (1, 2, 3) for step in (0, 1)]
+    assert steps == sorted(steps, reverse=True)
+    assert len(set(steps)) == 6
+    assert steps[0] == by_steps.temperature_start
+    assert searching.temperature(3, searching.steps_an_epoch) == pytest.approx(by_steps.temperature_end)
+
+
+def test_a_search_that_has_not_decided_says_what_to_change(model: nn.Module) -> None:
+    still = replace(OPTIONS, epochs=1, architecture_learning_rate=1e-6)
+    found = search(model, two_colours(), "macs=0.5", still)
+    assert found.entropy > 0.99
+    assert "search.epochs" in found.indecision
+    assert "search.architecture_learning_rate" in found.indecision
+    assert not replace(found, entropy=0.2).indecision
+
+
+def test_what_is_kept_is_never_worse_than_what_is_free(model: nn.Module) -> None:
+    data = two_colours()
+    found = search(model, data, "macs=0.5", SCORES)
+    losses = {each.name: each.evaluation.loss for each in found.contenders}
+    assert list(losses) == [SEARCHED, SCORES_SAY, UNIFORM]
+    assert found.kept is not None
+    assert found.kept.evaluation.loss == min(losses.values())
+    assert found.architecture == found.kept.architecture
+    assert all(found.space.macs(each.architecture) <= found.target for each in found.contenders)
+    assert found.contenders[0].architecture == found.derivation.architecture
+    student = shrink(model, found.architecture, torch.zeros(1, 1, 4, 4), weights="scratch")
+    student.load_state_dict(found.kept.student)
+    feeds = search_feeds(data, classification(), batch_size=16, weights_share=0.5, seed=0, device=torch.device("cpu"))
+    with evaluation_mode(student):
+        assert evaluate_batches(student, feeds.validation, classification()).loss == pytest.approx(min(losses.values()))
+
+
+def test_the_least_loss_is_kept_and_of_equals_the_first() -> None:
+    losses = {SEARCHED: 0.3, SCORES_SAY: 0.2, UNIFORM: 0.2}
+    compared = tuple(
+        Contender(name=name, architecture=Architecture(), evaluation=Evaluation(loss), student={})
+        for name, loss in losses.items()
+    )
+    best = best_of(compared)
+    assert best is not None
+    assert best.name == SCORES_SAY
+    assert best_of(()) is None
+
+
+def test_a_search_that_knows_nothing_beforehand_compares_nothing(model: nn.Module) -> None:
+    found = search(model, two_colours(), "macs=0.5", OPTIONS)
+    assert found.contenders == ()
+    assert found.kept is None
+    assert found.architecture == found.derivation.architecture
