@@ -1,5 +1,6 @@
 """The bilevel search."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -17,9 +18,9 @@ from transprune.reading.inspection import inspect
 from transprune.searching.search import search
 from transprune.tas.bilevel import Bilevel
 from transprune.tas.expected_cost import ExpectedCost
-from transprune.training.batches import search_feeds
+from transprune.training.batches import example_of, search_feeds
 from transprune.training.loop import Setup
-from transprune.training.tasks import classification
+from transprune.training.tasks import Task, classification
 
 
 class Block(nn.Module):
@@ -233,6 +234,33 @@ def test_the_penalty_of_several_budgets_is_the_sum_of_each_ones(model):
 def test_no_budget_or_two_of_a_kind_are_refused(model, budgets):
     with pytest.raises(BudgetError, match=r"without a budget|expected one or several of different kinds"):
         search(model, two_colours(), budgets, OPTIONS)
+
+
+def test_the_unpruned_network_has_the_share_of_the_loss_that_is_asked_for(model):
+    task = Task(loss=lambda outputs, targets: outputs.square().mean(), outputs="logits")
+    space, outputs = inspect(model, example_of(two_colours())), torch.tensor([[4.0, -4.0]])
+
+    def loss(share):
+        options = replace(OPTIONS, start="model", distillation=share)
+        search = Bilevel(model, two_colours(), options, task=task, space=space, limits=())
+        batch = next(iter(search.weight_batches))
+        return float(search.loss(outputs.expand(len(batch.targets), 2), batch))
+
+    assert loss(0.0) == 16
+    assert loss(0.5) == pytest.approx((loss(0.0) + loss(1.0)) / 2)
+    assert loss(1.0) < 15
+
+
+def test_a_search_from_new_weights_learns_from_the_trained_network_that_is_given(model):
+    teacher, batch = copy.deepcopy(model).eval(), two_colours()
+    options = replace(OPTIONS, start="scratch", distillation=1.0)
+    bilevel = Bilevel(model, batch, options, space=inspect(model, example_of(batch)), limits=(), teacher=teacher)
+    images = next(iter(bilevel.weight_batches))
+    with torch.no_grad():
+        same = bilevel.loss(teacher(*images.inputs), images)
+        other = bilevel.loss(-teacher(*images.inputs), images)
+    assert float(same) == pytest.approx(0, abs=1e-5)
+    assert float(other) > 0.01
 
 
 def test_shared_weights_learn_without_any_choice_and_fit_the_model(model):

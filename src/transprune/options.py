@@ -176,6 +176,8 @@ class SearchOptions(StepOptions):
     prior: Literal["none", "scores"] = "none"
     """What a search that starts from the model's weights knows beforehand: nothing (the paper), or the scores of the
     candidates, which put the channels in order and say how probable each candidate is at first."""
+    distillation: float = 0.0
+    """λ: share of the unpruned network in the loss of the weights and of the architecture; 0 in the paper."""
     fill: float = NEARLY_FULL
     """Share of the budget (of several, of one) that the derived architecture uses wherever the space permits."""
     derivation_seconds: float | None = SOLVER_SECONDS
@@ -192,10 +194,16 @@ class SearchOptions(StepOptions):
                 at_least(name, getattr(self, name), 0)
         for name in ("temperature_start", "temperature_end"):
             at_least(name, getattr(self, name), 1e-3)
-        if not 0 < self.weights_share < 1 or not 0 <= self.architecture_after <= 1 or self.fill > 1:
+        at_least("distillation", self.distillation, 0)
+        if (
+            not 0 < self.weights_share < 1
+            or not 0 <= self.architecture_after <= 1
+            or max(self.fill, self.distillation) > 1
+        ):
             raise OptionError(
                 f"cannot search with weights_share={self.weights_share}, architecture_after="
-                f"{self.architecture_after} and fill={self.fill}; expected shares in (0, 1), [0, 1] and [0, 1]"
+                f"{self.architecture_after}, fill={self.fill} and distillation={self.distillation}; expected "
+                "shares, the first neither 0 nor 1"
             )
         check_warm_up("search", self.epochs, self.warm_up_epochs)
         if self.derivation_seconds is not None:

@@ -253,12 +253,13 @@ def _keep_teacher(run: Run, fit: Fit) -> None:
 
 
 def _supernet_start(run: Run) -> Start:
-    """The network whose weights the supernet starts from, if it does not start from new ones."""
+    """The network whose weights the supernet starts from, if it does not start from new ones, and its teacher."""
+    teacher = load_teacher(run)
     if not SUPERNET.is_done(run.folder):
-        return Start(load_teacher(run) if run.options.search.start == "model" else run.model)
+        return Start(teacher if run.options.search.start == "model" else run.model, teacher)
     model = copy.deepcopy(run.model)
     model.load_state_dict(run.folder.read_tensors(SUPERNET.file), strict=False)
-    return Start(model)
+    return Start(model, teacher)
 
 
 def _search_start(run: Run) -> Start:
@@ -295,7 +296,15 @@ def _read_space(source: Run | Material) -> SearchSpace:
 
 def _supernet(source: Run | Material, start: Start, setup: Setup) -> Loop:
     options = _weights_alone(source.options)
-    return Bilevel(start.network, source.data, options, space=_read_space(source), limits=(), setup=setup)
+    return Bilevel(
+        start.network,
+        source.data,
+        options,
+        space=_read_space(source),
+        limits=(),
+        teacher=start.teacher,
+        setup=setup,
+    )
 
 
 def _search(source: Run | Material, start: Start, setup: Setup) -> Loop:
@@ -307,6 +316,7 @@ def _search(source: Run | Material, start: Start, setup: Setup) -> Loop:
         space=_read_space(source),
         limits=limits,
         prior=start.prior,
+        teacher=start.teacher,
         setup=setup,
     )
 

@@ -35,6 +35,7 @@ from transprune.training.evaluation import Evaluation, evaluate_batches, evaluat
 from transprune.training.faults import check_first_loss
 from transprune.training.loop import Loop, Setup
 from transprune.training.tasks import Task, classification
+from transprune.training.train import loss_function
 from transprune.training.update import Update, anneal, cosine_schedule, sgd
 
 log = logging.getLogger("transprune.run")
@@ -49,7 +50,8 @@ class Bilevel(Loop):
     """A search in progress: a supernet, its architecture parameters, an optimizer for each, and two parts of the data.
 
     `step_weights` and `step_architecture` are the two halves of an iteration; use them in a loop of your own,
-    `run_epoch` for a whole pass, or `run` for all. See `search` for the arguments.
+    `run_epoch` for a whole pass, or `run` for all. See `search` for the arguments; `teacher` is the network that the
+    supernet learns from where `options.distillation` asks for one, by default the model.
 
     Deviation: the paper's begins with all candidates alike. With a `prior` the channels stand in its order, and the
     architecture parameters begin at its probabilities (`transprune.searching.search`).
@@ -66,6 +68,7 @@ class Bilevel(Loop):
         task: Task | None = None,
         importance: Importance | None = None,
         prior: Prior | None = None,
+        teacher: nn.Module | None = None,
         setup: Setup | None = None,
     ) -> None:
         setup = (setup or Setup()).named("search")
@@ -102,6 +105,9 @@ class Bilevel(Loop):
         self.weight_optimizer = sgd(self.weights, options.learning_rate, options.momentum, options.weight_decay)
         self.schedule = cosine_schedule(
             self.weight_optimizer, self.steps_an_epoch, options.epochs, options.warm_up_epochs
+        )
+        self.loss = loss_function(
+            model if teacher is None else teacher, task, on_device(example, device), weight=options.distillation
         )
         rate, decay = architecture_rates(options, self.steps_an_epoch)
         self.architecture_optimizer = torch.optim.Adam(
@@ -163,7 +169,7 @@ class Bilevel(Loop):
 
         def forward(part: Batch) -> tuple[Tensor, Any]:
             outputs = self.supernet(selection, *part.inputs)
-            loss = self.task.loss_of(outputs, part.targets)
+            loss = self.loss(outputs, part)
             if self.schedule.last_epoch == 0:
                 check_first_loss(loss, self.phase)
             return loss, outputs
@@ -181,7 +187,7 @@ class Bilevel(Loop):
             with torch.autocast("cpu", enabled=False):
                 selection, penalty = self.select(temperature), on_device(self.penalty(), self.device)
             outputs = self.supernet(selection, *part.inputs)
-            return self.task.loss_of(outputs, part.targets) + self.options.penalty_weight * penalty, outputs
+            return self.loss(outputs, part) + self.options.penalty_weight * penalty, outputs
 
         self.architecture_update.step(batch, forward)
 

@@ -116,7 +116,17 @@ class Fit(Loop):
         )
         super().__init__(epochs=options.epochs, batches=batches, task=task, network=self.network, setup=setup)
         self.options = options
-        self.loss = _loss_function(teacher, options, task, example)
+        if not isinstance(options, DistillationOptions):
+            self.loss = loss_function(None, task, example, weight=0)
+        else:
+            self.loss = loss_function(
+                teacher,
+                task,
+                example,
+                weight=options.weight,
+                temperature=options.distillation_temperature,
+                compile_teacher=options.compile,
+            )
         weights = list(self.network.parameters())
         self.optimizer = sgd(weights, options.learning_rate, options.momentum, options.weight_decay)
         self.update = Update(
@@ -159,19 +169,34 @@ PARTS: tuple[Literal["train"], Literal["test"]] = ("train", "test")
 """The parts of the data that a network is trained and tested on."""
 
 
-def _loss_function(
-    teacher: nn.Module | None, options: TrainingOptions, task: Task, example: tuple[Tensor, ...]
+def loss_function(
+    teacher: nn.Module | None,
+    task: Task,
+    example: tuple[Tensor, ...],
+    *,
+    weight: float,
+    temperature: float = 4.0,
+    compile_teacher: bool = False,
 ) -> Callable[[Any, Batch], Tensor]:
-    """The loss of the outputs for a batch, where the example is."""
-    if teacher is None or not isinstance(options, DistillationOptions) or task.ignores_teacher(options.weight):
+    """From a network's outputs for a batch to one number: the task's loss, or that of a teacher's student.
+
+    Args:
+        teacher: The trained network to learn from; untouched. None: the targets alone are learned from.
+        task: Says what the losses are.
+        example: An input batch, on the device where the batches will be.
+        weight: λ, the teacher's share.
+        temperature: T, how much logits are softened.
+        compile_teacher: Whether `torch.compile` speeds up the teacher.
+    """
+    if teacher is None or task.ignores_teacher(weight):
         return lambda outputs, batch: task.loss_of(outputs, batch.targets)
     guide = copy.deepcopy(unwrapped(teacher)).to(example[0].device).eval().requires_grad_(False)
     use_channels_last_if_suited(guide, example)
-    ask = compiled(guide, options)
-    weight, temperature = options.weight, options.distillation_temperature
+    ask: Callable[..., Any] = torch.compile(guide) if compile_teacher else guide
 
     def loss(outputs: Any, batch: Batch) -> Tensor:
-        guidance = ask(*batch.inputs)
+        with torch.no_grad():
+            guidance = ask(*batch.inputs)
         return task.distillation_loss_of(outputs, guidance, batch.targets, weight=weight, temperature=temperature)
 
     return loss
