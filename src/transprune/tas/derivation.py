@@ -1,7 +1,7 @@
 """The most probable architecture within all budgets, by an integer program (`integer_program`) that HiGHS solves.
 
-The solver proves how good its answer is. Where its time runs out, the answer comes with what it could prove, and an
-architecture made by single steps (`local_search`) takes the place of a worse one or of none.
+The solver bounds how far its answer is from the best. If its time runs out, `local_search` supplies an architecture
+where the solver found none or a worse one, and the bound says what was proved until then.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from transprune.tas.local_search import log_probabilities, repair
 from transprune.tas.probabilities import Probabilities
 
 TOLERANCE = 1e-6
-"""How far, as a share, the solver may miss a constraint and still call it kept."""
+"""Relative violation of a constraint that the solver accepts."""
 BRIEFLY = 10.0
-"""Seconds that the solver may take for a figure that is only spoken of."""
+"""Time limit of the solver, in seconds, for a figure that only appears in a message."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,14 @@ class Derivation:
 
     architecture: Architecture
     given_up: float
-    """Log-probability (natural) that it gives up against the most probable candidates everywhere; at least 0."""
+    """Its log-probability (natural) below that of the most probable candidates everywhere; at least 0."""
     gap: float
-    """Log-probability by which an architecture that may be derived could at most be more probable; infinite: the time
-    ran out before anything was proved."""
+    """Upper bound on how much more log-probability the best architecture could have; infinite if the time ran out
+    before the solver proved a bound."""
 
     @property
     def is_proved(self) -> bool:
-        """Whether it is proved to be the most probable one, to within the solver's `GAP` of what it gives up."""
+        """Whether it is proved optimal, to within the solver's relative `GAP`."""
         return self.gap <= GAP * self.given_up + 1e-6
 
     def __str__(self) -> str:
@@ -60,22 +60,22 @@ def derive(
     fill: float = NEARLY_FULL,
     seconds: float | None = SOLVER_SECONDS,
 ) -> Architecture:
-    """The most probable of all architectures within all limits that use one of them to `fill` or more.
+    """Finds the most probable architecture that keeps all limits and uses at least the share `fill` of one of them.
 
-    Where none does, `fill` is the share of the most that one uses.
+    If no architecture uses that much, `fill` counts relative to the most that any uses.
 
-    Deviation: the paper takes the most probable candidate everywhere, whatever it costs. `fill=0` drops the lower
-    bound; `Probabilities.most_probable` is the paper's rule.
+    Deviation: the paper takes the most probable candidate everywhere, whatever it costs
+    (`Probabilities.most_probable`). `fill=0` drops the lower bound.
 
     Args:
         space: The search space.
-        probabilities: Probability of every candidate.
-        limits: The most that the architecture may cost of each kind.
-        fill: Share of one of the limits that the architecture should at least use, where any does.
-        seconds: As `derive_with_proof`.
+        probabilities: The probability of every candidate.
+        limits: The upper limit for each kind of cost.
+        fill: The share of at least one limit that the architecture must use.
+        seconds: As in `derive_with_proof`.
 
     Raises:
-        BudgetError: No architecture costs that little.
+        BudgetError: No architecture keeps all limits.
     """
     return derive_with_proof(space, probabilities, limits, fill=fill, seconds=seconds).architecture
 
@@ -88,19 +88,19 @@ def derive_with_proof(
     fill: float = NEARLY_FULL,
     seconds: float | None = SOLVER_SECONDS,
 ) -> Derivation:
-    """As `derive`, with what is known about the answer.
+    """As `derive`, with a bound on how far the answer is from the best.
 
-    Where the time runs out, the answer keeps all limits nevertheless, but may use less than `fill` of them.
+    If the time runs out, the answer still keeps all limits, but may use less than `fill` of each.
 
     Args:
         space: The search space.
-        probabilities: Probability of every candidate.
-        limits: The most that the architecture may cost of each kind.
-        fill: Share of one of the limits that the architecture should at least use, where any does.
-        seconds: Time that the solver may take altogether; None: what it needs.
+        probabilities: The probability of every candidate.
+        limits: The upper limit for each kind of cost.
+        fill: The share of at least one limit that the architecture must use.
+        seconds: Time limit for all calls of the solver together; None: no limit.
 
     Raises:
-        BudgetError: No architecture costs that little, or none was found in the time.
+        BudgetError: No architecture keeps all limits, or none was found in time.
     """
     deriving = _Deriving(space, probabilities, limits, fill, seconds)
     found = deriving.solve() if all(limit.most >= 1 for limit in limits) else None
@@ -117,12 +117,14 @@ def derive_with_proof(
 
 
 def least_cost(space: SearchSpace, cost: Cost, *, seconds: float | None = BRIEFLY) -> int:
-    """What the cheapest architecture costs.
+    """The cost of the cheapest architecture.
+
+    The solver is asked only where a larger architecture may be cheaper than the smallest.
 
     Args:
         space: The search space.
-        cost: The kind of cost; where that may be another than the smallest, the solver looks for it.
-        seconds: Time that the solver may take; after that it is the cheapest that it found.
+        cost: The kind of cost.
+        seconds: Time limit of the solver; if it runs out, the cost of the cheapest architecture found so far.
     """
     smallest = space.cost(cost, space.smallest_architecture())
     if space.smallest_is_cheapest(cost):
@@ -133,15 +135,15 @@ def least_cost(space: SearchSpace, cost: Cost, *, seconds: float | None = BRIEFL
 
 
 def check_attainable(space: SearchSpace, limits: Sequence[Limit], *, seconds: float | None = SOLVER_SECONDS) -> None:
-    """Checks that some architecture keeps all limits together.
+    """Checks that some architecture keeps all limits at once.
 
     Args:
         space: The search space.
-        limits: What may be spent of each kind of cost.
-        seconds: Time that the solver may take; what is not proved in it is let through.
+        limits: The upper limit for each kind of cost.
+        seconds: Time limit of the solver; limits that are not proved unattainable in time pass the check.
 
     Raises:
-        BudgetError: None does; the message states, for each, the least that the others leave attainable.
+        BudgetError: None does; the message gives the least attainable cost of each kind while the others are kept.
     """
     if all(limit.is_kept(space, space.smallest_architecture()) for limit in limits):
         return
@@ -172,7 +174,7 @@ def _scaled(total: LinearSum) -> LinearSum:
 
 
 class _Deriving:
-    """One derivation: the program, the objective, and the time that is left."""
+    """One derivation: its integer program, its log-probabilities, and the time left."""
 
     def __init__(
         self,
@@ -189,12 +191,12 @@ class _Deriving:
         self.program = IntegerProgram(space, [limit.cost for limit in limits])
 
     def solve(self) -> Derivation | None:
-        """The best of all that use what is allowed, or nearly what can be used of it; None where none is found."""
+        """The most probable architecture that fills a limit, as `derive` defines it; None if the solver found none."""
         free = self._best(self._objective())
         if free.architecture is None or not self.fill or self._is_filled(free.architecture):
             return self._better(free)
         filled = self._filled()
-        if all(each.bound == np.inf for each in filled):  # none uses that much
+        if all(each.bound == np.inf for each in filled):  # proved: no architecture uses that much
             places = range(len(self.limits))
             self.asked = [self.fill * self._fullest(place, free.architecture) for place in places]
             if self._is_filled(free.architecture):
@@ -207,12 +209,12 @@ class _Deriving:
         return self._better(Solution(min(found, key=self.given_up), bound))
 
     def best_of(self, architectures: Iterable[Architecture | None]) -> Architecture | None:
-        """The most probable of those within all limits that use what is asked, else of those that do not."""
+        """The most probable of those within all limits, preferring those that fill one; None if there is none."""
         kept = [each for each in architectures if each is not None and self._is_kept(each)]
         return max(kept, key=lambda each: (self._is_filled(each), -self.given_up(each)), default=None)
 
     def given_up(self, architecture: Architecture) -> float:
-        """Log-probability that an architecture gives up against the most probable one."""
+        """How far the log-probability of an architecture lies below that of the most probable candidates."""
         sizes = self.space.sizes_of(architecture)
         lost = [
             row.max() - row[choice.candidates.index(size)]
@@ -221,7 +223,7 @@ class _Deriving:
         return float(sum(lost))
 
     def _filled(self) -> list[Solution]:
-        """For each limit the most probable architecture within all of them that uses as much of it as is asked."""
+        """For each limit, the most probable architecture within all of them that fills this one."""
         places = range(len(self.limits))
         return [
             self._best(self._objective(), [self.asked[place] if at == place else 0.0 for at in places])
@@ -229,19 +231,19 @@ class _Deriving:
         ]
 
     def _fullest(self, place: int, known: Architecture) -> int:
-        """The most that an architecture within all limits uses of one of them, and no less than a known one."""
+        """The most that any architecture within all limits uses of one of them; at least what a known one uses."""
         total = [(variable, -factor) for variable, factor in _scaled(self.program.sums[place])]
         found = self._best(total).architecture
         return max(self.space.cost(self.limits[place].cost, each) for each in (known, found) if each is not None)
 
     def _best(self, objective: LinearSum, least: Sequence[float] | None = None) -> Solution:
-        """The best architecture within all limits that uses at least so much of each."""
+        """The best architecture within all limits that costs at least `least` of each kind."""
         least = [0.0] * len(self.limits) if least is None else least
         first = self._try(objective, least, [limit.most + 0.5 for limit in self.limits])
         if first.architecture is None or self._is_kept(first.architecture):
             return first
-        # The solver works with floating-point tolerances, and the promise is about integers: where half a unit is too
-        # small for it to see, the limits are drawn in. What is proved without that holds all the same.
+        # The limits are integers, but the solver works to floating-point tolerances: where half a unit is within its
+        # tolerance, solve again with slightly tighter limits. The bound from the first call remains valid.
         again = self._try(objective, least, [limit.most * (1 - 2 * TOLERANCE) for limit in self.limits])
         is_kept = again.architecture is not None and self._is_kept(again.architecture)
         return Solution(again.architecture if is_kept else None, first.bound)
@@ -251,7 +253,7 @@ class _Deriving:
         return self.program.solve(objective, least, most, seconds=left)
 
     def _objective(self) -> LinearSum:
-        """Log-probability that each candidate gives up."""
+        """The log-probability that each candidate gives up, as `given_up` sums it."""
         variables = [*self.program.groups, *self.program.stages]
         return [
             (variable, float(row.max() - value))
@@ -260,7 +262,7 @@ class _Deriving:
         ]
 
     def _better(self, solution: Solution) -> Derivation | None:
-        """What the solver found, or what single steps find where that is more probable and uses as much."""
+        """The solver's architecture, or that of `local_search` if it is better by the order of `best_of`."""
         if solution.architecture is None:
             return None
         found = self._derivation(solution.architecture, solution.bound)
@@ -277,6 +279,6 @@ class _Deriving:
         return all(limit.is_kept(self.space, architecture) for limit in self.limits)
 
     def _is_filled(self, architecture: Architecture) -> bool:
-        """Whether it uses as much of one of the limits as is asked."""
+        """Whether an architecture uses as much of at least one limit as is asked."""
         costs = (self.space.cost(limit.cost, architecture) for limit in self.limits)
         return any(cost >= asked for cost, asked in zip(costs, self.asked, strict=True))

@@ -1,8 +1,8 @@
-"""The expected cost of a search space as a sum of terms, and the penalty that steers it towards the budget.
+"""The expected cost of a search space, from terms that the derivation shares, and the penalty on it.
 
-A term is a layer, the depths at which it reads and writes certain channels, and a table with one number for every pair
-of widths that these may have. The same terms give the expected cost under probabilities (differentiable) and the
-constraint of the derivation, and their numbers are those that `SearchSpace.cost` sums: the three cannot disagree.
+A term is the cost of one layer between one input and one output: a table over their possible widths, and the depths at
+which the layer connects them. The same terms make up the expected cost (differentiable) and the constraints of the
+derivation, and their numbers come from the rules that `SearchSpace.cost` applies, so the three cannot disagree.
 """
 
 from __future__ import annotations
@@ -57,31 +57,33 @@ def budgets_penalty(expected: Tensor, actual: Tensor, targets: Sequence[float], 
 
 
 Depths = Mapping[str, frozenset[int]]
-"""By the name of a stage, the depths at which something holds; stages that are not named may have any."""
+"""A condition on depths: the depths allowed for each stage, by name; stages without an entry may have any."""
 
 
 @dataclass(frozen=True)
 class CostTerm:
-    """What one layer costs while certain groups feed it and take its output."""
+    """The cost of one layer between one part of its input and one part of its output."""
 
     layer: Layer
     inputs: Channels
-    """A group's channels or a fixed number, never a stage's."""
+    """The channels of a group or a fixed number of channels, never those of a stage."""
     outputs: Channels
+    """As `inputs`."""
     depths: Depths
+    """The depths at which the layer is kept and connects these inputs and outputs."""
     part: tuple[int, int]
-    """Which part of the layer's input and which of its output: a concatenation has several, and all of them cost."""
+    """The index of the part in the layer's input and in its output; only concatenations have several parts."""
     values: np.ndarray
-    """[possible input widths, possible output widths]; float64, whole numbers."""
+    """The cost at each pair of widths [possible input widths, possible output widths]; float64, whole numbers."""
 
     @property
     def is_diagonal(self) -> bool:
-        """Whether input and output belong to one group, so that only equal choices can happen."""
+        """Whether input and output belong to the same group, so that only equal choices can occur."""
         return self.inputs.source is not None and self.inputs.source == self.outputs.source
 
 
 def alternatives(space: SearchSpace, channels: Channels) -> Iterator[tuple[Depths, Channels]]:
-    """What channels may turn out to be: behind a stage, those of the block that is kept last."""
+    """The channels that may arrive in place of `channels`: after a stage, the outputs of whichever block is last."""
     if channels.source not in space.stage_index:
         yield {}, channels
         return
@@ -89,16 +91,16 @@ def alternatives(space: SearchSpace, channels: Channels) -> Iterator[tuple[Depth
     found: dict[tuple[frozenset[tuple[str, frozenset[int]]], Channels], set[int]] = {}
     for depth in stage.candidates:
         for before, end in alternatives(space, stage.outputs[depth - 1]):
-            # One part: where blocks end in more than a run of channels, the reading has made all exits one (`freedom`).
+            # `end` has one part: where blocks end in a concatenation, the reading has unified all exits (`freedom`).
             whole = replace(end, repeat=end.repeat * channels.repeat)
             found.setdefault((frozenset(before.items()), whole), set()).add(depth)
-    for (before_items, end), at in found.items():  # blocks that hand on the same channels are one alternative
+    for (before_items, end), at in found.items():  # blocks with the same output channels are one alternative
         is_any = len(at) == len(stage.candidates)
         yield {**dict(before_items), **({} if is_any else {stage.name: frozenset(at)})}, end
 
 
 def cost_terms(space: SearchSpace, cost: Cost) -> list[CostTerm]:
-    """The terms of all layers that cost anything, layer by layer and part by part."""
+    """The terms of all layers with a cost, layer by layer and part by part."""
     return [
         term
         for layer in space.layers
@@ -109,7 +111,7 @@ def cost_terms(space: SearchSpace, cost: Cost) -> list[CostTerm]:
 
 
 def _part_terms(space: SearchSpace, cost: Cost, layer: Layer, part: tuple[int, int]) -> Iterator[CostTerm]:
-    """The terms of one part of the input with one of the output."""
+    """The terms of one part of a layer's input with one part of its output."""
     inputs, outputs = layer.inputs.parts[part[0]], layer.outputs.parts[part[1]]
     block = space.block_of(layer.name)
     kept: Depths = {}
@@ -125,7 +127,7 @@ def _part_terms(space: SearchSpace, cost: Cost, layer: Layer, part: tuple[int, i
 
 
 def _all_of(*conditions: Depths) -> Depths:
-    # Sorted: a set of strings has another order in every process, and the rows of the integer program would have too.
+    # Sorted, since the order of a set of strings differs between processes and would reorder the integer program.
     names = sorted({name for depths in conditions for name in depths})
     return {name: frozenset.intersection(*(depths[name] for depths in conditions if name in depths)) for name in names}
 
@@ -133,12 +135,12 @@ def _all_of(*conditions: Depths) -> Depths:
 class ExpectedCost:
     """The expected cost of a space, as a differentiable function of the probabilities.
 
-    Widths and depths are drawn independently, and the expectation is exact: blocks count with the probability that
-    they are kept, a layer behind a stage sees the width of the last kept block, and projections count with the
-    probability that their two widths differ.
+    The expectation is exact, with widths and depths drawn independently: a block counts with the probability that it
+    is kept, a layer after a stage reads the width of the last block that is kept, and a projection counts with the
+    probability that its two widths differ.
 
-    Deviation: the authors' code multiplies mean widths, ignores where a cut stage ends, and leaves out projections
-    (`paper_expected_macs`).
+    Deviation: the authors' code multiplies mean widths, always reads the last block of a stage, and leaves out
+    projections (`paper_expected_macs`).
 
     Source: Dong & Yang, 2019, arXiv:1905.09717, section 3.2 (E_cost).
     """
@@ -170,7 +172,7 @@ class ExpectedCost:
         return cost + diagonals @ _probability(self._diagonal_depths, depths)
 
     def _rows(self, channels: list[Channels]) -> Tensor:
-        """Row of each group among the probabilities; fixed channels have the row behind the last group."""
+        """The row of each group in the probabilities; fixed channels use the row appended after the last group."""
         fixed = len(self.space.groups)
         rows = [fixed if each.source is None else self.space.group_index[each.source] for each in channels]
         return torch.tensor(rows, dtype=torch.int64, device=self.device)
@@ -187,7 +189,7 @@ class ExpectedCost:
         return torch.as_tensor(masks, device=self.device)
 
     def _stack(self, values: list[np.ndarray], extents: tuple[int, ...]) -> Tensor:
-        """All values in one tensor [terms, *extents], filled up with zeros."""
+        """All values in one tensor [terms, *extents], padded with zeros."""
         room = [[(0, most - size) for most, size in zip(extents, value.shape, strict=True)] for value in values]
         padded = [np.pad(value, ends) for value, ends in zip(values, room, strict=True)]
         stacked = np.stack(padded) if padded else np.zeros((0, *extents))
@@ -200,13 +202,12 @@ def _probability(masks: Tensor, depths: Tensor) -> Tensor:
 
 
 def paper_expected_macs(space: SearchSpace, probabilities: Probabilities) -> Tensor:
-    """Expected MACs by products of mean widths, a float64 scalar in MACs a sample.
+    """Expected MACs from products of mean widths, as in the authors' code: a float64 scalar, in MACs per sample.
 
-    It differs from `ExpectedCost` where the authors' formula is not the expectation: the layer behind a stage reads the
-    mean width of the stage's last block, whether that is kept or not; projections that appear because widths differ
-    are left out; so are biases.
+    Where it is not the expectation, `ExpectedCost` differs: here the layer after a stage reads the mean width of the
+    stage's last block, kept or not, and the projections added where widths differ are left out, as are biases.
 
-    Source: Dong & Yang, 2019, arXiv:1905.09717, section 3.2 (E_cost), as in the authors' code.
+    Source: Dong & Yang, 2019, arXiv:1905.09717, section 3.2 (E_cost), and the authors' code.
     """
     means: dict[str, Tensor] = {}
     for group, row in zip(space.groups, probabilities.widths.double(), strict=True):

@@ -1,12 +1,12 @@
-"""Mixing the candidates in use: each one aligned to the widest, weighted, and added, as one linear map.
+"""Mixing the candidates in use (align each to the widest, weight, add) as one linear map.
 
 The candidates of a group are prefixes of one set of channels, and alignment is linear (`transprune.tas.alignment`). So
 instead of mixing feature maps, as `reference.SlowSupernet.mix` does, a supernet mixes the *maps* that would be applied
-to them: small matrices, or vectors where alignment keeps every channel in place. For example, with `pad` and the widths
-2 and 4 at the weights 0.3 and 0.7, channels 0 and 1 are multiplied by 0.3 + 0.7, channels 2 and 3 by 0.7.
+to them: small matrices, or vectors where alignment leaves channels in place. For example, with `pad` and widths 2 and 4
+at weights 0.3 and 0.7, channels 0 and 1 are multiplied by 0.3 + 0.7, channels 2 and 3 by 0.7.
 
-A network needs many such maps at every step, all of them sparse: `mixed` makes all of them with the same few
-operations. Along an axis that is made up of several groups, `mixing` mixes each group's part by itself.
+A network needs many such maps at every step, all sparse; `mixed` builds them all with the same few operations. Along an
+axis made up of several groups, `mixing` mixes each group's part separately.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from transprune.tas.sampling import Choice, Selection
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """The map Σ_k weights_k · align(factors_k ⊙ first widths_k channels)."""
+    """The map x ↦ Σ_k weights_k · align(factors_k ⊙ first widths_k channels of x)."""
 
     widths: tuple[int, ...]
-    """Width of each prefix [samples]; the widest decides the size of the result."""
+    """Width of each prefix [samples]; the result has the widest."""
     weights: Tensor
     """Mixing weights [samples]."""
     alignment: Alignment
-    """What brings a narrower prefix to the widest."""
+    """How narrower prefixes are aligned to the widest."""
     factors: Tensor | None = None
-    """A factor for every channel [rows, at least the widest], such as the scales of a batch norm; None: ones."""
+    """A factor for each channel [rows, at least the widest], such as the scales of a batch norm; None: ones."""
     rows: tuple[int, ...] | None = None
-    """Which row each prefix uses [samples]; None: the first uses the first, and so on."""
+    """The row of `factors` for each prefix [samples]; None: row k for prefix k."""
     is_applied: bool = False
-    """Whether the map is applied to ones, as for the shifts of a batch norm: the result is a number for each channel
-    [widest]. Otherwise it is the map itself: a matrix [widest, widest] for `interpolate`, its diagonal [widest] for
-    `pad`, where channels never mix."""
+    """Apply the map to a vector of ones, which mixes the factors themselves (the shifts of a batch norm) [widest].
+    Otherwise the result is the map: a matrix [widest, widest] for `interpolate`, its diagonal [widest] for `pad`, where
+    channels never mix."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -56,7 +56,7 @@ class Mixture:
 
     @property
     def entries(self) -> _Entries:
-        """The entries of the result that are not zero."""
+        """The nonzero entries of the result."""
         rows = tuple(range(len(self.widths))) if self.rows is None else self.rows
         columns = max(self.widths) if self.factors is None else self.factors.shape[1]
         return _entries(self.widths, rows, columns, self.alignment, len(self.shape))
@@ -64,16 +64,16 @@ class Mixture:
 
 @dataclass(frozen=True)
 class _Entries:
-    """The nonzero entries of a mixture; several may fall on one place, where they add up."""
+    """The nonzero entries of a mixture [entries]; entries at the same place add up."""
 
     samples: np.ndarray
-    """Which prefix each entry comes from."""
+    """The prefix that each entry comes from."""
     sources: np.ndarray
-    """Index of its factor among the flattened factors."""
+    """The index of its factor in the flattened factors."""
     places: np.ndarray
-    """Index of its place in the flattened result."""
+    """Its index in the flattened result."""
     shares: np.ndarray
-    """Its value before it is multiplied by a weight and a factor."""
+    """Its value before multiplication by the weight and the factor."""
 
 
 @lru_cache(maxsize=4096)
@@ -90,7 +90,7 @@ def _entries(widths: tuple[int, ...], rows: tuple[int, ...], columns: int, align
 
 
 def mixed(mixtures: Sequence[Mixture]) -> list[Tensor]:
-    """The results of several mixtures, made together."""
+    """The results of several mixtures, computed together."""
     weights = torch.cat([each.weights for each in mixtures])
     factors = [each.factors if each.factors is not None else _ones_for(each) for each in mixtures]
     entries, sizes = [each.entries for each in mixtures], [prod(each.shape) for each in mixtures]
@@ -100,7 +100,7 @@ def mixed(mixtures: Sequence[Mixture]) -> list[Tensor]:
         _indices_into_all([each.places for each in entries], sizes),
         torch.from_numpy(np.concatenate([each.shares for each in entries])).to(weights.dtype),
     )
-    # Copies of more than 64 KiB wait for the device unless they come from pinned memory.
+    # From pageable memory, CUDA copies more than 64 KiB synchronously.
     ready = (each.pin_memory() if weights.is_cuda else each for each in constants)
     samples, sources, places, shares = (on_device(each, weights.device) for each in ready)
     values = shares * weights.index_select(0, samples)
@@ -115,7 +115,7 @@ def _ones_for(mixture: Mixture) -> Tensor:
 
 
 def _indices_into_all(indices: list[np.ndarray], sizes: list[int]) -> Tensor:
-    """Indices into arrays of the given sizes, as indices into the one array that joins them."""
+    """Indices into arrays of the given sizes, shifted to index their concatenation."""
     starts = np.cumsum([0, *sizes[:-1]])
     return torch.from_numpy(np.concatenate([each + start for each, start in zip(indices, starts, strict=True)]))
 
@@ -127,11 +127,11 @@ def mixing(layout: Layout, selection: Selection, sizes: Sizes, alignment: Alignm
         layout: Which groups make up the axis.
         selection: The candidates in use.
         sizes: The widest of them.
-        alignment: What brings narrower candidates to the widest.
-        like: A tensor of the type and on the device that are wanted.
+        alignment: How narrower candidates are aligned to the widest.
+        like: Gives the dtype and device of the result.
 
     Returns:
-        A matrix [entries, entries], or its diagonal [entries] if all else is zero.
+        A matrix [entries, entries], or its diagonal [entries] if the map is diagonal.
     """
     match layout:
         case Group(name, _) if name in selection.widths:
@@ -150,9 +150,9 @@ def mixture_of(
 
     Args:
         choice: The candidates in use.
-        alignment: What brings narrower candidates to the widest.
-        factors: A factor for every channel, for each candidate [candidates, width] or shared by all [width].
-        is_applied: Whether the factors themselves are mixed, not channels that they scale.
+        alignment: How narrower candidates are aligned to the widest.
+        factors: A factor for each channel, per candidate [candidates, width] or shared by all [width].
+        is_applied: As `Mixture.is_applied`.
     """
     rows = None
     if factors is not None:
@@ -187,7 +187,7 @@ def _multiplied(maps: list[Tensor]) -> Tensor:
 
 
 def mix_along(tensor: Tensor, matrix: Tensor, axis: int) -> Tensor:
-    """Applies a map, or its diagonal, along one axis of a tensor."""
+    """Applies a map, given as a matrix or its diagonal, along one axis of a tensor."""
     if matrix.dim() == 1:
         return tensor * matrix.view(-1, *[1] * (tensor.dim() - 1 - axis))
     if axis == 1 and tensor.dim() == 4:

@@ -1,4 +1,4 @@
-"""One network that holds all architectures of a search space (Dong & Yang, 2019, arXiv:1905.09717, section 3)."""
+"""One network that contains every architecture of a search space (Dong & Yang, 2019, arXiv:1905.09717, section 3)."""
 
 from __future__ import annotations
 
@@ -50,30 +50,30 @@ from transprune.tas.sampling import Selection
 AFFINE = ("weight", "bias")
 """Scale and shift of a norm."""
 RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-"""Buffers of norms, which say nothing of a network that changes every step."""
+"""Buffers of a norm; meaningless here, since they would average over a network that changes at every step."""
 
 
 class Supernet(nn.Module):
-    """A copy of a model that runs at the candidate widths and depths of a search space, and mixes those in use.
+    """A copy of a model that computes a weighted mixture of candidate widths and depths.
 
-    It runs the operators of the model's trace, each of them once, on weights cut to the widest candidates in use. The
-    candidates of a group are mixed where its channels are made: in the batch norm behind a convolution, where each
-    candidate has a scale and a shift of its own, else in the weights of the layer. Blocks beyond the deepest depth in
-    use are not computed. Batch norms use the statistics of the batch even in evaluation: running averages over a
-    network that changes at every step would describe none of its members.
+    It runs each operator of the model's trace once, with weights cut to the widest candidate in use. The candidates of
+    a group are mixed where its channels are produced: in the batch norm after a convolution, which keeps a scale and a
+    shift for each candidate, otherwise in the weights of the layer. Blocks beyond the deepest depth in use are
+    skipped. Batch norms use the statistics of the batch even in evaluation mode: running averages over a network that
+    changes at every step would describe none of its members.
 
-    It computes what `reference.SlowSupernet` computes for the paper's networks.
+    For the paper's networks, it computes the same as `reference.SlowSupernet`.
 
-    Deviation: norms over channels (layer norm, group norm) normalise the mixture, not each candidate by itself.
+    Deviation: norms over channels (layer norm, group norm) normalise the mixture, not each candidate separately.
 
-    Its weights start as the model's, which is untouched, and keep their names.
+    Its weights start as copies of the model's and keep their names; the model is untouched.
 
     Args:
         model: The network that `space` was read from.
         space: Its search space.
         example: An input batch, or a tuple of the forward's positional arguments.
-        alignment: What brings feature maps to one width: `interpolate` stretches channels (the paper), `pad` keeps
-            every channel where it is and appends zeros.
+        alignment: How feature maps of different widths are aligned: `interpolate` stretches the channels (the paper),
+            `pad` leaves them in place and appends zeros.
 
     Raises:
         SpaceError: The space names a width group or a stage that the model does not have.
@@ -102,16 +102,16 @@ class Supernet(nn.Module):
         self.plan = _Plan(reading, space, self.network)
 
     def forward(self, selection: Selection, *inputs: Any) -> Any:
-        """What the model returns, computed with the selected candidates."""
+        """The model's outputs for the selected candidates."""
         with SoundConvolutions():
             return self.plan.program.run(_Mixing(self, selection), inputs)
 
     @torch.no_grad()
     def plain_weights(self, architecture: Architecture) -> dict[str, torch.Tensor]:
-        """The supernet's weights under the model's names and at its full widths, as one architecture uses them.
+        """The weights that one architecture uses, under the model's names and at full width.
 
-        Batch norms give the scale and shift of the architecture's candidate, or of the next larger one. Running
-        statistics are not among them.
+        Each batch norm contributes the scale and shift of the architecture's candidate, or of the next larger one.
+        Running statistics are left out.
         """
         weights = {
             name: value.detach().clone()
@@ -143,30 +143,30 @@ def _check_space(model: nn.Module, space: SearchSpace, reading: Reading) -> None
 
 
 class _Plan:
-    """Where the candidates are mixed, decided once for a network.
+    """Where a supernet mixes its candidates, decided once at construction.
 
     Args:
-        reading: What was read from the model.
-        space: What is searched of it.
-        network: The copy of the model. Scales and shifts of its norms get a row for each candidate, in place.
+        reading: The reading of the model.
+        space: Its search space.
+        network: The copy of the model; changed in place: scales and shifts of norms get a row for each candidate.
     """
 
     def __init__(self, reading: Reading, space: SearchSpace, network: nn.Module) -> None:
         self.program = Program(reading)
         self.searched = {group.name: len(group.candidates) for group in space.groups}
         self.candidate_norms: dict[fx.Node, str] = {}
-        """Norms directly behind a convolution, with the group whose candidates they normalise."""
+        """Batch norms directly after a convolution, with the name of the group that they normalise."""
         self.affine: dict[fx.Node, list[str]] = {}
-        """Paths of scale and shift, for those of these norms that have both as parameters."""
+        """The names of scale and shift, for the `candidate_norms` that have both as parameters."""
         self.mixed_norms: dict[fx.Node, Layout] = {}
-        """Other batch norms over searched channels."""
+        """Other batch norms over searched channels, with the layout of these channels."""
         self.mixed_layers: dict[fx.Node, int] = {}
-        """Convolutions, linear layers and their like that mix their outputs, and the axis of these."""
+        """Convolutions and linear layers that mix their own outputs, with the axis of the output that is mixed."""
         self.rows: dict[str, str] = {}
-        """Parameters with a row for each candidate, and the group of these."""
+        """Parameters with a row for each candidate, with the name of their group."""
         self.free_sums = self.program.free_sums
         self.in_place = frozenset(node for node in reading.trace.calls if self._may_write_over_input(reading, node))
-        """ReLUs that may write over what they read."""
+        """ReLUs that may overwrite their input."""
         for node in reading.trace.calls:
             if operator(node) == "batch_norm":
                 self._place_norm(reading, node, network)
@@ -186,7 +186,7 @@ class _Plan:
         return any(name in self.searched for name in groups_of(layout))
 
     def _may_write_over_input(self, reading: Reading, node: fx.Node) -> bool:
-        """Whether a ReLU is the only reader of its input, and no gradient needs that input."""
+        """Whether the node is a ReLU, nothing else reads its input, and no gradient needs that input."""
         if operator(node) != "relu" or node.args[0] in {each for stage in reading.stages for each in stage.exits}:
             return False
         source = node.all_input_nodes[0]
@@ -225,11 +225,11 @@ class _Plan:
             self.rows[name] = channels.name
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Plan:
-        return self  # it never changes, and its keys are the nodes of a graph
+        return self  # never changes after construction, and its keys are graph nodes, compared by identity
 
 
 class _Mixing(Surroundings):
-    """What a supernet runs with in one step: the candidates in use, and the operators that mix them."""
+    """The state and operators of a supernet during one forward: the candidates in use, and how they are mixed."""
 
     def __init__(self, supernet: Supernet, selection: Selection) -> None:
         widths = {name: max(choice.sizes) for name, choice in selection.widths.items()}
@@ -282,11 +282,11 @@ class _Mixing(Surroundings):
         return step.function
 
     def _candidate_norm(self, node: fx.Node, arguments: Arguments) -> Tensor:
-        """A batch norm for each candidate width, mixed.
+        """The mixture of one batch norm per candidate width.
 
-        The candidates are prefixes of one feature map, so they have the same batch statistics where they share
-        channels, and one normalisation serves all of them. Scaling, aligning and adding is linear in its result: one
-        map replaces a normalisation, an alignment and a sum for every candidate.
+        The candidates are prefixes of one feature map, so a channel has the same batch statistics in each of them and
+        is normalised once. Scaling, aligning and adding are linear in the result, so one map does all three for all
+        candidates.
         """
         mixture, shift = self._mixtures.get(node) or mixed(
             self._mixtures_of(node, arguments["weight"], arguments["bias"])
@@ -295,7 +295,7 @@ class _Mixing(Surroundings):
 
     @cached_property
     def _mixtures(self) -> dict[fx.Node, tuple[Tensor, Tensor]]:
-        """The mixed scales and shifts of all norms in `plan.affine`, made together since each is small."""
+        """The mixed scales and shifts of all norms in `plan.affine`; made together, because each is small."""
         found = {
             step.node: self._mixtures_of(step.node, *(self.state(name) for name in self.plan.affine[step.node]))
             for step in self.plan.program.steps
@@ -314,7 +314,7 @@ class _Mixing(Surroundings):
         )
 
     def _norm(self, node: fx.Node, arguments: Arguments) -> Tensor:
-        """Any other batch norm, over as many channels as arrive; searched ones are mixed here if they are not yet."""
+        """Any other batch norm; it also mixes its channels if they are searched and arrive unmixed."""
         features: Tensor = arguments["input"]
         layout = self.plan.mixed_norms.get(node)
         weight, bias = arguments["weight"], arguments["bias"]
@@ -327,7 +327,7 @@ class _Mixing(Surroundings):
         return normalise_and_mix_joint(features, scale, shift, arguments["eps"])
 
     def _mixed_layer(self, step: Step, arguments: Arguments) -> Any:
-        """A layer whose outputs are mixed: in its weights if it is linear in them, else in its result."""
+        """A layer that mixes its outputs: in its weights if it is linear in them, otherwise in its result."""
         axis, in_weight = self.plan.mixed_layers[step.node], step.rule.weight_outputs
         layout: Layout = self.reading.values[step.node][axis]
         if in_weight is None:
@@ -336,7 +336,7 @@ class _Mixing(Surroundings):
             return mix_along(result, matrix, axis)
         weight, bias = arguments["weight"], arguments["bias"]
         matrix = mixing(layout, self.selection, self.sizes, self.alignment, weight)
-        # The groups of a convolution cannot be mixed with each other in its weights.
+        # Mixing weights cannot mix channels across the groups of a convolution: each reads different inputs.
         if arguments.get("groups", 1) > 1 and (in_weight == 1 or matrix.dim() == 2):
             return mix_along(step.function(arguments), matrix, axis)
         arguments["weight"] = mix_along(weight, matrix, in_weight)
@@ -352,13 +352,13 @@ class _Mixing(Surroundings):
 
 
 def padded_sum(main: Tensor, shortcut: Tensor, *, keeps_main_width: bool) -> Tensor:
-    """A residual sum whose narrower side is filled up with channels of zeros.
+    """A residual sum, with the narrower side padded with channels of zeros.
 
     Args:
         main: [batch, channels, ...].
         shortcut: [batch, channels, ...].
-        keeps_main_width: Whether the sum is as wide as its main side, because other layers share that width.
-            Otherwise it is as wide as the wider side, as in the paper.
+        keeps_main_width: Cut the shortcut to the width of the main side, because other layers share that width.
+            Otherwise the sum is as wide as the wider side, as in the paper.
     """
     if keeps_main_width:
         shortcut = shortcut[:, : main.shape[1]]
