@@ -1,9 +1,9 @@
-"""Data sets: images with labels, where they come from, and batches of them; or batches from loaders of any kind.
+"""Data sets of labelled images, their sources and batches, and data from loaders of your own.
 
-data = load_data("digits")
-weights_part, architecture_part = split_halves(data.train, seed=0)
-for images, labels in make_loader(weights_part, data, batch_size=64, train=True, seed=0, device="cpu"):
-    ...
+    data = load_data("digits")
+    weights_part, architecture_part = split_halves(data.train, seed=0)
+    for images, labels in make_loader(weights_part, data, batch_size=64, train=True, seed=0, device="cpu"):
+        ...
 """
 
 from transprune.data.augmentation import Augmentation

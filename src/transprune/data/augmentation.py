@@ -1,7 +1,7 @@
-"""Random changes of training images, as tensor functions over whole batches.
+"""Augmentation of training images, as functions of whole batches: uint8 [batch, channels, rows, columns].
 
-Images are uint8 [batch, channels, rows, columns]. Every function draws from the generator it is given (on the CPU,
-whatever the device of the images, so that a seed means the same images everywhere) and from nothing else.
+Every function draws only from the generator it is given. The generator is on the CPU, whatever the device of the
+images, so that a seed gives the same images everywhere.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from transprune.errors import OptionError
 from transprune.options import AugmentationName
 
 SMALL_SIDE = 64
-"""Images up to this many pixels a side are cropped after padding; larger ones by a random resized crop."""
+"""Images up to this many pixels per side are padded and cropped; larger ones get a random resized crop."""
 COLOUR_AXES = (
     (0.2175, (-0.5675, -0.5808, -0.5836)),
     (0.0188, (0.7192, -0.0045, -0.6948)),
     (0.0045, (0.4009, -0.8140, 0.4203)),
 )
-"""Eigenvalues and eigenvectors of the colours of ImageNet's pixels (Krizhevsky et al., 2012, section 4.1)."""
+"""Eigenvalues and eigenvectors of the covariance of ImageNet's RGB values (Krizhevsky et al., 2012, section 4.1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Which random changes a training image goes through; none by default."""
+    """Random changes of a training image; none by default."""
 
     flip: bool = False
-    """Mirror left and right with probability one half."""
+    """Flip left to right with probability 1/2."""
 
     pad: int = 0
-    """Add so many zero pixels on each side, then cut the original size out at a random place."""
+    """Pad each side with this many zero pixels, then crop to the original size at a random position."""
 
     resized_crop: bool = False
-    """Cut a box of random area and shape and resize it to the image size."""
+    """Crop a box of random area and aspect ratio and resize it to the image size."""
 
     colour_jitter: tuple[float, float, float, float] | None = None
-    """Change brightness, contrast, saturation (each by a factor of up to 1 ± so much) and hue (by up to ± so many turns
-    of the colour circle), in random order; images in colour only."""
+    """Largest change of brightness, contrast and saturation (x: a factor from 1 − x to 1 + x) and of hue (a share of
+    the colour circle, either way), applied in random order; colour images only."""
 
     lighting: float = 0.0
-    """Standard deviation of a shift along each of `COLOUR_AXES`, in units of its eigenvalue; images in colour only."""
+    """Standard deviation of a shift along each of `COLOUR_AXES`, in units of its eigenvalue; colour images only."""
 
     def __post_init__(self) -> None:
         jitter = self.colour_jitter or (0.0, 0.0, 0.0, 0.0)
@@ -63,7 +63,7 @@ class Augmentation:
 
 
 def standard_augmentation(image_size: tuple[int, int, int]) -> Augmentation:
-    """What is customary for natural images of this size (channels, rows, columns)."""
+    """The usual augmentation for natural images of this size (channels, rows, columns)."""
     if max(image_size[1:]) <= SMALL_SIDE:
         return Augmentation(flip=True, pad=4)
     return Augmentation(flip=True, resized_crop=True)
@@ -72,14 +72,14 @@ def standard_augmentation(image_size: tuple[int, int, int]) -> Augmentation:
 def named_augmentation(
     name: AugmentationName, image_size: tuple[int, int, int], *, standard: Augmentation
 ) -> Augmentation:
-    """The augmentation of a name, for images of a size (channels, rows and columns).
+    """The augmentation with a name.
 
     Args:
-        name: `none`; `shift` moves by up to an eighth of the image and never mirrors (for digits, letters, signs);
-            `imagenet` is the paper's for ImageNet: resized crops, flips, changes of colour and lighting (the colours
-            only of images that have some).
-        image_size: What the images are brought to.
-        standard: What `standard` means for this data set.
+        name: `none`; `standard`; `shift` moves images by up to an eighth and never flips them (for digits, letters,
+            signs); `imagenet` is the paper's for ImageNet: resized crops, flips, and changes of colour and lighting
+            for colour images.
+        image_size: Channels, rows and columns that images are resized to.
+        standard: The standard augmentation of this data set.
     """
     if name == "standard":
         return standard
@@ -93,7 +93,7 @@ def named_augmentation(
 
 
 def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """Applies the changes of `augmentation`, drawn anew for each image.
+    """Applies random changes, drawn separately for each image.
 
     Args:
         images: uint8 [batch, channels, rows, columns].
@@ -117,7 +117,7 @@ def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generat
 
 
 def random_crop(images: Tensor, pad: int, generator: torch.Generator) -> Tensor:
-    """Moves each image by up to `pad` pixels in each direction; what enters is zero.
+    """Shifts each image by up to `pad` pixels in each direction, filling with zeros.
 
     Args:
         images: [batch, channels, rows, columns].
@@ -132,18 +132,18 @@ def random_crop(images: Tensor, pad: int, generator: torch.Generator) -> Tensor:
     rows = tops + torch.arange(height, device=images.device)[:, None]
     columns = lefts + torch.arange(width, device=images.device)
     places = (rows * (width + 2 * pad) + columns).view(batch, 1, -1).expand(-1, channels, -1)
-    # One gather over flattened pixels: several times faster on a CPU than indexing rows and columns apart.
+    # One gather over flattened pixels is several times faster on a CPU than indexing rows and columns separately.
     return F.pad(images, (pad,) * 4).flatten(2).gather(2, places).view_as(images)
 
 
 def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirrors each image left and right with probability one half ([batch, channels, rows, columns])."""
+    """Flips each image left to right with probability 1/2 ([batch, channels, rows, columns])."""
     chosen = (torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5).to(images.device, non_blocking=True)
     return torch.where(chosen, images.flip(3), images)
 
 
 def random_resized_crop(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Cuts a random box out of each image and resizes it bilinearly to the whole image.
+    """Crops a random box from each image and resizes it bilinearly to the image size.
 
     Args:
         images: uint8 [batch, channels, rows, columns].
@@ -164,10 +164,11 @@ def random_resized_crop(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def random_boxes(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """Boxes of random area (8% to 100% of the image) and shape (3:4 to 4:3) at random places.
+    """Boxes of random area (8% to 100% of the image) and aspect ratio (3:4 to 4:3) at random positions.
 
-    The distribution of Szegedy et al., 2015, arXiv:1409.4842, section 6.
-    Deviation: a box that is too tall or too wide is cut to the image instead of being drawn again.
+    Source: Szegedy et al., 2015, arXiv:1409.4842, section 6.
+
+    Deviation: a box that is too tall or too wide is clipped to the image instead of being drawn again.
 
     Args:
         count: How many boxes.
@@ -184,7 +185,7 @@ def random_boxes(count: int, height: int, width: int, generator: torch.Generator
     widths = (areas * shapes).sqrt().clamp(1, width)
     heights = (areas / shapes).sqrt().clamp(1, height)
     lefts, tops = across * (width - widths), down * (height - heights)
-    # The sums may pass the border by a rounding error, which image libraries refuse.
+    # Rounding may push the sums past the border, which image libraries reject.
     rights, bottoms = (lefts + widths).clamp(max=width), (tops + heights).clamp(max=height)
     return torch.stack([lefts, tops, rights, bottoms], dim=1)
 
@@ -218,9 +219,9 @@ def random_colours(images: Tensor, strength: tuple[float, float, float, float], 
 
 
 def random_lighting(images: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
-    """Shifts the colour of each image along the directions in which the colours of natural images vary.
+    """Shifts the colour of each image along the principal axes of natural colours.
 
-    Krizhevsky et al., 2012, section 4.1 (ImageNet Classification with Deep Convolutional Neural Networks).
+    Source: Krizhevsky et al., 2012, ImageNet Classification with Deep Convolutional Neural Networks, section 4.1.
 
     Args:
         images: uint8 [batch, 3, rows, columns].

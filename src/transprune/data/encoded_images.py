@@ -1,4 +1,4 @@
-"""From encoded images (JPEG, PNG, ...) to uint8 tensors [channels, rows, columns], and to a data set of them."""
+"""Decodes images (JPEG, PNG, ...) to uint8 tensors [channels, rows, columns], and makes data sets of them."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from collections.abc import Iterable
 from typing import Any
 
 MEMORY_LIMIT = 2 * 2**30
-"""Bytes of decoded images that are held in memory; larger data sets are decoded when needed."""
+"""Largest size in bytes of a decoded data set that is held in memory; larger ones are decoded as needed."""
 
 LARGE_SIZE = (3, 224, 224)
-"""Channels, rows and columns of images that are large or differ in size, unless asked otherwise."""
+"""Default channels, rows and columns for images that are large or of different sizes."""
 
 _log = logging.getLogger("transprune.data")
 
@@ -34,14 +34,14 @@ Box = tuple[float, float, float, float]
 """left, top, right, bottom, in pixels."""
 
 View = Callable[[int, int], Box]
-"""Which box of an image with so many rows and columns is shown."""
+"""Maps the rows and columns of an image to the box of it that is used."""
 
 
 def standard_view(image_size: tuple[int, int, int]) -> View:
-    """The box in which an image is shown when nothing is random.
+    """The box of an image that evaluation uses.
 
-    Images for a small size are shown whole. For a larger size it is the box that Resize(256) and CenterCrop(224) leave
-    (and its like for other sizes), cut and resized in one step.
+    For small sizes, it is the whole image. For larger ones, it is the box that Resize(256) and CenterCrop(224) would
+    leave, scaled to the size, so that one step crops and resizes.
 
     Args:
         image_size: Channels, rows and columns after resizing.
@@ -60,24 +60,24 @@ def standard_view(image_size: tuple[int, int, int]) -> View:
 
 
 def is_shown_whole(image_size: tuple[int, int, int]) -> bool:
-    """Whether images for a size are resized as a whole; else a central box of them is."""
+    """Whether evaluation resizes the whole image to this size, rather than a central box of it."""
     return max(image_size[1:]) <= SMALL_SIDE
 
 
 def decode(files: ImageFiles, row: int, image_size: tuple[int, int, int], view: View) -> Tensor:
-    """One image, in colour or grey as asked, its view resized bilinearly to the size asked.
+    """Decodes one image and resizes a box of it bilinearly.
 
     Args:
         files: Encoded images.
-        row: Which of them.
-        image_size: Channels (1 or 3), rows and columns of the result.
-        view: Which box of the image to show.
+        row: The row of the image.
+        image_size: Channels (1: grey, 3: colour), rows and columns of the result.
+        view: Which box of the image to use.
 
     Returns:
         uint8 [channels, rows, columns].
 
     Raises:
-        DataError: If the image cannot be read in full; the message names it.
+        DataError: The image cannot be read in full; the message names it.
     """
     from PIL import Image
 
@@ -93,7 +93,7 @@ def encoded_size(files: ImageFiles, row: int) -> tuple[int, int]:
     """Rows and columns of an image, from its header.
 
     Raises:
-        DataError: If it is no image; the message names it.
+        DataError: It is not an image; the message names it.
     """
     with _opened(files, row) as image:
         return image.height, image.width
@@ -118,26 +118,26 @@ def _opened(files: ImageFiles, row: int) -> Iterator[Image.Image]:
 
 def _with_channels(image: Image.Image, channels: int) -> Image.Image:
     if image.mode.startswith(("I", "F")):
-        # Pillow would cut these values off at 255 and make nearly everything white.
+        # Pillow would clip these values at 255, which turns most images white.
         raise ValueError(f"its pixels are of mode {image.mode!r}, not 8 bits a channel")
     if image.has_transparency_data:
-        image = image.convert("RGBA")  # a palette with transparency cannot become RGB directly
+        image = image.convert("RGBA")  # Pillow cannot convert a palette with transparency to RGB directly
     return image.convert("RGB" if channels == 3 else "L")
 
 
 def image_data(
     found: EncodedData, *, image_size: tuple[int, int, int] | None, augmentation: Augmentation | None
 ) -> ImageData:
-    """The data set of encoded images.
+    """Makes a data set of encoded images.
 
-    Small images of one size keep it; others become 224 x 224. Small images are decoded once and held in memory if they
-    fit. The header of every image is read, and of each split that stays in files up to 5000 images are decoded once, so
-    that a broken image shows before the training.
+    Small images of one size keep it; others are resized to 224 x 224. Small images are decoded once and held in memory
+    if they fit. To find broken images before training, the header of every image is read, and up to 5000 images of each
+    split that stays in files are decoded.
 
     Args:
-        found: The images, as a folder or a table holds them.
-        image_size: Channels, rows and columns, if not to be found from the images.
-        augmentation: Random changes of the training images, if not the standard ones.
+        found: The encoded images.
+        image_size: Channels, rows and columns; None: decided by the images.
+        augmentation: Random changes of the training images; None: the standard ones.
 
     Raises:
         DataError: An image cannot be read; the message names it.
@@ -173,13 +173,13 @@ def image_data(
 
 
 def _common_size(*splits: FileSplit) -> tuple[int, int] | None:
-    """Rows and columns, if all images agree on them and are small."""
+    """Rows and columns, if all images have the same and are small."""
     sizes = {encoded_size(split.files, row) for split in set(splits) for row in split.rows.tolist()}
     return sizes.pop() if len(sizes) == 1 and max(max(sizes)) <= SMALL_SIDE else None
 
 
 def _prepared(split: FileSplit, image_size: tuple[int, int, int], is_held: bool) -> tuple[Split, Tensor]:
-    """The split, in memory if it is to be held there, and the moments of up to 5000 of its images."""
+    """The split, moved to memory if `is_held`, and the moments of up to 5000 of its images."""
     if is_held:
         inside = held(split, image_size)
         return inside, moments(inside.images[sample_places(len(inside))])
@@ -194,12 +194,12 @@ def _prepared(split: FileSplit, image_size: tuple[int, int, int], is_held: bool)
 
 
 def held(split: Split, image_size: tuple[int, int, int]) -> MemorySplit:
-    """A split in memory: images in files are brought to a size [channels, rows, columns] as they are decoded."""
+    """A split in memory; images in files are decoded and resized to `image_size` (channels, rows, columns)."""
     if isinstance(split, MemorySplit):
         return split
     if not isinstance(split, FileSplit):
         raise DataError(f"cannot hold a {type(split).__name__} in memory: expected a MemorySplit or a FileSplit")
-    # One after the other: for images this small, threads would only wait for the interpreter's lock.
+    # Sequential: for images this small, threads would only wait for the interpreter's lock.
     images = torch.empty(len(split), *image_size, dtype=torch.uint8)
     view = standard_view(image_size)
     for place, row in enumerate(split.rows.tolist()):
@@ -208,10 +208,10 @@ def held(split: Split, image_size: tuple[int, int, int]) -> MemorySplit:
 
 
 def preprocessing(data: ImageData) -> dict[str, Any]:
-    """What `architecture.json` says of the images: the way to the input in words, its figures, and what comes out.
+    """The entry of `architecture.json` on preprocessing: the steps in words, size, normalisation and classes.
 
     Args:
-        data: What the network learns from.
+        data: The data set that the network learns from.
     """
     return {
         "how": _how(data),
@@ -234,7 +234,7 @@ def _how(data: ImageData) -> str:
 
 
 def said_of_left_out(data: ImageData) -> str:
-    """How many files were left out, and of which endings, in words; empty if there are none."""
+    """Says how many files were left out, by ending; empty if there are none."""
     if not data.left_out:
         return ""
     count = sum(data.left_out.values())
@@ -243,20 +243,20 @@ def said_of_left_out(data: ImageData) -> str:
 
 
 SAMPLE = 5000
-"""So many images are enough for the mean and standard deviation of a data set."""
+"""Number of images from which mean and standard deviation of a data set are taken."""
 
 
 def fit_images(images: Tensor, image_size: tuple[int, int, int]) -> Tensor:
-    """Brings images to a number of channels and a size.
+    """Converts images to a number of channels and a size.
 
-    Grey becomes colour by repetition, colour becomes grey by brightness; the size changes by bilinear interpolation.
+    Grey becomes colour by repetition, colour becomes grey by luminance; sizes change by bilinear interpolation.
 
     Args:
         images: uint8 [samples, channels, rows, columns], 1 or 3 channels.
-        image_size: Channels (1 or 3), rows and columns wanted.
+        image_size: Channels (1 or 3), rows and columns of the result.
 
     Returns:
-        uint8 [samples, *image_size]; `images` itself if nothing is to be done.
+        uint8 [samples, *image_size]; `images` itself if they are of that size already.
     """
     if images.shape[1:] == image_size:
         return images
@@ -271,7 +271,7 @@ def fit_images(images: Tensor, image_size: tuple[int, int, int]) -> Tensor:
 
 
 def sample_places(samples: int, most: int = SAMPLE) -> Tensor:
-    """Evenly spread places, int64 [min(samples, most)]: every place if there are few."""
+    """Evenly spread indices, int64 [min(samples, most)]."""
     if samples <= most:
         return torch.arange(samples)
     return torch.arange(most) * samples // most
@@ -287,10 +287,10 @@ def mean_and_std(parts: Iterable[Tensor]) -> tuple[tuple[float, ...], tuple[floa
     """Mean and standard deviation of each channel, to 4 digits.
 
     Args:
-        parts: The `moments` of equally many pixels each, float64 [2, channels].
+        parts: `moments`, each of the same number of pixels, float64 [2, channels].
 
     Returns:
-        The means and the standard deviations; the latter at least one grey level, so that one can divide by them.
+        The means and the standard deviations; the latter are at least one grey level, so that they can be divided by.
     """
     mean, square = torch.stack(list(parts)).mean(0)
     std = (square - mean.square()).clamp(min=0).sqrt().clamp(min=1 / 255)

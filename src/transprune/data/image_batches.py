@@ -1,7 +1,7 @@
-"""Batches for training and evaluation, the same ones for the same seed and epoch.
+"""Batches of images, a function of seed and epoch.
 
-An epoch is planned (which images form which batch, and a seed for each batch), fetched as raw images and normalised.
-Only the plan is random: it gives the same batches on any device and with any number of worker processes.
+An epoch is planned (which images form which batch, and a seed for each batch), fetched as raw images, and normalised.
+All randomness comes from the plan, so that any device and any number of worker processes give the same batches.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RawBatch = tuple[Tensor, Tensor]
 class Loader:
     """Yields normalised batches; each `iter` is the next epoch.
 
-    `epoch` is the number of the epoch that the next `iter` gives, from 0 on; set it to continue an earlier training.
+    `epoch` is the number of the epoch that the next `iter` yields, from 0; set it to continue an earlier training.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Loader:
         return self.batches(self.epoch - 1)
 
     def batches(self, epoch: int, *, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch (from 0 on), from one of them on; a function of the seed and these numbers."""
+        """The batches of an epoch (from 0), starting with batch `first`."""
         own = (batch.share(*self._share) for batch in self._plan.batches(epoch)[first:])
         return self._normalised([batch for batch in own if batch.count])
 
@@ -83,26 +83,26 @@ def make_loader(
     """Prepares batches of a split.
 
     Args:
-        split: Which images: `data.train`, `data.test` or a part of one.
+        split: The images: `data.train`, `data.test` or a part of one.
         data: The data set, for its image size, normalisation and augmentation.
-        batch_size: Images in a batch; a split with fewer images is one smaller batch.
+        batch_size: Images per batch; a split with fewer images gives one smaller batch.
         train: Shuffle and augment.
         seed: Decides order and augmentation, together with the epoch number.
-        device: Where the batches are wanted. Images in memory are held there too.
-        drop_last: Leave an incomplete last batch out, unless it is the only one. By default it is kept, or joins the
-            one before it if it has too few images for each process.
+        device: Device of the batches, and of images held in memory.
+        drop_last: Drop an incomplete last batch, unless it is the only one. By default it is kept, or merged with the
+            batch before it if it has fewer than `least` images for each process.
         workers: Processes that decode images in files; by default one for each core, at most 16.
-        share: Which of how many processes this one is, from 0; each gets its share of every batch, and nothing of one
-            that has no image for it.
-        least: How many images of a batch each process must have. By default two in training, since batch norm cannot
-            learn from one image, else none.
+        share: Index of this process, from 0, and number of processes. Each process gets its share of every batch, and
+            skips batches with fewer images than processes if none is left for it.
+        least: Images of a batch that each process needs; by default 2 in training, since batch norm cannot learn from
+            one image, and 0 otherwise.
 
     Returns:
         A loader of float32 images [batch, channels, rows, columns] and int64 labels [batch] on `device`.
 
     Raises:
-        OptionError: If `batch_size` or `workers` is out of range.
-        DataError: If the split is empty, of an unknown kind, or too small to share.
+        OptionError: `batch_size` or `workers` is out of range.
+        DataError: The split is empty, of an unknown kind, or too small to share.
     """
     if batch_size < 1 or (workers is not None and workers < 0):
         raise OptionError(
@@ -136,7 +136,7 @@ def _fetcher(split: Split, data: ImageData, train: bool, device: torch.device, w
 
 
 def _available_cores() -> int:
-    # The cores this process may use, where the system tells; a container may own fewer than the machine has.
+    # The cores that this process may use, where the system says: a container may have fewer than the machine.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -160,7 +160,7 @@ class MemoryFetcher:
             places = batch.places.to(self._images.device, non_blocking=True)
             images = self._images.index_select(0, places)
             generator = torch.Generator().manual_seed(batch.seed)
-            # The whole batch, so that every process changes an image as one process alone would.
+            # Augment the whole batch, not only this process's share, so that the draws do not depend on the processes.
             changed, labels = augment(images, self._augmentation, generator), self._labels.index_select(0, places)
             yield changed[batch.kept], labels[batch.kept]
 
@@ -182,7 +182,7 @@ class FileFetcher:
             sampler=plan,
             num_workers=min(self._workers, len(plan)),
             pin_memory=self._pin_memory,
-            generator=torch.Generator(),  # else each epoch would draw from the caller's random state
+            generator=torch.Generator(),  # otherwise each epoch would draw from the global random state
         )
         for batch in start_loading(loader):
             if isinstance(batch, DataError):
@@ -192,10 +192,10 @@ class FileFetcher:
 
 @dataclass(frozen=True)
 class FileBatches(Dataset):
-    """The batches of a split in files: what a worker process runs."""
+    """The batches of a split in files, as worker processes decode them."""
 
     split: FileSplit
-    """Which images."""
+    """The images."""
 
     image_size: tuple[int, int, int]
     """Channels, rows and columns of a decoded image."""
@@ -206,15 +206,14 @@ class FileBatches(Dataset):
     def __getitem__(self, batch: PlannedBatch) -> RawBatch | DataError:
         """Decodes one batch.
 
-        An unreadable image is returned as its error, because an exception that leaves a worker process becomes a page
-        of traceback.
+        The error of an unreadable image is returned: raised in a worker process, it would arrive as a page of traceback.
         """
         generator = torch.Generator().manual_seed(batch.seed ^ (batch.kept.start or 0))
         places = batch.places[batch.kept]
         view = standard_view(self.image_size)
         rest = self.augmentation
         if rest.resized_crop:
-            # Cut from the image at its full size; what is left to do is the same for the whole batch.
+            # Crop each image at its full size, before it is resized; the other changes apply to the whole batch.
             view, rest = _random_view(generator), replace(rest, resized_crop=False)
         rows = self.split.rows[places].tolist()
         try:
@@ -237,21 +236,21 @@ class PlannedBatch:
     """One batch before its images are fetched."""
 
     places: Tensor
-    """Places in the split, int64 [batch]."""
+    """Indices into the split, int64 [batch]."""
 
     seed: int
     """Seed of the random changes in this batch."""
 
     kept: slice = field(default_factory=lambda: slice(None))
-    """Which of the images are wanted: all, or the share of one of several processes."""
+    """The images to yield: all, or the share of this process."""
 
     @property
     def count(self) -> int:
-        """How many are wanted."""
+        """The number of images to yield."""
         return len(self.places[self.kept])
 
     def share(self, index: int, processes: int) -> PlannedBatch:
-        """What one of several processes gets of it; the shares are as equal as they can be."""
+        """The batch with the share of one of several processes; shares are as equal as possible."""
         if processes == 1:
             return self
         total = len(self.places)
@@ -260,7 +259,7 @@ class PlannedBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochPlan:
-    """How every epoch is cut into batches."""
+    """How every epoch is divided into batches."""
 
     samples: int
     """Images in the split."""
@@ -269,7 +268,7 @@ class EpochPlan:
     """Images in each batch."""
 
     shuffle: bool
-    """Draw a new order for each epoch; else keep the order of the split."""
+    """Draw a new order for each epoch; otherwise keep the order of the split."""
 
     seed: int
     """Decides order and augmentation, together with the epoch number."""
@@ -285,13 +284,13 @@ class EpochPlan:
 
 
 def batch_sizes(samples: int, batch_size: int, *, merge_below: int, drop_last: bool) -> tuple[int, ...]:
-    """How many images each batch of an epoch holds.
+    """The number of images in each batch of an epoch.
 
     Args:
         samples: Images in the split.
         batch_size: Images in a full batch.
-        merge_below: Let fewer last images than this join the batch before them.
-        drop_last: Leave an incomplete last batch out, unless it is the only one.
+        merge_below: Merge the last batch with the one before it if it has fewer images than this.
+        drop_last: Drop an incomplete last batch, unless it is the only one.
     """
     full, rest = divmod(samples, batch_size)
     if not full:
@@ -305,5 +304,5 @@ def batch_sizes(samples: int, batch_size: int, *, merge_below: int, drop_last: b
 
 
 def _mixed(*numbers: int) -> int:
-    # A hash, so that neighbouring seeds and epochs share nothing.
+    # A hash, so that neighbouring seeds and epochs give unrelated draws.
     return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:8], "big")

@@ -1,1 +1,1 @@
-"""The loop that training, distillation and search share; training, distillation and evaluation themselves."""
+"""Training, distillation and evaluation, and the loop that they share with the search."""

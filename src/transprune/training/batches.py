@@ -1,4 +1,4 @@
-"""Batches as the loops want them: taken apart by the task, on the device, from data of either kind."""
+"""Batches for the loops: split into inputs and targets by the task and moved to the device, from any kind of data."""
 
 from __future__ import annotations
 
@@ -36,31 +36,31 @@ Data = ImageData | LoaderData
 
 
 class Batch(NamedTuple):
-    """One batch."""
+    """One batch, split into inputs and targets."""
 
     inputs: tuple[Any, ...]
     """Positional arguments of the network."""
     targets: Any
-    """What the loss compares its outputs with."""
+    """What the loss compares the outputs with."""
 
     @property
     def samples(self) -> int:
-        """How many there are: the first dimension of the first input tensor; 1 without one."""
+        """The number of samples: the size of the first axis of the first input tensor; 1 if there is none."""
         first = next(tensors_in(self.inputs), None)
         return len(first) if first is not None and first.dim() else 1
 
 
 class Feed:
-    """The batches of a loader, each taken apart by a task and moved to a device.
+    """The batches of a loader, each split by a task and moved to a device.
 
-    Each `iter` is the next epoch; after `load_state_dict` it is the rest of the epoch that was running. The place in an
-    epoch is counted in batches of the whole data, whoever computes them.
+    Each `iter` begins the next epoch, or finishes the interrupted one after `load_state_dict`. Positions are counted in
+    batches of the whole data set, so that a run can resume with another number of processes.
 
     Args:
-        loader: Yields batches, anew for each `iter`.
-        task: Says how to take them apart.
-        device: Where they are wanted.
-        part: What to call the loader in a message, such as `train`.
+        loader: Yields the batches of an epoch for each `iter`.
+        task: Splits batches into inputs and targets.
+        device: Where to move them.
+        part: The name of the loader in messages, such as `train`.
     """
 
     def __init__(self, loader: Iterable[Any], task: Task, device: torch.device, part: str) -> None:
@@ -71,7 +71,7 @@ class Feed:
         self._start: Mapping[str, Any] | None = None
 
     def __len__(self) -> int:
-        """How many batches; a loader that does not say is read once to count.
+        """The number of batches in an epoch; a loader without a length is read once to count them.
 
         Raises:
             DataError: There are none, or the loader fails.
@@ -95,18 +95,18 @@ class Feed:
             self._epoch, self._given, self._start = self._epoch + 1, 0, None
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the next batch is to be found."""
+        """The position of the next batch, and the random states from which the epoch began."""
         own = [generator.get_state() for generator in self._generators]
         return {"epoch": self._epoch, "given": self._given, "starts": processes.gathered(self._start), "own": own}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Lets the next `iter` begin where `state_dict` was called."""
+        """Makes the next `iter` continue from where `state_dict` was called."""
         self._epoch, self._given, starts = state["epoch"], state["given"], state["starts"]
         self._start = starts[processes.rank() if processes.rank() < len(starts) else 0]
         self._set_own_states(state["own"])
 
     def _rest(self) -> Iterator[Any]:
-        """What is left of the running epoch."""
+        """The rest of the current epoch."""
         with self._loading():
             batches = self._opened()
         while True:
@@ -119,11 +119,11 @@ class Feed:
 
     @contextmanager
     def _loading(self) -> Iterator[None]:
-        """Names the batch that cannot be loaded.
+        """Turns errors of the loader into ours, which name the batch.
 
         Raises:
             DataError: The loader fails.
-            ResourceError: A process that loads data died.
+            ResourceError: A worker process died.
         """
         try:
             yield
@@ -139,16 +139,16 @@ class Feed:
         if self._start is None:
             self._start = self._states()
             return start_loading(self._loader)
-        # A loader of the user's goes on only by beginning its epoch anew, as it began, and giving up what was given.
+        # A user's loader cannot seek: restart its epoch from the same random states and skip the batches already seen.
         now = self._states()
         self._set_states(self._start)
         batches = start_loading(self._loader)
-        next(islice(batches, self._given, self._given), None)  # fewer, if other processes have divided them
+        next(islice(batches, self._given, self._given), None)  # may end early if the number of processes changed
         self._set_states(now)
         return batches
 
     def _states(self) -> dict[str, Any]:
-        """The random states that a user's loader draws from: the common ones, and its own."""
+        """The random states that a user's loader may draw from: the global ones and those of its own generators."""
         return {**random_states(), "own": [generator.get_state() for generator in self._generators]}
 
     def _set_states(self, states: Mapping[str, Any]) -> None:
@@ -171,15 +171,15 @@ class Feed:
 
 
 def own_share() -> tuple[int, int]:
-    """Which process this one is, and of how many."""
+    """The rank of this process, and the number of processes."""
     return processes.rank(), processes.count()
 
 
 def shared(loader: Iterable[Any], part: str) -> Iterable[Any]:
-    """A loader that gives each process its share of every batch, if it is a `DataLoader` of samples with places.
+    """A loader that gives each process its share of every batch, if it is a plain `DataLoader` over indexed samples.
 
-    Any other must do so itself, as one with a `DistributedSampler` does, or one that accelerate or Fabric prepared;
-    where it gives all processes the same, they all learn from that.
+    Other loaders are returned as they are and must divide the samples themselves, as a `DistributedSampler` and loaders
+    prepared by accelerate or Fabric do; if they do not, all processes learn from the same samples.
     """
     if processes.count() == 1 or not isinstance(loader, DataLoader) or type(loader) is not DataLoader:
         return loader
@@ -218,15 +218,15 @@ def _not_loaded(what: str, error: Exception) -> TranspruneError:
 
 
 def _generators(loader: Iterable[Any]) -> list[torch.Generator]:
-    """The generators that a `DataLoader` and its sampler were given."""
+    """The generators of a `DataLoader` and its sampler, if they have their own."""
     found = [getattr(owner, "generator", None) for owner in (loader, getattr(loader, "sampler", None))]
     return [generator for generator in found if isinstance(generator, torch.Generator)]
 
 
 def _set_epoch(loader: Iterable[Any], epoch: int) -> None:
-    """Tells a loader, or the sampler that draws its order, which epoch begins, if it wants to know.
+    """Calls `set_epoch` on a loader and its samplers where they have it.
 
-    A `DistributedSampler` would else draw the same order in every epoch.
+    Without it, a `DistributedSampler` draws the same order in every epoch.
     """
     batches = getattr(loader, "batch_sampler", None)
     for owner in (loader, batches, getattr(loader, "sampler", None), getattr(batches, "sampler", None)):
@@ -243,24 +243,24 @@ class SearchFeeds(NamedTuple):
     architecture: Feed
     """Batches that the architecture learns on."""
     validation: Feed
-    """The same samples as `architecture`, to measure on."""
+    """The same samples as `architecture`, to measure on; images of `ImageData` are not augmented here."""
 
 
 def feed(
     data: Data, part: Literal["train", "test"], task: Task, *, batch_size: int, seed: int, device: torch.device
 ) -> Feed:
-    """Batches to learn from or to measure on.
+    """The batches of one part of a data set.
 
     Args:
-        data: The data.
-        part: Which of its parts.
-        task: Says how to take a batch apart.
-        batch_size: Of `ImageData`; loaders of one's own decide for themselves.
-        seed: Order and augmentation of `ImageData`.
-        device: Where they are wanted.
+        data: The data set.
+        part: Which part of it.
+        task: Splits batches into inputs and targets.
+        batch_size: Samples per batch, for `ImageData`; loaders of your own have their own batch size.
+        seed: Decides order and augmentation, for `ImageData`.
+        device: Where to move the batches.
 
     Raises:
-        DataError: The data is of no known kind.
+        DataError: The data is of an unknown kind.
     """
     loader: Iterable[Any]
     if isinstance(data, LoaderData):
@@ -278,18 +278,18 @@ def feed(
 def search_feeds(
     data: Data, task: Task, *, batch_size: int, weights_share: float, seed: int, device: torch.device
 ) -> SearchFeeds:
-    """The training data in two parts, for a search; see `feed`.
+    """The training data of a search in two parts.
 
     Args:
-        data: The data.
-        task: Says how to take a batch apart.
-        batch_size: Of `ImageData`.
-        weights_share: Share of the samples that the weights learn on, where the data does not come in two parts.
-        seed: Decides which samples go where.
-        device: Where they are wanted.
+        data: The data set.
+        task: As in `feed`.
+        batch_size: As in `feed`.
+        weights_share: The share of the samples for the weights, unless the data already comes in two parts.
+        seed: Decides how samples are divided.
+        device: As in `feed`.
 
     Raises:
-        DataError: The data is of no known kind, or cannot be divided.
+        DataError: The data is of an unknown kind, or cannot be divided.
     """
     if isinstance(data, LoaderData):
         loaders = divide_loader(data, fraction=weights_share, seed=seed, processes=processes.count())
@@ -305,7 +305,7 @@ def search_feeds(
 
 
 def example_of(data: Data) -> tuple[Tensor, ...]:
-    """Inputs of the network, on the CPU, whose values do not matter."""
+    """Inputs of the right shape for the network, on the CPU; their values have no meaning."""
     if isinstance(data, LoaderData):
         return tuple(tensor.cpu() for tensor in data.inputs)
     return (torch.zeros(1, *_images(data).image_size),)

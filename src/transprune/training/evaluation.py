@@ -1,4 +1,4 @@
-"""How well a network does its task, and what classifiers answer sample by sample."""
+"""The loss and metrics of a network on a data set, and the predictions of classifiers for each sample."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from transprune.training.tasks import Task, classification, each_logits
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures over a data set; each metric is an attribute, such as `top1` in a classification."""
+    """Loss and metrics over a data set; each metric is an attribute too, such as `top1` for classification."""
 
     loss: float
     """Mean loss."""
@@ -35,7 +35,7 @@ class Evaluation:
             raise AttributeError(f"the evaluation has no figure {name!r}") from None
 
     def headline(self) -> dict[str, float]:
-        """The loss and the main metric, the first."""
+        """The loss and the main metric, which is the first."""
         return {"loss": self.loss, **dict(list(self.metrics.items())[:1])}
 
     def to_json(self) -> dict[str, float]:
@@ -44,7 +44,7 @@ class Evaluation:
 
 
 class Meter:
-    """Adds up loss and metrics over this process's batches; nothing leaves the device before `evaluation`."""
+    """Sums loss and metrics over the batches of this process, on the device, until `evaluation` reads them."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
@@ -53,10 +53,10 @@ class Meter:
 
     @torch.no_grad()
     def add(self, loss: Tensor, outputs: Any, batch: Batch) -> None:
-        """Counts a batch: its mean loss and what its metrics measure.
+        """Adds the mean loss and the metrics of a batch.
 
         Raises:
-            OptionError: A metric gives neither one number nor a row for each sample.
+            OptionError: A metric returns neither one number nor one row per sample.
         """
         self._count("loss", loss, batch.samples)
         for name in self._task.metrics:
@@ -64,17 +64,17 @@ class Meter:
         self._samples += batch.samples
 
     def state_dict(self) -> dict[str, Any]:
-        """What was counted so far, on the CPU."""
+        """The sums so far, on the CPU."""
         return {"sums": {name: value.cpu() for name, value in self._sums.items()}, "samples": self._samples}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """Adds what another meter's `state_dict` gave."""
+        """Adds the `state_dict` of another meter."""
         for name, value in state["sums"].items():
             self._add(name, value.to(device))
         self._samples += state["samples"]
 
     def evaluation(self) -> Evaluation:
-        """The figures over the batches of all processes so far; NaN if there were none."""
+        """The means over the batches of all processes so far; NaN if there were none."""
         joint = Meter(self._task)
         for state in processes.gathered(self.state_dict()):
             joint.load_state_dict(state, torch.device("cpu"))
@@ -109,7 +109,11 @@ class Meter:
 
 @torch.no_grad()
 def evaluate_batches(network: Callable[..., Any], batches: Iterable[Batch], task: Task) -> Evaluation:
-    """Figures of a function from inputs to outputs."""
+    """Loss and metrics of a network, or of any function from inputs to outputs, over batches.
+
+    Raises:
+        DataError: A batch does not suit the network.
+    """
     meter = Meter(task)
     for batch in batches:
         try:
@@ -125,7 +129,7 @@ def evaluate_batches(network: Callable[..., Any], batches: Iterable[Batch], task
 
 @contextlib.contextmanager
 def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, each module's own mode again afterwards."""
+    """Puts a network into evaluation mode inside the block, then restores the mode of each module."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
@@ -146,10 +150,10 @@ def evaluate(
     """Loss and metrics on the test part of a data set.
 
     Args:
-        network: From the inputs of a batch to outputs; it stays where it is if it is on the device already.
+        network: The network; moved to the device.
         data: The data set.
-        task: Loss, metrics, and how a batch is taken apart; None: `classification()`.
-        batch_size: Images a forward, for `ImageData`.
+        task: Loss, metrics, and how batches are split; None: `classification()`.
+        batch_size: Images per forward, for `ImageData`.
         device: Where to run.
 
     Raises:
@@ -164,7 +168,7 @@ def evaluate(
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """The class that a network finds most probable, for every image of a split."""
+    """The predicted class of every image of a split."""
 
     classes: Tensor
     """int64 [samples]."""
@@ -176,12 +180,12 @@ class Answers:
 def answers(
     networks: Mapping[str, nn.Module], data: ImageData, *, batch_size: int = 256, device: torch.device | str = "cpu"
 ) -> dict[str, Answers]:
-    """The answers of several classifiers to the test images, in the order of the split; each image is decoded once.
+    """The predictions of several classifiers for the test images, in the order of the split; decodes each image once.
 
     Args:
-        networks: By name, on the device.
+        networks: The classifiers by name, on the device.
         data: The data set.
-        batch_size: Images a forward.
+        batch_size: Images per forward.
         device: Where to run.
     """
     loader = make_loader(data.test, data, batch_size=batch_size, train=False, seed=0, device=device)

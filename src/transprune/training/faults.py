@@ -1,6 +1,6 @@
-"""What goes wrong while a network learns: memory, data, processes that load it, and numbers that are not finite.
+"""Faults during training: memory, unsuitable data, dead data workers, and loss or gradients that are not finite.
 
-Each is said with phase, epoch and step, and with what to change.
+Each error names phase, epoch and step, and says what to change.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ if TYPE_CHECKING:
     from transprune.training.loop import Loop
 
 MOST_SKIPPED = 10
-"""Steps that may be left out one after the other."""
+"""Steps in a row that may be skipped."""
 
 log = logging.getLogger("transprune.run")
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "DefaultCPUAllocator")
-"""What torch says in errors of no type of their own."""
+"""Messages of torch errors that have no type of their own."""
 
 _OTHER_TYPES = ("should be the same", "expected scalar type", "expected target dtype", "must have the same dtype")
-"""What torch says of types that do not go together."""
+"""Messages of torch errors about mismatched dtypes."""
 
 
 @contextmanager
 def explained(loop: Loop, batch: Batch | None = None) -> Iterator[None]:
-    """Turns errors of torch that speak of memory or of the data into ours; others pass as they are.
+    """Turns torch errors about memory or data into ours; others pass unchanged.
 
     Args:
-        loop: The phase that is running.
-        batch: What it learns from; None: it is measuring.
+        loop: The phase in progress.
+        batch: The batch that it learns from; None while it evaluates.
 
     Raises:
-        ResourceError: Memory ran out, or a process that loads data died.
-        DataError: A label or the number of samples does not suit the network.
+        ResourceError: Memory ran out, or a data worker died.
+        DataError: A label, a dtype or the number of samples does not suit the network.
     """
     try:
         yield
@@ -59,7 +59,7 @@ def explained(loop: Loop, batch: Batch | None = None) -> Iterator[None]:
                 f"cannot go on with {place}: memory ran out for {shape} on {loop.device}; lower the batch size "
                 f"(--{loop.phase}.batch-size, or that of your own loader), or the size of the images"
             ) from error
-        died = worker_died(f"the data of {place}", error)  # the news may arrive in the middle of a step
+        died = worker_died(f"the data of {place}", error)  # may be reported in the middle of a step
         if died is not None:
             raise died from error
         problem = data_problem(error)
@@ -69,7 +69,7 @@ def explained(loop: Loop, batch: Batch | None = None) -> Iterator[None]:
 
 
 def plain_inputs(batch: Batch) -> Any:
-    """The inputs, or the only one."""
+    """The inputs of a batch; a single input without its tuple."""
     return batch.inputs[0] if len(batch.inputs) == 1 else batch.inputs
 
 
@@ -79,7 +79,7 @@ def _is_memory(error: Exception) -> bool:
 
 
 def data_problem(error: Exception) -> str | None:
-    """What an error of torch says of the data, in words; None if it speaks of something else."""
+    """Explains a torch error about the data; None if the error is about something else."""
     text = str(error)
     if "Expected more than 1 value per channel" in text:
         return (
@@ -97,7 +97,7 @@ def data_problem(error: Exception) -> str | None:
 
 
 def worker_died(what: str, error: Exception) -> ResourceError | None:
-    """The error of a process that died while it loaded data; None if the error is another one."""
+    """The error to raise if a process that loads data died; None if `error` is about something else."""
     if "DataLoader worker" not in str(error):
         return None
     return ResourceError(
@@ -110,8 +110,8 @@ def check_first_loss(loss: Tensor, phase: str) -> None:
     """Checks the loss of the first batch, before any step.
 
     Raises:
-        OptionError: No weight can learn from it.
-        DivergenceError: It is not a finite number.
+        OptionError: It does not depend on any trainable weight.
+        DivergenceError: It is not finite.
     """
     if torch.is_grad_enabled() and not loss.requires_grad:
         raise OptionError(
@@ -127,17 +127,17 @@ def check_first_loss(loss: Tensor, phase: str) -> None:
 
 
 class Sentinel:
-    """Watches every step of a phase, before the step changes a weight.
+    """Checks loss and gradients of every step before the step changes a weight.
 
-    On the CPU, and wherever steps may be skipped, a step is judged at once. On CUDA that would make the processor wait
-    for the device in every step; there the judgement of a step is read in the next one, and no checkpoint is written in
-    between (`settle`).
+    On the CPU, and with the policy `skip`, a step is checked at once. With `stop` on CUDA, the host would have to wait
+    for the device in every step, so the check of a step is read during the next one, and `settle` reads it before a
+    checkpoint is written.
 
     Args:
-        place: Names the running step, for messages.
-        network: What learns.
-        device: Where it learns.
-        policy: What to do.
+        place: Describes the current step, for messages.
+        network: The network in training.
+        device: Where it computes.
+        policy: What to do about a loss or gradient that is not finite.
     """
 
     def __init__(self, place: Callable[[], str], network: nn.Module, device: torch.device, policy: Policy) -> None:
@@ -147,23 +147,23 @@ class Sentinel:
         self._buffers: list[tuple[Tensor, Tensor]] = []
         self._in_row = 0
         self.skipped = 0
-        """Steps left out so far."""
+        """Steps skipped so far."""
 
     def remember(self) -> None:
-        """Called before a step: a forward whose step is skipped must leave no trace in the statistics."""
+        """Keeps the buffers before a step, so that skipping it also undoes its update of the running statistics."""
         if self._policy == "skip":
             self._buffers = [(buffer, buffer.clone()) for buffer in self._network.buffers()]
 
     def passes(self, loss: Tensor, gradients: Sequence[Tensor | None], forward: Callable[[], Any]) -> bool:
-        """Whether a step may be made; called between the backward and the step.
+        """Whether the optimizer may step; called after the backward.
 
         Args:
-            loss: Of the step.
-            gradients: What the step would use.
-            forward: Computes the outputs again, to find the layer.
+            loss: The loss of the step.
+            gradients: The gradients that the step would use.
+            forward: Repeats the forward, to find the first layer whose output is not finite.
 
         Raises:
-            DivergenceError: The policy is to stop, or too many steps were skipped in a row.
+            DivergenceError: The policy is `stop`, or too many steps in a row were skipped.
         """
         self.settle()
         largest = on_device(_largest(gradients), loss.device)
@@ -182,7 +182,7 @@ class Sentinel:
         return False
 
     def settle(self) -> None:
-        """Waits for the judgement of the last step, if it is still to come.
+        """Waits for the check of the last step, if it is still pending.
 
         Raises:
             DivergenceError: Its loss or gradient was not finite.
@@ -194,15 +194,15 @@ class Sentinel:
                 self._stop(reason())
 
     def figures(self) -> dict[str, int]:
-        """What to report of the steps that were left out, if there were any."""
+        """The number of skipped steps, for the journal; empty if there are none."""
         return {"skipped": self.skipped} if self.skipped else {}
 
     def state_dict(self) -> dict[str, int]:
-        """How many steps were left out."""
+        """The counts of skipped steps."""
         return {"skipped": self.skipped, "in_row": self._in_row}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Goes on from what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
         self.skipped, self._in_row = state["skipped"], state["in_row"]
 
     def _skip(self, reason: str) -> None:
@@ -225,10 +225,10 @@ class Sentinel:
 
 
 class _OnItsWay:
-    """A flag of a CUDA device that the host is going to read.
+    """A flag on a CUDA device, copied to the host without waiting.
 
     Args:
-        flag: bool, without dimensions.
+        flag: A bool scalar.
     """
 
     def __init__(self, flag: Tensor) -> None:
@@ -238,20 +238,20 @@ class _OnItsWay:
         self._event.record(torch.cuda.current_stream(flag.device))
 
     def arrived(self) -> bool:
-        """Waits for what the device had to do before, but for nothing that it was given since."""
+        """The flag; waits only for work that the device was given before it."""
         self._event.synchronize()
         return bool(self._flag)
 
 
 def _largest(gradients: Sequence[Tensor | None]) -> list[Tensor]:
-    """The largest absolute value of each; not a number if one of its values is not."""
+    """The largest absolute value of each gradient; NaN if one of its values is."""
     found = [gradient for gradient in gradients if gradient is not None and gradient.numel()]
     return list(torch._foreach_norm(found, float("inf"))) if found else []
 
 
 @torch.no_grad()
 def _first_bad(network: nn.Module, forward: Callable[[], Any]) -> str:
-    """Where the first number that is not finite stands: a weight, the output of a layer, or a gradient."""
+    """Names the first weights, layer output or gradient that is not finite."""
     named = list(network.named_parameters())
     for name, parameter in named:
         if not parameter.isfinite().all():
@@ -261,14 +261,14 @@ def _first_bad(network: nn.Module, forward: Callable[[], Any]) -> str:
         forward()
     if watch.found is not None:
         return f"the output of the layer {watch.found!r} is the first that is not finite"
-    for name, parameter in reversed(named):  # the backward begins at the end
+    for name, parameter in reversed(named):  # the backward runs from the last layer to the first
         if parameter.grad is not None and not parameter.grad.isfinite().all():
             return f"the gradient of {name!r} is the first that is not finite"
     return "all weights, outputs and gradients of the network are finite, so look at the loss itself"
 
 
 class _Watch(TorchDispatchMode):
-    """Notes the first operation with a parameter whose output is not finite, whatever module or graph calls it."""
+    """Records the first operator that reads a parameter and whose output is not finite, in any module or graph."""
 
     def __init__(self, named: Sequence[tuple[str, nn.Parameter]]) -> None:
         super().__init__()
@@ -280,7 +280,7 @@ class _Watch(TorchDispatchMode):
         outputs = operator(*args, **(kwargs or {}))
         used = [self._names.get(tensor.untyped_storage().data_ptr()) for tensor in tensors_in(args)]
         names = [name for name in used if name is not None]
-        if names and operator is torch.ops.aten._to_copy.default:  # at lower precision layers read copies
+        if names and operator is torch.ops.aten._to_copy.default:  # under autocast, layers read casts of their weights
             self._casts.append(outputs)
             self._names[outputs.untyped_storage().data_ptr()] = names[0]
         if self.found is None and names:

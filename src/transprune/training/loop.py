@@ -1,4 +1,4 @@
-"""Epochs of steps that can stop after any step, and go on from there as if nothing had happened."""
+"""The loop of epochs and steps; it can stop after any step and resume to the same result."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from transprune.training.tasks import Task
 EpochCallback = Callable[[Mapping[str, Any]], None]
 """Called after every epoch with its figures; see `docs/journal.md` for their names."""
 StepCallback = Callable[["Loop"], None]
-"""Called after every step with the phase in progress: `epoch`, `steps`, `steps_an_epoch` and `meter` say how far."""
+"""Called after every step with the loop: see its `epoch`, `steps`, `steps_an_epoch` and `meter`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """Where a loop runs, and what runs beside it: the same for `train`, `search` and `distill`.
+    """How a loop runs: seed, device, callbacks and checkpoints, for `train`, `search` and `distill` alike.
 
     Example:
         >>> setup = Setup(seed=3, on_epoch=lambda figures: print(figures["epoch"], figures["loss"]))
@@ -36,52 +36,52 @@ class Setup:
     """
 
     seed: int = 0
-    """Decides the order of the samples, their augmentation and the candidates drawn."""
+    """Decides the order of samples, their augmentation, and which candidates a search draws."""
     device: torch.device | str = "cpu"
     """Where to compute."""
     phase: str = ""
-    """What the epochs are called in figures and checkpoints; empty: `teacher`, `search` or `distill`, as the verb."""
+    """The name of the phase in figures and checkpoints; empty: `teacher` for `train`, `search`, or `distill`."""
     on_epoch: EpochCallback | None = None
     """Called after every epoch."""
     on_step: StepCallback | None = None
     """Called after every step."""
     checkpoints: Checkpoints | None = None
-    """Where to keep what is needed to go on after an interruption, and to go on from if it is there; None: nowhere."""
+    """Where to save checkpoints, and to resume from if there is one; None: nowhere."""
     on_divergence: Policy = "stop"
-    """What to do about a loss or a gradient that is not finite: `stop`, or `skip` the step."""
+    """What to do about a loss or gradient that is not finite: `stop`, or `skip` the step."""
 
     def __post_init__(self) -> None:
         if self.on_divergence not in get_args(Policy):
             raise OptionError(f"cannot use on_divergence={self.on_divergence!r}: expected stop or skip")
 
     def named(self, phase: str) -> Setup:
-        """The setup of a phase that is called so unless it has a name already."""
+        """This setup with a default for the name of its phase."""
         return self if self.phase else replace(self, phase=phase)
 
 
 class Loop(ABC):
-    """A phase of training in progress. What it is made of says itself what must be kept to go on (`parts`).
+    """A phase of training in progress; a checkpoint of it is its progress and the state of its `parts`.
 
     Args:
         epochs: Passes over the batches.
-        batches: What to learn from.
+        batches: The batches to learn from.
         task: Loss and metrics.
-        network: What learns.
-        setup: What it is called, where it runs, and what runs beside it.
+        network: The network in training.
+        setup: Phase, seed, device, callbacks and checkpoints.
     """
 
     def __init__(self, *, epochs: int, batches: Feed, task: Task, network: nn.Module, setup: Setup) -> None:
         self.setup, self.epochs, self.task = setup, epochs, task
         self.phase, self.device = setup.phase, torch.device(setup.device)
         self.epoch = 1
-        """The epoch that is running, or the next one."""
+        """The current epoch, from 1; between epochs, the next one."""
         self.steps = 0
-        """Steps made in it."""
+        """Steps done in the current epoch."""
         self.steps_an_epoch = len(batches)
         self.meter = Meter(task)
-        """Loss and metrics of it so far."""
+        """Loss and metrics of the current epoch so far."""
         self.history: list[Mapping[str, Any]] = []
-        """Figures of the epochs before it."""
+        """Figures of the epochs before."""
         self.sentinel = Sentinel(self.place, network, self.device, setup.on_divergence)
         self._batches = batches
         self._rate = 0.0
@@ -90,12 +90,12 @@ class Loop(ABC):
 
     @property
     def batches(self) -> Feed:
-        """What it learns from."""
+        """The batches to learn from."""
         return self._batches
 
     @abstractmethod
     def parts(self) -> dict[str, Any]:
-        """Everything that changes from step to step, by name: objects with `state_dict` and `load_state_dict`."""
+        """Everything that a step changes, by name: objects with `state_dict` and `load_state_dict`."""
 
     @abstractmethod
     def step(self, batch: Batch) -> None:
@@ -107,21 +107,21 @@ class Loop(ABC):
 
     @abstractmethod
     def end_of_epoch(self) -> dict[str, Any]:
-        """Figures of the running epoch beside those of training."""
+        """Figures of the epoch in addition to loss and metrics on the training batches."""
 
     def place(self) -> str:
-        """The running step, in words."""
+        """Describes the current step, for messages."""
         return f"phase {self.phase!r}, epoch {self.epoch}, step {self.steps + 1}"
 
     def run(self) -> None:
-        """All epochs, from where the last checkpoint stands.
+        """Runs all epochs, from the last checkpoint if there is one.
 
         Raises:
             StoppedError: A signal or the time limit ended it; a checkpoint is written.
             DivergenceError: The loss or a gradient is not finite.
-            ResourceError: Memory ran out, or a process that loads data died.
+            ResourceError: Memory ran out, or a data worker died.
         """
-        if processes.rank() > 0:  # what a forward draws, such as dropout, differs from process to process
+        if processes.rank() > 0:  # random draws in a forward, such as dropout, must differ between processes
             torch.manual_seed(phase_seed(torch.initial_seed(), f"process {processes.rank()}"))
         setup, checkpoints = self.setup, self.setup.checkpoints
         state = checkpoints.find(self.phase) if checkpoints is not None else None
@@ -145,7 +145,7 @@ class Loop(ABC):
                 keep()
 
     def run_epoch(self, after_step: Callable[[], None] = lambda: None) -> dict[str, Any]:
-        """One pass over the batches, or what is left of it after `load_state_dict`.
+        """Runs one epoch, or the rest of it after `load_state_dict`.
 
         Args:
             after_step: Called after every step.
@@ -173,8 +173,8 @@ class Loop(ABC):
         return figures
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to go on after this step."""
-        self.sentinel.settle()  # no state is kept that was spoilt already
+        """All that is needed to resume after this step."""
+        self.sentinel.settle()  # never save a state that a bad step has spoilt
         return {
             "epoch": self.epoch,
             "steps": self.steps,
@@ -187,9 +187,9 @@ class Loop(ABC):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `state_dict` gave, also if the processes were more or fewer.
+        """Restores what `state_dict` returned, even with another number of processes.
 
-        Processes that came new draw from the seed that `run` gave them, of their own.
+        Additional processes keep the random state that `run` seeded.
         """
         self.epoch, self.steps, self._rate = state["epoch"], state["steps"], state["learning_rate"]
         self._seconds, self._total_seconds = state["seconds"], state["total_seconds"]

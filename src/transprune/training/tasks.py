@@ -1,4 +1,4 @@
-"""What a network is trained for: its loss, its figures, and how a batch is taken apart."""
+"""Tasks: the loss, the metrics, and how a batch is split into inputs and targets."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ RESERVED = (
     *("loss", "phase", "epoch", "epochs", "learning_rate", "temperature", "entropy", "seconds"),
     *("width_probabilities", "depth_probabilities", "metrics", "headline", "to_json"),
 )
-"""Names of other figures, which no metric may have."""
+"""Names that no metric may have, because other figures or attributes of `Evaluation` have them."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure of a whole data set: numbers that are averaged over its samples, and what follows from the averages.
+    """A figure over a whole data set: a function of numbers that are averaged over its samples.
 
-    Many figures are no average over batches: a mean intersection over union follows from the pixels of all images. The
-    samples' own numbers are averaged first, so the figure does not depend on how the samples are batched.
+    Many figures are not averages over batches: a mean intersection over union follows from the pixels of all images.
+    Averaging the numbers first makes the figure independent of how the samples are batched.
 
     Example:
         >>> squares = Metric(lambda outputs, targets: (outputs - targets) ** 2, finish=torch.sqrt)
@@ -34,13 +34,13 @@ class Metric:
     """
 
     measure: Callable[[Any, Any], Tensor]
-    """From outputs and targets to the numbers of each sample [batch, ...], or to one number, the mean of the batch."""
+    """Maps outputs and targets to numbers for each sample [batch, ...], or to one number, the mean over the batch."""
     finish: Callable[[Tensor], Tensor] | None = None
-    """From the averages [...] in double precision to the figure; None: there is one number, and it is the figure."""
+    """Maps the averages [...], in float64, to the figure; None: there is a single average, and it is the figure."""
 
 
 def last_is_target(batch: Any) -> tuple[tuple[Any, ...], Any]:
-    """The inputs and the targets of a batch that is a tuple or list: its last element is the target.
+    """Splits a batch that is a tuple or list: the last element is the target, the others are the inputs.
 
     Raises:
         DataError: The batch is something else.
@@ -55,20 +55,20 @@ def last_is_target(batch: Any) -> tuple[tuple[Any, ...], Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a network is trained for. `classification`, `regression` and `segmentation` give the usual ones."""
+    """What a network is trained for; `classification`, `regression` and `segmentation` make the common tasks."""
 
     loss: Loss
-    """From outputs and targets to one number; outputs are whatever the network returns."""
+    """Maps outputs (whatever the network returns) and targets to one number."""
     metrics: Mapping[str, Metric | Callable[[Any, Any], Tensor]] = field(default_factory=dict)
-    """Figures by name; the first is the main one. A function alone is a metric without `finish`."""
+    """Metrics by name; the first is the main one. A plain function is a metric without `finish`."""
     outputs: Literal["values", "logits"] = "values"
-    """What a student imitates in the default distillation loss: the teacher's values, by their mean squared difference,
-    or its logits [batch, classes, ...], by the divergence of the softened probabilities."""
+    """Decides the default distillation loss: `imitation_loss` for values, `distillation_loss` for logits
+    [batch, classes, ...]."""
     distillation_loss: Callable[[Any, Any, Any], Tensor] | None = None
-    """From the student's outputs, the teacher's outputs and the targets to one number. None: the default one, which the
-    options' `weight` and `distillation_temperature` belong to (`transprune.training.tasks`)."""
+    """Maps student outputs, teacher outputs and targets to one number; None: the default loss, with `weight` and
+    `distillation_temperature` from the options."""
     split: Callable[[Any], tuple[Any, Any]] = last_is_target
-    """From a batch to the network's inputs (a tuple of positional arguments, or the only one) and the targets."""
+    """Splits a batch into the network's inputs (a tuple of positional arguments, or a single one) and the targets."""
 
     def __post_init__(self) -> None:
         if self.outputs not in ("values", "logits"):
@@ -81,33 +81,33 @@ class Task:
 
     @property
     def main(self) -> str | None:
-        """Name of the main metric, the one that training reports; None if there are no metrics."""
+        """The name of the main metric, which training reports; None if there are no metrics."""
         return next(iter(self.metrics), None)
 
     def metric(self, name: str) -> Metric:
-        """The metric of a name."""
+        """The metric with this name."""
         metric = self.metrics[name]
         return metric if isinstance(metric, Metric) else Metric(metric)
 
     def ignores_teacher(self, weight: float) -> bool:
-        """Whether a teacher has no part in a distillation of this weight λ."""
+        """Whether a distillation with this weight λ ignores the teacher."""
         return weight == 0 and self.distillation_loss is None
 
     def loss_of(self, outputs: Any, targets: Any) -> Tensor:
-        """The loss, checked to be one number.
+        """The loss.
 
         Raises:
-            OptionError: It is not.
+            OptionError: It is not one number.
         """
         return _one_number("loss", self.loss(outputs, targets))
 
     def distillation_loss_of(
         self, student_outputs: Any, teacher_outputs: Any, targets: Any, *, weight: float, temperature: float
     ) -> Tensor:
-        """The loss of a student, checked to be one number.
+        """The loss of a student.
 
         Raises:
-            OptionError: It is not, or the default loss cannot compare the outputs.
+            OptionError: It is not one number, or the default loss cannot compare the outputs.
         """
         compared = student_outputs, teacher_outputs, targets
         if self.distillation_loss is not None:
@@ -137,13 +137,13 @@ def _one_number(what: str, value: Any) -> Tensor:
 
 
 def classification(*, auxiliary_weight: float = 0.3) -> Task:
-    """Images to classes: cross-entropy of logits [batch, classes], `top1` and `top5` in percent. The default.
+    """The default task: cross-entropy of logits [batch, classes], with `top1` and `top5` in percent.
 
-    A network that returns a tuple in training, as GoogLeNet and Inception do, gives its logits first; what else is in
-    it are logits of auxiliary heads, whose cross-entropy is added.
+    If a network returns a tuple in training, as GoogLeNet and Inception do, the first element is its logits and the
+    others are logits of auxiliary heads, whose cross-entropy is added.
 
     Args:
-        auxiliary_weight: Weight of each auxiliary head's loss; 0.3 in Szegedy et al., 2014, arXiv:1409.4842.
+        auxiliary_weight: Weight of the loss of each auxiliary head; 0.3 in Szegedy et al., 2014, arXiv:1409.4842.
     """
 
     def loss(outputs: Any, labels: Tensor) -> Tensor:
@@ -161,32 +161,34 @@ def classification(*, auxiliary_weight: float = 0.3) -> Task:
 
 
 def each_logits(outputs: Any) -> list[Tensor]:
-    """The logits of a classifier, then those of its auxiliary heads; a head that is off returns None."""
+    """The logits of a classifier, then those of its auxiliary heads; heads that are off (None) are left out."""
     return [one for one in outputs if one is not None] if isinstance(outputs, tuple | list) else [outputs]
 
 
 def regression() -> Task:
-    """Numbers: mean squared error; `r2`, the explained share of the variance (1 is perfect), and `mse`.
+    """Mean squared error, with `r2` (the explained share of the variance, 1 at best) and `mse`.
 
-    Outputs and targets have one shape [batch, ...]. With several numbers a sample, `r2` is the mean over them.
+    Outputs and targets have the same shape [batch, ...]. With several numbers per sample, `r2` is the mean over them.
     """
     return Task(loss=_squared_error, metrics={"r2": Metric(_moments, finish=_explained_share), "mse": _squared_error})
 
 
 def segmentation(classes: int, *, ignore_index: int = -100) -> Task:
-    """A class for every pixel: cross-entropy; `mean_iou` and `pixel_accuracy`, both in percent and over all pixels.
+    """Cross-entropy for every pixel, with `mean_iou` and `pixel_accuracy` in percent, over the pixels of all images.
+
+    Logits are [batch, classes, rows, columns], targets int64 [batch, rows, columns].
 
     Args:
-        classes: How many there are; logits are [batch, classes, rows, columns], targets int64 [batch, rows, columns].
+        classes: The number of classes.
         ignore_index: The target of pixels that do not count.
     """
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
         total = F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="sum")
-        return total / (targets != ignore_index).sum().clamp(min=1)  # a batch may have no pixel that counts
+        return total / (targets != ignore_index).sum().clamp(min=1)  # all pixels of a batch may be ignored
 
     def overlaps(logits: Tensor, targets: Tensor) -> Tensor:
-        """Pixels of each class that are predicted right, predicted, and there [batch, 3, classes]."""
+        """For each class, the pixels predicted correctly, predicted, and labelled so [batch, 3, classes]."""
         predicted, is_counted = logits.argmax(1), targets != ignore_index
         counts = []
         for one in range(classes):
@@ -204,7 +206,7 @@ def segmentation(classes: int, *, ignore_index: int = -100) -> Task:
 
 def _top(count: int) -> Callable[[Tensor, Tensor], Tensor]:
     def is_hit(outputs: Any, labels: Tensor) -> Tensor:
-        """Whether the class of each sample is among the most probable [batch]."""
+        """Whether the label of each sample is among its `count` most probable classes [batch]."""
         logits = each_logits(outputs)[0]
         ranks = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         return ranks[:, :count].any(1)
@@ -226,7 +228,7 @@ def _squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _moments(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Squared errors, targets and squared targets [batch, 3, numbers of a sample]."""
+    """Squared errors, targets and squared targets [batch, 3, numbers per sample]."""
     found, wanted = (values.double().reshape(len(values), -1) for values in (outputs, targets))
     return torch.stack([(found - wanted) ** 2, wanted, wanted**2], dim=1)
 
@@ -238,7 +240,7 @@ def _explained_share(means: Tensor) -> Tensor:
 
 
 def _mean_iou(means: Tensor) -> Tensor:
-    """Mean over the classes that are predicted or there; means [3, classes]."""
+    """Mean over the classes that occur in predictions or labels; `means` is that of `overlaps` [3, classes]."""
     right, predicted, there = means
     shares: Tensor = right / (predicted + there - right)
     return 100 * shares.nanmean()
@@ -251,7 +253,7 @@ def _accuracy(means: Tensor) -> Tensor:
 
 
 Loss = Callable[[Any, Any], Tensor]
-"""From outputs and targets to one number."""
+"""Maps outputs and targets to one number."""
 
 
 def distillation_loss(
@@ -265,24 +267,24 @@ def distillation_loss(
 ) -> Tensor:
     """(1 − λ) · loss(student, targets) + λ · T² · KL(softmax(teacher / T) ‖ softmax(student / T)), for logits.
 
-    The divergence is a mean over all predictions: over the batch, and over the pixels where every pixel has logits.
+    The divergence is the mean over all predictions: over the batch, and over pixels if each has its own logits.
 
     Source: Dong & Yang, 2019, arXiv:1905.09717, section 3.3, with λ = 0.9 and T = 4, after Hinton et al., 2015,
     arXiv:1503.02531.
 
-    Deviation: λ weighs the teacher's part, and T² keeps the two parts' gradients on one scale, as in the authors' code;
-    the formula as printed puts λ on the labels and has no T².
+    Deviation: as in the authors' code, λ weighs the teacher's term, and T² keeps the gradients of both terms on one
+    scale; the printed formula puts λ on the labels and has no T².
 
     Args:
         student_logits: [batch, classes, ...].
         teacher_logits: [batch, classes, ...]; no gradient flows to them.
-        targets: What `loss` compares the student with; for cross-entropy the class of each prediction [batch, ...].
+        targets: Targets for `loss`; for cross-entropy, the class of each prediction [batch, ...].
         weight: λ in [0, 1]; 0 ignores the teacher.
         temperature: T, above zero.
-        loss: Of the student's logits and the targets.
+        loss: Loss of the student's logits against the targets.
 
     Raises:
-        OptionError: Student and teacher do not return one tensor each, of one shape.
+        OptionError: Student and teacher do not each return one tensor, or their shapes differ.
     """
     _check_same_shapes(student_logits, teacher_logits)
     from_targets = loss(student_logits, targets)
@@ -297,21 +299,21 @@ def distillation_loss(
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:
-    """Teacher and student differ by less than bfloat16 tells apart once the temperature has brought them together."""
+    """Logits in float32 or more: at high temperatures, teacher and student differ by less than bfloat16 resolves."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def imitation_loss(
     student_outputs: Any, teacher_outputs: Any, targets: Any, *, weight: float = 0.9, loss: Loss = F.mse_loss
 ) -> Tensor:
-    """(1 − λ) · loss(student, targets) + λ · mean squared difference of student and teacher, for outputs of any kind.
+    """(1 − λ) · loss(student, targets) + λ · mean squared difference of student and teacher, for any outputs.
 
     Args:
-        student_outputs: A tensor, or tuples, lists and dicts of tensors; each tensor counts the same.
+        student_outputs: A tensor, or tuples, lists and dicts of tensors; every tensor has the same weight.
         teacher_outputs: The same structure; no gradient flows to it.
-        targets: What `loss` compares the student with.
+        targets: Targets for `loss`.
         weight: λ in [0, 1]; 0 ignores the teacher.
-        loss: Of the student's outputs and the targets.
+        loss: Loss of the student's outputs against the targets.
 
     Raises:
         OptionError: The outputs of student and teacher differ in structure or shape.

@@ -1,4 +1,4 @@
-"""Training one network: the only loop for teachers, students and baselines."""
+"""Training and distilling one network: teachers, students and baselines."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def train(
     task: Task | None = None,
     setup: Setup | None = None,
 ) -> nn.Module:
-    """Trains a copy of a network on the targets alone.
+    """Trains a copy of a network on the targets.
 
     Args:
-        network: Where training starts; untouched.
-        data: Samples to learn from, and to test on.
-        options: How to train.
-        task: Loss, metrics, and how a batch is taken apart; None: `classification()`.
+        network: The network to start from; untouched.
+        data: Samples to learn from and to test on.
+        options: How to train; None: the defaults.
+        task: Loss, metrics, and how batches are split; None: `classification()`.
         setup: Seed, device, callbacks and checkpoints; None: the defaults.
 
     Raises:
-        DataError: The data cannot be read, or a batch not be taken apart.
-        OptionError: The task's loss or a metric gives something else than expected.
+        DataError: The data cannot be read, or a batch cannot be split.
+        OptionError: The task's loss or a metric returns something unexpected.
         DivergenceError: The loss or a gradient is not finite.
-        ResourceError: Memory ran out, or a process that loads data died.
+        ResourceError: Memory ran out, or a data worker died.
         StoppedError: A signal or the time limit of the checkpoints ended it.
     """
     return _fitted(network, None, data, options or TrainingOptions(), task=task, setup=setup, phase="teacher")
@@ -59,18 +59,21 @@ def distill(
     task: Task | None = None,
     setup: Setup | None = None,
 ) -> nn.Module:
-    """Trains a copy of a student on the targets and on a teacher's outputs (`transprune.training.tasks`).
+    """Trains a copy of a student on the targets and on a teacher's outputs.
+
+    The loss is the task's own `distillation_loss` if it has one, else `distillation_loss` or `imitation_loss` of
+    `transprune.training.tasks`.
 
     Args:
-        student: Where training starts; untouched.
-        teacher: The trained network to learn from; untouched.
-        data: As of `train`.
-        options: How to train.
-        task: As of `train`.
-        setup: As of `train`.
+        student: The network to start from; untouched.
+        teacher: The trained network to imitate; untouched.
+        data: As in `train`.
+        options: How to train; None: the defaults.
+        task: As in `train`.
+        setup: As in `train`.
 
     Raises:
-        TranspruneError: As `train`.
+        TranspruneError: As in `train`.
     """
     return _fitted(student, teacher, data, options or DistillationOptions(), task=task, setup=setup, phase="distill")
 
@@ -93,7 +96,7 @@ def _fitted(
 
 
 class Fit(Loop):
-    """A network in training, with or without a teacher. See `train` and `distill` for the arguments."""
+    """The loop of `train` and `distill`; see these for the arguments."""
 
     def __init__(
         self,
@@ -154,7 +157,7 @@ class Fit(Loop):
         return loss, outputs
 
     def finished(self) -> nn.Module:
-        """The trained network, as plain as the one that it began with."""
+        """The trained network in evaluation mode, in torch's default memory format."""
         return self.network.to(memory_format=torch.contiguous_format).eval()
 
     def end_of_epoch(self) -> dict[str, Any]:
@@ -178,15 +181,15 @@ def loss_function(
     temperature: float = 4.0,
     compile_teacher: bool = False,
 ) -> Callable[[Any, Batch], Tensor]:
-    """From a network's outputs for a batch to one number: the task's loss, or that of a teacher's student.
+    """The loss as a function of outputs and batch: the task's loss, or its distillation loss if there is a teacher.
 
     Args:
-        teacher: The trained network to learn from; untouched. None: the targets alone are learned from.
-        task: Says what the losses are.
-        example: An input batch, on the device where the batches will be.
-        weight: λ, the teacher's share.
-        temperature: T, how much logits are softened.
-        compile_teacher: Whether `torch.compile` speeds up the teacher.
+        teacher: The trained network to imitate; untouched. None: learn from the targets alone.
+        task: The task.
+        example: An input batch, on the device of the batches.
+        weight: λ, the weight of the teacher's term.
+        temperature: T, which softens the logits.
+        compile_teacher: Compile the teacher with `torch.compile`.
     """
     if teacher is None or task.ignores_teacher(weight):
         return lambda outputs, batch: task.loss_of(outputs, batch.targets)
@@ -203,7 +206,7 @@ def loss_function(
 
 
 def compiled(network: nn.Module, options: TrainingOptions) -> Callable[..., Any]:
-    """The forward of a network, compiled where the options ask for it; the network itself stays as it is."""
+    """The forward of a network, compiled if the options ask for it."""
     forward: Callable[..., Any] = torch.compile(network) if options.compile else network
     return forward
 
@@ -212,16 +215,16 @@ def compiled(network: nn.Module, options: TrainingOptions) -> Callable[..., Any]
 def estimate_statistics(
     network: nn.Module, data: Data, *, task: Task | None = None, batch_size: int = 256, seed: int = 0
 ) -> nn.Module:
-    """A copy of a network whose batch norms have the mean statistics of the batches of one pass over the training data.
+    """Copies a network and sets its batch norms to the mean statistics over one pass through the training data.
 
-    Wanted after weights come from a supernet, which keeps no running statistics.
+    Use it for weights from a supernet, which keeps no running statistics.
 
     Args:
         network: The network; untouched.
-        data: Samples to take the statistics of.
-        task: Says how a batch is taken apart; None: `classification()`.
-        batch_size: Images a forward, for `ImageData`.
-        seed: Decides the order of the samples and their augmentation.
+        data: The data set; its training part is used.
+        task: How batches are split; None: `classification()`.
+        batch_size: Images per forward, for `ImageData`.
+        seed: Decides order and augmentation of the samples.
     """
     network = copy.deepcopy(network).train()
     for module in network.modules():

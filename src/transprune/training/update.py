@@ -1,4 +1,4 @@
-"""One step of an optimizer on a batch: at a precision, in parts, with other processes; schedules over the steps."""
+"""One optimizer step on a batch (mixed precision, accumulation, several processes), and schedules over the steps."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def sgd(parameters: Any, learning_rate: float, momentum: float, weight_decay: fl
 
 
 class Learned(NamedTuple):
-    """What one part of a batch gave."""
+    """The result of one part of a batch."""
 
     loss: Tensor
     outputs: Any
@@ -36,17 +36,17 @@ class Learned(NamedTuple):
 
 
 class Update:
-    """The steps of an optimizer.
+    """Makes the steps of an optimizer.
 
     The gradients are those of the mean loss over the batch of all processes. Running statistics are averaged over the
-    processes with them, so that all processes hold the same network after every step.
+    processes too, so that all of them hold the same network after every step.
 
     Args:
-        optimizer: Makes the steps.
-        network: What computes; its parameters that learn, if they are not those of the optimizer, get no gradient.
-        options: How a step is computed.
-        device: Where.
-        sentinel: Judges every step.
+        optimizer: The optimizer.
+        network: The network; parameters that the optimizer does not hold get no gradient.
+        options: Precision, accumulation and synchronised norms.
+        device: Where the network computes.
+        sentinel: Checks loss and gradients of every step.
         has_fast_norms: Whether batch norms are computed inside `fast_norms`.
     """
 
@@ -67,7 +67,8 @@ class Update:
         own = set(self._learning)
         self._is_all_that_learns = all(each in own for each in network.parameters() if each.requires_grad)
         self._scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "float16")
-        # The scale is kept where it is first used; to undo it elsewhere, the host would have to wait for it.
+        # The scaler keeps its scale on the device of its first use. Use it first on the device of the parameters, or
+        # unscaling would have to copy it there and wait.
         self._scaler.scale(torch.zeros((), device=self._learning[0].device))
         processes.align([*self._learning, *network.parameters(), *network.buffers()])
 
@@ -76,10 +77,10 @@ class Update:
 
         Args:
             batch: This process's share of the batch.
-            forward: Gives mean loss and outputs for a part of the batch.
+            forward: Returns mean loss and outputs for a part of the batch.
 
         Returns:
-            Each part; none if the step was left out.
+            The results of the parts; empty if the step was skipped.
 
         Raises:
             DivergenceError: A loss or a gradient is not finite.
@@ -93,7 +94,7 @@ class Update:
         self._share([loss, *(gradient for gradient in gradients if gradient is not None)])
         if self._scaler.is_enabled():
             self._scaler.unscale_(self.optimizer)
-            gradients = []  # where they overflow, the scaler leaves the step out and scales less
+            gradients = []  # the scaler itself skips steps whose gradients overflow, and lowers the scale
         passes = self._sentinel.passes(loss, gradients, lambda: self._computed(batch, forward))
         if passes:
             self._scaler.step(self.optimizer)
@@ -101,22 +102,23 @@ class Update:
         return learned if passes else []
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the optimizer, and of the scale of the loss where there is one."""
+        """The state of the optimizer and of the gradient scaler."""
         return {"optimizer": self.optimizer.state_dict(), "scaler": self._scaler.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
         self.optimizer.load_state_dict(state["optimizer"])
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(state["scaler"])
-        # A tensor in another memory format than its parameter's would be computed by other instructions.
+        # Loaded tensors are contiguous. In another memory format than their parameters, they would be updated by other
+        # kernels, and a resumed run would differ in the last bits.
         for parameter, values in self.optimizer.state.items():
             for name, value in values.items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     values[name] = torch.empty_like(parameter).copy_(value)
 
     def _count(self, batch: Batch) -> int:
-        """In how many parts a batch is computed: in all processes as many, where each part's norms meet."""
+        """The number of parts of a batch; equal in all processes if norms are synchronised in every part."""
         count = self._options.accumulate
         if count > 1 and self._are_norms_joint:
             count = min(count, *processes.gathered(batch.samples))
@@ -134,9 +136,9 @@ class Update:
         ):
             loss, outputs = self._computed(part, forward)
             share = loss if part.samples == samples else loss * (part.samples / samples)
-            # torch.utils.checkpoint runs forwards again inside the backward, and must find the same norms there:
-            # `Tensor.backward` would leave these contexts, a backward from an edge of the graph stays in them. It
-            # refuses `inputs` too, so they are given only where some parameters do not learn.
+            # torch.utils.checkpoint repeats forwards inside the backward, where these contexts must still be active:
+            # `Tensor.backward` leaves them, a backward from a gradient edge does not. Checkpointing also refuses
+            # `inputs`, so they are passed only where the optimizer does not hold all trainable parameters.
             scaled = self._scaler.scale(share)
             inputs = None if self._is_all_that_learns else [each for each in self._learning if each.requires_grad]
             torch.autograd.backward(get_gradient_edge(scaled), torch.ones_like(scaled), inputs=inputs)
@@ -147,7 +149,7 @@ class Update:
             return forward(part)
 
     def _share(self, tensors: list[Tensor]) -> None:
-        """Adds up loss and gradients over all processes, and averages the running statistics."""
+        """Sums loss and gradients over all processes, and averages the running statistics."""
         if processes.count() == 1:
             return
         buffers = [buffer for buffer in self._network.buffers() if buffer.is_floating_point()]
@@ -160,15 +162,15 @@ class Update:
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
-    """Inside the block, convolutions and products of matrices compute in a precision."""
+    """Runs convolutions and matrix products inside the block in the given precision."""
     return torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
 
 
 def parts_of(batch: Batch, count: int) -> list[Batch]:
-    """A batch in parts of samples, as many as are asked for or as it has samples.
+    """Splits a batch into `count` parts, or into single samples if it has fewer.
 
     Raises:
-        DataError: Something in it cannot be cut.
+        DataError: Something in it cannot be split.
     """
     samples = batch.samples
     count = min(count, samples)
@@ -179,7 +181,7 @@ def parts_of(batch: Batch, count: int) -> list[Batch]:
 
 
 def _mean(learned: Sequence[Learned], samples: int) -> Tensor:
-    """This process's part of the mean loss over the whole batch."""
+    """This process's contribution to the mean loss over the whole batch."""
     if len(learned) == 1 and learned[0].batch.samples == samples:
         return learned[0].loss
     return torch.stack([part.loss * (part.batch.samples / samples) for part in learned]).sum()
@@ -200,11 +202,11 @@ def anneal(start: float, end: float, progress: float, schedule: Schedule = "line
 def warm_up_then_cosine(progress: float, warm_up: float) -> float:
     """Learning rate as a share of its peak: linear from 0 during the first `warm_up` of a run, then cosine to 0.
 
-    Deviation: the authors' code cuts its cosine short by the length of the warm-up and trains its last epochs at
+    Deviation: in the authors' code, the cosine ends early by the length of the warm-up, and the last epochs train at
     rate zero; here the cosine ends with the run.
 
     Args:
-        progress: Share of the run that is done, in [0, 1].
+        progress: Share of the run completed, in [0, 1].
         warm_up: Share of the run that warms up, in [0, 1).
     """
     if progress < warm_up:
@@ -215,7 +217,7 @@ def warm_up_then_cosine(progress: float, warm_up: float) -> float:
 def cosine_schedule(
     optimizer: torch.optim.Optimizer, steps_an_epoch: int, epochs: int, warm_up_epochs: float
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Learning rates step by step: a linear warm-up, then half a cosine, at zero one step after the end."""
+    """A learning rate for every step: a linear warm-up, then half a cosine that reaches zero one step after the end."""
     end = steps_an_epoch * epochs + 1
     return torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: warm_up_then_cosine(min(1.0, (step + 1) / end), warm_up_epochs * steps_an_epoch / end)
