@@ -1,5 +1,6 @@
 """Data sets of labelled images, their sources and batches, and data from loaders of your own.
 
+Example:
     data = load_data("digits")
     weights_part, architecture_part = split_halves(data.train, seed=0)
     for images, labels in make_loader(weights_part, data, batch_size=64, train=True, seed=0, device="cpu"):

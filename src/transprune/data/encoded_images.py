@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,8 +19,6 @@ from transprune.errors import DataError
 
 if TYPE_CHECKING:
     from PIL import Image
-from collections.abc import Iterable
-from typing import Any
 
 MEMORY_LIMIT = 2 * 2**30
 """Largest size in bytes of a decoded data set that is held in memory; larger ones are decoded as needed."""
@@ -208,7 +206,7 @@ def held(split: Split, image_size: tuple[int, int, int]) -> MemorySplit:
 
 
 def preprocessing(data: ImageData) -> dict[str, Any]:
-    """The entry of `architecture.json` on preprocessing: the steps in words, size, normalisation and classes.
+    """How images become inputs, for `architecture.json`: the steps in words, mean and std, and the classes.
 
     Args:
         data: The data set that the network learns from.

@@ -93,7 +93,7 @@ def make_loader(
             batch before it if it has fewer than `least` images for each process.
         workers: Processes that decode images in files; by default one for each core, at most 16.
         share: Index of this process, from 0, and number of processes. Each process gets its share of every batch, and
-            skips batches with fewer images than processes if none is left for it.
+            skips batches in which it has no image.
         least: Images of a batch that each process needs; by default 2 in training, since batch norm cannot learn from
             one image, and 0 otherwise.
 
@@ -206,7 +206,7 @@ class FileBatches(Dataset):
     def __getitem__(self, batch: PlannedBatch) -> RawBatch | DataError:
         """Decodes one batch.
 
-        The error of an unreadable image is returned: raised in a worker process, it would arrive as a page of traceback.
+        The error of an unreadable image is returned, since one raised in a worker would arrive as a page of traceback.
         """
         generator = torch.Generator().manual_seed(batch.seed ^ (batch.kept.start or 0))
         places = batch.places[batch.kept]

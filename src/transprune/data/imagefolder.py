@@ -1,6 +1,7 @@
-"""Folders of image files: `imagefolder:DIR` has one for each class, under `train/` and `val/` or `test/`.
+"""Folders of image files.
 
-`images:DIR` is a folder of images without labels.
+`imagefolder:DIR` has a folder for each class, under `train/` and `val/` or `test/`. `images:DIR` has images without
+labels.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from transprune.data.splits import EncodedData, FileSplit
 from transprune.errors import DataError
 
 TEST_FOLDERS = ("val", "validation", "test")
-"""Where the test split is looked for, in this order: the `test` of public data sets often has no labels."""
+"""Folders of the test split, in order of preference: the `test` of public data sets often has no labels."""
 
 LAYOUT = "expected DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg (or DIR/test), one folder for each class"
 
@@ -40,10 +41,10 @@ class FolderFiles:
 
 
 def read_imagefolder(folder: Path) -> EncodedData:
-    """Lists folders of images: `train/`, and `val/` (or `test/`).
+    """Lists the images of `train/` and of `val/` or `test/`.
 
     Raises:
-        DataError: A folder is missing, or the classes differ or have no images.
+        DataError: A folder is missing, the two have different classes, or a class has no images.
     """
     train_folder = folder / "train"
     test_folder = next((folder / name for name in TEST_FOLDERS if (folder / name).is_dir()), None)
@@ -63,7 +64,7 @@ def read_imagefolder(folder: Path) -> EncodedData:
 
 
 def read_images(folder: Path) -> EncodedData:
-    """Lists the images of a folder and of those below, which have no labels: training and test images are the same.
+    """Lists the images in a folder and its subfolders, without labels; they are both training and test images.
 
     Raises:
         DataError: There are none.
@@ -107,7 +108,7 @@ def _check_same(train_folder: Path, train: tuple[str, ...], test_folder: Path, t
 
 
 def _left_out(*folders: Path) -> dict[str, int]:
-    """How many files in class folders have an ending that is none of an image, by ending, most frequent first."""
+    """Counts the files in class folders that are not images by their endings; most frequent ending first."""
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     endings = Counter(

@@ -1,4 +1,4 @@
-"""Data from ordinary loaders, with batches of any structure."""
+"""Data from loaders of your own, with batches of any structure."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ CARRIED_OVER = (
     "prefetch_factor",
     "persistent_workers",
 )
-"""Settings that the parts of a loader share with it."""
+"""Settings that a loader derived from another one takes over."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LoaderData:
-    """Batches from loaders of your own: of any structure, size, order and augmentation.
+    """Batches from loaders of your own: any structure, size, order and augmentation.
 
-    A loader is anything that can be iterated again and again, such as a `DataLoader` or a list of batches. How a batch
-    is taken apart is the task's matter (`Task.split`).
+    A loader is anything that can be iterated repeatedly, such as a `DataLoader` or a list of batches. `Task.split` says
+    what is in a batch.
 
     Example:
         >>> batches = [(torch.zeros(8, 4), torch.zeros(8, 1))]
@@ -45,11 +45,11 @@ class LoaderData:
     """Batches to measure on."""
 
     example: Tensor | tuple[Tensor, ...]
-    """An input of the network, or a tuple of its inputs, as one small batch; only shapes and types matter."""
+    """A small batch of inputs, as a tensor or a tuple of positional arguments; only shapes and dtypes matter."""
 
     search: tuple[Iterable[Any], Iterable[Any]] | None = None
-    """The two parts of the training data in a search: batches for the weights, batches for the architecture. None:
-    `train`, a `DataLoader` of a data set with places, is divided at random."""
+    """Training batches of a search: for the weights, and for the architecture. None: the samples of `train` are divided
+    at random; it must be a `DataLoader` over an indexed data set."""
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -75,7 +75,7 @@ class LoaderData:
 
 
 def length_of(loader: Iterable[Any]) -> int | None:
-    """How many batches a loader says it has; None if it does not say."""
+    """The length of a loader in batches; None if it has no `len`."""
     try:
         return len(loader)  # type: ignore[arg-type]
     except TypeError:
@@ -83,7 +83,7 @@ def length_of(loader: Iterable[Any]) -> int | None:
 
 
 def no_batches(name: str) -> DataError:
-    """The error of an empty loader."""
+    """The error for an empty loader."""
     return DataError(f"cannot use the {name} loader: it gives no batch; expected at least one")
 
 
@@ -96,18 +96,18 @@ class SearchLoaders:
     architecture: Iterable[Any]
     """Batches that the architecture learns on."""
     validation: Iterable[Any]
-    """The same samples as `architecture`, to measure on; in one mixed order, since the norms of a supernet take their
-    statistics from each batch, and batches of one class would have others."""
+    """The same samples as `architecture`, to measure on; in a fixed shuffled order, because the norms of a supernet use
+    the statistics of each batch, which would be unusual in a batch of one class."""
 
 
 def divide_loader(data: LoaderData, *, fraction: float, seed: int, processes: int = 1) -> SearchLoaders:
-    """The loaders of a search: the data's own two, or its training loader divided at random.
+    """The loaders of a search: the two that the data has, or its training loader divided at random.
 
     Args:
         data: The data.
-        fraction: Share of the samples that the weights learn on.
-        seed: Decides which samples go where.
-        processes: How many share each batch.
+        fraction: Share of the samples for the weights.
+        seed: Decides how samples are divided.
+        processes: Number of processes that share each batch.
 
     Raises:
         DataError: The training loader cannot be divided.
@@ -129,7 +129,10 @@ def divide_loader(data: LoaderData, *, fraction: float, seed: int, processes: in
 
 
 def _beside(loader: Iterable[Any]) -> Iterable[Any]:
-    """The same batches, to be iterated while the loader is: one of persistent workers begins anew for all at once."""
+    """A copy of a loader that can be iterated at the same time.
+
+    A loader with persistent workers has a single iterator, and a second `iter` would restart the first.
+    """
     if not isinstance(loader, DataLoader) or not loader.persistent_workers:
         return loader
     other = copy.copy(loader)
@@ -159,10 +162,10 @@ def _divisible(loader: Iterable[Any]) -> DataLoader[Any]:
 
 
 def _part(loader: DataLoader[Any], places: list[int], least: int, *, is_training: bool) -> DataLoader[Any]:
-    """A loader like another one, of some of its samples, shuffled in training.
+    """A loader of some samples of another one, shuffled in training.
 
-    No batch has fewer than `least` samples, for the norms of a supernet: in training a last one that has fewer is left
-    out, in measuring the batches are as much larger as it takes.
+    No batch has fewer than `least` samples, which the norms of a supernet need. If the last one would, training drops
+    it, and measuring uses larger batches.
     """
     size = min(loader.batch_size or 1, len(places))
     has_rest = size >= least and 0 < len(places) % size < least
@@ -178,5 +181,5 @@ def _part(loader: DataLoader[Any], places: list[int], least: int, *, is_training
 
 
 def like(loader: DataLoader[Any], samples: Dataset[Any], **settings: Any) -> DataLoader[Any]:
-    """A loader of other samples or batches that is otherwise like another one."""
+    """A loader of other samples or batches with the other settings of `loader`."""
     return DataLoader(samples, **settings, **{name: getattr(loader, name) for name in CARRIED_OVER})

@@ -1,9 +1,9 @@
 """`parquet:DIR`: the image layout of Hugging Face data sets.
 
-Files `train*.parquet` and `validation*.parquet` or `test*.parquet`, in DIR or in DIR/data, perhaps in shards
-(`train-00000-of-00002.parquet`). Each has a struct column {bytes, path} with an encoded image in each row, and an
-integer column with the label. Class names come from the metadata that Hugging Face writes into the schema; without it
-the classes are called by their numbers. The encoded images are held in memory.
+DIR or DIR/data holds `train*.parquet` and `validation*.parquet` or `test*.parquet`, possibly in shards
+(`train-00000-of-00002.parquet`). Each file has a struct column {bytes, path} of encoded images and an integer column of
+labels. Class names come from the metadata that Hugging Face writes into the schema; without it, classes are named by
+their numbers. The encoded images are held in memory.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 LABEL_NAMES = ("label", "labels")
 TEST_PREFIXES = ("val", "test")
-"""How the files of the test split begin, in this order: the `test` of public data sets often has no labels."""
+"""Prefixes of the test split's files, in order of preference: the `test` of public data sets often has no labels."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class TableFiles:
     """Encoded images in the rows of tables, held in memory."""
 
     images: pa.ChunkedArray
-    """Encoded images, binary [rows], one table after the other."""
+    """Encoded images, binary [rows], all tables concatenated."""
 
     paths: tuple[Path, ...]
-    """Where the tables come from."""
+    """The file of each table."""
 
     starts: tuple[int, ...]
-    """Row at which each table begins."""
+    """The first row of each table."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -58,7 +58,7 @@ class TableFiles:
 
 @dataclass(frozen=True, eq=False)
 class LabelledTable:
-    """What the parquet files of one split hold."""
+    """The contents of the parquet files of one split."""
 
     files: TableFiles
     """Encoded images."""
@@ -67,11 +67,11 @@ class LabelledTable:
     """Class numbers as found, int64 [rows]."""
 
     names: tuple[str, ...] | None
-    """Names of the classes, if the files tell."""
+    """Names of the classes, if the files have them."""
 
 
 def read_parquet(folder: Path) -> EncodedData:
-    """Reads tables of images, from the folder or its folder `data`.
+    """Reads tables of images from a folder or its subfolder `data`.
 
     Raises:
         DataError: Files are missing or malformed, a label is missing or out of range, or a class has no images.
@@ -92,7 +92,7 @@ def read_parquet(folder: Path) -> EncodedData:
 
 
 def _found(folder: Path, prefix: str) -> list[Path]:
-    """The files of a split, in order of their names, with no shard missing."""
+    """The files of a split, sorted by name; checks that no shard is missing."""
     for place in (folder, folder / "data"):
         paths = sorted(place.glob(f"{prefix}*.parquet"))
         if paths:
@@ -144,10 +144,10 @@ def read_tables(paths: Sequence[Path]) -> LabelledTable:
     """Reads the parquet files of one split.
 
     Args:
-        paths: At least one file; the rows follow each other in this order.
+        paths: At least one file; rows are concatenated in this order.
 
     Raises:
-        DataError: If a file cannot be read, lacks a column of images or of labels, or has a row without one.
+        DataError: A file cannot be read, lacks a column of images or labels, or has a row without one.
     """
     import pyarrow as pa
 
@@ -213,7 +213,7 @@ def _only(path: Path, schema: pa.Schema, found: list[str], expected: str) -> str
 
 
 def _class_names(schema: pa.Schema, label_column: str) -> tuple[str, ...] | None:
-    """The names in the metadata that Hugging Face writes, if they are there and well-formed."""
+    """Class names from the metadata that Hugging Face writes; None if missing or malformed."""
     value: Any
     try:
         value = json.loads((schema.metadata or {}).get(b"huggingface", b"null"))

@@ -1,4 +1,4 @@
-"""Finds the data set that a specification names: `digits`, `cifar10:DIR`, `imagefolder:DIR`, ..."""
+"""Loads data sets by specification: `digits`, `cifar10:DIR`, `imagefolder:DIR`, ..."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ CIFAR_STATISTICS: dict[str, Statistics] = {
     "cifar10": ((125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255)),
     "cifar100": ((129.3 / 255, 124.1 / 255, 112.4 / 255), (68.2 / 255, 65.4 / 255, 70.4 / 255)),
 }
-"""As published."""
+"""As commonly published for the training images."""
 NAMED_STATISTICS: dict[str, Statistics] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "none": ((0.0,), (1.0,)),
 }
-"""What networks of others expect: those of torchvision and many more, and those that take pixels from 0 to 1."""
+"""Statistics by name: `imagenet` for trained networks of torchvision and many others, `none` for pixels from 0 to 1."""
 
 
 def load_data(
@@ -46,23 +46,23 @@ def load_data(
     mean: Normalisation | None = None,
     std: Normalisation | None = None,
 ) -> ImageData:
-    """Loads the data set that a specification names.
+    """Loads a data set.
 
     >>> load_data("digits").image_size
     (1, 8, 8)
 
     Args:
-        spec: `digits`, `cifar10:DIR`, `cifar100:DIR`, `imagefolder:DIR`, `parquet:DIR`, or `images:DIR`: images without
-            labels, all that are in the folder and those below, of a single class as it were.
-        image_size: Channels (1 or 3), rows and columns wanted, if not those of the data set.
-        augmentation: Random changes of the training images, themselves or their name, if not the standard ones.
-        download: Fetch the files of `cifar10` and `cifar100` if they are missing.
-        mean: Mean of each channel to normalise by, pixels from 0 to 1; or one number for all of them; or `imagenet`, or
-            `none`. None: that of the training images.
+        spec: `digits`, `cifar10:DIR`, `cifar100:DIR`, `imagefolder:DIR`, `parquet:DIR`, or `images:DIR` for all images
+            in a folder and its subfolders, without labels.
+        image_size: Channels (1 or 3), rows and columns; None: those of the data set.
+        augmentation: Random changes of the training images, or their name; None: the standard ones.
+        download: Download `cifar10` or `cifar100` if it is missing.
+        mean: Mean of each channel to normalise with, for pixels from 0 to 1; one number for all channels; `imagenet`;
+            or `none`. None: the mean of the training images.
         std: Standard deviation of each channel, likewise.
 
     Raises:
-        DataError: If the specification is unknown, or what it names is missing or malformed.
+        DataError: The specification is unknown, or the data is missing or malformed.
     """
     kind, _, place = spec.partition(":")
     _check(spec, kind, place)
@@ -86,7 +86,7 @@ def load_data(
 
 
 def _figures(asked: tuple[float, ...], own: tuple[float, ...]) -> tuple[float, ...]:
-    """Figures for each channel; a single one is that of all of them."""
+    """One figure per channel; a single one is repeated for all channels."""
     return asked * len(own) if len(asked) == 1 else asked
 
 
@@ -104,11 +104,11 @@ def load_digits(
 ) -> ImageData:
     """Loads the 1797 handwritten digits that come with scikit-learn, 8 x 8 pixels in 17 grey levels.
 
-    The split is always the same: 80% of each class to train, the others to test.
+    The split is fixed: 80% of each class to train on, the others to test on.
 
     Args:
-        image_size: Channels, rows and columns wanted, if not 1 x 8 x 8.
-        augmentation: Random changes; by default a shift of up to one pixel, as a mirrored digit is no digit.
+        image_size: Channels, rows and columns; None: 1 x 8 x 8.
+        augmentation: Random changes; None: a shift of up to one pixel, and no flip, since a mirrored digit is none.
     """
     from sklearn.datasets import load_digits as load
 
@@ -133,17 +133,17 @@ def load_cifar(
     augmentation: Augmentation | None = None,
     download: bool = False,
 ) -> ImageData:
-    """Loads CIFAR-10 or CIFAR-100 from the files of its authors (the Python version).
+    """Loads CIFAR-10 or CIFAR-100 from the authors' files (the Python version).
 
     Args:
         kind: `cifar10` or `cifar100`.
-        folder: Holds `cifar-10-batches-py` or `cifar-100-python`.
-        image_size: Channels, rows and columns wanted, if not 3 x 32 x 32.
-        augmentation: Random changes; by default a shift of up to four pixels and a flip.
-        download: Fetch the files if they are missing.
+        folder: The folder that contains `cifar-10-batches-py` or `cifar-100-python`.
+        image_size: Channels, rows and columns; None: 3 x 32 x 32.
+        augmentation: Random changes; None: a shift of up to four pixels and a flip.
+        download: Download the files if they are missing.
 
     Raises:
-        DataError: If the files are missing or damaged, or cannot be downloaded.
+        DataError: The files are missing or damaged, or cannot be downloaded.
     """
     from torchvision.datasets import CIFAR10, CIFAR100
 
@@ -188,7 +188,7 @@ def _in_memory(
     augmentation: Augmentation,
     statistics: Statistics | None = None,
 ) -> ImageData:
-    """A data set held as it is; the loader brings each batch to `image_size`, so that enlarging takes no memory."""
+    """A data set held at its own size; the loader resizes each batch, so that enlarging takes no memory."""
     own_size = train.images.shape[1:]
     channels, height, width = image_size or own_size
     if statistics is None or channels != len(statistics[0]):

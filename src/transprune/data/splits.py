@@ -1,4 +1,4 @@
-"""The parts of a data set: images with their labels, and what belongs to all of them."""
+"""The splits of a data set (images with labels), and the data set itself."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Split(Protocol):
         """Class numbers, int64 [samples]."""
 
     def __len__(self) -> int:
-        """How many images there are."""
+        """The number of images."""
 
     def subset(self, indices: Tensor | Sequence[int]) -> Self:
-        """The images at these places, in this order."""
+        """The images at these indices, in this order."""
 
 
 AnySplit = TypeVar("AnySplit", bound=Split)
@@ -60,24 +60,24 @@ class ImageFiles(Protocol):
     """Encoded images by row number, each with a name for messages."""
 
     def __len__(self) -> int:
-        """How many images there are."""
+        """The number of images."""
 
     def name(self, row: int) -> str:
-        """What to call the image of a row in a message."""
+        """The name of an image in messages."""
 
     def open(self, row: int) -> BinaryIO:
-        """The encoded image of a row, opened for reading."""
+        """Opens an encoded image for reading."""
 
 
 @dataclass(frozen=True, eq=False)
 class FileSplit:
-    """Images kept as encoded files and decoded when they are needed."""
+    """Images kept as encoded files and decoded as needed."""
 
     files: ImageFiles
     """Encoded images."""
 
     rows: Tensor
-    """Which rows of `files`, int64 [samples]."""
+    """Rows of `files`, int64 [samples]."""
 
     labels: Tensor
     """Class numbers, int64 [samples]."""
@@ -95,7 +95,7 @@ class FileSplit:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EncodedData:
-    """What a folder holds for classification, before any image is decoded."""
+    """The contents of a folder for classification, before any image is decoded."""
 
     name: str
     train: FileSplit
@@ -109,10 +109,10 @@ class EncodedData:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageData:
-    """A data set for classification, with what a network must know to read it."""
+    """A data set for classification: images, classes, and how images become inputs of a network."""
 
     name: str
-    """What to call it in a report."""
+    """Its name in reports."""
 
     train: Split
     """Images to learn from."""
@@ -121,32 +121,31 @@ class ImageData:
     """Images to measure accuracy on."""
 
     classes: tuple[str, ...]
-    """Name of each class, in the order of the labels."""
+    """The name of each class, in the order of the labels."""
 
     image_size: tuple[int, int, int]
     """Channels, rows and columns of the images that a loader yields."""
 
     mean: tuple[float, ...]
-    """Mean of each channel; pixels count from 0 to 1."""
+    """Mean of each channel, for pixels from 0 to 1."""
 
     std: tuple[float, ...]
-    """Standard deviation of each channel; pixels count from 0 to 1."""
+    """Standard deviation of each channel, for pixels from 0 to 1."""
 
     augmentation: Augmentation
     """Random changes of the training images."""
 
     left_out: Mapping[str, int] = field(default_factory=dict)
-    """Files beside the images that are no images by their ending, as many as there are of each; hidden ones do not
-    count."""
+    """The number of files that are not images by their endings, for each ending; without hidden files."""
 
     is_labelled: bool = True
-    """Whether the labels mean anything; else nothing can be learned from them or measured by them."""
+    """Whether the labels have a meaning; if not, accuracy can be neither trained nor measured."""
 
     def require_labels(self, purpose: str) -> None:
         """Checks that there are labels.
 
         Args:
-            purpose: What for, such as "train".
+            purpose: What needs them, such as "train", for the message.
 
         Raises:
             DataError: There are none.
@@ -175,10 +174,10 @@ class ImageData:
                 )
 
     def _check_channels(self, part: str, split: Split) -> None:
-        """Checks that images in memory can be brought to the image size; those in files are converted as they are read.
+        """Checks that images in memory can be converted to the image size; images in files are converted on reading.
 
         Raises:
-            DataError: They have other than 1 or 3 channels, and not those of the image size.
+            DataError: Their number of channels is neither that of the image size nor 1 or 3.
         """
         found, wanted = split.images.shape[1] if isinstance(split, MemorySplit) else 3, self.image_size[0]
         if found != wanted and (found not in (1, 3) or wanted not in (1, 3)):
@@ -189,43 +188,43 @@ class ImageData:
 
 
 def first_bad_label(labels: Tensor, classes: int) -> int | None:
-    """Place of the first label (int64 [samples]) outside 0 ... classes - 1, if there is one."""
+    """Index of the first label (int64 [samples]) outside 0 ... classes - 1; None if there is none."""
     bad = ((labels < 0) | (labels >= classes)).nonzero()
     return int(bad[0]) if len(bad) else None
 
 
 def split_halves(split: AnySplit, *, fraction: float = 0.5, seed: int) -> tuple[AnySplit, AnySplit]:
-    """Divides a split in two, class by class, so that both parts hold the classes in the same shares.
+    """Divides a split in two, class by class, so that both parts have the same shares of classes.
 
-    Of a class with at least two images, both parts get at least one.
+    Both parts get at least one image of every class with two or more.
 
     Args:
-        split: What to divide.
+        split: The split to divide.
         fraction: Share of the first part.
-        seed: Which images go where.
+        seed: Decides how images are divided.
 
     Returns:
         The two parts, each in the order of `split`.
 
     Raises:
-        OptionError: If `fraction` is not between 0 and 1.
-        DataError: If one part would be empty.
+        OptionError: `fraction` is not between 0 and 1.
+        DataError: One part would be empty.
     """
     first, second = halves_of(split.labels, fraction=fraction, seed=seed)
     return split.subset(first), split.subset(second)
 
 
 def halves_of(labels: Tensor, *, fraction: float = 0.5, seed: int) -> tuple[Tensor, Tensor]:
-    """The places of the two parts of `split_halves`, each int64 and ascending.
+    """The indices of the two parts that `split_halves` makes, each int64 and ascending.
 
     Args:
         labels: Class numbers, int64 [samples].
-        fraction: Share of the first part.
-        seed: Which images go where.
+        fraction: As in `split_halves`.
+        seed: As in `split_halves`.
 
     Raises:
-        OptionError: If `fraction` is not between 0 and 1.
-        DataError: If one part would be empty.
+        OptionError: `fraction` is not between 0 and 1.
+        DataError: One part would be empty.
     """
     if not 0 < fraction < 1:
         raise OptionError(f"cannot divide a split at fraction={fraction}: expected a number between 0 and 1")
