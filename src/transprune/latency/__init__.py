@@ -1,1 +1,1 @@
-"""How long networks take where they will run: operators measured alone, a model learned from them and kept."""
+"""Latency where a network will run: the stop-watch, and a model fitted to measured operators and networks."""

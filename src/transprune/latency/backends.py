@@ -1,4 +1,4 @@
-"""What runs a network while it is timed."""
+"""Backends: the runtimes in which operators and networks are timed."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from transprune.runtime.environment import environment
 from transprune.runtime.journal import quiet
 
 Call = Callable[[], object]
-"""Runs something once, and comes back when it is done."""
+"""Runs something once and returns when it is finished, on the device too."""
 
 
 class Backend:
-    """What runs a network while it is timed.
+    """A runtime in which operators and networks are timed.
 
     Args:
         options: Threads and batch size.
@@ -40,12 +40,12 @@ class Backend:
         return time.perf_counter_ns()
 
     def surroundings(self) -> dict[str, Any]:
-        """The hardware and the versions that latencies depend on."""
+        """The hardware and versions that latencies depend on."""
         raise NotImplementedError
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """The state in which everything is measured."""
+        """Applies the settings under which everything is timed, inside the block."""
         yield
 
     def operator(self, operator: TimedOperator, inputs: int, outputs: int) -> Call:
@@ -89,7 +89,7 @@ class OnnxRuntime(Backend):
 
 
 class Torch(Backend):
-    """torch as it is, on the device of the run."""
+    """Eager torch, on the device of the run."""
 
     def surroundings(self) -> dict[str, Any]:
         found = environment()
@@ -144,20 +144,20 @@ def make_backend(options: LatencyOptions, device: torch.device | str = "cpu") ->
 
 
 def network_onnx(network: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
-    """The ONNX file of a network for inputs of exactly these shapes, to be timed and thrown away.
+    """The ONNX file of a network for inputs of exactly these shapes, to be timed and discarded.
 
-    torch's older exporter takes milliseconds where the newer takes seconds, and runtimes make the same of both files;
-    what the older one cannot write, or where torch has it no more, the newer one does.
+    torch's older exporter is tried first: it takes milliseconds rather than seconds, and files of both run equally
+    fast. The newer one takes over where the older fails or torch no longer has it.
 
     Raises:
-        LatencyError: Neither can.
+        LatencyError: Neither can export the network.
     """
     problem: Exception | None = None
     for is_newer in (False, True):
         content = io.BytesIO()
         try:
             with warnings.catch_warnings(), quiet("torch.onnx"):
-                warnings.simplefilter("ignore")  # the exporters speak of their own internals
+                warnings.simplefilter("ignore")  # the exporters warn about their own internals
                 program = torch.onnx.export(network, inputs, None if is_newer else content, dynamo=is_newer)  # type: ignore[arg-type]
                 return content.getvalue() if program is None else program.model_proto.SerializeToString()
         except Exception as error:  # the exporters raise many kinds

@@ -1,13 +1,13 @@
-"""A model of latency: what every layer adds to the time of a network, for every pair of its widths.
+"""A model of latency: the time that each layer adds to a network, for every pair of its widths.
 
     latency = Σ over kept layers of max(0, scale · time + traffic · elements + handing · handed on + dispatch)
 
-The first is the operator's own time as measured alone (`TimeTable`). Alone, an operator also pays
-for being called from outside, and for bringing its input and output into the blocks of channels that its kernel wants:
-in a network that happens once or not at all, and not between two operators that both have blocks. A network also pays
-for sums, pools and activations that belong to no operator. All of it grows with the elements that a layer reads and
-writes, with those that it hands on in blocks, and with the number of layers, so three numbers, fitted on whole
-networks, account for it (`fit_correction`); they may be negative.
+`time` is that of the operator timed in isolation (`TimeTable`). In isolation, an operator also pays for the call from
+outside and for converting its input and output to the blocks of channels that its kernel wants; in a network, the call
+happens once, and no conversion is needed between two operators that both use blocks. A network pays in addition for
+sums, pools and activations that belong to no operator. These differences grow with the elements that a layer reads and
+writes, with those it hands on in blocks, and with the number of layers. Four coefficients, fitted to whole networks,
+account for them (`fit_correction`); all but `scale` may be negative.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from transprune.latency.operators import TimedOperator
 from transprune.space import SearchSpace
 
 PREFERENCE = 1e-2
-"""Weight of the preference for no correction; an equation of one network has the weight 1."""
+"""Weight of the preference for no correction; a measured network has weight 1."""
 FULL = 3.0
-"""Weight of the equation of the full network."""
+"""Weight of the full network."""
 
 
 def milliseconds(nanoseconds: float) -> str:
-    """A time in milliseconds, to four digits at least.
+    """Formats a time in milliseconds, with at least four digits.
 
     Example:
         >>> milliseconds(4_200_000), milliseconds(23_456)
@@ -45,7 +45,7 @@ def milliseconds(nanoseconds: float) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class TimeTable:
-    """Times of an operator for pairs of an input and an output width."""
+    """The times of an operator in isolation, for a grid of input and output widths."""
 
     operator: TimedOperator
     inputs: tuple[int, ...]
@@ -53,12 +53,12 @@ class TimeTable:
     outputs: tuple[int, ...]
     """Output widths that were measured, ascending."""
     nanoseconds: tuple[tuple[int, ...], ...]
-    """[inputs, outputs]: the time of one batch."""
+    """Time of one batch [inputs, outputs]."""
 
     def parts(self, batch: int, inputs: int, outputs: int) -> tuple[float, float, float, float]:
-        """The terms of the time in a network: time alone, elements read or written, elements handed on, 1.
+        """The terms that the coefficients of a `Correction` multiply: time, elements, elements handed on, and 1.
 
-        All are 0 where the operator does not exist.
+        All are 0 if the operator does not exist at these widths.
         """
         if self.operator.needs_change and inputs == outputs:
             return 0.0, 0.0, 0.0, 0.0
@@ -66,10 +66,7 @@ class TimeTable:
         return self.time(inputs, outputs), traffic, self.operator.handed_on(batch, inputs, outputs), 1.0
 
     def time(self, inputs: float, outputs: float) -> float:
-        """The time at a pair of widths: where it was measured, the measured one; else bilinear between neighbours.
-
-        Beyond the grid, the nearest width of the grid counts.
-        """
+        """The time at a pair of widths, in nanoseconds: bilinear between grid points, clamped to the grid."""
         row, down = _place(self.inputs, inputs)
         column, right = _place(self.outputs, outputs)
         total = 0.0
@@ -81,7 +78,7 @@ class TimeTable:
 
 
 def _place(grid: Sequence[int], width: float) -> tuple[int, float]:
-    """The grid point before a width, and how far it is on the way to the next."""
+    """The index of the grid point before a width, and the position from it to the next one, in [0, 1]."""
     if len(grid) == 1 or width <= grid[0]:
         return 0, 0.0
     before = min(bisect_right(grid, width) - 1, len(grid) - 2)
@@ -90,19 +87,19 @@ def _place(grid: Sequence[int], width: float) -> tuple[int, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class Correction:
-    """What turns the time of an operator alone into its part of a network's time."""
+    """The coefficients that turn the time of an operator in isolation into its share of a network's time."""
 
     scale: float = 1.0
-    """Of the time alone."""
+    """Factor of the time in isolation."""
     traffic: float = 0.0
-    """Nanoseconds for every element read or written."""
+    """Nanoseconds for each element read or written."""
     handing: float = 0.0
-    """Nanoseconds for every element that may be handed on in blocks."""
+    """Nanoseconds for each element handed on in blocks."""
     dispatch: float = 0.0
-    """Nanoseconds for every layer."""
+    """Nanoseconds for each layer."""
 
     def apply(self, parts: Sequence[float]) -> float:
-        """The time in a network of what `TimeTable.parts` says of an operator, nanoseconds."""
+        """The corrected time of an operator with these `TimeTable.parts`, in nanoseconds."""
         factors = self.scale, self.traffic, self.handing, self.dispatch
         return sum(factor * part for factor, part in zip(factors, parts, strict=True))
 
@@ -114,26 +111,26 @@ def fit_correction(
     architectures: Sequence[Architecture],
     measured: Sequence[float],
 ) -> Correction:
-    """The correction that explains whole networks best.
+    """Fits the correction to whole networks by least squares.
 
-    Each gives one equation: its measured time is the corrected sum over its operators. The numbers of the correction
-    solve all equations best, each relative to its time, with a faint preference for no correction at all. The full
-    network counts more than others: shares of its latency are what budgets ask for.
+    Each network gives one equation: its measured time equals the corrected sum over its operators. The errors are
+    relative to the measured times, with a slight preference for no correction. The full network counts more than the
+    others, because budgets are shares of its latency.
 
     Args:
         space: The space of the architectures.
-        tables: Times of every layer alone.
-        batch_size: Samples in a batch.
-        architectures: What was measured whole.
-        measured: Times in nanoseconds.
+        tables: The times of each layer in isolation.
+        batch_size: Samples per batch.
+        architectures: The networks that were measured.
+        measured: Their times, in nanoseconds.
     """
     from scipy.optimize import lsq_linear
 
     sums = np.array([_parts(space, tables, batch_size, architecture) for architecture in architectures])
     rows = sums / np.array(measured)[:, None]
-    typical = np.maximum(np.abs(rows).mean(0), 1e-30)  # brings the unknowns to one scale
+    typical = np.maximum(np.abs(rows).mean(0), 1e-30)  # normalises the unknowns to one scale
     weights = np.array([FULL if one == space.full_architecture() else 1.0 for one in architectures])
-    nothing = np.array([1.0, 0.0, 0.0, 0.0]) * typical  # no correction
+    nothing = np.array([1.0, 0.0, 0.0, 0.0]) * typical
     matrix = np.vstack([weights[:, None] * rows / typical, PREFERENCE * np.eye(4)])
     wanted = np.concatenate([weights, PREFERENCE * nothing])
     found = lsq_linear(matrix, wanted, bounds=([0, -np.inf, -np.inf, -np.inf], np.inf)).x / typical
@@ -144,7 +141,7 @@ def fit_correction(
 def _parts(
     space: SearchSpace, tables: Mapping[Layer, TimeTable], batch_size: int, architecture: Architecture
 ) -> np.ndarray:
-    """What `TimeTable.parts` says of the layers of an architecture, summed [4]."""
+    """The sum of `TimeTable.parts` over the layers of an architecture [4]."""
     total: np.ndarray = np.sum(
         [
             tables[layer].parts(
@@ -160,7 +157,7 @@ def _parts(
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """Random architectures: what the model says, and what was measured of the whole networks."""
+    """Predicted and measured latencies of random architectures that the model was not fitted to."""
 
     predicted: tuple[int, ...]
     """Nanoseconds."""
@@ -169,7 +166,7 @@ class Validation:
 
     @property
     def errors(self) -> tuple[float, ...]:
-        """Distances as shares of the measured times."""
+        """Absolute errors as shares of the measured times."""
         return tuple(abs(one - other) / other for one, other in zip(self.predicted, self.measured, strict=True))
 
     @property
@@ -185,30 +182,30 @@ class Validation:
 
 @dataclass(frozen=True)
 class LatencyModel(Cost):
-    """Latency as a kind of cost: what every layer adds to the time of one batch, in whole nanoseconds."""
+    """Latency as a cost: the time that each layer adds to one batch, in whole nanoseconds."""
 
     kind = name = "latency"
     is_monotone = False
-    """Kernels take longer at some widths than at larger ones."""
+    """Kernels are slower at some widths than at larger ones."""
 
     tables: Mapping[Layer, TimeTable]
-    """Layers that are not named take no time of their own."""
+    """Layers without an entry take no time of their own."""
     batch_size: int
     correction: Correction
     validation: Validation
 
     def layer_time(self, layer: Layer, inputs: int, outputs: int) -> int:
-        """What a layer adds to a network's time at the given numbers of input and output elements, nanoseconds."""
+        """The time that a layer adds to a network at these input and output widths, in nanoseconds."""
         table = self.tables.get(layer)
         return (
             0 if table is None else max(0, round(self.correction.apply(table.parts(self.batch_size, inputs, outputs))))
         )
 
     def of_part(self, layer: Layer, part: tuple[int, int], inputs: int, outputs: int) -> int:
-        """What a part of a layer's input and a part of its output add, nanoseconds.
+        """The time that one part of a layer's input and one part of its output add, in nanoseconds.
 
-        Where several channels are concatenated, the layer's time is shared out by their full widths, each share as if
-        the other parts were cut alike: so that the times of the parts, which are chosen apart, add up.
+        The widths of concatenated parts are chosen independently, but their times must add up. So each part has a share
+        of the layer's time, by its full width, computed as if the other parts were cut in proportion.
         """
         before = _share(layer.inputs, part[0])
         after = _share(layer.outputs, part[1])
@@ -220,7 +217,7 @@ class LatencyModel(Cost):
         return milliseconds(amount)
 
     def check_trust(self, bound: float) -> None:
-        """Checks that the model is good enough to search with.
+        """Checks that the model is accurate enough to search with.
 
         Raises:
             LatencyError: Its median error exceeds the bound.
@@ -235,6 +232,6 @@ class LatencyModel(Cost):
 
 
 def _share(channels: Channels, part: int) -> float:
-    """How much of all channels a part is, in the unpruned network."""
+    """The share of one part in all channels of the unpruned network."""
     parts: Sequence[Channels] = channels.parts
     return parts[part].total / channels.total if len(parts) > 1 and channels.total else 1.0

@@ -1,4 +1,4 @@
-"""MACs of a network: counted while it runs, and their share at widths that suit no hardware."""
+"""MACs of a network, counted while it runs, and the share of them at widths that hardware runs badly."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from transprune.reading.trace import Example, as_inputs, rebatched
 from transprune.space import SearchSpace
 
 MULTIPLE = 8
-"""Kernels take this many channels at a time, or a multiple or half of it; others are filled up or run slower code."""
+"""Kernels process channels in multiples of this, or of half or twice it; other widths are padded or run slower code."""
 
 
 @torch.no_grad()
 def count_macs(model: nn.Module, example: Example) -> int:
-    """Multiply-adds of one forward pass for one sample, counted while the model runs.
+    """Counts the multiply-adds of one forward for one sample, by running it.
 
-    Convolutions and products of matrices, those of attention among them, count as torch's `FlopCounterMode` sees them
-    (halved: it counts a multiply-add as two operations); a bias of a convolution or linear layer adds one MAC an output
-    element, as in the paper's tables.
+    torch's `FlopCounterMode` counts convolutions and matrix products, including those of attention (halved, since it
+    counts a multiply-add as two operations). A bias of a convolution or linear layer adds one MAC per output element,
+    as in the paper's tables.
 
     Args:
         model: The network; untouched.
@@ -39,7 +39,7 @@ def count_macs(model: nn.Module, example: Example) -> int:
     inputs = rebatched(inputs, 1) or inputs
     network = copy.deepcopy(model).eval().requires_grad_(False)
     biases = _BiasCounter()
-    # The fused path of attention hides its matrix products from the counter.
+    # The fused path of attention would hide its matrix products from the counter.
     was_fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -55,7 +55,7 @@ def _attention_flops(query: Any, key: Any, value: Any, *rest: Any, **named: Any)
 
 
 _ATTENTION_ON_CPU = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
-"""The one kernel of attention that torch's counter does not know."""
+"""The one attention kernel that torch's counter does not know."""
 
 
 class _BiasCounter(TorchFunctionMode):
@@ -71,13 +71,13 @@ class _BiasCounter(TorchFunctionMode):
         if function in _WITH_BIAS:
             bias = args[2] if len(args) > 2 else named.get("bias")
             self.elements += prod(outcome.shape) if bias is not None else 0
-        elif function is F.multi_head_attention_forward:  # its linear layers run out of this counter's sight
+        elif function is F.multi_head_attention_forward:  # its linear layers are hidden from this mode
             self.elements += _attention_biases(*args, **named)
         return outcome
 
 
 def _attention_biases(*args: Any, **named: Any) -> int:
-    """Biases that attention adds when it projects queries, keys, values and the result."""
+    """Output elements of attention's projections of queries, keys, values and the result that add a bias."""
     call = signature(F.multi_head_attention_forward).bind(*args, **named).arguments
     query = int(call["query"].numel())
     projected = query + prod(call["key"].shape[:-1]) * int(call["query"].shape[-1]) * 2
@@ -95,21 +95,21 @@ _WITH_BIAS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Friendliness:
-    """The layers of an architecture whose chosen widths are no multiples of a number."""
+    """The layers of an architecture whose chosen widths are not multiples of a number."""
 
     multiple_of: int
     layers: int
-    """How many layers there are: those kept that cost MACs."""
+    """Number of kept layers with MACs."""
     unfriendly: tuple[str, ...]
-    """Paths of those whose input or output was chosen and is no multiple."""
+    """Paths of those with a chosen input or output width that is not a multiple."""
     share_of_macs: float
-    """Their share of all MACs."""
+    """The share of the unfriendly layers in all MACs."""
 
 
 def friendliness(space: SearchSpace, architecture: Architecture, *, multiple: int = MULTIPLE) -> Friendliness:
-    """Which layers read or write a chosen number of channels that is no multiple of `multiple`.
+    """Finds layers that read or write a chosen number of channels that is not a multiple of `multiple`.
 
-    Numbers that no choice decides, such as the channels of an image or the classes, do not count.
+    Widths that no choice decides, such as image channels or classes, do not count.
     """
     macs: dict[str, int] = {}
     unfriendly = set()

@@ -1,4 +1,4 @@
-"""Measuring a latency model: every operator alone, whole networks to learn what lies between, others to check."""
+"""Measures a latency model: times operators in isolation, fits whole networks, and validates on other networks."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ from transprune.space import SearchSpace
 
 log = logging.getLogger("transprune.latency")
 Point = tuple[TimedOperator, int, int]
-"""An operator with its input and output width."""
+"""An operator, its input width and its output width."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyMeasurement:
-    """A latency model, and where it comes from."""
+    """A latency model and its provenance."""
 
     model: LatencyModel
     path: Path
-    """The file that keeps it."""
+    """The file that caches it."""
     seconds: float
-    """Time that measuring took; 0: it was kept from an earlier time."""
+    """Time that measuring took; 0 if it was read from the cache."""
     key: Mapping[str, Any]
-    """All that it depends on: hardware, versions, options, network."""
+    """Everything it depends on: hardware, versions, options, network."""
 
 
 def measure_latency(
@@ -56,22 +56,22 @@ def measure_latency(
     *,
     device: torch.device | str = "cpu",
 ) -> LatencyMeasurement:
-    """The latency model of a search space on this machine: measured now, or kept from an earlier time. No search yet.
+    """The latency model of a search space on this machine, measured now or read from the cache.
 
-    A kept model whose error exceeds the bound is measured again.
+    A cached model is measured again if its error exceeds the bound.
 
     Args:
         model: The unpruned network; untouched.
-        space: What `inspect` read from it.
+        space: The search space that `inspect` read from it.
         example: An input batch, or a tuple of the forward's positional arguments; its first sample is used.
-        options: What is measured, and how.
+        options: What to measure, and how; None: the defaults.
         device: Where torch computes, with the backend `torch`.
 
     Raises:
         ModelError: The model cannot be read.
         SpaceError: The space is not the model's.
-        LatencyError: A network cannot be written for the backend, or the kept model not be read.
-        RunFolderError: The model cannot be kept.
+        LatencyError: A network cannot be exported for the backend, or the cached model cannot be read.
+        RunFolderError: The model cannot be cached.
     """
     options = options or LatencyOptions()
     backend = make_backend(options, device)
@@ -101,10 +101,10 @@ def trusted_latency(
     *,
     device: torch.device | str = "cpu",
 ) -> LatencyMeasurement:
-    """`measure_latency` for a search, which must be able to trust the model.
+    """`measure_latency`, for a search: fails if the model's error exceeds the bound.
 
     Raises:
-        LatencyError: The model's error exceeds the bound, or as `measure_latency`.
+        LatencyError: The model's error exceeds the bound, or as in `measure_latency`.
     """
     options = options or LatencyOptions()
     found = measure_latency(model, space, example, options, device=device)
@@ -129,7 +129,7 @@ class _Measuring:
         self.backend, self.options = backend, options
 
     def model(self, operators: Mapping[Layer, TimedOperator]) -> LatencyModel:
-        """Measures everything."""
+        """Measures operators and networks, fits the correction, and validates the model."""
         grids = {layer: self._grids(layer) for layer in operators}
         points = list(
             dict.fromkeys(
@@ -179,7 +179,7 @@ class _Measuring:
         return inputs, outputs
 
     def _reference(self, points: Sequence[Point]) -> Call:
-        """The first operator at its full widths, which runs again and again to tell how fast the machine is."""
+        """The first operator at its full widths; timed in every turn to tell how fast the machine currently is."""
         operator = points[0][0]
         return self.backend.operator(*[point for point in points if point[0] == operator][-1])
 
@@ -208,12 +208,12 @@ def _table(
 
 
 def grid_of(space: SearchSpace, channels: Channels, most: int) -> tuple[int, ...]:
-    """The widths at which channels are measured: all that the candidates can give, or as many of them as allowed.
+    """The widths to measure for channels: all that the candidates allow, or `most` evenly spread ones.
 
     Args:
-        space: The candidates.
+        space: The search space.
         channels: Input or output of a layer.
-        most: Points at most, at least 2; the smallest and the largest width are always among them.
+        most: Largest number of widths, at least 2; the smallest and the largest width are always included.
     """
     widths = sorted(_totals(space, channels))
     if len(widths) <= most:
@@ -222,7 +222,7 @@ def grid_of(space: SearchSpace, channels: Channels, most: int) -> tuple[int, ...
 
 
 def _totals(space: SearchSpace, channels: Channels) -> set[int]:
-    """All widths that the candidates can give; of concatenations those of equal shares, since all are too many."""
+    """All widths that the candidates allow; for a concatenation, only sums in which all parts are cut alike."""
     each = [_part_widths(space, part) for part in channels.parts]
     if len(each) == 1:
         return set(each[0])
@@ -241,12 +241,12 @@ def _part_widths(space: SearchSpace, part: Channels) -> list[int]:
 
 
 def spread_architectures(space: SearchSpace, count: int, seed: int) -> list[Architecture]:
-    """Architectures from the smallest to the full one, evenly: near the k-th of them sizes vary around k's share.
+    """Architectures spread evenly from the smallest to the full one, each with sizes varied at random.
 
     Args:
-        space: The space.
-        count: How many, at least 2.
-        seed: Decides how the sizes vary.
+        space: The search space.
+        count: Number of architectures, at least 2.
+        seed: Decides the random sizes.
     """
     drawing = random.Random(seed)
 

@@ -1,9 +1,9 @@
-"""Peak memory of one network in a process of its own.
+"""Peak memory of one network, measured in a separate process.
 
     python -m transprune.latency.memory_probe KIND FILE DEVICE SHAPE…
 
-KIND is `torch` (FILE is a program of `torch.export`) or `onnxruntime` (FILE is ONNX), SHAPE that of the images. Prints
-the bytes that loading the file and running it twice took at most, beyond what the process held before.
+KIND is `torch` (FILE is a program of `torch.export`) or `onnxruntime` (FILE is ONNX), SHAPE that of the images. Loads
+the file, runs it twice, and prints the growth of peak memory in bytes.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _torch_on_cpu(file: str, device: str, shape: tuple[int, ...]) -> int:
 
 
 def _load_what_every_network_needs() -> None:
-    """Loads and runs a tiny program, so that torch's own code is not taken for the network's memory."""
+    """Loads and runs a tiny program, so that torch's own code is not counted as the network's memory."""
     import torch
 
     tiny, content = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 3), torch.nn.BatchNorm2d(1)).eval(), io.BytesIO()
@@ -84,15 +84,15 @@ def _growth(run: Callable[[], None]) -> int:
 
 
 def _forget_peak() -> None:
-    """Sets the high-water mark to what is held now, where the system lets us: loading libraries took more."""
+    """Resets the peak to the current use, where the system allows it: loading the libraries may have peaked higher."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def _peak() -> int:
-    """The most memory that this process has held, in bytes."""
+    """Peak memory of this process, in bytes."""
     try:
-        # Not `getrusage`: on Linux that starts from what the parent process held.
+        # Not `getrusage`: on Linux, its peak includes that of the parent before the fork.
         lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
     except (OSError, StopIteration):

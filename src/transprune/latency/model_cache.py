@@ -1,4 +1,4 @@
-"""Latency models on disk: what was measured once on a machine is not measured again."""
+"""A cache of latency models on disk, so that a machine measures a network only once."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _NOT_IN_KEY = ("bound", "remeasure")
 
 @dataclass(frozen=True, kw_only=True)
 class _Kept:
-    """What a file holds besides its format and its key."""
+    """The contents of a file besides its format and key."""
 
     batch_size: int
     tables: tuple[TimeTable, ...]
     layers: tuple[int | None, ...]
-    """For each layer of the space, its table."""
+    """The index of the table of each layer of the space; None: it has none."""
     correction: Correction
     validation: Validation
 
@@ -49,7 +49,7 @@ def cache_key(
     operators: Mapping[Layer, TimedOperator],
     input_sizes: list[list[int]],
 ) -> dict[str, Any]:
-    """All that a latency model depends on: hardware, versions, options, and the structure of the network."""
+    """Everything that a latency model depends on: hardware, versions, options, and the structure of the network."""
     parts = [asdict(operators[layer]) if layer in operators else None for layer in space.layers]
     structure = json.dumps([space.to_json(), parts], sort_keys=True)
     return {
@@ -61,13 +61,13 @@ def cache_key(
 
 
 def cache_path(key: Mapping[str, Any]) -> Path:
-    """The file of a key."""
+    """The file for a key."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     return cache_folder() / f"{digest[:24]}.json"
 
 
 def save_model(path: Path, key: Mapping[str, Any], space: SearchSpace, model: LatencyModel) -> None:
-    """Writes a model, whole or not at all.
+    """Writes a model atomically.
 
     Raises:
         RunFolderError: The file cannot be written.
@@ -91,15 +91,15 @@ def model_json(key: Mapping[str, Any], space: SearchSpace, model: LatencyModel) 
 
 
 def load_model(path: Path, key: Mapping[str, Any] | None, space: SearchSpace) -> LatencyModel | None:
-    """Reads a model; None: there is none.
+    """Reads a model; None if there is no file.
 
     Args:
         path: The file.
-        key: What the model must be of; None: whatever it is of.
+        key: The key that the model must have; None: any.
         space: The space whose layers the model is for.
 
     Raises:
-        LatencyError: The file is damaged, of a newer format, of another key or another space.
+        LatencyError: The file is damaged or of a newer format, or the model is for another key or space.
         RunFolderError: The file cannot be read.
     """
     with disk_errors("read", path):

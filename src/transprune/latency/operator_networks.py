@@ -1,6 +1,6 @@
-"""An operator as a network of its own, for each backend: a module of torch, or an ONNX graph.
+"""An operator as a network of its own, for each backend: a torch module or an ONNX graph.
 
-The graph is written node by node: an exporter would take longer than the measurement.
+The graph is built node by node, because exporting it would take longer than timing it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _CONVOLUTIONS = {
     "transposed": (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
 }
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-"""By the number of spatial axes."""
+"""Indexed by the number of spatial axes."""
 _MODULES: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "relu6": nn.ReLU6,
@@ -30,7 +30,7 @@ _MODULES: dict[str, type[nn.Module]] = {
 }
 OPSET = 20
 IR_VERSION = 9
-"""Read by every onnxruntime since 1.17."""
+"""Supported since onnxruntime 1.17."""
 _NODES: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "relu": (("Relu", ("layer",)),),
     "relu6": (("Clip", ("layer", "zero", "six")),),
@@ -40,14 +40,14 @@ _NODES: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "silu": (("Sigmoid", ("layer",)), ("Mul", ("layer", "active"))),
     "gelu": (("Gelu", ("layer",)),),
 }
-"""Nodes of each activation; each reads what it names, and what the node before it gave is called `active`."""
+"""The nodes of each activation: operators and the names of their inputs; `active` is the output of the node before."""
 
 
 class Product(nn.Module):
-    """A product of two matrices that are both computed, as in attention."""
+    """A product of two computed matrices, as in attention."""
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """[..., rows, shared] times [..., shared, columns]."""
+        """The product [..., rows, columns] of [..., rows, shared] and [..., shared, columns]."""
         return first @ second
 
 
@@ -81,7 +81,7 @@ def _layer(operator: TimedOperator, inputs: int, outputs: int) -> nn.Module:
 
 
 def operator_inputs(operator: TimedOperator, batch: int, inputs: int, outputs: int) -> tuple[Tensor, ...]:
-    """What the operator reads at the given widths, at random."""
+    """Random inputs of the operator at the given widths."""
     first = torch.randn(operator.input_shape(batch, inputs, outputs))
     if operator.has_weights:
         return (first,)
@@ -90,9 +90,9 @@ def operator_inputs(operator: TimedOperator, batch: int, inputs: int, outputs: i
 
 
 def operator_onnx(operator: TimedOperator, batch: int, inputs: int, outputs: int) -> bytes:
-    """The ONNX file of an operator at the given widths, with weights at random and the batch norm folded in.
+    """The ONNX file of an operator at the given widths, with random weights and its batch norm folded in.
 
-    Its inputs are `input` and, of a product without weights, `other`.
+    Its inputs are `input` and, for a product without weights, `other`.
     """
     from onnx import TensorProto, helper
 
@@ -119,7 +119,7 @@ def operator_onnx(operator: TimedOperator, batch: int, inputs: int, outputs: int
 
 
 class _Graph:
-    """Nodes and weights so far."""
+    """An ONNX graph under construction."""
 
     def __init__(self) -> None:
         self.nodes: list[Any] = []

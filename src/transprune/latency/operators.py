@@ -1,8 +1,8 @@
-"""The operators that are measured: a layer with what runtimes compute along with it.
+"""The operators that are timed: a layer together with what runtimes fuse into it.
 
-A runtime folds a batch norm into the weights before it and applies the activation behind a layer on the way out, so
-these belong to the layer. Everything else of a network (sums, pools, layouts brought from one form into another) lies
-between operators; see `transprune.latency.latency_model`.
+A runtime folds a batch norm into the weights before it and applies an activation as part of the layer before it, so
+these belong to the layer. Everything else in a network (sums, pools, conversions of memory layout) lies between
+operators; see `transprune.latency.latency_model`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from transprune.reading.trace import operator, shape
 from transprune.space import SearchSpace
 
 BLOCK, UNIT = 16, 4
-"""Runtimes keep feature maps in blocks of so many channels, where a convolution reads fewer than a block of channels or
-a multiple of the unit (onnxruntime with AVX-512; on other processors blocks are of 8, which changes little)."""
+"""Runtimes keep feature maps in blocks of `BLOCK` channels if the convolution before reads less than a block or a
+multiple of `UNIT` (onnxruntime with AVX-512; other processors use blocks of 8, which makes little difference)."""
 ACTIVATIONS = {
     "relu": "relu",
     "hardtanh": "relu6",
@@ -34,15 +34,15 @@ ACTIVATIONS = {
     "silu": "silu",
     "gelu": "gelu",
 }
-"""Activations that are measured with the layer before them, by the name of torch's operator."""
+"""Activations that are timed with the layer before them, by the name of torch's operator."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimedOperator:
-    """A layer and what runs along with it, apart from its widths; equal ones are measured once."""
+    """A layer and what is fused into it, at any widths; layers with equal operators are timed once."""
 
     kind: Literal["conv", "transposed", "product"]
-    """A convolution, a transposed one, or a product of matrices: linear layers, and those of attention."""
+    """A convolution, a transposed convolution, or a matrix product (linear layers, and the products of attention)."""
     extent: tuple[int, ...] = ()
     """Rows and columns of a convolution's input."""
     kernel: tuple[int, ...] = ()
@@ -50,33 +50,33 @@ class TimedOperator:
     padding: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
     groups: int = 1
-    """Groups of a convolution; 0: there are more, the wider it is (see `group_width`)."""
+    """Groups of a convolution; 0: the number grows with the width, as in a depthwise convolution."""
     group_width: int = 1
-    """Output channels of each group, where their number follows from the width."""
+    """Output channels per group, if the number of groups grows with the width."""
     positions: int = 1
-    """Rows of the product's first matrix for every sample."""
+    """Rows per sample of a product's first matrix."""
     has_weights: bool = True
     """Whether a product's second matrix is a parameter."""
     has_bias: bool = False
     has_norm: bool = False
     """Whether a batch norm follows."""
     activation: str | None = None
-    """What follows then; a value of `ACTIVATIONS`."""
+    """The activation that follows, a value of `ACTIVATIONS`; None: none."""
     needs_change: bool = False
-    """Whether it exists only where its two widths differ: a projection on a shortcut."""
+    """Whether it exists only if its two widths differ, as a projection on a shortcut."""
 
     def groups_at(self, outputs: int) -> int:
-        """Groups of the convolution at a width."""
+        """The groups of a convolution with this many outputs."""
         return self.groups or max(1, outputs // self.group_width)
 
     def input_shape(self, batch: int, inputs: int, outputs: int) -> tuple[int, ...]:
-        """Shape of what it reads: [batch, channels, rows, columns] or [batch, positions, inputs]."""
+        """The shape of its input: [batch, channels, *extent], [batch, positions, inputs] or [batch, inputs]."""
         if self.kind == "product":
             return (batch, self.positions, inputs) if self.positions > 1 else (batch, inputs)
         return (batch, inputs * self.groups_at(outputs), *self.extent)
 
     def weight_shape(self, inputs: int, outputs: int) -> tuple[int, ...]:
-        """Shape of its weights, as torch has them."""
+        """The shape of its weight in torch."""
         if self.kind == "conv":
             return (outputs, inputs, *self.kernel)
         if self.kind == "transposed":
@@ -85,14 +85,14 @@ class TimedOperator:
         return (outputs, inputs)
 
     def traffic(self, batch: int, inputs: int, outputs: int) -> int:
-        """Elements that it reads and writes."""
+        """The number of elements that it reads and writes."""
         if self.kind == "product":
             return batch * self.positions * (inputs + outputs)
         read = prod(self.input_shape(batch, inputs, outputs))
         return read + batch * outputs * prod(self.output_extent())
 
     def handed_on(self, batch: int, inputs: int, outputs: int) -> int:
-        """Elements of its output that may pass to the next operator in blocks, as they are; else 0."""
+        """The number of output elements that the next operator may read in blocks, without conversion."""
         channels = inputs * self.groups_at(outputs)
         is_blocked = self.kind == "conv" and (channels < BLOCK or channels % UNIT == 0)
         is_read_so = outputs >= BLOCK and outputs % UNIT == 0
@@ -107,14 +107,14 @@ class TimedOperator:
 
 
 def operators_of(reading: Reading, space: SearchSpace) -> dict[Layer, TimedOperator]:
-    """What is measured for each layer of a space; norms and bare parameters are not measured.
+    """The operator to time for each layer of a space; norms and bare parameters have none.
 
     Args:
-        reading: What was read from the model.
-        space: A space of that model.
+        reading: The reading of a model.
+        space: A search space of this model.
 
     Raises:
-        SpaceError: The space is of another model.
+        SpaceError: The space is another model's.
     """
     facts = iter(reading.layers)
     found = {}
@@ -149,7 +149,7 @@ def _operator(fact: LayerFacts, layer: Layer, reading: Reading) -> TimedOperator
 
 
 def _is_of_its_weight(fact: LayerFacts, layer: Layer) -> bool:
-    """Whether a layer's channels are those of its weight, and not those together with what else is searched."""
+    """Whether the two axes of a layer's weight are its inputs and outputs; if not, it is timed as a plain product."""
     arguments = bound_arguments(fact.use.node)
     one, other, *_ = *(shape(arguments["weight"]) or ()), 0, 0
     groups = int(arguments.get("groups") or 1)
@@ -195,7 +195,7 @@ def _convolution(fact: LayerFacts, layer: Layer, has_norm: bool, activation: str
 
 
 def _each(value: Any, rank: int) -> tuple[int, ...]:
-    """A number for each axis, of one or several."""
+    """One number per axis, from one number or several."""
     values = [int(each) for each in value] if isinstance(value, list | tuple) else [int(value)]
     return tuple(values * rank)[:rank]
 
@@ -207,7 +207,7 @@ def _padding(value: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> 
 
 
 def _followers(node: fx.Node) -> tuple[bool, str | None]:
-    """Whether a batch norm follows a layer, and the activation behind that."""
+    """Whether a batch norm follows a layer, and the activation that follows then."""
     following = _only_user(node)
     has_norm = following is not None and operator(following) == "batch_norm"
     if has_norm and following is not None:

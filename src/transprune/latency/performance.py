@@ -1,4 +1,4 @@
-"""Latency, memory and disk of networks side by side, in torch and in onnxruntime."""
+"""Latency, memory and file size of networks side by side, in torch and onnxruntime."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from transprune.runtime.tensors import encode_tensors
 
 FORMAT = 1
 TURNS = 5
-"""Times that the turn comes to each network."""
+"""Rounds in which the networks take turns."""
 RUNTIMES: tuple[BackendName, ...] = ("torch", "onnxruntime")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Performance(Latency):
-    """Figures of one network in one runtime at one batch size: its latency, and what it needs."""
+    """Latency, throughput, memory and file size of one network in one runtime at one batch size."""
 
     network: str
     throughput: float
-    """Samples a second, at the median."""
+    """Samples per second, at the median latency."""
     peak_memory_bytes: int | None
-    """What loading the network and running it takes at most, in a process of its own; None: it could not be told."""
+    """Peak memory of loading and running the network, in a separate process; None if it could not be measured."""
     file_bytes: int
-    """Size of the file: the weights as safetensors, or the ONNX file."""
+    """Size of the weights as safetensors, or of the ONNX file."""
 
 
 def measure(
@@ -51,13 +51,13 @@ def measure(
 ) -> list[Performance]:
     """Latency, throughput, peak memory and file size of networks, in torch and in onnxruntime (on the CPU).
 
-    The networks take turns, so that a busy machine slows all of them alike. What cannot take the large batch, because
-    its forward fixes the number of samples, is measured with single samples only.
+    The networks take turns, so that a busy machine slows all of them alike. If a network's forward fixes the number of
+    samples, all are measured with single samples only.
 
     Args:
-        networks: By name, such as `{"teacher": …, "student": …}`; untouched.
-        example: A sample [1, channels, rows, columns]; more than its first are not used.
-        options: Batch size, threads, repeats.
+        networks: Networks by name, such as `{"teacher": …, "student": …}`; untouched.
+        example: Images [batch, channels, rows, columns]; only the first is used.
+        options: Batch size, threads and repeats; None: the defaults.
         device: Where torch computes.
 
     Raises:
@@ -76,7 +76,7 @@ def measure(
 
 
 class _Subject:
-    """A network with its files."""
+    """A network to measure, with its exported files."""
 
     def __init__(self, name: str, network: nn.Module, example: Tensor, folder: Path) -> None:
         self.name, self.example = name, example
@@ -90,11 +90,11 @@ class _Subject:
         self.sizes = {"torch": len(encode_tensors(self.network.state_dict())), "onnxruntime": len(self.onnx)}
 
     def images(self, batch: int) -> Tensor:
-        """A batch at random."""
+        """A batch of random images."""
         return torch.randn(batch, *self.example.shape[1:], generator=torch.Generator().manual_seed(0))
 
     def ready(self, backend: Backend, batch: int) -> Call:
-        """The network, ready to run."""
+        """The network, ready to run on a batch."""
         inputs = (self.images(batch),)
         return (
             backend.file(self.onnx, inputs)
@@ -103,7 +103,7 @@ class _Subject:
         )
 
     def peak_memory(self, runtime: str, batch: int, device: torch.device) -> int | None:
-        """Peak memory in a process of its own, bytes; None where that fails."""
+        """Peak memory in a separate process, in bytes; None if that fails."""
         place = str(device) if runtime == "torch" else "cpu"
         shape = map(str, (batch, *self.example.shape[1:]))
         probe = [sys.executable, "-m", "transprune.latency.memory_probe"]
@@ -135,7 +135,7 @@ def _measured(
 
 
 def measurements_json(found: list[Performance], options: MeasureOptions, device: torch.device | str) -> dict[str, Any]:
-    """What `measurements.json` holds."""
+    """The contents of `measurements.json`."""
     return {
         "format": FORMAT,
         "options": asdict(options),

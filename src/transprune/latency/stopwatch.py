@@ -1,8 +1,8 @@
-"""The one stop-watch: every time of a network or an operator is taken here, on a machine that others use too.
+"""The one stop-watch: all timing of networks and operators happens here, even on a machine that is otherwise busy.
 
-Things take turns, so that a busy moment meets all of them. Between networks the medians count. A latency model adds up
-times that were taken minutes apart, so it takes more care: of each thing the time at a low quantile counts, since a
-machine only ever adds to a time, and a piece of reference work that runs in every turn tells how fast the machine was.
+Whatever is compared takes turns, so that a busy moment slows all of it. Networks are compared by their medians. A
+latency model adds up times that were taken minutes apart and needs more care: it uses a low quantile of each operator's
+times, since interference only ever adds to a time, and rescales them by the time of reference work in every turn.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from transprune.reading.trace import Example, as_inputs, rebatched
 Clock = Callable[[], int]
 Advance = Callable[[int], None]
 QUANTILE = 0.2
-"""Which of the sorted times of one thing counts in a latency model, from 0 (the shortest) to 1."""
+"""The quantile of an operator's times that a latency model uses, from 0 (the shortest) to 1."""
 TURNS = 3
-"""Times that the turn comes to each thing."""
+"""Rounds in which calls take turns."""
 SECONDS = 20.0
-"""Time after which slow networks have run often enough."""
+"""Time limit for all repeats together; slow networks run less often to keep it."""
 TOGETHER = 48
-"""Things that take turns with one another: more would fill the memory."""
+"""Number of calls that are prepared and take turns at a time; more would need too much memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """How long a network takes for one batch, and where: no time means anything without that."""
+    """The time that a network takes for one batch, and the conditions without which a time means nothing."""
 
     runtime: str
-    """What runs the network: `torch` or `onnxruntime`, as `LatencyOptions.backend`."""
+    """`torch` or `onnxruntime`, as in `LatencyOptions.backend`."""
     device: str
     threads: int
-    """Threads that compute on the CPU."""
+    """CPU threads."""
     batch_size: int
     latency_ms: float
     """Median time of a batch."""
     lower_ms: float
-    """A quarter of the batches took at most this."""
+    """Lower quartile."""
     upper_ms: float
-    """A quarter of the batches took at least this."""
+    """Upper quartile."""
 
 
 def measure_latencies(
@@ -57,16 +57,19 @@ def measure_latencies(
     *,
     device: torch.device | str = "cpu",
 ) -> dict[str, Latency]:
-    """How long whole networks take, by name; they take turns.
+    """Times whole networks, which take turns.
 
     Args:
-        networks: By name, such as `{"teacher": …, "student": …}`; untouched.
+        networks: Networks by name, such as `{"teacher": …, "student": …}`; untouched.
         example: An input batch, or a tuple of the forward's positional arguments; its first sample is used.
         options: Backend, threads, batch size and repeats; each network runs twice as often as an operator.
         device: Where torch computes, with the backend `torch`.
 
+    Returns:
+        The latency of each network, by name.
+
     Raises:
-        LatencyError: A network cannot be written for the backend, or takes no batch of this size.
+        LatencyError: A network cannot be exported for the backend, or cannot take a batch of this size.
     """
     options = options or LatencyOptions()
     backend, inputs = make_backend(options, device), as_batch(example, options.batch_size)
@@ -76,10 +79,10 @@ def measure_latencies(
 
 
 def as_batch(example: Example, batch_size: int) -> tuple[Tensor, ...]:
-    """The first sample of the example, so many times, on the CPU.
+    """A batch that repeats the first sample of the example, on the CPU.
 
     Raises:
-        LatencyError: The inputs have no axis of samples, and the batch size is not 1.
+        LatencyError: The inputs have no common batch axis, and the batch size is not 1.
     """
     inputs = tuple(tensor.detach().cpu() for tensor in as_inputs(example))
     batch = rebatched(inputs, batch_size)
@@ -94,14 +97,15 @@ def as_batch(example: Example, batch_size: int) -> tuple[Tensor, ...]:
 def time_networks(
     calls: Sequence[Call], backend: Backend, *, repeats: int, seconds: float = SECONDS, turns: int = TURNS
 ) -> list[Latency]:
-    """The latencies of networks that are ready to run; inside `Backend.running`.
+    """Times networks that are ready to run; call it inside `Backend.running`.
 
     Args:
         calls: The networks.
-        backend: What runs them, and whose clock counts.
-        repeats: Times that each runs.
-        seconds: Time after which slow ones have run often enough, if at least `LEAST_REPEATS` times.
-        turns: Times that the turn comes to each.
+        backend: The backend that runs them; its clock is used.
+        repeats: Number of runs of each.
+        seconds: Time limit for all runs together; to keep it, slow networks run less often, but at least
+            `LEAST_REPEATS` times each.
+        turns: Number of rounds in which they take turns.
     """
     once = sum(sum(times) for times in take_turns(calls, clock=backend.clock, repeats=1, turns=1)) / 1e9
     repeats = min(repeats, max(LEAST_REPEATS, int(seconds / max(once, 1e-9))))
@@ -131,14 +135,14 @@ def time_all(
     repeats: int,
     advance: Advance = lambda steps: None,
 ) -> list[float]:
-    """Times of many things, in nanoseconds, as if the machine had been equally fast all along.
+    """Times many calls, in nanoseconds, rescaled as if the machine had been equally fast throughout.
 
     Args:
-        makers: Each makes one thing ready to run; they are made a few at a time.
-        reference: Work that runs in every turn.
-        clock: The time now, in nanoseconds.
-        repeats: Times that each runs.
-        advance: Told how many were measured.
+        makers: Each prepares one call; `TOGETHER` of them are prepared at a time.
+        reference: Work timed in every turn, which tells how fast the machine currently is.
+        clock: The current time, in nanoseconds.
+        repeats: Number of runs of each.
+        advance: Called with the number of calls measured since the last time.
     """
     measured: list[tuple[list[float], float]] = []
     for first in range(0, len(makers), TOGETHER):
@@ -151,18 +155,21 @@ def time_all(
 
 
 def low_quantile(times: Sequence[float]) -> float:
-    """The time that counts in a latency model."""
+    """The time at `QUANTILE`."""
     return sorted(times)[int(QUANTILE * (len(times) - 1))]
 
 
 def take_turns(calls: Sequence[Call], *, clock: Clock, repeats: int, turns: int = TURNS) -> list[list[float]]:
-    """Times of several calls in nanoseconds, in the order in which they were measured.
+    """Times several calls in turns.
 
     Args:
-        calls: What is timed; each runs once untimed before its part of a turn.
-        clock: The time now, in nanoseconds.
-        repeats: Times that each is timed, over all turns.
-        turns: Times that the turn comes to each.
+        calls: The calls; in every turn, each runs once untimed first.
+        clock: The current time, in nanoseconds.
+        repeats: Number of timed runs of each, over all turns.
+        turns: Number of rounds in which they take turns.
+
+    Returns:
+        The times of each call in nanoseconds, in the order of its runs.
     """
     times: list[list[float]] = [[] for _ in calls]
     for each in _shares(repeats, turns):
@@ -176,7 +183,7 @@ def take_turns(calls: Sequence[Call], *, clock: Clock, repeats: int, turns: int 
 
 
 def _shares(total: int, parts: int) -> Iterator[int]:
-    """A number in parts that differ by at most one; empty ones are left out."""
+    """Splits a number into parts that differ by at most one, without zeros."""
     for part in range(parts):
         share = total * (part + 1) // parts - total * part // parts
         if share:
