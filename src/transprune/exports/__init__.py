@@ -1,1 +1,1 @@
-"""What runtimes read: ONNX, exported programs, and loading a student without pickle."""
+"""Exports to ONNX and `torch.export`, and loading a student without pickle."""

@@ -1,4 +1,4 @@
-"""A network as an exported program of torch (`.pt2`) and as an ONNX file, both checked against torch."""
+"""Exports a network as a program of `torch.export` (`.pt2`) and as an ONNX file, both checked against torch."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from transprune.runtime.journal import quiet
 
 
 def onnx_bytes(program: ExportedProgram) -> bytes:
-    """The ONNX file of an exported program, for the batches that the program takes.
+    """The ONNX file of an exported program, for the batch sizes that the program takes.
 
     Args:
-        program: From images [batch, channels, rows, columns] to logits [batch, classes].
+        program: Maps images [batch, channels, rows, columns] to logits [batch, classes].
 
     Raises:
-        ExportError: torch cannot write it as ONNX.
+        ExportError: torch cannot export it to ONNX.
     """
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), quiet("torch.onnx"):
-        warnings.simplefilter("ignore")  # the exporter speaks of its own internals
+        warnings.simplefilter("ignore")  # the exporter warns about its own internals
         path = Path(folder) / "network.onnx"
         try:
             torch.onnx.export(
@@ -54,7 +54,7 @@ def check_onnx(content: bytes, network: nn.Module, batches: Sequence[Tensor]) ->
 
     Args:
         content: The file.
-        network: What it was exported from.
+        network: The network that was exported.
         batches: Images [batch, channels, rows, columns], of several batch sizes if the file takes any.
 
     Returns:
@@ -77,22 +77,22 @@ def check_onnx(content: bytes, network: nn.Module, batches: Sequence[Tensor]) ->
 
 
 def export_program(network: nn.Module, example: Tensor) -> ExportedProgram:
-    """Exports a network in evaluation mode for batches of any size; where its forward does not allow it, for one image.
+    """Exports a network in evaluation mode for any batch size, or for one image if its forward allows no other.
 
     Args:
-        network: From images [batch, channels, rows, columns] to logits [batch, classes]; untouched.
-        example: Images of the size that the program is for.
+        network: Maps images [batch, channels, rows, columns] to logits [batch, classes]; untouched.
+        example: Images of the size to export for.
 
     Raises:
         ExportError: torch cannot export the network.
     """
     exported = copy.deepcopy(network).eval().cpu()
     one = example[:1].cpu()
-    two = torch.cat([one, one])  # a batch of one would be taken for fixed
+    two = torch.cat([one, one])  # torch.export treats a batch of one as fixed
     try:
         batch = torch.export.Dim("batch", min=1)
         return torch.export.export(exported, (two,), dynamic_shapes=({0: batch},), strict=False)
-    except Exception:  # torch.export raises many kinds, for a fixed batch and for other reasons
+    except Exception:  # torch.export raises many kinds of error for a fixed batch, and does not tell it from others
         pass
     try:
         return torch.export.export(exported, (one,), strict=False)
@@ -103,14 +103,14 @@ def export_program(network: nn.Module, example: Tensor) -> ExportedProgram:
 
 
 def takes_any_batch(program: ExportedProgram) -> bool:
-    """Whether a program takes batches of any size; otherwise it takes one image."""
+    """Whether a program takes any batch size; otherwise it takes one image."""
     name = program.graph_signature.user_inputs[0]
     images = next(node for node in program.graph.nodes if node.name == name)
     return not isinstance(images.meta["val"].shape[0], int)
 
 
 def pt2_bytes(program: ExportedProgram) -> bytes:
-    """The `.pt2` file of a program: `torch.export.load` reads it, without any code of the network.
+    """The `.pt2` file of a program, which `torch.export.load` reads without the network's code.
 
     Raises:
         ExportError: torch cannot write it.
@@ -130,7 +130,7 @@ def check_pt2(content: bytes, network: nn.Module, batches: Sequence[Tensor]) -> 
 
     Args:
         content: The file.
-        network: What it was exported from.
+        network: The network that was exported.
         batches: Images [batch, channels, rows, columns], of several batch sizes if the program takes any.
 
     Returns:
@@ -147,16 +147,16 @@ def check_pt2(content: bytes, network: nn.Module, batches: Sequence[Tensor]) -> 
 
 
 TOLERANCE = 1e-3
-"""Largest difference of a logit that is taken for rounding, as a share of the largest logit (at least 1)."""
+"""Largest difference of a logit that counts as rounding, relative to the largest logit (at least 1)."""
 
 
 def check_agreement(kind: str, run: Callable[[Tensor], Tensor], network: nn.Module, batches: Sequence[Tensor]) -> float:
     """Compares an exported file with the network.
 
     Args:
-        kind: What the file is called in messages, such as "ONNX".
-        run: What the file makes of images [batch, channels, rows, columns].
-        network: What it was exported from; untouched.
+        kind: The kind of file for messages, such as "ONNX".
+        run: Runs the file on images [batch, channels, rows, columns].
+        network: The network that was exported; untouched.
         batches: Images, of several batch sizes.
 
     Returns:

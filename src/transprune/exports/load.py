@@ -1,4 +1,4 @@
-"""A trained student from its run folder, without pickle."""
+"""Loads a trained student from its run folder, without pickle."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from transprune.shrinking.shrink import shrink
 
 
 def load(run_dir: str | Path, *, model: nn.Module | None = None, reading: Reading | None = None) -> nn.Module:
-    """Rebuilds the trained student of a run, in evaluation mode on the CPU. Runs no code that the folder names.
+    """Rebuilds the trained student of a run, in evaluation mode on the CPU, without running code that the folder names.
 
     Args:
-        run_dir: The run folder; `architecture.json` and `student.safetensors` are read.
-        model: The unpruned network; untouched. It may be left out where the run's network is transprune's own, of
-            torchvision or of timm; one that a function of the user builds (`FILE.py:FUNCTION`) must be given.
-        reading: What is known of the unpruned network already.
+        run_dir: The run folder, of which `architecture.json` and `student.safetensors` are read.
+        model: The unpruned network; untouched. Needed only for networks built by a user's function
+            (`FILE.py:FUNCTION`); those of transprune, torchvision and timm are built by name.
+        reading: The reading of the unpruned network, if there is one already.
 
     Raises:
-        RunFolderError: The folder holds no trained student, or a file is damaged or does not fit.
-        ModelError: The model is not given, and cannot be built by its name; or the one that is given does not fit.
+        RunFolderError: The folder has no trained student, or a file is damaged or does not fit.
+        ModelError: No model is given and none can be built by name, or the given model does not fit.
     """
     folder = RunFolder(run_dir)
     folder.require("student.safetensors", made_by="distill")
@@ -59,14 +59,14 @@ def load(run_dir: str | Path, *, model: nn.Module | None = None, reading: Readin
 
 
 LARGEST_IMAGE = 2**26
-"""Numbers in the largest image that a network is rebuilt for; a damaged description must not fill the memory."""
+"""Largest number of values in an example image, so that a damaged description cannot fill the memory."""
 
 
 def _origin(folder: RunFolder, described: Any) -> tuple[str, int, tuple[int, int, int]]:
     """Name of the unpruned network, number of classes and image size.
 
     Raises:
-        RunFolderError: They are not described, or by a newer version.
+        RunFolderError: The description lacks them, or a newer version wrote it.
     """
     found = described.get("format", 1)
     if found != 1:
@@ -86,7 +86,7 @@ def _origin(folder: RunFolder, described: Any) -> tuple[str, int, tuple[int, int
 
 
 def _difference(network: Mapping[str, Tensor], file: Mapping[str, Tensor]) -> str:
-    """The first difference between the tensors of a network and those of a file; empty if there is none."""
+    """Describes the first difference between the tensors of a network and those of a file; empty if there is none."""
     for name, tensor in network.items():
         if name not in file:
             return f"the model has a tensor {name!r}, the file has none"

@@ -1,1 +1,1 @@
-"""Networks to begin with: the paper's ResNets, those of torchvision and timm, the user's; and their trained weights."""
+"""Unpruned networks (the paper's ResNets, those of torchvision and timm, and the user's) and their trained weights."""

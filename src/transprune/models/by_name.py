@@ -1,4 +1,4 @@
-"""Networks by name: the paper's ResNets, those of torchvision and timm, and those that the user's code builds."""
+"""Networks by name: the paper's ResNets, those of torchvision and timm, and those built by the user's code."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from transprune.runtime import UserFunction
 
 RESNET_DEPTHS = (20, 32, 44, 56, 110, 164, *IMAGENET_BLOCKS)
 STRIDED = "-strided"
-"""Ending of the names of ResNets that halve the resolution on their shortcuts by stride, as torchvision's do."""
+"""Suffix of the names of ResNets whose shortcuts halve the resolution by stride, as torchvision's do."""
 NAMES = (
     *(f"resnet{depth}" for depth in RESNET_DEPTHS),
     *(f"resnet{depth}{STRIDED}" for depth in IMAGENET_BLOCKS),
 )
 LIBRARIES = ("torchvision", "timm")
 FORMS = (*NAMES, "torchvision:NAME", "timm:NAME", "FILE.py:FUNCTION", "package.module:FUNCTION")
-"""How a model may be named."""
+"""The forms that a model's name may have."""
 
 
 def build_model(name: str, *, classes: int, image_channels: int) -> nn.Module:
-    """Builds the unpruned network of a name, with new weights; nothing is downloaded.
+    """Builds an unpruned network by name, with new weights; nothing is downloaded.
 
     Args:
         name: One of `FORMS`. Only `FILE.py:FUNCTION` and `package.module:FUNCTION` run the user's code.
@@ -33,7 +33,7 @@ def build_model(name: str, *, classes: int, image_channels: int) -> nn.Module:
         image_channels: Channels of the images.
 
     Raises:
-        ModelError: There is none of that name, its library is missing, or it cannot be built.
+        ModelError: The name is unknown, its library is missing, or the network cannot be built.
     """
     library, separator, rest = name.partition(":")
     if library == "torchvision" and separator:
@@ -88,7 +88,7 @@ def _from_timm(name: str, classes: int, image_channels: int) -> nn.Module:
         raise ModelError(f"cannot build the model 'timm:{name}': {expected_one_of(name, timm.list_models())}")
     try:
         model: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=image_channels)
-    except Exception as error:  # a builder that does not know one of these options may raise anything
+    except Exception as error:  # a builder that does not accept one of these options may raise anything
         raise ModelError(
             f"cannot build the model 'timm:{name}' for {classes} classes and {image_channels} image channels: "
             f"{type(error).__name__}: {error}; build it by a function of your own (FILE.py:FUNCTION)"
@@ -97,7 +97,7 @@ def _from_timm(name: str, classes: int, image_channels: int) -> nn.Module:
 
 
 def _from_user(name: str, *, classes: int, image_channels: int) -> nn.Module:
-    """Builds a model by the user's function."""
+    """Builds a model with a function of the user."""
     wanted = UserFunction(
         name=name, purpose="build the model", error=ModelError, fits=_can_build, near=("torchvision", "timm")
     )
@@ -119,7 +119,7 @@ def _can_build(value: Any) -> bool:
 
 
 def _arguments(builder: Callable[..., Any], classes: int, image_channels: int) -> dict[str, int]:
-    """The figures that a function has parameters for, under its own names for them."""
+    """The arguments that a function accepts, under its own names for them."""
     try:
         parameters = inspect.signature(builder).parameters
     except ValueError:  # some callables written in C have no signature

@@ -1,4 +1,4 @@
-"""What our networks have that torch lacks: a sum whose sides may differ in width, and weights before any training."""
+"""Parts of our networks that torch lacks: a residual sum whose sides may differ in width, and initial weights."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch.nn.utils.parametrize import is_parametrized
 class ResidualSum(nn.Module):
     """Adds a block's output to its input, through a shortcut.
 
-    In the paper every convolution of a residual block has its own width, even the last. The sides of a plain `a + b`
-    must keep equal widths; those of this module may differ, and shrinking then puts a 1×1 projection into `shortcut`.
-    Use it in your own network to give its residual blocks the same freedom.
+    In the paper, every convolution of a residual block has its own width, even the last. The sides of a plain `a + b`
+    must have equal widths. The sides of this module may differ: shrinking then puts a 1×1 projection into `shortcut`.
+    Use it in your own networks to give their residual blocks the same freedom.
 
     Source: Dong & Yang, 2019, arXiv:1905.09717, section 3.2.
 
     Args:
-        shortcut: What the block's input passes through; None for the identity.
-        has_norm: Whether a projection that shrinking adds is followed by a batch norm.
+        shortcut: The module on the shortcut; None: the identity.
+        has_norm: Whether a projection that shrinking adds ends in a batch norm.
     """
 
     def __init__(self, shortcut: nn.Module | None = None, *, has_norm: bool = True) -> None:
@@ -30,13 +30,13 @@ class ResidualSum(nn.Module):
         self.has_norm = has_norm
 
     def forward(self, main: Tensor, inputs: Tensor) -> Tensor:
-        """The block's output [batch, channels, ...] plus its input, taken through the shortcut to the same shape."""
+        """The sum of the block's output and, after the shortcut, its input, both [batch, channels, ...]."""
         total: Tensor = main + self.shortcut(inputs)
         return total
 
 
 def projection(inputs: int, outputs: int, *, has_norm: bool, stride: int = 1) -> nn.Sequential:
-    """A 1×1 convolution that takes a shortcut to another width, with a batch norm if asked for."""
+    """A 1×1 convolution that brings a shortcut to another width, with an optional batch norm."""
     layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False)]
     if has_norm:
         layers.append(nn.BatchNorm2d(outputs))
@@ -46,9 +46,9 @@ def projection(inputs: int, outputs: int, *, has_norm: bool, stride: int = 1) ->
 def initialise(model: nn.Module) -> None:
     """Draws new weights for a network, in place.
 
-    Convolutions: Kaiming normal over the fan-out; linear layers: N(0, 0.01) and zero biases; batch norms: one and
-    zero; any other module with parameters by its own `reset_parameters` (`_reset_parameters` of attention).
-    Parameters of modules that have none keep their values.
+    Convolutions: Kaiming normal over the fan-out. Linear layers: normal with standard deviation 0.01. Biases of both:
+    zero. Other modules: their own `reset_parameters` (attention: `_reset_parameters`); parameters of modules without
+    either keep their values.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

@@ -1,7 +1,7 @@
 """The paper's ResNets (Dong & Yang, 2019, arXiv:1905.09717, section 4), at any widths and depths.
 
-They are plain networks that know nothing of a search. Their shape is a value (`ResNetShape`), so that the same code
-builds the unpruned network and every derived one. torchvision's trained ResNets are brought into the same form.
+They are plain networks, independent of the search. Their shape is a value (`ResNetShape`), so that the same code builds
+the unpruned network and every derived one. torchvision's trained ResNets can be converted to the same form.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from transprune.models.residual import ResidualSum, initialise, projection
 
 
 class ResNet(nn.Module):
-    """A stem, stages of residual blocks each at half the resolution of the one before, global pooling, a classifier.
+    """A stem, stages of residual blocks, each at half the resolution of the one before, global pooling, a classifier.
 
     Args:
         shape: Widths and depths.
@@ -43,7 +43,7 @@ class ResNet(nn.Module):
         initialise(self)
 
     def features(self, images: Tensor) -> Tensor:
-        """What the classifier reads [batch, width] of images [batch, channels, rows, columns]."""
+        """The classifier's inputs [batch, width] for images [batch, channels, rows, columns]."""
         features: Tensor = self.stem_pool(self.stem(images))
         for stage in self.stages:
             features = stage(features)
@@ -51,7 +51,7 @@ class ResNet(nn.Module):
         return pooled.flatten(1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [batch, classes] of images [batch, channels, rows, columns]."""
+        """Logits [batch, classes] for images [batch, channels, rows, columns]."""
         logits: Tensor = self.classifier(self.features(images))
         return logits
 
@@ -71,7 +71,7 @@ def _stages(shape: ResNetShape) -> Iterator[nn.Sequential]:
 
 
 def _shortcut(shape: ResNetShape, inputs: int, outputs: int, stride: int) -> nn.Module | None:
-    """Takes a block's input to the shape of its output; None if the shapes agree."""
+    """The module that brings a block's input to the shape of its output; None if the shapes agree."""
     if stride > 1:
         has_norm = shape.style == "imagenet"
         if shape.halved_by == "stride":
@@ -81,7 +81,7 @@ def _shortcut(shape: ResNetShape, inputs: int, outputs: int, stride: int) -> nn.
 
 
 class ConvNormReLU(nn.Module):
-    """A convolution without bias, its batch norm, and a ReLU unless told otherwise."""
+    """A convolution without bias, a batch norm, and an optional ReLU."""
 
     def __init__(
         self, inputs: int, outputs: int, *, kernel_size: int, stride: int = 1, has_activation: bool = True
@@ -101,10 +101,10 @@ class BasicBlock(nn.Module):
     """Two 3×3 convolutions inside a residual sum.
 
     Args:
-        inputs: Channels read.
+        inputs: Input channels.
         widths: Width of each convolution.
-        stride: Step of the first convolution.
-        residual_sum: Adds the inputs, through a shortcut where the shapes differ.
+        stride: Stride of the first convolution.
+        residual_sum: Adds the inputs, through a shortcut if the shapes differ.
     """
 
     def __init__(self, inputs: int, widths: Sequence[int], stride: int, residual_sum: ResidualSum) -> None:
@@ -123,10 +123,10 @@ class Bottleneck(nn.Module):
     """A 1×1, a 3×3 and a 1×1 convolution inside a residual sum.
 
     Args:
-        inputs: Channels read.
+        inputs: Input channels.
         widths: Width of each convolution.
-        stride: Step of the 3×3 convolution.
-        residual_sum: Adds the inputs, through a shortcut where the shapes differ.
+        stride: Stride of the 3×3 convolution.
+        residual_sum: Adds the inputs, through a shortcut if the shapes differ.
     """
 
     def __init__(self, inputs: int, widths: Sequence[int], stride: int, residual_sum: ResidualSum) -> None:
@@ -143,17 +143,16 @@ class Bottleneck(nn.Module):
 
 
 def resnet(depth: int, *, classes: int | None = None, image_channels: int = 3, halved_by: Halving = "pool") -> ResNet:
-    """The unpruned ResNet with that many layers.
+    """The unpruned ResNet with this many layers.
 
     Args:
-        depth: 20, 32, 44, 56, 110 or 164 for images as small as CIFAR's; 18, 34 or 50 for ImageNet's.
-        classes: Outputs of the classifier; None for those of the data set, 10 or 1000.
+        depth: 20, 32, 44, 56, 110 or 164 for small images such as CIFAR's; 18, 34 or 50 for images such as ImageNet's.
+        classes: Outputs of the classifier; None: 10 for CIFAR's networks, 1000 for ImageNet's.
         image_channels: Channels of the images.
-        halved_by: What halves the resolution on a shortcut: average pooling as in the paper, or the stride of its 1×1
-            convolution as in torchvision.
+        halved_by: As in `ResNetShape.halved_by`.
 
     Raises:
-        ModelError: No ResNet has that depth.
+        ModelError: No ResNet has this depth.
     """
     shape = ResNetShape.unpruned(depth, halved_by=halved_by)
     if classes is None:
@@ -183,28 +182,28 @@ class ResNetShape:
     stem: int
     """Width of the first convolution."""
     stages: tuple[tuple[tuple[int, ...], ...], ...]
-    """Widths of the convolutions of every block of every stage: `stages[stage][block][convolution]`."""
+    """Width of every convolution: `stages[stage][block][convolution]`."""
     style: Style = "cifar"
     """`cifar`: a 3×3 stem, and no batch norm on shortcuts that halve the resolution; `imagenet`: a 7×7 stem of stride 2
     with max pooling, and a batch norm on every shortcut that changes the shape."""
     has_shortcut_norm: bool = True
-    """Whether a shortcut that changes the width alone ends in a batch norm. In the paper's counts it does, except in
+    """Whether a shortcut that only changes the width ends in a batch norm. In the paper's counts it does, except in
     derived CIFAR networks of bottlenecks."""
     halved_by: Halving = "pool"
-    """What halves the resolution on a shortcut: average pooling (the paper), or the stride of its 1×1 convolution
-    (torchvision). Both cost the same."""
+    """How shortcuts halve the resolution: `pool`, average pooling (the paper), or `stride`, the stride of their 1×1
+    convolution (torchvision). The costs are equal."""
 
     @classmethod
     def unpruned(cls, depth: int, *, halved_by: Halving = "pool") -> ResNetShape:
-        """The shape of the unpruned network with that many layers.
+        """The shape of the unpruned network with this many layers.
 
         Args:
             depth: 18, 34 or 50 (ImageNet); 164 (CIFAR, bottlenecks); 20, 32, 44, 56, 110 and others of the form 6n + 2
                 (CIFAR, basic blocks).
-            halved_by: What halves the resolution on a shortcut.
+            halved_by: As the field.
 
         Raises:
-            ModelError: No ResNet has that depth.
+            ModelError: No ResNet has this depth.
         """
         if depth in IMAGENET_BLOCKS:
             block, blocks = IMAGENET_BLOCKS[depth]
@@ -220,7 +219,7 @@ class ResNetShape:
 
     @classmethod
     def uniform(cls, style: Style, block: Block, blocks: Sequence[int], *, halved_by: Halving = "pool") -> ResNetShape:
-        """The shape with the given number of blocks in each stage, all at the full widths of the style."""
+        """The shape with this many blocks in each stage, at the full widths of the style."""
         widths = STAGE_WIDTHS[style]
         inner = [(width, width) if block == "basic" else (width, width, EXPANSION * width) for width in widths]
         stages = tuple((each,) * count for each, count in zip(inner, blocks, strict=True))
@@ -236,14 +235,14 @@ class ResNetShape:
         *,
         style: Style = "cifar",
     ) -> ResNetShape:
-        """Reads the paper's notation; the widths need not be candidates of a search.
+        """The shape from the paper's notation; widths need not be candidates of a search.
 
         Args:
             block: Kind of the blocks.
-            widths: [image channels, stem, then every main-path convolution in order, those of dropped blocks included].
-            blocks: Blocks of every stage before any is dropped.
-            depths: Blocks kept of every stage; None for all.
-            style: Of which data set.
+            widths: [image channels, stem, then every main-path convolution in order, also those of dropped blocks].
+            blocks: Number of blocks in each stage before any is dropped.
+            depths: Number of blocks kept in each stage; None: all.
+            style: As the field.
 
         Raises:
             ModelError: The numbers do not fit together.
@@ -270,12 +269,12 @@ class ResNetShape:
 
     @property
     def last_width(self) -> int:
-        """Channels that the classifier reads."""
+        """Input channels of the classifier."""
         return self.stages[-1][-1][-1]
 
 
 OUTSIDE_STAGES = {"conv1": "stem.conv", "bn1": "stem.norm", "fc": "classifier"}
-"""torchvision's names of the layers outside the stages, and ours."""
+"""torchvision's names of the layers outside the stages, with ours."""
 IN_STAGE = re.compile(r"layer(\d+)\.(\d+)\.(conv|bn|downsample\.)(\d+)\.(\w+)")
 """torchvision's names of weights in a stage: stage (from 1), block, kind of layer, its number, parameter or buffer."""
 
@@ -286,11 +285,11 @@ def is_torchvision_resnet(names: Iterable[str]) -> bool:
 
 
 def renamed(weights: Mapping[str, Tensor], *, halved_by: Halving) -> dict[str, Tensor]:
-    """The weights under our names.
+    """Renames torchvision's weights to our names.
 
     Args:
         weights: A state dict of one of torchvision's ResNets.
-        halved_by: What halves the resolution on our network's shortcuts.
+        halved_by: How our network's shortcuts halve the resolution.
     """
     return {_renamed(name, halved_by): value for name, value in weights.items()}
 
@@ -302,14 +301,14 @@ def _renamed(name: str, halved_by: Halving) -> str:
         return f"{OUTSIDE_STAGES.get(layer, layer)}.{parameter}"
     stage, block, kind, number, parameter = int(found[1]) - 1, *found.groups()[1:]
     if kind == "downsample.":
-        # If a shortcut pools, it does so first; the first stage halves nothing.
+        # A shortcut that pools does so first, which shifts its layers by one; the first stage halves nothing.
         place = int(number) + (halved_by == "pool" and stage > 0)
         return f"stages.{stage}.{block}.sum.shortcut.{place}.{parameter}"
     return f"stages.{stage}.{block}.layer{number}.{'conv' if kind == 'conv' else 'norm'}.{parameter}"
 
 
 def pooled_shortcuts(network: ResNet) -> tuple[str, ...]:
-    """Names of the weights after average pooling on shortcuts, which torchvision trains with a stride instead."""
+    """Names of the weights on shortcuts that pool here, but were trained with a stride in torchvision."""
     return tuple(
         f"{name}.1.weight"
         for name, module in network.named_modules()
@@ -318,10 +317,13 @@ def pooled_shortcuts(network: ResNet) -> tuple[str, ...]:
 
 
 def resnet_from_torchvision(model: nn.Module) -> ResNet:
-    """The network that computes the same, in the paper's search space.
+    """Converts a ResNet of torchvision to our form, which gives it the paper's search space.
 
     Args:
         model: A `torchvision.models.ResNet` of basic blocks or bottlenecks, with any number of blocks; untouched.
+
+    Returns:
+        A network that computes the same.
 
     Raises:
         ModelError: It is another network, or a variant with other convolutions (ResNeXt, wide, dilated).

@@ -1,4 +1,4 @@
-"""Loads trained weights from a file, without ever running code that the file holds."""
+"""Loads trained weights from a file, without running any code in it."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from transprune.models.resnet import ResNet, is_torchvision_resnet, pooled_short
 WRAPPERS = ("state_dict", "model", "model_state", "model_state_dict", "state_dict_ema")
 """Keys under which checkpoints hold a state dict."""
 PREFIXES = ("module.", "_orig_mod.", "model.")
-"""What wrappers for data parallelism, compilation and training loops put before every name."""
+"""Prefixes of names that wrappers for data parallelism, compilation and training loops add."""
 
 COUNT = "num_batches_tracked"
-"""Name of the buffer in which a batch norm counts batches."""
+"""The buffer in which a batch norm counts batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """What of a file fits a model, and what does not."""
+    """The weights in a file that fit a model, and what does not fit."""
 
     tensors: dict[str, Tensor]
-    """Tensors that fit the model by name, shape and type."""
+    """Tensors that fit the model in name, shape and type."""
     missing: tuple[str, ...] = ()
-    """Names in the model that the file does not have."""
+    """Names in the model but not in the file."""
     unexpected: tuple[str, ...] = ()
-    """Names in the file that the model does not have."""
+    """Names in the file but not in the model."""
     reshaped: tuple[str, ...] = ()
-    """Names of another shape or type, each with both; floating-point types fit each other."""
+    """Names whose shape or type differs, with both; all floating-point types fit each other."""
     misplaced: tuple[str, ...] = ()
-    """Names whose layer computes something else here than where it was trained."""
+    """Names of layers that compute something else here than where they were trained."""
 
     @property
     def is_whole(self) -> bool:
@@ -45,7 +45,7 @@ class Weights:
 
     @property
     def misfit(self) -> str:
-        """What does not fit, in words, with the first few names; empty if all fits."""
+        """Says what does not fit, with the first few names; empty if everything fits."""
         kinds = (
             ("missing", self.missing),
             ("unexpected", self.unexpected),
@@ -60,11 +60,11 @@ def load_weights(path: str | Path, model: nn.Module, *, partial: bool = False) -
 
     Args:
         path: The file: a state dict, or an object with one under a key of `WRAPPERS`.
-        model: What the weights are for; untouched.
-        partial: Take what fits and say what does not; without it, anything that does not fit is an error.
+        model: The model that the weights are for; untouched.
+        partial: Return the weights that fit and the names of the others; otherwise, any misfit is an error.
 
     Raises:
-        ModelError: The file is missing, of another kind, damaged, holds more than tensors, or does not fit the model.
+        ModelError: The file is missing, of another kind or damaged, holds more than tensors, or does not fit the model.
     """
     file = Path(path)
     weights = _fit(_read_whole(file), model)
@@ -86,18 +86,18 @@ def load_weights(path: str | Path, model: nn.Module, *, partial: bool = False) -
 
 
 PROBE = 7919
-"""A number of classes that no axis of a network is as long as for another reason."""
+"""A number of classes that no axis of a network has by coincidence."""
 
 
 def classes_in(path: str | Path, build: Callable[[int], nn.Module]) -> int | None:
-    """How many classes the weights in a file tell apart; None: they do not fit, or the network does not ask.
+    """The number of classes of the weights in a file; None if they do not fit, or `build` ignores the classes.
 
     Args:
-        path: The file, as for `load_weights`.
-        build: Makes the network for so many classes.
+        path: As in `load_weights`.
+        build: Builds the network for a number of classes.
 
     Raises:
-        ModelError: The file is missing, of another kind, damaged, or holds more than tensors.
+        ModelError: The file is missing, of another kind or damaged, or holds more than tensors.
     """
     probe = build(PROBE)
     found, _ = _named(_read_whole(Path(path)), probe)
@@ -107,7 +107,11 @@ def classes_in(path: str | Path, build: Callable[[int], nn.Module]) -> int | Non
 
 
 def _read_whole(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file; a message where it cannot be read."""
+    """Reads the tensors of a file.
+
+    Raises:
+        ModelError: It cannot be read.
+    """
     if not os.path.isfile(file):
         raise ModelError(f"cannot load weights: there is no file '{file}'")
     try:
@@ -122,8 +126,8 @@ def _read_whole(file: Path) -> dict[str, Tensor]:
 
 
 def _problem(error: Exception) -> str:
-    """What is wrong with a file, in words, from what a reader raised."""
-    if "Weights only load failed" in str(error):  # torch's message goes on to say how to run the code anyway
+    """Says what is wrong with a file, from the error of its reader."""
+    if "Weights only load failed" in str(error):  # torch's own message explains how to run the code anyway
         return "it holds more than tensors, or is no file of torch"
     return f"{type(error).__name__}: {(str(error) or 'the file ends too soon').splitlines()[0]}"
 
@@ -146,12 +150,12 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 
 def _check_stored(file: Path) -> None:
-    """Checks that an archive unpacks to its own size, before anything is held in memory.
+    """Checks that an archive is not compressed: torch never compresses, and a bomb could fill the memory.
 
     Raises:
-        ValueError: Parts of it are compressed, which torch never does.
+        ValueError: Parts of it are compressed.
     """
-    if zipfile.is_zipfile(file):  # files from before torch 1.6 are no archives
+    if zipfile.is_zipfile(file):  # files from before torch 1.6 are not archives
         with zipfile.ZipFile(file) as archive:
             if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
                 raise ValueError("it is a compressed archive")
@@ -172,7 +176,7 @@ def _fit(found: dict[str, Tensor], model: nn.Module) -> Weights:
 
 
 def _named(found: dict[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The weights under the names that a model has for them, and which are misplaced in it."""
+    """The weights under the model's names for them, and the names of misplaced ones."""
     expected = model.state_dict()
     found = _without_prefixes(found, expected)
     misplaced: tuple[str, ...] = ()
@@ -183,9 +187,9 @@ def _named(found: dict[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor
 
 
 def _with_counts(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights with the model's own batch counts, where a file has the statistics of a norm alone.
+    """The weights, with the model's own batch counts where a file has only the statistics of a norm.
 
-    So do files from before torch 0.4.1, many of torchvision's among them; torch fills in the counts likewise.
+    Files from before torch 0.4.1 have no counts, among them many of torchvision's; torch fills them in likewise.
     """
     counts = {
         name: value.clone()
@@ -196,7 +200,7 @@ def _with_counts(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[
 
 
 def _misfit(found: Tensor, expected: Tensor) -> str:
-    """Why a tensor cannot replace another; empty if it can."""
+    """Says why a tensor cannot replace another; empty if it can."""
     if found.shape != expected.shape:
         return f"has shape {list(found.shape)}, expected {list(expected.shape)}"
     if found.dtype != expected.dtype and not (found.is_floating_point() and expected.is_floating_point()):
@@ -207,7 +211,7 @@ def _misfit(found: Tensor, expected: Tensor) -> str:
 
 
 def _without_prefixes(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights without the prefixes of wrappers, unless a name fits as it is."""
+    """The weights without the prefixes of wrappers, unless some name already fits."""
     for prefix in PREFIXES:
         if any(name in expected for name in found):
             break
