@@ -1,4 +1,4 @@
-"""Run folders, checkpoints, journal, log, progress, environment and seeds; knows no machine learning."""
+"""Run folders, checkpoints, journal, log, progress, environment and seeds; independent of machine learning."""
 
 from typing import TYPE_CHECKING
 

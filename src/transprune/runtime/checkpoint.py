@@ -1,4 +1,4 @@
-"""Checkpoints: what a phase needs to go on after any step, on disk. Knows nothing of what it keeps."""
+"""Checkpoints: the state from which a phase can resume after any step, on disk; independent of what is in it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from transprune.runtime.tensors import decode_tree, encode_tree
 FORMAT = 1
 CHECKPOINT, PREVIOUS = CHECKPOINT_FILES = ("checkpoint.safetensors", "checkpoint.previous.safetensors")
 TIME_IS_UP = "--max-minutes"
-"""The reason of a stop that no signal asked for."""
+"""The reason for a stop at the time limit."""
 REASONS = ("SIGINT", "SIGTERM", TIME_IS_UP)
-"""Why a run may stop."""
+"""The reasons for which a run may stop."""
 
 log = logging.getLogger("transprune.run")
 
@@ -30,9 +30,9 @@ class Checkpoints:
     """The last checkpoint in a folder, and the one before it in case the last is damaged.
 
     Args:
-        folder: Where they are kept; made if missing.
-        options: When to write them, and when to stop.
-        go_on: How to go on after a stop, for its message.
+        folder: The folder; created if missing.
+        options: When to save checkpoints, and when to stop; None: the defaults.
+        go_on: How to resume after a stop, for the message.
 
     Example:
         >>> setup = transprune.Setup(checkpoints=Checkpoints("kept"))  # doctest: +SKIP
@@ -54,13 +54,13 @@ class Checkpoints:
         self._steps = 0
 
     def find(self, phase: str) -> Any | None:
-        """The state that was saved last in a phase; None if there is none.
+        """The state last saved in a phase; None if there is none.
 
-        A damaged checkpoint is removed with a warning, and the one before it is used. In a job of several processes the
-        first one reads.
+        A damaged checkpoint is removed with a warning, and the one before it is used. Only the first of several
+        processes reads.
 
         Raises:
-            RunFolderError: A checkpoint cannot be read, or is of a newer format.
+            RunFolderError: A checkpoint cannot be read, or has a newer format.
         """
         return processes.from_first(lambda: self._find(phase))
 
@@ -79,7 +79,7 @@ class Checkpoints:
         return None
 
     def save(self, phase: str, state: Any) -> None:
-        """Writes a checkpoint; the last one is kept beside it. In a job of several processes the first writes.
+        """Saves a checkpoint and keeps the one before it. Only the first of several processes writes.
 
         Raises:
             RunFolderError: It cannot be written; the last one is kept.
@@ -90,7 +90,7 @@ class Checkpoints:
         self._saved, self._steps = time.monotonic(), 0
 
     def clear(self) -> None:
-        """Removes the checkpoints, once what they were for is done.
+        """Removes the checkpoints, once their phase is finished.
 
         Raises:
             RunFolderError: They cannot be removed.
@@ -100,27 +100,27 @@ class Checkpoints:
                 (self.folder / name).unlink(missing_ok=True)
 
     def minutes_left(self) -> float | None:
-        """Minutes left of the time limit, for work done on the side; None: no limit."""
+        """Minutes left before the time limit, for work outside the loop; None: no limit."""
         limit = self.options.max_minutes
         return None if limit is None else max(limit - (time.monotonic() - self._began) / 60, 1e-9)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside the block, SIGTERM and Ctrl-C wait for the end of the step."""
+        """Defers SIGTERM and Ctrl-C inside the block until the end of a step."""
         with deferred_signals() as self._request:
             self._saved = time.monotonic()
             yield
 
     def after_step(self, phase: str, state: Callable[[], Any]) -> None:
-        """Writes a checkpoint if one is due, and stops if asked to; all processes of a job at once.
+        """Saves a checkpoint if one is due, and stops if asked to, in all processes at once.
 
         Args:
-            phase: What the step belongs to.
-            state: Returns what is needed to go on.
+            phase: The current phase.
+            state: Returns the state to save.
 
         Raises:
-            StoppedError: A signal or the time limit ends the run; the checkpoint is written.
-            RunFolderError: The checkpoint cannot be written.
+            StoppedError: A signal or the time limit ends the run; a checkpoint is saved.
+            RunFolderError: The checkpoint cannot be saved.
         """
         self._steps += 1
         own = self._request.reason or (TIME_IS_UP if self._is_over() else None)
@@ -146,11 +146,11 @@ class Checkpoints:
 
 
 def _read(path: Path) -> Mapping[str, Any] | None:
-    """What a checkpoint holds; None if there is none.
+    """The contents of a checkpoint; None if there is none.
 
     Raises:
         ValueError: It is damaged.
-        RunFolderError: It cannot be read, or is of a newer format.
+        RunFolderError: It cannot be read, or has a newer format.
     """
     try:
         with disk_errors("read", path):

@@ -1,4 +1,4 @@
-"""The configuration of a run as TOML: writing, reading, comparing."""
+"""Reads, writes and compares the configuration of a run, as TOML."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import tomli_w
 from transprune.errors import OptionError
 
 HEADER = "# The resolved configuration of a transprune run.\n"
-"""First line of every config.toml; a folder without it is not started anew."""
+"""First line of every config.toml; a folder whose file lacks it is never overwritten."""
 FORMAT = 1
-"""What a run folder is laid out like; `format` in config.toml, and 1 where that is missing."""
+"""Version of the layout of a run folder: `format` in config.toml, or 1 if it is missing."""
 
 _ABSENT = object()
 
 
 def to_toml(config: Mapping[str, Any]) -> str:
-    """Writes a configuration as TOML, without the values that are None: TOML has no word for them.
+    """Writes a configuration as TOML, leaving out None, for which TOML has no value.
 
     Raises:
-        OptionError: A value is of a kind that TOML cannot hold.
+        OptionError: TOML cannot represent a value.
     """
     plain = _plain(config)
     try:
@@ -35,14 +35,14 @@ def to_toml(config: Mapping[str, Any]) -> str:
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Every key in which two configurations differ, one line each; a missing key is a key that is None.
+    """Describes every key in which two configurations differ; a missing key counts as None.
 
     Args:
-        found: What a config.toml holds.
-        wanted: What is asked for now.
+        found: The configuration in a config.toml.
+        wanted: The configuration asked for now.
 
     Returns:
-        Lines such as `search.epochs: 30 there, 40 now`; empty if both say the same.
+        Lines such as `search.epochs: 30 there, 40 now`; empty if they agree.
     """
     old, new = dict(_leaves(_plain(found))), dict(_leaves(_plain(wanted)))
     return [
@@ -62,7 +62,7 @@ def read_toml(content: bytes) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """What TOML can hold: no None in tables, lists for tuples, text for paths and keys."""
+    """The value in types that TOML has: no None in tables, lists for tuples, text for paths and keys."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items() if item is not None}
     if isinstance(value, list | tuple):
@@ -79,7 +79,7 @@ def _leaves(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tu
 
 
 def _same(left: Any, right: Any) -> bool:
-    """Equality in which `true` is not 1, and not-a-number equals itself."""
+    """Equality, except that True differs from 1 and NaN equals itself."""
     if repr(left) == repr(right):
         return True
     return bool(left == right) and isinstance(left, bool) == isinstance(right, bool)

@@ -1,4 +1,4 @@
-"""What rich draws on a terminal: bars with lines below them, and tables. Imported only where there is one."""
+"""Bars and tables drawn by rich; imported only on a terminal, because it is slow to import."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.text import Text
 
 
 class Display(Progress):
-    """Bars with their counts and texts; lines of figures below them."""
+    """Bars with counts and texts, and lines of figures below them."""
 
     lines: tuple[str, ...] = ()
 
@@ -23,12 +23,11 @@ class Display(Progress):
             MofNCompleteColumn(),
             TextColumn("{task.fields[text]}", markup=False),
             console=Console(stderr=True),
-            # A print goes above the bars; but one that is piped into a file must stay in that pipe.
+            # Prints go above the bars, unless standard output is a file or pipe, where they must arrive.
             redirect_stdout=sys.stdout.isatty(),
         )
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """The bars, then the lines."""
         yield from super().get_renderables()
         yield from (Text(f"  {line}", style="dim") for line in self.lines)
 
@@ -39,5 +38,5 @@ def print_boxed(title: str, columns: Sequence[str], cells: list[list[str]], is_r
     for column, right in zip(columns, is_right, strict=True):
         table.add_column(Text(column), justify="right" if right else "left")
     for row in cells:
-        table.add_row(*map(Text, row))  # Text, since a cell such as "[1, 8, 8]" is no markup
+        table.add_row(*map(Text, row))  # Text, since rich would read a cell such as "[1, 8, 8]" as markup
     Console().print(table)

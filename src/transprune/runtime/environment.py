@@ -1,4 +1,4 @@
-"""What a run runs on: versions and hardware, nothing about whose they are; and how many kernels it keeps."""
+"""The environment of a run: versions and hardware, nothing personal; and the size of oneDNN's kernel cache."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from transprune._version import __version__
 _PACKAGES = ("torchvision", "onnxruntime", "numpy")
 KERNELS_VARIABLE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 KERNELS = 16384
-"""What a search keeps. A supernet convolves at other widths in every step, and oneDNN compiles a kernel for each: a few
-thousand for a large network, of which it keeps 1024 by itself and compiles the others again and again."""
+"""Capacity of oneDNN's kernel cache in a search. A supernet convolves at new widths in every step, and oneDNN compiles
+a kernel for each shape: a few thousand for a large network. It would cache 1024 and keep recompiling the others."""
 
 
 def environment() -> dict[str, Any]:
-    """Versions and hardware that results and timings depend on; no host names, user names or paths.
+    """Versions and hardware on which results and timings depend; no host names, user names or paths.
 
     Returns:
         Text for `transprune`, `python`, `torch`, `torchvision`, `onnxruntime`, `numpy` (None if not installed),
-        `platform` and `cpu`; `cores` this process may use, `threads` torch uses, `memory_gib` of the machine (None if
-        unknown); `cuda_device`, `cuda_memory_gib` and `cuda_version`, all None without a CUDA device.
+        `platform` and `cpu`; the `cores` that this process may use, the `threads` that torch uses, the machine's
+        `memory_gib` (None if unknown); `cuda_device`, `cuda_memory_gib` and `cuda_version`, all None without CUDA.
     """
     import torch
 
     return {
         "transprune": __version__,
         "python": platform.python_version(),
-        "torch": str(torch.__version__),  # unlike its package's version, it names the build (+cpu, +cu132)
+        "torch": str(torch.__version__),  # unlike the package's version, it names the build (+cpu, +cu132)
         **{package: _version(package) for package in _PACKAGES},
         "platform": _platform(),
         "cpu": _cpu(),
@@ -51,13 +51,13 @@ def _version(package: str) -> str | None:
 
 
 def _platform() -> str:
-    """System, its version as a number (the rest of a kernel's name can tell whose it is), processor family."""
+    """System, numeric version and processor family; the rest of a kernel's name could identify its owner."""
     release = re.match(r"[\d.]*", platform.release())
     return " ".join(filter(None, [platform.system(), release[0] if release else "", platform.machine()]))
 
 
 def _cpu() -> str:
-    """The processor's own name where the system tells it, else its family."""
+    """The name of the processor if the system knows it, otherwise its family."""
     found = None
     if platform.system() == "Linux":
         found = re.search(r"^model name\s*: *(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
@@ -83,7 +83,7 @@ def _output(*command: str) -> str:
 
 
 def _cores() -> int:
-    """Cores that this process may use, which a container or a scheduler may have limited."""
+    """The cores that this process may use; a container or scheduler may limit them."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -92,7 +92,7 @@ def _cores() -> int:
 def _memory_gib() -> float | None:
     try:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (AttributeError, ValueError, OSError):  # not every system tells
+    except (AttributeError, ValueError, OSError):  # not available on every system
         return None
 
 
@@ -110,8 +110,8 @@ def _cuda() -> dict[str, Any]:
 
 
 def keep_kernels() -> None:
-    """Lets oneDNN keep all kernels of a search, unless the environment says how many.
+    """Makes oneDNN cache all kernels of a search, unless the environment sets the capacity.
 
-    oneDNN reads the variable once, at the first convolution of the process.
+    Call it before the first convolution of the process, when oneDNN reads the variable.
     """
     os.environ.setdefault(KERNELS_VARIABLE, str(KERNELS))

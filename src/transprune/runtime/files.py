@@ -1,4 +1,4 @@
-"""Files that are whole or not there and can tell, folders for one process at a time, disk errors with a way out."""
+"""Atomic writes, checksums inside files, locks on folders, and disk errors that say what to do."""
 
 from __future__ import annotations
 
@@ -37,26 +37,26 @@ _ADVICE = {
 }
 _OTHER = f"check that disk or choose a folder on another one {_ELSEWHERE}"
 KEY = "sha256"
-"""Under which a file holds the SHA-256 of itself, taken with `BLANK` in the digest's place."""
+"""The key under which a file stores its own SHA-256, computed with `BLANK` in its place."""
 BLANK = "0" * 64
-"""What stands in the digest's place before it is known."""
+"""The placeholder of the digest while it is computed."""
 _PLACE = re.compile(rb'"sha256": ?"(?=.{64}")', re.DOTALL)
 _UNSUPPORTED = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS}
-"""What file systems answer that know no locks on folders."""
+"""Errors of file systems that cannot lock folders."""
 
 log = logging.getLogger("transprune.run")
 
 
 @contextmanager
 def disk_errors(action: str, path: StrPath) -> Iterator[None]:
-    """Turns an error of the operating system into one that names the file, the reason and a way out.
+    """Turns an error of the operating system into one that names the file, the reason and what to do.
 
     Args:
-        action: What is being done to the file, such as "write".
-        path: The file or folder that the error message names.
+        action: What the block does to the file, such as "write".
+        path: The file or folder to name.
 
     Raises:
-        RunFolderError: The block raised an `OSError`, or stumbled over a null byte.
+        RunFolderError: The block raised an `OSError`, or the path has a null byte.
     """
     try:
         yield
@@ -71,15 +71,15 @@ def disk_errors(action: str, path: StrPath) -> Iterator[None]:
 
 
 def write_atomically(path: Path, content: bytes, *, keep: Path | None = None) -> None:
-    """Writes a file so that readers, also after a power cut, find the old content or the new, never a part.
+    """Writes a file so that readers find either the old or the new content, even after a power cut.
 
     Args:
         path: The file.
-        content: All of it.
-        keep: A second name, which the old content gets once the new one is whole on the disk.
+        content: Its new content.
+        keep: Another name under which to keep the old content.
 
     Raises:
-        RunFolderError: The file cannot be written: the disk is full, the folder is missing or read-only.
+        RunFolderError: The file cannot be written, such as on a full disk or in a read-only folder.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with disk_errors("write", path):
@@ -99,13 +99,13 @@ def write_atomically(path: Path, content: bytes, *, keep: Path | None = None) ->
 
 
 def leftovers(folder: Path, name: str = "*") -> list[Path]:
-    """Temporary files of `name` (of any, without one) that a killed process could not remove."""
+    """Temporary files of a file, or of all files, that a killed process left behind."""
     return sorted(folder.glob(f".{name}.*.tmp"))
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes a rename durable: it is the folder that holds the new name."""
-    if os.name == "nt":  # a folder cannot be opened as a file there
+    """Makes a rename durable, which is a change of the folder."""
+    if os.name == "nt":  # folders cannot be opened there
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -115,7 +115,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def sync(descriptor: int) -> None:
-    """Waits until what was written is on the disk; some network disks and devices cannot do it."""
+    """Flushes a file to the disk; does nothing on network disks and devices that cannot."""
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -124,20 +124,20 @@ def sync(descriptor: int) -> None:
 
 
 def seal(content: bytes) -> bytes:
-    """The content, JSON text or with JSON inside, with the digest under `KEY` in place of `BLANK`."""
+    """Replaces `BLANK` under `KEY` with the digest of the content, which is JSON or contains JSON."""
     start = _place(content)
     assert start is not None, "a text under the key sha256"
     return content[:start] + _digest(content, start) + content[start + len(BLANK) :]
 
 
 def is_whole(content: bytes) -> bool | None:
-    """Whether the digest is that of the content; None if there is no digest."""
+    """Whether the digest matches the content; None if there is no digest."""
     start = _place(content)
     return None if start is None else content[start : start + len(BLANK)] == _digest(content, start)
 
 
 def _place(content: bytes) -> int | None:
-    """Where the first digest starts."""
+    """The position of the digest."""
     found = _PLACE.search(content)
     return found.end() if found else None
 
@@ -151,12 +151,12 @@ def _digest(content: bytes, start: int) -> bytes:
 
 
 class FolderLock:
-    """Holds a folder for this process until `release`; the system lets it go when the process dies, however it does.
+    """Locks a folder for this process until `release`, or until the process dies in any way.
 
-    The lock is on the folder itself, so that no file is left behind. The folder is made if missing.
+    The lock is on the folder itself, so that no file is left behind. The folder is created if missing.
 
     Raises:
-        RunFolderError: Another process, or another run in this one, holds the folder.
+        RunFolderError: Another process, or another run in this process, has locked the folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -180,11 +180,11 @@ class FolderLock:
             if error.errno not in _UNSUPPORTED:
                 raise
             log.warning("'%s' is on a disk without locks: let no two runs use it at once", folder)
-        # A process that loads data would go on holding the folder for a moment after the death of its parent.
+        # A forked data worker inherits the lock and would keep it for a moment after the death of its parent.
         os.register_at_fork(after_in_child=_Forget(self))
 
     def release(self) -> None:
-        """Lets the folder go; nothing happens if it was let go before."""
+        """Unlocks the folder, if it is still locked."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
@@ -194,7 +194,7 @@ class FolderLock:
 
 
 class _Forget:
-    """Lets a folder go in a new process, if the lock is still there; what is called at a fork is kept for ever."""
+    """Releases a lock in a forked process. Fork handlers live forever, so it must not keep the lock alive."""
 
     def __init__(self, lock: FolderLock) -> None:
         self._lock = weakref.ref(lock)
@@ -206,7 +206,7 @@ class _Forget:
 
 
 def expanded(text: str) -> Path:
-    """The path with `~` replaced by the home folder; as it stands where no user has that name."""
-    with suppress(ValueError):  # a null byte, which no path has either: nothing will be found there
+    """The path with `~` replaced by the home folder; unchanged if there is no such user."""
+    with suppress(ValueError):  # a null byte: the path is invalid, and opening it will say so
         text = os.path.expanduser(text)
     return Path(text)

@@ -1,4 +1,4 @@
-"""Requests to stop: SIGINT (Ctrl-C), SIGTERM (what schedulers send), and who hears them."""
+"""Requests to stop: SIGINT (Ctrl-C) and SIGTERM (sent by schedulers), and which process handles them."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived: like Ctrl-C, an end that no handler of ordinary errors catches."""
+    """SIGTERM arrived; like Ctrl-C, it passes handlers of ordinary errors."""
 
 
 class StopRequest:
-    """Whether somebody asked to stop, and how."""
+    """Whether a stop was requested, and by which signal."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
-        """Name of the signal; None while nobody asked."""
+        """Name of the signal; None while there was none."""
 
 
 @contextmanager
 def deferred_signals() -> Iterator[StopRequest]:
-    """Inside the block the first signal only sets the reason of the request; a second one acts as usual.
+    """Makes the first signal inside the block only set the reason of the request; a second one acts as usual.
 
-    A request that the block did not answer with an exception acts at its end. Python delivers signals to the main
-    thread alone; in any other nothing changes.
+    A request that the block did not answer by raising acts at its end. Python delivers signals only to the main thread;
+    in others, this has no effect.
     """
     request, owner = StopRequest(), os.getpid()
 
     def note(number: int, _: FrameType | None) -> None:
-        if os.getpid() != owner:  # a process that loads data has inherited this handler: its parent decides
+        if os.getpid() != owner:  # a forked data worker inherits this handler, but its parent decides
             return
         request.reason = signal.Signals(number).name
         _install(before)
-        # Not print: a handler may run in the middle of one.
+        # Not print, which is not reentrant: the handler may interrupt one.
         os.write(2, f"\ntransprune: {request.reason}: stops after this step; once more ends at once\n".encode())
 
     if threading.current_thread() is not threading.main_thread():
@@ -58,7 +58,7 @@ def deferred_signals() -> Iterator[StopRequest]:
 
 @contextmanager
 def raising_on_sigterm() -> Iterator[None]:
-    """Inside the block SIGTERM raises `Terminated`, so that files are closed and temporary ones removed.
+    """Makes SIGTERM inside the block raise `Terminated`, so that files are closed and temporary ones removed.
 
     Raises:
         Terminated: The signal arrived.
@@ -78,9 +78,10 @@ def raising_on_sigterm() -> Iterator[None]:
 
 
 def start_loading(loader: Iterable[Item]) -> Iterator[Item]:
-    """The iterator of a loader whose worker processes ignore Ctrl-C.
+    """Starts iterating over a loader such that its worker processes ignore Ctrl-C.
 
-    A terminal sends Ctrl-C to all processes, and this one decides; here it waits until the workers are started.
+    A terminal sends Ctrl-C to all processes, but only this one may decide. The workers inherit the blocked signal; here
+    it is unblocked once they are started.
     """
     if not getattr(loader, "num_workers", 0) or not hasattr(signal, "pthread_sigmask"):
         return iter(loader)
@@ -89,7 +90,7 @@ def start_loading(loader: Iterable[Item]) -> Iterator[Item]:
 
     context = getattr(loader, "multiprocessing_context", None) or multiprocessing
     if context.get_start_method() != "fork":
-        resource_tracker.ensure_running()  # else the loader starts it, which unblocks the signal
+        resource_tracker.ensure_running()  # otherwise the loader starts it, which unblocks the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return iter(loader)
@@ -98,5 +99,5 @@ def start_loading(loader: Iterable[Item]) -> Iterator[Item]:
 
 
 def _install(handlers: Mapping[signal.Signals, Callable[..., Any] | int | None]) -> dict[signal.Signals, Any]:
-    """Sets handlers, and gives those that were there."""
+    """Sets handlers and returns the previous ones."""
     return {number: signal.signal(number, handler) for number, handler in handlers.items()}

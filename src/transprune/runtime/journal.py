@@ -1,4 +1,4 @@
-"""What is written of a run as it goes: the journal, one JSON object a line, with its trackers; and the readable log."""
+"""The journal of a run (one JSON object per line) with its trackers, and the readable log."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from transprune.runtime.files import StrPath, disk_errors, sync, write_atomicall
 from transprune.runtime.structures import to_plain
 
 Tracker = Callable[[Mapping[str, Any]], None]
-"""Called with each record of a journal as it is made; `docs/journal.md` lists the records."""
+"""Called with each new record of a journal; `docs/journal.md` lists the records."""
 
 log = logging.getLogger("transprune.run")
 
 
 class Journal:
-    """Collects records and appends each to a file at once, so that a run can be watched and a crash loses none.
+    """Collects records and appends each to a file immediately, so that a run can be watched and a crash loses none.
 
     Example:
         >>> import numpy as np
@@ -36,16 +36,16 @@ class Journal:
 
     def __init__(self, path: StrPath | None = None) -> None:
         self.path = None if path is None else Path(path)
-        """The file, which earlier records may be in already; None keeps records in memory only."""
+        """The file, which may contain earlier records; None keeps records in memory only."""
         self.entries: list[dict[str, Any]] = []
-        """What was recorded through this object."""
+        """The records made through this object."""
         self._is_whole = False
         self._followers: list[Tracker] = []
 
     def follow(self, tracker: Tracker) -> None:
-        """Calls a function with every record: with those made through this object so far, then with each new one.
+        """Calls a tracker with every record made through this object so far, then with each new one.
 
-        What it raises is logged once; the run goes on.
+        Its first error is logged; the run goes on.
         """
         follower = Guarded(tracker)
         for entry in self.entries:
@@ -57,12 +57,11 @@ class Journal:
 
         Args:
             event: What happened, such as "epoch".
-            fields: Whatever belongs to it. Tensors and arrays become lists, scalars numbers, and numbers that are not
-                finite the texts `nan`, `inf` and `-inf`.
+            fields: Its figures and texts, converted by `to_plain`.
 
         Raises:
             RunFolderError: The line cannot be written.
-            OptionError: A field is named `time`, or is of a kind that JSON cannot hold.
+            OptionError: A field is named `time`, or JSON cannot represent it.
         """
         if "time" in fields:
             raise OptionError(
@@ -98,7 +97,7 @@ class Journal:
         with disk_errors("write", path):
             if not self._is_whole:
                 _mend_end(path)
-            self._is_whole = False  # until the whole line is there
+            self._is_whole = False  # until the whole line is written
             with path.open("a", encoding="utf-8", newline="\n") as file:
                 file.write(line + "\n")
                 file.flush()
@@ -107,7 +106,7 @@ class Journal:
 
 
 def read_journal(path: StrPath) -> list[dict[str, Any]]:
-    """Reads a journal; a last line that an interruption cut short is left out.
+    """Reads a journal, without a last line that an interruption cut short.
 
     Raises:
         RunFolderError: The file is missing, or a line before the last is malformed.
@@ -128,7 +127,7 @@ def read_journal(path: StrPath) -> list[dict[str, Any]]:
 
 
 def is_epoch(entry: Mapping[str, Any], phase: str) -> bool:
-    """Whether a record of a journal tells of an epoch of a phase."""
+    """Whether a record is of an epoch of a phase."""
     return entry.get("event") == "epoch" and entry.get("phase") == phase and isinstance(entry.get("epoch"), int)
 
 
@@ -141,7 +140,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _mend_end(path: Path) -> None:
-    """Makes the next record start on its own line, after an interruption in the middle of one."""
+    """Repairs the end of a journal after an interruption, so that the next record starts on its own line."""
     content = path.read_bytes() if path.is_file() else b""
     if not content or content.endswith(b"\n"):
         return
@@ -154,7 +153,7 @@ def _mend_end(path: Path) -> None:
 
 
 class Guarded:
-    """A tracker whose errors change nothing; the first is logged as a warning.
+    """A tracker whose errors do not stop the run; the first is logged as a warning.
 
     Args:
         tracker: The tracker; it gets its own copy of each record.
@@ -164,7 +163,6 @@ class Guarded:
         self._tracker, self._has_failed = tracker, False
 
     def __call__(self, entry: Mapping[str, Any]) -> None:
-        """Hands a record on."""
         try:
             self._tracker(copy.deepcopy(entry))
         except (Exception, SystemExit) as error:  # a tracker may raise anything
@@ -180,10 +178,10 @@ class Guarded:
 
 
 class _RunLogHandler(logging.FileHandler):
-    """Writes lines to run.log, and stops the run when the disk refuses them."""
+    """Writes lines to run.log, and stops the run on a disk error."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (the name is the standard library's)
-        """Reports a disk error as ours; logging would print a traceback for every line and go on."""
+        # logging itself would print a traceback for every line and go on.
         error = sys.exception()
         if not isinstance(error, OSError):
             super().handleError(record)
@@ -194,7 +192,7 @@ class _RunLogHandler(logging.FileHandler):
 
 @contextmanager
 def attach_run_log(path: StrPath) -> Iterator[None]:
-    """Appends what the library logs inside the block to a file, from level INFO on.
+    """Appends what the library logs inside the block to a file, at level INFO and above.
 
     Raises:
         RunFolderError: The file cannot be written.
@@ -217,7 +215,7 @@ def attach_run_log(path: StrPath) -> Iterator[None]:
 
 @contextmanager
 def quiet(name: str) -> Iterator[None]:
-    """Keeps a library's logger silent below errors inside the block."""
+    """Silences a library's logger below errors inside the block."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)

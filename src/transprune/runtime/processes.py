@@ -1,8 +1,8 @@
-"""Several processes that work as one job, as `torchrun` starts them. Knows no machine learning.
+"""Several processes that work as one job, as `torchrun` starts them; independent of machine learning.
 
-A process started alone is a job of one, for which nothing here has any effect. In a larger job all processes call the
-functions that exchange something, in the same order. Numbers on the CPU travel by gloo, those on CUDA by nccl;
-a job that someone else began with nccl alone gets a gloo group beside it.
+A process started alone is a job of one, for which nothing here has any effect. In a larger job, all processes must call
+the functions that exchange something in the same order. Tensors on the CPU are exchanged by gloo, those on CUDA by
+nccl; a job that somebody else began with nccl alone gets an additional gloo group.
 """
 
 from __future__ import annotations
@@ -23,47 +23,47 @@ from torch import Tensor, distributed
 from transprune.errors import ResourceError, StoppedError
 
 if distributed.is_available():
-    # Loaded later, as by the first optimizer, it would take the group of the job for the default of its functions and
-    # keep it until the interpreter ends, which the group's threads then abort now and then.
+    # Imported before the group exists: a later import, such as by the first optimizer, binds the group as a default
+    # argument and keeps it until the interpreter exits, which the group's threads then sometimes abort.
     import torch.distributed.nn.functional
 
 Value = TypeVar("Value")
 
 CPU = torch.device("cpu")
 TIMEOUT = timedelta(minutes=30)
-"""How long a process waits for the others before the job ends with an error; the first one evaluates and exports
-meanwhile."""
+"""How long a process waits for the others before the job fails; it must cover evaluation and export, which only the
+first process does."""
 
 _is_alone: ContextVar[bool] = ContextVar("_is_alone", default=False)
 
 _besides: WeakValueDictionary[str, Any] = WeakValueDictionary()
-"""The gloo group beside a job's own, by the name of that. Only torch holds it: its threads must end with the job, not
-with the interpreter, which some of them would abort."""
+"""The additional gloo group, by the name of the job's own. Weak, so that its threads end with the job: those still
+alive when the interpreter exits may abort it."""
 
 
 def count() -> int:
-    """How many processes share the work."""
+    """The number of processes that share the work."""
     return 1 if _is_alone.get() or not _is_joined() else distributed.get_world_size()
 
 
 def rank() -> int:
-    """Which of them this one is, from 0."""
+    """The index of this process, from 0."""
     return 0 if count() == 1 else distributed.get_rank()
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes files and speaks; also inside `alone`."""
+    """Whether this process is the one that writes files and prints; unaffected by `alone`."""
     return not _is_joined() or distributed.get_rank() == 0
 
 
 def share_of(total: int, index: int, parts: int) -> slice:
-    """Where one of several shares of a whole begins and ends; they differ by one place at most."""
+    """The slice of one of several shares of `total` places; shares differ by at most one place."""
     return slice(index * total // parts, (index + 1) * total // parts)
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Inside the block this process works as if there were no others."""
+    """Makes this process work inside the block as if there were no others."""
     token = _is_alone.set(True)
     try:
         yield
@@ -73,12 +73,12 @@ def alone() -> Iterator[None]:
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Inside the block this process is one of the job's that `torchrun` started; without `torchrun` nothing happens.
+    """Joins the job that `torchrun` started for the duration of the block; does nothing without `torchrun`.
 
-    Each process of a machine computes on a CUDA device of its own, where there are any.
+    On CUDA, each process of a machine gets its own device.
 
     Raises:
-        ResourceError: The others cannot be reached.
+        ResourceError: The other processes cannot be reached.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or _is_joined():
         yield
@@ -88,19 +88,19 @@ def joined() -> Iterator[None]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     with _exchange():
         distributed.init_process_group("cpu:gloo,cuda:nccl" if has_cuda else "gloo", timeout=TIMEOUT)
-    total(0)  # one that has nothing to do would else leave while the others still connect, which ends them
+    total(0)  # wait for all: a process without work would leave while others still connect, which would end them
     try:
         yield
     except StoppedError:
-        total(0)  # a process that ends with an error is the end of the others: each first finishes what it does
+        total(0)  # wait for all: torchrun ends the others as soon as one process fails
         distributed.destroy_process_group()
         raise
-    # After another error the group is left as it is: to take it down would wait for processes that are gone.
+    # After any other error the group is left alone: destroying it would wait for processes that are gone.
     distributed.destroy_process_group()
 
 
 def add_up(tensors: Iterable[Tensor]) -> None:
-    """Replaces every tensor by the sum over all processes; those of one type travel together."""
+    """Replaces every tensor by its sum over all processes; tensors of one dtype and device are exchanged together."""
     _together(tensors, lambda flat, group: distributed.all_reduce(flat, group=group))
 
 
@@ -120,7 +120,7 @@ def total(number: int) -> int:
 
 
 def any_of(*flags: bool) -> tuple[bool, ...]:
-    """Of each flag whether it is set in any process."""
+    """For each flag, whether it is set in any process."""
     if count() == 1:
         return flags
     value = torch.tensor(flags, dtype=torch.int32)
@@ -130,7 +130,7 @@ def any_of(*flags: bool) -> tuple[bool, ...]:
 
 
 def gathered(value: Value) -> list[Value]:
-    """The values of all processes, in their order; tensors among them must be on the CPU."""
+    """The values of all processes, by rank; tensors in them must be on the CPU."""
     if count() == 1:
         return [value]
     packed: list[Any] = [None] * count()
@@ -140,11 +140,11 @@ def gathered(value: Value) -> list[Value]:
 
 
 def from_first(make: Callable[[], Value]) -> Value:
-    """What the first process makes, in all of them; tensors in it must be on the CPU.
+    """Calls `make` in the first process and returns its result in all; tensors in it must be on the CPU.
 
     Raises:
-        Exception: In the first process, what `make` raises.
-        ResourceError: In the others, if it raised something.
+        Exception: In the first process, whatever `make` raises.
+        ResourceError: In the others, if `make` raised something.
     """
     if count() == 1:
         return make()
@@ -166,7 +166,7 @@ def from_first(make: Callable[[], Value]) -> Value:
 
 
 def summed(tensor: Tensor) -> Tensor:
-    """The sum of a tensor over all processes, through which gradients flow back to all of them."""
+    """The sum of a tensor over all processes; differentiable, with gradients flowing back to all of them."""
     result: Tensor = _Summed.apply(tensor)
     return result
 
@@ -186,14 +186,14 @@ class _Summed(torch.autograd.Function):
 
 
 def _packed(value: Any) -> bytes:
-    """A value as bytes; torch's own way for objects cannot read back every tensor."""
+    """A value as bytes; torch's own exchange of objects cannot restore every tensor."""
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
 
 
 def _unpacked(content: bytes) -> Any:
-    return torch.load(io.BytesIO(content), weights_only=False)  # from a process of this very job
+    return torch.load(io.BytesIO(content), weights_only=False)  # trusted: it comes from a process of this job
 
 
 def _together(tensors: Iterable[Tensor], exchange: Callable[[Tensor, Any], Any]) -> None:
@@ -213,13 +213,13 @@ def _together(tensors: Iterable[Tensor], exchange: Callable[[Tensor, Any], Any])
 
 
 def _group_for(device: torch.device) -> Any:
-    """The group that numbers on a device travel in; None: that of the job."""
+    """The group that exchanges tensors on a device; None: the job's own."""
     has_way = device.type != "cpu" or "cpu" in distributed.get_backend_config()
     return None if has_way else _gloo_beside(distributed.group.WORLD)
 
 
 def _gloo_beside(group: Any) -> Any:
-    """A group for numbers on the CPU, for a job whose own group has no way for them; made once for each group."""
+    """The additional gloo group for a job whose own group cannot exchange tensors on the CPU; created on first use."""
     beside = _besides.get(group.group_name)
     if beside is None:
         beside = _besides[group.group_name] = distributed.new_group(backend="gloo", timeout=TIMEOUT)
@@ -228,7 +228,7 @@ def _gloo_beside(group: Any) -> Any:
 
 @contextmanager
 def _exchange() -> Iterator[None]:
-    """Says what an error of the exchange means.
+    """Explains errors of an exchange between processes.
 
     Raises:
         ResourceError: Another process cannot be reached.

@@ -1,4 +1,4 @@
-"""Randomness that depends on the seed and the phase alone, and the device to compute on."""
+"""Randomness that depends only on the seed and the phase, and the choice of the device."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ _DEVICE = re.compile(r"cpu|cuda(?::(?P<index>\d+))?")
 
 
 def phase_seed(seed: int, phase: str) -> int:
-    """A seed of its own for each phase, so that a phase repeats exactly whether or not those before it were run.
+    """A separate seed for each phase, so that a phase repeats exactly whether or not earlier phases were run.
 
-    The number is the same on every machine and in every version of Python, and below 2³², which is what numpy and
-    scikit-learn accept.
+    It is the same on every machine and in every version of Python, and below 2³², the limit of numpy and scikit-learn.
     """
     digest = hashlib.sha256(f"{seed}/{phase}".encode()).digest()
     return int.from_bytes(digest[:4], "little")
@@ -35,7 +34,7 @@ def seeded(seed: int, phase: str) -> Iterator[int]:
     """Seeds `random`, numpy and torch (CPU and CUDA) for a phase, and restores the caller's states afterwards.
 
     Yields:
-        The seed of the phase, for generators of its own.
+        The seed of the phase, for other generators.
     """
     number = phase_seed(seed, phase)
     python_state, numpy_state = random.getstate(), np.random.get_state()
@@ -63,7 +62,7 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: Mapping[str, Any]) -> None:
-    """Restores what `random_states` returned; CUDA devices that are missing now are skipped."""
+    """Restores what `random_states` returned; states of CUDA devices that are now missing are skipped."""
     random.setstate(states["python"])
     kind, keys, *rest = states["numpy"]
     np.random.set_state((kind, keys.numpy(), *rest))
@@ -74,7 +73,7 @@ def set_random_states(states: Mapping[str, Any]) -> None:
 
 
 class KeptGenerator:
-    """The state of a generator, as a part of what a loop keeps."""
+    """Makes a generator one of the parts of a loop that checkpoints keep."""
 
     def __init__(self, generator: torch.Generator) -> None:
         self.generator = generator
@@ -83,7 +82,7 @@ class KeptGenerator:
         return {"state": self.generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Restores the state; a generator on another kind of device is seeded from it instead."""
+        """Restores the state; a generator on another kind of device, where it does not fit, is seeded from it."""
         if len(state["state"]) == len(self.generator.get_state()):
             self.generator.set_state(state["state"])
             return
@@ -95,10 +94,10 @@ def choose_device(name: str = "auto") -> torch.device:
     """Finds the device to compute on.
 
     Args:
-        name: `auto` (CUDA if there is such a device, else the CPU), `cpu`, `cuda` (the current one) or `cuda:N`.
+        name: `auto` (CUDA if available, otherwise the CPU), `cpu`, `cuda` (the current device) or `cuda:N`.
 
     Raises:
-        OptionError: The name is unknown, or there is no such device.
+        OptionError: The name is unknown, or the device does not exist.
     """
     if name == "auto":
         return choose_device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""Values made of tensors: a batch, a network's inputs or its outputs, as tuples, lists and dicts in any nesting."""
+"""Nested tuples, lists and dicts of tensors, such as a batch, or the inputs and outputs of a network."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def on_device(value: Any, device: torch.device | str) -> Any:
-    """The same value with its tensors on a device; anything else with a method `to` moves itself."""
+    """The same value with its tensors on a device, as well as anything else with a method `to`."""
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=torch.device(device).type != "cpu")  # else the host would wait for it
+        return value.to(device, non_blocking=torch.device(device).type != "cpu")  # copies to the CPU must be complete
     if hasattr(value, "to"):
         return value.to(device)
     if isinstance(value, Mapping):
@@ -44,7 +44,7 @@ def on_device(value: Any, device: torch.device | str) -> Any:
 
 
 def sliced(value: Any, places: slice, samples: int) -> Any:
-    """The value of some of its samples: slices of its tensors and lists of `samples` entries, all else as it is.
+    """A value cut to some of its samples: slices of its tensors and lists with `samples` entries, all else unchanged.
 
     Example:
         >>> sliced({"image": torch.zeros(8, 3), "sizes": [1] * 8, "scale": torch.tensor(2.0)}, slice(0, 2), 8)["sizes"]
@@ -63,7 +63,7 @@ def sliced(value: Any, places: slice, samples: int) -> Any:
 
 
 def outline(value: Any) -> str:
-    """A value in short, for messages: kinds, keys and shapes.
+    """A short description of a value for messages: types, keys and shapes.
 
     Example:
         >>> outline((torch.zeros(8, 3), {"label": torch.zeros(8)}))
@@ -79,11 +79,10 @@ def outline(value: Any) -> str:
 
 
 def to_plain(value: Any) -> Any:
-    """Converts a value to what JSON can hold.
+    """Converts a value to types that JSON has.
 
-    Tensors and arrays become nested lists (scalars: numbers), tuples become lists, keys and paths become text. JSON
-    has no word for a number that is not finite: these become the texts `nan`, `inf` and `-inf`. Other kinds of
-    values are returned as they are.
+    Tensors and arrays become nested lists (scalars: numbers), tuples become lists, keys and paths become text, and
+    numbers that are not finite become the texts `nan`, `inf` and `-inf`. Other values are returned unchanged.
     """
     if isinstance(value, torch.Tensor | np.ndarray | np.generic):
         return to_plain(value.tolist())

@@ -1,6 +1,6 @@
-"""Named tensors as the bytes of a safetensors file, the same bytes for the same tensors; and trees of them.
+"""Named tensors, and trees of tensors and plain values, as safetensors files: equal tensors give equal bytes.
 
-A tree is nested tensors and plain values; the file's metadata hold its shape as JSON.
+The structure of a tree is JSON in the metadata of the file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transprune.runtime.files import BLANK, KEY, is_whole, seal
 def encode_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
     """The content of a safetensors file, with its own checksum in the metadata.
 
-    Tensors may be on any device, views, or share memory; each is written in full and on its own.
+    Tensors may be on any device, be views, or share memory; each is written separately and in full.
     """
     separate = {
         name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
@@ -32,11 +32,11 @@ def decode_tensors(content: bytes, *, needs_checksum: bool = False) -> dict[str,
     """The tensors of a safetensors file, on the CPU.
 
     Args:
-        content: Of the file.
-        needs_checksum: Whether a file without a checksum is damaged too; else it may come from another writer.
+        content: The content of the file.
+        needs_checksum: Reject files without a checksum, which other writers than `encode_tensors` make.
 
     Raises:
-        ValueError: The content is damaged or something else.
+        ValueError: The content is damaged or not a safetensors file.
     """
     whole = is_whole(content)
     if whole is False or (needs_checksum and whole is None):
@@ -48,13 +48,13 @@ def decode_tensors(content: bytes, *, needs_checksum: bool = False) -> dict[str,
 
 
 def read_metadata(content: bytes) -> dict[str, str]:
-    """The texts beside the tensors of a safetensors file that `encode_tensors` wrote."""
+    """The metadata of a safetensors file that `encode_tensors` wrote."""
     metadata: dict[str, str] = _header(content)[0]["__metadata__"]
     return metadata
 
 
 def _header(content: bytes) -> tuple[dict[str, Any], int]:
-    """The header, and where it ends: 8 bytes of its length, itself in JSON padded with blanks, then the tensors."""
+    """The header and its end. A file is the header's length (8 bytes), the header (JSON, padded), and the tensors."""
     end = 8 + int.from_bytes(content[:8], "little")
     return json.loads(content[8:end]), end
 
@@ -62,8 +62,7 @@ def _header(content: bytes) -> tuple[dict[str, Any], int]:
 def _with_sorted_metadata(content: bytes) -> bytes:
     """The same file with its metadata in alphabetical order.
 
-    The library writes metadata in an order that changes from process to process, and equal runs are to leave equal
-    files.
+    The library's order of metadata differs between processes, but equal runs must write equal files.
     """
     header, end = _header(content)
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -73,10 +72,10 @@ def _with_sorted_metadata(content: bytes) -> bytes:
 
 
 def encode_tree(tree: Any) -> bytes:
-    """Writes a tree of dicts, lists, tuples, tensors, texts, numbers, truth values and None.
+    """Encodes a tree of dicts, lists, tuples, tensors, texts, numbers, booleans and None.
 
     Raises:
-        TypeError: Something else is in it.
+        TypeError: The tree contains something else.
     """
     tensors: dict[str, Tensor] = {}
     shape = json.dumps(_described(tree, tensors), separators=(",", ":"))
@@ -84,17 +83,17 @@ def encode_tree(tree: Any) -> bytes:
 
 
 def decode_tree(content: bytes) -> Any:
-    """Reads what `encode_tree` wrote; tensors come on the CPU.
+    """Decodes what `encode_tree` returned, with tensors on the CPU.
 
     Raises:
-        ValueError: A byte is missing or was changed, or the content is something else.
+        ValueError: The content is damaged or something else.
     """
     tensors = decode_tensors(content, needs_checksum=True)
     return _rebuilt(json.loads(read_metadata(content)["tree"]), tensors)
 
 
 def _described(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """The tree as JSON: dicts as pairs, since their keys may be numbers; tensors by name, and put into `tensors`."""
+    """The tree as JSON: dicts as pairs, since keys may be numbers; tensors by name, and added to `tensors`."""
     if isinstance(value, Tensor):
         name = str(len(tensors))
         tensors[name] = value

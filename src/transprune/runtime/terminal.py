@@ -1,4 +1,4 @@
-"""What people see: bars while something takes long, and tables; plain lines where that is no terminal."""
+"""Progress bars and tables for people; plain lines where there is no terminal."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 SPEAK_SECONDS = 30.0
-"""Time between two plain lines."""
+"""Seconds between two plain lines of a bar."""
 REFRESH_SECONDS = 2.0
-"""Time between two looks at the figures of the running epoch: on CUDA they wait for the device."""
+"""Seconds between two readings of the current epoch's figures on a terminal: on CUDA, reading them waits for the
+device."""
 SILENCE_SECONDS = 600.0
-"""How long there may be no plain line while steps are made."""
+"""The same without a terminal, where each reading prints a plain line."""
 _NUMBER = re.compile(r"[-+−±]?[\d.,]*\d( ?[%×A-Za-z]+)?")
-"""A figure with at most a unit, such as `-47.3 %` or `20,400,000` or `1.8 ms`."""
+"""A figure with an optional unit, such as `-47.3 %`, `20,400,000` or `1.8 ms`."""
 _showing: list[Display] = []
-"""The display on the terminal, if any: a terminal has room for one, and inner bars join it."""
+"""The display on the terminal, if any; there can only be one, which inner bars join."""
 
 
 def duration(seconds: float) -> str:
-    """A time in the two largest units that it needs."""
+    """Formats a time in its two largest units."""
     whole = round(seconds)
     hours, minutes = whole // 3600, whole // 60 % 60
     if hours:
@@ -41,17 +42,17 @@ def duration(seconds: float) -> str:
 
 
 class TimeLeft:
-    """How long the rest will take, at the speed since this object was made.
+    """An estimate of the time left, from the speed since it was created.
 
     Args:
-        share: How much of it was done by then, in [0, 1].
+        share: The share already done at that moment, in [0, 1].
     """
 
     def __init__(self, share: float = 0.0) -> None:
         self._share, self._began = share, time.monotonic()
 
     def at(self, share: float) -> str:
-        """The time left in words once `share` of the whole is done; empty while unknown, and at the end."""
+        """The time left once `share` is done, in words; empty while unknown, and at the end."""
         gone = share - self._share
         if gone <= 0 or share >= 1:
             return ""
@@ -59,19 +60,19 @@ class TimeLeft:
 
 
 def announce(text: str) -> None:
-    """Prints a line on standard error, once for all processes."""
+    """Prints a line on standard error, in the first process only."""
     if processes.is_first() and sys.stderr is not None:
         print(text, file=sys.stderr, flush=True)
 
 
 class Bar:
-    """A bar on a terminal; where there is none, plain lines.
+    """A progress bar on a terminal; plain lines without one.
 
     Args:
-        description: What takes long.
-        total: How far it goes; None: unknown.
-        display: What is on the terminal.
-        task: The bar's place in it.
+        description: What is in progress.
+        total: Number of steps; None: unknown.
+        display: The display on the terminal; None: there is no terminal.
+        task: The bar's task in the display.
     """
 
     def __init__(
@@ -81,11 +82,11 @@ class Bar:
         self._done, self._left, self._spoke = 0.0, TimeLeft(), time.monotonic()
 
     def advance(self, text: str = "", *, steps: int = 1) -> None:
-        """Moves the bar on; without a terminal prints a line, if the last was some time ago.
+        """Advances the bar; without a terminal, prints a line at most every `SPEAK_SECONDS`.
 
         Args:
-            text: What to say beside it; the time left is added.
-            steps: How far.
+            text: Text beside the bar, to which the time left is added.
+            steps: Number of steps done.
         """
         self._done += steps
         left = self._left.at(self._done / self._total) if self._total else ""
@@ -97,12 +98,12 @@ class Bar:
             self._spoke = time.monotonic()
 
     def set(self, done: float, text: str = "", *, below: Iterable[str] = ()) -> None:
-        """Moves the bar to a place; does nothing where there is no terminal.
+        """Sets the bar; does nothing without a terminal.
 
         Args:
-            done: How far it has come.
-            text: What to say beside it.
-            below: Lines to show below all bars.
+            done: Number of steps done.
+            text: Text beside the bar.
+            below: Lines below all bars.
         """
         if self._display is not None and self._task is not None:
             self._display.lines = tuple(below)
@@ -111,7 +112,7 @@ class Bar:
 
 @contextmanager
 def progress_bar(description: str, total: int | None) -> Iterator[Bar]:
-    """Shows a bar while the block runs; one inside another disappears at its end.
+    """Shows a bar while the block runs; a bar inside another one disappears at its end.
 
     Example:
         >>> with progress_bar("timing", total=2) as shown:
@@ -131,12 +132,12 @@ def progress_bar(description: str, total: int | None) -> Iterator[Bar]:
 
 
 def track(iterable: Iterable[Item], description: str, total: int) -> Iterator[Item]:
-    """Yields the items and shows how many there were.
+    """Yields the items and shows progress.
 
     Args:
         iterable: The items.
-        description: What is being done with them.
-        total: How many items there will be.
+        description: What is in progress.
+        total: Number of items.
     """
     with progress_bar(description, total) as shown:
         for item in iterable:
@@ -145,14 +146,14 @@ def track(iterable: Iterable[Item], description: str, total: int) -> Iterator[It
 
 
 def is_terminal() -> bool:
-    """Whether bars can be shown: standard error is a terminal that can move its cursor, and this process speaks."""
+    """Whether bars can be shown: this is the first process, and standard error a terminal with a movable cursor."""
     can_move = os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
     return sys.stderr is not None and sys.stderr.isatty() and can_move and processes.is_first()
 
 
 @contextmanager
 def _display() -> Iterator[Display]:
-    """The display that is on the terminal, or a new one."""
+    """The display on the terminal, or a new one."""
     if _showing:
         yield _showing[0]
         return
@@ -167,12 +168,12 @@ def _display() -> Iterator[Display]:
 
 
 class PhaseProgress:
-    """What is shown of one phase.
+    """The progress of one phase.
 
     Args:
-        phase: What it is called.
-        epochs: How many there will be.
-        done: How many are behind it already; a part of one counts.
+        phase: Its name.
+        epochs: Number of epochs.
+        done: Number of epochs already done; may be fractional.
         shown: Its bar.
     """
 
@@ -182,13 +183,13 @@ class PhaseProgress:
         shown.set(done)
 
     def step(self, epoch: int, steps: int, total: int, figures: Callable[[], str]) -> None:
-        """Shows, now and then, that a step is made.
+        """Shows the current step, but not more often than every `REFRESH_SECONDS` or `SILENCE_SECONDS`.
 
         Args:
-            epoch: Which epoch is running, from 1.
-            steps: How many steps of it are made.
-            total: How many it has.
-            figures: Returns the epoch's figures so far; called now and then.
+            epoch: The current epoch, from 1.
+            steps: Number of its steps that are done.
+            total: Number of its steps.
+            figures: Returns its figures so far; called only when they are shown.
         """
         interval = REFRESH_SECONDS if is_terminal() else SILENCE_SECONDS
         if time.monotonic() - self._spoke < interval or not processes.is_first():
@@ -198,18 +199,18 @@ class PhaseProgress:
         self._say(epoch - 1 + min(1.0, steps / total), line, self._last)
 
     def epoch(self, epoch: int, figures: str, seconds: float) -> None:
-        """Shows that an epoch is over.
+        """Shows a finished epoch.
 
         Args:
-            epoch: Which one, from 1.
-            figures: What came out of it.
-            seconds: How long it took.
+            epoch: The epoch, from 1.
+            figures: Its figures.
+            seconds: The time that it took.
         """
         self._last = f"epoch {epoch} of {self._epochs}: {figures}  {duration(seconds)}"
         self._say(epoch, self._last)
 
     def _say(self, done: float, *lines: str) -> None:
-        """Shows the newest line and, on a terminal, that of the last epoch below it."""
+        """Shows the newest line and, on a terminal, the line of the last epoch below it."""
         left = self._left.at(done / self._epochs)
         self._bar.set(done, left, below=[line for line in lines if line])
         if not is_terminal():
@@ -219,12 +220,7 @@ class PhaseProgress:
 
 @contextmanager
 def phase_progress(phase: str, epochs: int, done: float = 0.0) -> Iterator[PhaseProgress]:
-    """Shows how far a phase has come while the block runs.
-
-    Args:
-        phase: What it is called.
-        epochs: How many there will be.
-        done: How many are behind it already.
+    """Shows the progress of a phase while the block runs; see `PhaseProgress` for the arguments.
 
     Example:
         >>> with phase_progress("search", epochs=40) as progress:
@@ -236,15 +232,15 @@ def phase_progress(phase: str, epochs: int, done: float = 0.0) -> Iterator[Phase
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Prints a table to standard output; columns of figures are aligned at their right ends.
+    """Prints a table to standard output, with columns of figures right-aligned.
 
     Args:
-        title: One line above the table; empty for none.
+        title: A line above the table; empty for none.
         columns: The headings.
-        rows: The cells, as many a row as there are headings; each is shown as `str` shows it.
+        rows: The cells of each row, one for each heading; shown with `str`.
 
     Raises:
-        ValueError: A row has more or fewer cells than there are headings.
+        ValueError: A row does not have one cell for each heading.
     """
     cells = [[str(cell) for cell in row] for row in rows]
     by_column = [list(column) for column in zip(columns, *cells, strict=True)]

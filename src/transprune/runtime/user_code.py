@@ -1,4 +1,4 @@
-"""Functions of the user's that are named on the command line: the only code that a name makes transprune run."""
+"""Functions of the user, named on the command line: the only code outside transprune that a name can run."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from transprune.errors import TranspruneError, expected_one_of
 from transprune.runtime.files import expanded
 
 _OWN = str(Path(__file__).parent.parent)
-"""Where transprune's own code is."""
+"""The folder of transprune's own code."""
 FORM = "expected FILE.py:FUNCTION or package.module:FUNCTION"
 
 
 @dataclass(frozen=True, kw_only=True)
 class UserFunction:
-    """A function in a file or a module of the user's, by its name."""
+    """A function of the user in a file or module, by name."""
 
     name: str
     """`FILE.py:FUNCTION` or `package.module:FUNCTION`; the function may be a class."""
     purpose: str
-    """What it is wanted for, such as "build the model"."""
+    """What it is for, such as "build the model"; used in messages."""
     error: type[TranspruneError]
-    """What is raised where it cannot be had."""
+    """The error to raise if it is missing or fails."""
     fits: Callable[[Any], bool] = callable
-    """Whether what bears its name can be called for the purpose."""
+    """Whether an object can serve as the function."""
     near: tuple[str, ...] = ()
-    """Places that are no modules but might be meant."""
+    """Names that are not modules but might be meant, for suggestions."""
 
     @contextmanager
     def imported(self) -> Iterator[Callable[..., Any]]:
-        """Imports the function; its folder, for a module the current directory, can be imported from inside the block.
+        """Imports the function; inside the block, modules in its folder (or the current one) can be imported too.
 
         Raises:
             TranspruneError: The file, module or function is missing, or its code fails.
@@ -75,16 +75,16 @@ class UserFunction:
             raise self.failed(f"{action} failed{at}: {type(error).__name__}: {error}") from error
 
     def failed(self, what: str) -> TranspruneError:
-        """The error that says so."""
+        """The error to raise."""
         return self.error(f"cannot {self.purpose} {self.name!r}: {what}")
 
     def _import_file(self, file: Path) -> ModuleType:
         own_name = f"transprune_user_{file.stem}"
         spec = importlib.util.spec_from_file_location(own_name, file)
-        assert spec is not None  # the file ends in .py, for which there is a loader
+        assert spec is not None  # there is a loader for .py files
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules[own_name] = module  # dataclasses look their module up there
+        sys.modules[own_name] = module  # dataclasses look up their module there
         with self.reported(f"importing '{file}'"):
             spec.loader.exec_module(module)
         return module
@@ -97,7 +97,7 @@ class UserFunction:
             cause = error.__cause__
             missing = cause.name if isinstance(cause, ModuleNotFoundError) else None
             if missing is None or not f"{place}.".startswith(f"{missing}."):
-                raise  # the module is there, and fails
+                raise  # the module exists, and importing it fails
             near = difflib.get_close_matches(place, self.near, n=1)
             hint = f"did you mean '{near[0]}:{self.name.rpartition(':')[2]}'?" if near else FORM
             where = f"neither installed nor in '{Path.cwd()}'"
@@ -118,7 +118,7 @@ class UserFunction:
 
 @contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """Puts a folder first on the path of imports, as `python FILE.py` does, for the time of the block."""
+    """Puts a folder first on `sys.path` inside the block, as `python FILE.py` does."""
     entry = str(folder.resolve())
     sys.path.insert(0, entry)
     importlib.invalidate_caches()
@@ -130,10 +130,7 @@ def _importable(folder: Path) -> Iterator[None]:
 
 
 def _place(error: BaseException) -> str | None:
-    """File and line where the user's code failed: the innermost frame outside of installed packages, if there is one.
-
-    None where no code of the user was reached.
-    """
+    """File and line of the innermost frame in the user's code, or else in an installed package; None if neither ran."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     frames = _foreign(error)
@@ -141,7 +138,7 @@ def _place(error: BaseException) -> str | None:
 
 
 def own_place(error: BaseException) -> str | None:
-    """File and line of the innermost frame that is neither transprune's nor an installed package's; None: no such."""
+    """File and line of the innermost frame that is neither transprune's nor an installed package's; None if none is."""
     own = [frame for frame in _foreign(error) if not _is_installed(frame.filename)]
     return f"{own[-1].filename}:{own[-1].lineno}" if own else None
 
