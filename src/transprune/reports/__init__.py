@@ -1,1 +1,1 @@
-"""What people look at: the report of a run, comparisons, frontiers."""
+"""Pages for people: the report of a run, comparisons and frontiers."""

@@ -1,4 +1,4 @@
-"""Which figures a report shows, and the words beside them."""
+"""Chooses the figures of a report and writes the texts beside them."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ class Drawing(NamedTuple):
     title: str
     svg: Markup
     note: str = ""
-    """What stands under the title."""
+    """The text under the title."""
     key: str = ""
-    """Name of a key to the colours in the template, which may hold the note."""
+    """Name of a key to the colours in the template, which may contain the note."""
 
 
 _MOST_AREAS = 150
-"""Epochs drawn of stacked areas: more make the page larger, not finer."""
+"""Largest number of epochs in stacked areas; more would enlarge the page without being visible."""
 
 
 def layers_figure(layers: Sequence[LayerRow]) -> tuple[Drawing, float]:
-    """The network layer by layer, before and after, and the width in points that it needs."""
+    """The network layer by layer, before and after, and the width of the drawing in points."""
     drawing, width = layer_columns(layers)
     note = (
         "Every column is a layer, from the image on the left to the answer on the right: above how many channels it "
@@ -50,7 +50,7 @@ def layers_figure(layers: Sequence[LayerRow]) -> tuple[Drawing, float]:
 
 
 def width_figures(record: RunRecord) -> Iterator[Drawing]:
-    """Widths before and after, over the search, and the choice at its end; the rows of all three are the same."""
+    """Widths before and after, widths over the search, and probabilities at its end, with the same rows."""
     if not record.groups:
         return
     epochs = [entry for entry in record.epochs("search") if entry.get("width_probabilities")]
@@ -63,7 +63,7 @@ def width_figures(record: RunRecord) -> Iterator[Drawing]:
 
 
 def depth_figures(record: RunRecord) -> Iterator[Drawing]:
-    """How the probability of every depth moved, a figure for each stage that was searched."""
+    """Probabilities of depths over the search, one figure for each searched stage."""
     for index, stage in enumerate(record.stages):
         epochs = [
             entry
@@ -137,7 +137,7 @@ def _line(epochs: Sequence[Mapping[str, Any]], key: str, label: str, **style: An
 
 
 def _drawn(*lines: Line) -> list[Line]:
-    """The lines that have a point."""
+    """The lines with at least one point."""
     return [line for line in lines if line.epochs]
 
 
@@ -146,6 +146,6 @@ def _percent(value: float) -> str:
 
 
 def _describe(lines: Sequence[Line], label_of: Callable[[float], str] = "{:.2f}".format) -> str:
-    """Where every line begins and ends."""
+    """Describes where every line begins and ends."""
     courses = [f"{line.label} from {label_of(line.values[0])} to {label_of(line.values[-1])}" for line in lines]
     return f"Line chart over {max(line.epochs[-1] for line in lines)} epochs: {'; '.join(courses)}."

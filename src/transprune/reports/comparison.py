@@ -1,4 +1,4 @@
-"""Several runs on one page: any of them side by side, and the frontier of one network, uniform scaling beside it."""
+"""Pages about several runs: any runs side by side, and the frontier of one network beside uniform scaling."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _COSTS = (("macs", ""), ("params", ""), ("latency_ms", "ms"), ("file_bytes", "B"
 
 
 def comparison(run_dirs: Sequence[str | Path]) -> list[dict[str, Any]]:
-    """Of each run what it was for and what came out, from its `result.json`.
+    """The settings and results of each run, from its `result.json`.
 
     Args:
-        run_dirs: The run folders; all of them evaluated.
+        run_dirs: The folders of evaluated runs.
 
     Raises:
-        RunFolderError: A folder is missing, is no run, holds a frontier, or is not evaluated yet.
+        RunFolderError: A folder is missing, is not a run, is a frontier, or is not evaluated yet.
     """
     found = []
     for run_dir in run_dirs:
@@ -44,7 +44,7 @@ def comparison(run_dirs: Sequence[str | Path]) -> list[dict[str, Any]]:
 
 
 def cells(run: Mapping[str, Any]) -> list[str]:
-    """What a table says of one run; see `HEAD`."""
+    """The cells of one run in a table with the columns of `HEAD`."""
     before, after = number(run["teacher"].get("top1")), number(run["student"].get("top1"))
     return [
         run["run"],
@@ -59,7 +59,7 @@ def cells(run: Mapping[str, Any]) -> list[str]:
 
 
 def _budgets(run: Mapping[str, Any]) -> str:
-    """What was asked for; a budget that was not kept is named as such."""
+    """The budgets as given, with a mark on those that were not kept."""
     asked = run["budgets"]
     return ", ".join(f"{each['text']}{'' if each['actual'] <= each['target'] else ' NOT kept'}" for each in asked)
 
@@ -74,7 +74,7 @@ def _cost(run: Mapping[str, Any], key: str, unit: str) -> str:
 
 
 def comparison_page(runs: Sequence[Mapping[str, Any]]) -> str:
-    """The runs on one page that needs nothing but itself: a drawing and a table."""
+    """The runs on one self-contained page, as a drawing and a table."""
     models = ", ".join(dict.fromkeys(f"{run['model']} on {run['data']}" for run in runs))
     note = "top-1 of each student against its MACs, numbered as in the table; diamonds: their teachers"
     return render(
@@ -87,10 +87,10 @@ def comparison_page(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _row(run: Mapping[str, Any]) -> dict[str, Any]:
-    """The name of a run, and its other cells, each with the share of the teacher's cost that it speaks of, if any."""
+    """The name of a run, and its other cells, each with its share of the teacher's cost if it is a cost."""
     name, *said = cells(run)
     shares: list[float | None] = [None] * len(said)
-    first = HEAD.index("MACs") - 1  # the first heading is that of the name
+    first = HEAD.index("MACs") - 1  # the first column is the name
     shares[first : first + len(_COSTS)] = [_share(run, key) for key, _ in _COSTS]
     return {"name": name, "cells": list(zip(said, shares, strict=True))}
 
@@ -101,7 +101,7 @@ def _share(run: Mapping[str, Any], key: str) -> float | None:
 
 
 def _chart(runs: Sequence[Mapping[str, Any]]) -> Markup:
-    """Students as numbered points, their teachers as diamonds."""
+    """Accuracy against MACs: students as numbered points, teachers as diamonds."""
     with page_style("comparison"):
         height = 190.0
         figure = Figure(figsize=(WIDTH / 72, height / 72))
@@ -124,7 +124,7 @@ def _chart(runs: Sequence[Mapping[str, Any]]) -> Markup:
 
 
 def _point(run: Mapping[str, Any], network: str) -> tuple[float, float]:
-    """MACs and accuracy; a figure that is missing leaves a gap."""
+    """MACs and accuracy; NaN if missing, which leaves a gap."""
     macs, top1 = (number(run[network].get(key)) for key in ("macs", "top1"))
     return (float("nan") if macs is None else macs, float("nan") if top1 is None else top1)
 
@@ -133,17 +133,17 @@ SEARCHED, UNIFORM = "searched", "uniform"
 
 
 def is_frontier(folder: RunFolder) -> bool:
-    """Whether a run folder holds several runs, one for each amount of a budget."""
+    """Whether a run folder is a frontier: several runs, one for each amount of a budget."""
     budgets = folder.config.get("budget")
     return isinstance(budgets, list) and any("," in str(text) for text in budgets)
 
 
 def whole_frontier(folder: RunFolder, action: str) -> RunFolderError:
-    """The error of what is done with single runs, asked for of a frontier; it names its runs.
+    """The error for an action on a frontier that is only possible on one of its runs, which it names.
 
     Args:
-        folder: That of the frontier.
-        action: What cannot be done, before the folder's name.
+        folder: The folder of the frontier.
+        action: The action, as it stands before the folder's name in the message.
     """
     runs = sorted(path.parent.name for path in folder.path.glob("*/config.toml"))
     return RunFolderError(
@@ -153,11 +153,11 @@ def whole_frontier(folder: RunFolder, action: str) -> RunFolderError:
 
 
 def frontier_record(runs: Sequence[tuple[RunFolder, RunFolder | None]]) -> dict[str, Any]:
-    """What `frontier.json` says: the teacher, and of each point the searched and the uniformly scaled student.
+    """The contents of `frontier.json`: the teacher, and the searched and the uniformly scaled student of each point.
 
     Args:
-        runs: For each point, the run of the search and that of uniform scaling (None: none is within its budget);
-            both evaluated.
+        runs: For each point, the evaluated runs of the search and of uniform scaling (None if no uniform architecture
+            is within the budget).
     """
     results = [searched.read_json("result.json") for searched, _ in runs]
     return {
@@ -179,7 +179,7 @@ def _student(run: RunFolder) -> dict[str, Any]:
 
 
 def _kind(budgets: Sequence[Sequence[Mapping[str, Any]]]) -> str:
-    """The kind of cost along which the budgets of the points differ."""
+    """The kind of cost in which the budgets of the points differ."""
     differing = (each[0]["kind"] for each in zip(*budgets, strict=True) if len({one["target"] for one in each}) > 1)
     return str(next(differing, budgets[0][0]["kind"]))
 
@@ -188,14 +188,14 @@ def write_frontier(folder: RunFolder) -> Path:
     """Writes `frontier.html` from `frontier.json`.
 
     Raises:
-        RunFolderError: Not all points are done.
+        RunFolderError: Some points are not done.
     """
     folder.require("frontier.json", made_by="run")
     return folder.write_text("frontier.html", frontier_page(folder.read_json("frontier.json")))
 
 
 def frontier_page(record: Mapping[str, Any]) -> str:
-    """The curve and its points on one page."""
+    """The curve and its points on one self-contained page."""
     kind = record["kind"]
     name = COST_NAMES.get(kind, kind)
     note = f"top-1 on the test split; {name} of the student. Both were distilled alike from the same weights."
@@ -221,7 +221,7 @@ def _frontier_point(point: Mapping[str, Any], record: Mapping[str, Any]) -> dict
 
 
 def frontier_chart(record: Mapping[str, Any]) -> Markup:
-    """Accuracy against cost: searched, uniformly scaled, and the teacher."""
+    """Accuracy against cost: searched and uniformly scaled students, and the teacher."""
     kind = record["kind"]
     teacher = (record["teacher"][kind], record["teacher"]["top1"])
     curves = {name: _curve(record, name) for name in (SEARCHED, UNIFORM)}
@@ -255,6 +255,6 @@ def _short(kind: str, cost: float) -> str:
 
 
 def _curve(record: Mapping[str, Any], name: str) -> list[tuple[float, float]]:
-    """Cost and accuracy of each point that there is, from the cheapest on."""
+    """Cost and accuracy of the points of a curve, cheapest first."""
     students = [point[name] for point in record["points"] if point[name] is not None]
     return sorted((student[record["kind"]], student["top1"]) for student in students)

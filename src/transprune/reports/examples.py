@@ -1,4 +1,4 @@
-"""Where teacher and student agree: accuracy by class, and test images on which they disagree."""
+"""Agreement of teacher and student: accuracy by class, and test images on which they disagree."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from transprune.data import ImageData, make_loader
 from transprune.training.evaluation import Answers
 
 MOST_PICTURES = 10
-"""So many of each kind of disagreement."""
+"""Pictures of each kind of disagreement."""
 LARGEST_SIDE = 64
-"""Pixels of a picture; larger images are made smaller."""
+"""Largest side of a picture in pixels; larger images are reduced."""
 KINDS = ("teacher_only", "student_only", "both_wrong")
-"""Only the teacher is right; only the student is right; both are wrong, each in its own way."""
+"""Only the teacher is right; only the student is right; both are wrong, with different answers."""
 
 
 def examples_record(data: ImageData, teacher: Answers, student: Answers) -> dict[str, Any]:
-    """What `examples.json` says: accuracy by class, how often each is right, and pictures of disagreements.
+    """The contents of `examples.json`: accuracy by class, counts of agreement, and pictures of disagreements.
 
     Args:
-        data: The data set whose test images were answered.
-        teacher: What the unpruned network answers.
-        student: What the smaller one answers.
+        data: The data set with the test images.
+        teacher: The answers of the teacher.
+        student: The answers of the student.
     """
     labels = data.test.labels.cpu()
     is_kind = _kinds(labels, teacher, student)
@@ -47,7 +47,7 @@ def examples_record(data: ImageData, teacher: Answers, student: Answers) -> dict
 
 
 def _kinds(labels: Tensor, teacher: Answers, student: Answers) -> dict[str, Tensor]:
-    """Which images are of each kind of disagreement, and which both get right; bool [samples] each."""
+    """The images of each kind of disagreement, and those that both get right; bool [samples] each."""
     is_right, is_learned = teacher.classes == labels, student.classes == labels
     return {
         "both_right": is_right & is_learned,
@@ -59,14 +59,14 @@ def _kinds(labels: Tensor, teacher: Answers, student: Answers) -> dict[str, Tens
 
 
 def _most_confident(members: Tensor, teacher: Answers, student: Answers) -> list[int]:
-    """Places of the images on which the less sure of the two networks is surest: no mere toss-ups."""
+    """Indices of the images on which the less confident network is most confident, so none is a toss-up."""
     places = members.nonzero().flatten()
     confidence = torch.minimum(teacher.confidences, student.confidences)[places]
     return [int(place) for place in places[confidence.argsort(descending=True, stable=True)][:MOST_PICTURES]]
 
 
 def _by_class(data: ImageData, labels: Tensor, teacher: Answers, student: Answers) -> list[dict[str, Any]]:
-    """Of each class its test images and the share of them, in percent, that each network gets right."""
+    """For each class, the number of test images and the accuracy of both networks, in percent."""
     counts = torch.bincount(labels, minlength=len(data.classes))
     right = {
         name: torch.bincount(labels[answers.classes == labels], minlength=len(data.classes))
@@ -107,7 +107,7 @@ def _pictures(data: ImageData, places: list[int]) -> list[str]:
 
 
 def _png(pixels: np.ndarray) -> str:
-    """Pixels uint8 [rows, columns] or [rows, columns, 3] as a data URI of at most `LARGEST_SIDE` pixels a side."""
+    """A PNG data URI of at most `LARGEST_SIDE` pixels per side; pixels are uint8 [rows, columns] or [.., .., 3]."""
     image = Image.fromarray(pixels)
     image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
     file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""The figures of a report."""
+"""Draws the figures of a report."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from transprune.reports.run_record import LayerRow, StageRow, WidthRow, number
 from transprune.reports.words import compact, percent, tick
 
 PALE = 0.22
-"""Opacity of what was there before."""
+"""Opacity of the unpruned network."""
 _LONG = 40
-"""Rows from which on a figure sets them closer."""
+"""Number of rows above which a figure sets them closer."""
 _TOP, _BOTTOM = 30.0, 6.0
 _LEAST_WIDTH, _LAYER_WIDTH = 620.0, 7.0
-"""Points: of the drawing of all layers, and of one layer."""
+"""Least width of the drawing of all layers, and width of one layer, in points."""
 _LABEL_CHARACTERS = 22
 
 Epochs = Sequence[Mapping[str, Any]]
@@ -44,7 +44,7 @@ class Line:
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Names for narrow labels: without the last part if all share it, and without the front if still too long."""
+    """Names for narrow labels: without the last part if all share it, and cut at the front if still too long."""
     parts = [name.split(".") for name in names]
     if len({tuple(part[-1:]) for part in parts}) == 1 and all(len(part) > 1 for part in parts):
         names = [name.rpartition(".")[0] for name in names]
@@ -52,7 +52,7 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 
 def lowest_share(rows: Sequence[WidthRow]) -> float:
-    """The smallest share of its full width that any group may keep, rounded down to a tenth."""
+    """The smallest candidate of any group as a share of its full width, rounded down to a tenth."""
     return math.floor(10 * min(min(row.candidates) / row.full for row in rows)) / 10
 
 
@@ -102,7 +102,7 @@ def width_history(rows: Sequence[WidthRow], epochs: Epochs) -> Markup:
 
 
 def width_choices(rows: Sequence[WidthRow], last: Mapping[str, Any]) -> Markup:
-    """Probability of every candidate width at the end of the search, and which was chosen."""
+    """Probability of every candidate width at the end of the search, with the chosen ones marked."""
     with page_style("width-choices"):
         figure, axes = _row_axes(rows)
         for place, row in enumerate(rows):
@@ -158,11 +158,11 @@ def line_chart(
     """Lines over the epochs of a phase.
 
     Args:
-        name: Unique in the page.
-        lines: What to draw; the first is drawn last, above the others.
-        description: What is to be seen, for those who do not see it.
-        limits: Ends of the vertical axis; None: chosen by the values.
-        label_of: How a value on the vertical axis is written.
+        name: A name unique in the page.
+        lines: The lines; the first is drawn on top.
+        description: A description for screen readers.
+        limits: Limits of the vertical axis; None: chosen from the values.
+        label_of: Formats a value on the vertical axis.
     """
     with page_style(name):
         figure, axes = _chart_axes(right=8)
@@ -185,7 +185,7 @@ _LEGEND: dict[str, Any] = {"handlelength": 1.4, "columnspacing": 1.2, "handletex
 
 
 def _row_axes(rows: Sequence[WidthRow]) -> tuple[Figure, Axes]:
-    """Axes with one labelled row for each group; the same height in every figure, so that rows stand side by side."""
+    """Axes with one labelled row for each group; of equal height in every figure, so that rows align side by side."""
     labels = short_names([row.name for row in rows])
     step, size = (12.0, 7.4) if len(rows) <= _LONG else (10.0, 6.8)
     left = 8 + size * 0.56 * max(map(len, labels))
@@ -208,7 +208,7 @@ def _row_axes(rows: Sequence[WidthRow]) -> tuple[Figure, Axes]:
 
 
 def _chart_axes(*, right: float) -> tuple[Figure, Axes]:
-    """Axes for a chart over epochs; `right` points are left free beside it."""
+    """Axes for a chart over epochs, with `right` points left free beside it."""
     height = 176.0
     figure = Figure(figsize=(WIDTH / 72, height / 72))
     left, bottom, top = 44.0, 30.0, 20.0
@@ -220,13 +220,13 @@ def _chart_axes(*, right: float) -> tuple[Figure, Axes]:
 
 
 def _limits(epochs: Sequence[int]) -> tuple[float, float]:
-    """Ends of an axis over epochs; a single epoch gets some room."""
+    """Limits of an axis over epochs, with some room around a single epoch."""
     first, last = min(epochs), max(epochs)
     return (first, last) if first < last else (first - 0.5, last + 0.5)
 
 
 def _probabilities(row: WidthRow, entry: Mapping[str, Any]) -> list[float]:
-    """The probability of each candidate of a group; zeros where the journal does not say, as for another space."""
+    """The probability of each candidate of a group; zeros if the journal lacks them or is of another space."""
     if len(row.candidates) == 1:
         return [1.0]
     found = [number(value) or 0.0 for value in entry["width_probabilities"].get(row.name, [])]
@@ -240,7 +240,7 @@ def _expected_share(row: WidthRow, entry: Mapping[str, Any]) -> float:
 
 
 def _edges(shares: np.ndarray) -> np.ndarray:
-    """Cell borders [candidates + 1] halfway between the candidates [candidates]."""
+    """Cell borders [candidates + 1], halfway between the candidates [candidates]."""
     if len(shares) == 1:
         return np.array([shares[0] - 0.05, shares[0] + 0.05])
     middles = (shares[1:] + shares[:-1]) / 2
@@ -248,11 +248,7 @@ def _edges(shares: np.ndarray) -> np.ndarray:
 
 
 def layer_columns(layers: Sequence[LayerRow]) -> tuple[Markup, float]:
-    """The network as columns: channels above, MACs below.
-
-    Returns:
-        The drawing and its width in points: the more layers, the wider.
-    """
+    """The network as columns, channels above and MACs below; also returns the width of the drawing in points."""
     width, height = max(_LEAST_WIDTH, 60 + _LAYER_WIDTH * len(layers)), 220.0
     with page_style("layers"):
         figure = Figure(figsize=(width / 72, height / 72))
@@ -284,7 +280,7 @@ def layer_columns(layers: Sequence[LayerRow]) -> tuple[Markup, float]:
 
 
 def _column(axes: Axes, place: int, layer: LayerRow, before: float, after: float) -> None:
-    """One layer: pale before, solid after, hatched where it is dropped."""
+    """Draws one layer: pale before, solid after, hatched if it is dropped."""
     if layer.is_dropped:
         axes.bar(place, before, 0.8, fc="none", ec=(GREY, 0.9), hatch="//////", lw=0)
         return

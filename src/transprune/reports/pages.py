@@ -1,7 +1,7 @@
-"""What pages are made of: templates, which draw what modules prepare as plain values, and drawings inside the page.
+"""Renders templates to self-contained pages, and figures to SVG inside them.
 
-The colours are of middle lightness, so that they read on a light and on a dark page; text and axes take the colour of
-the page's text.
+Colours have medium lightness, so that they are legible on light and dark pages; text and axes take the colour of the
+page's text.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from matplotlib.figure import Figure
 from transprune.reports.words import percent, points
 
 BLUE = "#1f7fc4"
-"""What is kept, expected or held out."""
+"""Colour of what is kept, expected or held out."""
 ORANGE = "#d9650f"
-"""What is chosen or must not be exceeded; told from blue by every kind of colour vision."""
+"""Colour of what is chosen or a limit; distinct from blue in all kinds of colour vision."""
 GREY = "#7f8790"
-"""What is dropped or of less weight."""
+"""Colour of what is dropped or secondary."""
 INK, PAPER = "#010203", "#fdfcfb"
-"""Stand for the colours of the text and the ground of the page."""
+"""Placeholders for the page's colours of text and background."""
 WIDTH = 278.0
-"""Width of every figure in points: about 370 pixels, so that it is read without enlarging on a phone."""
+"""Width of every figure in points: about 370 pixels, which fits a phone."""
 
 _STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",  # text stays text: searchable, and in the page's font
+    "svg.fonttype": "none",  # keep text as text: searchable, and in the page's font
     "image.composite_image": False,
-    "text.parse_math": False,  # names may hold dollar signs
+    "text.parse_math": False,  # names may contain dollar signs
     "font.sans-serif": ["DejaVu Sans"],  # for measuring; the page sets its own font
     "font.size": 8.0,
     "axes.edgecolor": INK,
@@ -58,11 +58,11 @@ _UNIT = re.compile(r"(?<=\d) (?=%|ms\b|[kMG]?B\b|h\b|min\b|s\b)")
 
 
 def render(template: str, **context: Any) -> str:
-    """A page that needs nothing but itself. Texts are escaped; drawings, which are markup, are not.
+    """Renders a self-contained page. Text is escaped; drawings, which are `Markup`, are not.
 
     Args:
         template: Name of a file in `templates/`.
-        context: What it shows.
+        context: The variables of the template.
     """
     environment = Environment(
         loader=PackageLoader("transprune.reports"),
@@ -77,34 +77,34 @@ def render(template: str, **context: Any) -> str:
 
 
 def _with_units_unbroken(text: str) -> str:
-    """No line ends between a figure and its unit, but in what is quoted word by word."""
+    """Prevents line breaks between a figure and its unit, except in text that is quoted verbatim."""
     pieces = _AS_WRITTEN.split(text)
     return "".join(piece if place % 2 else _UNIT.sub("&nbsp;", piece) for place, piece in enumerate(pieces))
 
 
 @contextmanager
 def page_style(name: str) -> Iterator[None]:
-    """Matplotlib's settings for one figure; the caller's own come back afterwards."""
+    """Applies matplotlib's settings for one figure, and restores the caller's afterwards."""
     settings: Any = {**_STYLE, "svg.hashsalt": name}
     with mpl.rc_context(settings), warnings.catch_warnings():
-        # The page's font draws the text; that the measuring font lacks a letter is of no matter.
+        # The page's own font draws the text, so letters missing from the measuring font do not matter.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
 
 def inline_svg(figure: Figure, name: str, description: str) -> Markup:
-    """A figure as an `<svg>` element without any reference to something outside it.
+    """A figure as a self-contained `<svg>` element.
 
     Args:
-        figure: Drawn within `page_style(name)`.
-        name: Unique in the page; the ids in the figure begin with it.
-        description: What the figure shows, for those who do not see it.
+        figure: The figure, drawn within `page_style(name)`.
+        name: A name unique in the page; the prefix of the ids in the figure.
+        description: A description for screen readers.
     """
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True)
     text = file.getvalue()
     body = text[text.index(">", text.index("<svg")) + 1 :]
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)  # holds the date
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)  # contains the date
     body = re.sub(r"<style[^>]*>.*?</style>", "", body, flags=re.DOTALL)
     body = body.replace("xlink:href", "href").replace(INK, "currentColor").replace(PAPER, "var(--page)")
     used = set(re.findall(r'(?:href="|url\()#([\w-]+)', body))

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML page that needs nothing but itself."""
+"""The report of a run: one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from transprune.runtime import RunFolder
 from transprune.runtime.terminal import duration
 
 MOST_CLASSES = 24
-"""Rows of the table by class; of more classes only those with the largest changes are shown."""
+"""Largest number of rows in the table by class, which shows the classes with the largest changes."""
 _MEASURES = (
     ("Top-1 accuracy", "top1", "%"),
     ("Top-5 accuracy", "top5", "%"),
@@ -47,23 +47,17 @@ _PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/=]+")
 
 
 def write_report(run_dir: Path) -> Path:
-    """Writes report.html from the other files of a run folder; steps that were not done yet are named as such.
-
-    Args:
-        run_dir: The run folder.
-
-    Returns:
-        The path of the report.
+    """Writes report.html from the other files of a run folder, and returns its path; it says which steps are missing.
 
     Raises:
-        RunFolderError: The folder is missing or no run, a file is malformed, or there is nothing to report yet.
+        RunFolderError: The folder is missing or not a run, a file is malformed, or there is nothing to report yet.
     """
     record = read_record(run_dir)
     return RunFolder.open(run_dir).write_text("report.html", render("report.html.j2", **_context(record)))
 
 
 def _context(record: RunRecord) -> dict[str, Any]:
-    """What the template shows; what is not there yet is empty."""
+    """The variables of the template; empty for what is not done yet."""
     return {
         "title": headline(record),
         "record": record,
@@ -91,7 +85,7 @@ def _context(record: RunRecord) -> dict[str, Any]:
 
 
 def _times(record: RunRecord) -> str:
-    """When the run began, and how long its phases took."""
+    """The start of the run and the durations of its phases, in words."""
     starts = [str(entry["time"])[:16].replace("T", " ") for entry in record.events("start") if "time" in entry]
     said = [f"started {starts[0]}"] if starts else []
     for phase, name in PHASE_NAMES.items():
@@ -101,7 +95,7 @@ def _times(record: RunRecord) -> str:
 
 
 def _measures(record: RunRecord) -> Iterator[dict[str, Any]]:
-    """What was measured of teacher and student; nothing where neither is measured."""
+    """The rows of figures of teacher and student; none if neither is measured."""
     teacher, student = part(record.result, "teacher"), part(record.result, "student")
     for label, key, unit in _MEASURES if teacher or student else ():
         before, after = number(teacher.get(key)), number(student.get(key))
@@ -121,7 +115,7 @@ def _measure(value: float | None, unit: str) -> str:
 
 
 def _budgets(record: RunRecord) -> Iterator[dict[str, Any]]:
-    """Of each budget what was allowed, what is used, and whether it was kept."""
+    """For each budget, what it allows, what is used, and whether it is kept."""
     for budget in record.budgets:
         target, actual = number(budget.get("target")), number(budget.get("actual"))
         if not target or actual is None:
@@ -182,7 +176,7 @@ def _layer(layer: LayerRow) -> tuple[str, ...]:
 
 
 def _examples(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Agreement, accuracy by class, and pictures; nothing where no answers were kept."""
+    """Agreement, accuracy by class, and pictures; empty if no answers were kept."""
     if not found:
         return {}
     samples, counts = found["samples"], found["counts"]
@@ -236,7 +230,7 @@ def _picture(example: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _friendliness(record: RunRecord) -> str:
-    """What to do where widths do not suit the hardware."""
+    """Advice if many widths are inefficient on hardware."""
     widths = part(record.result, "widths")
     share, multiple = number(widths.get("share_of_macs")), widths.get("multiple_of")
     if not share:
@@ -250,7 +244,7 @@ def _friendliness(record: RunRecord) -> str:
 
 
 def _remarks(record: RunRecord) -> Iterator[str]:
-    """Decisions and warnings of the journal."""
+    """The decisions and warnings in the journal."""
     for entry in [*record.events("decision"), *record.events("warning")]:
         fields = [str(entry[key]) for key in ("what", "why", "message") if key in entry]
         yield ": ".join(fields) or _plain(entry)

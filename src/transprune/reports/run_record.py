@@ -1,4 +1,4 @@
-"""What the files of a run folder say, ready to be shown; pieces that are not there yet are empty."""
+"""The contents of a run folder, ready to be shown; parts that do not exist yet are empty."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class LayerSize:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerRow:
-    """One layer that computes, before and after."""
+    """One layer with MACs, before and after."""
 
     name: str
     operator: str
@@ -78,7 +78,7 @@ class RunRecord:
     architecture: Mapping[str, Any]
     result: Mapping[str, Any]
     measurements: Mapping[str, Any]
-    """What `transprune measure` wrote."""
+    """The measurements of `transprune measure`."""
     examples: Mapping[str, Any]
     """Accuracy by class, and pictures on which teacher and student disagree."""
     entries: Sequence[Mapping[str, Any]]
@@ -86,24 +86,24 @@ class RunRecord:
     groups: Sequence[WidthRow]
     stages: Sequence[StageRow]
     layers: Sequence[LayerRow]
-    """Empty while the space is not known."""
+    """Empty while the space is unknown."""
     is_point: bool
-    """Whether it is a point of a frontier, whose page is in the folder above."""
+    """Whether the run is a point of a frontier, whose page is in the folder above."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether no step has left anything to show."""
+        """Whether there is nothing to show."""
         return not (self.result or self.architecture or self.groups or any(map(self.epochs, PHASES)))
 
     @property
     def budgets(self) -> list[Mapping[str, Any]]:
-        """What each budget allowed and what is used of it; empty while the student is not measured."""
+        """What each budget allows and what is used of it; empty while the student is not measured."""
         found = self.result.get("budgets")
         return [each for each in found if isinstance(each, Mapping)] if isinstance(found, list) else []
 
     @property
     def cost_kinds(self) -> list[str]:
-        """What the budgets count, such as "macs"."""
+        """The kinds of cost in the budgets, such as "macs"."""
         last = self.epochs("search")[-1:]
         targets = [key.removeprefix("target_") for key in (last[0] if last else {}) if key.startswith("target_")]
         return [str(budget.get("kind", "macs")) for budget in self.budgets] or targets or ["macs"]
@@ -113,7 +113,7 @@ class RunRecord:
         return [entry for entry in self.entries if entry.get("event") == event]
 
     def epochs(self, phase: str) -> list[Mapping[str, Any]]:
-        """The epochs of a phase; what an interrupted attempt left is replaced by the attempt that came after."""
+        """The epochs of a phase; a later attempt replaces the epochs of an interrupted one."""
         kept: list[Mapping[str, Any]] = []
         for entry in self.events("epoch"):
             if entry.get("phase") == phase and isinstance(entry.get("epoch"), int):
@@ -130,7 +130,7 @@ def part(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def number(value: Any) -> float | None:
-    """A finite number, or None: journals spell the others as text."""
+    """A finite number, or None: journals write the others as text."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
@@ -147,7 +147,7 @@ def read_record(run_dir: Path) -> RunRecord:
     """Reads a run folder.
 
     Raises:
-        RunFolderError: The folder is missing or no run, a file is malformed, or there is nothing to report yet.
+        RunFolderError: The folder is missing or not a run, a file is malformed, or there is nothing to report yet.
     """
     folder = RunFolder.open(run_dir)
     try:
@@ -211,7 +211,7 @@ def _stage_row(stage: Mapping[str, Any], architecture: Mapping[str, Any]) -> Sta
 
 
 def _layer_rows(space_json: Mapping[str, Any], architecture_json: Mapping[str, Any]) -> list[LayerRow]:
-    """The layers that cost MACs before or after."""
+    """The layers with MACs before or after."""
     space = SearchSpace.from_json(space_json)
     full = space.full_architecture()
     chosen = Architecture.from_json(architecture_json) if architecture_json else None

@@ -1,7 +1,7 @@
 """A tracker that writes a run for TensorBoard: `tensorboard --logdir RUN/tensorboard`.
 
-Each phase is a run of TensorBoard's, so that curves of one name share a chart; `run` holds the texts. What is there is
-made from the journal, and made anew from it whenever a phase goes on: no point is there twice.
+Each phase is a TensorBoard run, so that curves of the same name share a chart; the run `run` has the texts. All of it
+is derived from the journal, and a phase is rewritten when it resumes, so that no point appears twice.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RESULTS = ("top1", "macs", "params", "latency_ms", "runtime", "device", "threads
 
 
 def require_tensorboard() -> None:
-    """Checks that TensorBoard's package is there.
+    """Checks that TensorBoard's package is installed.
 
     Raises:
         OptionError: It is not.
@@ -45,7 +45,7 @@ def require_tensorboard() -> None:
 
 
 class TensorBoardTracker:
-    """Writes what a journal records to RUN/tensorboard.
+    """Writes the records of a journal to RUN/tensorboard.
 
     Args:
         folder: The run folder.
@@ -60,7 +60,6 @@ class TensorBoardTracker:
         self._replayed: Sequence[Mapping[str, Any]] | None = None
 
     def __call__(self, entry: Mapping[str, Any]) -> None:
-        """Shows a record."""
         if self._replayed is None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._replayed = read_journal(self._journal)
@@ -73,7 +72,7 @@ class TensorBoardTracker:
             self._show([entry])
 
     def _rewrite(self, phase: str) -> None:
-        """Makes a phase anew: epochs that will be run again are no longer in the journal."""
+        """Rewrites a phase from the journal, from which epochs that will run again have been removed."""
         writer = self._writers.pop(phase, None)
         if writer is not None:
             writer.close()
@@ -115,7 +114,7 @@ class TensorBoardTracker:
 
 
 def scalars(entry: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of an epoch, and of each budget what is expected and used as shares of it."""
+    """The figures of an epoch, and expected and actual costs as shares of each budget."""
     figures = {
         name: float(value)
         for name, value in entry.items()
@@ -129,7 +128,7 @@ def scalars(entry: Mapping[str, Any]) -> dict[str, float]:
 
 
 def heat_map(rows: Mapping[str, Sequence[float]]) -> np.ndarray:
-    """Probabilities as a picture [pixels, pixels, 3] of one labelled row each: the smallest candidate at the left."""
+    """An image [pixels, pixels, 3] with a labelled row of probabilities for each choice, smallest candidate first."""
     most = max(map(len, rows.values()))
     cells = np.full((len(rows), most), np.nan)
     for place, row in enumerate(rows.values()):
@@ -157,5 +156,5 @@ def _result(entry: Mapping[str, Any]) -> str:
 
 
 def _time(entry: Mapping[str, Any]) -> float:
-    """Seconds since 1970."""
+    """The time of a record, in seconds since 1970."""
     return datetime.fromisoformat(entry["time"]).timestamp()

@@ -19,7 +19,7 @@ _PREFIXES = ((10**9, "G"), (10**6, "M"), (10**3, "k"))
 
 
 def compact(value: float, unit: str = "") -> str:
-    """A figure with a prefix in powers of 1000.
+    """Formats a figure with a metric prefix.
 
     Example:
         >>> compact(40813194)
@@ -34,14 +34,14 @@ def compact(value: float, unit: str = "") -> str:
 
 
 def tick(value: float) -> str:
-    """A figure for an axis: no more digits than it needs."""
+    """Formats a figure for an axis, with no more digits than needed."""
     text = compact(value)
     figure, _, prefix = text.partition(" ")
     return f"{float(figure):g} {prefix}".strip()
 
 
 def amount(kind: str, value: float) -> str:
-    """What something costs: nanoseconds of latency as milliseconds, all else as a number.
+    """Formats a cost: latencies, in nanoseconds, as milliseconds, and all others as plain numbers.
 
     Example:
         >>> amount("latency", 4_200_000)
@@ -53,7 +53,7 @@ def amount(kind: str, value: float) -> str:
 
 
 def timed_in(figures: Mapping[str, Any]) -> str:
-    """Where a latency was measured; empty where the figures, of an earlier version, do not say.
+    """Says where a latency was measured; empty for figures of earlier versions, which do not tell.
 
     Example:
         >>> timed_in({"runtime": "torch", "device": "cpu", "threads": 1, "batch_size": 64})
@@ -71,7 +71,7 @@ def percent(share: float, decimals: int = 1) -> str:
 
 
 def points(difference: float) -> str:
-    """A difference of two percentages, its direction in words.
+    """Formats a difference of two percentages, with its direction in words.
 
     Example:
         >>> points(-0.278)
@@ -92,12 +92,12 @@ def subject(record: RunRecord) -> str:
 
 
 def headline(record: RunRecord) -> str:
-    """The result of a run, or how far it has come, in one sentence."""
+    """One sentence on the result of a run, or on its progress."""
     return f"{subject(record)}: {_measured(record) or _chosen(record) or _progress(record)}"
 
 
 def _measured(record: RunRecord) -> str:
-    """Cost and accuracy of the student; nothing while it is not measured."""
+    """Cost and accuracy of the student; empty while it is not measured."""
     cost = [
         f"{percent(after / before)} of the {COST_NAMES.get(kind, kind)}"
         for kind in record.cost_kinds
@@ -111,7 +111,7 @@ def _measured(record: RunRecord) -> str:
 
 
 def _pair(record: RunRecord, measure: str) -> list[tuple[float, float]]:
-    """What was measured of the teacher and the student, or nothing."""
+    """A measure of teacher and student, if both have it, as a list of one pair."""
     before, after = (number(part(record.result, network).get(measure)) for network in ("teacher", "student"))
     return [(before, after)] if before is not None and after is not None else []
 
@@ -122,7 +122,7 @@ def _chosen(record: RunRecord) -> str:
 
 
 def network_size(record: RunRecord) -> str:
-    """The size of the derived network; nothing while there is none."""
+    """The size of the derived network; empty while there is none."""
     shares = [row.kept / row.full for row in record.groups if row.kept and not row.is_dropped]
     if not record.architecture or not shares:
         return ""
@@ -133,7 +133,7 @@ def network_size(record: RunRecord) -> str:
 
 
 def _progress(record: RunRecord) -> str:
-    """The last epoch of the last phase that has begun."""
+    """The last epoch of the latest phase."""
     for phase in reversed(PHASES):
         epochs = record.epochs(phase)
         if epochs:
