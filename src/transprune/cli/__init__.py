@@ -1,4 +1,4 @@
-"""The command line: reads the arguments, calls a step, says what went wrong. No logic of its own."""
+"""The command line: reads arguments, calls steps, and explains errors; no logic of its own."""
 
 from transprune.cli.entry import main
 

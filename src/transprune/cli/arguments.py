@@ -1,4 +1,4 @@
-"""Which command the arguments mean, and help on one screen: the everyday options, all of them on demand."""
+"""Reads the arguments into a command; its help shows the everyday options on one screen, and all on demand."""
 
 from __future__ import annotations
 
@@ -60,16 +60,14 @@ COMMANDS: dict[str, Any] = {
 
 
 RESUMED: dict[str, Any] = {"run": ResumedRun, "compress": ResumedCompress, "search": ResumedSearch}
-"""What a subcommand takes where it goes on with a run that is named alone."""
+"""The commands of subcommands called as `--resume RUN`, without the arguments that start a run."""
 
 
 def read_command(arguments: Sequence[str]) -> Any:
-    """The command that the arguments mean, with their values.
-
-    Ends the process where they ask for help, or are none.
+    """The command that the arguments name, with their values; exits if they ask for help or are invalid.
 
     Raises:
-        OptionError: There is no such verb, or a file or a preset that decides other options cannot be used.
+        OptionError: The verb is unknown, or the config file or preset cannot be used.
     """
     if not arguments or (arguments[0].startswith("-") and is_asked(arguments)):
         return _read(_all_verbs(), "transprune", ["--help"], description=DESCRIPTION)
@@ -88,7 +86,7 @@ def _read(kind: Any, program: str, arguments: Sequence[str], **more: Any) -> Any
 
 
 def _kind(verb: str, arguments: Sequence[str]) -> tuple[Any, Any]:
-    """The dataclass of a command, and its defaults where it starts a run."""
+    """The dataclass of a command, and its defaults if it starts a run."""
     command = COMMANDS[verb]
     if not issubclass(command, Job):
         return command, tyro.MISSING_NONPROP
@@ -107,24 +105,24 @@ def _all_verbs() -> Any:
 
 
 def _defaults(arguments: Sequence[str]) -> dict[str, Any]:
-    """Values of a command that starts a run where the arguments give none: the file's of --config, then the preset's.
+    """Defaults of a command that starts a run: values in the file of --config, then those of the preset.
 
-    Both are named by the arguments themselves, so these two are read first.
+    The arguments --config and --preset are read before all others, because they decide these defaults.
     """
     path = _value(arguments, "--config")
     config = read_config(path) if path is not None else {}
     preset = _value(arguments, "--preset") or config.get("preset", DEFAULT_PRESET)
-    is_named = isinstance(preset, str)  # else the file is refused with the reason
+    is_named = isinstance(preset, str)  # otherwise the file is rejected with a reason
     options = preset_options(preset if is_named else DEFAULT_PRESET, config, path=path or "")
     given = {item.name: getattr(options, item.name) for item in fields(options) if item.name != "compress"}
     missing = [name for name in ("model", "budget") if name not in config]
     if _value(arguments, "--budget") is not None:
-        missing.append("budget")  # else those of the arguments were added to those of the file
+        missing.append("budget")  # otherwise tyro would append those of the arguments to those of the file
     return {**given, **dict.fromkeys([*missing, "out"], tyro.MISSING)}
 
 
 def _value(arguments: Sequence[str], option: str) -> str | None:
-    """The value that the arguments give an option, the last if there are several."""
+    """The value of an option in the arguments; the last one if it is repeated."""
     found = None
     for argument, following in pairwise([*arguments, None]):
         if argument == option:
@@ -135,7 +133,7 @@ def _value(arguments: Sequence[str], option: str) -> str | None:
 
 
 def _is_resumed(arguments: Sequence[str]) -> bool:
-    """Whether the arguments go on with a run that is named alone, with all options as it holds them."""
+    """Whether the arguments are of the form `--resume RUN`, which takes all options from the run."""
     return "--resume" in arguments and not any(argument.partition("=")[0] == "--out" for argument in arguments)
 
 
@@ -144,12 +142,12 @@ EVERYDAY = (
     *("model", "data", "budget", "out", "preset", "config", "plan", "as_json", "weights", "download", "device"),
     *("overwrite", "resume", "samples", "repair"),
 )
-"""Options that the help of a command that starts a run shows; `--help-all` shows the others too."""
+"""Options in the short help of commands that start a run; `--help-all` shows the others too."""
 MORE = f"All options, also those of training, search and distillation: {EVERYTHING}"
 NONE = tyro.MISSING_NONPROP
-"""Stands for the defaults of a command that has them itself."""
+"""In place of defaults: the dataclass has its own."""
 _OBVIOUS = (None, False, ())
-"""Defaults that need no words."""
+"""Defaults that help need not mention."""
 
 
 def is_asked(arguments: Sequence[str]) -> bool:
@@ -158,12 +156,12 @@ def is_asked(arguments: Sequence[str]) -> bool:
 
 
 def page_of(kind: Any, default: Any, *, is_short: bool) -> Any:
-    """A dataclass with the help of a command, as tyro shows it.
+    """A dataclass from which tyro makes the help of a command.
 
     Args:
         kind: The dataclass of the command.
-        default: What its fields are by default; `NONE`: it says so itself.
-        is_short: Whether only everyday options are shown.
+        default: An instance with the defaults; `NONE`: those of the dataclass.
+        is_short: Show only the everyday options.
     """
     page = _page(kind, default, EVERYDAY if is_short else None)
     if is_short:
@@ -172,7 +170,7 @@ def page_of(kind: Any, default: Any, *, is_short: bool) -> Any:
 
 
 def _page(kind: Any, default: Any, shown: Sequence[str] | None) -> Any:
-    """The fields of a dataclass, each with its docstring in one piece: tyro would keep some of its line breaks."""
+    """A dataclass with the shown fields, their docstrings joined to one line: tyro would keep some line breaks."""
     bare: dict[str, Any] = get_type_hints(kind)
     hints, said = get_type_hints(kind, include_extras=True), _docstrings(kind)
     made = []
@@ -192,7 +190,7 @@ def _page(kind: Any, default: Any, shown: Sequence[str] | None) -> Any:
 
 
 def _docstrings(kind: Any) -> dict[str, str]:
-    """What stands under each field."""
+    """The docstring of each field."""
     return {
         part.arg_name: " ".join(part.description.split())
         for base in reversed(kind.__mro__)

@@ -1,4 +1,4 @@
-"""Commands on a run folder, one for each step, and commands that only show something."""
+"""Commands for the steps on a run folder, and commands that only show something."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transprune.runtime import RunFolder
 
 AsJson = Annotated[bool, tyro.conf.arg(name="json")]
-"""The option `--json` of every command that has figures to tell."""
+"""The option `--json` of commands that print figures."""
 
 
 def print_json(value: Any) -> None:
@@ -31,12 +31,12 @@ def print_json(value: Any) -> None:
 
 Options = TypeVar("Options")
 Unprefixed = Annotated[Options, tyro.conf.arg(name="")]
-"""Options that stand beside the others on the command line, without a word before them."""
+"""A nested dataclass whose options have no prefix on the command line."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnRun:
-    """The run folder that a command is about."""
+    """Arguments of a command on a run folder."""
 
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
@@ -44,7 +44,7 @@ class OnRun:
 
 @dataclass(frozen=True, kw_only=True)
 class OnDevice(OnRun):
-    """The device that computes."""
+    """Arguments of a command on a run folder that computes."""
 
     device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = "auto"
     """auto, cpu, cuda or cuda:N."""
@@ -58,7 +58,7 @@ class Step(OnDevice):
     tracking: Unprefixed[Tracking] = field(default_factory=Tracking)
 
     def _do(self, name: str) -> RunFolder:
-        """Runs a step by its name."""
+        """Runs a step by its function's name, and returns the run folder."""
         trackers = self.tracking.loaded()
         with (
             runs.open_run(self.run, device=self.device, safety=self.safety).followed_by(trackers) as run,
@@ -80,7 +80,6 @@ class DistillCommand(Step):
     """Go on in the middle of it, if it was interrupted; the same happens without this word."""
 
     def __call__(self) -> None:
-        """Runs the step."""
         print(f"wrote {self._do('distill').file('student.safetensors')}")
 
 
@@ -95,7 +94,6 @@ class EvaluateCommand(Step):
     """Print what result.json holds, and nothing else on standard output."""
 
     def __call__(self) -> None:
-        """Runs the step and shows the table."""
         folder = self._do("evaluate")
         if self.as_json:
             print_json(folder.read_json("result.json"))
@@ -110,7 +108,6 @@ class ExportCommand(Step):
     """
 
     def __call__(self) -> None:
-        """Runs the step."""
         folder = self._do("export")
         print(f"wrote {folder.file('student.onnx')} and {folder.file('student.pt2')}")
 
@@ -127,7 +124,6 @@ class MeasureCommand(OnDevice):
     """Print what was measured as JSON."""
 
     def __call__(self) -> None:
-        """Runs the step and shows the table."""
         with runs.open_run(self.run, device=self.device) as run, runs.logging_to(run):
             content = runs.measure_step(run, self.options)
         if self.as_json:
@@ -144,7 +140,6 @@ class ReportCommand(OnRun):
     """
 
     def __call__(self) -> None:
-        """Writes the report; also of a run that another process is at work on."""
         print(f"wrote {runs.write_any_report(self.run)}")
 
 
@@ -163,7 +158,6 @@ class CompareCommand:
     """Also write a page that needs nothing but itself into this file."""
 
     def __call__(self) -> None:
-        """Shows the runs."""
         from transprune.reports.comparison import comparison
         from transprune.runs.results import show_comparison, write_comparison
 
@@ -205,7 +199,6 @@ class InspectCommand:
     """Print the whole search space as JSON."""
 
     def __call__(self) -> None:
-        """Prints the search space."""
         import torch
 
         from transprune.models.by_name import build_model

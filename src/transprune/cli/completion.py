@@ -1,6 +1,6 @@
-"""Scripts by which a shell completes verbs, options and their words, and files everywhere else.
+"""Scripts with which a shell completes verbs, options and their values, and file names everywhere else.
 
-tyro writes such scripts too; decision 16 says why they do not serve.
+tyro can write such scripts too; decision 16 says why they do not serve.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import tyro
 
 Shell = Literal["bash", "zsh", "fish"]
 Words = Mapping[str, tuple[str, ...]]
-"""By an option, or by a verb, what may stand behind it; nothing: anything, such as a file."""
+"""The values that may follow each option or verb; empty: anything, such as a file."""
 
 _BASH = """\
 _transprune() {
@@ -36,7 +36,7 @@ _ZSH = """\
 autoload -U +X bashcompinit
 bashcompinit
 """
-"""After this, zsh reads the script for bash."""
+"""The beginning of the script for zsh, which continues with that for bash."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,6 @@ class CompletionCommand:
     """bash, zsh or fish."""
 
     def __call__(self) -> None:
-        """Prints the script."""
         from transprune.cli.arguments import COMMANDS
         from transprune.models.by_name import NAMES
 
@@ -60,7 +59,7 @@ class CompletionCommand:
 
 
 def options_of(kind: Any) -> Words:
-    """The options of a command, with the words that each may be given."""
+    """The options of a command, with the values that each may take."""
     from transprune.data.sources import SPECIFICATIONS
     from transprune.runs.run_options import PRESETS
 

@@ -1,4 +1,4 @@
-"""The entry point: what the arguments ask for is done, and what goes wrong is said, with an exit code."""
+"""The entry point: runs the command, and turns errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from transprune.errors import StoppedError, TranspruneError
 from transprune.runtime import Terminated, keep_kernels, raising_on_sigterm
 
 FAILED = 2
-"""Exit code: a clear error was printed."""
+"""Exit code after an error with a message."""
 CLOSED = 141
-"""Exit code: nobody reads standard output any more, as after `| head`; what a shell says of SIGPIPE."""
+"""Exit code if nothing reads standard output any more, as after `| head`; the one that shells report for SIGPIPE."""
 STOPPED = {"SIGINT": 130, "SIGTERM": 143, "--max-minutes": 75}
-"""Exit codes of a run that can go on, by what stopped it; 75 is what schedulers know as "try again"."""
+"""Exit codes of a run that can be resumed, by what stopped it; 75 (EX_TEMPFAIL) tells schedulers to try again."""
 
 
 @contextmanager
 def explaining() -> Iterator[None]:
-    """Turns errors and stops into a message and an exit code; warnings are printed."""
+    """Turns errors and stops into messages and exit codes, and prints warnings."""
     logger = logging.getLogger("transprune")
     logger.setLevel(logging.INFO)
-    assert logging.lastResort is not None  # prints warnings on standard error
+    assert logging.lastResort is not None  # the handler that prints warnings on standard error
     logger.addHandler(logging.lastResort)
     try:
         with raising_on_sigterm(), _closed_output():
@@ -51,7 +51,7 @@ def explaining() -> Iterator[None]:
 
 @contextmanager
 def _closed_output() -> Iterator[None]:
-    """Ends quietly where whoever read standard output has gone; other broken pipes stay errors."""
+    """Exits quietly if the reader of standard output is gone; other broken pipes remain errors."""
     try:
         try:
             yield
@@ -60,12 +60,12 @@ def _closed_output() -> Iterator[None]:
     except BrokenPipeError:
         if not _nobody_reads(sys.stdout.fileno()):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at exit
         sys.exit(CLOSED)
 
 
 def _nobody_reads(descriptor: int) -> bool:
-    """Whether a descriptor is a pipe without a reader; False where the system cannot tell."""
+    """Whether a descriptor is a pipe without a reader; False if the system cannot tell."""
     if not hasattr(select, "poll"):
         return False
     waiting = select.poll()
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _call(command: Any) -> None:
-    """Runs a command: in all processes where they share its work, else in the first one alone; the first one prints.
+    """Runs a command, in all processes if they share its work, otherwise only in the first one, which alone prints.
 
     A command is one of `arguments.COMMANDS`; calling it does the work, as `jobs.RunCommand.__call__` does for `run`.
     """
@@ -95,7 +95,6 @@ def _call(command: Any) -> None:
     from transprune.cli.jobs import CompressCommand, Job, ResumedCompress, ResumedRun
     from transprune.runtime import processes  # heavy, and not needed to show help
 
-    # Work that several processes share.
     is_shared = isinstance(command, (Job, ResumedRun, DistillCommand)) and not getattr(command, "plan", False)
     is_shared = is_shared and not isinstance(command, (CompressCommand, ResumedCompress))
     with processes.joined():

@@ -1,4 +1,4 @@
-"""Commands that start a run, or go on with one."""
+"""Commands that start or resume a run."""
 
 from __future__ import annotations
 
@@ -49,11 +49,10 @@ class Job(RunOptions):
     tracking: Unprefixed[Tracking] = field(default_factory=Tracking)
 
     def options(self) -> RunOptions:
-        """What decides the run."""
+        """The options that decide the result of the run."""
         return RunOptions(**{item.name: getattr(self, item.name) for item in fields(RunOptions)})
 
     def show_plan(self, *, search_only: bool = False) -> None:
-        """Prints what would be done."""
         plan = runs.plan_run(
             self.options(),
             self.out,
@@ -68,7 +67,7 @@ class Job(RunOptions):
             runs.show_plan(plan)
 
     def prepared(self) -> Run:
-        """The run, begun or taken up."""
+        """The run, started or resumed."""
         trackers = self.tracking.loaded()
         return runs.prepare(
             self.options(),
@@ -88,7 +87,6 @@ class RunCommand(Job):
     """
 
     def __call__(self) -> None:
-        """Runs every step."""
         if self.plan:
             self.show_plan()
         else:
@@ -103,7 +101,6 @@ class SearchCommand(Job):
     """
 
     def __call__(self) -> None:
-        """Runs the teacher and the search."""
         refuse_frontier(self.budget)
         if self.plan:
             self.show_plan(search_only=True)
@@ -127,7 +124,6 @@ class CompressCommand(Job):
         return replace(super().options(), compress=CompressOptions(samples=self.samples, repair=self.repair))
 
     def __call__(self) -> None:
-        """Runs every step."""
         refuse_frontier(self.budget)
         if self.plan:
             self.show_plan()
@@ -150,7 +146,6 @@ class DeriveCommand(OnDevice):
     """Start anew where the folder holds a run."""
 
     def __call__(self) -> None:
-        """Derives, and shows what was chosen."""
         refuse_frontier(self.budget)
         folder = runs.derive_run(self.run, self.budget, self.out, device=self.device, overwrite=self.overwrite)
         runs.show_derived(folder)
@@ -169,11 +164,10 @@ class ResumedRun(Step):
     """Print the result as JSON, and nothing else on standard output."""
 
     def __call__(self) -> None:
-        """Runs every step that is left."""
         _run_all(self.resumed(), as_json=self.as_json)
 
     def resumed(self) -> Run:
-        """The run, taken up."""
+        """The run, resumed."""
         trackers = self.tracking.loaded()
         return runs.resume_run(self.run, device=self.device, safety=self.safety).followed_by(trackers)
 
@@ -226,10 +220,10 @@ def _compress(run: Run, *, as_json: bool) -> None:
 
 
 def refuse_frontier(budget: Sequence[str]) -> None:
-    """Checks that there is one amount of each budget.
+    """Checks that each budget has a single amount.
 
     Raises:
-        OptionError: There are several.
+        OptionError: One has several.
     """
     if len(points(budget)) > 1:
         raise OptionError(
