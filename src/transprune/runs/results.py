@@ -10,7 +10,6 @@ from typing import Any
 from transprune.architecture import Architecture
 from transprune.costs import COSTS
 from transprune.latency.stopwatch import Latency
-from transprune.reports.comparison import HEAD, cells, comparison_page
 from transprune.reports.words import amount, compact, timed_in
 from transprune.runs.run import Run, costs_in
 from transprune.runtime import RunFolder, print_table, read_journal
@@ -107,6 +106,8 @@ def _change(key: str, teacher: float, student: float) -> str:
 
 def show_comparison(runs: Sequence[Mapping[str, Any]]) -> None:
     """Prints a line for each run."""
+    from transprune.reports.comparison import HEAD, cells  # draws, which takes a second to import
+
     print_table("students; in brackets: against the teacher", HEAD, [cells(run) for run in runs])
 
 
@@ -117,6 +118,8 @@ def write_comparison(runs: Sequence[Mapping[str, Any]], file: Path) -> None:
         RunFolderError: The file cannot be written.
     """
     with disk_errors("write", file):
+        from transprune.reports.comparison import comparison_page
+
         file.write_text(comparison_page(runs), encoding="utf-8")
 
 
