@@ -1,17 +1,20 @@
-"""The whole job from somebody's trained network: a search that starts from its scores, against uniform widths.
+"""The whole job from somebody's trained network: a search that starts from its scores, against what is free.
 
     python benchmarks/whole_job.py net.py:build trained.pth parquet:cifar10 --normalisation imagenet \
         --images 20000 --budget macs=0.5 --search-epochs 5 --distill-epochs 10 --seeds 0 1 2 \
         --out benchmarks/scores/whole-job
 
-The search has the preset `medium`, and so have the students, for which all of them start repaired; only the epochs are
-fewer. Each seed leaves a JSON file for the search and one for each student, so a stopped study goes on; inside a phase
-it goes on from its checkpoint. Seconds are those of the processor in the process that ended the phase.
+The search has the preset `medium`, and so have the students, which all start repaired; only the epochs are fewer.
+Beside what was derived there are the scores' own answer, uniform widths and, with `--torch-pruning`, the widths that
+Torch-Pruning keeps: by group magnitude, over all layers that are not cut together with others. Students of one shape
+are trained once. Each seed leaves a JSON file for the search and one for each student, so a stopped study goes on;
+inside a phase it goes on from its checkpoint. Seconds are those of the processor in the process that ended the phase.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -23,10 +26,12 @@ import torch
 from torch import Tensor, nn
 
 import transprune
+from transprune.data import make_loader
 from transprune.models.by_name import build_model
 from transprune.models.weights import load_weights
 
 Record = dict[str, Any]
+SAMPLES = 512
 
 
 def main() -> None:
@@ -40,6 +45,7 @@ def main() -> None:
     parser.add_argument("--distill-epochs", type=int, default=10)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--prior", choices=("none", "scores"), default="scores")
+    parser.add_argument("--torch-pruning", action="store_true")
     parser.add_argument("--normalisation", choices=("imagenet", "none"), default=None)
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
@@ -78,9 +84,17 @@ def one_seed(asked: argparse.Namespace, data: transprune.ImageData, teacher: nn.
         }
 
     search = once(place / "search.json", searched)
-    starts: Mapping[str, Mapping[str, Tensor]] = torch.load(weights)
-    for name, contender in search["contenders"].items():
-        architecture = transprune.Architecture.from_json(contender["architecture"])
+    starts: dict[str, Mapping[str, Tensor]] = torch.load(weights)
+    architectures = {name: each["architecture"] for name, each in search["contenders"].items()}
+    if asked.torch_pruning:
+        architectures[OTHERS], starts[OTHERS] = others(asked.budget, teacher, data, place, seed)
+    trained_already: dict[str, str] = {}
+    for name, widths in architectures.items():
+        same = trained_already.setdefault(json.dumps(widths, sort_keys=True), name)
+        if same != name:
+            print(f"{name}: {same}", flush=True)
+            continue
+        architecture = transprune.Architecture.from_json(widths)
         student = transprune.shrink(teacher, architecture, example)
         student.load_state_dict(starts[name])
 
@@ -91,6 +105,59 @@ def one_seed(asked: argparse.Namespace, data: transprune.ImageData, teacher: nn.
             return {"before": before.to_json(), "after": transprune.evaluate(after, data).to_json()}
 
         once(place / f"{name.replace(' ', '-')}.json", trained)
+
+
+OTHERS = "Torch-Pruning"
+
+
+def others(
+    budget: str, teacher: nn.Module, data: transprune.ImageData, place: Path, seed: int
+) -> tuple[Record, Mapping[str, Tensor]]:
+    """The widths that Torch-Pruning keeps, cut in the order of the scores and repaired as all others are."""
+    file, start = place / "torch-pruning-widths.json", place / "torch-pruning.pt"
+
+    def found() -> Record:
+        made = transprune.compress(teacher, data, budget, seed=seed)
+        architecture = magnitude_pruned(teacher, made.space, made.limits[0].most, torch.zeros(1, *data.image_size))
+        places = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))[:SAMPLES].sort().values
+        loader = make_loader(
+            data.train.subset(places), data, batch_size=SAMPLES, train=False, seed=seed, device=torch.device("cpu")
+        )
+        samples, _ = next(iter(loader))
+        ordered = transprune.sort_by_scores(teacher, made.scores[-1], samples)
+        student = transprune.shrink(ordered, architecture, samples)
+        torch.save(transprune.repair(student, ordered, architecture, samples).state_dict(), start)
+        return {"architecture": architecture.to_json()}
+
+    return once(file, found)["architecture"], torch.load(start)
+
+
+def magnitude_pruned(
+    teacher: nn.Module, space: transprune.SearchSpace, most: int, example: Tensor
+) -> transprune.Architecture:
+    """The widths within the budget without the channels of smallest magnitude, of groups that one layer makes."""
+    import torch_pruning
+
+    network, steps = copy.deepcopy(teacher), 200
+    alone = {group.layers[0]: group.name for group in space.groups if len(group.layers) == 1}
+    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
+    pruner = torch_pruning.pruner.BasePruner(
+        network,
+        example,
+        importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
+        global_pruning=True,
+        iterative_steps=steps,
+        pruning_ratio=0.99,
+        max_pruning_ratio=0.9,
+        ignored_layers=[layer for name, layer in layers.items() if name not in alone],
+    )
+    for _ in range(steps):
+        if transprune.count_macs(network, example) <= most:
+            return transprune.Architecture(
+                widths={group: layers[name].out_channels for name, group in alone.items()}, depths={}
+            )
+        pruner.step()
+    raise RuntimeError(f"Torch-Pruning does not reach {most:,} MACs")
 
 
 def setup(place: Path, seed: int, phase: str) -> transprune.Setup:
