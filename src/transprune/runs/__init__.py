@@ -1,4 +1,4 @@
-"""The whole job as steps on a run folder: prepare, teach, search, distill, evaluate, export, report."""
+"""The whole job, as steps on a run folder: prepare, teach, search, distill, evaluate, export, report."""
 
 from typing import TYPE_CHECKING
 

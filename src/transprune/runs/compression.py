@@ -1,4 +1,4 @@
-"""A network made smaller without training, in a run folder; and another budget from what a folder knows already."""
+"""Compression without training in a run folder, and runs for other budgets derived from existing ones."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ from transprune.tas.probabilities import Probabilities
 
 SAMPLES, SCORES, _ = COMPRESS.files
 TAKEN_OVER = (DATA_FILE, "space.json", "latency.json", TEACHER.file, SUPERNET_WEIGHTS, SAMPLES, SCORES)
-"""What the run of another budget has from the one that it is derived from, as far as it is there."""
+"""The files that a derived run copies from its source, if they exist."""
 
 
 def compress_step(run: Run) -> None:
-    """The smaller network: scored, derived, cut and repaired, on samples of the training images."""
+    """Makes the smaller network from samples of the training images: scores, derives, shrinks and repairs."""
     complete(run, TEACHER)
     if COMPRESS.is_done(run.folder):
         run.decide(f"Kept {COMPRESS.file}", "the folder holds it already, from the same configuration")
@@ -62,21 +62,21 @@ def compress_step(run: Run) -> None:
 def derive_run(
     path: str | Path, budget: Sequence[str], out: str | Path, *, device: str = "auto", overwrite: bool = False
 ) -> RunFolder:
-    """The run of another budget, from the scores of a compressed network or the probabilities of a finished search.
+    """Makes a run for another budget, from the scores of a compression or the probabilities of a finished search.
 
     Args:
-        path: The folder of the run that knows them.
-        budget: What the smaller network may cost.
-        out: The folder of the new run; made if missing.
+        path: The folder of the existing run.
+        budget: The budgets of the new run.
+        out: The folder of the new run; created if missing.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        overwrite: Start anew where the folder holds a run.
+        overwrite: Replace a run in that folder.
 
     Returns:
-        The new folder: with a student from scores, and from probabilities with all that a distillation needs.
+        The new folder: with a student (from scores), or ready for distillation (from probabilities).
 
     Raises:
-        RunFolderError: The run is missing, not that far yet, or one of several budgets; or the folder cannot be used.
-        BudgetError: No architecture costs that little.
+        RunFolderError: The existing run is missing, unfinished or a frontier; or the new folder cannot be used.
+        BudgetError: No architecture is within the budgets.
     """
     known = RunFolder.open(path)
     if Path(out).resolve() == known.path.resolve():
@@ -85,7 +85,7 @@ def derive_run(
         )
     options = replace(RunOptions.from_config(known.config, known.path), budget=tuple(budget))
     if len(points(known.config["budget"])) > 1:
-        from transprune.reports.comparison import whole_frontier  # draws, which takes a second to import
+        from transprune.reports.comparison import whole_frontier  # imports matplotlib, which takes a second
 
         raise whole_frontier(known, "derive from")
     source = SEARCH if options.compress is None else COMPRESS
@@ -122,15 +122,15 @@ def derive_run(
 
 
 def _describe(folder: RunFolder, known: RunFolder, architecture: Architecture) -> None:
-    """Writes `architecture.json` with what another one says of the network and its images."""
+    """Writes `architecture.json`, with the network and preprocessing from that of the existing run."""
     folder.write_json(SEARCH.file, {**known.read_json(SEARCH.file), **architecture.to_json()})
 
 
 def _probabilities(folder: RunFolder, space: SearchSpace) -> Probabilities:
-    """Those at the end of a search.
+    """The probabilities at the end of a search.
 
     Raises:
-        RunFolderError: The folder has seen none.
+        RunFolderError: The folder's journal has none.
     """
     entries = read_journal(folder.file("journal.jsonl")) if folder.has("journal.jsonl") else []
     epochs = [entry for entry in entries if "width_probabilities" in entry]
@@ -144,7 +144,7 @@ def _probabilities(folder: RunFolder, space: SearchSpace) -> Probabilities:
 
 
 def _compressed(run: Run, scores: Sequence[Scores] = ()) -> Compression:
-    """The network within the budget; scored where no scores are known."""
+    """Compresses the teacher to the budget; computes scores unless they are given."""
     space = replace(run.space, reading=run.reading)
     limits = limits_of(run.options.budget, space, run.costs)
 
@@ -163,7 +163,7 @@ def _compressed(run: Run, scores: Sequence[Scores] = ()) -> Compression:
 
 
 def _keep_student(run: Run, found: Compression) -> None:
-    """Writes the student, last as the file by which it is known to be there."""
+    """Writes the student; the file that marks the phase as done comes last."""
     is_repaired = _options(run).repair
     run.decide(
         f"Chose an architecture of {amounts(found.space, found.limits, found.architecture)}",
@@ -189,7 +189,7 @@ def _options(run: Run) -> CompressOptions:
 
 
 def _drawn_samples(run: Run) -> Tensor:
-    """Training images, drawn at random [samples, channels, rows, columns]."""
+    """Random training images, uint8 [samples, channels, rows, columns]."""
     split = run.data.train
     places = drawn(len(split), _options(run).samples, seed=run.options.seed)
     check_enough(len(places))
@@ -197,7 +197,7 @@ def _drawn_samples(run: Run) -> Tensor:
 
 
 def _samples(run: Run) -> ImageData:
-    """The samples as a data set: the images themselves need not be read again."""
+    """The kept samples as a data set, so that the original images need not be read again."""
     begun, images = read_begun(run.folder), run.folder.read_tensors(SAMPLES)["images"]
     assert begun is not None
     split = MemorySplit(images, torch.zeros(len(images), dtype=torch.int64))
@@ -215,7 +215,7 @@ def _samples(run: Run) -> ImageData:
 
 
 def _inputs(run: Run) -> Tensor:
-    """The samples as the network reads them, in one batch."""
+    """The samples in one batch, preprocessed for the network."""
     data = _samples(run)
     loader = make_loader(data.train, data, batch_size=len(data.train), train=False, seed=0, device=run.device)
     images, _ = next(iter(loader))

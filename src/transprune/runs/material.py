@@ -1,4 +1,4 @@
-"""What a run is made of: gathered and checked before anything is written, and kept as it was at the start."""
+"""The material of a run (data, network, weights, space), checked before anything is written; and its first data."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ class Material:
     model: nn.Module
     """The unpruned network with new weights."""
     weights: Weights | None
-    """What fits of the file of `--weights`; None if none is given."""
+    """The weights in the file of `--weights` that fit; None if no file is given."""
     space: SearchSpace
     budgets: tuple[Budget, ...]
-    """Each once, of all points of a frontier."""
+    """The distinct budgets of all points of a frontier."""
     latency: LatencyMeasurement | None
-    """How fast the network's operators are; None where no budget speaks of it."""
+    """The latency model; None without a latency budget."""
 
     @property
     def reading(self) -> Reading:
-        """What was read from the network."""
-        found: Reading = self.space.reading  # `inspect` made the space
+        """The reading of the network."""
+        found: Reading = self.space.reading  # never None, since `inspect` made the space
         return found
 
     @property
@@ -64,17 +64,17 @@ def collect(
     begun_in: RunFolder | None = None,
     reading: Reading | None = None,
 ) -> Material:
-    """Reads data, network and weights, and checks all that can be checked before training.
+    """Reads data, network and weights, and checks everything that can be checked before training.
 
     Args:
-        options: What decides the run.
-        device: Where latency is measured, if a budget speaks of it.
-        begun_in: The folder that says what the data were when the run began; None: it begins now.
-        reading: What is known of the network already.
+        options: The options that decide the result of the run.
+        device: Where latency is measured, if there is a latency budget.
+        begun_in: The folder with the `BegunData` of the run; None: it begins now.
+        reading: The reading of the network, if there is one already.
 
     Raises:
-        TranspruneError: Model, data, weights, budget or options cannot be used, or the classes are not those that the
-            run began with.
+        TranspruneError: Model, data, weights, budget or options cannot be used, or the classes differ from those that
+            the run began with.
     """
     if options.compress is not None:
         _check_trained(options)
@@ -100,7 +100,7 @@ def collect(
     )
     _check_logits(model, example, len(data.classes))
     measured = None
-    is_measuring = processes.is_first()  # the others get the measurement, and what was checked against it
+    is_measuring = processes.is_first()  # the others get its measurement, and rely on its check
     if is_measuring and any(budget.kind == "latency" for budget in budgets):
         measured = trusted_latency(model, space, example, options.latency, device=device)
     found = Material(
@@ -113,10 +113,10 @@ def collect(
 
 
 def _check_trained(options: RunOptions) -> None:
-    """Checks that there is a trained network to make smaller without training.
+    """Checks that the network to compress is trained.
 
     Raises:
-        OptionError: There are no weights of it, or only some.
+        OptionError: No weights are given, or only some.
     """
     if options.weights is None or options.weights_partial:
         found = "only a part of its weights is given" if options.weights else "no weights of it are given"
@@ -127,7 +127,7 @@ def _check_trained(options: RunOptions) -> None:
 
 
 def _check_images(options: RunOptions, data: ImageData) -> None:
-    """Checks that there is something to tell apart, and that a search can divide the training images.
+    """Checks that there is more than one class, and that a search can divide the training images.
 
     Raises:
         DataError: There is a single class, or there are too few images.
@@ -141,14 +141,14 @@ def _check_images(options: RunOptions, data: ImageData) -> None:
 
 
 def data_of(options: RunOptions, begun_in: RunFolder | None = None) -> ImageData:
-    """The data set that the options name, as it was read when the run began.
+    """The data set that the options name, preprocessed as when the run began.
 
     Args:
-        options: What decides the run.
-        begun_in: The folder that says how that was; None: it begins now.
+        options: The options that decide the result of the run.
+        begun_in: As in `collect`.
 
     Raises:
-        RunFolderError: The classes are not those that the run began with.
+        RunFolderError: The classes differ from those that the run began with.
     """
     begun = None if begun_in is None else read_begun(begun_in)
     image_size = options.image_size if begun is None else begun.image_size
@@ -168,14 +168,14 @@ def data_of(options: RunOptions, begun_in: RunFolder | None = None) -> ImageData
 
 
 def _classes_of(options: RunOptions, data: ImageData) -> tuple[str, ...]:
-    """The classes of images without labels: as many as the weights tell apart, numbered."""
+    """Numbered classes for images without labels, as many as the weights have."""
 
     def build(classes: int) -> nn.Module:
         with seeded(options.seed, "model"):
             return build_model(options.model, classes=classes, image_channels=data.image_size[0])
 
     count = None if options.weights is None else classes_in(options.weights, build)
-    if count is None:  # the network has as many outputs as it always has
+    if count is None:  # the number of outputs does not depend on the classes
         count = _outputs_of(build(2), torch.zeros(1, *data.image_size))
     return tuple(map(str, range(count)))
 
@@ -187,13 +187,13 @@ def _outputs_of(model: nn.Module, example: Tensor) -> int:
 
 
 def model_of(options: RunOptions, data: ImageData) -> nn.Module:
-    """The network that the options name, for the data's images and classes, with new weights."""
+    """The network that the options name, for the images and classes of the data, with new weights."""
     with seeded(options.seed, "model"):
         return build_model(options.model, classes=len(data.classes), image_channels=data.image_size[0])
 
 
 def weights_of(options: RunOptions, model: nn.Module) -> Weights | None:
-    """What fits of the weights that the options name."""
+    """The weights in the file that the options name, as far as they fit."""
     if options.weights is not None:
         return load_weights(options.weights, model, partial=options.weights_partial)
     if options.weights_partial:
@@ -202,7 +202,7 @@ def weights_of(options: RunOptions, model: nn.Module) -> Weights | None:
 
 
 def _check_logits(model: nn.Module, example: Tensor, classes: int) -> None:
-    """Checks that a model in training gives logits [batch, classes], and of auxiliary heads at most the same.
+    """Checks that a model in training mode returns logits [batch, classes], alone or first among auxiliary logits.
 
     Raises:
         ModelError: It does not.
@@ -220,30 +220,33 @@ def _check_logits(model: nn.Module, example: Tensor, classes: int) -> None:
 
 
 DATA_FILE = "data.json"
-"""Where a run folder holds it; folders of earlier versions have none, and take the data as they are."""
+"""The file with the `BegunData` of a run; folders of earlier versions have none, and use the data as they are."""
 
 SHOWN = 5
-"""So many classes are named in a message."""
+"""Number of classes that a message names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BegunData:
-    """What decides how a run reads its images, and how many there were."""
+    """The data of a run when it began: how images are preprocessed, and how many there were.
+
+    Figures that are computed from the images must not change when a run resumes with more or fewer of them.
+    """
 
     classes: tuple[str, ...]
-    """In the order of the labels."""
+    """As `ImageData.classes`."""
     image_size: tuple[int, int, int]
-    """Channels, rows and columns."""
+    """As `ImageData.image_size`."""
     mean: tuple[float, ...]
-    """Of each channel; pixels count from 0 to 1."""
+    """As `ImageData.mean`."""
     std: tuple[float, ...]
-    """Of each channel; pixels count from 0 to 1."""
+    """As `ImageData.std`."""
     training_images: int
     test_images: int
 
     @classmethod
     def of(cls, data: ImageData) -> BegunData:
-        """What a data set is now."""
+        """The record of a data set as it is now."""
         return cls(
             classes=data.classes,
             image_size=data.image_size,
@@ -255,12 +258,12 @@ class BegunData:
 
     @property
     def counts(self) -> str:
-        """How many images there are, in words."""
+        """The number of images, in words."""
         return f"{self.training_images:,} training and {self.test_images:,} test images"
 
 
 def read_begun(folder: RunFolder) -> BegunData | None:
-    """What the data of the run in a folder were when it began; None if the folder does not say.
+    """The data of the run in a folder when it began; None if the folder has no record of it.
 
     Raises:
         RunFolderError: The file is damaged.
@@ -278,16 +281,16 @@ def read_begun(folder: RunFolder) -> BegunData | None:
 def begun_in(
     out: str | Path, options: RunOptions, *, overwrite: bool, part_of: RunFolder | None = None
 ) -> RunFolder | None:
-    """The folder that says what the data of a run were when it began; None if it begins now.
+    """The folder with the `BegunData` of a run; None if the run begins now.
 
     Args:
         out: The folder of the run.
-        options: What decides it.
-        overwrite: It starts anew.
-        part_of: The folder of the frontier that it is a point of.
+        options: The options that decide its result.
+        overwrite: Whether the run starts again.
+        part_of: The folder of the frontier that the run is a point of.
 
     Raises:
-        RunFolderError: The folder holds a run with another configuration.
+        RunFolderError: The folder has a run with another configuration.
     """
     folder = RunFolder(out)
     if not overwrite and folder.has(DATA_FILE):
@@ -297,10 +300,10 @@ def begun_in(
 
 
 def as_begun(data: ImageData, begun: BegunData, folder: RunFolder) -> ImageData:
-    """The data as the run in a folder reads them: normalised as it was when the run began.
+    """The data, normalised as when the run in a folder began.
 
     Raises:
-        RunFolderError: The classes are others.
+        RunFolderError: The classes differ.
     """
     if data.classes != begun.classes:
         raise RunFolderError(
@@ -312,10 +315,10 @@ def as_begun(data: ImageData, begun: BegunData, folder: RunFolder) -> ImageData:
 
 
 def check_training_images(data: ImageData, folder: RunFolder) -> None:
-    """Checks that a run learns from as many images as it began with: else it were not that of one run left alone.
+    """Checks that a run resumes training with as many images as it began with; otherwise its result would differ.
 
     Raises:
-        RunFolderError: There are more, or fewer.
+        RunFolderError: There are more or fewer.
     """
     begun = read_begun(folder)
     if begun is not None and len(data.train) != begun.training_images:
@@ -327,7 +330,7 @@ def check_training_images(data: ImageData, folder: RunFolder) -> None:
 
 
 def _difference(before: tuple[str, ...], now: tuple[str, ...]) -> str:
-    """How the classes changed, in words."""
+    """Says how the classes changed."""
     missing, added = [name for name in before if name not in now], [name for name in now if name not in before]
     if missing or added:
         parts = [f"{_listed(names)} {how}" for names, how in ((missing, "missing"), (added, "new")) if names]

@@ -1,4 +1,4 @@
-"""What a run would do, said before it is done: nothing is written, and no more than a few steps are trained."""
+"""Plans a run: says what it would do, without writing anything and with only a few steps of training."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from transprune.tas.derivation import least_cost
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedBudget:
-    """What a budget comes to."""
+    """A budget in units of its cost."""
 
     text: str
-    """As it was given."""
+    """The budget as given."""
     kind: str
     target: int
     """The most that the smaller network may cost."""
     full: int
-    """What the unpruned network costs."""
+    """The cost of the unpruned network."""
     smallest: int
-    """What the smallest architecture costs."""
+    """The least cost of any architecture."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run would do."""
+    """What a run would do, on which data and network."""
 
     model: str
     data: str
@@ -49,13 +49,13 @@ class Plan:
     training_images: int
     test_images: int
     left_out: str
-    """Which files beside the images are none by their ending; empty if there are none."""
+    """Says which files are not images by their endings; empty if there are none."""
     groups: int
-    """Widths to choose."""
+    """Number of widths to choose."""
     stages: int
-    """Depths to choose."""
+    """Number of depths to choose."""
     architectures: float
-    """How many there are."""
+    """Number of architectures in the space."""
     fixed: tuple[Fixed, ...]
     """What is not searched, and why."""
     budgets: tuple[PlannedBudget, ...]
@@ -64,12 +64,12 @@ class Plan:
 
     @property
     def seconds(self) -> float | None:
-        """About how long all phases will take; None: not estimated. Evaluation, export and report come on top."""
+        """Estimated duration of all phases, without evaluation, export and report; None: not estimated."""
         each = [phase.seconds for phase in self.phases]
         return None if None in each else sum(seconds for seconds in each if seconds is not None)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as plain values."""
+        """The plan as plain values."""
         return {**asdict(self), "seconds": self.seconds}
 
 
@@ -83,19 +83,19 @@ def plan_run(
     search_only: bool = False,
     measured_steps: int = 3,
 ) -> Plan:
-    """Checks all that a run checks, and says what it would do. The folder is read, and not changed.
+    """Checks everything that a run checks and says what it would do, without changing the folder.
 
-    Times are those of a few real steps of each phase, on untrained networks and, where a student is not known yet, with
-    one of uniform widths within the budget.
+    Durations are estimated from a few real steps of each phase, with untrained networks; a student that is not known
+    yet is replaced by one of uniform widths within the budget.
 
     Args:
-        options: What decides the run.
-        out: The run folder; phases whose result it holds are left out.
+        options: The options that decide the result of the run.
+        out: The run folder; phases whose results it has are left out.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        overwrite: As of `prepare`.
-        resume: As of `prepare`.
-        search_only: Without the distillation.
-        measured_steps: Steps of each phase that are measured, after one that warms up; 0: no times.
+        overwrite: As in `prepare`.
+        resume: As in `prepare`.
+        search_only: Plan without distillation.
+        measured_steps: Number of steps to time in each phase, after one to warm up; 0: no estimates.
 
     Raises:
         TranspruneError: Model, data, weights, budget, options or folder cannot be used.
@@ -135,10 +135,10 @@ def plan_run(
 
 
 def _gathered(options: RunOptions, device: torch.device, begun: RunFolder | None) -> Material:
-    """All that the run works with, but nothing is downloaded.
+    """The material of the run, without downloading anything.
 
     Raises:
-        DataError: It would have to be.
+        DataError: The data would have to be downloaded.
     """
     try:
         return collect(replace(options, download=False), device, begun_in=begun)

@@ -1,7 +1,7 @@
-"""How a run begins in its folder, and how it is taken up again: by one process, or by several together.
+"""Starts a run in its folder, and resumes it: in one process, or in several together.
 
-Several processes, on one machine or more, take the same steps at the same time. The run folder is that of the first;
-each other process works in a temporary copy of it. So only the first one writes, and no disk need be shared.
+Several processes, on one machine or more, take the same steps at the same time. The first one works in the run folder,
+each of the others in a temporary copy of it. So only the first one writes to it, and no disk has to be shared.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ def prepare(
     safety: Safety | None = None,
     part_of: Run | None = None,
 ) -> Run:
-    """Checks everything that can be checked before any training, then makes the run folder.
+    """Checks everything that can be checked before training, then creates the run folder, or resumes the run in it.
 
     Args:
-        options: What decides the run.
+        options: The options that decide the result of the run.
         out: The run folder.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        overwrite: Start anew where the folder holds a run.
-        resume: Go on with the run in the folder; without it, one that is there is taken up, else one begins.
-        safety: When to write checkpoints, when to stop, and what to do about numbers that are not finite.
-        part_of: The frontier that the run is a point of; it reads images and network as that one does.
+        overwrite: Replace a run in the folder.
+        resume: Require a run in the folder; without it, a run is resumed if there is one, otherwise started.
+        safety: When to save checkpoints, when to stop, and what to do about numbers that are not finite.
+        part_of: The frontier that the run is a point of, with which it shares data and network.
 
     Raises:
         TranspruneError: Model, data, weights, budget, options or folder cannot be used.
     """
 
     def prepared(folder: str | Path) -> Run:
-        is_asked = folder == out  # else it is the copy of what the first process has prepared
+        is_asked = folder == out  # otherwise it is a copy of the folder that the first process has prepared
         begin = {"overwrite": overwrite and is_asked, "resume": resume and is_asked}
         return _prepare(options, folder, device=device, safety=safety, part_of=part_of, **begin)
 
@@ -82,11 +82,11 @@ def _prepare(
     run.data, run.model, run.weights, run.space = material.data, material.model, material.weights, material.space
     run.reading = material.reading
     folder.write_json("environment.json", environment())
-    if not folder.has(DATA_FILE) and not folder.has("space.json"):  # else an earlier version began the run
+    if not folder.has(DATA_FILE) and not folder.has("space.json"):  # otherwise an earlier version started the run
         folder.write_json(DATA_FILE, asdict(begun or BegunData.of(material.data)))
     folder.write_json("space.json", material.space.to_json())
     measured = material.latency
-    if measured is not None and not folder.has("latency.json"):  # a run keeps the model that it began with
+    if measured is not None and not folder.has("latency.json"):  # a run keeps its first latency model
         folder.write_json("latency.json", model_json(measured.key, material.space, measured.model))
     record_start(run)
     run.journal.record("configuration", **asdict(options))
@@ -100,11 +100,11 @@ def _prepare(
 
 
 def check_asked(out: str | Path, *, overwrite: bool, resume: bool) -> None:
-    """Checks that what is asked of a folder can be done at once, and that there is a run to go on with.
+    """Checks that `overwrite` and `resume` do not conflict, and that there is a run to resume.
 
     Raises:
-        OptionError: Both are asked for.
-        RunFolderError: There is no run.
+        OptionError: Both are set.
+        RunFolderError: There is no run to resume.
     """
     if resume and overwrite:
         raise OptionError("cannot use --resume with --overwrite: one goes on with a run, the other removes it")
@@ -113,10 +113,10 @@ def check_asked(out: str | Path, *, overwrite: bool, resume: bool) -> None:
 
 
 def _check_same_space(folder: RunFolder, space: SearchSpace) -> None:
-    """Checks that a run goes on with the network that it began with.
+    """Checks that a run resumes with the network that it began with.
 
     Raises:
-        RunFolderError: Other sizes can be chosen now.
+        RunFolderError: The search space differs.
     """
     begun = SearchSpace.from_json(folder.read_json("space.json")) if folder.has("space.json") else space
     if (begun.groups, begun.stages, begun.layers) != (space.groups, space.stages, space.layers):
@@ -127,7 +127,7 @@ def _check_same_space(folder: RunFolder, space: SearchSpace) -> None:
 
 
 def _record_space(run: Run, material: Material) -> None:
-    """Says what can be chosen, and what the budgets come to."""
+    """Records the size of the search space, and the budgets in units of cost, in the journal."""
     space = material.space
     limits = [budget.limit(space, run.costs) for budget in material.budgets]
     run.journal.record(
@@ -149,7 +149,7 @@ def _record_space(run: Run, material: Material) -> None:
 
 
 def _record_latency(run: Run, measured: LatencyMeasurement) -> None:
-    """Says how latency was measured, and how good the model is."""
+    """Records how latency was measured, and how accurate the model is, in the journal."""
     validation = measured.model.validation
     run.journal.record(
         "latency",
@@ -163,15 +163,15 @@ def _record_latency(run: Run, measured: LatencyMeasurement) -> None:
 
 
 def open_run(path: str | Path, *, device: str = "auto", safety: Safety | None = None) -> Run:
-    """Takes up the run in a folder.
+    """Opens the run in a folder for further steps.
 
     Args:
         path: The folder.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        safety: When to write checkpoints, when to stop, and what to do about numbers that are not finite.
+        safety: As in `prepare`.
 
     Raises:
-        RunFolderError: The folder is missing, holds no run, holds a frontier, or another process is at work on it.
+        RunFolderError: The folder is missing, is not a run, is a frontier, or is in use by another process.
     """
     return opened_by_all(path, lambda folder: _open_run(RunFolder.open(folder), device, safety))
 
@@ -186,17 +186,17 @@ def _open_run(folder: RunFolder, device: str, safety: Safety | None) -> Run:
 
 
 def resume_run(path: str | Path, *, device: str = "auto", safety: Safety | None = None) -> Run:
-    """Goes on with the run in a folder as the command that began it would.
+    """Resumes the run in a folder, as the command that started it would.
 
     Raises:
-        TranspruneError: The folder is missing or holds no run, or as `prepare`.
+        TranspruneError: The folder is missing or not a run, or as in `prepare`.
     """
     options = processes.from_first(lambda: read_options(RunFolder.open(path)))
     return prepare(options, path, device=device, safety=safety)
 
 
 def read_options(folder: RunFolder) -> RunOptions:
-    """What decides the run in a folder.
+    """The options of the run in a folder.
 
     Raises:
         RunFolderError: Its config.toml is malformed.
@@ -205,14 +205,14 @@ def read_options(folder: RunFolder) -> RunOptions:
 
 
 def opened_by_all(path: str | Path, opened: Callable[[str | Path], Run]) -> Run:
-    """A run in all processes; only one's if there are no others.
+    """Opens a run in all processes: in the run folder in the first one, in a copy of it in the others.
 
     Args:
         path: The run folder of the first process.
         opened: Opens the run in a folder.
 
     Raises:
-        TranspruneError: What `opened` raises in the first process, or that it failed there.
+        TranspruneError: In the first process, whatever `opened` raises; in the others, if it failed there.
     """
     if processes.count() == 1:
         return opened(path)
@@ -241,5 +241,5 @@ def opened_by_all(path: str | Path, opened: Callable[[str | Path], Run]) -> Run:
 
 
 def _contents(folder: RunFolder) -> dict[str, bytes]:
-    """The files that later steps read."""
+    """The contents of the files that later steps read, by name."""
     return {name: folder.file(name).read_bytes() for name in RUN_FILES if name != "run.log" and folder.has(name)}

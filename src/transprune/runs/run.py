@@ -1,4 +1,4 @@
-"""A run in its folder: the things that all of its steps share."""
+"""A run in its folder: what all of its steps share."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ log = logging.getLogger("transprune.run")
 class Run:
     """A run folder with what its steps need: options, data, model, journal and checkpoints.
 
-    No other process can use the folder until `close`, which the end of a `with` block calls.
+    No other process can use the folder until `close`, which a `with` block calls at its end.
 
     Args:
         folder: The folder.
-        options: What decides the run.
+        options: The options that decide the result of the run.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        safety: When to write checkpoints, when to stop, and what to do about numbers that are not finite.
-        lock: Holds the folder.
+        safety: When to save checkpoints, when to stop, and what to do about numbers that are not finite.
+        lock: The lock on the folder.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Run:
             go_on=f"give the same command again, or `transprune run --resume {folder.path}`",
         )
         self.trackers: tuple[MakeTracker, ...] = ()
-        """What makes the trackers of a run from its folder."""
+        """The functions that make the run's trackers from its folder."""
         self._lock = lock
         folder.tidy()
 
@@ -81,14 +81,14 @@ class Run:
         self.close()
 
     def close(self) -> None:
-        """Lets other processes use the folder."""
+        """Unlocks the folder."""
         self._lock.release()
 
     def followed_by(self, trackers: Iterable[MakeTracker]) -> Self:
-        """The run, whose trackers are told everything that the journal records; the first process tells them.
+        """Attaches trackers, which receive all records of the journal, in the first process; returns the run.
 
         Args:
-            trackers: Each makes a tracker from the run folder.
+            trackers: Functions that make a tracker from the run folder.
         """
         self.trackers = tuple(trackers)
         for make in self.trackers if processes.is_first() else ():
@@ -107,32 +107,32 @@ class Run:
 
     @cached_property
     def weights(self) -> Weights | None:
-        """What fits of the file of `--weights`; None if none is given."""
+        """The weights in the file of `--weights` that fit; None if no file is given."""
         return weights_of(self.options, self.model)
 
     @cached_property
     def space(self) -> SearchSpace:
-        """The search space, as `space.json` holds it."""
+        """The search space in `space.json`."""
         return SearchSpace.from_json(self.folder.read_json("space.json"))
 
     @cached_property
     def reading(self) -> Reading:
-        """What was read from the network, once for all steps."""
+        """The reading of the network, made once for all steps."""
         return read(self.model, self.example)
 
     @cached_property
     def costs(self) -> Mapping[str, Cost]:
-        """How each kind of cost is counted; latency by the model that the run began with, if it has one."""
+        """How each kind of cost is counted; latency, if the run has a model of it, by the model it began with."""
         return costs_in(self.folder, self.space)
 
     @property
     def is_frontier(self) -> bool:
-        """Whether it is several searches, each in a folder of its own."""
+        """Whether the run is a frontier: several runs, each in its own folder."""
         return len(points(self.options.budget)) > 1
 
     @property
     def example(self) -> Tensor:
-        """One image of zeros [1, channels, rows, columns]."""
+        """An image of zeros [1, channels, rows, columns]."""
         return torch.zeros(1, *self.data.image_size)
 
     @contextmanager
@@ -141,8 +141,8 @@ class Run:
 
         Args:
             name: The phase.
-            earlier: Seconds that it took before it was interrupted.
-            details: What else to record at its beginning.
+            earlier: Seconds that it took before an interruption.
+            details: Other fields of the record of its beginning.
         """
         started = perf_counter() - earlier
         self.journal.record("phase", phase=name, status="begin", device=str(self.device), **details)
@@ -159,9 +159,9 @@ class Run:
 
     @contextmanager
     def training(self, name: str, epochs: int) -> Iterator[Setup]:
-        """A phase of epochs: gives what `train`, `search` and `distill` need to record it and to go on with it.
+        """A phase of epochs: yields a setup with which `train`, `search` or `distill` record and resume it.
 
-        What a journal says of epochs behind the last checkpoint is removed: they are run again.
+        Epochs after the last checkpoint are removed from the journal, because they run again.
         """
         state = self.checkpoints.find(name) or {"epoch": 1, "steps": 0, "total_seconds": 0.0}
         done, steps = state["epoch"] - 1, state["steps"]
@@ -198,7 +198,7 @@ class Run:
             )
 
     def _compare_processes(self, phase: str, *, before: int) -> None:
-        """Says what another number of processes means for a phase that goes on."""
+        """Records a decision if a phase resumes with another number of processes."""
         now = processes.count()
         if now != before:
             self.decide(
@@ -211,28 +211,28 @@ class Run:
             )
 
     def decide(self, what: str, why: str, *, is_aloud: bool = False, **details: Any) -> None:
-        """Records a decision; one that nobody asked for is said aloud."""
+        """Records a decision; `is_aloud` also prints it, for decisions that nobody asked for."""
         self.journal.record("decision", what=what, why=why, **details)
         log.log(logging.WARNING if is_aloud else logging.INFO, "%s: %s", what, why)
 
     def seconds(self, phase: str) -> float:
-        """How long a phase took, when it was run last; NaN if it was not."""
+        """The duration of a phase when it last ran; NaN if it never did."""
         ends = [entry for entry in self.read_journal() if entry.get("phase") == phase and entry.get("status") == "end"]
         return float(ends[-1]["seconds"]) if ends else float("nan")
 
     def read_journal(self) -> list[dict[str, Any]]:
-        """All entries so far."""
+        """All records in the journal so far."""
         return read_journal(self.folder.file("journal.jsonl"))
 
 
 def costs_in(folder: RunFolder, space: SearchSpace) -> Mapping[str, Cost]:
-    """How the run in a folder counts each kind of cost."""
+    """The costs, by kind, of the run in a folder."""
     model = load_model(folder.file("latency.json"), None, space)
     return COSTS if model is None else {**COSTS, model.kind: model}
 
 
 def describe(figures: Mapping[str, Any]) -> str:
-    """The figures of an epoch in one short line."""
+    """Formats the figures of an epoch as one short line."""
     parts = [f"loss {figures['loss']:.3f}", f"top-1 {figures['top1']:.1f} %"]
     for key, label in (("test_top1", "test"), ("validation_top1", "validation")):
         if key in figures:
@@ -249,12 +249,12 @@ def describe(figures: Mapping[str, Any]) -> str:
 
 
 def record_start(run: Run) -> None:
-    """Says in the journal which command begins or goes on."""
+    """Records the command that starts or resumes the run."""
     run.journal.record("start", command=" ".join(["transprune", *sys.argv[1:]]), version=__version__)
 
 
 @contextmanager
 def logging_to(run: Run) -> Iterator[None]:
-    """Writes the log of everything inside to `run.log`."""
+    """Appends the log messages of the block to `run.log`."""
     with attach_run_log(run.folder.file("run.log")):
         yield

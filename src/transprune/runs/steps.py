@@ -1,4 +1,4 @@
-"""The steps of a run, each reading what earlier ones left in the folder; and a frontier, several runs in one go."""
+"""The steps of a run, each reading the files of earlier ones; and frontiers, which are several runs."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ from transprune.runtime import RunFolder, processes
 from transprune.training.evaluation import answers, evaluate
 
 EXPORT_CHECKS = (1, 2, 7, 64)
-"""Batch sizes on which the exported files are compared with torch."""
+"""Batch sizes with which exported files are compared with torch."""
 
 
 def run_all(run: Run) -> None:
-    """Every step in order."""
+    """Runs all steps in order."""
     with logging_to(run):
         if run.options.compress is not None:
             compress_step(run)
@@ -62,14 +62,14 @@ def run_all(run: Run) -> None:
 
 
 def compress_all(run: Run) -> None:
-    """Every step of a network made smaller without training."""
+    """Runs all steps of a compression without training."""
     with logging_to(run):
         compress_step(run)
         conclude(run)
 
 
 def conclude(run: Run) -> None:
-    """Evaluation, export and report: work for the first process alone."""
+    """Runs evaluation, export and report, in the first process only."""
     if processes.is_first():
         with processes.alone():
             evaluate_step(run)
@@ -78,22 +78,22 @@ def conclude(run: Run) -> None:
 
 
 def teach_step(run: Run) -> None:
-    """The teacher: given weights, or the unpruned network trained on the labels, from what fits of given weights."""
+    """Makes the teacher from given weights, or by training the unpruned network, from those given weights that fit."""
     complete(run, TEACHER)
 
 
 def search_step(run: Run) -> None:
-    """The architecture: learned on the training images, within the budget."""
+    """Searches an architecture within the budget."""
     complete(run, SEARCH)
 
 
 def distill_step(run: Run) -> None:
-    """The student: the architecture as a plain network, trained with the teacher."""
+    """Makes the student, the architecture as a plain network, and trains it with the teacher."""
     complete(run, DISTILL)
 
 
 def evaluate_step(run: Run) -> None:
-    """Accuracy and cost of teacher and student, side by side, into `result.json`; without labels how they agree."""
+    """Writes accuracy, cost and agreement of teacher and student to `result.json`; without labels, no accuracy."""
     teacher, student = load_teacher(run), load_student(run)
     options = run.options
     networks = {"teacher": teacher.to(run.device), "student": student.to(run.device)}
@@ -145,7 +145,7 @@ def evaluate_step(run: Run) -> None:
 
 
 def _warn_of_other_images(run: Run) -> None:
-    """Says so if there are more or fewer images than the run began with."""
+    """Records a decision if there are more or fewer images than the run began with."""
     begun, now = read_begun(run.folder), BegunData.of(run.data)
     if begun is None or begun.counts == now.counts:
         return
@@ -162,14 +162,14 @@ def _warn_of_other_images(run: Run) -> None:
 
 
 def _latencies(run: Run, networks: Mapping[str, nn.Module]) -> dict[str, Latency]:
-    """How long the networks take in the runtime of the latency budget; without one, in torch on the run's device."""
+    """Latencies in the runtime of the latency budget; without such a budget, in torch on the run's device."""
     options = run.options.latency
     options = options if "latency" in run.costs else replace(options, backend="torch")
     return measure_latencies(networks, run.example, options, device=run.device)
 
 
 def _predicted(run: Run) -> dict[str, int]:
-    """What the model of a latency budget says of teacher and student, nanoseconds; nothing without one."""
+    """Latencies of teacher and student predicted by the latency model, in nanoseconds; empty without a model."""
     cost = run.costs.get("latency")
     if cost is None:
         return {}
@@ -178,7 +178,7 @@ def _predicted(run: Run) -> dict[str, int]:
 
 
 def export_step(run: Run) -> None:
-    """The student as an exported program and as ONNX, both compared with torch on real images."""
+    """Exports the student as a program and as ONNX, both compared with torch on real images."""
     student = load_student(run)
     with run.phase(EXPORT.name):
         program = export_program(student, run.example)
@@ -200,18 +200,14 @@ def export_step(run: Run) -> None:
 
 
 def _check_batches(run: Run, sizes: Sequence[int]) -> list[Tensor]:
-    """The first test images in batches of these sizes."""
+    """The first test images, in batches of these sizes."""
     loader = make_loader(run.data.test, run.data, batch_size=max(EXPORT_CHECKS), train=False, seed=0, device="cpu")
     images, _ = next(iter(loader))
     return [images[:size] for size in sizes]
 
 
 def measure_step(run: Run, options: MeasureOptions | None = None) -> dict[str, Any]:
-    """Latency, throughput, memory and file size of teacher and student, into `measurements.json`.
-
-    Returns:
-        What the file holds.
-    """
+    """Measures latency, throughput, memory and file size of both networks; writes and returns `measurements.json`."""
     options = options or MeasureOptions()
     student = load_student(run)
     networks = {"teacher": load_teacher(run), "student": student}
@@ -223,7 +219,7 @@ def measure_step(run: Run, options: MeasureOptions | None = None) -> dict[str, A
 
 
 def report_step(run: Run) -> None:
-    """The report, `report.html`; of a frontier `frontier.html`."""
+    """Writes the report, `report.html`, or `frontier.html` for a frontier."""
     if run.is_frontier:
         log.info("report: wrote %s", write_frontier(run.folder))
         return
@@ -232,10 +228,10 @@ def report_step(run: Run) -> None:
 
 
 def write_any_report(path: str | Path) -> Path:
-    """Writes the report of a run or of a frontier, also while another process is at work on it.
+    """Writes the report of a run or a frontier, even while another process works on it.
 
     Raises:
-        RunFolderError: The folder holds no run, or nothing to report yet.
+        RunFolderError: The folder is not a run, or there is nothing to report yet.
     """
     folder = RunFolder.open(path)
     if len(points(read_options(folder).budget)) > 1:
@@ -244,11 +240,11 @@ def write_any_report(path: str | Path) -> Path:
 
 
 def run_frontier(run: Run, *, overwrite: bool = False) -> None:
-    """Trains what is shared, runs every point that is not done yet, and draws the curve.
+    """Runs the shared phases and every point that is not done yet, and draws the curve.
 
     Args:
-        run: A run whose budget names several amounts.
-        overwrite: Start the points anew.
+        run: A run with several amounts of a budget.
+        overwrite: Replace the runs of the points.
     """
     shared, *points = courses(run.options, run.space, run.costs)
     with logging_to(run):
@@ -263,7 +259,7 @@ def run_frontier(run: Run, *, overwrite: bool = False) -> None:
 
 
 def _do(run: Run, course: Course, overwrite: bool) -> RunFolder | None:
-    """Every step of a point that is not done yet, and its folder; None: it is left out."""
+    """Runs the steps of a point that are not done yet, and returns its folder; None if the point is left out."""
     if course.left_out:
         with logging_to(run):
             run.decide(f"Left uniform widths out at {', '.join(course.options.budget)}", course.left_out)
@@ -280,7 +276,7 @@ def _do(run: Run, course: Course, overwrite: bool) -> RunFolder | None:
 
 
 def _point(run: Run, course: Course, overwrite: bool) -> Run:
-    """The run of one point, with what it shares."""
+    """The run of one point, with what it shares with the others."""
     point = prepare(
         course.options,
         Path(run.folder.path, course.folder),
