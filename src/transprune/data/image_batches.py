@@ -7,7 +7,6 @@ All randomness comes from the plan, so that any device and any number of worker 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -20,6 +19,7 @@ from transprune.data.augmentation import Augmentation, augment, random_boxes
 from transprune.data.encoded_images import Box, View, decode, fit_images, standard_view
 from transprune.data.splits import FileSplit, ImageData, MemorySplit, Split
 from transprune.errors import DataError, OptionError
+from transprune.runtime.environment import available_cores
 from transprune.runtime.interruption import start_loading
 
 MOST_WORKERS = 16
@@ -130,14 +130,9 @@ def _fetcher(split: Split, data: ImageData, train: bool, device: torch.device, w
         return MemoryFetcher(split, augmentation, device)
     if isinstance(split, FileSplit):
         batches = FileBatches(split, data.image_size, augmentation)
-        workers = min(_available_cores(), MOST_WORKERS) if workers is None else workers
+        workers = min(available_cores(), MOST_WORKERS) if workers is None else workers
         return FileFetcher(batches, workers, pin_memory=device.type == "cuda")
     raise DataError(f"cannot load batches of a {type(split).__name__}: expected a MemorySplit or a FileSplit")
-
-
-def _available_cores() -> int:
-    # The cores that this process may use, where the system says: a container may have fewer than the machine.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Fetcher(Protocol):

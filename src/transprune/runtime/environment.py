@@ -36,7 +36,7 @@ def environment() -> dict[str, Any]:
         **{package: _version(package) for package in _PACKAGES},
         "platform": _platform(),
         "cpu": _cpu(),
-        "cores": _cores(),
+        "cores": available_cores(),
         "threads": torch.get_num_threads(),
         "memory_gib": _memory_gib(),
         **_cuda(),
@@ -82,7 +82,7 @@ def _output(*command: str) -> str:
         return ""
 
 
-def _cores() -> int:
+def available_cores() -> int:
     """The cores that this process may use; a container or scheduler may limit them."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

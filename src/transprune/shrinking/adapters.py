@@ -150,9 +150,3 @@ TORCH: dict[type | str, Adapter] = {
 }
 _ADAPTERS.update(TORCH)
 _ADAPTERS.update(TIMM)
-
-
-def put_module(network: nn.Module, path: str, module: nn.Module) -> None:
-    """Replaces the module at a path, keeping its position among its siblings."""
-    parent, _, name = path.rpartition(".")
-    network.get_submodule(parent).register_module(name, module)

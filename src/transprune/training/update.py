@@ -145,7 +145,7 @@ class Update:
         return Learned(loss.detach(), outputs, part)
 
     def _computed(self, part: Batch, forward: Callable[[Batch], tuple[Tensor, Any]]) -> tuple[Tensor, Any]:
-        with self._autocast():
+        with autocast(self._options.precision, self._device):
             return forward(part)
 
     def _share(self, tensors: list[Tensor]) -> None:
@@ -156,9 +156,6 @@ class Update:
         for buffer in buffers:
             buffer.div_(processes.count())
         processes.add_up([*tensors, *buffers])
-
-    def _autocast(self) -> AbstractContextManager[None]:
-        return autocast(self._options.precision, self._device)
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
