@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.testing import assert_close
 
 from test_searching import OPTIONS, Residual
 from test_training import assert_same_state, two_colours
@@ -14,7 +15,7 @@ from transprune import Architecture, inspect, shrink
 from transprune.budget import Limit
 from transprune.costs import MACS
 from transprune.errors import OptionError
-from transprune.options import TrainingOptions
+from transprune.options import SearchOptions, TrainingOptions
 from transprune.searching.contenders import SCORES as SCORES_SAY
 from transprune.searching.contenders import SEARCHED, UNIFORM, Contender, best_of
 from transprune.searching.search import prior_from_scores, search
@@ -127,9 +128,9 @@ def test_a_search_that_starts_from_scores_keeps_the_budget_and_repeats(model: nn
 def test_a_search_of_few_steps_takes_larger_ones_and_as_many_temperatures(model: nn.Module) -> None:
     space = inspect(model, torch.zeros(1, 1, 4, 4))
     by_steps = replace(SCORES, architecture_learning_rate=None, architecture_weight_decay=1e-3)
-    short, long = architecture_rates(by_steps, 10), architecture_rates(replace(by_steps, epochs=30), 10)
+    short, long = architecture_rates(by_steps, 30), architecture_rates(by_steps, 300)
     assert short == pytest.approx((10 * long[0], long[1] / 10))
-    assert architecture_rates(replace(by_steps, epochs=600), 98)[1] == pytest.approx(1e-3), "the paper's steps"
+    assert architecture_rates(by_steps, 600 * 98)[1] == pytest.approx(1e-3), "the paper's steps"
     assert architecture_rates(OPTIONS, 10) == (OPTIONS.architecture_learning_rate, OPTIONS.architecture_weight_decay)
     searching = Bilevel(model, two_colours(), by_steps, space=space, limits=[half(space)])
     steps = [searching.temperature(epoch, step) for epoch in (1, 2, 3) for step in (0, 1)]
@@ -137,6 +138,24 @@ def test_a_search_of_few_steps_takes_larger_ones_and_as_many_temperatures(model:
     assert len(set(steps)) == 6
     assert steps[0] == by_steps.temperature_start
     assert searching.temperature(3, searching.steps_an_epoch) == pytest.approx(by_steps.temperature_end)
+
+
+def test_probabilities_are_raised_to_a_power_in_the_course_of_a_search(model: nn.Module) -> None:
+    space = inspect(model, torch.zeros(1, 1, 4, 4))
+    still = replace(OPTIONS, epochs=3, architecture_learning_rate=0.0, architecture_weight_decay=0.0)
+
+    def ended(options: SearchOptions) -> Tensor:
+        searching = Bilevel(model, two_colours(), options, space=space, limits=[half(space)])
+        begin = torch.tensor([[0.28, 0.24, 0.2, 0.16, 0.08, 0.02, 0.02]]).expand_as(searching.parameters.widths)
+        searching.parameters.start_at(replace(searching.probabilities(), widths=begin))
+        searching.run()
+        return searching.probabilities().widths[0]
+
+    plain = torch.tensor([0.28, 0.24, 0.2, 0.16, 0.08, 0.02, 0.02])
+    assert_close(ended(still), plain)
+    squares = plain.square()
+    for later in (0.0, 0.5):
+        assert_close(ended(replace(still, sharpening=2.0, architecture_after=later)), squares / squares.sum())
 
 
 def test_a_search_that_has_not_decided_says_what_to_change(model: nn.Module) -> None:

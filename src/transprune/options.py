@@ -148,6 +148,9 @@ class SearchOptions(StepOptions):
     """Decay rates of Adam's moments."""
     architecture_weight_decay: float = 1e-3
     """L2 penalty on the architecture parameters."""
+    sharpening: float = 1.0
+    """Power to which the probabilities are raised in the course of a search, a little in each step, so that one of few
+    epochs decides for what it has learned; 1 in the paper."""
     architecture_after: float = 0.0
     """Share of the epochs before the architecture starts to learn; 0 in the paper, 1 for never."""
     temperature_start: float = 10.0
@@ -192,7 +195,7 @@ class SearchOptions(StepOptions):
         for name in ("learning_rate", "architecture_learning_rate", "penalty_weight", "tolerance", "fill"):
             if getattr(self, name) is not None:
                 at_least(name, getattr(self, name), 0)
-        for name in ("temperature_start", "temperature_end"):
+        for name in ("temperature_start", "temperature_end", "sharpening"):
             at_least(name, getattr(self, name), 1e-3)
         at_least("distillation", self.distillation, 0)
         if (

@@ -182,6 +182,7 @@ def _from_trained(*, epochs: int, batch_size: int) -> SearchOptions:
         learning_rate=0.02,
         architecture_learning_rate=None,
         architecture_weight_decay=0.0,
+        sharpening=2.0,
         alignment="pad",
         start="model",
         prior="scores",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -109,7 +110,9 @@ class Bilevel(Loop):
         self.loss = loss_function(
             model if teacher is None else teacher, task, on_device(example, device), weight=options.distillation
         )
-        rate, decay = architecture_rates(options, self.steps_an_epoch)
+        epochs = options.epochs - math.floor(options.architecture_after * options.epochs)
+        self._architecture_steps = max(1, self.steps_an_epoch * epochs)
+        rate, decay = architecture_rates(options, self._architecture_steps)
         self.architecture_optimizer = torch.optim.Adam(
             self.parameters.parameters(), lr=rate, betas=options.architecture_betas, weight_decay=decay
         )
@@ -190,6 +193,7 @@ class Bilevel(Loop):
             return self.loss(outputs, part) + self.options.penalty_weight * penalty, outputs
 
         self.architecture_update.step(batch, forward)
+        self.parameters.sharpen(self.options.sharpening ** (1 / self._architecture_steps))
 
     def penalty(self) -> Tensor:
         """How far the expected costs should move, from the costs of the most probable architecture."""
@@ -236,8 +240,8 @@ class Bilevel(Loop):
         }
 
 
-def architecture_rates(options: SearchOptions, steps_an_epoch: int) -> tuple[float, float]:
-    """Learning rate and weight decay of the architecture parameters.
+def architecture_rates(options: SearchOptions, steps: int) -> tuple[float, float]:
+    """Learning rate and weight decay of the architecture parameters in so many steps.
 
     Adam moves a parameter whose gradient keeps its sign by the learning rate in each step, whatever the gradient's
     size: how far a parameter can come is the rate times the steps.
@@ -247,7 +251,6 @@ def architecture_rates(options: SearchOptions, steps_an_epoch: int) -> tuple[flo
     """
     if options.architecture_learning_rate is not None:
         return options.architecture_learning_rate, options.architecture_weight_decay
-    steps = max(1.0, steps_an_epoch * options.epochs * (1 - options.architecture_after))
     return TRAVEL / steps, options.architecture_weight_decay * min(1.0, steps / PAPER_STEPS)
 
 

@@ -118,6 +118,13 @@ class ArchitectureParameters(nn.Module):
         return mean_entropy(self.probabilities(), self.space)
 
     @torch.no_grad()
+    def sharpen(self, factor: float) -> None:
+        """Raises all probabilities to a power, of which they are then shares."""
+        if factor != 1:
+            self.widths.mul_(factor)
+            self.depths.mul_(factor)
+
+    @torch.no_grad()
     def start_at(self, probabilities: Probabilities) -> None:
         """Takes the logits that give these probabilities."""
         for logits, rows in ((self.widths, probabilities.widths), (self.depths, probabilities.depths)):
