@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--prior", choices=("none", "scores"), default="scores")
     parser.add_argument("--torch-pruning", action="store_true")
+    parser.add_argument("--only", nargs="+", default=None, metavar="NAME", help="train these students alone")
     parser.add_argument("--normalisation", choices=("imagenet", "none"), default=None)
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
@@ -90,6 +91,8 @@ def one_seed(asked: argparse.Namespace, data: transprune.ImageData, teacher: nn.
         architectures[OTHERS], starts[OTHERS] = others(asked.budget, teacher, data, place, seed)
     trained_already: dict[str, str] = {}
     for name, widths in architectures.items():
+        if asked.only is not None and name not in asked.only:
+            continue
         same = trained_already.setdefault(json.dumps(widths, sort_keys=True), name)
         if same != name:
             print(f"{name}: {same}", flush=True)
