@@ -20,11 +20,13 @@ HEART = {
     "space",
 }
 """Files that `make quick` runs: the formulas of the paper, reading, costs, and the architecture that keeps a budget."""
+LARGE = ("164", "110", "56", "papers", "large_spaces")
+"""Parts of the names of tests that `make quick` leaves out of these files: they take seconds each."""
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if item.path.stem.removeprefix("test_") in HEART:
+        if item.path.stem.removeprefix("test_") in HEART and not any(part in item.name for part in LARGE):
             item.add_marker(pytest.mark.heart)
 
 
