@@ -41,6 +41,7 @@ def build(classes=10, image_channels=1):
 EPOCHS = 3
 OPTIONS = (
     *("--data", "digits", "--budget", "macs=0.6", "--preset", "quick", "--device", "cpu", "--checkpoint-steps", "5"),
+    *("--search.prior", "none"),
     *(f"--{phase}.{name}={value}" for phase in ("teacher", "search", "distill") for name, value in (
         ("epochs", EPOCHS), ("warm-up-epochs", 1), ("batch-size", 64),
     )),

@@ -22,7 +22,18 @@ from transprune.runtime import read_journal
 CLASSES = ("a", "b", "c")
 SHORT = [
     *("--preset", "quick", "--device", "cpu", "--teacher.epochs", "2", "--teacher.warm-up-epochs", "0"),
-    *("--search.epochs", "2", "--search.warm-up-epochs", "0", "--distill.epochs", "2", "--distill.warm-up-epochs", "0"),
+    *(
+        "--search.epochs",
+        "2",
+        "--search.warm-up-epochs",
+        "0",
+        "--search.prior",
+        "none",
+        "--distill.epochs",
+        "2",
+        "--distill.warm-up-epochs",
+        "0",
+    ),
     *("--teacher.batch-size", "8", "--search.batch-size", "8", "--distill.batch-size", "8"),
 ]
 

@@ -52,7 +52,19 @@ def finished_run(photos, tmp_path_factory):
     """A run on these images."""
     run = tmp_path_factory.mktemp("runs") / "first"
     words = f"run resnet20 --data imagefolder:{photos} --image-size 1 8 8 --budget macs=0.5 --preset quick --out {run}"
-    command_line([*words.split(), "--teacher.epochs", "3", "--search.epochs", "2", "--distill.epochs", "3"])
+    command_line(
+        [
+            *words.split(),
+            "--teacher.epochs",
+            "3",
+            "--search.epochs",
+            "2",
+            "--search.prior",
+            "none",
+            "--distill.epochs",
+            "3",
+        ]
+    )
     return run
 
 

@@ -28,7 +28,18 @@ def build(classes, image_channels):
 """
 FAST = [
     *("--data", "digits", "--preset", "quick", "--teacher.epochs", "2", "--teacher.warm-up-epochs", "0"),
-    *("--search.epochs", "3", "--search.batch-size", "256", "--distill.epochs", "1", "--distill.warm-up-epochs", "0"),
+    *(
+        "--search.epochs",
+        "3",
+        "--search.batch-size",
+        "256",
+        "--search.prior",
+        "none",
+        "--distill.epochs",
+        "1",
+        "--distill.warm-up-epochs",
+        "0",
+    ),
     *("--device", "cpu"),
 ]
 

@@ -60,6 +60,7 @@ class WithMore(Net):
 
 FAST = [
     *("--preset", "quick", "--teacher.epochs", "3", "--distill.epochs", "3", "--search.epochs", "2"),
+    *("--search.prior", "none"),
     *("--search.batch-size", "128", "--device", "cpu", "--data", "digits"),
 ]
 OPTIONS = ["--keep", "stem", "--divisor", "4", "--weights", "given.safetensors", "--weights-partial"]

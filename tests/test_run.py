@@ -19,6 +19,7 @@ from transprune.runtime import RUN_FILES, read_journal
 
 FAST = [
     *("--preset", "quick", "--teacher.epochs", "3", "--distill.epochs", "3", "--search.epochs", "2"),
+    *("--search.prior", "none"),
     *("--search.batch-size", "128", "--device", "cpu"),
 ]
 
