@@ -77,7 +77,7 @@ class DistillCommand(Step):
     """
 
     resume: bool = False
-    """Go on in the middle of it, if it was interrupted; the same happens without this word."""
+    """Resume in the middle, if it was interrupted; that is also the default."""
 
     def __call__(self) -> None:
         print(f"wrote {self._do('distill').file('student.safetensors')}")
@@ -121,7 +121,7 @@ class MeasureCommand(OnDevice):
 
     options: Annotated[MeasureOptions, tyro.conf.arg(name="")] = field(default_factory=MeasureOptions)
     as_json: AsJson = False
-    """Print what was measured as JSON."""
+    """Print the measurements as JSON."""
 
     def __call__(self) -> None:
         with runs.open_run(self.run, device=self.device) as run, runs.logging_to(run):
@@ -155,7 +155,7 @@ class CompareCommand:
     as_json: AsJson = False
     """Print their figures as JSON."""
     html: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Also write a page that needs nothing but itself into this file."""
+    """Also write a self-contained page to this file."""
 
     def __call__(self) -> None:
         from transprune.reports.comparison import comparison
@@ -194,7 +194,7 @@ class InspectCommand:
     only: tuple[str, ...] = ()
     """Patterns of the layers and stages that are searched; all without it."""
     divisor: int = 1
-    """Widths to choose from are multiples of this, such as 8."""
+    """Allow only multiples of this as widths, such as 8."""
     as_json: AsJson = False
     """Print the whole search space as JSON."""
 

@@ -32,19 +32,19 @@ class Job(RunOptions):
     out: Annotated[str, tyro.conf.arg(metavar="RUN")]
     """Folder of the run; made if missing."""
     config: Annotated[str | None, tyro.conf.arg(metavar="FILE.toml")] = None
-    """File of options under their names here, those with a dot in tables, such as epochs in [search]; a run's own
-    config.toml too. What the command line gives comes before the file, the file before the preset."""
+    """File of options, named as here; those with a dot in tables, such as epochs in [search]; a run's config.toml too.
+    The command line overrides the file, and the file the preset."""
     device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = "auto"
     """auto, cpu, cuda or cuda:N."""
     plan: bool = False
-    """Only say what would happen, how long it may take by a few measured steps, and write nothing."""
+    """Only show what would happen and about how long it would take; writes nothing."""
     as_json: AsJson = False
     """Print the result, or the plan, as JSON, and nothing else on standard output."""
     overwrite: bool = False
-    """Start anew where the folder holds a run."""
+    """Replace a run in the folder."""
     resume: bool = False
-    """Go on with the run in the folder, in the middle of a phase too. The same command does so without it, but begins
-    a run where there is none. Without --out, the run is named alone: --resume RUN."""
+    """Resume the run in the folder, even in the middle of a phase. Without it, a run is resumed too, or else started.
+    Without --out, name the run alone: --resume RUN."""
     safety: Unprefixed[Safety] = field(default_factory=Safety)
     tracking: Unprefixed[Tracking] = field(default_factory=Tracking)
 
@@ -116,7 +116,7 @@ class CompressCommand(Job):
     """
 
     samples: int = CompressOptions.samples
-    """Training images that are looked at; labels are not needed."""
+    """Training images to use; needs no labels."""
     repair: bool = CompressOptions.repair
     """Fit what is left to the outputs of the whole network."""
 
@@ -143,7 +143,7 @@ class DeriveCommand(OnDevice):
     out: Annotated[str, tyro.conf.arg(metavar="RUN")]
     """Folder of the new run; made if missing."""
     overwrite: bool = False
-    """Start anew where the folder holds a run."""
+    """Replace a run in the folder."""
 
     def __call__(self) -> None:
         refuse_frontier(self.budget)
@@ -153,13 +153,13 @@ class DeriveCommand(OnDevice):
 
 @dataclass(frozen=True, kw_only=True)
 class ResumedRun(Step):
-    """Go on with a run where it stopped, as the command that began it would.
+    """Resume a run where it stopped, as the command that began it would.
 
     transprune run --resume runs/first
     """
 
     resume: bool = True
-    """Go on."""
+    """Resume it."""
     as_json: AsJson = False
     """Print the result as JSON, and nothing else on standard output."""
 
@@ -173,7 +173,7 @@ class ResumedRun(Step):
 
 
 class ResumedCompress(ResumedRun):
-    """Go on with a compression where it stopped, as the command that began it would.
+    """Resume a compression where it stopped, as the command that began it would.
 
     transprune compress --resume runs/half
     """
@@ -183,7 +183,7 @@ class ResumedCompress(ResumedRun):
 
 
 class ResumedSearch(ResumedRun):
-    """Go on with a search where it stopped, as the command that began it would.
+    """Resume a search where it stopped, as the command that began it would.
 
     transprune search --resume runs/first
     """
