@@ -1,13 +1,15 @@
 """Trained weights come from files that may be damaged, foreign or hostile."""
 
+import argparse
 import io
+import os
 import pickle
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import nn
 
 from small_networks import plain
@@ -46,30 +48,104 @@ def test_a_state_dict_of_torch_is_read_in_both_of_its_formats(tmp_path, suffix, 
     assert_loads(tmp_path / f"w.{suffix}", weights)
 
 
-@pytest.mark.parametrize("key", ["state_dict", "model", "model_state", "model_state_dict", "state_dict_ema"])
-def test_a_state_dict_inside_a_checkpoint_is_read(tmp_path, key):
-    weights = trained().state_dict()
-    torch.save({key: weights, "epoch": 3, "args": None}, tmp_path / "w.pth")
-    assert_loads(tmp_path / "w.pth", weights)
+CONTAINERS = {
+    "under any key": lambda weights: {"network": weights, "epoch": 3, "args": None},
+    "deep below": lambda weights: {"ema": {"params": weights}},
+    "beside an optimizer": lambda weights: {"net": weights, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}},
+    "in a tuple": lambda weights: (weights, {"lr": 0.1}),
+    "in parts": lambda weights: {
+        place: {name.partition(".")[2]: value for name, value in weights.items() if name.startswith(f"{place}.")}
+        for place in dict.fromkeys(name.partition(".")[0] for name in weights)
+    },
+    "twice the same": lambda weights: {"model": weights, "ema": dict(weights)},
+}
 
 
-def test_of_plain_and_averaged_weights_the_plain_ones_are_read(tmp_path):
+@pytest.mark.parametrize("name", ["w.pth", "w.pth.tar", "w.th", "w.ckpt", "w.bin", "w.PTH", "w"])
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_a_state_dict_is_found_whatever_holds_it_and_whatever_the_file_is_called(tmp_path, container, name):
     weights = trained().state_dict()
-    torch.save({"state_dict_ema": plain().state_dict(), "state_dict": weights}, tmp_path / "w.pth")
-    assert_loads(tmp_path / "w.pth", weights)
+    torch.save(CONTAINERS[container](weights), tmp_path / name)
+    assert_loads(tmp_path / name, weights)
+
+
+def test_safetensors_are_known_by_what_they_hold(tmp_path):
+    weights = trained().state_dict()
+    save_file(weights, tmp_path / "pytorch_model.bin")
+    assert_loads(tmp_path / "pytorch_model.bin", weights)
+
+
+def test_a_file_whose_name_is_no_text_is_read(tmp_path):
+    weights = trained().state_dict()
+    for name, write in ((b"\xff.pth", torch.save), (b"\xff.bin", lambda content, file: file.write(save(content)))):
+        path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+        with path.open("wb") as file:
+            write(weights, file)
+        assert_loads(path, weights)
+
+
+def test_of_several_networks_the_keys_are_named_and_a_key_behind_a_colon_chooses(tmp_path):
+    one, other = trained().state_dict(), plain().state_dict()
+    torch.save({"params": one, "averaged": {"ema": with_prefix(other, "module.")}, "epoch": 3}, tmp_path / "w.pth")
+    with pytest.raises(ModelError, match=r"2 parts of it fit the model, under params, averaged\.ema\.module; .*:av"):
+        load_weights(tmp_path / "w.pth", plain())
+    for key, expected in (("params", one), ("averaged.ema", other), ("averaged", other)):
+        assert_loads(f"{tmp_path / 'w.pth'}:{key}", expected)
+    with pytest.raises(ModelError, match="nothing under the key 'swa'; it has params, averaged"):
+        load_weights(f"{tmp_path / 'w.pth'}:swa", plain())
 
 
 def with_prefix(weights, prefix):
     return {f"{prefix}{name}": value for name, value in weights.items()}
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model."])
-def test_the_prefix_of_a_wrapper_is_taken_off(tmp_path, prefix):
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model.net.", "backbone."]
+)
+def test_any_prefix_is_taken_off(tmp_path, prefix):
     weights = trained().state_dict()
     torch.save({"state_dict": with_prefix(weights, prefix)}, tmp_path / "w.pth")
     save_file(with_prefix(weights, prefix), tmp_path / "w.safetensors")
     assert_loads(tmp_path / "w.pth", weights)
     assert_loads(tmp_path / "w.safetensors", weights)
+
+
+@pytest.mark.parametrize("inside", ["module", "_orig_mod", "_fsdp_wrapped_module"])
+def test_wrappers_of_parts_of_a_network_are_taken_off(tmp_path, inside):
+    weights = trained().state_dict()
+    wrapped = {f"0.{inside}.{name[2:]}" if name.startswith("0.") else name: weights[name] for name in weights}
+    torch.save(wrapped, tmp_path / "w.pth")
+    assert_loads(tmp_path / "w.pth", weights)
+
+
+EXTRAS = {
+    "n_averaged": torch.tensor(3),
+    "total_ops": torch.zeros(1),
+    "0.total_params": torch.zeros(1),
+    "criterion.weight": torch.ones(5),
+    "0.positions": torch.arange(3),
+}
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_what_is_no_part_of_the_network_is_left_out_and_listed(tmp_path, prefix):
+    weights = trained().state_dict()
+    torch.save({**with_prefix(weights, prefix), **EXTRAS}, tmp_path / "w.pth")
+    found = load_weights(tmp_path / "w.pth", plain())
+    assert found.is_whole
+    assert not found.misfit
+    assert found.given == len(weights)
+    listed = {"criterion" if prefix and name.startswith("crit") else name for name in EXTRAS}
+    assert {name.split(".")[0] for name in found.left_out} == {name.split(".")[0] for name in listed}
+    assert "criterion" in found.beside
+
+
+@pytest.mark.parametrize("extra", ["9.weight", "0.running_mean", "0.shortcut.weight"])
+def test_more_layers_of_the_same_network_are_no_extras(tmp_path, extra):
+    """A deeper network has all that a shallower one wants, and computes something else."""
+    torch.save({**trained().state_dict(), extra: torch.zeros(4)}, tmp_path / "w.pth")
+    with pytest.raises(ModelError, match=f"1 unexpected: {extra}"):
+        load_weights(tmp_path / "w.pth", plain())
 
 
 class Wrapper(nn.Module):
@@ -122,6 +198,7 @@ def test_weights_without_the_counts_of_norms_are_whole(tmp_path):
     assert found.is_whole
     assert not found.misfit
     assert found.tensors["1.num_batches_tracked"] == 0
+    assert (found.given, len(found.tensors)) == (6, 7), "counted as the file holds them"
     del state["1.running_mean"]
     torch.save(state, tmp_path / "old.pth")
     with pytest.raises(ModelError, match=r"2 missing: 1\.running_mean, 1\.num_batches_tracked"):
@@ -143,10 +220,10 @@ def test_partial_weights_are_those_that_fit_and_the_rest_is_named(tmp_path, name
 
 
 def test_weights_with_something_more_than_the_model_has_are_whole(tmp_path):
-    save_file({**trained().state_dict(), "head.bias": torch.zeros(1)}, tmp_path / "w.safetensors")
+    save_file({**trained().state_dict(), "9.bias": torch.zeros(1)}, tmp_path / "w.safetensors")
     found = load_weights(tmp_path / "w.safetensors", plain(), partial=True)
     assert found.is_whole
-    assert found.misfit == "1 unexpected: head.bias"
+    assert found.misfit == "1 unexpected: 9.bias"
 
 
 def test_weights_of_which_nothing_fits_are_refused_also_in_part(tmp_path):
@@ -157,7 +234,7 @@ def test_weights_of_which_nothing_fits_are_refused_also_in_part(tmp_path):
 
 def test_only_the_first_few_names_are_listed(tmp_path):
     save_file({"other": torch.zeros(1)}, tmp_path / "w.safetensors")
-    with pytest.raises(ModelError, match=r"10 missing: 0\.weight, 0\.bias, 3\.weight and 7 more; 1 unexpected: other$"):
+    with pytest.raises(ModelError, match=r"10 missing: 0\.weight, 0\.bias, 3\.weight and 7 more; left out, .*: other;"):
         load_weights(tmp_path / "w.safetensors", plain())
 
 
@@ -193,6 +270,43 @@ def test_code_in_a_file_is_not_run(tmp_path, write, name):
     assert not mark.exists()
 
 
+def test_objects_that_are_no_tensors_are_named_with_a_way_to_save_without_them(tmp_path):
+    for number, is_zip in enumerate((True, False)):
+        content = {"model": trained().state_dict(), "args": argparse.Namespace(lr=0.1)}
+        torch.save(content, tmp_path / f"{number}.ckpt", _use_new_zipfile_serialization=is_zip)
+        with pytest.raises(ModelError, match=r"objects of argparse\.Namespace, whose code.*save the state dict"):
+            load_weights(tmp_path / f"{number}.ckpt", plain())
+
+
+def test_what_is_often_taken_for_weights_is_called_what_it_is(tmp_path):
+    kinds = {
+        b"version https://git-lfs.github.com/spec/v1\n": "Git LFS",
+        b"<!DOCTYPE html>": "HTML",
+        b"\x1f\x8b": "gzip",
+    }
+    for begin, kind in kinds.items():
+        (tmp_path / "w.pth").write_bytes(begin + b"0" * 80)
+        with pytest.raises(ModelError, match=kind):
+            load_weights(tmp_path / "w.pth", plain())
+    with zipfile.ZipFile(tmp_path / "w.pt", "w") as archive:
+        archive.writestr("net/code/__torch__.py", "")
+    with pytest.raises(ModelError, match=r"TorchScript archive \(save `torch.jit.load"):
+        load_weights(tmp_path / "w.pt", plain())
+
+
+def test_what_holds_itself_or_has_no_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("transprune.models.weights.MOST_ENTRIES", 1000)
+    content = {}
+    content["again"] = content
+    wide = [torch.zeros(1)]
+    for _ in range(25):
+        wide = [wide] * 10
+    for each in (content, wide):
+        torch.save(each, tmp_path / "w.pth")
+        with pytest.raises(ModelError, match="entries, or holds itself"):
+            load_weights(tmp_path / "w.pth", plain())
+
+
 @pytest.mark.parametrize("write", [pickled_by_torch, pickled_by_torch_in_its_old_format])
 def test_the_code_in_that_file_would_run_elsewhere(tmp_path, write):
     mark = tmp_path / "ran"
@@ -217,8 +331,6 @@ def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
 def written(name: str) -> bytes:
     buffer = io.BytesIO()
     if name.endswith("safetensors"):
-        from safetensors.torch import save
-
         return save(trained().state_dict())
     torch.save(trained().state_dict(), buffer)
     return buffer.getvalue()
@@ -246,13 +358,6 @@ def test_a_zip_of_something_else_is_refused(tmp_path):
         archive.writestr("data.txt", "hello")
     with pytest.raises(ModelError, match="cannot load weights from"):
         load_weights(tmp_path / "w.pth", plain())
-
-
-@pytest.mark.parametrize("name", ["w.onnx", "w.bin", "w"])
-def test_a_file_of_another_kind_is_refused_with_the_known_ones(tmp_path, name):
-    (tmp_path / name).write_bytes(written("w.pth"))
-    with pytest.raises(ModelError, match=r"expected a file ending in \.safetensors, \.pth or \.pt"):
-        load_weights(tmp_path / name, plain())
 
 
 @pytest.mark.parametrize("name", ["missing.pth", "", "folder"])

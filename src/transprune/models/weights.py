@@ -1,26 +1,37 @@
-"""Loads trained weights from a file, without running any code in it."""
+"""Loads trained weights from a file, without ever running code that the file holds.
+
+A file is judged by what it holds, not by its ending. All tensors in it get one dotted name each, whatever they lie in:
+`state_dict.module.conv1.weight`. What stands before the names of the model is a prefix then, be it the key of a
+checkpoint or the name of a wrapper, and the prefix behind which the model is found is taken off.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
 from transprune.errors import ModelError
-from transprune.models.resnet import ResNet, is_torchvision_resnet, pooled_shortcuts, renamed
-
-WRAPPERS = ("state_dict", "model", "model_state", "model_state_dict", "state_dict_ema")
-"""Keys under which checkpoints hold a state dict."""
-PREFIXES = ("module.", "_orig_mod.", "model.")
-"""Prefixes of names that wrappers for data parallelism, compilation and training loops add."""
+from transprune.models.resnet import OUTSIDE_STAGES, ResNet, is_torchvision_resnet, pooled_shortcuts, renamed
+from transprune.runtime.files import expanded
 
 COUNT = "num_batches_tracked"
 """The buffer in which a batch norm counts batches."""
+WRAPPED = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""What wrappers for data parallelism, compilation and memory put into the middle of a name."""
+LEARNED = ("weight", "bias", "running_mean", "running_var")
+"""Last parts of names without which a layer computes something else."""
+MOST_ENTRIES = 300_000
+"""Of a file with more entries than this, no network is made."""
+DEEPEST = 30
+"""So many containers lie in each other at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +40,28 @@ class Weights:
 
     tensors: dict[str, Tensor]
     """Tensors that fit the model in name, shape and type."""
+    filled: tuple[str, ...] = ()
+    """Names of those that are the model's own: batch counts, which old files do not have."""
     missing: tuple[str, ...] = ()
     """Names in the model but not in the file."""
     unexpected: tuple[str, ...] = ()
-    """Names in the file but not in the model."""
+    """Names of layers and parts of layers in the file that the model does not have, and that compute something."""
+    left_out: tuple[str, ...] = ()
+    """Names in the file of what does not belong to the network, such as an optimizer or a count of operations."""
     reshaped: tuple[str, ...] = ()
     """Names whose shape or type differs, with both; all floating-point types fit each other."""
     misplaced: tuple[str, ...] = ()
     """Names of layers that compute something else here than where they were trained."""
+
+    @property
+    def given(self) -> int:
+        """How many tensors are the file's."""
+        return len(self.tensors) - len(self.filled)
+
+    @property
+    def beside(self) -> str:
+        """What of the file was left out, in words; empty if nothing was."""
+        return f"; left out, since it is no part of the network: {_first(self.left_out, 8)}" if self.left_out else ""
 
     @property
     def is_whole(self) -> bool:
@@ -56,18 +81,18 @@ class Weights:
 
 
 def load_weights(path: str | Path, model: nn.Module, *, partial: bool = False) -> Weights:
-    """Reads the weights of a model from `.safetensors`, or from `.pth`/`.pt` as tensors only.
+    """Reads the weights of a model from a file of safetensors or torch, as tensors only.
 
     Args:
-        path: The file: a state dict, or an object with one under a key of `WRAPPERS`.
+        path: The file: a state dict, or anything that holds one. `FILE:KEY` names which of several.
         model: The model that the weights are for; untouched.
         partial: Return the weights that fit and the names of the others; otherwise, any misfit is an error.
 
     Raises:
-        ModelError: The file is missing, of another kind or damaged, holds more than tensors, or does not fit the model.
+        ModelError: The file is missing, of another kind, damaged, holds more than tensors, or does not fit the model.
     """
-    file = Path(path)
-    weights = _fit(_read_whole(file), model)
+    file, key = _file_and_key(path)
+    weights = _fit(file, _read_whole(file, key), model)
     learned = {name for name, _ in model.named_parameters()}  # a buffer may hold a mask of infinities
     spoilt = tuple(name for name, value in weights.tensors.items() if name in learned and not value.isfinite().all())
     if spoilt:
@@ -75,8 +100,11 @@ def load_weights(path: str | Path, model: nn.Module, *, partial: bool = False) -
             f"cannot use the weights in '{file}': numbers that are not finite are in {_first(spoilt)}; expected those "
             "of a network that was trained to its end"
         )
-    if not weights.tensors:
-        raise ModelError(f"cannot load weights from '{file}': nothing in it fits the model; {weights.misfit}")
+    if not weights.given:
+        raise ModelError(
+            f"cannot load weights from '{file}': nothing in it fits the model; {weights.misfit}{weights.beside}; "
+            "expected a state dict of this network, a map from names to tensors"
+        )
     if weights.misfit and not partial:
         raise ModelError(
             f"cannot load weights from '{file}': they do not fit the model; {weights.misfit}; "
@@ -86,121 +114,296 @@ def load_weights(path: str | Path, model: nn.Module, *, partial: bool = False) -
 
 
 PROBE = 7919
-"""A number of classes that no axis of a network has by coincidence."""
+"""A number of classes that no axis of a network is as long as for another reason."""
 
 
 def classes_in(path: str | Path, build: Callable[[int], nn.Module]) -> int | None:
-    """The number of classes of the weights in a file; None if they do not fit, or `build` ignores the classes.
+    """How many classes the weights in a file tell apart; None: they do not fit, or the network does not ask.
 
     Args:
-        path: As in `load_weights`.
-        build: Builds the network for a number of classes.
+        path: The file, as for `load_weights`.
+        build: Makes the network for so many classes.
 
     Raises:
-        ModelError: The file is missing, of another kind or damaged, or holds more than tensors.
+        ModelError: The file is missing, of another kind, damaged, or holds more than tensors.
     """
-    probe = build(PROBE)
-    found, _ = _named(_read_whole(Path(path)), probe)
+    probe, (file, key) = build(PROBE), _file_and_key(path)
+    found = _named(file, _read_whole(file, key), probe).tensors
     outputs = [name for name, tensor in probe.state_dict().items() if tensor.shape[:1] == (PROBE,) and name in found]
     counts = {found[name].shape[0] for name in outputs if found[name].dim()}
     return counts.pop() if len(counts) == 1 else None
 
 
-def _read_whole(file: Path) -> dict[str, Tensor]:
-    """Reads the tensors of a file.
+# --- from a file to named tensors
 
-    Raises:
-        ModelError: It cannot be read.
-    """
+
+def _file_and_key(path: str | Path) -> tuple[Path, str]:
+    """The file, and behind a colon the key of what is wanted of it; a file whose name has a colon is one too."""
+    file = expanded(os.fspath(path))
+    place, colon, key = os.fspath(file).rpartition(":")
+    if colon and not os.path.isfile(file) and os.path.isfile(place):
+        return Path(place), key
+    return file, ""
+
+
+def _read_whole(file: Path, key: str) -> dict[str, Tensor]:
+    """The tensors of a file by their dotted names, those under a key if it is named; a message where there are none."""
     if not os.path.isfile(file):
         raise ModelError(f"cannot load weights: there is no file '{file}'")
     try:
-        return _read(file)
-    except ModelError:
-        raise
+        content = _read(file)
+        found = dict(_flat(content))
     except Exception as error:  # a damaged file may raise anything in a reader
         raise ModelError(
-            f"cannot load weights from '{file}': {_problem(error)}; expected tensors only, as "
+            f"cannot load weights from '{file}': {_problem(file, error)}; expected tensors only, as "
             "`safetensors.torch.save_file` or `torch.save(model.state_dict(), file)` writes them"
         ) from error
+    if not found:
+        raise ModelError(
+            f"cannot load weights from '{file}': there is no tensor in it; expected a state dict, a map from names to "
+            "tensors, or a checkpoint that holds one"
+        )
+    under = {name.removeprefix(f"{key}."): value for name, value in found.items() if name.startswith(f"{key}.")}
+    if key and not under:
+        keys = tuple(dict.fromkeys(name.partition(".")[0] for name in found))
+        raise ModelError(
+            f"cannot load weights from '{file}': it has nothing under the key {key!r}; it has {_first(keys, 8)}"
+        )
+    return under if key else found
 
 
-def _problem(error: Exception) -> str:
-    """Says what is wrong with a file, from the error of its reader."""
-    if "Weights only load failed" in str(error):  # torch's own message explains how to run the code anyway
-        return "it holds more than tensors, or is no file of torch"
-    return f"{type(error).__name__}: {(str(error) or 'the file ends too soon').splitlines()[0]}"
+def _read(file: Path) -> Any:
+    """What a file holds; only tensors and plain values are made of it."""
+    with file.open("rb") as opened:  # readers in other languages do not open every path
+        if opened.read(9)[8:] == b"{":
+            from safetensors.torch import load
+
+            return load(file.read_bytes())
+        _check_stored(opened)
+        opened.seek(0)
+        return torch.load(opened, map_location="cpu", weights_only=True)
 
 
-def _read(file: Path) -> dict[str, Tensor]:
-    if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(file)
-    if file.suffix not in (".pth", ".pt", ".th"):
-        raise ModelError(f"cannot load weights from '{file}': expected a file ending in .safetensors, .pth or .pt")
-    _check_stored(file)
-    content = torch.load(file, map_location="cpu", weights_only=True)
-    for key in WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ModelError(f"cannot load weights from '{file}': expected a state dict, a map from names to tensors")
-    return {str(name): value for name, value in content.items()}
-
-
-def _check_stored(file: Path) -> None:
-    """Checks that an archive is not compressed: torch never compresses, and a bomb could fill the memory.
+def _check_stored(opened: BinaryIO) -> None:
+    """Checks that an archive unpacks to its own size, before anything is held in memory.
 
     Raises:
-        ValueError: Parts of it are compressed.
+        ValueError: It is a program, or parts of it are compressed, which torch never does.
     """
-    if zipfile.is_zipfile(file):  # files from before torch 1.6 are not archives
-        with zipfile.ZipFile(file) as archive:
+    if zipfile.is_zipfile(opened):  # files from before torch 1.6 are no archives
+        with zipfile.ZipFile(opened) as archive:
+            if any("/code/" in name for name in archive.namelist()):
+                raise ValueError("it is a TorchScript archive (save `torch.jit.load(file).state_dict()`)")
             if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
                 raise ValueError("it is a compressed archive")
 
 
-def _fit(found: dict[str, Tensor], model: nn.Module) -> Weights:
-    found, misplaced = _named(found, model)
-    expected = model.state_dict()
-    known = [name for name in expected if name in found]
-    misfits = {name: _misfit(found[name], expected[name]) for name in known}
+def _flat(content: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a value with their dotted names, whatever they lie in.
+
+    Raises:
+        ValueError: There is no end of them.
+    """
+    waiting: list[tuple[tuple[Any, ...], Any]] = [((), content)]
+    for _ in range(MOST_ENTRIES):
+        if not waiting:
+            return
+        path, value = waiting.pop()
+        if isinstance(value, Tensor):
+            yield ".".join(map(str, path)), value.detach()
+        elif isinstance(value, Mapping | list | tuple):
+            if len(path) == DEEPEST:
+                break
+            items = list(value.items() if isinstance(value, Mapping) else enumerate(value))
+            waiting.extend(((*path, key), item) for key, item in reversed(items))
+    raise ValueError(f"it has more than {MOST_ENTRIES:,} entries, or holds itself")
+
+
+OTHER_KINDS = (
+    (b"version https://git-lfs", "it is a pointer of Git LFS, not the file itself (`git lfs pull` fetches that)"),
+    (b"<", "it is a page of HTML or XML, not the file itself: download that"),
+    (b"\x89HDF", "it is a file of HDF5, as Keras writes them"),
+    (b"\x1f\x8b", "it is compressed by gzip: unpack it"),
+    (b"\x93NUMPY", "it is an array of numpy"),
+)
+"""How files begin that are often taken for weights, and what they are."""
+
+
+def _problem(file: Path, error: Exception) -> str:
+    """What is wrong with a file, in words, from its beginning and from what a reader raised."""
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(64).lstrip()
+    except OSError as unreadable:
+        return f"it cannot be read ({unreadable.strerror})"
+    known = next((what for begin, what in OTHER_KINDS if head.startswith(begin)), None)
+    if known is not None:
+        return known
+    text = str(error)
+    if "Weights only load failed" in text:  # torch's message goes on to say how to run the code anyway
+        objects = _objects(file, text)
+        if objects:
+            return (
+                f"it holds more than tensors: objects of {_first(objects)}, whose code would run; where the file is "
+                "trusted, `torch.load(file, weights_only=False)` gives what it holds: save the state dict of that alone"
+            )
+        return "it holds more than tensors, or is no file of torch"
+    said = (text or "the file ends too soon").splitlines()[0]
+    return said if said.startswith("it ") else f"{type(error).__name__}: {said}"
+
+
+def _objects(file: Path, text: str) -> tuple[str, ...]:
+    """Classes and functions that a file asks for and that are no tensors, without running any."""
+    try:
+        with file.open("rb") as opened:
+            found = torch.serialization.get_unsafe_globals_in_checkpoint(opened)
+    except Exception:  # files of an old format, and damaged ones
+        found = re.findall(r"GLOBAL (\S+) was not", text) + re.findall(r"class (\S+) ", text)
+    return tuple(dict.fromkeys(sorted(found)))
+
+
+# --- from named tensors to a model
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Named:
+    """The tensors of a file that are named as a model's are, and the rest."""
+
+    prefix: str
+    tensors: dict[str, Tensor]
+    """Under the names of the model; others among them are behind the same prefix."""
+    outside: tuple[str, ...]
+    """What else the file holds, where it parts from the prefix."""
+    misplaced: tuple[str, ...] = ()
+
+    def fits(self, expected: Mapping[str, Tensor]) -> tuple[bool, int, int]:
+        """How well: whether all is there with its shape, how many have their shapes, how many are there."""
+        there = [name for name in expected if name in self.tensors]
+        alike = sum(self.tensors[name].shape == expected[name].shape for name in there)
+        wanted = sum(not name.endswith(COUNT) or name in self.tensors for name in expected)
+        return alike == wanted, alike, len(there)
+
+
+def _fit(file: Path, found: dict[str, Tensor], model: nn.Module) -> Weights:
+    named, expected = _named(file, found, model), model.state_dict()
+    counts = {} if not named.tensors.keys() & expected.keys() else _counts(named.tensors, expected)
+    tensors = {**counts, **named.tensors}
+    known = [name for name in expected if name in tensors]
+    misfits = {name: _misfit(tensors[name], expected[name]) for name in known}
+    others = [name for name in named.tensors if name not in expected]
+    unexpected = [name for name in others if _is_of(name, named.tensors[name], expected)]
     return Weights(
-        tensors={name: found[name] for name in known if not misfits[name]},
-        missing=tuple(name for name in expected if name not in found),
-        unexpected=tuple(name for name in found if name not in expected),
+        tensors={name: tensors[name] for name in known if not misfits[name]},
+        filled=tuple(counts),
+        missing=tuple(name for name in expected if name not in tensors),
+        unexpected=tuple(unexpected),
+        left_out=(*(name for name in others if name not in unexpected), *named.outside),
         reshaped=tuple(f"{name} {misfit}" for name, misfit in misfits.items() if misfit),
-        misplaced=misplaced,
+        misplaced=named.misplaced,
     )
 
 
-def _named(found: dict[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The weights under the model's names for them, and the names of misplaced ones."""
-    expected = model.state_dict()
-    found = _without_prefixes(found, expected)
-    misplaced: tuple[str, ...] = ()
-    if isinstance(model, ResNet) and is_torchvision_resnet(found):
-        misplaced = pooled_shortcuts(model)
-        found = renamed(found, halved_by="pool" if misplaced else "stride")
-    return _with_counts(found, expected), misplaced
+def _named(file: Path, found: dict[str, Tensor], model: nn.Module) -> _Named:
+    """The weights under the names that a model has for them.
 
-
-def _with_counts(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights, with the model's own batch counts where a file has only the statistics of a norm.
-
-    Files from before torch 0.4.1 have no counts, among them many of torchvision's; torch fills them in likewise.
+    Raises:
+        ModelError: Several parts of the file fit equally well.
     """
-    counts = {
+    expected = model.state_dict()
+    best = _best(file, found, model, expected)
+    if best.fits(expected)[0]:
+        return best
+    middle = [part for part in WRAPPED if not any(part in name.split(".") for name in expected)]
+    plain = {_without(name, middle): value for name, value in found.items()}
+    if len(plain) < len(found):  # two names would be one
+        return best
+    return max(best, _best(file, plain, model, expected), key=lambda each: each.fits(expected))
+
+
+def _without(name: str, parts: list[str]) -> str:
+    return ".".join(part for part in name.split(".") if part not in parts)
+
+
+def _best(file: Path, found: dict[str, Tensor], model: nn.Module, expected: Mapping[str, Tensor]) -> _Named:
+    """What is behind the prefix that fits best."""
+    candidates = list(_candidates(found, model, expected))
+    whole = next((each for each in candidates if not each.prefix and each.fits(expected)[0]), None)
+    if whole is not None:
+        return whole  # the names fit as they are
+    most = max(each.fits(expected) for each in candidates)
+    best = [each for each in candidates if each.fits(expected) == most]
+    if len(best) == 1 or not most[-1] or _are_equal(best, expected):
+        return best[0]
+    keys = tuple(each.prefix.rstrip(".") or "the top level" for each in best)
+    raise ModelError(
+        f"cannot load weights from '{file}': {len(keys)} parts of it fit the model, under {_first(keys, 8)}; expected "
+        f"one, or its key behind a colon (--weights '{file}:{keys[-1]}')"
+    )
+
+
+def _candidates(found: dict[str, Tensor], model: nn.Module, expected: Mapping[str, Tensor]) -> Iterator[_Named]:
+    """What may be meant: the tensors behind each prefix that stands before a name of the model."""
+    is_ours = isinstance(model, ResNet)
+    wanted = set(expected) | ({f"{layer}.weight" for layer in OUTSIDE_STAGES} if is_ours else set())
+    prefixes = {"": None}
+    for name in found:
+        parts = name.split(".")
+        for start in range(1, len(parts)):
+            if ".".join(parts[start:]) in wanted:
+                prefixes[".".join(parts[:start]) + "."] = None
+    for prefix in prefixes:
+        inside = {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
+        outside = tuple(dict.fromkeys(_parting(name, prefix) for name in found if not name.startswith(prefix)))
+        misplaced: tuple[str, ...] = ()
+        if isinstance(model, ResNet) and is_torchvision_resnet(inside):
+            misplaced = pooled_shortcuts(model)
+            inside = renamed(inside, halved_by="pool" if misplaced else "stride")
+        yield _Named(prefix=prefix, tensors=inside, outside=outside, misplaced=misplaced)
+
+
+def _parting(name: str, prefix: str) -> str:
+    """A dotted name as far as it takes to tell it from a prefix."""
+    parts, others = name.split("."), prefix.split(".")
+    common = next(place for place, part in enumerate(parts) if place >= len(others) or part != others[place])
+    return ".".join(parts[: common + 1])
+
+
+def _are_equal(found: list[_Named], expected: Mapping[str, Tensor]) -> bool:
+    """Whether it does not matter which one is taken."""
+    first, *others = ({name: each.tensors[name] for name in expected if name in each.tensors} for each in found)
+    return all(
+        first.keys() == other.keys()
+        and all(value is other[name] or torch.equal(value, other[name]) for name, value in first.items())
+        for other in others
+    )
+
+
+def _is_of(name: str, value: Tensor, expected: Mapping[str, Tensor]) -> bool:
+    """Whether a tensor that a model does not have is a layer's that stands where the model has its own.
+
+    The weights of a larger network have all that a smaller one wants, and more; a criterion or a second head stands
+    beside the network, and counts of operations are no weights.
+    """
+    parents = {each.partition(".")[0] for each in expected}
+    first, _, rest = name.partition(".")
+    is_inside = bool(rest) and (first in parents or (first.isdecimal() and any(map(str.isdecimal, parents))))
+    return (is_inside or name in LEARNED) and name.rpartition(".")[2] in LEARNED and value.is_floating_point()
+
+
+def _counts(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The model's own batch counts, where a file has the statistics of a norm alone.
+
+    So do files from before torch 0.4.1, many of torchvision's among them; torch fills in the counts likewise.
+    """
+    return {
         name: value.clone()
         for name, value in expected.items()
-        if name.endswith(COUNT) and f"{name.removesuffix(COUNT)}running_mean" in found
+        if name.endswith(COUNT) and name not in found and f"{name.removesuffix(COUNT)}running_mean" in found
     }
-    return {**counts, **found}
 
 
 def _misfit(found: Tensor, expected: Tensor) -> str:
-    """Says why a tensor cannot replace another; empty if it can."""
+    """Why a tensor cannot replace another; empty if it can."""
     if found.shape != expected.shape:
         return f"has shape {list(found.shape)}, expected {list(expected.shape)}"
     if found.dtype != expected.dtype and not (found.is_floating_point() and expected.is_floating_point()):
@@ -210,14 +413,5 @@ def _misfit(found: Tensor, expected: Tensor) -> str:
     return ""
 
 
-def _without_prefixes(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights without the prefixes of wrappers, unless some name already fits."""
-    for prefix in PREFIXES:
-        if any(name in expected for name in found):
-            break
-        found = {name.removeprefix(prefix): value for name, value in found.items()}
-    return found
-
-
-def _first(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def _first(names: tuple[str, ...], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
