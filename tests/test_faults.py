@@ -5,8 +5,10 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,11 +21,12 @@ import transprune
 from test_resume import SEARCH, StopsAfter
 from test_searching import Residual
 from test_training import SHORT, assert_same_state, small_network, two_colours
-from transprune.data import ImageData, LoaderData, MemorySplit, load_data, make_loader
+from transprune.data import ImageData, LoaderData, MemorySplit, image_batches, load_data, make_loader
+from transprune.data.image_batches import workers_that_fit
 from transprune.errors import DataError, DivergenceError, ModelError, OptionError, ResourceError, StoppedError
 from transprune.models.weights import load_weights
 from transprune.options import CheckpointOptions
-from transprune.runtime import Checkpoints
+from transprune.runtime import Checkpoints, interruption
 from transprune.training.batches import feed
 from transprune.training.faults import MOST_SKIPPED
 from transprune.training.loop import Setup
@@ -282,6 +285,68 @@ def test_a_process_that_dies_while_loading_is_reported_and_not_waited_for():
     data = loaded(DataLoader(Samples(dies=True), batch_size=4, num_workers=1))
     with pytest.raises(ResourceError, match=r"cannot load batch [12] of the train loader: a process that loads data d"):
         transprune.train(small_network(), data, OPTIONS)
+
+
+class NotHandedOver(Dataset):
+    """Its samples, or what it does about them, cannot leave the process that loads them."""
+
+    def __init__(self, how):
+        self.how = how
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, place):
+        if self.how == "waits":
+            time.sleep(1000)
+        if self.how == "full":
+            return Full()
+        return torch.zeros(1, 4, 4), threading.Lock()
+
+
+class Full:
+    """What torch raises where shared memory is full."""
+
+    def __reduce__(self):
+        raise RuntimeError("unable to write to file </torch_7_1>: No space left on device (28)")
+
+
+@pytest.mark.parametrize(
+    ("how", "settings", "message"),
+    [
+        ("full", {}, r"No space left on device.*--shm-size=2g\), or take fewer processes \(num_workers\)"),
+        ("full", {"persistent_workers": True}, "--shm-size"),
+        (
+            "a lock",
+            {},
+            r"could not hand a batch over \(TypeError: cannot pickle '_thread.lock' object\); expected t",
+        ),
+    ],
+)
+def test_what_a_process_cannot_hand_over_ends_the_run_with_the_way_out(how, settings, message):
+    loader = DataLoader(NotHandedOver(how), batch_size=4, collate_fn=list, num_workers=1, **settings)
+    with pytest.raises(DataError, match=message):
+        transprune.train(small_network(), loaded(loader), OPTIONS)
+    assert (loader.worker_init_fn, loader.timeout) == (None, 0), "the loader is as it was"
+
+
+def test_a_process_that_gives_nothing_is_not_waited_for_without_end(monkeypatch):
+    monkeypatch.setattr(interruption, "PATIENCE", 1)
+    loader = DataLoader(NotHandedOver("waits"), batch_size=4, num_workers=1)
+    with pytest.raises(DataError, match=r"timed out after 1 seconds.*num_workers=0 shows where it stands"):
+        transprune.train(small_network(), loaded(loader), OPTIONS)
+
+
+def test_no_more_processes_load_images_than_shared_memory_has_room_for(tmp_path, monkeypatch, capsys):
+    free = SimpleNamespace(free=64 * 2**20)
+    monkeypatch.setattr(image_batches.shutil, "disk_usage", lambda _: free)
+    large, small = 256 * 3 * 224 * 224, 32 * 3 * 64 * 64
+    assert (workers_that_fit(large, 16), workers_that_fit(small, 16)) == (0, 16)
+    data = load_data(f"imagefolder:{image_folder(tmp_path, size=(80, 90), per_class=4)}")
+    free.free = 2**20
+    loader = make_loader(data.train, data, batch_size=4, train=True, seed=0, device="cpu", workers=2)
+    assert len([images for images, _ in loader]) == len(loader)
+    assert "0 of 2 processes load data: shared memory (/dev/shm)" in capsys.readouterr().err
 
 
 class BlockedSignals(Dataset):

@@ -7,6 +7,9 @@ All randomness comes from the plan, so that any device and any number of worker 
 from __future__ import annotations
 
 import hashlib
+import logging
+import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -23,6 +26,12 @@ from transprune.runtime.environment import available_cores
 from transprune.runtime.interruption import start_loading
 
 MOST_WORKERS = 16
+SHARED_MEMORY = "/dev/shm"
+"""What batches of worker processes are handed over in, where the system has it as a disk."""
+ON_THEIR_WAY = 2
+"""Batches that each worker has ready."""
+
+_log = logging.getLogger("transprune.data")
 RawBatch = tuple[Tensor, Tensor]
 """uint8 images [batch, channels, rows, columns] and int64 labels [batch]."""
 
@@ -171,11 +180,21 @@ class FileFetcher:
     def fetch(self, plan: list[PlannedBatch]) -> Iterator[RawBatch]:
         if not plan:
             return
+        workers = min(self._workers, len(plan))
+        fitting = workers_that_fit(max(batch.count for batch in plan) * math.prod(self._batches.image_size), workers)
+        if fitting < workers:
+            _log.warning(
+                "%d of %d processes load data: shared memory (%s) has no room for more of these batches; give it more "
+                "(docker run --shm-size=2g), or choose a smaller batch size",
+                *(fitting, workers, SHARED_MEMORY),
+            )
+            self._workers = workers = fitting
         loader = DataLoader(
             self._batches,
             batch_size=None,
             sampler=plan,
-            num_workers=min(self._workers, len(plan)),
+            num_workers=workers,
+            prefetch_factor=ON_THEIR_WAY if workers else None,
             pin_memory=self._pin_memory,
             generator=torch.Generator(),  # otherwise each epoch would draw from the global random state
         )
@@ -183,6 +202,18 @@ class FileFetcher:
             if isinstance(batch, DataError):
                 raise batch
             yield batch
+
+
+def workers_that_fit(batch_bytes: int, workers: int) -> int:
+    """How many of the worker processes have room for their batches in shared memory; 0: this process loads them.
+
+    Half of what is free is left to other loaders.
+    """
+    try:
+        free = shutil.disk_usage(SHARED_MEMORY).free
+    except OSError:  # a system that shares memory otherwise
+        return workers
+    return min(workers, free // (2 * ON_THEIR_WAY * max(batch_bytes, 1)))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Requests to stop: SIGINT (Ctrl-C) and SIGTERM (sent by schedulers), and which process handles them."""
+"""Requests to stop: SIGINT (Ctrl-C), SIGTERM (what schedulers send), and who hears them; processes that load data."""
 
 from __future__ import annotations
 
@@ -7,16 +7,29 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any, TypeVar
+
+from transprune.errors import DataError
 
 Item = TypeVar("Item")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PATIENCE = 600.0
+"""Seconds that a batch of a process that loads data is waited for, unless the loader says how long."""
 
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM arrived; like Ctrl-C, it passes handlers of ordinary errors."""
+
+
+def _write(text: str) -> None:
+    os.write(2, f"\n{text}\n".encode())  # not print: a handler may run in the middle of one
+
+
+tell: list[Callable[[str], None]] = [_write]
+"""What says aloud that a request was heard, the last one: a display draws over what others write."""
 
 
 class StopRequest:
@@ -41,8 +54,7 @@ def deferred_signals() -> Iterator[StopRequest]:
             return
         request.reason = signal.Signals(number).name
         _install(before)
-        # Not print, which is not reentrant: the handler may interrupt one.
-        os.write(2, f"\ntransprune: {request.reason}: stops after this step; once more ends at once\n".encode())
+        tell[-1](f"transprune: {request.reason}: stops after this step; once more ends at once")
 
     if threading.current_thread() is not threading.main_thread():
         yield request
@@ -78,24 +90,100 @@ def raising_on_sigterm() -> Iterator[None]:
 
 
 def start_loading(loader: Iterable[Item]) -> Iterator[Item]:
-    """Starts iterating over a loader such that its worker processes ignore Ctrl-C.
+    """The iterator of a loader whose worker processes ignore Ctrl-C, and none of which is waited for without end.
 
-    A terminal sends Ctrl-C to all processes, but only this one may decide. The workers inherit the blocked signal; here
-    it is unblocked once they are started.
+    A terminal sends Ctrl-C to all processes, and this one decides; here it waits until the workers are started. What a
+    worker cannot hand over is only printed by Python, and the loader waits for it: here it becomes an error.
+
+    Raises:
+        DataError: By the iterator: a worker cannot hand a batch over, or gives none in `PATIENCE`.
     """
-    if not getattr(loader, "num_workers", 0) or not hasattr(signal, "pthread_sigmask"):
+    if not getattr(loader, "num_workers", 0):
         return iter(loader)
-    import multiprocessing
-    from multiprocessing import resource_tracker
+    before: Any = None
+    if hasattr(signal, "pthread_sigmask"):
+        import multiprocessing
+        from multiprocessing import resource_tracker
 
-    context = getattr(loader, "multiprocessing_context", None) or multiprocessing
-    if context.get_start_method() != "fork":
-        resource_tracker.ensure_running()  # otherwise the loader starts it, which unblocks the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        context = getattr(loader, "multiprocessing_context", None) or multiprocessing
+        if context.get_start_method() != "fork":
+            resource_tracker.ensure_running()  # else the loader starts it, which unblocks the signal
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        return iter(loader)
+        with _watched(loader):
+            batches = iter(loader)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if before is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return _handed_over(batches)
+
+
+@contextmanager
+def _watched(loader: Any) -> Iterator[None]:
+    """Inside the block a `DataLoader` starts workers that say what they cannot hand over, and has an end of waiting."""
+    if not hasattr(loader, "worker_init_fn") or not hasattr(loader, "timeout"):
+        yield
+        return
+    own = loader.worker_init_fn, loader.timeout
+    loader.worker_init_fn, loader.timeout = _Begin(own[0]), own[1] or PATIENCE
+    try:
+        yield
+    finally:
+        loader.worker_init_fn, loader.timeout = own
+
+
+def _handed_over(batches: Iterator[Item]) -> Iterator[Item]:
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader timed out" not in str(error):
+                raise
+            raise DataError(
+                f"cannot load the data: {error} (no process that loads them gave a batch so long); look for what its "
+                "data set and transforms wait for: a disk, a lock, threads from before the processes were started; a "
+                "slow one needs DataLoader(timeout=...) of more seconds, and num_workers=0 shows where it stands"
+            ) from error
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch
+
+
+@dataclass(frozen=True)
+class _Begin:
+    """What a worker does first: it says from now on what it cannot hand over, and then what its loader wants."""
+
+    own: Callable[[int], Any] | None
+
+    def __call__(self, worker: int) -> None:
+        from multiprocessing.queues import Queue
+
+        start: Callable[[Any], None] = Queue._start_thread  # type: ignore[attr-defined]
+
+        def started(queue: Any) -> None:
+            queue._on_queue_feeder_error = lambda error, item: queue.put((item[0], _not_handed_over(error)))
+            start(queue)
+
+        Queue._start_thread = started  # type: ignore[attr-defined]
+        if self.own is not None:
+            self.own(worker)
+
+
+def _not_handed_over(error: Exception) -> DataError:
+    text = f"{type(error).__name__}: {error}"
+    is_full = any(word in text for word in ("No space left", "shared memory", "torch_", "shm", "Too many open files"))
+    remedy = (
+        "shared memory (/dev/shm) is too small for the batches on their way: give it more (docker run --shm-size=2g), "
+        "or take fewer processes (num_workers) or smaller batches"
+        if is_full
+        else "expected tensors and plain values, which can be pickled"
+    )
+    return DataError(
+        "cannot load the data: a process that loads them could not hand a batch over "
+        f"({text.splitlines()[0]}); {remedy}"
+    )
 
 
 def _install(handlers: Mapping[signal.Signals, Callable[..., Any] | int | None]) -> dict[signal.Signals, Any]:
