@@ -4,13 +4,15 @@ import io
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 
 import pytest
 from rich.progress import Progress
 
-from transprune.runtime import processes, progress_bar, track
+from transprune.runtime import interruption, processes, progress_bar, track
+from transprune.runtime.interruption import deferred_signals
 from transprune.runtime.terminal import REFRESH_SECONDS, SILENCE_SECONDS, TimeLeft, duration, phase_progress
 
 SEARCH = """
@@ -137,6 +139,29 @@ def test_without_a_terminal_a_long_epoch_is_not_silent_and_a_short_one_has_one_l
         "search: epoch 1, step 4 of 10: loss 0.4  about 40 min 0 s left",
         "search: epoch 1, step 8 of 10: loss 0.8  about 30 min 0 s left",
     ]
+
+
+def test_one_step_alone_tells_no_time(capsys, clock):
+    with phase_progress("search", 2) as progress:
+        for step in (1, 2, 3):
+            clock[0] = step * SILENCE_SECONDS
+            progress.step(1, step, 10, lambda: "loss 0.5")
+    assert [" left" in line for line in capsys.readouterr().err.splitlines()] == [False, True, True]
+    with progress_bar("latency", 8) as shown:
+        for seconds in (700, 800):
+            clock[0] += seconds
+            shown.advance("operators")
+    assert [" left" in line for line in capsys.readouterr().err.splitlines()] == [False, True]
+
+
+def test_what_was_said_of_a_request_to_stop_stays_below_the_bars(monkeypatch):
+    terminal = use_terminal(monkeypatch)
+    with deferred_signals() as request, phase_progress("search", 2) as progress:
+        signal.raise_signal(signal.SIGINT)
+        progress.epoch(1, "loss 0.5", 1.0)
+        request.reason = None
+    assert terminal.getvalue().rindex("once more ends at once") > terminal.getvalue().rindex("loss 0.5")
+    assert interruption.tell == [interruption._write]
 
 
 def test_a_terminal_shows_the_running_step_above_the_last_epoch(monkeypatch, clock):

@@ -15,6 +15,8 @@ class Display(Progress):
     """Bars with counts and texts, and lines of figures below them."""
 
     lines: tuple[str, ...] = ()
+    notice = ""
+    """A line that stays: what other code writes on the terminal is drawn over."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -28,8 +30,15 @@ class Display(Progress):
         )
 
     def get_renderables(self) -> Iterable[RenderableType]:
+        """The bars, then the lines, then what must stay."""
         yield from super().get_renderables()
         yield from (Text(f"  {line}", style="dim") for line in self.lines)
+        if self.notice:
+            yield Text(self.notice)
+
+    def notify(self, text: str) -> None:
+        """Shows a line with the next drawing; may be called in the middle of one."""
+        self.notice = text
 
 
 def print_boxed(title: str, columns: Sequence[str], cells: list[list[str]], is_right: list[bool]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from transprune.runtime import processes
+from transprune.runtime import interruption, processes
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -79,7 +79,7 @@ class Bar:
         self, description: str, total: int | None, display: Display | None = None, task: TaskID | None = None
     ) -> None:
         self._description, self._total, self._display, self._task = description, total, display, task
-        self._done, self._left, self._spoke = 0.0, TimeLeft(), time.monotonic()
+        self._done, self._left, self._spoke, self._moves = 0.0, TimeLeft(), time.monotonic(), 0
 
     def advance(self, text: str = "", *, steps: int = 1) -> None:
         """Advances the bar; without a terminal, prints a line at most every `SPEAK_SECONDS`.
@@ -88,8 +88,8 @@ class Bar:
             text: Text beside the bar, to which the time left is added.
             steps: Number of steps done.
         """
-        self._done += steps
-        left = self._left.at(self._done / self._total) if self._total else ""
+        self._done, self._moves = self._done + steps, self._moves + 1
+        left = self._left.at(self._done / self._total) if self._total and self._moves > 1 else ""
         said = "  ".join(part for part in (text, left) if part)
         self.set(self._done, said)
         if self._display is None and time.monotonic() - self._spoke >= SPEAK_SECONDS:
@@ -161,9 +161,11 @@ def _display() -> Iterator[Display]:
 
     with Display() as display:
         _showing.append(display)
+        interruption.tell.append(display.notify)
         try:
             yield display
         finally:
+            interruption.tell.remove(display.notify)
             _showing.clear()
 
 
@@ -180,6 +182,7 @@ class PhaseProgress:
     def __init__(self, phase: str, epochs: int, done: float, shown: Bar) -> None:
         self._phase, self._epochs, self._bar = phase, epochs, shown
         self._left, self._spoke, self._last = TimeLeft(done / epochs), time.monotonic(), ""
+        self._steps = 0
         shown.set(done)
 
     def step(self, epoch: int, steps: int, total: int, figures: Callable[[], str]) -> None:
@@ -191,6 +194,7 @@ class PhaseProgress:
             total: Number of its steps.
             figures: Returns its figures so far; called only when they are shown.
         """
+        self._steps += 1
         interval = REFRESH_SECONDS if is_terminal() else SILENCE_SECONDS
         if time.monotonic() - self._spoke < interval or not processes.is_first():
             return
@@ -210,8 +214,8 @@ class PhaseProgress:
         self._say(epoch, self._last)
 
     def _say(self, done: float, *lines: str) -> None:
-        """Shows the newest line and, on a terminal, the line of the last epoch below it."""
-        left = self._left.at(done / self._epochs)
+        """Shows the newest line and, on a terminal, that of the last epoch below it."""
+        left = "" if self._steps == 1 else self._left.at(done / self._epochs)  # the first step has more to do
         self._bar.set(done, left, below=[line for line in lines if line])
         if not is_terminal():
             announce(f"{self._phase}: {lines[0]}" + (f"  {left}" if left else ""))
