@@ -55,6 +55,10 @@ def write_folder(root, *, classes=("cat", "dog"), parts=("train", "val"), count=
     return root
 
 
+def write_and_load(root):
+    return load_data(f"imagefolder:{write_folder(root)}")
+
+
 def write_table(path, labels, *, images=None, names=None, image_column="image", label_column="label"):
     images = images or [encode(picture(number)) for number in range(len(labels))]
     cells = [{"bytes": data, "path": None} for data in images]
@@ -299,11 +303,70 @@ class TestImageFolder:
     def test_test_folder_serves_where_there_is_no_validation(self, tmp_path):
         assert len(load_data(f"imagefolder:{write_folder(tmp_path, parts=('train', 'test'))}").test) == 6
 
-    @pytest.mark.parametrize(("parts", "missing"), [(("val",), "'train'"), (("train",), "'val' or 'test'")])
-    def test_missing_part_is_refused(self, parts, missing, tmp_path):
-        write_folder(tmp_path, parts=parts)
-        with pytest.raises(DataError, match=rf"it has no folder {missing}; expected DIR/train/CLASS"):
+    def test_missing_training_images_are_refused(self, tmp_path):
+        write_folder(tmp_path, parts=("val",))
+        with pytest.raises(DataError, match=r"it has no folder 'train'; expected DIR/train/CLASS"):
             load_data(f"imagefolder:{tmp_path}")
+
+    def test_without_test_images_a_share_of_the_training_images_is_taken_and_said(self, tmp_path, capsys):
+        write_folder(tmp_path, parts=("train",))
+        first, again = (load_data(f"imagefolder:{tmp_path}") for _ in range(2))
+        assert (len(first.train), len(first.test)) == (4, 2)
+        assert torch.equal(first.test.images, again.test.images)
+        assert first.test.labels.tolist() == [0, 1]
+        together = torch.cat([first.train.images, first.test.images])
+        assert len(together.unique(dim=0)) == len(write_and_load(tmp_path / "both").train.images.unique(dim=0))
+        assert first.divided in capsys.readouterr().err
+        assert "2 of the 6 training images" in first.divided
+        assert write_and_load(tmp_path / "other").divided == ""
+
+    def test_names_that_begin_with_a_dot_count_nowhere(self, tmp_path):
+        write_folder(tmp_path)
+        hidden = ("train/cat/._0.png", "val/dog/.ipynb_checkpoints/0.png", "train/cat/.thumbs/deep/1.png")
+        for name in hidden:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes(b"no image")
+        assert len(load_data(f"imagefolder:{tmp_path}").train) == 6
+        assert len(load_data(f"images:{tmp_path}").train) == 12
+
+    @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+    def test_tables_name_the_classes(self, delimiter, tmp_path):
+        for part, count in (("train", 4), ("val", 2)):
+            (tmp_path / part).mkdir()
+            for number in range(count):
+                picture(number).save(tmp_path / part / f"{number}.png")
+            where = "" if part == "val" else "train/"
+            named = [(f"{where}{number}.png", "8", ("cat", "dog")[number % 2]) for number in range(count)]
+            rows = [("file", "size", "label"), *named]
+            text = "\n".join(delimiter.join(row) for row in rows) + "\n\n"
+            (tmp_path / f"{part}.csv").write_text(text, encoding="utf-8-sig")
+        data = load_data(f"imagefolder:{tmp_path}")
+        assert (data.classes, data.train.labels.tolist()) == (("cat", "dog"), [0, 1, 0, 1])
+        assert torch.equal(data.test.images, data.train.images[:2])
+        (tmp_path / "val.csv").unlink()
+        assert "2 of the 4 training images" in load_data(f"imagefolder:{tmp_path}").divided
+
+    @pytest.mark.parametrize(
+        ("text", "problem"),
+        [
+            ("", "not enough values"),
+            ("file\n0.png\n", "it has the columns file"),
+            ("file,label\n", "0 rows"),
+            ("file,label\n0.png,\n", "line 2 names no file or no class"),
+            ("file,label\n0.png,cat\n9.png,dog\n", r"line 3: neither .*9\.png nor .*train/9\.png is there"),
+            ("file,label\n0.png,cat\n0.png,dog\n", "gives '0.png' a second class, and an image has one"),
+        ],
+    )
+    def test_a_malformed_table_is_refused_by_its_line(self, text, problem, tmp_path):
+        (tmp_path / "train.csv").write_text(text)
+        picture(0).save(tmp_path / "0.png")
+        with pytest.raises(DataError, match=rf"cannot read the classes of images from .*train\.csv: .*{problem}"):
+            load_data(f"imagefolder:{tmp_path}")
+
+    def test_a_table_beside_class_folders_is_none_of_ours(self, tmp_path):
+        write_folder(tmp_path)
+        (tmp_path / "train.csv").write_text("anything")
+        assert load_data(f"imagefolder:{tmp_path}").classes == ("cat", "dog")
 
     def test_folder_without_classes_is_refused(self, tmp_path):
         write_folder(tmp_path, classes=())

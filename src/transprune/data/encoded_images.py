@@ -167,6 +167,7 @@ def image_data(
         augmentation=augmentation or standard_augmentation(image_size),
         left_out=found.left_out,
         is_labelled=found.is_labelled,
+        divided=found.divided,
     )
 
 

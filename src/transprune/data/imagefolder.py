@@ -1,26 +1,37 @@
 """Folders of image files.
 
-`imagefolder:DIR` has a folder for each class, under `train/` and `val/` or `test/`. `images:DIR` has images without
-labels.
+`imagefolder:DIR` has a folder for each class, under `train/` and `val/` or `test/`. Alternatively, tables list the
+classes: `train.csv` and `val.csv` or `test.csv` in DIR. The first column names the files, relative to DIR or to the
+folder of the split; the column `label` (or `class`, otherwise the second) names their classes. Without test images, a
+share of the training images is used. Names with a leading dot are ignored. `images:DIR` has images without labels.
 """
 
 from __future__ import annotations
 
+import csv
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 
-from transprune.data.splits import EncodedData, FileSplit
+from transprune.data.splits import EncodedData, FileSplit, split_halves
 from transprune.errors import DataError
 
 TEST_FOLDERS = ("val", "validation", "test")
 """Folders of the test split, in order of preference: the `test` of public data sets often has no labels."""
 
-LAYOUT = "expected DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg (or DIR/test), one folder for each class"
+LAYOUT = (
+    "expected DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg (or DIR/test), one folder for each class; or the tables "
+    "DIR/train.csv and DIR/val.csv of files and their classes"
+)
+LABEL_COLUMNS = ("label", "class", "target", "category")
+"""How the column of classes in a table may be called; else it is the second one."""
+TEST_SHARE = 0.2
+"""Share of the training images that is taken for the test images where there are none."""
 
 
 @dataclass(frozen=True)
@@ -41,26 +52,113 @@ class FolderFiles:
 
 
 def read_imagefolder(folder: Path) -> EncodedData:
-    """Lists the images of `train/` and of `val/` or `test/`.
+    """Lists the images of `train/` and of `val/` or `test/`, or of tables in their place.
 
     Raises:
-        DataError: A folder is missing, the two have different classes, or a class has no images.
+        DataError: The training images are missing, a table is malformed, or the classes differ or have no images.
     """
     train_folder = folder / "train"
+    if not train_folder.is_dir() or ((folder / "train.csv").is_file() and not _class_names(train_folder)):
+        return _read_tables(folder)
     test_folder = next((folder / name for name in TEST_FOLDERS if (folder / name).is_dir()), None)
-    if not train_folder.is_dir():
-        raise DataError(f"cannot load imagefolder:{folder}: it has no folder 'train'; {LAYOUT}")
-    if test_folder is None:
-        raise DataError(f"cannot load imagefolder:{folder}: it has no folder 'val' or 'test'; {LAYOUT}")
     classes = _classes(train_folder)
+    left_out = _left_out(train_folder, *([test_folder] if test_folder else []))
+    if test_folder is None:
+        return _divided(folder, _listed(train_folder, classes), classes, left_out)
     _check_same(train_folder, classes, test_folder, _classes(test_folder))
     return EncodedData(
         name=folder.resolve().name,
         train=_listed(train_folder, classes),
         test=_listed(test_folder, classes),
         classes=classes,
-        left_out=_left_out(train_folder, test_folder),
+        left_out=left_out,
     )
+
+
+def _divided(folder: Path, images: FileSplit, classes: tuple[str, ...], left_out: dict[str, int]) -> EncodedData:
+    """Training and test images out of the training images, always the same ones."""
+    train, test = split_halves(images, fraction=1 - TEST_SHARE, seed=0)
+    return EncodedData(
+        name=folder.resolve().name,
+        train=train,
+        test=test,
+        classes=classes,
+        left_out=left_out,
+        divided=(
+            f"there are no test images (no 'val' or 'test'), so {len(test):,} of the {len(images):,} training images, "
+            "drawn class by class and always the same, are kept for testing and not learned from"
+        ),
+    )
+
+
+def _read_tables(folder: Path) -> EncodedData:
+    """The images that tables name, with their classes in alphabetical order.
+
+    Raises:
+        DataError: There is no table of the training images, or one is malformed.
+    """
+    train_table = folder / "train.csv"
+    if not train_table.is_file():
+        raise DataError(f"cannot load imagefolder:{folder}: it has no folder 'train'; {LAYOUT}")
+    test_table = next((folder / f"{name}.csv" for name in TEST_FOLDERS if (folder / f"{name}.csv").is_file()), None)
+    train = list(_rows(train_table))
+    classes = tuple(sorted({label for _, label in train}))
+    images = _named(train, classes)
+    if test_table is None:
+        return _divided(folder, images, classes, {})
+    test = list(_rows(test_table))
+    _check_same(train_table, classes, test_table, tuple(sorted({label for _, label in test})))
+    return EncodedData(name=folder.resolve().name, train=images, test=_named(test, classes), classes=classes)
+
+
+def _rows(table: Path) -> Iterator[tuple[Path, str]]:
+    """Every file that a table names, and its class.
+
+    Raises:
+        DataError: The table has no such columns, or a row names no file or no class.
+    """
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            heading, *rows = csv.reader(file, delimiter=_delimiter(table))
+    except (ValueError, csv.Error) as error:
+        raise _malformed(table, f"it is no table of text ({error})") from error
+    if len(heading) < 2 or not rows:
+        raise _malformed(table, f"it has the columns {', '.join(heading)} and {len(rows)} rows below them")
+    column = next((place for place, name in enumerate(heading) if name.strip().lower() in LABEL_COLUMNS), 1)
+    seen: dict[Path, str] = {}
+    for number, row in enumerate(rows, start=2):
+        cells = [cell.strip() for cell in row]
+        if not any(cells):
+            continue
+        if len(cells) <= column or not cells[0] or not cells[column]:
+            raise _malformed(table, f"line {number} names no file or no class: {', '.join(cells)}")
+        places = (table.parent / cells[0], table.with_suffix("") / cells[0])
+        found = next((place for place in places if place.is_file()), None)
+        if found is None:
+            raise _malformed(table, f"line {number}: neither {places[0]} nor {places[1]} is there")
+        if seen.setdefault(found, cells[column]) != cells[column]:
+            raise _malformed(table, f"line {number} gives {cells[0]!r} a second class, and an image has one")
+        yield found, cells[column]
+
+
+def _delimiter(table: Path) -> str:
+    """What separates the columns: the most frequent of those that are usual in the heading."""
+    with table.open(encoding="utf-8-sig") as file:
+        heading = file.readline()
+    return max(",;\t", key=heading.count)
+
+
+def _malformed(table: Path, found: str) -> DataError:
+    return DataError(
+        f"cannot read the classes of images from {table}: {found}; expected a heading such as file,label, and in each "
+        "row below a file, from the folder of the table or that of its split, and its class"
+    )
+
+
+def _named(rows: list[tuple[Path, str]], classes: tuple[str, ...]) -> FileSplit:
+    numbers = {name: number for number, name in enumerate(classes)}
+    labels = torch.tensor([numbers[label] for _, label in rows], dtype=torch.int64)
+    return FileSplit(FolderFiles(tuple(file for file, _ in rows)), torch.arange(len(rows)), labels)
 
 
 def read_images(folder: Path) -> EncodedData:
@@ -71,12 +169,7 @@ def read_images(folder: Path) -> EncodedData:
     """
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    files = sorted(
-        Path(place, name)
-        for place, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".")
-    )
+    files = sorted(file for file in _files(folder) if file.name.lower().endswith(IMG_EXTENSIONS))
     if not files:
         raise DataError(
             f"cannot load images:{folder}: there is no image in it or below ({', '.join(IMG_EXTENSIONS)}); expected a "
@@ -86,10 +179,25 @@ def read_images(folder: Path) -> EncodedData:
     return EncodedData(name=folder.resolve().name, train=split, test=split, classes=("unknown",), is_labelled=False)
 
 
+def _files(folder: Path) -> Iterator[Path]:
+    """The files in a folder and in those below, but for what is hidden: its name, or that of a folder, has a dot first.
+
+    Folder by folder in the order of their names, and in each by name.
+    """
+    found = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found.append((place, sorted(name for name in names if not name.startswith("."))))
+    for place, names in sorted(found):
+        yield from (Path(place, name) for name in names)
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
+
+
 def _classes(folder: Path) -> tuple[str, ...]:
-    classes = tuple(
-        sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    )
+    classes = _class_names(folder)
     if not classes:
         raise DataError(f"cannot load images from {folder}: it has no class folders; {LAYOUT}")
     return classes
@@ -112,22 +220,25 @@ def _left_out(*folders: Path) -> dict[str, int]:
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     endings = Counter(
-        Path(name).suffix.lower()
+        file.suffix.lower()
         for folder in folders
         for kind in folder.iterdir()
         if kind.is_dir() and not kind.name.startswith(".")
-        for _, _, names in os.walk(kind, followlinks=True)
-        for name in names
-        if not name.startswith(".") and not name.lower().endswith(IMG_EXTENSIONS)
+        for file in _files(kind)
+        if not file.name.lower().endswith(IMG_EXTENSIONS)
     )
     return dict(endings.most_common())
 
 
 def _listed(folder: Path, classes: tuple[str, ...]) -> FileSplit:
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+    from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    numbers = {name: number for number, name in enumerate(classes)}
-    samples = make_dataset(folder, numbers, extensions=IMG_EXTENSIONS, allow_empty=True)
+    samples = [
+        (file, number)
+        for number, name in enumerate(classes)
+        for file in _files(folder / name)
+        if file.name.lower().endswith(IMG_EXTENSIONS)
+    ]
     labels = torch.tensor([label for _, label in samples], dtype=torch.int64)
     for number, count in enumerate(labels.bincount(minlength=len(classes)).tolist()):
         if not count:
@@ -135,4 +246,4 @@ def _listed(folder: Path, classes: tuple[str, ...]) -> FileSplit:
                 f"cannot load images from {folder / classes[number]}: it holds no image file "
                 f"({', '.join(IMG_EXTENSIONS)}); add images of this class or remove its folder from every split"
             )
-    return FileSplit(FolderFiles(tuple(Path(path) for path, _ in samples)), torch.arange(len(samples)), labels)
+    return FileSplit(FolderFiles(tuple(file for file, _ in samples)), torch.arange(len(samples)), labels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,11 @@ from transprune.data.encoded_images import fit_images, image_data, mean_and_std,
 from transprune.data.imagefolder import read_imagefolder, read_images
 from transprune.data.parquet import read_parquet
 from transprune.data.splits import ImageData, MemorySplit, split_halves
-from transprune.errors import DataError
+from transprune.errors import DataError, expected_one_of
 from transprune.options import AugmentationName, Normalisation
 from transprune.runtime.files import expanded
+
+_log = logging.getLogger("transprune.data")
 
 SPECIFICATIONS = ("digits", "cifar10:DIR", "cifar100:DIR", "imagefolder:DIR", "parquet:DIR", "images:DIR")
 
@@ -32,6 +35,7 @@ CIFAR_STATISTICS: dict[str, Statistics] = {
 """As commonly published for the training images."""
 NAMED_STATISTICS: dict[str, Statistics] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    **CIFAR_STATISTICS,
     "none": ((0.0,), (1.0,)),
 }
 """Statistics by name: `imagenet` for trained networks of torchvision and many others, `none` for pixels from 0 to 1."""
@@ -57,9 +61,9 @@ def load_data(
         image_size: Channels (1 or 3), rows and columns; None: those of the data set.
         augmentation: Random changes of the training images, or their name; None: the standard ones.
         download: Download `cifar10` or `cifar100` if it is missing.
-        mean: Mean of each channel to normalise with, for pixels from 0 to 1; one number for all channels; `imagenet`;
-            or `none`. None: the mean of the training images.
-        std: Standard deviation of each channel, likewise.
+        mean: Mean of each channel to normalise with, for pixels from 0 to 1; one number for all channels; or the name
+            of known figures: `imagenet`, `cifar10`, `cifar100` or `none`. None or `data`: those of the training images.
+        std: Standard deviation of each channel, likewise; a name given for only one of the two applies to both.
 
     Raises:
         DataError: The specification is unknown, or the data is missing or malformed.
@@ -78,16 +82,31 @@ def load_data(
         data = _load_folder(spec, image_size, chosen)
     if isinstance(augmentation, str):
         data = replace(data, augmentation=named_augmentation(augmentation, data.image_size, standard=data.augmentation))
-    given = [
-        own if asked is None else _figures(NAMED_STATISTICS[asked][part] if isinstance(asked, str) else asked, own)
-        for part, (asked, own) in enumerate(((mean, data.mean), (std, data.std)))
-    ]
+    return normalised(data, mean, std)
+
+
+def normalised(data: ImageData, mean: Normalisation | None, std: Normalisation | None) -> ImageData:
+    """The data set with another normalisation, as `load_data` takes it.
+
+    Raises:
+        DataError: It has no number for each channel, or no such name is known.
+    """
+    mean, std = (other if one is None and isinstance(other, str) else one for one, other in ((mean, std), (std, mean)))
+    given = [_figures(data, asked, part, own) for part, (asked, own) in enumerate(((mean, data.mean), (std, data.std)))]
     return replace(data, mean=given[0], std=given[1])
 
 
-def _figures(asked: tuple[float, ...], own: tuple[float, ...]) -> tuple[float, ...]:
-    """One figure per channel; a single one is repeated for all channels."""
-    return asked * len(own) if len(asked) == 1 else asked
+def _figures(data: ImageData, asked: Normalisation | None, part: int, own: tuple[float, ...]) -> tuple[float, ...]:
+    """Figures for each channel; a single one is that of all of them."""
+    if asked is None or asked == "data":
+        return own
+    if isinstance(asked, str) and asked not in NAMED_STATISTICS:
+        raise DataError(
+            f"cannot normalise {data.name!r} with {asked!r}: {expected_one_of(asked, [*NAMED_STATISTICS, 'data'])}, or "
+            "a number for each channel"
+        )
+    figures = NAMED_STATISTICS[asked][part] if isinstance(asked, str) else tuple(asked)
+    return figures * len(own) if len(figures) == 1 else figures
 
 
 def _load_folder(spec: str, image_size: tuple[int, int, int] | None, augmentation: Augmentation | None) -> ImageData:
@@ -96,7 +115,10 @@ def _load_folder(spec: str, image_size: tuple[int, int, int] | None, augmentatio
     if not os.path.isdir(folder):
         raise DataError(f"cannot load {spec!r}: there is no folder {folder} (looked from {Path.cwd()})")
     read = {"imagefolder": read_imagefolder, "parquet": read_parquet, "images": read_images}[kind]
-    return image_data(read(folder), image_size=image_size, augmentation=augmentation)
+    found = read(folder)
+    if found.divided:
+        _log.warning("%s: %s", spec, found.divided)
+    return image_data(found, image_size=image_size, augmentation=augmentation)
 
 
 def load_digits(

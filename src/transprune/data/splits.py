@@ -105,6 +105,8 @@ class EncodedData:
     """As `ImageData.left_out`."""
     is_labelled: bool = True
     """As `ImageData.is_labelled`."""
+    divided: str = ""
+    """As `ImageData.divided`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -140,6 +142,9 @@ class ImageData:
 
     is_labelled: bool = True
     """Whether the labels have a meaning; if not, accuracy can be neither trained nor measured."""
+
+    divided: str = ""
+    """What was taken for the test images where there were none of their own, in words."""
 
     def require_labels(self, purpose: str) -> None:
         """Checks that there are labels.
