@@ -260,3 +260,26 @@ def test_training_on_a_copy_does_not_share_memory_with_the_start():
     network = small_network()
     trained = train(copy.deepcopy(network), two_colours(), TrainingOptions(**SHORT))
     assert not torch.equal(trained[0].weight, network[0].weight)
+
+
+class Answering(nn.Module):
+    """Gives its logits in a dict, as networks of Hugging Face do."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images):
+        return {"hidden": images, "logits": self.network(images)}
+
+
+def test_a_teacher_need_only_run():
+    """Whatever form it has, the student learns the same."""
+    teacher, data = small_network(seed=1).eval(), two_colours()
+    options = DistillationOptions(**SHORT | {"epochs": 1, "warm_up_epochs": 0})
+    expected = distill(small_network(), teacher, data, options).state_dict()
+    traced = torch.jit.trace(teacher, torch.zeros(2, 1, 4, 4))
+    for form in (Answering(teacher), teacher.forward, traced):
+        found = distill(small_network(), form, data, options).state_dict()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, msg=f"{form}: {name}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from transprune.data import ImageData, make_loader
-from transprune.errors import DataError, OptionError
+from transprune.errors import DataError, OptionError, TranspruneError
 from transprune.runtime import processes
 from transprune.runtime.structures import outline
 from transprune.training.batches import Batch, Data, feed
@@ -119,8 +119,8 @@ def evaluate_batches(network: Callable[..., Any], batches: Iterable[Batch], task
         try:
             outputs = network(*batch.inputs)
             meter.add(task.loss_of(outputs, batch.targets), outputs, batch)
-        except (RuntimeError, IndexError) as error:
-            problem = data_problem(error)
+        except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
+            problem = None if isinstance(error, TranspruneError) else data_problem(error, batch)
             if problem is None:
                 raise
             raise DataError(f"cannot measure on a batch of {outline(plain_inputs(batch))}: {problem}") from error

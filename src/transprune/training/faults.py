@@ -34,6 +34,15 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "De
 _OTHER_TYPES = ("should be the same", "expected scalar type", "expected target dtype", "must have the same dtype")
 """Messages of torch errors about mismatched dtypes."""
 
+_OTHER_SHAPES = (
+    "multi-target not supported",
+    "0D or 1D target",
+    "target with class probabilities",
+    "to match target batch_size",
+    "must match the size of tensor",
+)
+"""Parts of torch's messages about targets of another shape."""
+
 
 @contextmanager
 def explained(loop: Loop, batch: Batch | None = None) -> Iterator[None]:
@@ -51,7 +60,7 @@ def explained(loop: Loop, batch: Batch | None = None) -> Iterator[None]:
         yield
     except TranspruneError:
         raise
-    except (RuntimeError, MemoryError, IndexError, ValueError) as error:
+    except (RuntimeError, MemoryError, IndexError, ValueError, TypeError, AttributeError) as error:
         place = loop.place() if batch else f"phase {loop.phase!r}, the figures of epoch {loop.epoch}"
         shape = f"a batch of {outline(plain_inputs(batch))}" if batch else "a batch of the same size"
         if _is_memory(error):
@@ -62,8 +71,8 @@ def explained(loop: Loop, batch: Batch | None = None) -> Iterator[None]:
         died = worker_died(f"the data of {place}", error)  # may be reported in the middle of a step
         if died is not None:
             raise died from error
-        problem = data_problem(error)
-        if problem is None or batch is None:
+        problem = data_problem(error, batch) if batch else None
+        if problem is None:
             raise
         raise DataError(f"cannot learn from the batch of {place}: {problem}") from error
 
@@ -78,9 +87,36 @@ def _is_memory(error: Exception) -> bool:
     return is_known or any(words in str(error) for words in _NO_MEMORY)
 
 
-def data_problem(error: Exception) -> str | None:
-    """Explains a torch error about the data; None if the error is about something else."""
+def data_problem(error: Exception, batch: Batch) -> str | None:
+    """Explains an error about the data; None if the error is about something else."""
+    return _form_problem(error, batch) or _values_problem(str(error))
+
+
+def _form_problem(error: Exception, batch: Batch) -> str | None:
+    """Explains an error about the parts of a batch and the form of its targets."""
     text = str(error)
+    if isinstance(error, TypeError) and "positional argument" in text:
+        return (
+            f"the network takes other inputs ({text}): the last part of a batch is the targets, and all before it are "
+            "inputs; for batches of another form give the task a split, such as Task(split=lambda batch: (batch[0], "
+            "batch[1]), ...)"
+        )
+    if isinstance(error, TypeError | AttributeError) and next(tensors_in(batch.targets), None) is None:
+        return (
+            f"its targets are {outline(batch.targets)}, and a loss computes with tensors; number the classes in the "
+            "data set, and give labels of torch.int64 [batch]"
+        )
+    if any(words in text for words in _OTHER_SHAPES):
+        return (
+            f"its targets {outline(batch.targets)} do not suit the outputs ({text.strip().splitlines()[0]}); a "
+            "classification expects labels of torch.int64 [batch]: squeeze an axis of length 1 away "
+            "(labels.squeeze(1)), and take argmax(1) of one-hot rows"
+        )
+    return None
+
+
+def _values_problem(text: str) -> str | None:
+    """Explains an error about the number of samples, the range of labels and the types of numbers."""
     if "Expected more than 1 value per channel" in text:
         return (
             "it has one sample, and batch norm cannot learn from one; leave incomplete batches out (drop_last=True of "

@@ -162,7 +162,25 @@ def classification(*, auxiliary_weight: float = 0.3) -> Task:
 
 def each_logits(outputs: Any) -> list[Tensor]:
     """The logits of a classifier, then those of its auxiliary heads; heads that are off (None) are left out."""
+    if isinstance(outputs, Mapping):
+        return _logits_in(outputs)
     return [one for one in outputs if one is not None] if isinstance(outputs, tuple | list) else [outputs]
+
+
+def _logits_in(outputs: Mapping[str, Any]) -> list[Tensor]:
+    """The logits in a dict of outputs: under a usual name, or the only tensor.
+
+    Raises:
+        OptionError: It is not clear which tensor they are.
+    """
+    tensors = [value for value in outputs.values() if isinstance(value, Tensor)]
+    named = [outputs[name] for name in ("logits", "out", "output") if isinstance(outputs.get(name), Tensor)]
+    if not named and len(tensors) != 1:
+        raise OptionError(
+            f"cannot find the logits in {outline(outputs)}: expected them under 'logits', or as the only tensor; wrap "
+            "the network in a function that returns them, or give the task a loss and a distillation_loss of its own"
+        )
+    return (named or tensors)[:1]
 
 
 def regression() -> Task:

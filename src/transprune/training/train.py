@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from transprune.errors import OptionError
 from transprune.kernels.feature_maps import use_channels_last_if_suited
 from transprune.kernels.norm_modes import average_norms
 from transprune.options import DistillationOptions, TrainingOptions
@@ -21,6 +23,9 @@ from transprune.training.faults import check_first_loss
 from transprune.training.loop import Loop, Setup
 from transprune.training.tasks import Task, classification
 from transprune.training.update import Update, cosine_schedule, sgd
+
+Teacher = nn.Module | Callable[..., Any]
+"""Whatever gives outputs for inputs."""
 
 
 def train(
@@ -52,7 +57,7 @@ def train(
 
 def distill(
     student: nn.Module,
-    teacher: nn.Module,
+    teacher: Teacher,
     data: Data,
     options: DistillationOptions | None = None,
     *,
@@ -66,7 +71,7 @@ def distill(
 
     Args:
         student: The network to start from; untouched.
-        teacher: The trained network to imitate; untouched.
+        teacher: The trained network to imitate; untouched. It need only run: TorchScript and functions serve too.
         data: As in `train`.
         options: How to train; None: the defaults.
         task: As in `train`.
@@ -80,7 +85,7 @@ def distill(
 
 def _fitted(
     start: nn.Module,
-    teacher: nn.Module | None,
+    teacher: Teacher | None,
     data: Data,
     options: TrainingOptions,
     *,
@@ -101,7 +106,7 @@ class Fit(Loop):
     def __init__(
         self,
         start: nn.Module,
-        teacher: nn.Module | None,
+        teacher: Teacher | None,
         data: Data,
         options: TrainingOptions,
         task: Task,
@@ -173,7 +178,7 @@ PARTS: tuple[Literal["train"], Literal["test"]] = ("train", "test")
 
 
 def loss_function(
-    teacher: nn.Module | None,
+    teacher: Teacher | None,
     task: Task,
     example: tuple[Tensor, ...],
     *,
@@ -193,8 +198,7 @@ def loss_function(
     """
     if teacher is None or task.ignores_teacher(weight):
         return lambda outputs, batch: task.loss_of(outputs, batch.targets)
-    guide = copy.deepcopy(unwrapped(teacher)).to(example[0].device).eval().requires_grad_(False)
-    use_channels_last_if_suited(guide, example)
+    guide = _guide(teacher, example)
     ask: Callable[..., Any] = torch.compile(guide) if compile_teacher else guide
 
     def loss(outputs: Any, batch: Batch) -> Tensor:
@@ -203,6 +207,30 @@ def loss_function(
         return task.distillation_loss_of(outputs, guidance, batch.targets, weight=weight, temperature=temperature)
 
     return loss
+
+
+def _guide(teacher: Teacher, example: tuple[Tensor, ...]) -> Callable[..., Any]:
+    """What is asked in the place of a teacher, which need only run: a copy of a network, or a function as it is.
+
+    Raises:
+        OptionError: It cannot be called.
+    """
+    if not callable(teacher):
+        raise OptionError(
+            f"cannot distill from a teacher that is a {type(teacher).__name__}: expected a network, or a function of "
+            "its inputs"
+        )
+    if not isinstance(teacher, nn.Module):
+        return teacher
+    if isinstance(teacher, torch.jit.ScriptModule):
+        content = io.BytesIO()  # its parameters do not survive deepcopy
+        torch.jit.save(teacher, content)
+        content.seek(0)
+        copied: Callable[..., Any] = torch.jit.load(content, map_location=example[0].device).eval()
+        return copied
+    guide = copy.deepcopy(unwrapped(teacher)).to(example[0].device).eval().requires_grad_(False)
+    use_channels_last_if_suited(guide, example)
+    return guide
 
 
 def compiled(network: nn.Module, options: TrainingOptions) -> Callable[..., Any]:
