@@ -265,3 +265,11 @@ def test_a_name_that_a_package_offers_is_no_module_of_it():
         assert not modules & set(package.__all__), "importing the module would put it in the name's place"
         assert set(package.__all__) == set(dir(package))
         assert all(getattr(package, name) is not None for name in package.__all__)
+
+
+@pytest.mark.parametrize(("encoding", "written"), [("ascii", b"\\udcff \\xd7"), ("utf-8", b"\xff \xc3\x97")])
+def test_no_character_ends_a_command_on_a_terminal_or_pipe_of_another_encoding(encoding, written):
+    code = "from transprune.cli.entry import say_what_can_be_said as say; say(); print('\\udcff \xd7')"
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
+    assert done.stdout.strip() == written

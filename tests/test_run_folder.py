@@ -374,3 +374,12 @@ def test_a_folder_that_must_not_be_written_is_refused(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(RunFolderError, match="Permission denied; give yourself the permission"):
         RunFolder.create(tmp_path / "run", CONFIG)
+
+
+def test_names_that_are_no_text_are_kept_in_json_and_refused_in_the_configuration(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", {"seed": 0})
+    folder.write_json("result.json", {"classes": ["\udcff", "é"]})
+    assert folder.read_json("result.json") == {"classes": ["\udcff", "é"]}
+    assert folder.write_text("report.html", "\udcff").read_bytes() == b"?"
+    with pytest.raises(OptionError, match="is not in UTF-8; rename it, or make a link"):
+        RunFolder.create(tmp_path / "other", {"data": "imagefolder:\udcff"})

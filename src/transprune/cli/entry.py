@@ -82,8 +82,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from transprune.cli.arguments import read_command
 
     keep_kernels()
+    say_what_can_be_said()
     with explaining():
         _call(read_command(arguments))
+
+
+def say_what_can_be_said() -> None:
+    """Writes what a terminal or pipe cannot show as escapes, and paths as their bytes, rather than fail at the end."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            is_utf8 = stream.encoding.lower().replace("-", "") == "utf8"
+            stream.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")
 
 
 def _call(command: Any) -> None:
@@ -91,8 +100,11 @@ def _call(command: Any) -> None:
 
     A command is one of `arguments.COMMANDS`; calling it does the work, as `jobs.RunCommand.__call__` does for `run`.
     """
-    from transprune.cli.commands import DistillCommand
+    from transprune.cli.commands import DistillCommand, OnDevice
     from transprune.cli.jobs import CompressCommand, Job, ResumedCompress, ResumedRun
+
+    if isinstance(command, (Job, OnDevice)) and os.environ.get("RANK", "0") == "0":
+        print("transprune: starting", file=sys.stderr, flush=True)  # torch takes seconds to load
     from transprune.runtime import processes  # heavy, and not needed to show help
 
     is_shared = isinstance(command, (Job, ResumedRun, DistillCommand)) and not getattr(command, "plan", False)

@@ -27,7 +27,15 @@ def to_toml(config: Mapping[str, Any]) -> str:
     """
     plain = _plain(config)
     try:
-        return HEADER + tomli_w.dumps(plain)
+        text = HEADER + tomli_w.dumps(plain)
+        text.encode()
+        return text
+    except UnicodeEncodeError as error:
+        found = text[max(0, error.start - 60) : error.end + 20]
+        raise OptionError(
+            f"cannot keep the configuration: {found!r} is no text, since the name "
+            "of a file or folder is not in UTF-8; rename it, or make a link to it with another name"
+        ) from error
     except TypeError as error:
         raise OptionError(
             f"cannot write the configuration {plain}: {error}; use text, numbers, booleans, lists and tables"

@@ -199,7 +199,7 @@ def attach_run_log(path: StrPath) -> Iterator[None]:
     """
     logger = logging.getLogger("transprune")
     with disk_errors("write", path):
-        handler = _RunLogHandler(path, encoding="utf-8")
+        handler = _RunLogHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     level = logger.level
     logger.setLevel(min(logger.getEffectiveLevel(), logging.INFO))

@@ -211,7 +211,10 @@ class RunFolder:
         """
         plain = to_plain(value)
         is_object = isinstance(plain, dict)
-        text = json.dumps({KEY: BLANK, **plain} if is_object else plain, indent=2, ensure_ascii=False) + "\n"
+        value = {KEY: BLANK, **plain} if is_object else plain
+        text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+        if not text.isascii() and any("\ud800" <= sign <= "\udfff" for sign in text):  # of a path that is no UTF-8
+            text = json.dumps(value, indent=2) + "\n"
         return self.write_bytes(name, seal(text.encode()) if is_object else text.encode())
 
     def write_tensors(
@@ -225,12 +228,12 @@ class RunFolder:
         return self.write_bytes(name, encode_tensors(tensors, metadata))
 
     def write_text(self, name: str, text: str) -> Path:
-        """Writes a text file in UTF-8.
+        """Writes a text file in UTF-8; bytes of paths that are none become question marks.
 
         Raises:
             RunFolderError: The file cannot be written.
         """
-        return self.write_bytes(name, text.encode())
+        return self.write_bytes(name, text.encode(errors="replace"))
 
     def write_bytes(self, name: str, content: bytes) -> Path:
         """Writes a file.
