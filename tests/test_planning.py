@@ -120,7 +120,11 @@ def test_given_weights_leave_out_the_training_of_the_teacher(place):
     state = namespace["build"](10, 1).state_dict()
     save_file(state, "whole.safetensors")
     save_file({name: value for name, value in state.items() if not name.startswith("8")}, "part.safetensors")
-    teacher, *_ = plan_run(options("--weights", "whole.safetensors"), "out", device="cpu").phases
+    plan = plan_run(options("--weights", "whole.safetensors"), "out", device="cpu")
+    assert 0 <= plan.teacher.top1 < 50, "it is evaluated before anything else"
+    assert plan.teacher.images == plan.test_images
+    assert plan.teacher.doubts
+    teacher, *_ = plan.phases
     assert (teacher.epochs, teacher.steps, teacher.seconds) == (0, 0, 0.0)
     assert teacher.note == "not trained, weights are given: whole.safetensors"
     partial = options("--weights", "part.safetensors", "--weights-partial")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 
 from transprune.budget import Budget, limits_of, points
 from transprune.costs import COSTS, Cost
-from transprune.data import ImageData, halves_of, load_data
+from transprune.data import ImageData, Split, halves_of, load_data
+from transprune.data.encoded_images import sample_places
+from transprune.data.sources import NAMED_STATISTICS, normalised
 from transprune.errors import DataError, ModelError, OptionError, RunFolderError
 from transprune.latency.measurement import LatencyMeasurement, trusted_latency
 from transprune.models.by_name import build_model
@@ -22,11 +25,14 @@ from transprune.reading.inspection import inspect
 from transprune.reading.reading import Reading
 from transprune.records import read_record
 from transprune.runs.run_options import RunOptions
-from transprune.runtime import RunFolder, processes, seeded
+from transprune.runtime import RunFolder, announce, processes, seeded
 from transprune.runtime.structures import outline
 from transprune.space import SearchSpace
 from transprune.tas.derivation import check_attainable
+from transprune.training.evaluation import answers
 from transprune.training.tasks import each_logits
+
+_log = logging.getLogger("transprune.run")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +85,7 @@ def collect(
     if options.compress is not None:
         _check_trained(options)
     budgets = tuple(Budget.parse(text) for text in dict.fromkeys(itertools.chain(*points(options.budget))))
+    announce(f"data: reading {options.data}")
     data = data_of(options, begun_in)
     if options.compress is None:
         _check_images(options, data)
@@ -86,8 +93,11 @@ def collect(
         from transprune.scores.compress import check_enough
 
         check_enough(len(data.train))
+    announce(f"model: reading {options.model}")
     model = model_of(options, data)
     weights = weights_of(options, model)
+    if begun_in is None:
+        data = _as_configured(options, data, model)
     example = torch.zeros(1, *data.image_size)
     space = inspect(
         model,
@@ -110,6 +120,132 @@ def collect(
         for point in points(options.budget):
             check_attainable(space, limits_of(point, space, found.costs))
     return found
+
+
+def _as_configured(options: RunOptions, data: ImageData, model: nn.Module) -> ImageData:
+    """The data normalised as a network with given weights says of itself, as those of timm do, unless it is asked."""
+    if options.weights is None or options.mean is not None or options.std is not None:
+        return data
+    for name in ("pretrained_cfg", "default_cfg"):
+        found = getattr(model, name, None)
+        mean, std = (_plain(found, key) for key in ("mean", "std"))
+        if len(mean) == len(std) == data.image_size[0] and min(std) > 0:
+            _log.warning(
+                "images are normalised by mean %s and std %s, as the %s of %s says (--mean data takes those of the "
+                "training images)",
+                *(mean, std, name, options.model),
+            )
+            return replace(data, mean=mean, std=std)
+    return data
+
+
+def _plain(configuration: object, key: str) -> tuple[float, ...]:
+    """Numbers in a configuration, a map or a record; none if it has no such."""
+    found = configuration.get(key) if isinstance(configuration, Mapping) else getattr(configuration, key, None)
+    is_numbers = isinstance(found, tuple | list) and all(isinstance(each, int | float) for each in found)
+    return tuple(map(float, found)) if is_numbers and found else ()
+
+
+LOOKED_AT, COMPARED = 5000, 512
+"""So many test images a given teacher is judged on, and so many of another normalisation or of the training images."""
+SURE = 95.0
+"""Who answers so many of a hundred images right is not looked at more closely."""
+FAR = 20.0
+"""Percentage points that are no matter of chance or of learning by heart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenTeacher:
+    """What a teacher whose weights are given can do, before anything is trained."""
+
+    top1: float
+    """Percent of the test images that it answers right."""
+    images: int
+    """How many were looked at, spread evenly."""
+    doubts: tuple[str, ...]
+    """What looks wrong, each with its remedy."""
+
+    def __str__(self) -> str:
+        return f"the given teacher answers {self.top1:.2f} % of {self.images:,} test images right"
+
+
+def judge_teacher(material: Material, device: torch.device) -> GivenTeacher | None:
+    """What a given teacher can do, and whether that looks like another normalisation or order of the classes.
+
+    Returns:
+        None where no whole weights are given, or the data have no labels.
+    """
+    weights, data = material.weights, material.data
+    if weights is None or not weights.is_whole or not data.is_labelled:
+        return None
+    teacher = copy.deepcopy(material.model)
+    teacher.load_state_dict(weights.tensors, strict=False)
+    teacher.to(device)
+    shown = _spread(data.test, LOOKED_AT)
+    found = _answered(teacher, replace(data, test=shown), device)
+    top1, doubts = _top1(found, shown.labels), []
+    if top1 < SURE:
+        doubts = _other_order(found, shown.labels, data.classes) or _other_normalisation(teacher, data, device)
+        chance = 100 * float(shown.labels.bincount().max()) / len(shown)
+        if not doubts and top1 <= chance + 3 * (chance * (100 - chance) / len(shown)) ** 0.5:
+            doubts.append(
+                "guessing gives as much: look whether the weights are of this network, at the normalisation (--mean, "
+                "--std) and at the order of the classes"
+            )
+        known = _spread(data.train, COMPARED)
+        learned = _top1(_answered(teacher, replace(data, test=known), device), known.labels)
+        if not doubts and learned - top1 >= FAR:
+            doubts.append(
+                f"of {len(known)} training images it answers {learned:.1f} %: look whether the test images have the "
+                "classes and the form of the training images"
+            )
+    return GivenTeacher(top1=top1, images=len(shown), doubts=tuple(doubts))
+
+
+def _spread(split: Split, most: int) -> Split:
+    return split.subset(sample_places(len(split), most))
+
+
+def _answered(network: nn.Module, data: ImageData, device: torch.device) -> Tensor:
+    return answers({"teacher": network}, data, device=device)["teacher"].classes
+
+
+def _top1(found: Tensor, labels: Tensor) -> float:
+    return 100 * float((found == labels).double().mean())
+
+
+def _other_normalisation(teacher: nn.Module, data: ImageData, device: torch.device) -> list[str]:
+    """Whether the teacher does far better under a normalisation that others use."""
+    few = replace(data, test=_spread(data.test, COMPARED))
+    now, best = _top1(_answered(teacher, few, device), few.test.labels), ("", 0.0)
+    for name, figures in NAMED_STATISTICS.items():
+        if len(figures[0]) in (1, data.image_size[0]):
+            other = normalised(few, *figures)
+            best = max(
+                best, (name, _top1(_answered(teacher, other, device), few.test.labels)), key=lambda each: each[1]
+            )
+    if best[1] - now < 3 * 50 / len(few.test) ** 0.5:  # three standard deviations of a share, at most
+        return []
+    return [
+        f"of {len(few.test)} of them it answers {now:.1f} % as they are normalised, and {best[1]:.1f} % normalised as "
+        f"{best[0]} (--mean {best[0]} --std {best[0]})"
+    ]
+
+
+def _other_order(found: Tensor, labels: Tensor, classes: tuple[str, ...]) -> list[str]:
+    """Whether the teacher's answers are right but for the names of the classes."""
+    from scipy.optimize import linear_sum_assignment
+
+    size = max(len(classes), int(found.max()) + 1)
+    counts = torch.zeros(size, size).index_put_((labels, found), torch.ones(len(found)), accumulate=True)
+    rows, columns = linear_sum_assignment(counts.numpy(), maximize=True)
+    renamed = 100 * float(counts[rows, columns].sum()) / len(found)
+    if renamed < 50 or renamed - _top1(found, labels) < FAR:
+        return []
+    return [
+        f"with the classes in another order it would be {renamed:.1f} %: here they are {_listed(list(classes))}; bring "
+        "them into the order in which the network learned them, by the names of their folders or in the last layer"
+    ]
 
 
 def _check_trained(options: RunOptions) -> None:
@@ -333,7 +469,11 @@ def _difference(before: tuple[str, ...], now: tuple[str, ...]) -> str:
     """Says how the classes changed."""
     missing, added = [name for name in before if name not in now], [name for name in now if name not in before]
     if missing or added:
-        parts = [f"{_listed(names)} {how}" for names, how in ((missing, "missing"), (added, "new")) if names]
+        parts = [
+            f"{_listed(names)} {'is' if len(names) == 1 else 'are'} {how}"
+            for names, how in ((missing, "missing"), (added, "new"))
+            if names
+        ]
         return " and ".join(parts)
     place, first = next((place, name) for place, name in enumerate(now) if name != before[place])
     return f"they stand in another order, the one of label {place} is {first!r} and was {before[place]!r}"
@@ -342,4 +482,4 @@ def _difference(before: tuple[str, ...], now: tuple[str, ...]) -> str:
 def _listed(names: list[str]) -> str:
     shown = ", ".join(map(repr, names[:SHOWN]))
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{shown}{more} {'is' if len(names) == 1 else 'are'}"
+    return f"{shown}{more}"

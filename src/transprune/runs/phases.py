@@ -204,9 +204,10 @@ def _given_teacher(run: Run) -> Start:
     misfit = f"; of {run.options.weights} did not fit: {weights.misfit}" if weights.misfit else ""
     run.decide(
         what,
-        f"{len(weights.tensors)} tensors were given ({run.options.weights}){misfit}",
+        f"{weights.given} tensors were given ({run.options.weights}){misfit}{weights.beside}",
         missing=weights.missing,
         unexpected=weights.unexpected,
+        left_out=weights.left_out,
         reshaped=weights.reshaped,
     )
     return Start(teacher)
@@ -218,8 +219,8 @@ def _note_on_teacher(material: Material) -> str:
         return "from new weights"
     given = f"given: {material.options.weights}"
     if weights.is_whole:
-        return f"not trained, weights are {given}"
-    return f"from the {len(weights.tensors)} tensors that fit of weights {given}; {weights.misfit}"
+        return f"not trained, weights are {given}{weights.beside}"
+    return f"from the {weights.given} tensors that fit of weights {given}; {weights.misfit}"
 
 
 def load_teacher(run: Run) -> nn.Module:

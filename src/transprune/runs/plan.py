@@ -11,8 +11,15 @@ import torch
 from transprune.data import said_of_left_out
 from transprune.errors import DataError
 from transprune.reports.words import amount
-from transprune.runs.material import Material, begun_in, check_training_images, collect
-from transprune.runs.phases import DISTILL, courses
+from transprune.runs.material import (
+    GivenTeacher,
+    Material,
+    begun_in,
+    check_training_images,
+    collect,
+    judge_teacher,
+)
+from transprune.runs.phases import DISTILL, TEACHER, courses
 from transprune.runs.preparation import check_asked
 from transprune.runs.rehearsal import PlannedPhase, Rehearsal
 from transprune.runs.run_options import RunOptions
@@ -50,6 +57,10 @@ class Plan:
     test_images: int
     left_out: str
     """Says which files are not images by their endings; empty if there are none."""
+    divided: str
+    """What was taken for the test images where there were none of their own; empty if there are some."""
+    teacher: GivenTeacher | None
+    """What a teacher whose weights are given can do; None if none is given, or the folder holds it already."""
     groups: int
     """Number of widths to choose."""
     stages: int
@@ -106,6 +117,8 @@ def plan_run(
     material = _gathered(options, chosen, begun)
     folder = RunFolder(out)
     folder.check(asdict(options), overwrite=overwrite)
+    is_known = TEACHER.is_done(folder) and not overwrite
+    teacher = None if is_known else judge_teacher(material, chosen)
     rehearsal = Rehearsal(material, chosen, steps=measured_steps)
     phases = [
         rehearsal.planned(course, phase, is_done=not overwrite and phase.is_done(RunFolder(Path(out, course.folder))))
@@ -124,6 +137,8 @@ def plan_run(
         training_images=len(data.train),
         test_images=len(data.test),
         left_out=said_of_left_out(data),
+        divided=data.divided,
+        teacher=teacher,
         groups=len(space.groups),
         stages=len(space.stages),
         architectures=float(space.count()),
@@ -174,6 +189,12 @@ def show_plan(plan: Plan) -> None:
     print(f"data: {images} of {size}, {plan.classes} classes")
     if plan.left_out:
         print(f"left out: {plan.left_out}")
+    if plan.divided:
+        print(f"divided: {plan.divided}")
+    if plan.teacher:
+        print(f"teacher: {plan.teacher}")
+        for doubt in plan.teacher.doubts:
+            print(f"look at this first: {doubt}")
     print(f"to choose: {plan.groups} widths and {plan.stages} depths, {plan.architectures:.3g} architectures")
     for reason in dict.fromkeys(fixed.reason for fixed in plan.fixed):
         first, *others = [fixed.name for fixed in plan.fixed if fixed.reason == reason]

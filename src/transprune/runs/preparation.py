@@ -17,10 +17,20 @@ from transprune.errors import OptionError, RunFolderError
 from transprune.latency.measurement import LatencyMeasurement
 from transprune.latency.model_cache import model_json
 from transprune.reports.comparison import is_frontier, whole_frontier
-from transprune.runs.material import DATA_FILE, BegunData, Material, begun_in, collect, read_begun
+from transprune.runs.material import (
+    DATA_FILE,
+    BegunData,
+    GivenTeacher,
+    Material,
+    begun_in,
+    collect,
+    judge_teacher,
+    read_begun,
+)
+from transprune.runs.phases import TEACHER
 from transprune.runs.run import Run, record_start
 from transprune.runs.run_options import RunOptions, Safety
-from transprune.runtime import RUN_FILES, FolderLock, RunFolder, choose_device, processes
+from transprune.runtime import RUN_FILES, FolderLock, RunFolder, announce, choose_device, processes
 from transprune.runtime.environment import environment
 from transprune.space import SearchSpace
 from transprune.tas.derivation import least_cost
@@ -75,6 +85,8 @@ def _prepare(
     origin = begun_in(out, options, overwrite=overwrite, part_of=shared)
     material = collect(options, chosen, begun_in=origin, reading=reading)
     begun = read_begun(origin) if origin else None
+    is_new = part_of is None and processes.is_first() and (overwrite or not TEACHER.is_done(RunFolder(out)))
+    given = judge_teacher(material, chosen) if is_new else None
     lock = FolderLock(Path(out))
     folder = RunFolder.create(out, asdict(options), overwrite=overwrite)
     _check_same_space(folder, material.space)
@@ -93,6 +105,10 @@ def _prepare(
     left_out = said_of_left_out(material.data)
     if left_out and begun is None:
         run.decide("Left out files beside the images", left_out, is_aloud=True, left_out=dict(material.data.left_out))
+    if material.data.divided and begun is None:
+        run.decide("Divided the training images", material.data.divided)
+    if given is not None:
+        _record_teacher(run, given)
     _record_space(run, material)
     if measured is not None:
         _record_latency(run, measured)
@@ -124,6 +140,18 @@ def _check_same_space(folder: RunFolder, space: SearchSpace) -> None:
             f"cannot go on with the run in '{folder.path}': the network is not the one that it began with, other sizes "
             "can be chosen now; bring back the code that the run began with, or start anew with --overwrite"
         )
+
+
+def _record_teacher(run: Run, given: GivenTeacher) -> None:
+    """Says what a given teacher can do."""
+    announce(f"teacher: {given}")
+    run.decide(
+        f"Looked first, and {given}",
+        "; ".join(given.doubts) or "nothing looks like another normalisation or order of the classes",
+        is_aloud=bool(given.doubts),
+        top1=given.top1,
+        images=given.images,
+    )
 
 
 def _record_space(run: Run, material: Material) -> None:
