@@ -11,7 +11,7 @@ import small_networks as zoo
 from fake_run import fake_run
 from transprune.errors import OptionError
 from transprune.latency import performance
-from transprune.latency.performance import Performance, measure, measurements_json
+from transprune.latency.performance import Performance, measure, measurements_json, most_time
 from transprune.options import MeasureOptions
 from transprune.reading.inspection import inspect
 from transprune.reports.report import write_report
@@ -52,6 +52,17 @@ def test_the_peak_memory_of_a_process_is_at_least_that_of_the_weights_it_loads(t
         memory = subject.peak_memory(runtime, 1, torch.device("cpu"))
         assert memory is not None
         assert memory > 0.9 * subject.sizes[runtime]
+
+
+def test_memory_can_be_left_out_and_the_time_is_announced(monkeypatch):
+    monkeypatch.setattr(performance._Subject, "peak_memory", lambda *_: pytest.fail("it was left out"))
+    options = MeasureOptions(batch_size=1, repeats=5, seconds=0.1, memory=False)
+    found = measure({"student": nn.Sequential(nn.Flatten(), nn.Linear(192, 5))}, zoo.example(), options)
+    assert [each.peak_memory_bytes for each in found] == [None, None]
+    assert most_time(2, MeasureOptions(memory=False)) == "latency takes 1 min 20 s at most; memory is left out"
+    assert "1 min 20 s at most; memory takes 8 processes, seconds each and 8 min 0 s at" in most_time(
+        2, MeasureOptions()
+    )
 
 
 def test_memory_that_cannot_be_told_is_left_open(tmp_path):

@@ -1,11 +1,13 @@
 """The whole job through the command line, on real data."""
 
 import json
+import os
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnxruntime
 import pytest
@@ -15,7 +17,9 @@ import transprune
 from transprune.cli import main
 from transprune.data import load_data, make_loader
 from transprune.errors import RunFolderError
-from transprune.runtime import RUN_FILES, read_journal
+from transprune.runs import steps
+from transprune.runs.phases import EVALUATE, EXPORT, REPORT
+from transprune.runtime import RUN_FILES, RunFolder, read_journal
 
 FAST = [
     *("--preset", "quick", "--teacher.epochs", "3", "--distill.epochs", "3", "--search.epochs", "2"),
@@ -111,7 +115,8 @@ def test_the_same_seed_gives_the_same_architecture_and_student_bit_for_bit(finis
 
 
 def test_the_same_command_again_keeps_what_is_done(finished, capsys):
-    before = {name: (finished / name).stat().st_mtime_ns for name in ("teacher.safetensors", "student.safetensors")}
+    weights, files = ("teacher.safetensors", "student.safetensors"), ("result.json", "student.onnx", "student.pt2")
+    before = {name: (finished / name).stat().st_mtime_ns for name in (*weights, *files)}
     run(finished)
     assert before == {name: (finished / name).stat().st_mtime_ns for name in before}
     assert "budget kept" in capsys.readouterr().out
@@ -252,3 +257,38 @@ def test_with_json_nothing_but_the_result_is_on_standard_output(finished, capsys
         main({"evaluate": ["evaluate"], "resume": ["run", "--resume"]}[how] + [str(finished), "--json"])
     written = {key: value for key, value in result_of(finished).items() if key != "sha256"}  # of the file itself
     assert json.loads(capsys.readouterr().out) == written
+
+
+def test_what_is_there_of_the_same_networks_is_not_made_again(tmp_path, monkeypatch):
+    folder, done = RunFolder(tmp_path), []
+    run = SimpleNamespace(folder=folder, data=SimpleNamespace(is_labelled=True), decide=lambda *_: None)
+
+    def write(name, seconds):
+        folder.write_text(name, "x")
+        os.utime(folder.file(name), (seconds, seconds))
+
+    def step(phase, seconds):
+        def make(_):
+            done.append(phase.name)
+            for name in phase.files:
+                write(name, seconds)
+
+        return make
+
+    def concluded(seconds):
+        done.clear()
+        for phase in (EVALUATE, EXPORT, REPORT):
+            monkeypatch.setattr(steps, f"{phase.name}_step", step(phase, seconds))
+        steps.conclude(run)
+        return [*done]
+
+    write("teacher.safetensors", 1)
+    write("student.safetensors", 2)
+    assert concluded(3) == ["evaluate", "export", "report"]
+    assert concluded(4) == []
+    folder.file("student.pt2").unlink()
+    assert concluded(5) == ["export"]
+    folder.file("report.html").unlink()
+    assert concluded(6) == ["report"]
+    write("student.safetensors", 7)  # trained after it was made without training
+    assert concluded(8) == ["evaluate", "export", "report"]

@@ -25,7 +25,7 @@ StudentStart = Literal["scratch", "teacher", "supernet", "repaired"]
 """Weights that a student starts from."""
 AugmentationName = Literal["standard", "none", "shift", "imagenet"]
 """Augmentations that can be asked for by name."""
-Normalisation = tuple[float, ...] | Literal["imagenet", "none"]
+Normalisation = tuple[float, ...] | Literal["imagenet", "cifar10", "cifar100", "none", "data"]
 """Figures of each channel by which images are normalised, pixels from 0 to 1: themselves, or whose they are."""
 BackendName = Literal["onnxruntime", "torch"]
 """What runs a network whose latency is measured."""
@@ -269,6 +269,8 @@ class MeasureOptions:
     """Times that each network runs."""
     seconds: float = 20.0
     """Time after which a slow network need not run again, in each runtime and at each batch size."""
+    memory: bool = True
+    """Measure peak memory too, each time in a process of its own, which takes seconds."""
 
     def __post_init__(self) -> None:
         if min(self.batch_size, self.threads) < 1 or self.repeats < LEAST_REPEATS or not self.seconds > 0:

@@ -22,11 +22,14 @@ from transprune.options import BackendName, LatencyOptions, MeasureOptions
 from transprune.runtime import track
 from transprune.runtime.environment import environment
 from transprune.runtime.tensors import encode_tensors
+from transprune.runtime.terminal import duration
 
 FORMAT = 1
 TURNS = 5
 """Rounds in which the networks take turns."""
 RUNTIMES: tuple[BackendName, ...] = ("torch", "onnxruntime")
+PROBE_SECONDS = 60.0
+"""So long a process that measures memory may take; what takes longer has no figure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,8 @@ class Performance(Latency):
     throughput: float
     """Samples per second, at the median latency."""
     peak_memory_bytes: int | None
-    """Peak memory of loading and running the network, in a separate process; None if it could not be measured."""
+    """What loading the network and running it takes at most, in a process of its own; None: it could not be told, or
+    was not asked for."""
     file_bytes: int
     """Size of the weights as safetensors, or of the ONNX file."""
 
@@ -75,6 +79,19 @@ def measure(
         ]
 
 
+def most_time(networks: int, options: MeasureOptions) -> str:
+    """How long measuring takes at most, in words; a network of which five batches take longer takes that long."""
+    cases = len(RUNTIMES) * len({1, options.batch_size})
+    latency = f"latency takes {duration(cases * options.seconds)} at most"
+    if not options.memory:
+        return f"{latency}; memory is left out"
+    probes = cases * networks
+    return (
+        f"{latency}; memory takes {probes} processes, seconds each and {duration(probes * PROBE_SECONDS)} at most in "
+        "all (--no-memory leaves it out)"
+    )
+
+
 class _Subject:
     """A network to measure, with its exported files."""
 
@@ -109,7 +126,7 @@ class _Subject:
         probe = [sys.executable, "-m", "transprune.latency.memory_probe"]
         command = [*probe, runtime, str(self.files[runtime]), place, *shape]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
+            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PROBE_SECONDS)
             return int(done.stdout.split()[-1])
         except (OSError, subprocess.SubprocessError, ValueError, IndexError):
             return None
@@ -127,7 +144,7 @@ def _measured(
             **asdict(latency),
             network=subject.name,
             throughput=1000 * batch / latency.latency_ms if latency.latency_ms else math.inf,
-            peak_memory_bytes=subject.peak_memory(runtime, batch, device),
+            peak_memory_bytes=subject.peak_memory(runtime, batch, device) if options.memory else None,
             file_bytes=subject.sizes[runtime],
         )
         for subject, latency in zip(subjects, found, strict=True)

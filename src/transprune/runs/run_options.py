@@ -51,16 +51,18 @@ class RunOptions:
     seed: int = 0
     """The same seed on the same machine gives the same result."""
     weights: str | None = None
-    """Trained weights of the network (.safetensors or .pth); without them it is trained first."""
+    """Trained weights of the network, a file of safetensors or torch (FILE:KEY for one of several in it); without them
+    it is trained first."""
     weights_partial: bool = False
     """Take what fits of the weights, and train the network first where something is missing."""
     image_size: tuple[int, int, int] | None = None
     """Channels, rows and columns to bring the images to."""
     mean: Normalisation | None = None
-    """Mean of each channel that images are normalised by, pixels from 0 to 1: numbers, imagenet or none; without it
-    that of the training images. A trained network expects the one that it was trained with."""
+    """Mean of each channel that images are normalised by, pixels from 0 to 1: numbers, imagenet, cifar10, cifar100,
+    none, or data for that of the training images. A trained network expects the one that it was trained with; without
+    this, given weights have the one in the network's own configuration, as timm's do, all else that of the data."""
     std: Normalisation | None = None
-    """Standard deviation of each channel, likewise."""
+    """Standard deviation of each channel, likewise; a word that is given for one of the two holds for both."""
     augment: AugmentationName = "standard"
     """Random changes of the training images: what is customary for the data set, none, shift (no mirroring: for digits,
     letters, signs), or imagenet (the paper's: crops, flips, colours, lighting)."""

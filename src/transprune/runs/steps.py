@@ -13,7 +13,7 @@ from transprune.budget import parse_budgets, points
 from transprune.data import make_loader
 from transprune.exports.formats import check_onnx, check_pt2, export_program, onnx_bytes, pt2_bytes, takes_any_batch
 from transprune.latency.macs import count_macs, friendliness
-from transprune.latency.performance import measure, measurements_json
+from transprune.latency.performance import measure, measurements_json, most_time
 from transprune.latency.stopwatch import Latency, measure_latencies
 from transprune.options import MeasureOptions
 from transprune.reports.comparison import frontier_record, write_frontier
@@ -34,6 +34,7 @@ from transprune.runs.phases import (
     SHARED,
     TEACHER,
     Course,
+    Phase,
     complete,
     courses,
     load_architecture,
@@ -44,7 +45,7 @@ from transprune.runs.phases import (
 from transprune.runs.preparation import prepare, read_options
 from transprune.runs.results import network_figures
 from transprune.runs.run import Run, log, logging_to
-from transprune.runtime import RunFolder, processes
+from transprune.runtime import RunFolder, announce, processes
 from transprune.training.evaluation import answers, evaluate
 
 EXPORT_CHECKS = (1, 2, 7, 64)
@@ -69,12 +70,30 @@ def compress_all(run: Run) -> None:
 
 
 def conclude(run: Run) -> None:
-    """Runs evaluation, export and report, in the first process only."""
-    if processes.is_first():
-        with processes.alone():
+    """Evaluates, exports and writes the report, in the first process only; keeps what there is of the same networks."""
+    if not processes.is_first():
+        return
+    with processes.alone():
+        if not (_has_same_images(run) and _is_newer(run.folder, EVALUATE, TEACHER, DISTILL)):
             evaluate_step(run)
+        if not _is_newer(run.folder, EXPORT, TEACHER, DISTILL):
             export_step(run)
+        if not _is_newer(run.folder, REPORT, TEACHER, DISTILL, EVALUATE):
             report_step(run)
+
+
+def _has_same_images(run: Run) -> bool:
+    """Whether there are as many images as when the run began."""
+    begun = read_begun(run.folder)
+    return begun is None or begun.counts == BegunData.of(run.data).counts
+
+
+def _is_newer(folder: RunFolder, phase: Phase, *made_from: Phase) -> bool:
+    """Whether the files of a phase were written after those that they are made from."""
+    if not all(map(folder.has, [phase.file, *(each.file for each in made_from)])):
+        return False
+    written = folder.file(phase.file).stat().st_mtime_ns
+    return all(folder.file(each.file).stat().st_mtime_ns <= written for each in made_from)
 
 
 def teach_step(run: Run) -> None:
@@ -212,6 +231,7 @@ def measure_step(run: Run, options: MeasureOptions | None = None) -> dict[str, A
     student = load_student(run)
     networks = {"teacher": load_teacher(run), "student": student}
     with run.phase(MEASURE.name):
+        announce(f"{MEASURE.name}: {most_time(len(networks), options)}")
         found = measure(networks, run.example, options, device=run.device)
     content = measurements_json(found, options, run.device)
     run.folder.write_json(MEASURE.file, content)
