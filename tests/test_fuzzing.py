@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import importlib.util
+import io
 import json
 import shutil
 from dataclasses import asdict
@@ -12,6 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import save
 
 import transprune
@@ -214,6 +216,68 @@ def test_weights(tmp_path, name, data):
     with only_ours:
         found = load_weights(tmp_path / name, network)
         network.load_state_dict(found.tensors, strict=False)
+
+
+KEYS = st.sampled_from(["model", "state_dict", "module", "net", "ema", "_orig_mod", "0", "a.b"]) | TEXTS
+
+
+@st.composite
+def containers(draw, weights):
+    """A checkpoint that holds the weights somewhere, behind prefixes and beside other things."""
+    prefix = "".join(f"{each}." for each in draw(st.lists(KEYS, max_size=3)))
+    content = {f"{prefix}{name}": value for name, value in weights.items() if draw(st.integers(0, 19))}
+    extras = st.sampled_from([torch.tensor(3), torch.ones(2, 3), torch.zeros(0), "text", None, 1.5, [], {}, {"a": 1}])
+    for _ in range(draw(st.integers(0, 3))):
+        kind = draw(st.sampled_from(["dict", "list", "beside"]))
+        if kind == "dict":
+            content = {draw(KEYS): content, **draw(st.dictionaries(KEYS, extras, max_size=3))}
+        elif kind == "list":
+            content = [draw(extras), content]
+        elif isinstance(content, dict):
+            content = {**content, **draw(st.dictionaries(KEYS, extras, max_size=3))}
+    return content
+
+
+@given(data=st.data())
+@settings(SHARED_FOLDER, max_examples=40)
+def test_containers_of_weights(tmp_path, data):
+    network = small_network()
+    torch.save(data.draw(containers(network.state_dict())), tmp_path / "w.ckpt")
+    key = data.draw(st.just("") | KEYS.map(":{}".format))
+    with only_ours:
+        found = load_weights(f"{tmp_path / 'w.ckpt'}{key}", network, partial=data.draw(st.booleans()))
+        assert found.given > 0
+        assert all(torch.equal(network.state_dict()[name], value) for name, value in found.tensors.items())
+
+
+NAMES = st.sampled_from(["train", "val", "test", "cat", "dog", ".cache", "._0.png", "0.png", "1.JPG", "notes", "é.png"])
+TABLES = near("file,label\n0.png,cat\n", "file;label", "\t", '"', "train/cat/0.png,dog\n")
+
+
+@given(data=st.data())
+@settings(SHARED_FOLDER, max_examples=40)
+def test_folders_of_images(tmp_path, data):
+    root = tmp_path / "images"
+    shutil.rmtree(root, ignore_errors=True)
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "PNG")
+    for parts in data.draw(st.lists(st.lists(NAMES, min_size=1, max_size=4), max_size=12)):
+        file = root.joinpath(*parts)
+        with contextlib.suppress(OSError):  # a part of the path is a file already
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(picture.getvalue() if data.draw(st.integers(0, 9)) else b"no image")
+    for part in data.draw(st.lists(st.sampled_from(["train", "val"]), max_size=2)):
+        with contextlib.suppress(OSError):
+            root.mkdir(exist_ok=True)
+            (root / f"{part}.csv").write_bytes(data.draw(TABLES.map(str.encode) | st.binary(max_size=20)))
+    with only_ours:
+        found = load_data(f"imagefolder:{root}")
+        assert len(found.train) >= len(found.classes)
+        assert all(not any(part.startswith(".") for part in file.parts[len(root.parts) :]) for file in files_of(found))
+
+
+def files_of(found):
+    return [path for split in (found.train, found.test) for path in getattr(getattr(split, "files", None), "paths", ())]
 
 
 @given(data=st.data())
