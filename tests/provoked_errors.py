@@ -65,7 +65,16 @@ from transprune.runs.material import collect
 from transprune.runs.phases import load_teacher
 from transprune.runs.run_options import preset_options, read_config
 from transprune.runs.steps import teach_step
-from transprune.runtime import Checkpoints, FolderLock, Journal, RunFolder, choose_device, processes, read_journal
+from transprune.runtime import (
+    Checkpoints,
+    FolderLock,
+    Journal,
+    RunFolder,
+    choose_device,
+    interruption,
+    processes,
+    read_journal,
+)
 from transprune.runtime.tensors import encode_tree
 from transprune.tas.baselines import uniform_architecture
 from transprune.tas.derivation import check_attainable, derive
@@ -273,10 +282,13 @@ def model_no_timm(_):
         build("timm:resnet10t")
 
 
-def weights(content, name="w.pth"):
+LINEAR = {"weight": torch.zeros(3, 2), "bias": torch.zeros(3)}
+
+
+def weights(content, name="w.pth", key=""):
     def provoke(place):
         (save_file if name.endswith(".safetensors") else torch.save)(content, place / name)
-        load_weights(place / name, nn.Linear(2, 3))
+        load_weights(f"{place / name}{key}", nn.Linear(2, 3))
 
     return provoke
 
@@ -293,10 +305,12 @@ ways(
     weights_missing=lambda place: load_weights(place / "w.pth", nn.Linear(2, 3)),
     weights_nothing=weights({"other": torch.zeros(2)}),
     weights_misfit=weights({"weight": torch.zeros(3, 2), "bias": torch.zeros(4)}, "w.safetensors"),
-    weights_ending=text_weights("w.bin"),
+    weights_kind=text_weights("w.bin"),
     weights_no_state=weights([1, 2]),
     weights_damaged=text_weights("w.safetensors"),
     weights_code=weights(nn.Linear(2, 3)),
+    weights_several=weights({"params": LINEAR, "params_ema": {name: 1 + LINEAR[name] for name in LINEAR}}),
+    weights_no_key=weights({"params": LINEAR}, key=":params_ema"),
     weights_not_finite=weights({"weight": torch.full((3, 2), torch.nan), "bias": torch.zeros(3)}),
 )
 
@@ -312,6 +326,11 @@ def images(place, *, classes=("cat", "dog"), parts=("train", "val"), count=2):
                     place / part / name / f"{number}.png"
                 )
     return place
+
+
+def table_of_images(place):
+    shutil.rmtree(place / "train")
+    (place / "train.csv").write_text("file,label\nval/cat/0.png,cat\nval/cat/0.png,dog\n")
 
 
 def image_folder(change):
@@ -390,7 +409,7 @@ ways(
     augment_both=lambda _: Augmentation(pad=1, resized_crop=True),
     image_unreadable=image_folder(lambda place: (place / "train/cat/0.png").write_text("no image")),
     folder_no_train=image_folder(lambda place: shutil.rmtree(place / "train")),
-    folder_no_test=image_folder(lambda place: shutil.rmtree(place / "val")),
+    folder_table=image_folder(table_of_images),
     folder_no_classes=image_folder(lambda place: [shutil.rmtree(place / "train" / name) for name in ("cat", "dog")]),
     folder_other_classes=image_folder(lambda place: (place / "val/dog").rename(place / "val/cow")),
     folder_empty_class=image_folder(lambda place: [path.unlink() for path in (place / "train/dog").iterdir()]),
@@ -419,6 +438,7 @@ ways(
     split_empty=lambda _: split_halves(few([0]).train, seed=0),
     split_labels=lambda _: MemorySplit(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2)),
     split_pixels=lambda _: few(pixels=torch.zeros(2, 1, 4, 4)),
+    data_statistics=lambda _: load_data("digits", mean="mnist"),
     data_mean=lambda _: ImageData(**{**vars(few()), "mean": (0.5, 0.5)}),
     data_channels=lambda _: few(channels=4, mean=(0.5, 0.5, 0.5)),
     data_label=lambda _: few([0, 7]),
@@ -441,6 +461,11 @@ def train(network=None, batches=None, task=None, **keywords):
     return transprune.train(network or nn.Linear(2, 3), data, options, task=task, **keywords)
 
 
+def distilled(teacher):
+    data = stream([BATCH], (1, 2))
+    return transprune.distill(nn.Linear(2, 3), teacher, data, transprune.DistillationOptions(**TRAINING))
+
+
 class Failing:
     def __init__(self, error):
         self.error = error
@@ -459,6 +484,15 @@ class Raising(nn.Linear):
 
     def forward(self, inputs):
         raise self.error
+
+
+def not_handed_over():
+    raise interruption._not_handed_over(OSError(errno.ENOSPC, "No space left on device"))
+
+
+def timed_out():
+    raise RuntimeError("DataLoader timed out after 600 seconds")
+    yield
 
 
 def number(outputs, targets):
@@ -497,11 +531,18 @@ ways(
     batch_label=lambda _: train(batches=[(BATCH[0], torch.full((4,), 9))]),
     batch_type=lambda _: train(batches=[(BATCH[0].double(), BATCH[1])]),
     batch_label_type=lambda _: train(batches=[(BATCH[0], BATCH[1].float())]),
+    batch_label_shape=lambda _: train(batches=[(BATCH[0], BATCH[1][:, None])]),
+    batch_label_text=lambda _: train(batches=[(BATCH[0], ("cat", "dog", "cat", "dog"))]),
+    batch_of_three=lambda _: train(batches=[(*BATCH, torch.ones(4))]),
+    teacher_kind=lambda _: distilled(7),
+    teacher_outputs=lambda _: distilled(lambda inputs: {"a": inputs, "b": inputs}),
     measured_label=lambda _: evaluate(nn.Linear(2, 3), stream([(BATCH[0], torch.full((4,), 9))], (1, 2))),
     no_memory=lambda _: train(Raising(MemoryError())),
     worker_died=lambda _: train(
         batches=Failing(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."))
     ),
+    batch_not_handed_over=lambda _: not_handed_over(),
+    loader_waits=lambda _: next(interruption._handed_over(timed_out())),
     loader_fails=lambda _: train(batches=Failing(OSError("the disk is gone"))),
     data_kind=lambda _: transprune.train(nn.Linear(2, 3), [BATCH]),
     imitation=lambda _: transprune.distill(
@@ -694,6 +735,7 @@ ways(
     config_file_newer=options_file("format = 99\n"),
     config_file_key=options_file("[search]\nepoch = 3\n"),
     config_file_range=options_file("[teacher]\nepochs = 0\n"),
+    config_bytes=lambda place: RunFolder.create(place, {"data": "imagefolder:\udcff"}),
     config_value=lambda place: RunFolder.create(place, {"value": {1, 2}}),
     checkpoint_options=lambda _: CheckpointOptions(max_minutes=0),
     journal_time=lambda _: Journal().record("start", time=1),
