@@ -281,6 +281,12 @@ def test_a_data_set_that_fails_is_reported_with_the_batch():
         transprune.train(small_network(), data, OPTIONS)
 
 
+def test_what_a_data_set_raises_in_a_process_is_no_death_of_it():
+    data = loaded(DataLoader(Samples(), batch_size=4, num_workers=1))
+    with pytest.raises(DataError, match=r"of the train loader: OSError: the disk is gone; look at"):
+        transprune.train(small_network(), data, OPTIONS)
+
+
 def test_a_process_that_dies_while_loading_is_reported_and_not_waited_for():
     data = loaded(DataLoader(Samples(dies=True), batch_size=4, num_workers=1))
     with pytest.raises(ResourceError, match=r"cannot load batch [12] of the train loader: a process that loads data d"):
@@ -301,6 +307,8 @@ class NotHandedOver(Dataset):
             time.sleep(1000)
         if self.how == "full":
             return Full()
+        if self.how == "full while collated":
+            raise RuntimeError("unable to allocate shared memory(shm) for file </torch_7_1>: No space left (28)")
         return torch.zeros(1, 4, 4), threading.Lock()
 
 
@@ -316,6 +324,7 @@ class Full:
     [
         ("full", {}, r"No space left on device.*--shm-size=2g\), or take fewer processes \(num_workers\)"),
         ("full", {"persistent_workers": True}, "--shm-size"),
+        ("full while collated", {}, r"over \(RuntimeError: unable to allocate.*--shm-size"),
         (
             "a lock",
             {},

@@ -18,6 +18,8 @@ Item = TypeVar("Item")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PATIENCE = 600.0
 """Seconds that a batch of a process that loads data is waited for, unless the loader says how long."""
+SHARED = ("/torch_", "shared memory", "(shm)")
+"""What errors speak of where shared memory is too small."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -138,7 +140,9 @@ def _handed_over(batches: Iterator[Item]) -> Iterator[Item]:
             batch = next(batches)
         except StopIteration:
             return
-        except RuntimeError as error:
+        except Exception as error:  # what a worker raised comes as it was, its traceback as its text
+            if "in DataLoader worker process" in str(error) and any(word in str(error) for word in SHARED):
+                raise _not_handed_over(error) from error
             if "DataLoader timed out" not in str(error):
                 raise
             raise DataError(
@@ -172,18 +176,16 @@ class _Begin:
 
 
 def _not_handed_over(error: Exception) -> DataError:
-    text = f"{type(error).__name__}: {error}"
-    is_full = any(word in text for word in ("No space left", "shared memory", "torch_", "shm", "Too many open files"))
+    last = (str(error).strip() or "without a word").splitlines()[-1]
+    text = last if last.startswith(type(error).__name__) else f"{type(error).__name__}: {last}"
+    is_full = any(word in text for word in (*SHARED, "No space left", "Too many open files"))
     remedy = (
         "shared memory (/dev/shm) is too small for the batches on their way: give it more (docker run --shm-size=2g), "
         "or take fewer processes (num_workers) or smaller batches"
         if is_full
         else "expected tensors and plain values, which can be pickled"
     )
-    return DataError(
-        "cannot load the data: a process that loads them could not hand a batch over "
-        f"({text.splitlines()[0]}); {remedy}"
-    )
+    return DataError(f"cannot load the data: a process that loads them could not hand a batch over ({text}); {remedy}")
 
 
 def _install(handlers: Mapping[signal.Signals, Callable[..., Any] | int | None]) -> dict[signal.Signals, Any]:

@@ -212,9 +212,9 @@ class _Shares:
 
 
 def _not_loaded(what: str, error: Exception) -> TranspruneError:
-    return worker_died(what, error) or DataError(
-        f"cannot load {what}: {type(error).__name__}: {error}; look at the data set and its transforms"
-    )
+    last = (str(error).strip() or "without a word").splitlines()[-1]  # of a whole traceback, if a process raised it
+    text = last if last.startswith(type(error).__name__) else f"{type(error).__name__}: {last}"
+    return worker_died(what, error) or DataError(f"cannot load {what}: {text}; look at the data set and its transforms")
 
 
 def _generators(loader: Iterable[Any]) -> list[torch.Generator]:

@@ -134,8 +134,8 @@ def _values_problem(text: str) -> str | None:
 
 def worker_died(what: str, error: Exception) -> ResourceError | None:
     """The error to raise if a process that loads data died; None if `error` is about something else."""
-    if "DataLoader worker" not in str(error):
-        return None
+    if "DataLoader worker" not in str(error) or "in DataLoader worker process" in str(error):
+        return None  # the second is an error of the data set, raised in such a process
     return ResourceError(
         f"cannot load {what}: a process that loads data died ({str(error).splitlines()[0]}); the system may have "
         "ended it because memory ran out: lower the batch size or the number of processes that load data"
