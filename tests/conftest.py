@@ -20,8 +20,17 @@ HEART = {
     "space",
 }
 """Files that `make quick` runs: the formulas of the paper, reading, costs, and the architecture that keeps a budget."""
-LARGE = ("164", "110", "56", "papers", "large_spaces")
+LARGE = (
+    *("164", "110", "56", "papers", "large_spaces", "random_spaces", "counters", "of_parameters", "by_hand"),
+    *("never_exceeds", "without_time", "equal_probabilities", "many_candidates"),
+)
 """Parts of the names of tests that `make quick` leaves out of these files: they take seconds each."""
+
+
+def pytest_ignore_collect(collection_path, config):
+    if config.option.markexpr == "heart" and collection_path.suffix == ".py":
+        return collection_path.stem.removeprefix("test_") not in HEART or None
+    return None
 
 
 def pytest_collection_modifyitems(items):

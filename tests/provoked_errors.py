@@ -513,6 +513,7 @@ ways(
     search_warm_up=lambda _: transprune.SearchOptions(epochs=2, warm_up_epochs=2),
     search_alignment=lambda _: transprune.SearchOptions(alignment="stretch"),
     search_importance=lambda _: transprune.SearchOptions(importance="luck"),
+    search_prior=lambda _: transprune.SearchOptions(prior="luck"),
     divergence_policy=lambda _: train(setup=transprune.Setup(on_divergence="ignore")),
     divergence=lambda _: train(batches=[BATCH, NAN]),
     first_loss=lambda _: train(batches=[NAN]),
