@@ -16,7 +16,7 @@ from small_networks import CASES, depthwise_stage_behind_stage, example, plain, 
 from transprune.budget import Budget, Limit
 from transprune.costs import COSTS, MACS, PARAMS, Channels, Layer
 from transprune.errors import BudgetError
-from transprune.latency.macs import count_macs
+from transprune.reading.macs import count_macs
 from transprune.options import NEARLY_FULL
 from transprune.shrinking.shrink import shrink
 from transprune.space import PAPER_RATIOS, SearchSpace, WidthGroup

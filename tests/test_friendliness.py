@@ -6,7 +6,7 @@ from any_networks import any_space
 from small_networks import resnet_space
 from transprune.architecture import Architecture
 from transprune.costs import Channels, Layer
-from transprune.latency.macs import friendliness
+from transprune.reading.macs import friendliness
 from transprune.space import SearchSpace, WidthGroup
 
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from oracles import count_parameters
 from transprune.architecture import Architecture
-from transprune.latency.macs import count_macs
+from transprune.reading.macs import count_macs
 from transprune.models.resnet import ResNet, ResNetShape, resnet
 from transprune.reading.inspection import inspect
 from transprune.shrinking.shrink import shrink

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import oracles
 from small_networks import CASES, ODD_CASES, example, inline_residual, plain
 from transprune.latency.backends import Backend
-from transprune.latency.macs import count_macs
+from transprune.reading.macs import count_macs
 from transprune.latency.stopwatch import measure_latencies, time_networks
 from transprune.options import LEAST_REPEATS, LatencyOptions
 

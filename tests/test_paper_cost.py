@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from transprune.errors import ModelError
-from transprune.latency.macs import count_macs
+from transprune.reading.macs import count_macs
 from transprune.models.resnet import ResNet, ResNetShape, resnet
 from transprune.reading.inspection import inspect
 from transprune.space import even_depth_candidates

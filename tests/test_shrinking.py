@@ -34,7 +34,7 @@ from small_networks import (
 )
 from transprune.architecture import Architecture
 from transprune.errors import DataError, ModelError, OptionError, SpaceError
-from transprune.latency.macs import count_macs
+from transprune.reading.macs import count_macs
 from transprune.models.residual import ResidualSum
 from transprune.models.resnet import resnet
 from transprune.reading.inspection import inspect

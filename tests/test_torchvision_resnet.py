@@ -7,7 +7,7 @@ from torch import nn
 from torchvision import models
 
 from transprune.errors import ModelError
-from transprune.latency.macs import count_macs
+from transprune.reading.macs import count_macs
 from transprune.models.by_name import build_model
 from transprune.models.resnet import resnet, resnet_from_torchvision
 from transprune.models.weights import load_weights

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from transprune.errors import TranspruneError as TranspruneError
     from transprune.exports.load import load as load
     from transprune.latency.latency_model import LatencyModel as LatencyModel
-    from transprune.latency.macs import count_macs as count_macs
     from transprune.latency.measurement import LatencyMeasurement as LatencyMeasurement
     from transprune.latency.measurement import measure_latency as measure_latency
     from transprune.latency.performance import Performance as Performance
@@ -51,6 +50,7 @@ if TYPE_CHECKING:
     from transprune.options import TrainingOptions as TrainingOptions
     from transprune.reading.coupling import Call as Call
     from transprune.reading.inspection import inspect as inspect
+    from transprune.reading.macs import count_macs as count_macs
     from transprune.reading.reading import Reading as Reading
     from transprune.reading.reading import read as read
     from transprune.reading.rules import register_rule as register_rule

@@ -63,7 +63,7 @@ COSTS: Mapping[str, Cost] = {cost.kind: cost for cost in (MACS, PARAMS)}
 """The kinds that follow from the search space alone."""
 
 
-Operator = Literal["conv", "depthwise", "linear", "norm", "projection", "matmul", "parameter"]
+Operator = Literal["conv", "depthwise", "linear", "norm", "projection", "matmul", "parameter", "constant"]
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,8 @@ class Layer:
     """Path of the module; for a matrix product, that of the module that computes it and the product's own name."""
     operator: Operator
     """A `projection` is a 1×1 convolution on the shortcut; it exists only where its two widths differ. A `parameter`
-    costs nothing to run: it stands for weights that no other layer counts."""
+    costs nothing to run: it stands for weights that no other layer counts. A `constant` costs the same whatever is
+    chosen: it was counted, since no rule says what it depends on."""
     inputs: Channels
     outputs: Channels
     kernel: int = 1
@@ -162,7 +163,9 @@ class Layer:
         """Parameters, at the given numbers of input and output elements."""
         if self.operator == "parameter":
             return self.kernel * inputs * outputs
-        if self.is_repeat or self.operator == "matmul" or (self.operator == "projection" and inputs == outputs):
+        if self.is_repeat or self.operator in ("matmul", "constant"):
+            return 0
+        if self.operator == "projection" and inputs == outputs:
             return 0
         if self.operator == "norm":
             return 2 * outputs if self.has_bias else 0

@@ -107,7 +107,7 @@ class TimedOperator:
 
 
 def operators_of(reading: Reading, space: SearchSpace) -> dict[Layer, TimedOperator]:
-    """The operator to time for each layer of a space; norms and bare parameters have none.
+    """The operator to time for each layer of a space; norms, bare parameters and constants have none.
 
     Args:
         reading: The reading of a model.
@@ -119,7 +119,7 @@ def operators_of(reading: Reading, space: SearchSpace) -> dict[Layer, TimedOpera
     facts = iter(reading.layers)
     found = {}
     for layer in space.layers:
-        if layer.operator == "parameter":
+        if layer.operator in ("parameter", "constant"):
             continue
         fact = next(
             (each for each in facts if (each.use.name, each.use.operator) == (layer.name, layer.operator)), None

@@ -58,12 +58,20 @@ class Coupling:
         trace: The operators.
         stages: Runs of blocks that can be cut from the end.
         states: Axes of parameters, buffers and constants by name; filled here, and shared by all traces of a model.
+        constants: Calls whose cost was counted, with their MACs for one sample: whatever they read keeps its size.
     """
 
-    def __init__(self, trace: Trace, stages: Sequence[BlockRun], states: dict[str, Axes]) -> None:
+    def __init__(
+        self,
+        trace: Trace,
+        stages: Sequence[BlockRun],
+        states: dict[str, Axes],
+        constants: Mapping[fx.Node, int] | None = None,
+    ) -> None:
         self.trace = trace
         self.stages = stages
         self.states = states
+        self.constants = {} if constants is None else constants
         self.values: dict[fx.Node, Any] = {}
         """Axes of each result; a list of them for calls that return several tensors."""
         self.uses: list[Use] = []
@@ -73,8 +81,8 @@ class Coupling:
         """New axes as long as the batch, which count samples unless they turn out to be something else."""
         self.preferred: list[Axis] = []
         """Axes to search rather than those that they are multiplied with."""
-        self.uncounted: list[tuple[str, str]] = []
-        """Calls whose cost is not counted, with the reason."""
+        self.costs: list[tuple[str, str]] = []
+        """Calls whose cost is a constant, or not counted, with the reason."""
         self._ends = {stage.exits[-1]: stage for stage in stages}
         self._behind: dict[str, Axes] = {}
         self._names: dict[int, str] = {}
@@ -221,6 +229,7 @@ class Call:
         weight: str | None = "weight",
         bias: str | None = "bias",
         along: int = -1,
+        name: str | None = None,
     ) -> None:
         """Records what the call costs, and which of its parameters count towards it.
 
@@ -237,18 +246,18 @@ class Call:
             bias: Name of the bias among the arguments, if the call has one.
             along: Position of the outputs among the axes of the result, where a supernet mixes candidates: the last
                 (-1) in a linear layer, the second in a convolution.
+            name: Name of the layer; None to name it after its weight.
         """
         trace, path = self.coupling.trace, self.coupling.trace.module_path(self.node)
         own = [None if name is None else self[name] for name in (weight, bias)]
         parameters = [trace.parameter(source) for source in own]
-        name = path or self.node.name
-        if weight is None:
+        if name is None and weight is None:
             name = f"{path or 'network'}.{self.node.name}"
-        elif parameters[0] is not None:
+        elif name is None and parameters[0] is not None:
             name = parameters[0].removesuffix(".weight")
         self.coupling.add(
             Use(
-                name=name,
+                name=name or path or self.node.name,
                 operator=kind,
                 node=self.node,
                 inputs=inputs,
@@ -294,16 +303,22 @@ class OperatorRule:
     mixes candidates there, which is cheaper than mixing results. None to mix results."""
 
 
-def couple(trace: Trace, stages: Sequence[BlockRun], states: dict[str, Axes]) -> Coupling:
-    """Carries axes through a trace, operator by operator."""
-    from transprune.reading.rules import rule_of
+def couple(
+    trace: Trace,
+    stages: Sequence[BlockRun],
+    states: dict[str, Axes],
+    constants: Mapping[fx.Node, int] | None = None,
+) -> Coupling:
+    """Carries axes through a trace, operator by operator; the arguments are those of `Coupling`."""
+    from transprune.reading.rules import constant_cost, rule_of
 
-    coupling = Coupling(trace, stages, states)
+    coupling = Coupling(trace, stages, states, constants)
     for node in trace.graph.nodes:
         if node.op == "placeholder" and node.name in trace.inputs:
             coupling.values[node] = _input_axes(trace, node)
     for node in trace.calls:
-        coupling.values[node] = rule_of(node).axes(Call.of(coupling, node))
+        axes = constant_cost if node in coupling.constants else rule_of(node).axes
+        coupling.values[node] = axes(Call.of(coupling, node))
     for axis in map(settle, coupling.created):
         axis.is_batch |= axis.is_unbound
     for source in trace.outputs:

@@ -18,8 +18,9 @@ from transprune.errors import ModelError
 from transprune.reading.coupling import Arguments, Function, bound_arguments
 from transprune.reading.execution import Program, Step, Surroundings
 from transprune.reading.layouts import Sizes
+from transprune.reading.macs import counting
 from transprune.reading.reading import Reading
-from transprune.reading.trace import Example, Trace, first_line, inputs_for, operator, source_line, trace
+from transprune.reading.trace import Example, Trace, first_line, inputs_for, is_own, operator, source_line, trace
 from transprune.runtime.seeds import seeded
 
 AGREEMENT = 1e-3
@@ -123,6 +124,52 @@ class _AsTraced(Surroundings):
             return result
 
         return noted
+
+
+def counted_calls(reading: Reading) -> dict[fx.Node, int]:
+    """The calls of which more or fewer MACs are counted for one sample than their rules say, with those counted.
+
+    What is not torch's own is trusted where its counter sees nothing of it.
+    """
+    counting = _Counting(reading)
+    shapes = [(1, *sizes[1:]) if reading.trace.batch is not None else sizes for sizes in counting.program.input_shapes]
+    types = [node.meta["val"].dtype for node in reading.trace.graph.nodes if node.name in reading.trace.inputs]
+    inputs = [torch.empty(each, dtype=kind, device="meta") for each, kind in zip(shapes, types, strict=True)]
+    counting.program.run(counting, inputs)
+    predicted: dict[fx.Node, int] = {}
+    for facts in reading.layers:
+        predicted[facts.use.node] = predicted.get(facts.use.node, 0) + facts.macs
+    return {
+        node: macs
+        for node, macs in counting.macs.items()
+        if macs != predicted.get(node, 0) and not (macs == 0 and is_own(node))
+    }
+
+
+class _Counting(Surroundings):
+    """Runs the operators of the unpruned network on shapes alone, and counts what each of them costs."""
+
+    def __init__(self, reading: Reading) -> None:
+        super().__init__(Sizes())
+        self.program = Program(reading)
+        self.macs: dict[fx.Node, int] = {}
+
+    def state(self, name: str) -> Tensor:
+        trace = self.program.reading.trace
+        if name in trace.constants:
+            return trace.constants[name].to("meta")
+        path, _, own = name.rpartition(".")
+        tensor: Tensor = getattr(trace.model.get_submodule(path), own)
+        return tensor
+
+    def function(self, step: Step) -> Function:
+        def counted(arguments: Arguments) -> Any:
+            with counting() as counter:
+                result = step.function(arguments)
+            self.macs[step.node] = counter.macs
+            return result
+
+        return counted
 
 
 def _of_samples(inputs: Sequence[Tensor], batch: int) -> tuple[Tensor, ...]:

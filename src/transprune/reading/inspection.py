@@ -192,31 +192,16 @@ class _Choosing:
             groups=tuple(self.groups),
             stages=stages,
             layers=tuple(layers),
-            fixed=(*self.fixed, *rest, *(Fixed(name, reason) for name, reason in reading.uncounted)),
+            fixed=(*self.fixed, *rest, *(Fixed(name, reason) for name, reason in reading.costs)),
             reading=reading,
         )
 
     def _layer(self, facts: LayerFacts, searched: Searched) -> Layer | None:
-        use = facts.use
-        inputs, outputs = channels_of(facts.inputs, searched), channels_of(facts.outputs, searched)
         has_norm = False
-        if use.operator == "projection":
-            if inputs == outputs:
-                return None
-            total = self.reading.trace.model.get_submodule(use.name.removesuffix(".shortcut"))
+        if facts.use.operator == "projection":
+            total = self.reading.trace.model.get_submodule(facts.use.name.removesuffix(".shortcut"))
             has_norm = isinstance(total, ResidualSum) and total.has_norm
-        return Layer(
-            name=use.name,
-            operator=use.operator,
-            inputs=inputs,
-            outputs=outputs,
-            kernel=use.kernel,
-            positions=facts.positions,
-            bias_positions=None if facts.bias_positions == facts.positions else facts.bias_positions,
-            has_bias=facts.has_bias,
-            has_norm=has_norm,
-            is_repeat=not facts.is_counted and use.operator not in ("matmul", "projection"),
-        )
+        return facts.layer(searched, has_norm=has_norm)
 
 
 def _parameter(facts: ParameterFacts, searched: Searched) -> Layer:

@@ -73,6 +73,12 @@ def _with_own_forward(network: nn.Module) -> nn.Module:
     return own
 
 
+def set_mode(network: nn.Module, *, training: bool) -> None:
+    """Puts a network into training or evaluation mode, without calling a `train` of its own, which may do anything."""
+    for module in network.modules():
+        module.training = training
+
+
 def blueprint(network: nn.Module) -> tuple[Any, ...]:
     """All that decides which operators a network runs: its modules, their settings, the shapes of its tensors.
 

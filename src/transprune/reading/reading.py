@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 from torch import fx, nn
 
+from transprune.costs import Layer
 from transprune.errors import ModelError
 from transprune.reading.axes import Axis, atoms, factors_of, searchable, settle, units
 from transprune.reading.coupling import PRODUCERS, Axes, Coupling, Use, couple
 from transprune.reading.freedom import decide
-from transprune.reading.layouts import Constant, Layout, freeze, is_searched, product
+from transprune.reading.layouts import Constant, Layout, Searched, channels_of, freeze, is_searched, product
+from transprune.reading.macs import count_macs
 from transprune.reading.networks import blueprint, unwrapped
 from transprune.reading.stages import BlockRun, find_stages
-from transprune.reading.trace import Example, Trace, as_inputs, trace
+from transprune.reading.trace import Example, Trace, as_inputs, check_forward, is_own, trace
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,31 @@ class LayerFacts:
     """Whether this use counts the parameters, rather than an earlier one."""
     has_bias: bool
 
+    @property
+    def macs(self) -> int:
+        """Multiply-adds for one sample in the unpruned network."""
+        layer = self.layer(Searched())
+        return 0 if layer is None else layer.macs(layer.inputs.total, layer.outputs.total)
+
+    def layer(self, searched: Searched, *, has_norm: bool = False) -> Layer | None:
+        """What it costs if the rest keeps its full size; None for a projection that is never needed."""
+        use = self.use
+        inputs, outputs = channels_of(self.inputs, searched), channels_of(self.outputs, searched)
+        if use.operator == "projection" and inputs == outputs:
+            return None
+        return Layer(
+            name=use.name,
+            operator=use.operator,
+            inputs=inputs,
+            outputs=outputs,
+            kernel=use.kernel,
+            positions=self.positions,
+            bias_positions=None if self.bias_positions == self.positions else self.bias_positions,
+            has_bias=self.has_bias,
+            has_norm=has_norm,
+            is_repeat=not self.is_counted and use.operator not in ("matmul", "projection", "constant"),
+        )
+
 
 @dataclass(frozen=True)
 class ParameterFacts:
@@ -72,8 +99,8 @@ class Reading:
     """Parameters that no layer counts."""
     fixed: tuple[tuple[str, str], ...]
     """Layers whose width is fixed, with the reason."""
-    uncounted: tuple[tuple[str, str], ...]
-    """Calls whose cost is not counted, with the reason."""
+    costs: tuple[tuple[str, str], ...]
+    """Calls whose cost is a constant, or not counted, with the reason."""
     values: Mapping[fx.Node, Any] = field(repr=False)
     """Layouts of the axes of each tensor, nested where a call returns several tensors."""
     states: Mapping[str, tuple[Layout, ...]] = field(repr=False)
@@ -91,6 +118,11 @@ class Reading:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Reading:
         return self  # immutable, and keyed by the nodes of a graph
+
+    @cached_property
+    def macs(self) -> int:
+        """Multiply-adds of the unpruned network for one sample, as predicted."""
+        return sum(facts.macs for facts in self.layers)
 
     def first_units(self, group: str) -> np.ndarray:
         """The units of a group in their own order."""
@@ -114,22 +146,60 @@ def read(model: nn.Module, example: Example, known: Reading | None = None) -> Re
             in weights and samples.
 
     Raises:
-        ModelError: The model does not run on the example, or cannot be traced.
+        ModelError: The model does not run on the example, cannot be traced, or does not compute what was traced.
     """
     model = unwrapped(model)
     if known is not None and known.is_of(model, example):
         return known
-    reading = trace(model, example)
-    stages = find_stages(reading)
+    traced = trace(model, example)
+    in_training = _training_trace(model, example, traced)
+    reading = _reading(model, traced, in_training, {})
+    counted = _counted(model, example)
+    if reading.macs != counted:
+        from transprune.reading.equality import counted_calls
+
+        # Nothing is guessed here either: where a rule is missing or wrong, what was counted holds, and the widths that
+        # it might depend on are fixed.
+        constants = counted_calls(reading)
+        reading = _reading(model, traced, in_training, constants)
+        _check_macs(model, reading, counted)
+    return reading
+
+
+def _reading(model: nn.Module, traced: Trace, in_training: Trace | None, constants: Mapping[fx.Node, int]) -> Reading:
+    stages = find_stages(traced)
     states: dict[str, Axes] = {}
-    in_training = _training_trace(model, example, reading)
+    extra = None
     if in_training is not None:
         others = {stage.name: stage for stage in find_stages(in_training)}
         stages = [stage for stage in stages if stage.name in others]
-        coupling = couple(reading, stages, states)
+    coupling = couple(traced, stages, states, constants)
+    if in_training is not None:
         extra = couple(in_training, [others[stage.name] for stage in stages], states)
-        return _Freezing(model, coupling, extra).reading()
-    return _Freezing(model, couple(reading, stages, states), None).reading()
+    return _Freezing(model, coupling, extra).reading()
+
+
+def _counted(model: nn.Module, example: Example) -> int:
+    try:
+        return count_macs(model, example)
+    except Exception:  # a user's forward may raise anything
+        check_forward(model, example)
+        raise
+
+
+def _check_macs(model: nn.Module, reading: Reading, counted: int) -> None:
+    """Checks the cost that was read against the one that was counted, apart from operators that cannot be counted.
+
+    Raises:
+        ModelError: They differ.
+    """
+    unseen = sum(facts.macs for facts in reading.layers if is_own(facts.use.node))
+    if counted not in (reading.macs, reading.macs - unseen):
+        raise ModelError(
+            f"cannot read the model {type(model).__name__}: its forward takes {counted:,} MACs for one sample, and the "
+            f"operators that were traced from it take {reading.macs:,}; expected a forward that computes the same "
+            f"whenever it is called, whatever the number of samples"
+        )
 
 
 def _training_trace(model: nn.Module, example: Example, reading: Trace) -> Trace | None:
@@ -165,7 +235,7 @@ class _Freezing:
             layers=layers,
             rest=rest,
             fixed=self._fixed(),
-            uncounted=tuple(coupling.uncounted),
+            costs=tuple(coupling.costs),
             values={node: self._nested(value) for node, value in coupling.values.items()},
             states={name: tuple(map(self.layout, axes)) for name, axes in coupling.states.items()},
             rewrites={
@@ -260,21 +330,24 @@ class _Freezing:
         varying = [axis for axis in use.positions if searchable(axis)]
         constant = _count(axis for axis in use.positions if not searchable(axis))
         own = [parameters[name] for name in (use.weight, use.bias) if name is not None]
-        expected = {"matmul": 0, "projection": 0, "norm": 2 * use.has_bias}.get(use.operator, 1 + use.has_bias)
+        expected = {"matmul": 0, "projection": 0, "constant": 0, "norm": 2 * use.has_bias}.get(
+            use.operator, 1 + use.has_bias
+        )
         is_counted = not varying and len(own) == expected and not any(id(parameter) in counted for parameter in own)
         if is_counted:
             counted.update(id(parameter) for parameter in own)
         inputs, outputs = self.layout(use.inputs), self.layout(use.outputs)
         # A cost is a table over the widths of inputs and outputs, so positions that vary (heads) join one of the two. A
         # bias is added at each position, whatever the inputs, and becomes a product of its own.
-        if varying:
-            extra = product([self.layout(axis) for axis in varying])
+        for axis in varying:
             if is_searched(inputs):
-                outputs = product([extra, outputs])
+                outputs = product([self.layout(axis), outputs])
             else:
-                inputs = product([extra, inputs])
+                inputs = product([self.layout(axis), inputs])
+        # A depthwise convolution reads one channel for each of its own, so its cost has no place for another width.
+        is_product = bool(varying) and use.operator == "depthwise"
         yield LayerFacts(
-            use=use,
+            use=replace(use, operator="matmul") if is_product else use,
             inputs=inputs,
             outputs=outputs,
             positions=constant,
@@ -285,9 +358,9 @@ class _Freezing:
         if varying and use.has_bias and use.operator != "norm":
             yield LayerFacts(
                 use=_as_product(use),
-                inputs=product([self.layout(axis) for axis in varying]),
+                inputs=product([self.layout(axis) for axis in use.bias_positions if searchable(axis)]),
                 outputs=self.layout(use.outputs),
-                positions=constant,
+                positions=_count(axis for axis in use.bias_positions if not searchable(axis)),
                 bias_positions=0,
                 is_counted=True,
                 has_bias=False,

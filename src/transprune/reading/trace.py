@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from transprune.errors import ModelError
+from transprune.reading.networks import set_mode
 from transprune.runtime.structures import on_device
 from transprune.runtime.user_code import own_place
 
@@ -110,6 +111,11 @@ def operator(node: fx.Node) -> str:
     return name if namespace == "aten" else f"{namespace}::{name}"
 
 
+def is_own(node: fx.Node) -> bool:
+    """Whether an operator is neither torch's nor torchvision's, so that torch's counter may not look into it."""
+    return "::" in operator(node) and not operator(node).startswith("torchvision::")
+
+
 def source_line(node: fx.Node) -> str:
     """File and line of a call in the model's code, if known."""
     lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
@@ -169,7 +175,8 @@ def trace(model: nn.Module, example: Example, *, training: bool = False, batches
             f"cannot read the model {type(model).__name__}: the example is {_types(example)}; expected a tensor such "
             "as torch.zeros(1, 3, 32, 32), or a tuple of tensors where the forward takes several"
         )
-    network = copy.deepcopy(model).train(training)
+    network = copy.deepcopy(model)
+    set_mode(network, training=training)
     frame = _without_values(model)
     inputs = inputs_for(network, example)
     for batch in batches:
@@ -180,7 +187,7 @@ def trace(model: nn.Module, example: Example, *, training: bool = False, batches
             return _trace_of(frame, _exported(network, wanted), batch)
         except ModelError:
             continue
-    _check_forward(network, inputs)
+    check_forward(model, inputs)
     # The forward may insist on the example's own number of samples.
     return _trace_of(frame, _exported(network, inputs), None)
 
@@ -194,7 +201,14 @@ def _without_values(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, empty)
 
 
-def _check_forward(network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def check_forward(model: nn.Module, example: Example) -> None:
+    """Checks that a copy of a model runs on an example in evaluation mode.
+
+    Raises:
+        ModelError: It fails.
+    """
+    network, inputs = copy.deepcopy(model), inputs_for(model, example)
+    set_mode(network, training=False)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             network(*inputs)

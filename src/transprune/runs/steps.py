@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from transprune.budget import parse_budgets, points
 from transprune.data import make_loader
 from transprune.exports.formats import check_onnx, check_pt2, export_program, onnx_bytes, pt2_bytes, takes_any_batch
-from transprune.latency.macs import count_macs, friendliness
 from transprune.latency.performance import measure, measurements_json, most_time
 from transprune.latency.stopwatch import Latency, measure_latencies
 from transprune.options import MeasureOptions
+from transprune.reading.macs import count_macs, friendliness
 from transprune.reports.comparison import frontier_record, write_frontier
 from transprune.reports.examples import examples_record
 from transprune.reports.report import write_report

@@ -82,6 +82,19 @@ def _embedding(cut: Any, original: Any) -> None:
     cut.num_embeddings, cut.embedding_dim = cut.weight.shape
 
 
+def _recurrent(cut: Any, original: Any) -> None:
+    rows = cut.weight_ih_l0.shape[0]
+    cut.input_size = cut.weight_ih_l0.shape[1]
+    cut.hidden_size = rows * original.hidden_size // original.weight_ih_l0.shape[0]
+    if original.proj_size:
+        cut.proj_size = cut.weight_hr_l0.shape[0]
+    cut._init_flat_weights()
+
+
+def _recurrent_cell(cut: Any, original: Any) -> None:
+    cut.hidden_size, cut.input_size = cut.weight_hh.shape[1], cut.weight_ih.shape[1]
+
+
 def _blur_pool(cut: Any, original: Any) -> None:
     if cut.channels is not None:
         cut.channels = cut.filt.shape[0]
@@ -147,6 +160,8 @@ TORCH: dict[type | str, Adapter] = {
     nn.GroupNorm: _group_norm,
     nn.PReLU: _prelu,
     nn.Embedding: _embedding,
+    nn.RNNBase: _recurrent,
+    nn.RNNCellBase: _recurrent_cell,
 }
 _ADAPTERS.update(TORCH)
 _ADAPTERS.update(TIMM)

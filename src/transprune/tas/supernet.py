@@ -64,7 +64,12 @@ class Supernet(nn.Module):
 
     For the paper's networks, it computes the same as `reference.SlowSupernet`.
 
+<<<<<<< HEAD
     Deviation: norms over channels (layer norm, group norm) normalise the mixture, not each candidate separately.
+=======
+    Deviation: norms over channels (layer norm, group norm) normalise the mixture, not each candidate by itself. A
+    recurrent layer runs once, at the widest candidate in use; a narrower one is its first units.
+>>>>>>> 000c7fe (The predicted cost is held against a count of the network, always)
 
     Its weights start as copies of the model's and keep their names; the model is untouched.
 
@@ -176,7 +181,8 @@ class _Plan:
             if is_layer and self._is_searched(facts.outputs) and not self._is_normed(node):
                 groups = reading.rewrites.get(node, {}).get("groups", ())
                 if isinstance(groups, tuple) or not is_searched(groups):
-                    self.mixed_layers[node] = facts.use.along % len(reading.values[node])
+                    several = isinstance(reading.values[node][0], tuple)  # results of a recurrent layer
+                    self.mixed_layers[node] = -1 if several else facts.use.along % len(reading.values[node])
         norms = [node for node in reading.trace.calls if operator(node) == "batch_norm"]
         self.program = self.program.without_reads(
             {node: (*RUNNING_STATISTICS, *(AFFINE if node in self.affine else ())) for node in norms}
@@ -329,11 +335,13 @@ class _Mixing(Surroundings):
     def _mixed_layer(self, step: Step, arguments: Arguments) -> Any:
         """A layer that mixes its outputs: in its weights if it is linear in them, otherwise in its result."""
         axis, in_weight = self.plan.mixed_layers[step.node], step.rule.weight_outputs
-        layout: Layout = self.reading.values[step.node][axis]
+        layouts = self.reading.values[step.node]
         if in_weight is None:
-            result: Tensor = step.function(arguments)
-            matrix = mixing(layout, self.selection, self.sizes, self.alignment, result)
-            return mix_along(result, matrix, axis)
+            results = in_mode(step, self.supernet.training)(arguments)
+            if isinstance(results, Tensor):
+                return self._mixed_result(results, layouts[axis], axis)
+            return [self._mixed_result(each, own[axis], axis) for each, own in zip(results, layouts, strict=True)]
+        layout: Layout = layouts[axis]
         weight, bias = arguments["weight"], arguments["bias"]
         matrix = mixing(layout, self.selection, self.sizes, self.alignment, weight)
         # Mixing weights cannot mix channels across the groups of a convolution: each reads different inputs.
@@ -342,6 +350,12 @@ class _Mixing(Surroundings):
         arguments["weight"] = mix_along(weight, matrix, in_weight)
         arguments["bias"] = None if bias is None else mix_along(bias, matrix, 0)
         return step.function(arguments)
+
+    def _mixed_result(self, result: Tensor, layout: Layout, axis: int) -> Tensor:
+        if not any(name in self.selection.widths for name in groups_of(layout)):
+            return result
+        place = axis % result.dim()
+        return mix_along(result, mixing(layout, self.selection, self.sizes, self.alignment, result), place)
 
     def stage_end(self, stage: BlockRun, handed_on: Sequence[Tensor]) -> Tensor:
         choice = self.selection.depths.get(stage.name)

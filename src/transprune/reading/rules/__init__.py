@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from transprune.errors import ModelError, OptionError
-from transprune.reading.axes import Axis, settle
+from transprune.reading.axes import Axis, fixed, settle
 from transprune.reading.coupling import Call, Function, OperatorRule, Use
 from transprune.reading.rules import lookups, pointwise, shapes, weighted
 from transprune.reading.rules.pointwise import elementwise, without_rule
@@ -39,6 +39,19 @@ def rule_of(node: fx.Node) -> OperatorRule:
         return rule
     is_pointwise = isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
     return _ELEMENTWISE if is_pointwise else _UNKNOWN
+
+
+def constant_cost(call: Call) -> Any:
+    """A call whose cost was counted, since no rule says it or another: whatever it reads keeps its size."""
+    macs = call.coupling.constants[call.node]
+    is_known = rule_of(call.node) is not _UNKNOWN
+    reason = f"the operator {call.where} costs {macs:,} MACs for a sample whatever is chosen, as counted"
+    path = call.coupling.trace.module_path(call.node)
+    name = f"{path or 'network'}.{call.node.name}"
+    one = fixed(1, reason)
+    call.coupling.add(Use(name=name, operator="constant", node=call.node, inputs=one, outputs=one, kernel=macs))
+    call.coupling.costs.append((name, reason))
+    return without_rule(call, "whose cost no rule says" if is_known else "which has no rule")
 
 
 def register_rule(

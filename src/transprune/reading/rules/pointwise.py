@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from transprune.models.residual import ResidualSum
 from transprune.reading.axes import Axis, FreeSum, StageEnd, fix, fixed, has_samples, is_atom, mark, settle
 from transprune.reading.coupling import Axes, Call, OperatorRule, Use
+from transprune.reading.trace import is_own
 
 
 def elementwise(call: Call) -> Axes:
@@ -74,24 +75,16 @@ def is_separable(axis: Axis) -> bool:
     return is_atom(axis) or isinstance(settle(axis).form, StageEnd | FreeSum)
 
 
-def without_rule(call: Call) -> Any:
+def without_rule(call: Call, why: str = "which has no rule") -> Any:
     """An unknown operator: whatever it reads keeps its size, and the reason names it."""
     for axes in _all_axes(call.tensors()):
         for axis in axes:
             if not call.coupling.may_count_samples(axis):
-                fix(axis, f"it reaches the operator {call.where}, which has no rule")
-    if call.operator in COSTLY or not hasattr(call.node.target, "_schema"):
+                fix(axis, f"it reaches the operator {call.where}, {why}")
+    if is_own(call.node) and call.node not in call.coupling.constants:
         name = call.coupling.trace.module_path(call.node) or call.node.name
-        call.coupling.uncounted.append((name, f"its MACs are not counted: the operator {call.where} has no rule"))
-    value = call.node.meta.get("val")
-    return fixed_axes(call, value)
-
-
-COSTLY = (
-    *("_native_multi_head_attention", "_transformer_encoder_layer_fwd", "bilinear", "cdist"),
-    *("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"),
-)
-"""Operators without a rule whose cost is reported as not counted."""
+        call.coupling.costs.append((name, f"its MACs are not counted: the operator {call.where} has no rule"))
+    return fixed_axes(call, call.node.meta.get("val"))
 
 
 def _all_axes(values: Sequence[Any]) -> list[Axes]:

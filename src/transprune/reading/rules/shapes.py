@@ -42,9 +42,21 @@ def transpose(call: Call) -> Axes:
     """Exchanges two axes."""
     axes = list(call.axes("self") or [])
     named = [name for name in ("dim0", "dim1", "axis0", "axis1") if name in call.arguments]
-    first, second = (int(call[name]) % len(axes) for name in named) if named else (0, len(axes) - 1)
-    axes[first], axes[second] = axes[second], axes[first]
+    first, second = (int(call[name]) % max(1, len(axes)) for name in named) if named else (0, 1)
+    if len(axes) > 1:
+        axes[first], axes[second] = axes[second], axes[first]
     return axes
+
+
+def reversed_axes(call: Call) -> Axes:
+    """Puts the axes into the opposite order."""
+    return list(reversed(call.axes("self") or []))
+
+
+def transposed_matrices(call: Call) -> Axes:
+    """Exchanges the last two axes."""
+    *before, rows, columns = call.axes("self") or []
+    return [*before, columns, rows]
 
 
 def movedim(call: Call) -> Axes:
@@ -340,7 +352,9 @@ RULES: dict[str, OperatorRule] = {
     **dict.fromkeys(_VIEWS, OperatorRule(axes=reshape, run=run_reshape)),
     **dict.fromkeys(("expand", "expand_as", "broadcast_to"), OperatorRule(axes=expand, run=run_expand)),
     **dict.fromkeys(("permute", "permute_copy"), OperatorRule(axes=permute)),
-    **dict.fromkeys(("transpose", "t", "swapaxes", "swapdims", "numpy_T", "mT"), OperatorRule(axes=transpose)),
+    **dict.fromkeys(("transpose", "t", "swapaxes", "swapdims"), OperatorRule(axes=transpose)),
+    **dict.fromkeys(("mT", "mH", "adjoint"), OperatorRule(axes=transposed_matrices)),
+    **dict.fromkeys(("numpy_T", "matrix_H"), OperatorRule(axes=reversed_axes)),
     **dict.fromkeys(("movedim", "moveaxis"), OperatorRule(axes=movedim)),
     **dict.fromkeys(("repeat", "tile"), OperatorRule(axes=repeat)),
     **dict.fromkeys(("cat", "concat", "concatenate"), OperatorRule(axes=cat)),

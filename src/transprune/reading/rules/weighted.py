@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, broadcast_shapes
 from torch.nn import functional as F
 
 from transprune.costs import Operator
-from transprune.reading.axes import Axis, fix, fixed, mark, multiply
+from transprune.reading.axes import Axis, fix, mark, multiply
 from transprune.reading.coupling import Arguments, Axes, Call, Function, OperatorRule
-from transprune.reading.rules.pointwise import broadcast
-from transprune.reading.rules.shapes import fixed_result
+from transprune.reading.macs import letters_of, summed
+from transprune.reading.rules.pointwise import broadcast, without_rule
 from transprune.reading.unification import factor
 
 
@@ -185,17 +186,22 @@ def matmul(call: Call) -> Any:
     """Multiplies matrices, batched over all axes but the last two."""
     first = call.axes("self") or []
     second = call.axes("mat2" if "mat2" in call.arguments else "other") or []
-    if len(first) >= 2 and len(second) >= 2:
-        return _product(call, first, second)
-    result: Axes = fixed_result(call)
-    return result
+    rows, columns = len(first) > 1, len(second) > 1  # a vector is a matrix of one row or column, which is left out
+    result = _product(call, first if rows else [call.fixed(1), *first], second if columns else [*second, call.fixed(1)])
+    return [*result[:-2], *([result[-2]] if rows else []), *([result[-1]] if columns else [])]
 
 
 def _product(call: Call, first: Axes, second: Axes) -> Axes:
     call.unify(first[-1], second[-2])
-    before = broadcast(call, [first[:-2], second[:-2]], call.shape[:-2])
+    before = _broadcast_before(call, first[:-2], second[:-2])
     _add_product(call, before, first[-2], first[-1], second[-1])
     return [*before, first[-2], second[-1]]
+
+
+def _broadcast_before(call: Call, first: Axes, second: Axes) -> Axes:
+    """The axes before those of two matrices, broadcast."""
+    sizes = broadcast_shapes([axis.size for axis in first], [axis.size for axis in second])
+    return broadcast(call, [first, second], sizes)
 
 
 def _add_product(call: Call, before: Axes, rows: Axis, shared: Axis, columns: Axis) -> None:
@@ -233,30 +239,134 @@ def attention(call: Call) -> Axes:
 
 def einsum(call: Call) -> Any:
     """Multiplies tensors along named axes."""
-    equation = str(call["equation"]).replace(" ", "")
     tensors = [call.coupling.axes(call.node, source) for source in call["tensors"]]
-    if "." in equation or "->" not in equation:
-        return fixed_result(call)
-    inputs, output = equation.split("->")
+    if len(tensors) > 2:  # in which order depends on the sizes
+        return without_rule(call, "which multiplies several tensors in an order of its own")
+    terms, output = letters_of(str(call["equation"]), [len(axes) for axes in tensors])
     named: dict[str, Axis] = {}
-    for letters, axes in zip(inputs.split(","), tensors, strict=True):
+    for letters, axes in zip(terms, tensors, strict=True):
         for letter, axis in zip(letters, axes, strict=True):
-            if letter in named:
-                call.unify(named[letter], axis)
-            named.setdefault(letter, axis)
-    if len(tensors) == 2:
-        first, second = inputs.split(",")
-        shared = [letter for letter in dict.fromkeys(first) if letter in second and letter not in output]
-        kept = [letter for letter in named if letter in output]
-        summed = [named[letter] for letter in shared]
-        _record_product(
-            call,
-            multiply(summed) if summed else fixed(1, "nothing is summed"),
-            [named[letter] for letter in kept],
-        )
-    elif len(tensors) > 2:
-        call.coupling.uncounted.append((call.node.name, f"its MACs are not counted: {call.where} of {len(tensors)}"))
+            if letters.count(letter) > 1:
+                call.fix(axis, "reads its diagonal")
+            if named.get(letter, axis).size == axis.size:
+                call.unify(named.setdefault(letter, axis), axis)
+            elif axis.size > 1:  # an axis of one entry is broadcast
+                named[letter] = axis
+    shared = [named[letter] for letter in summed(terms, output)] if len(terms) == 2 else []
+    if shared:
+        _record_product(call, multiply(shared), [named[letter] for letter in named if letter in output])
     return [named[letter] for letter in output]
+
+
+def tensordot(call: Call) -> Axes:
+    """Multiplies two tensors along pairs of axes."""
+    first, second = call.axes("self") or [], call.axes("other") or []
+    pairs = [
+        (int(one) % len(first), int(other) % len(second))
+        for one, other in zip(call["dims_self"], call["dims_other"], strict=True)
+    ]
+    for one, other in pairs:
+        call.unify(first[one], second[other])
+    left = [axis for place, axis in enumerate(first) if place not in [one for one, _ in pairs]]
+    right = [axis for place, axis in enumerate(second) if place not in [other for _, other in pairs]]
+    _record_product(call, multiply([first[one] for one, _ in pairs]), [*left, *right] or [call.fixed(1)])
+    return [*left, *right]
+
+
+def inner(call: Call) -> Axes:
+    """Multiplies two tensors along their last axes."""
+    first, second = call.axes("self") or [], call.axes("other") or []
+    if not first or not second:
+        return broadcast(call, [first, second], call.shape)
+    call.unify(first[-1], second[-1])
+    result = [*first[:-1], *second[:-1]]
+    _record_product(call, first[-1], result or [call.fixed(1)])
+    return result
+
+
+GATES = {"lstm": 4, "gru": 3}
+"""Gates of the kinds of recurrent layers; others have one."""
+
+
+def recurrent(call: Call) -> Any:
+    """Recurrent layers of one hidden width, each for one or both directions; the gates are cut together."""
+    inputs = call.axes("input")
+    if inputs is None:  # packed sequences
+        return without_rule(call)
+    features, positions = inputs[-1], inputs[:-1]
+    samples, steps = positions if call["batch_first"] else reversed(positions)
+    call.fix(steps, "goes through it step by step")
+    directions, is_long = 2 if call["bidirectional"] else 1, call.operator == "lstm"
+    units = directions * int(call["num_layers"])
+    count = len(call["params"]) // units
+    hidden: Axis | None = None
+    handed_on: Axis | None = None
+    for start in range(0, len(call["params"]), count):
+        weights = list(call["params"][start : start + count])
+        projection = weights.pop() if count % 2 else None
+        first, again = weights[:2]
+        biases = weights[2:] or [None, None]
+        hidden = _gates(call, first, hidden)
+        if projection is not None:
+            narrow, wide = call.axes_of(projection) or []
+            call.unify(wide, hidden)
+        handed_on = handed_on or (hidden if projection is None else narrow)
+        if projection is not None:
+            call.unify(narrow, handed_on)
+        for each in weights[1:]:
+            _gates(call, each, hidden)
+        call.unify((call.axes_of(first) or [])[1], features)
+        call.unify((call.axes_of(again) or [])[1], handed_on)
+        for weight, bias in ((first, biases[0]), (again, biases[1]), (projection, None)):
+            if weight is not None:
+                _add_recurrent(call, weight, bias, positions)
+        if (start // count + 1) % directions == 0:
+            features = multiply([call.fixed(directions), handed_on])
+    assert hidden is not None  # there is at least one layer
+    assert handed_on is not None
+    states = [[call.fixed(units), samples, width] for width in ((handed_on, hidden) if is_long else (handed_on,))]
+    given = call["hx"] if is_long else [call["hx"]]
+    for source, state in zip(given, states, strict=True):
+        for axis, own in zip(call.axes_of(source) or [], state, strict=True):
+            call.unify(axis, own)
+    return [[*positions, features], *states]
+
+
+def cell(call: Call) -> Any:
+    """One step of a recurrent layer."""
+    *positions, features = call.axes("input") or []
+    first, again = call["w_ih"], call["w_hh"]
+    hidden = _gates(call, first, None)
+    for name in ("w_hh", "b_ih", "b_hh"):
+        if call[name] is not None:
+            _gates(call, call[name], hidden)
+    call.unify((call.axes_of(first) or [])[1], features)
+    call.unify((call.axes_of(again) or [])[1], hidden)
+    _add_recurrent(call, first, call["b_ih"], positions)
+    _add_recurrent(call, again, call["b_hh"], positions)
+    state, is_long = [*positions, hidden], call.operator == "lstm_cell"
+    for source in call["hx"] if is_long else [call["hx"]]:
+        for axis, own in zip(call.axes_of(source) or [], state, strict=True):
+            call.unify(axis, own)
+    return [state, state] if is_long else state
+
+
+def _gates(call: Call, weight: Any, hidden: Axis | None) -> Axis:
+    """The hidden units behind the first axis of a weight or bias, which has all units of one gate after another."""
+    rows = (call.axes_of(weight) or [])[0]
+    count = GATES.get(call.operator.removesuffix("_cell"), 1)
+    gates, units = factor(rows, (count, rows.size // count)) if count > 1 else (call.fixed(1), rows)
+    call.fix(gates, "has that many gates")
+    if hidden is not None:
+        call.unify(hidden, units)
+    return units if hidden is None else hidden
+
+
+def _add_recurrent(call: Call, weight: Any, bias: Any, positions: Axes) -> None:
+    outputs, inputs = call.axes_of(weight) or []
+    own = replace(call, arguments={"weight": weight, "bias": bias})
+    name = call.coupling.trace.module_path(call.node) or call.node.name
+    own.add_layer("linear", inputs=inputs, outputs=outputs, positions=positions, name=name)
 
 
 def glu(call: Call) -> Axes:
@@ -293,7 +403,7 @@ RULES: dict[str, OperatorRule] = {
         OperatorRule(axes=transposed_convolution, weight_outputs=1),
     ),
     **dict.fromkeys(("layer_norm", "rms_norm"), OperatorRule(axes=layer_norm)),
-    **dict.fromkeys(("matmul", "bmm", "mm"), OperatorRule(axes=matmul)),
+    **dict.fromkeys(("matmul", "bmm", "mm", "linalg_matmul"), OperatorRule(axes=matmul)),
     **dict.fromkeys(("addmm", "baddbmm"), OperatorRule(axes=added_product)),
     "linear": OperatorRule(axes=linear, run=_run_linear, weight_outputs=0),
     "batch_norm": OperatorRule(axes=batch_norm, in_training={"training": True}),
@@ -302,5 +412,9 @@ RULES: dict[str, OperatorRule] = {
     "prelu": OperatorRule(axes=prelu),
     "scaled_dot_product_attention": OperatorRule(axes=attention),
     "einsum": OperatorRule(axes=einsum),
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), OperatorRule(axes=recurrent, in_training={"train": True})),
+    **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), OperatorRule(axes=cell)),
+    "tensordot": OperatorRule(axes=tensordot),
+    "inner": OperatorRule(axes=inner),
     "glu": OperatorRule(axes=glu),
 }
