@@ -9,6 +9,7 @@ import os
 import pickle
 import shutil
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -191,6 +192,24 @@ class Dividing(nn.Module):
         return self.outside(self.inside(images) / images.shape[0])
 
 
+class Undecided(nn.Module):
+    """Runs its layers once more than torch.export sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(8, 24, bias=False), nn.Linear(24, 12, bias=False))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        result = self.layers(images)
+        return result if torch.compiler.is_compiling() else result + self.layers(images)
+
+
+class Locked(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+        self.lock = threading.Lock()
+
+
 class Counting(nn.Module):
     def __init__(self):
         super().__init__()
@@ -212,6 +231,9 @@ ways(
     trace_example=lambda _: inspect(plain(), torch.zeros(1, 1, 8, 8)),
     trace_branch=lambda _: inspect(Branching(), example()),
     trace_counts=lambda _: inspect(Counting(), example()),
+    macs_differ=lambda _: inspect(Undecided(), torch.zeros(1, 8)),
+    copy_fails=lambda _: inspect(nn.Sequential(Locked(), Locked()), torch.zeros(1, 2)),
+    lazy=lambda _: inspect(nn.Sequential(nn.LazyLinear(2)), torch.zeros(1, 2)),
     trace_samples=lambda _: inspect(Dividing(), example()),
     traced_size=lambda _: traced_student()(torch.zeros(1, 3, 16, 16)),
     traced_pickle=lambda _: pickle.dumps(traced_student()),

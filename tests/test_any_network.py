@@ -23,8 +23,8 @@ from hard_networks import HARD
 from small_networks import CASES, CLASSES, ODD_CASES, ConvNorm, example
 from transprune.architecture import Architecture
 from transprune.errors import ModelError, OptionError
-from transprune.reading.macs import count_macs
 from transprune.reading.inspection import inspect
+from transprune.reading.macs import count_macs
 from transprune.reading.reading import read
 from transprune.shrinking import adapters
 from transprune.shrinking import shrink as shrink_module

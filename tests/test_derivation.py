@@ -16,8 +16,8 @@ from small_networks import CASES, depthwise_stage_behind_stage, example, plain, 
 from transprune.budget import Budget, Limit
 from transprune.costs import COSTS, MACS, PARAMS, Channels, Layer
 from transprune.errors import BudgetError
-from transprune.reading.macs import count_macs
 from transprune.options import NEARLY_FULL
+from transprune.reading.macs import count_macs
 from transprune.shrinking.shrink import shrink
 from transprune.space import PAPER_RATIOS, SearchSpace, WidthGroup
 from transprune.tas.derivation import GAP, check_attainable, derive, derive_with_proof, least_cost

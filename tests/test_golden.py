@@ -15,9 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from oracles import count_parameters
 from transprune.architecture import Architecture
-from transprune.reading.macs import count_macs
 from transprune.models.resnet import ResNet, ResNetShape, resnet
 from transprune.reading.inspection import inspect
+from transprune.reading.macs import count_macs
 from transprune.shrinking.shrink import shrink
 from transprune.space import SearchSpace, depth_candidates, even_depth_candidates
 from transprune.tas.expected_cost import paper_expected_macs

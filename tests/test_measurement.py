@@ -11,9 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import oracles
 from small_networks import CASES, ODD_CASES, example, inline_residual, plain
 from transprune.latency.backends import Backend
-from transprune.reading.macs import count_macs
 from transprune.latency.stopwatch import measure_latencies, time_networks
 from transprune.options import LEAST_REPEATS, LatencyOptions
+from transprune.reading.macs import count_macs
 
 OPTIONS = LatencyOptions(backend="torch", threads=2, batch_size=3, repeats=3)
 ALL = {**CASES, **ODD_CASES}

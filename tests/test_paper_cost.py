@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from transprune.errors import ModelError
-from transprune.reading.macs import count_macs
 from transprune.models.resnet import ResNet, ResNetShape, resnet
 from transprune.reading.inspection import inspect
+from transprune.reading.macs import count_macs
 from transprune.space import even_depth_candidates
 from transprune.tas.expected_cost import paper_expected_macs
 from transprune.tas.probabilities import Probabilities, candidate_masks

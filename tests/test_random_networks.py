@@ -30,8 +30,8 @@ from hard_networks import SumInline
 from small_networks import CLASSES, ConvNorm, CoupledBlock, FreeBlock, PlainBlock, example
 from test_any_network import assert_close, outputs_of, zeroed
 from transprune.architecture import Architecture
-from transprune.reading.macs import count_macs
 from transprune.reading.inspection import inspect
+from transprune.reading.macs import count_macs
 from transprune.shrinking.shrink import kept_entries, shrink
 from transprune.shrinking.sort import sort_channels
 from transprune.tas.sampling import Selection

@@ -34,10 +34,10 @@ from small_networks import (
 )
 from transprune.architecture import Architecture
 from transprune.errors import DataError, ModelError, OptionError, SpaceError
-from transprune.reading.macs import count_macs
 from transprune.models.residual import ResidualSum
 from transprune.models.resnet import resnet
 from transprune.reading.inspection import inspect
+from transprune.reading.macs import count_macs
 from transprune.reading.reading import Reading, read
 from transprune.shrinking.shrink import kept_entries, shrink
 from transprune.shrinking.traced_network import TracedNetwork

@@ -7,11 +7,11 @@ from torch import nn
 from torchvision import models
 
 from transprune.errors import ModelError
-from transprune.reading.macs import count_macs
 from transprune.models.by_name import build_model
 from transprune.models.resnet import resnet, resnet_from_torchvision
 from transprune.models.weights import load_weights
 from transprune.reading.inspection import inspect
+from transprune.reading.macs import count_macs
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 BLOCKS = {

@@ -124,9 +124,10 @@ def map_channels(features: Tensor, matrix: Tensor, offset: Tensor | None = None)
 
 def use_channels_last(network: nn.Module) -> None:
     """Lays out the weights of 2-D convolutions channels last; the feature maps follow."""
-    for parameter in network.parameters():
-        if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    for module in network.modules():
+        for parameter in module.parameters(recurse=False):
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and parameter.dim() == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def use_channels_last_if_suited(network: nn.Module, example: tuple[Tensor, ...]) -> bool:

@@ -14,7 +14,7 @@ from transprune.models.residual import ResidualSum
 from transprune.options import Dimensions
 from transprune.reading.equality import check_samples
 from transprune.reading.layouts import Searched, channels_of
-from transprune.reading.networks import unwrapped
+from transprune.reading.networks import untouched, unwrapped
 from transprune.reading.reading import GroupFacts, LayerFacts, ParameterFacts, Reading, read
 from transprune.reading.trace import Example
 from transprune.space import (
@@ -71,7 +71,8 @@ def inspect(
         )
     model = unwrapped(model)
     reading = read(model, example, reading)
-    check_samples(model, reading, example)
+    with untouched(model):
+        check_samples(model, reading, example)
     choosing = _Choosing(reading, keep, only)
     choosing.choose_groups(
         lambda group: width_candidates(group.width, ratios, divisor=_unit_divisor(divisor, group.unit)),
@@ -82,6 +83,7 @@ def inspect(
     space = choosing.space()
     if not space.groups and not space.stages:
         reasons = "; ".join(f"{fixed.name!r}: {fixed.reason}" for fixed in space.fixed[:5])
+        reasons = reasons or "no convolution, linear or recurrent layer of it makes channels that another one reads"
         raise ModelError(
             f"cannot search the model {type(model).__name__}: none of its widths and depths can be chosen ({reasons})"
         )

@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from transprune.architecture import Architecture
 from transprune.costs import Channels
-from transprune.reading.networks import set_mode
-from transprune.reading.trace import Example, inputs_for, rebatched
+from transprune.reading.networks import set_mode, untouched
+from transprune.reading.trace import Example, attention_in_parts, inputs_for, rebatched
 from transprune.runtime.seeds import seeded
 from transprune.space import SearchSpace
 
@@ -44,12 +44,13 @@ def count_macs(model: nn.Module, example: Example) -> int:
     network = copy.deepcopy(model).requires_grad_(False)
     set_mode(network, training=False)
     single = rebatched(inputs, 1)
-    if single is not None:
-        with suppress(Exception), counting() as counter:  # a user's forward may raise anything
-            network(*single)
-            return counter.macs
-    with counting() as counter:
-        network(*inputs)
+    with untouched(model):
+        if single is not None:
+            with suppress(Exception), counting() as counter:  # a user's forward may raise anything
+                network(*single)
+                return counter.macs
+        with counting() as counter:
+            network(*inputs)
     return counter.macs
 
 
@@ -57,14 +58,8 @@ def count_macs(model: nn.Module, example: Example) -> int:
 def counting() -> Iterator[MacCounter]:
     """Counts the multiply-adds of what runs inside, in `macs`; it draws no random numbers from the caller's."""
     counter = MacCounter()
-    # The fused path of attention hides its matrix products from the counter.
-    was_fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad(), seeded(0, "counting"), counter.products, counter:
-            yield counter
-    finally:
-        torch.backends.mha.set_fastpath_enabled(was_fused)
+    with torch.no_grad(), seeded(0, "counting"), attention_in_parts(), counter.products, counter:
+        yield counter
 
 
 class MacCounter(TorchFunctionMode):
@@ -143,7 +138,7 @@ def _distances(args: Any, named: Any, outcome: Any) -> int:
 def _deformed(args: Any, named: Any, outcome: Any) -> int:
     """A deformable convolution; where it has no bias, torchvision gives it one of zeros, which is no parameter."""
     weight, bias = args[1], args[4]
-    return int(outcome.numel()) * (prod(weight.shape[1:]) + isinstance(bias, nn.Parameter))
+    return int(outcome.numel() * (prod(weight.shape[1:]) + isinstance(bias, nn.Parameter)))
 
 
 def _pair(args: Any, named: Any, outcome: Any) -> int | None:

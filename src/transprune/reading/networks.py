@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from enum import Enum
 from functools import partial
-from types import BuiltinFunctionType, FunctionType, MethodType
+from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import is_lazy
+from torch.optim.swa_utils import AveragedModel
+from torch.utils import _pytree
 
 from transprune.errors import ModelError
 
 INNER = ("_orig_mod", "_forward_module")
 """Names under which `torch.compile` and Lightning Fabric keep the network that they wrap."""
+
+WRAPPERS = (DataParallel, DistributedDataParallel, AveragedModel)
+"""Modules of torch that hold the network that they wrap as `module`."""
 
 REPLACED = "_original_forward"
 """Name under which accelerate keeps the original forward of a network when it replaces it."""
@@ -26,16 +33,16 @@ REPLACED = "_original_forward"
 def unwrapped(network: nn.Module) -> nn.Module:
     """The plain network inside its wrappers, if any.
 
-    Known are `DataParallel`, `DistributedDataParallel` (also as accelerate prepares it), Lightning Fabric and
-    `torch.compile`. The parameters are the same tensors, without a prefix such as `module.` in their names. If
-    accelerate replaced the forward, for mixed precision, the result is a shallow copy with the original one.
+    Known are `AveragedModel`, `DataParallel`, `DistributedDataParallel` (also as accelerate prepares it), Lightning
+    Fabric and `torch.compile`. The parameters are the same tensors, without a prefix such as `module.` in their names.
+    If accelerate replaced the forward, for mixed precision, the result is a shallow copy with the original one.
 
     Raises:
         ModelError: It cannot be copied.
     """
     _check_copyable(network)
     while True:
-        inner = network.module if isinstance(network, DataParallel | DistributedDataParallel) else None
+        inner = network.module if isinstance(network, WRAPPERS) else None
         for name in INNER:
             inner = inner or network._modules.get(name)
         if not isinstance(inner, nn.Module):
@@ -54,9 +61,16 @@ def _check_copyable(network: nn.Module) -> None:
             f"cannot use the {type(network).__name__}: torch.jit has compiled it, so it cannot be read or cut; "
             "expected the nn.Module that it was made from"
         )
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        if is_lazy(tensor):
+            raise ModelError(
+                f"cannot use the {type(network).__name__}: its {name!r} has no shape yet, as in a lazy module that has "
+                f"not run; expected a network that was called once, model(example), before"
+            )
     for path, module in network.named_modules():
         for name, value in vars(module).items():
-            if isinstance(value, Tensor) and not value.is_leaf:
+            kept = [] if name in ("_parameters", "_buffers", "_modules") else _pytree.tree_leaves(value)
+            if any(isinstance(each, Tensor) and not each.is_leaf for each in kept):
                 raise ModelError(
                     f"cannot copy the network: '{f'{path}.{name}'.removeprefix('.')}' is no parameter but a tensor "
                     "with a history, computed from others; expected a network without: take old forms of weight_norm "
@@ -71,6 +85,54 @@ def _with_own_forward(network: nn.Module) -> nn.Module:
     for name in ("forward", REPLACED):
         vars(own).pop(name, None)
     return own
+
+
+@contextmanager
+def untouched(network: nn.Module) -> Iterator[None]:
+    """Puts back what is written into a network while its copies run, through hooks that they share with it."""
+    before = [(holder, copy.copy(holder)) for holder in _holders(network)]
+    try:
+        yield
+    finally:
+        for holder, content in before:
+            if isinstance(holder, list):
+                holder[:] = content
+            elif (
+                isinstance(content, dict) and list(map(id, holder.values())) != list(map(id, content.values()))
+            ) or holder.keys() != content.keys():
+                holder.clear()
+                holder.update(content)
+
+
+def _holders(network: nn.Module) -> list[dict[Any, Any] | list[Any]]:
+    """The attributes of the modules and of what their hooks know, and dicts and lists in these."""
+    found: dict[int, Any] = {}
+    waiting: list[Any] = [vars(module) for module in network.modules()]
+    for module in network.modules():
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+            waiting += [cell.cell_contents for cell in getattr(hook, "__closure__", None) or () if _is_filled(cell)]
+            waiting.append(getattr(hook, "__self__", None))
+            names, known = getattr(getattr(hook, "__code__", None), "co_names", ()), getattr(hook, "__globals__", {})
+            waiting += [known[name] for name in names if isinstance(known.get(name), dict | list | nn.Module)]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, nn.Module):
+            waiting += [vars(module) for module in value.modules()]
+            continue
+        if not isinstance(value, dict | list | type | ModuleType):
+            value = getattr(value, "__dict__", None)
+        if isinstance(value, dict | list) and id(value) not in found:
+            found[id(value)] = value
+            inner = value.values() if isinstance(value, dict) else value
+            waiting += [each for each in inner if isinstance(each, dict | list)]
+    return list(found.values())
+
+
+def _is_filled(cell: CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
 
 
 def set_mode(network: nn.Module, *, training: bool) -> None:

@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from transprune.errors import ModelError
-from transprune.reading.networks import set_mode
+from transprune.reading.networks import set_mode, untouched
 from transprune.runtime.structures import on_device
 from transprune.runtime.user_code import own_place
 
@@ -175,7 +175,12 @@ def trace(model: nn.Module, example: Example, *, training: bool = False, batches
             f"cannot read the model {type(model).__name__}: the example is {_types(example)}; expected a tensor such "
             "as torch.zeros(1, 3, 32, 32), or a tuple of tensors where the forward takes several"
         )
-    network = copy.deepcopy(model)
+    with untouched(model):
+        return _traced(model, example, training=training, batches=batches)
+
+
+def _traced(model: nn.Module, example: Example, *, training: bool, batches: Sequence[int]) -> Trace:
+    network = _copied(model)
     set_mode(network, training=training)
     frame = _without_values(model)
     inputs = inputs_for(network, example)
@@ -190,6 +195,17 @@ def trace(model: nn.Module, example: Example, *, training: bool = False, batches
     check_forward(model, inputs)
     # The forward may insist on the example's own number of samples.
     return _trace_of(frame, _exported(network, inputs), None)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # what a network holds may refuse in any way
+        raise ModelError(
+            f"cannot copy the network {type(model).__name__}: {first_line(error)}; expected one that "
+            f"copy.deepcopy(model) copies: keep open files, locks and the like outside of it, and detach what a "
+            f"forward keeps"
+        ) from error
 
 
 def _without_values(model: nn.Module) -> nn.Module:
@@ -210,7 +226,7 @@ def check_forward(model: nn.Module, example: Example) -> None:
     network, inputs = copy.deepcopy(model), inputs_for(model, example)
     set_mode(network, training=False)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with untouched(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
             network(*inputs)
     except Exception as error:  # a user's forward may raise anything
         raise ModelError(
@@ -222,7 +238,8 @@ def check_forward(model: nn.Module, example: Example) -> None:
 
 def _exported(network: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
     try:
-        with _silent():
+        # Without gradients: what a forward keeps of its results would have a history, which cannot be copied.
+        with _silent(), torch.no_grad(), attention_in_parts():
             return torch.export.export(network, inputs, strict=False)
     except Exception as error:  # torch.export raises many kinds
         raise ModelError(
@@ -230,6 +247,17 @@ def _exported(network: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram
             f"example of shape {_shapes(inputs)} ({first_line(error)}); expected a forward that does not "
             f"branch on the values of tensors, of operators and outputs that torch.export knows"
         ) from error
+
+
+@contextmanager
+def attention_in_parts() -> Iterator[None]:
+    """Turns off the fused path that attention takes without gradients, which hides its matrix products."""
+    was_fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was_fused)
 
 
 @contextmanager

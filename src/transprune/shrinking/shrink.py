@@ -19,7 +19,7 @@ from transprune.reading.equality import difference, outputs_of, probes
 from transprune.reading.execution import Program
 from transprune.reading.inspection import full_space
 from transprune.reading.layouts import Layout, Sizes, full_size, is_prefix, kept_of, size_of
-from transprune.reading.networks import unwrapped
+from transprune.reading.networks import set_mode, untouched, unwrapped
 from transprune.reading.reading import Reading, read
 from transprune.reading.trace import Example, as_inputs, first_line
 from transprune.shrinking.adapters import adapt
@@ -65,7 +65,8 @@ def shrink(
     model = unwrapped(model)
     reading = read(model, example, reading)
     full_space(reading).check(architecture)
-    student = _Shrinking(model, reading, architecture).student(as_inputs(example))
+    with untouched(model):
+        student = _Shrinking(model, reading, architecture).student(as_inputs(example))
     if weights == "scratch":
         initialise(student)
     return student
@@ -233,7 +234,8 @@ def _disagreement(own: nn.Module, traced: TracedNetwork, inputs: tuple[Tensor, .
     tried = probes(inputs)
     try:
         expected = outputs_of(traced.eval(), tried)
-        found = outputs_of(own.eval(), tried)
+        set_mode(own, training=False)
+        found = outputs_of(own, tried)
     except Exception as error:  # a user's forward may raise anything
         return f"its own forward cannot follow the cut ({first_line(error)})"
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from transprune.reading.coupling import Axes, Call, OperatorRule
-from transprune.reading.rules.pointwise import broadcast
+from transprune.reading.rules.pointwise import broadcast, fixed_axes
 from transprune.reading.rules.shapes import fixed_result
 
 
@@ -57,6 +57,32 @@ def embedding(call: Call) -> Axes:
     return [*(call.axes("indices") or []), width]
 
 
+def scattered(call: Call) -> Axes:
+    """Writes or adds entries along one axis by position; the other axes stay."""
+    axes, source = list(call.axes("self") or []), call.axes("source") or call.axes("src") or []
+    place, index = int(call["dim"]) % max(1, len(axes)), call.axes("index") or []
+    call.fix(axes[place], "writes it by number")
+    for position, axis in enumerate(axes):
+        for other in (source, index if len(index) == len(axes) > 1 else []):
+            if position < len(other) and position != place:
+                call.unify(axis, other[position])
+            elif position < len(other):
+                call.fix(other[position], "writes it by number")
+    return axes
+
+
+def embedding_bag(call: Call) -> Any:
+    """Looks up rows of a table and adds them up, bag by bag."""
+    rows, width = call.axes("weight") or []
+    call.fix(rows, "reads it by number")
+    [first, *others] = fixed_axes(call, call.node.meta["val"])
+    bags = call.axes("offsets") or first
+    if bags[0].size != first[0].size:  # the last offset is an end
+        call.fix(bags[0])
+        bags = first
+    return [[bags[0], width], *others]
+
+
 def grid_sample(call: Call) -> Axes:
     """Samples a feature map at the points of a grid."""
     features, grid = call.axes("input") or [], call.axes("grid") or []
@@ -80,6 +106,11 @@ RULES: dict[str, OperatorRule] = {
     "index": OperatorRule(axes=index),
     "index_select": OperatorRule(axes=index_select),
     "gather": OperatorRule(axes=gather),
+    **dict.fromkeys(
+        ("index_add", "index_copy", "scatter", "scatter_add", "scatter_reduce", "index_reduce"),
+        OperatorRule(axes=scattered),
+    ),
+    "embedding_bag": OperatorRule(axes=embedding_bag),
     "embedding": OperatorRule(axes=embedding),
     "affine_grid_generator": OperatorRule(axes=affine_grid),
     "grid_sampler": OperatorRule(axes=grid_sample),

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from transprune.models.residual import ResidualSum
-from transprune.reading.axes import Axis, FreeSum, StageEnd, fix, fixed, has_samples, is_atom, mark, settle
+from transprune.reading.axes import Axis, FreeSum, StageEnd, fix, fixed, has_samples, is_atom, mark, multiply, settle
 from transprune.reading.coupling import Axes, Call, OperatorRule, Use
 from transprune.reading.trace import is_own
 
@@ -138,6 +138,12 @@ def created(call: Call) -> Axes:
 def counted(call: Call) -> Axes:
     """Creates a tensor whose entries differ; its size is fixed, unless it counts samples."""
     sizes, length = call.shape, COUNTS.get(call.operator, "")
+    step, end = call["step"], call[length]
+    is_stepped = call.operator == "arange" and call["start"] in (None, 0) and isinstance(step, int) and step > 1
+    if is_stepped and end == step * (call.coupling.trace.batch or 0):  # where each sample begins
+        samples = call.new_axis(0, sizes[0])
+        call.rewrite(**{length: multiply([samples, call.fixed(step)])})
+        return [samples]
     is_plain = call.operator != "arange" or (call["start"] in (None, 0) and call["step"] in (None, 1))
     if is_plain and type(call[length]) is int and set(sizes) == {call.coupling.trace.batch}:
         samples = call.new_axis(0, sizes[0])

@@ -6,7 +6,7 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
-from torch import Tensor, broadcast_shapes
+from torch import Tensor, broadcast_shapes, fx
 from torch.nn import functional as F
 
 from transprune.costs import Operator
@@ -14,6 +14,7 @@ from transprune.reading.axes import Axis, fix, mark, multiply
 from transprune.reading.coupling import Arguments, Axes, Call, Function, OperatorRule
 from transprune.reading.macs import letters_of, summed
 from transprune.reading.rules.pointwise import broadcast, without_rule
+from transprune.reading.trace import operator
 from transprune.reading.unification import factor
 
 
@@ -184,18 +185,67 @@ def prelu(call: Call) -> Axes:
 
 def matmul(call: Call) -> Any:
     """Multiplies matrices, batched over all axes but the last two."""
-    first = call.axes("self") or []
-    second = call.axes("mat2" if "mat2" in call.arguments else "other") or []
+    other = next(name for name in ("mat2", "other", "vec", "tensor") if name in call.arguments)
+    first, second = call.axes("self") or [], call.axes(other) or []
     rows, columns = len(first) > 1, len(second) > 1  # a vector is a matrix of one row or column, which is left out
-    result = _product(call, first if rows else [call.fixed(1), *first], second if columns else [*second, call.fixed(1)])
+    result = _product(
+        call,
+        first if rows else [call.fixed(1), *first],
+        second if columns else [*second, call.fixed(1)],
+        (call["self"], call[other]),
+    )
     return [*result[:-2], *([result[-2]] if rows else []), *([result[-1]] if columns else [])]
 
 
-def _product(call: Call, first: Axes, second: Axes) -> Axes:
+def _product(call: Call, first: Axes, second: Axes, sources: tuple[Any, Any]) -> Axes:
     call.unify(first[-1], second[-2])
     before = _broadcast_before(call, first[:-2], second[:-2])
-    _add_product(call, before, first[-2], first[-1], second[-1])
-    return [*before, first[-2], second[-1]]
+    rows, columns = first[-2], second[-1]
+    behind = [_origin(call, source) for source in sources]
+    trace = call.coupling.trace
+    has_data = any(trace.state(source) is None for source in behind)  # the norm of a weight is no layer
+    if has_data and trace.parameter(behind[1]) is not None and columns.size > 1:
+        _add_bare_layer(call, sources[1], first[-1], columns, [*before, rows], along=-1)
+    elif has_data and trace.parameter(behind[0]) is not None and rows.size > 1:
+        _add_bare_layer(call, sources[0], first[-1], rows, [*before, columns], along=-2)
+    else:
+        _add_product(call, before, rows, first[-1], columns)
+    return [*before, rows, columns]
+
+
+def _origin(call: Call, source: Any) -> Any:
+    """What a matrix is, or is a view of."""
+    while isinstance(source, fx.Node) and source.op == "call_function" and operator(source) in VIEWS:
+        source = source.all_input_nodes[0]
+    return source
+
+
+def _parameter_behind(call: Call, source: Any) -> str | None:
+    return call.coupling.trace.parameter(_origin(call, source))
+
+
+VIEWS = (
+    *("t", "transpose", "permute", "numpy_T", "mT", "contiguous", "to", "_to_copy", "unsqueeze", "expand", "squeeze"),
+    *("view", "reshape", "flatten", "clone", "detach", "alias"),
+)
+"""Operators through which the parameter of a product is seen."""
+
+
+def _add_bare_layer(call: Call, source: Any, inputs: Axis, outputs: Axis, positions: Axes, *, along: int) -> None:
+    """Records a product with a parameter that no module for it holds: a linear layer all the same."""
+    path = _parameter_behind(call, source) or ""
+    is_whole = call.coupling.trace.parameter(source) is not None and len(call.axes_of(source) or []) == 2
+    own = replace(call, arguments={"weight": source})
+    own.add_layer(
+        "linear",
+        inputs=inputs,
+        outputs=outputs,
+        positions=positions,
+        weight="weight" if is_whole else None,
+        bias=None,
+        along=along,
+        name=path.removesuffix(".weight"),
+    )
 
 
 def _broadcast_before(call: Call, first: Axes, second: Axes) -> Axes:
@@ -218,7 +268,8 @@ def _record_product(call: Call, shared: Axis, others: Axes) -> None:
 def added_product(call: Call) -> Axes:
     """Multiplies matrices and adds a tensor."""
     first, second = ("mat1", "mat2") if "mat1" in call.arguments else ("batch1", "batch2")
-    result = _product(call, call.axes(first) or [], call.axes(second) or [])
+    sources = call[first], call[second]
+    result = _product(call, call.axes(first) or [], call.axes(second) or [], sources)
     return broadcast(call, [result, call.axes("self") or []], call.shape)
 
 
@@ -254,8 +305,63 @@ def einsum(call: Call) -> Any:
                 named[letter] = axis
     shared = [named[letter] for letter in summed(terms, output)] if len(terms) == 2 else []
     if shared:
-        _record_product(call, multiply(shared), [named[letter] for letter in named if letter in output])
+        _add_einsum(call, multiply(shared), terms, output, named)
     return [named[letter] for letter in output]
+
+
+def _add_einsum(call: Call, shared: Axis, terms: list[str], output: str, named: dict[str, Axis]) -> None:
+    """Records an einsum of two tensors; what a parameter alone brings in is a width."""
+    for place, source in reversed(list(enumerate(call["tensors"]))):
+        own = [letter for letter in output if letter in terms[place] and letter not in terms[1 - place]]
+        if own and _parameter_behind(call, source) is not None:
+            rest = [named[letter] for letter in output if letter != own[-1]]
+            along = output.index(own[-1]) - len(output)
+            _add_bare_layer(call, source, shared, named[own[-1]], rest, along=along)
+            return
+    _record_product(call, shared, [named[letter] for letter in named if letter in output])
+
+
+def deformable(call: Call) -> Axes:
+    """A convolution that samples its input where offsets say; rows and columns keep their sizes."""
+    inputs, weight = call.axes("input") or [], call.axes("weight") or []
+    for name in ("offset", "mask"):
+        samples, *rest = call.axes(name) or []
+        call.unify(inputs[0], samples)
+        for axis in rest:
+            call.fix(axis, "reads where to sample")
+    for axis in inputs[2:]:
+        call.fix(axis)
+    if weight[1].size == inputs[1].size:
+        call.unify(inputs[1], weight[1])
+    else:
+        call.fix(inputs[1], "has groups")
+        call.fix(weight[1], "has groups")
+        call.fix(weight[0], "has groups")
+    bias = call.axes("bias")
+    call.unify(weight[0], (bias or [weight[0]])[0])
+    positions = (inputs[0], *(call.fixed(size) for size in call.shape[2:]))
+    has_bias = call.coupling.trace.parameter(call["bias"]) is not None  # torchvision makes one of zeros otherwise
+    call.add_layer(
+        "conv",
+        inputs=weight[1],
+        outputs=weight[0],
+        kernel=prod(axis.size for axis in weight[2:]),
+        positions=positions,
+        bias="bias" if has_bias else None,
+        along=1,
+    )
+    return [inputs[0], weight[0], *positions[1:]]
+
+
+def weight_norm(call: Call) -> Axes:
+    """A weight from its direction and the length of each of its rows."""
+    direction, length = call.axes("v") or [], call.axes("g") or []
+    for axis, own in zip(direction, length, strict=True):
+        if own.size == axis.size:
+            call.unify(axis, own)
+        else:
+            mark(axis, inexact=True)
+    return direction
 
 
 def tensordot(call: Call) -> Axes:
@@ -403,7 +509,7 @@ RULES: dict[str, OperatorRule] = {
         OperatorRule(axes=transposed_convolution, weight_outputs=1),
     ),
     **dict.fromkeys(("layer_norm", "rms_norm"), OperatorRule(axes=layer_norm)),
-    **dict.fromkeys(("matmul", "bmm", "mm", "linalg_matmul"), OperatorRule(axes=matmul)),
+    **dict.fromkeys(("matmul", "bmm", "mm", "mv", "dot", "vdot", "linalg_matmul"), OperatorRule(axes=matmul)),
     **dict.fromkeys(("addmm", "baddbmm"), OperatorRule(axes=added_product)),
     "linear": OperatorRule(axes=linear, run=_run_linear, weight_outputs=0),
     "batch_norm": OperatorRule(axes=batch_norm, in_training={"training": True}),
@@ -414,6 +520,8 @@ RULES: dict[str, OperatorRule] = {
     "einsum": OperatorRule(axes=einsum),
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), OperatorRule(axes=recurrent, in_training={"train": True})),
     **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), OperatorRule(axes=cell)),
+    "_weight_norm": OperatorRule(axes=weight_norm),
+    "torchvision::deform_conv2d": OperatorRule(axes=deformable),
     "tensordot": OperatorRule(axes=tensordot),
     "inner": OperatorRule(axes=inner),
     "glu": OperatorRule(axes=glu),
