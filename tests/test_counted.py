@@ -5,10 +5,14 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 import oracles
 from transprune.errors import ModelError
+from transprune.kernels.feature_maps import use_channels_last
 from transprune.reading.inspection import inspect
 from transprune.reading.macs import count_macs
 from transprune.shrinking.shrink import shrink
@@ -295,3 +299,224 @@ def test_counting_calls_nothing_that_a_class_may_have_overridden():
     assert count_macs(network, TOKENS) == math.prod((9, 16)) * 13 + 9 * 5 * 17
     assert inspect(network, TOKENS).groups
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def crossed(features: Tensor) -> Tensor:
+    return (features @ features.mT) @ features
+
+
+class Steps(nn.Module):
+    """A recurrent layer without its state."""
+
+    def __init__(self, kind) -> None:
+        super().__init__()
+        self.rnn = kind(4, 4, batch_first=True)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.rnn(features)[0]
+
+
+class Called(nn.Module):
+    """A function of a tensor."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.function(features)
+
+
+class AlongTokens(nn.Module):
+    """A layer that has the features as channels."""
+
+    def __init__(self, layer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.layer(features.mT).mT
+
+
+FOLDED = {
+    "product": lambda: Called(crossed),
+    "einsum": lambda: Called(lambda each: torch.einsum("...id,...jd,->...ij", each, each, each.new_ones(())) @ each),
+    "einsum of two": lambda: Called(lambda each: torch.einsum("bid,bjd->bij", each, each).softmax(-1) @ each),
+    "bmm": lambda: Called(lambda each: torch.bmm(torch.baddbmm(each.new_zeros(1), each, each.transpose(1, 2)), each)),
+    "attention": lambda: Called(lambda each: nn.functional.scaled_dot_product_attention(each, each, each)),
+    "distances": lambda: Called(lambda each: torch.cdist(each, each) @ each),
+    "linear": lambda: nn.Linear(4, 4),
+    "layer norm": lambda: nn.LayerNorm(4),
+    "convolution": lambda: AlongTokens(nn.Conv1d(4, 4, 3, padding=1)),
+    "depthwise": lambda: AlongTokens(nn.Conv1d(4, 4, 3, padding=1, groups=4)),
+    "grouped": lambda: AlongTokens(nn.Conv1d(4, 4, 1, groups=2)),
+    "transposed": lambda: AlongTokens(nn.ConvTranspose1d(4, 4, 3, padding=1)),
+    "batch norm": lambda: AlongTokens(nn.BatchNorm1d(4)),
+    "gate": lambda: Called(lambda each: torch.cat([nn.functional.glu(each, -1)] * 2, -1)),
+    "recurrent": lambda: Steps(nn.LSTM),
+    "gated recurrent": lambda: Steps(nn.GRU),
+    "sums": lambda: Called(lambda each: each.cumsum(1) + each.mean(1, keepdim=True)),
+    "scattered": lambda: Called(lambda each: torch.zeros_like(each).index_add(1, torch.arange(9) // 2, each)),
+    "vector": lambda: Called(lambda each: each * (each @ each.new_ones(4))[..., None]),
+}
+
+
+class Folded(nn.Module):
+    """Parts that run for each sample and head, with the heads folded into the samples."""
+
+    def __init__(self, names) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(12, 16), nn.Linear(16, 5)
+        self.parts = nn.ModuleList(FOLDED[name]() for name in names)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        features = self.first(tokens).unflatten(2, (4, -1)).transpose(1, 2)
+        samples, heads, count, _ = features.shape
+        features = features.reshape(samples * heads, count, -1)
+        for part in self.parts:
+            features = part(features)
+        return self.last(features.reshape(samples, heads, count, -1).transpose(1, 2).flatten(2))
+
+
+@settings(max_examples=16, deadline=None, derandomize=True)
+@given(names=st.lists(st.sampled_from(sorted(FOLDED)), min_size=1, max_size=4))
+def test_operators_that_run_for_each_head_cost_what_is_counted(names):
+    torch.manual_seed(0)
+    network = Folded(names).eval()
+    try:
+        space = inspect(network, TOKENS)
+    except ModelError as error:
+        if "none of its widths" not in str(error):
+            raise
+        return
+    for architecture in (space.full_architecture(), space.smallest_architecture(), space.random_architecture(1)):
+        student = shrink(network, architecture, TOKENS, reading=space.reading)
+        assert count_macs(student, TOKENS) == space.macs(architecture)
+        assert oracles.count_parameters(student) == space.params(architecture)
+    torch.testing.assert_close(
+        shrink(network, space.full_architecture(), TOKENS, reading=space.reading)(TOKENS), network(TOKENS)
+    )
+
+
+@pytest.mark.parametrize("name", ["bare", "experts", "as in GPT-2", "weight norm", "spectral norm", "scattered", "bag"])
+def test_widths_of_layers_that_no_module_of_torch_holds(name):
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Parameter(torch.randn(12, 16)), nn.Parameter(torch.randn(16, 5))
+
+        def forward(self, tokens):
+            return (tokens @ self.first).relu() @ self.last
+
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Parameter(torch.randn(4, 12, 16)), nn.Parameter(torch.randn(4, 16, 5))
+            self.gate = nn.Linear(12, 4)
+
+        def forward(self, tokens):
+            hidden = torch.einsum("btd,edh->beth", tokens, self.first).relu()
+            chosen = self.gate(tokens).softmax(-1).mT[..., None]
+            return (torch.einsum("beth,eho->beto", hidden, self.last) * chosen).sum(1)
+
+    class Linear1D(nn.Module):
+        def __init__(self, inputs, outputs) -> None:
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.randn(inputs, outputs)), nn.Parameter(torch.randn(outputs))
+
+        def forward(self, features):
+            return torch.addmm(self.bias, features.flatten(0, 1), self.weight).unflatten(0, features.shape[:2])
+
+    class Scattered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(12, 16), nn.Linear(16, 5)
+            self.register_buffer("ends", torch.arange(9) // 2)
+
+        def forward(self, tokens):
+            sources = self.first(tokens)
+            ends = self.ends[None, :, None].expand_as(sources)
+            summed = torch.zeros(len(tokens), 5, sources.shape[2]).scatter_add(1, ends, sources)
+            return self.last(summed.index_add(1, self.ends, sources))
+
+    class Bag(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.first, self.last = nn.EmbeddingBag(20, 12), nn.Linear(12, 16), nn.Linear(16, 5)
+
+        def forward(self, words):
+            return self.last(self.first(self.table(words)).relu())
+
+    torch.manual_seed(0)
+    network, macs, groups = {
+        "bare": (Bare(), 9 * 12 * 16 + 9 * 16 * 5, ["first"]),
+        "experts": (Experts(), 4 * 9 * (12 * 16 + 16 * 5) + 9 * 13 * 4, ["first", "gate"]),
+        "as in GPT-2": (nn.Sequential(Linear1D(12, 16), nn.GELU(), Linear1D(16, 5)), 9 * 12 * 16 + 9 * 16 * 5, ["0"]),
+        "weight norm": (
+            nn.Sequential(parametrizations.weight_norm(nn.Linear(12, 16)), nn.Linear(16, 5)),
+            9 * 13 * 16 + 9 * 17 * 5,
+            ["0"],
+        ),
+        "spectral norm": (
+            nn.Sequential(parametrizations.spectral_norm(nn.Linear(12, 16)), nn.Linear(16, 5)),
+            9 * 13 * 16 + 9 * 17 * 5 + 12 * 16 + 16,
+            ["0"],
+        ),
+        "scattered": (Scattered(), 9 * 13 * 16 + 5 * 17 * 5, ["first"]),
+        "bag": (Bag(), 13 * 16 + 17 * 5, ["first"]),
+    }[name]
+    example = torch.randint(20, (2, 6)) if name == "bag" else TOKENS
+    space = inspect(network.eval(), example)
+    assert [group.name for group in space.groups] == groups
+    assert space.macs(space.full_architecture()) == macs
+    architecture = space.smallest_architecture()
+    student = shrink(network, architecture, example, reading=space.reading)
+    assert count_macs(student, example) == space.macs(architecture)
+    assert oracles.count_parameters(student) == space.params(architecture)
+
+
+def test_looking_leaves_nothing_in_the_network_or_in_what_its_hooks_know():
+    network, seen = nn.Sequential(nn.Linear(12, 16), nn.Linear(16, 5)), {}
+    network[0].register_forward_hook(lambda module, inputs, output: seen.update(features=output))
+    network[1].register_forward_hook(lambda module, inputs, output: setattr(network, "logits", output))
+    for _ in range(2):
+        space = inspect(network, TOKENS)
+        shrink(network, space.smallest_architecture(), TOKENS, reading=space.reading)
+    assert seen == {}
+    assert not hasattr(network, "logits")
+    network(TOKENS)
+    assert seen["features"].requires_grad
+    with pytest.raises(ModelError, match="'logits'"):
+        inspect(network, TOKENS)
+
+
+def test_what_a_forward_keeps_below_a_module_is_named():
+    class Keeping(nn.Linear):
+        def forward(self, tokens):
+            self.__dict__.setdefault("kept", {})["last"] = [super().forward(tokens)]
+            return self.kept["last"][0]
+
+    network = nn.Sequential(Keeping(12, 16), nn.Linear(16, 5))
+    assert inspect(network, TOKENS).groups
+    network(TOKENS)
+    with pytest.raises(ModelError, match=r"'0\.kept'"):
+        inspect(network, TOKENS)
+
+
+def test_an_averaged_model_is_the_network_that_it_averages():
+    network = nn.Sequential(nn.Linear(12, 16), nn.Linear(16, 5))
+    averaged = torch.optim.swa_utils.AveragedModel(network)
+    assert [group.name for group in inspect(averaged, TOKENS).groups] == ["0"]
+    assert type(shrink(averaged, inspect(averaged, TOKENS).smallest_architecture(), TOKENS)) is nn.Sequential
+
+
+def test_parameters_of_four_axes_that_are_no_kernels_keep_their_layout():
+    class Spectral(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.modes = nn.Conv2d(3, 4, 1), nn.Parameter(torch.randn(4, 4, 3, 3, dtype=torch.cfloat))
+
+    network = Spectral()
+    use_channels_last(network)
+    assert network.modes.is_contiguous()
+    assert network.conv.weight.is_contiguous(memory_format=torch.channels_last)

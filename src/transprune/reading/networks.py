@@ -90,16 +90,14 @@ def _with_own_forward(network: nn.Module) -> nn.Module:
 @contextmanager
 def untouched(network: nn.Module) -> Iterator[None]:
     """Puts back what is written into a network while its copies run, through hooks that they share with it."""
-    before = [(holder, copy.copy(holder)) for holder in _holders(network)]
+    before: list[tuple[Any, Any]] = [(holder, copy.copy(holder)) for holder in _holders(network)]
     try:
         yield
     finally:
         for holder, content in before:
             if isinstance(holder, list):
                 holder[:] = content
-            elif (
-                isinstance(content, dict) and list(map(id, holder.values())) != list(map(id, content.values()))
-            ) or holder.keys() != content.keys():
+            elif {key: id(value) for key, value in holder.items()} != {key: id(content[key]) for key in content}:
                 holder.clear()
                 holder.update(content)
 
