@@ -64,12 +64,8 @@ class Supernet(nn.Module):
 
     For the paper's networks, it computes the same as `reference.SlowSupernet`.
 
-    <<<<<<< HEAD
-    Deviation: norms over channels (layer norm, group norm) normalise the mixture, not each candidate separately.
-    =======
-    Deviation: norms over channels (layer norm, group norm) normalise the mixture, not each candidate by itself. A
+    Deviation: norms over channels (layer norm, group norm) normalise the mixture, not each candidate separately. A
     recurrent layer runs once, at the widest candidate in use; a narrower one is its first units.
-    >>>>>>> 000c7fe (The predicted cost is held against a count of the network, always)
 
     Its weights start as copies of the model's and keep their names; the model is untouched.
 
