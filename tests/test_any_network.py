@@ -386,26 +386,19 @@ class Recurrent(nn.Module):
         return self.head(self.inside(tokens)[0].mean(1))
 
 
-def test_what_an_operator_without_a_rule_costs_is_said_not_to_be_counted():
+def test_recurrent_layers_are_counted_and_their_widths_searched():
     space = inspect(Recurrent(), example())
-    assert [group.name for group in space.groups] == ["stem.conv"]
-    reasons = {fixed.name: fixed.reason for fixed in space.fixed}
-    assert "its MACs are not counted: the operator 'gru' (test_any_network.py" in reasons["inside"]
-    assert "which has no rule" in reasons["before"]
+    assert [group.name for group in space.groups] == ["stem.conv", "before", "inside"]
+    assert space.macs(Architecture()) == count_macs(Recurrent(), example())
     assert space.params(Architecture()) == oracles.count_parameters(Recurrent())
 
 
 @pytest.mark.parametrize(
-    ("cell", "operator"),
-    [
-        (nn.GRUCell(4, 4), "gru_cell"),
-        (nn.LSTMCell(4, 4), "lstm_cell"),
-        (nn.RNNCell(4, 4), "rnn_tanh_cell"),
-        (nn.RNNCell(4, 4, nonlinearity="relu"), "rnn_relu_cell"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
+    ("cell", "gates"),
+    [(nn.GRUCell(4, 4), 3), (nn.LSTMCell(4, 4), 4), (nn.RNNCell(4, 4), 1), (nn.RNNCell(4, 4, nonlinearity="relu"), 1)],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
-def test_cells_of_recurrent_networks_have_no_rule_and_are_named(cell, operator):
+def test_cells_of_recurrent_networks_are_counted_gate_by_gate_and_searched(cell, gates):
     class Stepping(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -415,8 +408,10 @@ def test_cells_of_recurrent_networks_have_no_rule_and_are_named(cell, operator):
             state = self.cell(features)
             return self.head(self.hidden(state[0] if isinstance(state, tuple) else state).relu())
 
-    (reason,) = [each.reason for each in inspect(Stepping(), torch.zeros(2, 4)).fixed if each.name == "cell"]
-    assert f"its MACs are not counted: the operator '{operator}'" in reason
+    space = inspect(Stepping(), torch.zeros(2, 4))
+    assert [group.name for group in space.groups] == ["cell", "hidden"]
+    products = gates * (4 * 4 + 4 * 4) + 4 * 8 + 8 * CLASSES
+    assert space.macs(Architecture()) == products + gates * (4 + 4) + 8 + CLASSES
 
 
 class Unfriendly(nn.Module):

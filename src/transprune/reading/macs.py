@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transprune.architecture import Architecture
 from transprune.costs import Channels
 from transprune.reading.networks import set_mode, untouched
-from transprune.reading.trace import Example, attention_in_parts, inputs_for, rebatched
+from transprune.reading.trace import Example, attention_in_parts, inputs_to_run, rebatched
 from transprune.runtime.seeds import seeded
 from transprune.space import SearchSpace
 
@@ -40,7 +40,7 @@ def count_macs(model: nn.Module, example: Example) -> int:
         example: An input batch [batch, ...], or a tuple of the forward's positional arguments; its first sample is run.
             Inputs without a common first axis count as one sample, and so does a batch that the forward insists on.
     """
-    inputs = inputs_for(model, example)
+    inputs = inputs_to_run(model, example)
     network = copy.deepcopy(model).requires_grad_(False)
     set_mode(network, training=False)
     single = rebatched(inputs, 1)

@@ -139,6 +139,16 @@ def inputs_for(network: nn.Module, example: Example) -> tuple[Tensor, ...]:
     return moved
 
 
+def inputs_to_run(network: nn.Module, example: Example) -> tuple[Tensor, ...]:
+    """The same, in the precision of the network's weights where they share one: a trace does not mind another."""
+    precisions = {each.dtype for each in network.parameters() if each.is_floating_point()}
+    inputs = inputs_for(network, example)
+    if len(precisions) != 1:
+        return inputs
+    (precision,) = precisions
+    return tuple(each.to(precision) if each.is_floating_point() else each for each in inputs)
+
+
 def _kinds(tensors: Iterable[Tensor]) -> list[tuple[torch.Size, torch.dtype]]:
     return [(tensor.shape, tensor.dtype) for tensor in tensors]
 
@@ -223,7 +233,7 @@ def check_forward(model: nn.Module, example: Example) -> None:
     Raises:
         ModelError: It fails.
     """
-    network, inputs = copy.deepcopy(model), inputs_for(model, example)
+    network, inputs = copy.deepcopy(model), inputs_to_run(model, example)
     set_mode(network, training=False)
     try:
         with untouched(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
