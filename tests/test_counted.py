@@ -289,6 +289,16 @@ def test_other_products_that_torch_hides_are_counted():
     assert macs(lambda first, second: nn.functional.conv3d(first[:, None, None], torch.ones(2, 1, 1, 1, 1))) == 48
 
 
+def test_a_forward_that_insists_on_its_batch_is_counted_by_the_sample():
+    class Insisting(nn.Sequential):
+        def forward(self, tokens):
+            return super().forward(tokens.view(2, 9, 12))
+
+    network = Insisting(nn.Linear(12, 16), nn.Linear(16, 5))
+    space = inspect(network, TOKENS)
+    assert count_macs(network, TOKENS) == space.macs(space.full_architecture()) == 9 * (13 * 16 + 17 * 5)
+
+
 def test_counting_calls_nothing_that_a_class_may_have_overridden():
     class Acting(nn.Sequential):
         def train(self, mode=True):

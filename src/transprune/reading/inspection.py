@@ -15,7 +15,7 @@ from transprune.options import Dimensions
 from transprune.reading.equality import check_samples
 from transprune.reading.layouts import Searched, channels_of
 from transprune.reading.networks import untouched, unwrapped
-from transprune.reading.reading import GroupFacts, LayerFacts, ParameterFacts, Reading, read
+from transprune.reading.reading import GroupFacts, LayerFacts, ParameterFacts, Reading, check_macs, read
 from transprune.reading.trace import Example
 from transprune.space import (
     PAPER_RATIOS,
@@ -73,6 +73,7 @@ def inspect(
     reading = read(model, example, reading)
     with untouched(model):
         check_samples(model, reading, example)
+    check_macs(model, reading)
     choosing = _Choosing(reading, keep, only)
     choosing.choose_groups(
         lambda group: width_candidates(group.width, ratios, divisor=_unit_divisor(divisor, group.unit)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from math import prod
@@ -38,19 +38,35 @@ def count_macs(model: nn.Module, example: Example) -> int:
     Args:
         model: The network; untouched.
         example: An input batch [batch, ...], or a tuple of the forward's positional arguments; its first sample is run.
-            Inputs without a common first axis count as one sample, and so does a batch that the forward insists on.
+            Inputs without a common first axis count as one sample.
     """
     inputs = inputs_to_run(model, example)
+    single = rebatched(inputs, 1)
+    if single is None:
+        return _counted(model, inputs)
+    try:
+        return _counted(model, single)
+    except Exception:  # the forward may insist on more than one sample
+        return _counted(model, inputs) // len(inputs[0])
+
+
+def count_traced(model: nn.Module, example: Example, batch: int | None) -> int:
+    """Multiply-adds as a trace predicts them: for one sample, or for the whole example if no axis counts samples."""
+    inputs = inputs_to_run(model, example)
+    several = None if batch is None else rebatched(inputs, batch)
+    if several is None or batch is None:
+        return _counted(model, inputs)
+    try:
+        return _counted(model, rebatched(inputs, 1) or inputs)
+    except Exception:  # the forward may insist on more than one sample
+        return _counted(model, several) // batch
+
+
+def _counted(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     network = copy.deepcopy(model).requires_grad_(False)
     set_mode(network, training=False)
-    single = rebatched(inputs, 1)
-    with untouched(model):
-        if single is not None:
-            with suppress(Exception), counting() as counter:  # a user's forward may raise anything
-                network(*single)
-                return counter.macs
-        with counting() as counter:
-            network(*inputs)
+    with untouched(model), counting() as counter:
+        network(*inputs)
     return counter.macs
 
 

@@ -17,7 +17,7 @@ from transprune.reading.axes import Axis, atoms, factors_of, searchable, settle,
 from transprune.reading.coupling import PRODUCERS, Axes, Coupling, Use, couple
 from transprune.reading.freedom import decide
 from transprune.reading.layouts import Constant, Layout, Searched, channels_of, freeze, is_searched, product
-from transprune.reading.macs import count_macs
+from transprune.reading.macs import count_traced
 from transprune.reading.networks import blueprint, unwrapped
 from transprune.reading.stages import BlockRun, find_stages
 from transprune.reading.trace import Example, Trace, as_inputs, check_forward, is_own, trace
@@ -111,6 +111,8 @@ class Reading:
     """For each stage, the channels of each block's output."""
     blueprint: tuple[Any, ...] = field(repr=False)
     """The `blueprint` of the model."""
+    counted: int = 0
+    """Multiply-adds of the unpruned network for one sample, counted while it ran."""
 
     def is_of(self, model: nn.Module, example: Example) -> bool:
         """Whether a model and an example would read the same: at most weights and samples may differ."""
@@ -154,16 +156,18 @@ def read(model: nn.Module, example: Example, known: Reading | None = None) -> Re
     traced = trace(model, example)
     in_training = _training_trace(model, example, traced)
     reading = _reading(model, traced, in_training, {})
-    counted = _counted(model, example)
+    counted = _counted(model, example, traced.batch)
     if reading.macs != counted:
         from transprune.reading.equality import counted_calls
 
         # Nothing is guessed here either: where a rule is missing or wrong, what was counted holds, and the widths that
         # it might depend on are fixed.
-        constants = counted_calls(reading)
+        try:
+            constants = counted_calls(reading)
+        except Exception:  # the forward may write down how many samples there are, which `inspect` refuses
+            constants = {}
         reading = _reading(model, traced, in_training, constants)
-        _check_macs(model, reading, counted)
-    return reading
+    return replace(reading, counted=counted)
 
 
 def _reading(model: nn.Module, traced: Trace, in_training: Trace | None, constants: Mapping[fx.Node, int]) -> Reading:
@@ -179,26 +183,26 @@ def _reading(model: nn.Module, traced: Trace, in_training: Trace | None, constan
     return _Freezing(model, coupling, extra).reading()
 
 
-def _counted(model: nn.Module, example: Example) -> int:
+def _counted(model: nn.Module, example: Example, batch: int | None) -> int:
     try:
-        return count_macs(model, example)
+        return count_traced(model, example, batch)
     except Exception:  # a user's forward may raise anything
         check_forward(model, example)
         raise
 
 
-def _check_macs(model: nn.Module, reading: Reading, counted: int) -> None:
+def check_macs(model: nn.Module, reading: Reading) -> None:
     """Checks the cost that was read against the one that was counted, apart from operators that cannot be counted.
 
     Raises:
         ModelError: They differ.
     """
     unseen = sum(facts.macs for facts in reading.layers if is_own(facts.use.node))
-    if counted not in (reading.macs, reading.macs - unseen):
+    if reading.counted not in (reading.macs, reading.macs - unseen):
         raise ModelError(
-            f"cannot read the model {type(model).__name__}: its forward takes {counted:,} MACs for one sample, and the "
-            f"operators that were traced from it take {reading.macs:,}; expected a forward that computes the same "
-            f"whenever it is called, whatever the number of samples"
+            f"cannot read the model {type(model).__name__}: its forward takes {reading.counted:,} MACs for one "
+            f"sample, and the operators that were traced from it take {reading.macs:,}; expected a forward "
+            f"that computes the same whenever it is called, whatever the number of samples"
         )
 
 
