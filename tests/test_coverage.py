@@ -16,10 +16,7 @@ SAMPLE = (
     "torchvision/resnet18",
     "torchvision/ResNet-resnext",
     "torchvision/squeezenet1_1",
-    "torchvision/shufflenet_v2_x0_5",
     "torchvision/mnasnet0_5",
-    "timm/resnest14d",
-    "timm/ese_vovnet19b_slim_dw",
     "timm/convnext_atto",
     "timm/deit3_small_patch16_224",
 )
