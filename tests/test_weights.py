@@ -372,3 +372,12 @@ def test_the_refusals_are_also_value_errors(tmp_path):
         load_weights(tmp_path / "missing.pth", plain())
     with pytest.raises(ValueError, match="there is no file"):
         load_weights(tmp_path / "missing.pth", plain())
+
+
+def test_a_tensor_that_bears_the_name_of_the_prefix_is_left_out(tmp_path):
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    inside = {f"model.{name}": value for name, value in network.state_dict().items()}
+    torch.save({**inside, "model": torch.zeros(1)}, tmp_path / "w.ckpt")
+    found = load_weights(tmp_path / "w.ckpt", network)
+    assert found.is_whole
+    assert found.left_out == ("model",)

@@ -364,7 +364,8 @@ def _candidates(found: dict[str, Tensor], model: nn.Module, expected: Mapping[st
 def _parting(name: str, prefix: str) -> str:
     """A dotted name as far as it takes to tell it from a prefix."""
     parts, others = name.split("."), prefix.split(".")
-    common = next(place for place, part in enumerate(parts) if place >= len(others) or part != others[place])
+    apart = (place for place, part in enumerate(parts) if place >= len(others) or part != others[place])
+    common = next(apart, len(parts))  # the prefix may begin with the whole name
     return ".".join(parts[: common + 1])
 
 

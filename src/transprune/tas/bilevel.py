@@ -107,9 +107,10 @@ class Bilevel(Loop):
         self.schedule = cosine_schedule(
             self.weight_optimizer, self.steps_an_epoch, options.epochs, options.warm_up_epochs
         )
-        self.loss = loss_function(
-            model if teacher is None else teacher, task, on_device(example, device), weight=options.distillation
-        )
+        guide = (
+            (model if teacher is None else teacher) if options.distillation else None
+        )  # a task's own loss would ask one at any weight
+        self.loss = loss_function(guide, task, on_device(example, device), weight=options.distillation)
         epochs = options.epochs - math.floor(options.architecture_after * options.epochs)
         self._architecture_steps = max(1, self.steps_an_epoch * epochs)
         rate, decay = architecture_rates(options, self._architecture_steps)
