@@ -22,7 +22,7 @@ HEART = {
 """Files that `make quick` runs: the formulas of the paper, reading, costs, and the architecture that keeps a budget."""
 LARGE = (
     *("164", "110", "56", "papers", "large_spaces", "random_spaces", "counters", "of_parameters", "by_hand"),
-    *("never_exceeds", "without_time", "equal_probabilities", "many_candidates"),
+    *("budget_allows", "never_exceeds", "without_time", "equal_probabilities", "many_candidates"),
 )
 """Parts of the names of tests that `make quick` leaves out of these files: they take seconds each."""
 
