@@ -19,7 +19,7 @@ from transprune.reading.coupling import Arguments, Function, bound_arguments
 from transprune.reading.execution import Program, Step, Surroundings
 from transprune.reading.layouts import Sizes
 from transprune.reading.macs import counting
-from transprune.reading.networks import set_mode
+from transprune.reading.networks import in_evaluation
 from transprune.reading.reading import Reading
 from transprune.reading.trace import Example, Trace, first_line, inputs_for, is_own, operator, source_line, trace
 from transprune.runtime.seeds import seeded
@@ -87,7 +87,7 @@ def check_samples(model: nn.Module, reading: Reading, example: Example) -> None:
     for batch in (other for other in OTHER_BATCHES if other != traced):
         tried = probes(_of_samples(inputs, batch))
         try:
-            expected = outputs_of(_in_evaluation(model), tried)
+            expected = outputs_of(in_evaluation(model), tried)
         except Exception:  # a user's forward may raise anything
             continue
         running = _AsTraced(reading.trace, model)
@@ -100,12 +100,6 @@ def check_samples(model: nn.Module, reading: Reading, example: Example) -> None:
                 f"x.sum(0) / x.shape[0], and the whole batch at once rather than a loop over its samples"
             )
         return
-
-
-def _in_evaluation(model: nn.Module) -> nn.Module:
-    network = copy.deepcopy(model)
-    set_mode(network, training=False)
-    return network
 
 
 class _AsTraced(Surroundings):
@@ -194,7 +188,7 @@ def _problem(program: Program, running: _AsTraced, inputs: Sequence[Tensor], exp
 
 
 def _holds_as_traced(model: nn.Module, program: Program, inputs: Sequence[Tensor]) -> bool:
-    expected = outputs_of(_in_evaluation(model), inputs)
+    expected = outputs_of(in_evaluation(model), inputs)
     return _problem(program, _AsTraced(program.reading.trace, model), inputs, expected) is None
 
 

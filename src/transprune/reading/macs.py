@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from transprune.architecture import Architecture
 from transprune.costs import Channels
-from transprune.reading.networks import set_mode, untouched
+from transprune.reading.networks import in_evaluation, untouched
 from transprune.reading.trace import Example, attention_in_parts, inputs_to_run, rebatched
 from transprune.runtime.seeds import seeded
 from transprune.space import SearchSpace
@@ -42,29 +41,27 @@ def count_macs(model: nn.Module, example: Example) -> int:
     """
     inputs = inputs_to_run(model, example)
     single = rebatched(inputs, 1)
-    if single is None:
-        return _counted(model, inputs)
-    try:
-        return _counted(model, single)
-    except Exception:  # the forward may insist on more than one sample
-        return _counted(model, inputs) // len(inputs[0])
+    return _counted(model, inputs) if single is None else _counted_for_one(model, single, inputs)
 
 
 def count_traced(model: nn.Module, example: Example, batch: int | None) -> int:
     """Multiply-adds as a trace predicts them: for one sample, or for the whole example if no axis counts samples."""
     inputs = inputs_to_run(model, example)
     several = None if batch is None else rebatched(inputs, batch)
-    if several is None or batch is None:
+    if several is None:
         return _counted(model, inputs)
+    return _counted_for_one(model, rebatched(inputs, 1) or inputs, several)
+
+
+def _counted_for_one(model: nn.Module, single: tuple[Tensor, ...], several: tuple[Tensor, ...]) -> int:
     try:
-        return _counted(model, rebatched(inputs, 1) or inputs)
+        return _counted(model, single)
     except Exception:  # the forward may insist on more than one sample
-        return _counted(model, several) // batch
+        return _counted(model, several) // len(several[0])
 
 
 def _counted(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
-    network = copy.deepcopy(model).requires_grad_(False)
-    set_mode(network, training=False)
+    network = in_evaluation(model).requires_grad_(False)
     with untouched(model), counting() as counter:
         network(*inputs)
     return counter.macs

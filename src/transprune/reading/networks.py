@@ -139,6 +139,13 @@ def set_mode(network: nn.Module, *, training: bool) -> None:
         module.training = training
 
 
+def in_evaluation(model: nn.Module) -> nn.Module:
+    """A copy of a network in evaluation mode."""
+    network = copy.deepcopy(model)
+    set_mode(network, training=False)
+    return network
+
+
 def blueprint(network: nn.Module) -> tuple[Any, ...]:
     """All that decides which operators a network runs: its modules, their settings, the shapes of its tensors.
 

@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from transprune.errors import ModelError
-from transprune.reading.networks import set_mode, untouched
+from transprune.reading.networks import in_evaluation, set_mode, untouched
 from transprune.runtime.structures import on_device
 from transprune.runtime.user_code import own_place
 
@@ -233,8 +233,7 @@ def check_forward(model: nn.Module, example: Example) -> None:
     Raises:
         ModelError: It fails.
     """
-    network, inputs = copy.deepcopy(model), inputs_to_run(model, example)
-    set_mode(network, training=False)
+    network, inputs = in_evaluation(model), inputs_to_run(model, example)
     try:
         with untouched(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
             network(*inputs)
