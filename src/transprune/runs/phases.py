@@ -255,9 +255,12 @@ def _keep_teacher(run: Run, fit: Fit) -> None:
 
 def _supernet_start(run: Run) -> Start:
     """The network whose weights the supernet starts from, if it does not start from new ones, and its teacher."""
-    teacher = load_teacher(run)
+    options = run.options.search
+    if options.start == "model" and not SUPERNET.is_done(run.folder):
+        return Start(load_teacher(run))  # which is its own teacher
+    teacher = load_teacher(run) if options.distillation else None
     if not SUPERNET.is_done(run.folder):
-        return Start(teacher if run.options.search.start == "model" else run.model, teacher)
+        return Start(run.model, teacher)
     model = copy.deepcopy(run.model)
     model.load_state_dict(run.folder.read_tensors(SUPERNET.file), strict=False)
     return Start(model, teacher)
