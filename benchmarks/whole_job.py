@@ -26,12 +26,13 @@ import torch
 from torch import Tensor, nn
 
 import transprune
-from transprune.data import make_loader
 from transprune.models.by_name import build_model
 from transprune.models.weights import load_weights
+from transprune.options import CompressOptions
+from transprune.scores.compress import gather_samples
 
 Record = dict[str, Any]
-SAMPLES = 512
+SAMPLES = CompressOptions.samples
 
 
 def main() -> None:
@@ -122,11 +123,7 @@ def others(
     def found() -> Record:
         made = transprune.compress(teacher, data, budget, seed=seed)
         architecture = magnitude_pruned(teacher, made.space, made.limits[0].most, torch.zeros(1, *data.image_size))
-        places = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))[:SAMPLES].sort().values
-        loader = make_loader(
-            data.train.subset(places), data, batch_size=SAMPLES, train=False, seed=seed, device=torch.device("cpu")
-        )
-        samples, _ = next(iter(loader))
+        (samples,) = gather_samples(teacher, data, SAMPLES, task=transprune.classification(), seed=seed)
         ordered = transprune.sort_by_scores(teacher, made.scores[-1], samples)
         student = transprune.shrink(ordered, architecture, samples)
         torch.save(transprune.repair(student, ordered, architecture, samples).state_dict(), start)
