@@ -16,8 +16,8 @@ import torch
 import transprune
 from latency import RESULTS
 from transprune.latency.backends import OnnxRuntime
-from transprune.latency.operators import TimedOperator
 from transprune.latency.stopwatch import time_all
+from transprune.latency.timed_operators import TimedOperator
 from transprune.runtime.environment import environment
 
 SQUARE = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from transprune.latency.backends import BACKENDS, Backend
-from transprune.latency.operators import TimedOperator
+from transprune.latency.timed_operators import TimedOperator
 
 CALL, REORDER, DISPATCH = 5000, 3, 1000
 """Nanoseconds: of a call from outside, for every element read or written alone, for every layer in a network."""

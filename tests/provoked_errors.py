@@ -51,7 +51,7 @@ from transprune.latency import stopwatch
 from transprune.latency.backends import make_backend, network_onnx
 from transprune.latency.latency_model import LatencyModel, Validation
 from transprune.latency.model_cache import load_model
-from transprune.latency.operators import operators_of
+from transprune.latency.timed_operators import operators_of
 from transprune.models.by_name import build_model
 from transprune.models.resnet import ResNetShape, resnet_from_torchvision
 from transprune.models.weights import load_weights

@@ -15,8 +15,8 @@ from transprune.errors import LatencyError, OptionError, SpaceError
 from transprune.latency.backends import BACKENDS, OnnxRuntime, make_backend
 from transprune.latency.latency_model import Correction, LatencyModel, TimeTable, Validation
 from transprune.latency.measurement import grid_of, measure_latency
-from transprune.latency.operators import TimedOperator, operators_of
 from transprune.latency.stopwatch import low_quantile, take_turns, time_all
+from transprune.latency.timed_operators import TimedOperator, operators_of
 from transprune.models.resnet import resnet
 from transprune.options import LatencyOptions
 from transprune.reading.inspection import inspect

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transprune.tas.expected_cost import budget_penalty, budgets_penalty
+from transprune.tas.expected_cost import budget_penalty, sum_of_penalties
 
 
 def penalty(expected, actual, target=100.0, tolerance=0.25):
@@ -93,12 +93,12 @@ def test_a_single_mac_beyond_the_border_counts(kind):
 )
 def test_of_several_budgets_costs_are_pushed_up_only_where_all_have_room(actual, slopes):
     expected = torch.tensor([80.0, 40.0], dtype=torch.float64, requires_grad=True)
-    budgets_penalty(expected, torch.tensor(actual), [100, 50], tolerance=0.05).backward()
+    sum_of_penalties(expected, torch.tensor(actual), [100, 50], tolerance=0.05).backward()
     assert (expected.grad * expected.detach()).tolist() == pytest.approx(slopes)
 
 
 @given(expected=st.floats(1, 1e12), actual=st.floats(1, 1e12), target=st.floats(1, 1e12), tolerance=st.floats(0, 0.5))
 def test_of_one_budget_the_penalty_is_the_papers(expected, actual, target, tolerance):
     one, other = torch.tensor(expected, dtype=torch.float64), torch.tensor(actual, dtype=torch.float64)
-    several = budgets_penalty(one[None], other[None], [target], tolerance)
+    several = sum_of_penalties(one[None], other[None], [target], tolerance)
     torch.testing.assert_close(several, budget_penalty(one, other, target, tolerance))

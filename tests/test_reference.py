@@ -71,7 +71,7 @@ def test_the_reference_searches_by_itself_and_its_weights_and_logits_learn():
     logits = {name: torch.zeros(len(sizes), requires_grad=True) for name, sizes in candidates.items()}
     before = {name: weight.detach().clone() for name, weight in net.weights.items()}
     found = reference.search(net, candidates, logits, batches(5), budget=1e5)
-    assert found == reference.derive(logits, candidates)
+    assert found == reference.most_probable(logits, candidates)
     assert found.keys() == candidates.keys()
     assert all(size in candidates[name] for name, size in found.items())
     assert all(row.any() for row in logits.values())
@@ -147,7 +147,7 @@ def test_the_penalty_is_the_references(expected, actual):
 def test_where_no_budget_binds_the_references_architecture_is_derived(seed):
     space = RESNET14
     probabilities = random_probabilities(space, seed)
-    slow = reference.derive(rows_of(space, probabilities), choices_of(space))
+    slow = reference.most_probable(rows_of(space, probabilities), choices_of(space))
     roomy = Limit(MACS, space.macs(space.full_architecture()))
     for fast in (probabilities.most_probable(space), derive(space, probabilities, [roomy], fill=0)):
         assert {**fast.widths, **fast.depths} == slow

@@ -23,8 +23,8 @@ from transprune.reading.layouts import Constant, Group, Sizes
 from transprune.shrinking.shrink import shrink
 from transprune.space import SearchSpace
 from transprune.tas import reference
-from transprune.tas.mixing import mix_along, mixing
-from transprune.tas.sampling import ArchitectureParameters, Choice, Selection
+from transprune.tas.mixing import map_along, mix_along
+from transprune.tas.sampling import ArchitectureParameters, Drawn, Selection
 from transprune.tas.supernet import Supernet, padded_sum
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -75,7 +75,7 @@ def slow_version(supernet: Supernet, name: str, selection: Selection, images: Te
     weights = dict(supernet.network.named_parameters())
     full = {name.removesuffix(".weight"): len(weight) for name, weight in weights.items() if "conv" in name}
     full |= {f"stages.{stage}": blocks for stage, blocks in enumerate(BLOCKS[name])}
-    alone = {name: reference.Choice([size], [0], torch.ones(1)) for name, size in full.items()}  # not searched
+    alone = {name: reference.Drawn([size], [0], torch.ones(1)) for name, size in full.items()}  # not searched
     rows = {
         name: weight[None] if weight.dim() == 1 and "classifier" not in name else weight
         for name, weight in weights.items()
@@ -370,9 +370,9 @@ def narrow_in(space: SearchSpace, name: str) -> Selection:
     """The two smallest widths of one group, and the two largest of all others."""
     weights = torch.tensor([0.3, 0.7])
 
-    def two(choice, smallest: bool) -> Choice:
+    def two(choice, smallest: bool) -> Drawn:
         indices = (0, 1) if smallest else (len(choice.candidates) - 2, len(choice.candidates) - 1)
-        return Choice(tuple(choice.candidates[index] for index in indices), indices, weights)
+        return Drawn(tuple(choice.candidates[index] for index in indices), indices, weights)
 
     return Selection(
         widths={group.name: two(group, group.name == name) for group in space.groups},
@@ -481,8 +481,8 @@ def test_an_unknown_alignment_is_refused():
 @alignments
 def test_along_an_axis_of_several_groups_each_groups_part_is_mixed_by_itself(alignment):
     names = {
-        "a": Choice((2, 5), (0, 1), torch.tensor([0.3, 0.7])),
-        "b": Choice((1, 3), (0, 1), torch.tensor([0.6, 0.4])),
+        "a": Drawn((2, 5), (0, 1), torch.tensor([0.3, 0.7])),
+        "b": Drawn((1, 3), (0, 1), torch.tensor([0.6, 0.4])),
     }
     product = Product((Constant(4), Group("b", 3), Constant(2)))
     layout = Concatenation((Group("a", 5), product, Constant(3)))
@@ -494,7 +494,7 @@ def test_along_an_axis_of_several_groups_each_groups_part_is_mixed_by_itself(ali
         for name, part in (("a", first), ("b", second.view(4, 4, 3, 2).permute(0, 1, 3, 2).reshape(-1, 3)))
     )
     mixed_second = by_unit.view(4, 4, 2, 3).permute(0, 1, 3, 2).reshape(4, 24)
-    found = mix_along(features, mixing(layout, Selection(widths=names, depths={}), sizes, alignment, features), 1)
+    found = mix_along(features, map_along(layout, Selection(widths=names, depths={}), sizes, alignment, features), 1)
     torch.testing.assert_close(found, torch.cat([mixed_first, mixed_second, rest], dim=1))
 
 

@@ -63,7 +63,7 @@ COSTS: Mapping[str, Cost] = {cost.kind: cost for cost in (MACS, PARAMS)}
 """The kinds that follow from the search space alone."""
 
 
-Operator = Literal["conv", "depthwise", "linear", "norm", "projection", "matmul", "parameter", "constant"]
+LayerKind = Literal["conv", "depthwise", "linear", "norm", "projection", "matmul", "parameter", "constant"]
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Layer:
 
     name: str
     """Path of the module; for a matrix product, that of the module that computes it and the product's own name."""
-    operator: Operator
+    operator: LayerKind
     """A `projection` is a 1×1 convolution on the shortcut; it exists only where its two widths differ. A `parameter`
     costs nothing to run: it stands for weights that no other layer counts. A `constant` costs the same whatever is
     chosen: it was counted, since no rule says what it depends on."""

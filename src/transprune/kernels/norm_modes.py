@@ -86,7 +86,7 @@ class _Norms(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def normalise_and_mix_joint(features: Tensor, mixture: Tensor, shift: Tensor, eps: float) -> Tensor:
+def normalise_and_mix_over_processes(features: Tensor, mixture: Tensor, shift: Tensor, eps: float) -> Tensor:
     """`normalise_and_mix`, with the statistics of all processes inside `joint_norms`."""
     if not _are_joint.get():
         return normalise_and_mix(features, mixture, shift, eps)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from transprune.errors import LatencyError, OptionError, expected_one_of
 from transprune.latency.operator_networks import operator_inputs, operator_module, operator_onnx
-from transprune.latency.operators import TimedOperator
+from transprune.latency.timed_operators import TimedOperator
 from transprune.options import LatencyOptions
 from transprune.runtime.environment import environment
 from transprune.runtime.journal import quiet

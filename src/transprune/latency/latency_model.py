@@ -23,7 +23,7 @@ import numpy as np
 from transprune.architecture import Architecture
 from transprune.costs import Channels, Cost, Layer
 from transprune.errors import LatencyError
-from transprune.latency.operators import TimedOperator
+from transprune.latency.timed_operators import TimedOperator
 from transprune.space import SearchSpace
 
 PREFERENCE = 1e-2

@@ -20,8 +20,8 @@ from transprune.costs import Channels, Layer
 from transprune.latency.backends import Backend, Call, make_backend
 from transprune.latency.latency_model import LatencyModel, TimeTable, Validation, fit_correction
 from transprune.latency.model_cache import cache_key, cache_path, load_model, save_model
-from transprune.latency.operators import TimedOperator, operators_of
 from transprune.latency.stopwatch import Advance, as_batch, time_all
+from transprune.latency.timed_operators import TimedOperator, operators_of
 from transprune.options import LatencyOptions
 from transprune.reading.networks import unwrapped
 from transprune.reading.reading import Reading, read

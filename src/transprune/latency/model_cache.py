@@ -14,7 +14,7 @@ from transprune.costs import Layer
 from transprune.errors import LatencyError
 from transprune.latency.backends import Backend
 from transprune.latency.latency_model import Correction, LatencyModel, TimeTable, Validation
-from transprune.latency.operators import TimedOperator
+from transprune.latency.timed_operators import TimedOperator
 from transprune.options import LatencyOptions
 from transprune.records import read_record
 from transprune.runtime.files import disk_errors, write_atomically

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from transprune.latency.operators import TimedOperator
+from transprune.latency.timed_operators import TimedOperator
 
 _CONVOLUTIONS = {
     "conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d),

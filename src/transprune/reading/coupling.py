@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from transprune.costs import Operator
+from transprune.costs import LayerKind
 from transprune.reading.axes import Axis, StageEnd, fix, fixed, produce, settle
 from transprune.reading.stages import BlockRun
 from transprune.reading.trace import BATCHES, Trace, operator, shape, source_line
@@ -33,7 +33,7 @@ class Use:
     """One use of a convolution, linear layer, norm or matrix product."""
 
     name: str
-    operator: Operator
+    operator: LayerKind
     node: fx.Node
     inputs: Axis
     outputs: Axis
@@ -219,7 +219,7 @@ class Call:
 
     def add_layer(
         self,
-        kind: Operator,
+        kind: LayerKind,
         *,
         inputs: Axis,
         outputs: Axis,

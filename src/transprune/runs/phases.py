@@ -74,7 +74,7 @@ class Phase:
     verb: str
     """The command that makes it."""
     start: str = ""
-    """A file that it may start from: while the last one holds the same, nothing is done."""
+    """A file that it may start from: the phase is done only when its own file differs from this one."""
 
     @property
     def file(self) -> str:
@@ -104,7 +104,7 @@ class TrainingPhase(Phase):
     note: Callable[[Material], str]
     """What it starts from, in words."""
     is_given: Callable[[Run | Material], bool] = lambda _: False
-    """Whether there is nothing to learn, since the network that it starts from is what it would leave."""
+    """Whether there is nothing to learn: whole weights were given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,7 @@ def courses(options: RunOptions, space: SearchSpace, costs: Mapping[str, Cost]) 
         yield Course(folder="", options=options, phases=(TEACHER,))
         return
     if len(budgets) == 1:
-        yield Course(folder="", options=options, phases=ALONE)
+        yield Course(folder="", options=options, phases=ONE_BUDGET)
         return
     yield Course(folder="", options=options, phases=SHARED)
     for budget in budgets:
@@ -544,7 +544,7 @@ EXPORT = Phase(name="export", files=("student.onnx", "student.pt2"), verb="expor
 REPORT = Phase(name="report", files=("report.html",), verb="report")
 MEASURE = Phase(name="measure", files=("measurements.json",), verb="measure")
 
-ALONE = (TEACHER, SEARCH, DISTILL)
+ONE_BUDGET = (TEACHER, SEARCH, DISTILL)
 """What a run trains for one budget."""
 SHARED = (TEACHER, SUPERNET)
 """What a frontier trains once."""

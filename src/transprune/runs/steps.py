@@ -22,13 +22,13 @@ from transprune.reports.report import write_report
 from transprune.runs.compression import compress_step
 from transprune.runs.material import BegunData, read_begun
 from transprune.runs.phases import (
-    ALONE,
     COMPRESS,
     COMPRESSED,
     DISTILL,
     EVALUATE,
     EXPORT,
     MEASURE,
+    ONE_BUDGET,
     REPORT,
     SEARCH,
     SHARED,
@@ -56,8 +56,8 @@ def run_all(run: Run) -> None:
     """Runs all steps in order."""
     with logging_to(run):
         if run.options.compress is not None:
-            compress_step(run)
-        for phase in ALONE:
+            compress_step(run)  # writes architecture.json, so that nothing is searched below
+        for phase in ONE_BUDGET:
             complete(run, phase)
         conclude(run)
 
@@ -156,7 +156,7 @@ def evaluate_step(run: Run) -> None:
         **figures,
         "agreement": 100 * float(is_same.double().mean()),
         "is_trained": not run.folder.has(COMPRESSED) or DISTILL.is_done(run.folder),
-        "seconds": {phase.name: run.seconds(phase.name) for phase in (*ALONE, COMPRESS)},
+        "seconds": {phase.name: run.seconds(phase.name) for phase in (*ONE_BUDGET, COMPRESS)},
         "environment": run.folder.read_json("environment.json"),
     }
     run.folder.write_json(result_file, result)

@@ -7,11 +7,12 @@ other modules do the same for any network. What a function of the reference does
     draw                   sampling.ArchitectureParameters.sample, sampling.draw_candidates
     interpolate, pad       alignment.interpolation_entries (widths), .align_channels (depths)
     SlowSupernet           supernet.Supernet
-    SlowSupernet.mix       mixing.mixed makes the maps, supernet._Mixing applies them: _candidate_norm, stage_end
+    SlowSupernet.mix       widths: mixing.mixed makes the maps, supernet._Mixing applies them (_candidate_norm, _norm,
+                           _mixed_layer); depths: stage_end there
     expected_macs          expected_cost.ExpectedCost
-    penalty                expected_cost.budget_penalty
+    penalty                bilevel.Bilevel.penalty, which calls expected_cost.sum_of_penalties
     search                 bilevel.Bilevel.step_weights, .step_architecture
-    derive                 probabilities.Probabilities.most_probable; within a budget derivation.derive
+    most_probable          probabilities.Probabilities.most_probable; within a budget derivation.derive
 
 `tests/test_reference.py` and `tests/test_supernet.py` hold the one against the other. The rest is what the paper does
 not need: `prior` is what a search may know beforehand; `derivation` finds the most probable architecture within

@@ -26,7 +26,7 @@ from transprune.runtime import KeptGenerator, processes
 from transprune.runtime.structures import on_device, tensors_in
 from transprune.shrinking.sort import Importance, magnitude, sort_channels
 from transprune.space import SearchSpace
-from transprune.tas.expected_cost import ExpectedCost, budgets_penalty
+from transprune.tas.expected_cost import ExpectedCost, sum_of_penalties
 from transprune.tas.prior import Prior
 from transprune.tas.probabilities import Probabilities
 from transprune.tas.sampling import ArchitectureParameters, Selection
@@ -107,9 +107,8 @@ class Bilevel(Loop):
         self.schedule = cosine_schedule(
             self.weight_optimizer, self.steps_an_epoch, options.epochs, options.warm_up_epochs
         )
-        guide = (
-            (model if teacher is None else teacher) if options.distillation else None
-        )  # a task's own loss would ask one at any weight
+        # A distillation loss of the task's own would ask the teacher for answers even if its share is zero.
+        guide = (model if teacher is None else teacher) if options.distillation else None
         self.loss = loss_function(guide, task, on_device(example, device), weight=options.distillation)
         epochs = options.epochs - math.floor(options.architecture_after * options.epochs)
         self._architecture_steps = max(1, self.steps_an_epoch * epochs)
@@ -155,7 +154,7 @@ class Bilevel(Loop):
         return anneal(options.temperature_start, options.temperature_end, progress, options.temperature_schedule)
 
     def select(self, temperature: float) -> Selection:
-        """The candidates of one step."""
+        """Draws the candidates of one step."""
         return self.parameters.sample(
             temperature,
             width_samples=self.options.width_samples,
@@ -188,7 +187,7 @@ class Bilevel(Loop):
 
         def forward(part: Batch) -> tuple[Tensor, Any]:
             self.generator.set_state(before)  # all parts draw the same candidates, each in a graph of its own
-            with torch.autocast("cpu", enabled=False):
+            with torch.autocast("cpu", enabled=False):  # costs need more digits than bfloat16 has
                 selection, penalty = self.select(temperature), on_device(self.penalty(), self.device)
             outputs = self.supernet(selection, *part.inputs)
             return self.loss(outputs, part) + self.options.penalty_weight * penalty, outputs
@@ -202,7 +201,7 @@ class Bilevel(Loop):
         likeliest = probabilities.one_hot()
         costs = [(expected(probabilities), expected(likeliest)) for expected in self.expected_costs]
         expected, actual = (torch.stack(each) for each in zip(*costs, strict=True))
-        return budgets_penalty(expected, actual, [limit.most for limit in self.limits], self.options.tolerance)
+        return sum_of_penalties(expected, actual, [limit.most for limit in self.limits], self.options.tolerance)
 
     @torch.no_grad()
     def probabilities(self) -> Probabilities:

@@ -40,7 +40,7 @@ def budget_penalty(expected: Tensor, actual: Tensor, target: float | Tensor, tol
     return direction * torch.log(expected / target)
 
 
-def budgets_penalty(expected: Tensor, actual: Tensor, targets: Sequence[float], tolerance: float) -> Tensor:
+def sum_of_penalties(expected: Tensor, actual: Tensor, targets: Sequence[float], tolerance: float) -> Tensor:
     """The sum of the penalties of several budgets, all of them upper bounds. With one it is `budget_penalty`.
 
     Costs are pushed up only while every budget has room. Otherwise a budget with room would work against one without.
@@ -91,7 +91,7 @@ def alternatives(space: SearchSpace, channels: Channels) -> Iterator[tuple[Depth
     found: dict[tuple[frozenset[tuple[str, frozenset[int]]], Channels], set[int]] = {}
     for depth in stage.candidates:
         for before, end in alternatives(space, stage.outputs[depth - 1]):
-            # `end` has one part: where blocks end in a concatenation, the reading has unified all exits (`freedom`).
+            # `end` has one part: where blocks end in a concatenation, `reading/freedom.py` has unified all exits.
             whole = replace(end, repeat=end.repeat * channels.repeat)
             found.setdefault((frozenset(before.items()), whole), set()).add(depth)
     for (before_items, end), at in found.items():  # blocks with the same output channels are one alternative

@@ -26,7 +26,7 @@ from transprune.reading.axes import Concatenation, Product
 from transprune.reading.layouts import Group, Layout, Sizes, size_of
 from transprune.runtime.structures import on_device
 from transprune.tas.alignment import interpolation_entries
-from transprune.tas.sampling import Choice, Selection
+from transprune.tas.sampling import Drawn, Selection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +44,9 @@ class Mixture:
     rows: tuple[int, ...] | None = None
     """The row of `factors` for each prefix [samples]; None: row k for prefix k."""
     is_applied: bool = False
-    """Apply the map to a vector of ones, which mixes the factors themselves (the shifts of a batch norm) [widest].
-    Otherwise the result is the map: a matrix [widest, widest] for `interpolate`, its diagonal [widest] for `pad`, where
-    channels never mix."""
+    """True for the shifts of a batch norm: the result is the mixed vector of factors [widest], which is the map applied
+    to ones. Otherwise the result is the map: a matrix [widest, widest] for `interpolate`, its diagonal [widest] for
+    `pad`, where channels never mix."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -120,7 +120,7 @@ def _indices_into_all(indices: list[np.ndarray], sizes: list[int]) -> Tensor:
     return torch.from_numpy(np.concatenate([each + start for each, start in zip(indices, starts, strict=True)]))
 
 
-def mixing(layout: Layout, selection: Selection, sizes: Sizes, alignment: Alignment, like: Tensor) -> Tensor:
+def map_along(layout: Layout, selection: Selection, sizes: Sizes, alignment: Alignment, like: Tensor) -> Tensor:
     """The map that mixes the candidates in use along an axis.
 
     Args:
@@ -137,14 +137,14 @@ def mixing(layout: Layout, selection: Selection, sizes: Sizes, alignment: Alignm
         case Group(name, _) if name in selection.widths:
             return mixed([mixture_of(selection.widths[name], alignment)])[0].to(like)
         case Concatenation(parts):
-            return _joined([mixing(part, selection, sizes, alignment, like) for part in parts])
+            return _joined([map_along(part, selection, sizes, alignment, like) for part in parts])
         case Product(factors):
-            return _multiplied([mixing(factor, selection, sizes, alignment, like) for factor in factors])
+            return _multiplied([map_along(factor, selection, sizes, alignment, like) for factor in factors])
     return torch.ones(size_of(layout, sizes), dtype=like.dtype, device=like.device)
 
 
 def mixture_of(
-    choice: Choice, alignment: Alignment, factors: Tensor | None = None, *, is_applied: bool = False
+    choice: Drawn, alignment: Alignment, factors: Tensor | None = None, *, is_applied: bool = False
 ) -> Mixture:
     """The mixture of the candidates of one group.
 

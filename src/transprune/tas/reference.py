@@ -33,7 +33,7 @@ Step = tuple[Batch, Batch, float]  # for the weights, for the logits, and the te
 
 
 @dataclass(frozen=True)
-class Choice:
+class Drawn:
     """The sizes that one step uses of a width or a depth."""
 
     sizes: Sequence[int]
@@ -41,13 +41,13 @@ class Choice:
     weights: Tensor  # mixing weights, one for each size; they sum to one
 
 
-def draw(logits: Tensor, candidates: Sequence[int], temperature: float, samples: int = 2) -> Choice:
+def draw(logits: Tensor, candidates: Sequence[int], temperature: float, samples: int = 2) -> Drawn:
     """Draws candidates without replacement by Gumbel-softmax, and weighs those that were drawn (Eq. 2 and 3)."""
     gumbel = -torch.log(-torch.log(torch.rand_like(logits)))
     perturbed = (logits.log_softmax(0) + gumbel) / temperature
     probabilities = perturbed.detach().softmax(0) + 1e-7  # so that there is a second one where all others underflow
     indices = torch.multinomial(probabilities, min(samples, len(candidates))).tolist()
-    return Choice([candidates[index] for index in indices], indices, perturbed[indices].softmax(0))
+    return Drawn([candidates[index] for index in indices], indices, perturbed[indices].softmax(0))
 
 
 def interpolate(features: Tensor, width: int) -> Tensor:
@@ -73,7 +73,7 @@ class SlowSupernet:
     blocks: Sequence[int]  # in each stage
     alignment: str = "interpolate"  # the paper's, or "pad"
 
-    def __call__(self, choices: Mapping[str, Choice], images: Tensor) -> Tensor:
+    def __call__(self, choices: Mapping[str, Drawn], images: Tensor) -> Tensor:
         """The scores of the classes [batch, classes]."""
         features = self.conv_norm("stem", images, choices).relu()
         for stage, blocks in enumerate(self.blocks):
@@ -86,7 +86,7 @@ class SlowSupernet:
         classifier = self.weights["classifier.weight"][:, : features.shape[1]]
         return features.mean((2, 3)) @ classifier.T + self.weights["classifier.bias"]
 
-    def block(self, stage: int, block: int, inputs: Tensor, choices: Mapping[str, Choice]) -> Tensor:
+    def block(self, stage: int, block: int, inputs: Tensor, choices: Mapping[str, Drawn]) -> Tensor:
         """Two convolutions and a shortcut. The first block of all stages but the first halves rows and columns."""
         path, halves = f"stages.{stage}.{block}", stage > 0 and block == 0
         features = self.conv_norm(f"{path}.layer1", inputs, choices, stride=2 if halves else 1).relu()
@@ -99,7 +99,7 @@ class SlowSupernet:
         width = max(features.shape[1], shortcut.shape[1])
         return (pad(features, width) + pad(shortcut, width)).relu()
 
-    def conv_norm(self, path: str, inputs: Tensor, choices: Mapping[str, Choice], stride: int = 1) -> Tensor:
+    def conv_norm(self, path: str, inputs: Tensor, choices: Mapping[str, Drawn], stride: int = 1) -> Tensor:
         """A convolution; the widths in use, cut from the full one and normalised each by itself; then mixed."""
         full, choice = self.convolution(f"{path}.conv", inputs, stride), choices[f"{path}.conv"]
         scale, shift = (self.weights[f"{path}.norm.{name}"] for name in ("weight", "bias"))
@@ -158,7 +158,7 @@ def penalty(expected: Tensor, actual: float, budget: float, tolerance: float = 0
     return direction * torch.log(expected / budget)
 
 
-def derive(logits: Rows, candidates: Candidates) -> Sizes:
+def most_probable(logits: Rows, candidates: Candidates) -> Sizes:
     """The architecture: the most probable size of every choice (section 3.2)."""
     return {name: candidates[name][int(row.argmax())] for name, row in logits.items()}
 
@@ -182,7 +182,7 @@ def search(net: SlowSupernet, candidates: Candidates, logits: Rows, steps: Itera
         macs = [expected_macs(net, candidates, rows, logits_batch[0].shape[1:]) for rows in (probabilities, one_hot)]
         (loss_of(*logits_batch, temperature) + 2 * penalty(macs[0], float(macs[1]), budget)).backward()
         logits_optimizer.step()
-    return derive(logits, candidates)
+    return most_probable(logits, candidates)
 
 
 def small_resnet(width: int = 8, blocks: Sequence[int] = (2, 2), classes: int = 10) -> tuple[SlowSupernet, Candidates]:

@@ -20,7 +20,7 @@ from transprune.tas.probabilities import Probabilities, candidate_masks
 
 
 @dataclass(frozen=True)
-class Choice:
+class Drawn:
     """The candidates of one group or stage that are in use, and how they are mixed."""
 
     sizes: tuple[int, ...]
@@ -35,16 +35,16 @@ class Choice:
 class Selection:
     """The candidates in use, by the names of groups and stages."""
 
-    widths: Mapping[str, Choice]
-    depths: Mapping[str, Choice]
+    widths: Mapping[str, Drawn]
+    depths: Mapping[str, Drawn]
 
     @classmethod
     def of(cls, space: SearchSpace, architecture: Architecture, device: torch.device | str = "cpu") -> Selection:
         """One architecture alone; its sizes must be candidates."""
         weights = torch.ones(1, device=device)
 
-        def only(choice: WidthGroup | DepthStage, size: int) -> Choice:
-            return Choice((size,), (choice.candidates.index(size),), weights)
+        def only(searched: WidthGroup | DepthStage, size: int) -> Drawn:
+            return Drawn((size,), (searched.candidates.index(size),), weights)
 
         return cls(
             widths={g.name: only(g, architecture.widths.get(g.name, g.width)) for g in space.groups},
@@ -131,7 +131,7 @@ class ArchitectureParameters(nn.Module):
             logits.copy_(rows.clamp_min(torch.finfo(torch.float32).tiny).log())
 
 
-def _choices(named: Sequence[WidthGroup | DepthStage], draw: Draw, device: torch.device | str) -> dict[str, Choice]:
+def _choices(named: Sequence[WidthGroup | DepthStage], draw: Draw, device: torch.device | str) -> dict[str, Drawn]:
     least = torch.finfo(draw.weights.dtype).eps
     shares, choices, placed = draw.weights.tolist(), {}, draw.weights.to(device, non_blocking=True)
     for place, (item, indices, weights) in enumerate(zip(named, draw.indices.tolist(), placed, strict=True)):
@@ -139,7 +139,7 @@ def _choices(named: Sequence[WidthGroup | DepthStage], draw: Draw, device: torch
         kept = [position for position, share in enumerate(shares[place]) if share > least]
         chosen = tuple(indices[position] for position in kept)
         mixed = weights if len(kept) == len(indices) else torch.stack([weights[position] for position in kept])
-        choices[item.name] = Choice(tuple(item.candidates[index] for index in chosen), chosen, mixed)
+        choices[item.name] = Drawn(tuple(item.candidates[index] for index in chosen), chosen, mixed)
     return choices
 
 

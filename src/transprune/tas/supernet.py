@@ -20,7 +20,7 @@ from transprune.kernels.feature_maps import (
     use_channels_last,
     weighted_sum,
 )
-from transprune.kernels.norm_modes import normalise_and_mix_joint
+from transprune.kernels.norm_modes import normalise_and_mix_over_processes
 from transprune.options import ALIGNMENTS, Alignment
 from transprune.reading.axes import FreeSum, StageEnd
 from transprune.reading.coupling import Arguments, Function
@@ -44,7 +44,7 @@ from transprune.runtime.structures import on_device
 from transprune.shrinking.traced_network import cut_constant, in_mode, tensor_at
 from transprune.space import SearchSpace
 from transprune.tas.alignment import align_channels
-from transprune.tas.mixing import Mixture, mix_along, mixed, mixing, mixture_of
+from transprune.tas.mixing import Mixture, map_along, mix_along, mixed, mixture_of
 from transprune.tas.sampling import Selection
 
 AFFINE = ("weight", "bias")
@@ -231,7 +231,10 @@ class _Plan:
 
 
 class _Mixing(Surroundings):
-    """The state and operators of a supernet during one forward: the candidates in use, and how they are mixed."""
+    """The state and operators of a supernet during one forward: the candidates in use, and how they are mixed.
+
+    `Program.run` calls `function` for every operator and `stage_end` after every stage.
+    """
 
     def __init__(self, supernet: Supernet, selection: Selection) -> None:
         widths = {name: max(choice.sizes) for name, choice in selection.widths.items()}
@@ -290,23 +293,25 @@ class _Mixing(Surroundings):
         is normalised once. Scaling, aligning and adding are linear in the result, so one map does all three for all
         candidates.
         """
-        mixture, shift = self._mixtures.get(node) or mixed(
-            self._mixtures_of(node, arguments["weight"], arguments["bias"])
+        mixture, shift = self._mixed_affine.get(node) or mixed(
+            self._mixtures(node, arguments["weight"], arguments["bias"])
         )
-        return normalise_and_mix_joint(arguments["input"], mixture, shift, arguments["eps"])
+        # Here the candidate widths are mixed; depths are in `stage_end`.
+        return normalise_and_mix_over_processes(arguments["input"], mixture, shift, arguments["eps"])
 
     @cached_property
-    def _mixtures(self) -> dict[fx.Node, tuple[Tensor, Tensor]]:
+    def _mixed_affine(self) -> dict[fx.Node, tuple[Tensor, Tensor]]:
         """The mixed scales and shifts of all norms in `plan.affine`; made together, because each is small."""
         found = {
-            step.node: self._mixtures_of(step.node, *(self.state(name) for name in self.plan.affine[step.node]))
+            step.node: self._mixtures(step.node, *(self.state(name) for name in self.plan.affine[step.node]))
             for step in self.plan.program.steps
             if step.node in self.plan.affine and self.runs(step)
         }
         results = iter(mixed([mixture for pair in found.values() for mixture in pair]) if found else ())
-        return dict(zip(found, zip(results, results, strict=True), strict=True))
+        scale_and_shift = zip(results, results, strict=True)  # they come as scale, shift, scale, shift, …
+        return dict(zip(found, scale_and_shift, strict=True))
 
-    def _mixtures_of(self, node: fx.Node, scales: Tensor | None, shifts: Tensor | None) -> tuple[Mixture, Mixture]:
+    def _mixtures(self, node: fx.Node, scales: Tensor | None, shifts: Tensor | None) -> tuple[Mixture, Mixture]:
         choice = self.selection.widths[self.plan.candidate_norms[node]]
         if shifts is None:
             shifts = choice.weights.new_zeros(max(choice.sizes))
@@ -323,10 +328,10 @@ class _Mixing(Surroundings):
         scale = features.new_ones(features.shape[1]) if weight is None else weight
         shift = features.new_zeros(features.shape[1]) if bias is None else bias
         if layout is not None:
-            matrix = mixing(layout, self.selection, self.sizes, self.alignment, features)
+            matrix = map_along(layout, self.selection, self.sizes, self.alignment, features)
             scale = matrix * scale
             shift = matrix * shift if matrix.dim() == 1 else matrix @ shift
-        return normalise_and_mix_joint(features, scale, shift, arguments["eps"])
+        return normalise_and_mix_over_processes(features, scale, shift, arguments["eps"])
 
     def _mixed_layer(self, step: Step, arguments: Arguments) -> Any:
         """A layer that mixes its outputs: in its weights if it is linear in them, otherwise in its result."""
@@ -339,7 +344,7 @@ class _Mixing(Surroundings):
             return [self._mixed_result(each, own[axis], axis) for each, own in zip(results, layouts, strict=True)]
         layout: Layout = layouts[axis]
         weight, bias = arguments["weight"], arguments["bias"]
-        matrix = mixing(layout, self.selection, self.sizes, self.alignment, weight)
+        matrix = map_along(layout, self.selection, self.sizes, self.alignment, weight)
         # Mixing weights cannot mix channels across the groups of a convolution: each reads different inputs.
         if arguments.get("groups", 1) > 1 and (in_weight == 1 or matrix.dim() == 2):
             return mix_along(step.function(arguments), matrix, axis)
@@ -351,7 +356,7 @@ class _Mixing(Surroundings):
         if not any(name in self.selection.widths for name in groups_of(layout)):
             return result
         place = axis % result.dim()
-        return mix_along(result, mixing(layout, self.selection, self.sizes, self.alignment, result), place)
+        return mix_along(result, map_along(layout, self.selection, self.sizes, self.alignment, result), place)
 
     def stage_end(self, stage: BlockRun, handed_on: Sequence[Tensor]) -> Tensor:
         choice = self.selection.depths.get(stage.name)

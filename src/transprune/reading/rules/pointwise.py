@@ -208,7 +208,7 @@ def softmax(call: Call) -> Axes:
 
 
 REDUCTIONS = (
-    *("mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "norm", "prod", "logsumexp"),
+    *("mean", "sum", "amax", "amin", "var", "std", "var_mean", "std_mean", "norm", "prod", "logsumexp"),
     *("linalg_vector_norm", "all", "any", "count_nonzero"),
 )
 

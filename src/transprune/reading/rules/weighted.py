@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, broadcast_shapes, fx
 from torch.nn import functional as F
 
-from transprune.costs import Operator
+from transprune.costs import LayerKind
 from transprune.reading.axes import Axis, fix, mark, multiply
 from transprune.reading.coupling import Arguments, Axes, Call, Function, OperatorRule
 from transprune.reading.macs import letters_of, summed
@@ -81,7 +81,7 @@ def _add_convolution(
     outputs: Axis,
     bias: Axes | None,
     *,
-    operator: Operator,
+    operator: LayerKind,
     positions: tuple[Axis, ...],
     bias_positions: tuple[Axis, ...],
 ) -> None:
