@@ -17,8 +17,9 @@ from transprune.errors import RunFolderError
 from transprune.reports.figures import short_names
 from transprune.reports.report import write_report
 from transprune.reports.run_record import read_record
-from transprune.reports.words import compact, headline, points
+from transprune.reports.words import compact, headline, lost_images, points, verdict
 from transprune.runtime.terminal import duration
+from transprune.tas.probabilities import UNDECIDED
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 EVIL = '<script>alert("1")</script>&--> id="x" $\\frac{1}$'
@@ -134,7 +135,7 @@ def test_tables_have_captions_and_scopes_and_figures_have_descriptions(full):
     tags = Counter(tag for tag, _ in page.elements)
     assert tags["table"] == tags["caption"] == 6
     assert all(cell.get("scope") in ("row", "col") for cell in page.all("th"))
-    assert tags["svg"] == tags["figure"] == 13
+    assert tags["svg"] == tags["figure"] == 16
     assert all(svg["role"] == "img" and len(svg["aria-label"]) > 30 for svg in page.all("svg"))
     assert page.all("html") == [{"lang": "en"}]
 
@@ -174,9 +175,9 @@ def test_the_table_has_ratios_and_differences(full):
     assert [row.split() for row in rows] == [
         ["Top-1", "accuracy", "99.17", "%", "98.89", "%", "0.28", "points", "lower"],
         ["Top-5", "accuracy", "100.00", "%", "100.00", "%", "unchanged"],
+        ["Latency", "in", "torch", "on", "cpu,", "1", "thread,", "batch", "1", "1.28", "ms", "0.87", "ms", "67.8", "%"],
         ["MACs", "a", "sample", "2.52", "M", "1.25", "M", "49.8", "%"],
         ["Parameters", "268.34", "k", "127.95", "k", "47.7", "%"],
-        ["Latency", "in", "torch", "on", "cpu,", "1", "thread,", "batch", "1", "1.28", "ms", "0.87", "ms", "67.8", "%"],
         ["File", "size", "1.10", "MB", "534.53", "kB", "48.7", "%"],
     ]
 
@@ -279,13 +280,13 @@ def test_names_in_any_script_are_reported(tmp_path):
             "teacher",
             "resnet20 on digits: teacher training at epoch 3 of 3; no architecture is chosen yet",
             ["Neither the teacher nor a student is measured yet.", "No width group is known yet.", "No stage is known"],
-            1,
+            2,
         ),
         (
             "search",
             "resnet20 on digits: 8 of 9 blocks kept, widths at 69.9 % of full on average; no student is measured yet",
             ["Neither the teacher nor a student is measured yet."],
-            12,
+            14,
         ),
     ],
 )
@@ -449,4 +450,91 @@ def test_a_point_of_a_frontier_leads_to_the_curve(tmp_path, full):
     assert "frontier.html" not in full[0]
     folder = fake_run(tmp_path / "frontier" / "macs-0.3", epochs=1)
     (folder.parent / "config.toml").write_text("")
-    assert [link["href"] for link in report(folder)[1].all("a")] == ["../frontier.html"]
+    links = [link["href"] for link in report(folder)[1].all("a")]
+    assert [link for link in links if not link.startswith("#")] == ["../frontier.html"]
+
+
+def changed(folder: Path, name: str, **parts) -> None:
+    """Replaces parts of a JSON file of a run folder."""
+    file = folder / name
+    file.write_text(json.dumps(json.loads(file.read_text()) | parts))
+
+
+def noted(folder: Path, **entry) -> None:
+    """Adds a decision to a journal."""
+    with (folder / "journal.jsonl").open("a") as journal:
+        journal.write(json.dumps({"time": "2026-11-23T11:00:00.000+01:00", "event": "decision", **entry}) + "\n")
+
+
+def test_a_small_loss_is_said_to_be_within_chance(tmp_path):
+    record = read_record(fake_run(tmp_path))
+    first, *_ = verdict(record)
+    assert lost_images(record) == (1, pytest.approx(1.96 * 5**0.5), 360)
+    assert "49.8 % of the teacher’s MACs" in first
+    assert "1 fewer of the 360 test images right (0.28 %)" in first
+    assert "up to 4 images may be chance" in first
+
+
+@pytest.mark.parametrize(("only_teacher", "is_chance"), [(30, False), (11, True)])
+def test_a_loss_is_held_against_what_chance_explains(tmp_path, only_teacher, is_chance):
+    folder = fake_run(tmp_path)
+    counts = {"both_right": 300, "teacher_only": only_teacher, "student_only": 5, "both_wrong": 0, "same_mistake": 0}
+    changed(folder, "examples.json", counts=counts)
+    said = " ".join(verdict(read_record(folder)))
+    assert ("more than chance explains" in said) is not is_chance
+    assert ("win back most" in said) is not is_chance
+
+
+def test_a_gain_is_no_loss(tmp_path):
+    folder = fake_run(tmp_path)
+    counts = {"both_right": 300, "teacher_only": 2, "student_only": 40, "both_wrong": 0, "same_mistake": 0}
+    changed(folder, "examples.json", counts=counts)
+    assert "38 more of the 360 test images" in verdict(read_record(folder))[0]
+
+
+def test_the_verdict_names_what_is_free_and_whether_the_search_decided(tmp_path):
+    folder = fake_run(tmp_path)
+    compared = {
+        "what the search derived": {"loss": 0.4, "top1": 88.0},
+        "uniform widths": {"loss": 0.7, "top1": 80.5},
+    }
+    noted(folder, what="Kept what the search derived: 1 MACs", why="it has the least loss", contenders=compared)
+    said = verdict(read_record(folder))
+    assert any("what the search derived had 88.0 %" in each and "uniform widths 80.5 %" in each for each in said)
+    assert any("had decided" in each for each in said)
+    noted(folder, what=UNDECIDED, why="the entropy is 0.92 of 1")
+    said = verdict(read_record(folder))
+    assert any("has not decided: the entropy is 0.92 of 1." in each for each in said)
+    assert not any("had decided" in each for each in said)
+
+
+def test_time_that_does_not_follow_the_macs_is_said(tmp_path):
+    folder = fake_run(tmp_path)
+    assert any("68 % of the teacher’s time with 50 % of its MACs" in each for each in verdict(read_record(folder)))
+    result = json.loads((folder / "result.json").read_text())
+    changed(folder, "result.json", student=result["student"] | {"latency_ms": 0.6})
+    assert not any("teacher’s time" in each for each in verdict(read_record(folder)))
+
+
+def test_no_verdict_before_the_student_is_measured(tmp_path):
+    assert verdict(read_record(fake_run(tmp_path, until="search"))) == []
+
+
+def test_each_file_of_the_student_has_lines_that_use_it(tmp_path):
+    folder = fake_run(tmp_path)
+    assert "How to use" not in write_report(folder).read_text()
+    for name in ("student.safetensors", "student.pt2", "student.onnx"):
+        (folder / name).touch()
+    page = Page(write_report(folder).read_text())
+    lines = page.text("code")
+    assert f"transprune.load('{folder}')" in lines
+    assert f"torch.export.load('{folder}/student.pt2')" in lines
+    assert f"onnxruntime.InferenceSession('{folder}/student.onnx')" in lines
+    assert lines.count("(1, 1, 8, 8)") == 3
+
+
+def test_the_contents_lead_to_every_section(full):
+    _, page = full
+    places = [each["id"] for each in page.all("h2")]
+    assert [each["href"] for each in page.all("a")][: len(places)] == [f"#{place}" for place in places]
+    assert len(places) == len(set(places)) > 5

@@ -105,7 +105,7 @@ def cost_figures(record: RunRecord) -> Iterator[Drawing]:
 
 
 def accuracy_figures(record: RunRecord) -> Iterator[Drawing]:
-    """Accuracy over the epochs of each phase, on one scale."""
+    """Accuracy over the epochs of each phase, on one scale: that of their second halves, where they differ."""
     charts = [
         ("Teacher", "test", "test_top1", record.epochs("teacher")),
         ("Search", "validation", "validation_top1", record.epochs("search")),
@@ -115,13 +115,27 @@ def accuracy_figures(record: RunRecord) -> Iterator[Drawing]:
         (title, _drawn(_line(epochs, key, label), _line(epochs, "top1", "training", color=GREY, weight=1.1)))
         for title, label, key, epochs in charts
     ]
-    values = [value for _, lines in drawn for line in lines for value in line.values]
+    late = [value for _, lines in drawn for line in lines for value in line.values[len(line.values) // 2 :]]
     for title, lines in drawn:
         if lines:
-            limits = (max(0.0, min(values) - 2), 101.0)
+            limits = (max(0.0, min(late) - 2), min(101.0, max(late) + 2))  # what comes before may leave the chart
             name = f"accuracy-{title.lower()}"
             picture = line_chart(name, lines, _describe(lines, _percent), limits=limits, label_of=_percent)
             yield Drawing(title, picture, _accuracy_note(title, record))
+
+
+def loss_figures(record: RunRecord) -> Iterator[Drawing]:
+    """Losses over the epochs of each phase, each on a scale of its own: they are different losses."""
+    for title, phase, key, label in (
+        ("Loss of the teacher", "teacher", "test_loss", "test"),
+        ("Loss of the search", "search", "validation_loss", "validation"),
+        ("Loss of the distillation", "distill", "test_loss", "test"),
+    ):
+        epochs = record.epochs(phase)
+        lines = _drawn(_line(epochs, "loss", "training", color=GREY, weight=1.1), _line(epochs, key, label))
+        if lines:
+            note = "training: with the teacher’s share in it" if phase == "distill" else ""
+            yield Drawing(title, line_chart(f"loss-{phase}", lines, _describe(lines)), note)
 
 
 def _accuracy_note(title: str, record: RunRecord) -> str:

@@ -21,6 +21,8 @@ from transprune.reports.words import compact, percent, tick
 
 PALE = 0.22
 """Opacity of the unpruned network."""
+OUTLINE = 0.8
+"""Opacity of its outline, which contrasts with the page by more than three to one."""
 _LONG = 40
 """Number of rows above which a figure sets them closer."""
 _TOP, _BOTTOM = 30.0, 6.0
@@ -66,7 +68,7 @@ def width_bars(rows: Sequence[WidthRow]) -> Markup:
             if row.is_dropped:
                 axes.barh(place, row.full, 0.72, fc="none", ec=(GREY, 0.9), hatch="//////", lw=0)
             else:
-                axes.barh(place, row.full, 0.72, color=(BLUE, PALE), lw=0)
+                axes.barh(place, row.full, 0.72, fc=(BLUE, PALE), ec=(BLUE, OUTLINE), lw=0.6)
             axes.barh(place, kept, 0.72, color=BLUE, lw=0)
             after = "dropped" if row.is_dropped else str(kept)
             axes.text(row.full + widest / 50, place, f"{after} / {row.full}", va="center_baseline", size=7)
@@ -284,7 +286,7 @@ def _column(axes: Axes, place: int, layer: LayerRow, before: float, after: float
     if layer.is_dropped:
         axes.bar(place, before, 0.8, fc="none", ec=(GREY, 0.9), hatch="//////", lw=0)
         return
-    axes.bar(place, max(before, after), 0.8, color=(BLUE, 0.22), lw=0)
+    axes.bar(place, max(before, after), 0.8, fc=(BLUE, PALE), ec=(BLUE, OUTLINE), lw=0.6)
     axes.bar(place, after, 0.8, color=BLUE, lw=0)
 
 

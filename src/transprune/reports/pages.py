@@ -15,7 +15,7 @@ from typing import Any
 
 import matplotlib as mpl
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from transprune.reports.words import percent, points
@@ -73,7 +73,24 @@ def render(template: str, **context: Any) -> str:
         keep_trailing_newline=True,
     )
     environment.filters |= {"percent": percent, "percentage": "{:.2f} %".format, "points": points}
+    environment.filters |= {"anchor": _anchor, "headings": _headings, "code": _code}
     return _with_units_unbroken(environment.get_template(template).render(context))
+
+
+def _anchor(title: str) -> str:
+    """The id of a section."""
+    return "-".join(re.findall(r"[a-z0-9]+", title.lower()))
+
+
+def _headings(body: str) -> list[tuple[str, Markup]]:
+    """The id and the title of each section of a page."""
+    return [(place, Markup(title)) for place, title in re.findall(r'<h2 id="([^"]*)">(.*?)</h2>', body)]
+
+
+def _code(sentence: str) -> Markup:
+    """A sentence in which what stands in backticks is code."""
+    pieces = sentence.split("`")
+    return Markup("").join(Markup("<code>{}</code>").format(p) if n % 2 else escape(p) for n, p in enumerate(pieces))
 
 
 def _with_units_unbroken(text: str) -> str:

@@ -8,7 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transprune.reports.charts import accuracy_figures, cost_figures, depth_figures, layers_figure, width_figures
+from transprune.reports.charts import (
+    accuracy_figures,
+    cost_figures,
+    depth_figures,
+    layers_figure,
+    loss_figures,
+    width_figures,
+)
 from transprune.reports.examples import KINDS
 from transprune.reports.pages import render
 from transprune.reports.run_record import LayerRow, RunRecord, number, part, read_record
@@ -22,6 +29,7 @@ from transprune.reports.words import (
     percent,
     points,
     timed_in,
+    verdict,
 )
 from transprune.runtime import RunFolder
 from transprune.runtime.terminal import duration
@@ -31,9 +39,9 @@ MOST_CLASSES = 24
 _MEASURES = (
     ("Top-1 accuracy", "top1", "%"),
     ("Top-5 accuracy", "top5", "%"),
+    ("Latency", "latency_ms", "ms"),
     ("MACs a sample", "macs", ""),
     ("Parameters", "params", ""),
-    ("Latency", "latency_ms", "ms"),
     ("File size", "file_bytes", "B"),
 )
 _SAID = {
@@ -43,6 +51,8 @@ _SAID = {
     "both_wrong": "both are wrong, each in its own way",
     "same_mistake": "both make the same mistake",
 }
+LIBRARIES = ("torchvision:", "timm:")
+"""What a model's name begins with if a library builds it."""
 _PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/=]+")
 
 
@@ -62,6 +72,7 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "title": headline(record),
         "record": record,
         "times": _times(record),
+        "verdict": verdict(record),
         "measures": list(_measures(record)),
         "is_student_measured": bool(part(record.result, "student")),
         "is_trained": record.result.get("is_trained", True),
@@ -78,6 +89,9 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "depth_figures": list(depth_figures(record)),
         "cost_figures": list(cost_figures(record)),
         "accuracy_figures": list(accuracy_figures(record)),
+        "loss_figures": list(loss_figures(record)),
+        "uses": list(_uses(record)),
+        "preprocessing": part(record.architecture, "preprocessing").get("how"),
         "commands": "\n".join(_command(entry.get("command", "")) for entry in record.events("start")),
         "environment": [(name.replace("_", " "), _plain(value)) for name, value in record.environment.items()],
         "remarks": list(_remarks(record)),
@@ -227,6 +241,34 @@ def _picture(example: Mapping[str, Any]) -> dict[str, Any]:
         "label": str(example["label"]),
         "answers": [(name, example[name]) for name in ("teacher", "student")],
     }
+
+
+def _uses(record: RunRecord) -> Iterator[tuple[str, str]]:
+    """How to run what is in the folder: a title and a few lines of Python for each kind of file."""
+    described = part(record.architecture, "model")
+    name, size = str(described.get("name", "")), described.get("input_size")
+    is_own = ":" in name and not name.startswith(LIBRARIES)
+    own, shape = ", model=build()" if is_own else "", ", ".join(map(str, size)) if isinstance(size, list) else "…"
+    file = record.folder
+    if "student.safetensors" in record.files:
+        yield (
+            "In PyTorch, to run it or to train it further",
+            f"import torch, transprune\n\nstudent = transprune.load({file!r}{own})\n"
+            f"answers = student(torch.zeros(1, {shape}))",
+        )
+    if "student.pt2" in record.files:
+        yield (
+            "In PyTorch, without transprune",
+            f"import torch\n\nstudent = torch.export.load({f'{file}/student.pt2'!r}).module()\n"
+            f"answers = student(torch.zeros(1, {shape}))",
+        )
+    if "student.onnx" in record.files:
+        yield (
+            "Without PyTorch",
+            f"import numpy, onnxruntime\n\nsession = onnxruntime.InferenceSession({f'{file}/student.onnx'!r})\n"
+            f"inputs = {{session.get_inputs()[0].name: numpy.zeros((1, {shape}), dtype=numpy.float32)}}\n"
+            "(answers,) = session.run(None, inputs)",
+        )
 
 
 def _friendliness(record: RunRecord) -> str:

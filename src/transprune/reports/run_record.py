@@ -72,6 +72,10 @@ class LayerRow:
 class RunRecord:
     """Everything that a report shows."""
 
+    folder: str
+    """The path of the run as it was named."""
+    files: frozenset[str]
+    """The names of the files in it."""
     config: Mapping[str, Any]
     config_text: str
     environment: Mapping[str, Any]
@@ -175,6 +179,8 @@ def _read(folder: RunFolder) -> RunRecord:
     )
     environment = folder.read_json("environment.json") if folder.has("environment.json") else {}
     return RunRecord(
+        folder=str(folder.path),
+        files=frozenset(file.name for file in folder.path.iterdir()),
         config=folder.config,
         config_text=folder.file("config.toml").read_text(encoding="utf-8"),
         environment=environment or part(result, "environment"),

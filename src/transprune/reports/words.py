@@ -1,12 +1,14 @@
-"""Numbers and states of a run in words."""
+"""Numbers, states and the verdict of a run in words."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from transprune.latency.latency_model import milliseconds
 from transprune.reports.run_record import PHASES, RunRecord, number, part
+from transprune.tas.probabilities import UNDECIDED
 
 COST_NAMES = {"macs": "MACs", "params": "parameters", "latency": "latency"}
 PHASE_NAMES = {
@@ -140,3 +142,117 @@ def _progress(record: RunRecord) -> str:
             of = f" of {epochs[-1]['epochs']}" if "epochs" in epochs[-1] else ""
             return f"{PHASE_NAMES[phase]} at epoch {epochs[-1]['epoch']}{of}; no architecture is chosen yet"
     return "no student is measured yet"
+
+
+CHANCE = 1.96
+"""Standard errors within which a difference may be chance, 95 % of the time."""
+SLOWER = 0.15
+"""How much larger the share of the time may be than that of the MACs before it is worth a word."""
+
+
+def verdict(record: RunRecord) -> list[str]:
+    """What the run came to: what was lost, against what is free, whether the search decided, and what to try next.
+
+    Returns:
+        Sentences; none while teacher and student are not both measured.
+    """
+    if not (part(record.result, "teacher") and part(record.result, "student")):
+        return []
+    found = [_lost(record), _against_free(record), _certainty(record), *_next(record)]
+    return [sentence for sentence in found if sentence]
+
+
+def lost_images(record: RunRecord) -> tuple[int, float, int] | None:
+    """How many test images the student gets wrong beyond the teacher, what of that may be chance, and of how many.
+
+    Only images on which one of the two is right tell them apart. If chance alone decided which of the two that is,
+    their difference would have the variance of as many tosses of a coin (McNemar's test).
+
+    Returns:
+        Images lost (negative: gained), the largest difference that may be chance, and test images; None: not known.
+    """
+    counts, samples = part(record.examples, "counts"), record.examples.get("samples")
+    teacher, student = (number(counts.get(name)) for name in ("teacher_only", "student_only"))
+    if teacher is None or student is None or not samples:
+        return None
+    return int(teacher - student), CHANCE * math.sqrt(teacher + student), int(samples)
+
+
+def _lost(record: RunRecord) -> str:
+    known, budget = lost_images(record), " and ".join(_shares(record))
+    start = f"The student has {budget}" if budget else "The student"
+    if known is None:
+        pairs = [f"{points(after - before)}" for before, after in _pair(record, "top1")]
+        return f"{start}; its top-1 is {pairs[0]}." if pairs else f"{start}." if budget else ""
+    lost, chance, samples = known
+    if not lost:
+        return f"{start} and gets as many of the {samples:,} test images right as the teacher."
+    said = f"{abs(lost):,} {'fewer' if lost > 0 else 'more'} of the {samples:,} test images"
+    share = percent(abs(lost) / samples, 2)
+    if abs(lost) > chance:
+        return f"{start} and gets {said} right ({share}), more than chance explains."
+    return (
+        f"{start} and gets {said} right ({share}); differences up to {chance:.0f} images may be chance here, so this "
+        "one may be."
+    )
+
+
+def _shares(record: RunRecord) -> list[str]:
+    return [
+        f"{percent(after / before)} of the teacher’s {COST_NAMES.get(kind, kind)}"
+        for kind in record.cost_kinds
+        for before, after in _pair(record, kind)
+        if before
+    ]
+
+
+def _against_free(record: RunRecord) -> str:
+    """What was compared before training, if the search compared anything."""
+    compared = [part(entry, "contenders") for entry in record.events("decision") if part(entry, "contenders")]
+    if not compared:
+        return ""
+    losses = {name: number(part(compared[-1], name).get("loss")) or math.inf for name in compared[-1]}
+    kept = min(losses, key=losses.__getitem__)
+    figures = {name: number(part(compared[-1], name).get("top1")) for name in compared[-1]}
+    said = [f"{name} {_score(figures[name], losses[name])}" for name in losses if name != kept]
+    return (
+        f"Before training, on images that the weights did not learn from, {kept} had "
+        f"{_score(figures[kept], losses[kept])}; at the same budget, repaired alike, {' and '.join(said)}."
+    )
+
+
+def _score(top1: float | None, loss: float) -> str:
+    return f"a loss of {loss:.3f}" if top1 is None else f"{top1:.1f} %"
+
+
+def _certainty(record: RunRecord) -> str:
+    epochs = record.epochs("search")
+    entropy = number(epochs[-1].get("entropy")) if epochs else None
+    if entropy is None:
+        return ""
+    undecided = [entry for entry in record.events("decision") if entry.get("what") == UNDECIDED]
+    if undecided:
+        return f"{UNDECIDED}: {undecided[-1]['why']}."
+    return f"The search had decided: the entropy of its probabilities was {entropy:.2f} of 1 at its end."
+
+
+def _next(record: RunRecord) -> Iterator[str]:
+    """What to try next, if the figures suggest anything."""
+    known = lost_images(record)
+    if record.result.get("is_trained") is False:
+        yield "Next: `transprune distill` trains the student, which often wins back most of what is lost."
+    elif known is not None and known[0] > known[1]:
+        yield (
+            "Next: more epochs of distillation (`distill.epochs`) win back most; if they do not suffice, a larger "
+            "budget does."
+        )
+    elif known is not None:
+        yield "Next: so little was lost that a smaller budget may do."
+    shares = {
+        kind: after / before for kind in ("macs", "latency_ms") for before, after in _pair(record, kind) if before
+    }
+    if "latency" not in record.cost_kinds and shares.get("latency_ms", 0.0) > shares.get("macs", 1.0) + SLOWER:
+        yield (
+            f"It takes {percent(shares['latency_ms'], 0)} of the teacher’s time with {percent(shares['macs'], 0)} of "
+            "its MACs. If time is what counts, ask for it: `--budget latency=0.5`."
+        )

@@ -34,7 +34,7 @@ from transprune.runs.run_options import RunOptions
 from transprune.runtime import RunFolder, processes, seeded
 from transprune.runtime.structures import on_device
 from transprune.searching.contenders import Contender
-from transprune.searching.search import UNDECIDED, SearchResult, prior_from_scores, result_of
+from transprune.searching.search import SearchResult, prior_from_scores, result_of
 from transprune.shrinking.shrink import shrink
 from transprune.shrinking.sort import sort_channels
 from transprune.shrinking.traced_network import TracedNetwork
@@ -42,6 +42,7 @@ from transprune.space import SearchSpace
 from transprune.tas.baselines import uniform_architecture
 from transprune.tas.bilevel import Bilevel
 from transprune.tas.prior import Prior
+from transprune.tas.probabilities import UNDECIDED
 from transprune.training.loop import Loop, Setup
 from transprune.training.tasks import classification
 from transprune.training.train import Fit, estimate_statistics

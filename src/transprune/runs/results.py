@@ -14,9 +14,9 @@ from transprune.reports.words import amount, compact, timed_in
 from transprune.runs.run import Run, costs_in
 from transprune.runtime import RunFolder, print_table, read_journal
 from transprune.runtime.files import disk_errors
-from transprune.searching.search import UNDECIDED
 from transprune.space import SearchSpace, WidthGroup
 from transprune.tas.derivation import least_cost
+from transprune.tas.probabilities import UNDECIDED
 from transprune.training.evaluation import Evaluation
 
 

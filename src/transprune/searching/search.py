@@ -28,7 +28,7 @@ from transprune.space import SearchSpace
 from transprune.tas.bilevel import Bilevel
 from transprune.tas.derivation import Derivation, check_attainable, derive_with_proof
 from transprune.tas.prior import Prior, starting_probabilities
-from transprune.tas.probabilities import Probabilities
+from transprune.tas.probabilities import DECIDED, UNDECIDED, Probabilities
 from transprune.tas.sampling import mean_entropy
 from transprune.training.batches import Data, example_of, search_feeds
 from transprune.training.loop import Setup
@@ -102,10 +102,6 @@ def _of_one(inputs: tuple[Tensor, ...]) -> list[torch.Size]:
 
 
 log = logging.getLogger("transprune.run")
-
-DECIDED = 0.5
-"""Entropy up to which a search has decided."""
-UNDECIDED = "The search has not decided"
 
 
 @dataclass(frozen=True, kw_only=True)

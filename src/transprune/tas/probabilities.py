@@ -11,6 +11,10 @@ from torch import Tensor
 from transprune.architecture import Architecture
 from transprune.space import DepthStage, SearchSpace, WidthGroup
 
+DECIDED = 0.5
+"""Entropy up to which a search has decided."""
+UNDECIDED = "The search has not decided"
+
 
 @dataclass(frozen=True)
 class Probabilities:
