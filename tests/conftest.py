@@ -46,3 +46,16 @@ def _few_threads():
     torch.set_num_threads(min(2, before))
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def few_digits():
+    """A fifth of scikit-learn's digits instead of all, for modules that need whole runs and not what they learn."""
+    from sklearn import datasets
+    from sklearn.utils import Bunch
+
+    whole = datasets.load_digits()
+    few = Bunch(**whole | {name: whole[name][:360] for name in ("data", "images", "target")})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "load_digits", lambda: few)
+        yield
