@@ -311,12 +311,11 @@ def test_where_the_time_ends_before_a_full_one_is_found_nothing_is_called_proved
     assert str(found) == "not proved: the time ran out first"
 
 
-@pytest.mark.parametrize("depth", [20, 56])
-def test_large_spaces_are_derived_within_the_stated_gap_and_use_a_budget(depth):
-    space = resnet_space(depth)
+def test_large_spaces_are_derived_within_the_stated_gap_and_use_a_budget():
+    space = resnet_space(56)
     full = space.full_architecture()
     limits = [Limit(MACS, space.macs(full) // 2), Limit(PARAMS, space.params(full) * 2 // 5)]
-    probabilities = oracles.random_probabilities(space, seed=depth, sharpness=2.0)
+    probabilities = oracles.random_probabilities(space, seed=56, sharpness=2.0)
     found = derive_with_proof(space, probabilities, limits)
     assert all(limit.is_kept(space, found.architecture) for limit in limits)
     assert any(space.cost(limit.cost, found.architecture) >= NEARLY_FULL * limit.most for limit in limits)

@@ -45,16 +45,6 @@ def test_at_certainty_it_is_the_actual_cost_of_every_architecture(name, kind):
         assert expected(certain(space, oracles.architecture_of(space, pick))).item() == cost
 
 
-@KINDS
-@pytest.mark.parametrize("depth", [20, 56, 110, 164])
-def test_at_certainty_it_is_the_actual_cost_of_the_papers_networks(depth, kind):
-    space = resnet_space(depth)
-    expected = ExpectedCost(space, kind)
-    drawn = [space.random_architecture(seed) for seed in range(10)]
-    for architecture in (space.full_architecture(), space.smallest_architecture(), *drawn):
-        assert expected(certain(space, architecture)).item() == space.cost(kind, architecture)
-
-
 @pytest.mark.parametrize("name", {**CASES, **ODD_CASES})
 def test_the_actual_cost_is_counted_by_hand_on_the_shrunk_network(name):
     network = {**CASES, **ODD_CASES}[name]

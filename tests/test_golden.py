@@ -15,12 +15,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from oracles import count_parameters
 from transprune.architecture import Architecture
+from transprune.costs import COSTS
+from transprune.errors import ModelError
 from transprune.models.resnet import ResNet, ResNetShape, resnet
 from transprune.reading.inspection import inspect
 from transprune.reading.macs import count_macs
 from transprune.shrinking.shrink import shrink
 from transprune.space import SearchSpace, depth_candidates, even_depth_candidates
-from transprune.tas.expected_cost import paper_expected_macs
+from transprune.tas.expected_cost import ExpectedCost, paper_expected_macs
+from transprune.tas.probabilities import Probabilities, candidate_masks, certain
 from transprune.tas.sampling import ArchitectureParameters
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "golden_architectures.json").read_text())
@@ -40,15 +43,14 @@ DEPTH_CANDIDATES = {
     50: [(1, 2, 3), (1, 2, 4), (2, 4, 6), (1, 2, 3)],
 }
 CLASSES = {20: 10, 32: 100, 56: 10, 110: 10, 164: 100, 18: 1000, 34: 1000, 50: 1000}
-"""The number of classes with which each network is inspected, once."""
+"""The number of classes with which each network is built, once."""
 
 
 def named(entries):
     return [pytest.param(entry, id=f"resnet{entry['depth']}-{entry['classes']}") for entry in entries]
 
 
-unpruned = pytest.mark.parametrize("entry", named(GOLDEN["unpruned"]))
-inspected = pytest.mark.parametrize(
+unpruned = pytest.mark.parametrize(
     "entry", named(entry for entry in GOLDEN["unpruned"] if entry["classes"] == CLASSES[entry["depth"]])
 )
 derived = pytest.mark.parametrize("entry", named(GOLDEN["derived"]))
@@ -73,10 +75,14 @@ def network(depth: int, classes: int) -> ResNet:
 
 
 @cache
-def space(depth: int) -> SearchSpace:
+def inspected_with(depth: int, classes: int) -> SearchSpace:
     count = min(BLOCKS[depth])
     depths = partial(even_depth_candidates, count=count) if is_imagenet(depth) else depth_candidates
-    return inspect(network(depth, CLASSES[depth]), images(depth), depths=depths)
+    return inspect(network(depth, classes), images(depth), depths=depths)
+
+
+def space(depth: int) -> SearchSpace:
+    return inspected_with(depth, CLASSES[depth])
 
 
 def macs_by_torch(model: nn.Module, entry) -> int:
@@ -96,7 +102,7 @@ def test_an_unpruned_network_counts_to_the_golden_figures(entry):
     assert macs_by_torch(model, entry) == entry["macs"]
 
 
-@inspected
+@unpruned
 def test_the_search_space_counts_the_unpruned_network_to_the_golden_figures(entry):
     read = space(entry["depth"])
     for full in (read.full_architecture(), Architecture()):
@@ -149,7 +155,9 @@ def architecture_of(entry) -> Architecture:
 
 
 def shrunk(entry) -> nn.Module:
-    return shrink(network(entry["depth"], entry["classes"]), architecture_of(entry), images(entry["depth"]))
+    depth = entry["depth"]
+    unpruned = network(depth, entry["classes"])
+    return shrink(unpruned, architecture_of(entry), images(depth), reading=space(depth).reading)
 
 
 def shortcut_norm_of_the_first_bottleneck(entry) -> int:
@@ -203,3 +211,52 @@ def test_the_papers_expected_cost_is_the_golden_one(entry):
             target.copy_(wave((step * rows + columns).double()))
     expected = paper_expected_macs(read, parameters.probabilities()).item() / 1e6
     assert expected == pytest.approx(entry["expected_macs_millions"], rel=1e-6)
+
+
+UNIFORM = [
+    (20, "width", 16.548912),
+    (32, "width", 27.981644),
+    (56, "width", 50.847130),
+    (20, "both", 10.832545),
+    (32, "both", 16.548912),
+    (56, "both", 27.981651),
+    (110, "both", 55.991856),
+]
+"""Expected cost for 10 classes, in millions of MACs, when all candidates are equally probable."""
+
+
+@pytest.mark.parametrize(("depth", "dimensions", "millions"), UNIFORM)
+def test_the_expected_cost_of_equally_probable_candidates_is_the_papers(depth, dimensions, millions):
+    read = inspected_with(depth, 10)
+    if dimensions == "width":
+        read = inspect(network(depth, 10), images(depth), dimensions="width", reading=read.reading)
+    widths, depths = (mask / mask.sum(1, keepdim=True) for mask in candidate_masks(read))
+    assert float(paper_expected_macs(read, Probabilities(widths, depths))) / 1e6 == pytest.approx(millions, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", COSTS.values(), ids=COSTS)
+@pytest.mark.parametrize("depth", [56, 110, 164])
+def test_the_expected_cost_at_certainty_is_the_actual_cost_of_the_papers_networks(depth, kind):
+    read = space(depth)
+    expected = ExpectedCost(read, kind)
+    drawn = [read.random_architecture(seed) for seed in range(4)]
+    for architecture in (read.full_architecture(), read.smallest_architecture(), *drawn):
+        assert expected(certain(read, architecture)).item() == read.cost(kind, architecture)
+
+
+def test_widths_outside_the_candidates_and_above_the_full_width_can_be_built():
+    shape = ResNetShape.from_paper("basic", [3, 17, 30, 70], [1], [1])
+    assert ResNet(shape)(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
+@pytest.mark.parametrize(
+    ("widths", "depths", "message"),
+    [
+        ([3, 16, 16], [1], "from 3 widths and 1 depths; expected 4 widths and 1 depths"),
+        ([3, 16, 16, 0], [1], "whose narrowest width is 0; expected widths of at least 1"),
+        ([3, 16, 16, 16], [2], r"that keeps \[2\] blocks"),
+    ],
+)
+def test_numbers_that_describe_no_network_are_refused(widths, depths, message):
+    with pytest.raises(ModelError, match=message):
+        ResNetShape.from_paper("basic", widths, [1], depths)
