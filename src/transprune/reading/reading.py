@@ -98,7 +98,7 @@ class Reading:
     rest: tuple[ParameterFacts, ...]
     """Parameters that no layer counts."""
     fixed: tuple[tuple[str, str], ...]
-    """Layers whose width is fixed, with the reason."""
+    """Layers whose width is fixed, and containers whose depth is, with the reason."""
     costs: tuple[tuple[str, str], ...]
     """Calls whose cost is a constant, or not counted, with the reason."""
     values: Mapping[fx.Node, Any] = field(repr=False)
@@ -171,16 +171,18 @@ def read(model: nn.Module, example: Example, known: Reading | None = None) -> Re
 
 
 def _reading(model: nn.Module, traced: Trace, in_training: Trace | None, constants: Mapping[fx.Node, int]) -> Reading:
-    stages = find_stages(traced)
+    found = find_stages(traced)
+    stages = list(found.runs)
     states: dict[str, Axes] = {}
     extra = None
     if in_training is not None:
-        others = {stage.name: stage for stage in find_stages(in_training)}
+        others = {stage.name: stage for stage in find_stages(in_training).runs}
         stages = [stage for stage in stages if stage.name in others]
     coupling = couple(traced, stages, states, constants)
     if in_training is not None:
         extra = couple(in_training, [others[stage.name] for stage in stages], states)
-    return _Freezing(model, coupling, extra).reading()
+    frozen = _Freezing(model, coupling, extra).reading()
+    return replace(frozen, fixed=(*frozen.fixed, *found.missed))
 
 
 def _counted(model: nn.Module, example: Example, batch: int | None) -> int:
