@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 import transprune
 from transprune.reading.inspection import inspect
+from transprune.reading.trace import attention_in_parts
 from transprune.shrinking.shrink import shrink
 from transprune.shrinking.traced_network import TracedNetwork
 from transprune.tas.sampling import ArchitectureParameters, Selection
@@ -233,7 +234,8 @@ def checked(case: Case) -> dict[str, object]:
     with torch.no_grad():
         for count in (2, 5, 16):
             inputs = case.inputs(count)
-            wanted = network(*inputs)
+            with attention_in_parts():
+                wanted = network(*inputs)
             gap = float((supernet.eval()(full, *inputs) - wanted).abs().max() / wanted.abs().max())
             found[f"gap{count}"] = gap if gap > 1e-5 else 0
     parameters = ArchitectureParameters(space)

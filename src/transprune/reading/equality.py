@@ -21,7 +21,18 @@ from transprune.reading.layouts import Sizes
 from transprune.reading.macs import counting
 from transprune.reading.networks import in_evaluation
 from transprune.reading.reading import Reading
-from transprune.reading.trace import Example, Trace, first_line, inputs_for, is_own, operator, source_line, trace
+from transprune.reading.rules import lookups
+from transprune.reading.trace import (
+    Example,
+    Trace,
+    attention_in_parts,
+    first_line,
+    inputs_for,
+    is_own,
+    operator,
+    source_line,
+    trace,
+)
 from transprune.runtime.seeds import seeded
 
 AGREEMENT = 1e-3
@@ -29,7 +40,8 @@ AGREEMENT = 1e-3
 ROUNDING = 1e-7
 """Difference that always counts as rounding: small outputs may be what is left of larger numbers."""
 OTHER_BATCHES = (2, 3, 4)
-"""Batch sizes to try; the first that was not traced and that the model accepts is used."""
+"""Batch sizes to try; the first that was not traced and that the model accepts is used. Where entries are looked up by
+number, so is one above the traced size: a table that has an entry for each traced sample ends there."""
 
 
 def probes(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -44,8 +56,11 @@ def probes(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def outputs_of(network: Callable[..., Any], inputs: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors that a network returns; inputs stay as they are, and each call draws the same random numbers."""
-    with torch.no_grad(), seeded(0, "comparing"):
+    """The tensors that a network returns; inputs stay as they are, and each call draws the same random numbers.
+
+    Attention runs in parts, as it does when it is traced: its fused path gives zeros where padding is masked.
+    """
+    with torch.no_grad(), attention_in_parts(), seeded(0, "comparing"):
         returned = network(*(tensor.clone() for tensor in inputs))
     return [leaf for leaf in _pytree.tree_leaves(returned) if isinstance(leaf, Tensor)]
 
@@ -84,7 +99,18 @@ def check_samples(model: nn.Module, reading: Reading, example: Example) -> None:
     if traced is None or any(tensor.is_meta for tensor in (*inputs, *model.parameters())):
         return
     program = Program(reading)
-    for batch in (other for other in OTHER_BATCHES if other != traced):
+    has_lookups = any(step.operator in lookups.RULES and step.operator != "embedding" for step in program.steps)
+    for sizes in (OTHER_BATCHES, (traced + 1,) if has_lookups else ()):
+        _check_one_of(model, reading, program, inputs, [size for size in sizes if size != traced])
+
+
+def _check_one_of(
+    model: nn.Module, reading: Reading, program: Program, inputs: tuple[Tensor, ...], sizes: Sequence[int]
+) -> None:
+    """Checks the first batch size that the model accepts, as `check_samples` does."""
+    traced = reading.trace.batch
+    assert traced is not None
+    for batch in sizes:
         tried = probes(_of_samples(inputs, batch))
         try:
             expected = outputs_of(in_evaluation(model), tried)

@@ -16,7 +16,8 @@ def index(call: Call) -> Any:
     places = [place for place, number in enumerate(numbers) if number is not None]
     by_number = [call.axes_of(numbers[place]) or [] for place in places]
     for place in places:
-        call.fix(axes[place], "reads it by number")
+        if not call.coupling.may_count_samples(axes[place]):  # else the numbers are those of the samples
+            call.fix(axes[place], "reads it by number")
     if not places:
         return fixed_result(call)
     rest = [axis for place, axis in enumerate(axes) if place not in places]

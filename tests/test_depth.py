@@ -1,0 +1,272 @@
+"""Runs of blocks: which are found, what leaving blocks out gives, and why others are not searched."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import oracles
+from small_networks import CLASSES
+from test_any_network import assert_close, outputs_of
+from transprune.architecture import Architecture
+from transprune.reading.inspection import inspect
+from transprune.reading.macs import count_macs
+from transprune.shrinking.shrink import shrink
+from transprune.shrinking.traced_network import TracedNetwork
+from transprune.tas.sampling import ArchitectureParameters, Selection
+from transprune.tas.supernet import Supernet
+
+WIDTH, HEADS, TOKENS = 8, 2, 5
+OUTSIDE = ("mask", "table", "memory", "time")
+
+
+class Block(nn.Module):
+    """A block that reads what comes in and any of the things that no block makes."""
+
+    def __init__(self, kind: str, reads: frozenset[str]) -> None:
+        super().__init__()
+        self.kind, self.reads = kind, reads
+        self.norm, self.first, self.second = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 12), nn.Linear(12, WIDTH)
+        self.query, self.key = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.scale = nn.Linear(3, 12)
+
+    def branch(self, tokens: Tensor, given: dict[str, Tensor]) -> Tensor:
+        found = self.first(tokens)
+        if "time" in self.reads:
+            found = found * self.scale(given["time"])[:, None]
+        found = self.second(found.relu())
+        if "table" in self.reads:
+            found = found * given["table"]
+        if self.reads & {"mask", "memory"}:
+            memory = given["memory"] if "memory" in self.reads else tokens
+            weights = self.query(found) @ self.key(memory).transpose(1, 2)
+            if "mask" in self.reads and "memory" not in self.reads:
+                weights = weights + given["mask"]
+            found = found + weights.softmax(-1) @ memory
+        return found
+
+    def forward(self, tokens: Tensor, given: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        if self.kind == "before":
+            tokens = tokens + self.branch(self.norm(tokens), given)
+        elif self.kind == "after":
+            tokens = self.norm(tokens + self.branch(tokens, given))
+        else:
+            tokens = self.branch(tokens, given)
+        return tokens, tokens.mean()  # as a cache that nobody reads
+
+
+class Stack(nn.Module):
+    """A stem, a run of blocks and a head. The blocks share what is made of the second input."""
+
+    def __init__(
+        self, blocks: int, kind: str = "before", reads: frozenset[str] = frozenset(OUTSIDE), way: str = "loop"
+    ):
+        super().__init__()
+        self.way, self.reads = way, reads
+        self.stem, self.head = nn.Linear(3, WIDTH), nn.Linear(WIDTH, CLASSES)
+        self.memory, self.table = nn.Linear(3, WIDTH), nn.Parameter(torch.randn(TOKENS, WIDTH))
+        self.blocks = nn.ModuleList(Block(kind, reads) for _ in range(blocks))
+
+    def given(self, images: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        if "mask" in self.reads:
+            is_there = torch.arange(TOKENS, device=lengths.device) < lengths[:, None]
+            found["mask"] = (~is_there[:, None]).float() * -1e4
+        if "table" in self.reads:
+            found["table"] = self.table.cos()
+        if "memory" in self.reads:
+            found["memory"] = self.memory(images.flip(1))
+        if "time" in self.reads:
+            found["time"] = images.mean(1)
+        return found
+
+    def forward(self, images: Tensor, lengths: Tensor) -> Tensor:
+        tokens, given = self.stem(images), self.given(images, lengths)
+        if self.way == "slice":
+            for block in self.blocks[: len(self.blocks)]:
+                tokens = block(tokens, given)[0]
+        else:
+            for block in self.blocks:
+                tokens, _ = block(tokens, given)
+        return self.head(tokens.mean(1))
+
+
+def inputs(samples: int) -> tuple[Tensor, Tensor]:
+    drawn = torch.Generator().manual_seed(samples)
+    return torch.randn(samples, TOKENS, 3, generator=drawn), 1 + torch.arange(samples) % TOKENS
+
+
+def stack(blocks: int, *choices: object) -> Stack:
+    torch.manual_seed(0)
+    return Stack(blocks, *choices).eval()
+
+
+def without(network: Stack, kept: list[int]) -> Stack:
+    """The network written with fewer blocks."""
+    smaller = copy.deepcopy(network)
+    smaller.blocks = nn.ModuleList(smaller.blocks[place] for place in kept)
+    return smaller
+
+
+@settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    blocks=st.integers(2, 4),
+    kind=st.sampled_from(["before", "after", "plain"]),
+    reads=st.frozensets(st.sampled_from(OUTSIDE)),
+    way=st.sampled_from(["loop", "slice"]),
+    depth=st.integers(1, 4),
+)
+def test_blocks_may_read_what_no_block_makes(blocks, kind, reads, way, depth):
+    network = stack(blocks, kind, reads, way)
+    space = inspect(network, inputs(2))
+    [stage] = space.stages
+    assert stage.blocks == tuple(f"blocks.{place}" for place in range(blocks))
+    assert space.macs(space.full_architecture()) == count_macs(network, inputs(2))
+
+    supernet = Supernet(network, space, inputs(2))
+    for samples in (1, 3, 16):
+        found = supernet(Selection.of(space, space.full_architecture()), *inputs(samples))
+        assert_close([found], outputs_of(network, inputs(samples)), 1e-4)
+    parameters = ArchitectureParameters(space)
+    supernet.train()(parameters.sample(temperature=1.0), *inputs(16)).square().sum().backward()
+    assert all(each.grad is not None and each.grad.isfinite().all() for each in parameters.parameters())
+
+    depth = min(depth, blocks)
+    architecture = Architecture(depths={"blocks": depth})
+    student = shrink(network, architecture, inputs(2), reading=space.reading)
+    assert type(student) is Stack
+    for samples in (1, 16):
+        assert torch.equal(student(*inputs(samples)), without(network, list(range(depth)))(*inputs(samples)))
+    assert count_macs(student, inputs(2)) == space.macs(architecture)
+    assert oracles.count_parameters(student) == space.params(architecture)
+
+
+class OneForAll(Stack):
+    """Runs one block again and again."""
+
+    def forward(self, images: Tensor, lengths: Tensor) -> Tensor:
+        tokens, given = self.stem(images), self.given(images, lengths)
+        for _ in range(3):
+            tokens, _ = self.blocks[0](tokens, given)
+        return self.head(tokens.mean(1))
+
+
+class Tapped(Stack):
+    """Reads what each block hands on."""
+
+    def forward(self, images: Tensor, lengths: Tensor) -> Tensor:
+        tokens, given = self.stem(images), self.given(images, lengths)
+        total = tokens
+        for block in self.blocks:
+            tokens, _ = block(tokens, given)
+            total = total + tokens
+        return self.head(total.mean(1))
+
+
+class PassedOn(Stack):
+    """Its blocks hand on two tensors."""
+
+    def forward(self, images: Tensor, lengths: Tensor) -> Tensor:
+        tokens, given = self.stem(images), self.given(images, lengths)
+        for block in self.blocks:
+            tokens, cache = block(tokens, given)
+            given = {**given, "time": given["time"] + cache}
+        return self.head(tokens.mean(1))
+
+
+class Halving(Stack):
+    """Every block but the first gets half of what the one before hands on."""
+
+    def forward(self, images: Tensor, lengths: Tensor) -> Tensor:
+        tokens, given = self.stem(images), self.given(images, lengths)
+        for block in self.blocks:
+            tokens = block(tokens, given)[0] * 0.5
+        return self.head(tokens.mean(1))
+
+
+class Tied(Stack):
+    """Its blocks share a layer."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__(blocks)
+        for block in self.blocks[1:]:
+            block.second.weight = self.blocks[0].second.weight
+
+
+class SideBySide(Stack):
+    """Its blocks all read the same, so that they are no run."""
+
+    def forward(self, images: Tensor, lengths: Tensor) -> Tensor:
+        tokens, given = self.stem(images), self.given(images, lengths)
+        return self.head(sum(block(tokens, given)[0] for block in self.blocks).mean(1))
+
+
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [
+        (lambda: OneForAll(1), "its only block 'blocks.0' runs several times, with the same weights"),
+        (lambda: Tapped(3), "something beside 'blocks.1' reads the output of 'blocks.0'"),
+        (lambda: PassedOn(3), "'blocks.0' hands on 2 tensors rather than one"),
+        (lambda: Halving(3), "'blocks.1' does not read the output of 'blocks.0'"),
+        (lambda: Tied(3), "'blocks.0' shares parameters with other parts of the network"),
+    ],
+    ids=lambda each: "" if isinstance(each, str) else None,
+)
+def test_what_looks_like_a_run_of_blocks_and_is_not_searched_is_listed(network, reason):
+    space = inspect(network().eval(), inputs(2))
+    assert space.stages == ()
+    assert {each.name: each.reason for each in space.fixed}.get("blocks") == reason
+
+
+def test_blocks_side_by_side_do_not_look_like_a_run():
+    space = inspect(SideBySide(3).eval(), inputs(2))
+    assert "blocks" not in {each.name for each in space.fixed}
+
+
+class Positions(nn.Module):
+    """Looks up its positions by the number of each sample, as transformers do that are given no mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(3, WIDTH), nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        samples, tokens = images.shape[:2]
+        positions = torch.arange(tokens)[None].expand(samples, -1)
+        found = positions[torch.arange(samples)[:, None], torch.arange(tokens)[None]]
+        return self.head((self.stem(images) * found[..., None].cos()).mean(1))
+
+
+def test_a_table_with_an_entry_for_each_sample_follows_their_number():
+    network = Positions().eval()
+    space = inspect(network, inputs(2)[0])
+    supernet = Supernet(network, space, inputs(2)[0])
+    for samples in (1, 12, 40):
+        found = supernet(Selection.of(space, space.full_architecture()), inputs(samples)[0])
+        assert_close([found], outputs_of(network, inputs(samples)[:1]), 1e-4)
+
+
+class Padded(nn.Module):
+    """Torch's own encoder, which gives zeros for padded tokens where nothing is learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 12, batch_first=True, dropout=0.0)
+        self.stem, self.head = nn.Linear(3, WIDTH), nn.Linear(WIDTH, CLASSES)
+        self.encoder = nn.TransformerEncoder(layer, 3)
+
+    def forward(self, images: Tensor, lengths: Tensor) -> Tensor:
+        is_padded = torch.arange(TOKENS) >= lengths[:, None]
+        return self.head(self.encoder(self.stem(images), src_key_padding_mask=is_padded).mean(1))
+
+
+def test_an_encoder_with_a_padding_mask_keeps_its_class():
+    network = Padded().eval()
+    space = inspect(network, inputs(5))
+    [stage] = space.stages
+    student = shrink(network, Architecture(depths={stage.name: 2}), inputs(5), reading=space.reading)
+    assert not isinstance(student, TracedNetwork)
+    assert len(student.encoder.layers) == 2
