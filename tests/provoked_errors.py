@@ -27,6 +27,7 @@ from torch import nn
 
 import oracles
 import transprune
+from fake_run import fake_run
 from hard_networks import FlattenedToANumber
 from small_networks import ConvNorm, example, plain, staged
 from transprune import space as spaces
@@ -60,6 +61,7 @@ from transprune.reading.inspection import inspect
 from transprune.reading.reading import read
 from transprune.reading.rules import RULES
 from transprune.reports.run_record import read_record
+from transprune.reports.watch import watch_server
 from transprune.runs import RunOptions, Tracking, open_run, plan_run, prepare, resume_run
 from transprune.runs.compression import _probabilities, derive_run
 from transprune.runs.material import collect
@@ -748,6 +750,7 @@ ways(
     code_changed=lambda place: changed_code(place, resume_run),
     inspect_size=lambda _: InspectCommand(model="resnet20", input_size=(3, 0, 8))(),
     compare_nothing=lambda _: CompareCommand(runs=())(),
+    watch_port=lambda folder: watch_server(fake_run(folder / "run", until="config"), 70_000),
     preset=lambda _: transprune.get_preset("quik"),
     resume_and_overwrite=lambda place: prepare(OPTIONS, place, resume=True, overwrite=True),
     partial_alone=lambda place: prepare(options(weights_partial=True), place, device="cpu"),

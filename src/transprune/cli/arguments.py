@@ -18,6 +18,7 @@ from transprune.cli.commands import (
     InspectCommand,
     MeasureCommand,
     ReportCommand,
+    WatchCommand,
 )
 from transprune.cli.completion import CompletionCommand
 from transprune.cli.jobs import (
@@ -53,6 +54,7 @@ COMMANDS: dict[str, Any] = {
     "export": ExportCommand,
     "measure": MeasureCommand,
     "report": ReportCommand,
+    "watch": WatchCommand,
     "compare": CompareCommand,
     "inspect": InspectCommand,
     "completion": CompletionCommand,

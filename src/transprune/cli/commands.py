@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -141,6 +142,24 @@ class ReportCommand(OnRun):
 
     def __call__(self) -> None:
         print(f"wrote {runs.write_any_report(self.run)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchCommand(OnRun):
+    """Show the report of a run that goes on in a browser on this machine, until Ctrl-C.
+
+    transprune watch runs/first
+    """
+
+    port: int = 8765
+    """A port of this machine; 0: any that is free."""
+
+    def __call__(self) -> None:
+        from transprune.reports.watch import LOOPBACK, watch_server
+
+        with watch_server(self.run, self.port) as server, suppress(KeyboardInterrupt):
+            print(f"http://{LOOPBACK}:{server.server_port} (Ctrl-C ends it)", flush=True)
+            server.serve_forever()
 
 
 @dataclass(frozen=True, kw_only=True)

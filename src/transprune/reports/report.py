@@ -62,8 +62,17 @@ def write_report(run_dir: Path) -> Path:
     Raises:
         RunFolderError: The folder is missing or not a run, a file is malformed, or there is nothing to report yet.
     """
-    record = read_record(run_dir)
-    return RunFolder.open(run_dir).write_text("report.html", render("report.html.j2", **_context(record)))
+    page = report_page(run_dir)
+    return RunFolder.open(run_dir).write_text("report.html", page)
+
+
+def report_page(run_dir: Path) -> str:
+    """The page of a run as its folder is now.
+
+    Raises:
+        RunFolderError: As of `write_report`.
+    """
+    return render("report.html.j2", **_context(read_record(run_dir)))
 
 
 def _context(record: RunRecord) -> dict[str, Any]:
