@@ -4,7 +4,11 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 import transprune
+
+pytestmark = pytest.mark.usefixtures("few_digits")
 
 README = Path(__file__).parent.parent / "README.md"
 

@@ -35,7 +35,7 @@ from small_networks import (
 from transprune.architecture import Architecture
 from transprune.errors import DataError, ModelError, OptionError, SpaceError
 from transprune.models.residual import ResidualSum
-from transprune.models.resnet import resnet
+from transprune.models.resnet import ResNet, ResNetShape, resnet
 from transprune.reading.inspection import inspect
 from transprune.reading.macs import count_macs
 from transprune.reading.reading import Reading, read
@@ -252,13 +252,13 @@ def described(network: nn.Module) -> list[tuple[str, type, bool]]:
     return [(name, type(module), module.training) for name, module in network.named_modules()]
 
 
-@pytest.mark.parametrize(("depth", "seeds"), [(20, range(12)), (32, range(6)), (164, range(2))])
-def test_a_shrunk_resnet_counts_to_the_integers_of_its_space(depth, seeds):
+@pytest.mark.parametrize(("block", "blocks"), [("basic", (3, 3, 3)), ("bottleneck", (2, 3, 2))])
+def test_a_shrunk_resnet_counts_to_the_integers_of_its_space(block, blocks):
     images = torch.zeros(1, 3, 32, 32, device="meta")
     with torch.device("meta"):
-        network = resnet(depth)
+        network = ResNet(ResNetShape.uniform("cifar", block, blocks))
     space = inspect(network, images)
-    for seed in seeds:
+    for seed in range(6):
         architecture = space.random_architecture(seed)
         student = shrink(network, architecture, images, reading=space.reading)
         assert count_by_hand(student, images) == space.macs(architecture)
