@@ -42,12 +42,15 @@ def main() -> None:
         found["teacher"] = transprune.evaluate(model, data).top1
     for seed in asked.seeds:
         scores: tuple[transprune.Scores, ...] = ()
+        space: transprune.SearchSpace | None = None
         for budget in asked.budgets:
             if (seed, budget) in known:
                 continue
             begun, is_derived = time.process_time(), bool(scores)
-            made = transprune.compress(model, data, budget, samples=asked.samples, scores=scores, seed=seed)
-            seconds, scores = time.process_time() - begun, made.scores
+            made = transprune.compress(
+                model, data, budget, samples=asked.samples, space=space, scores=scores, seed=seed
+            )
+            seconds, scores, space = time.process_time() - begun, made.scores, made.space
             found["results"].append(
                 {
                     "seed": seed,
