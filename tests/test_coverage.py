@@ -13,7 +13,6 @@ from small_networks import example, plain
 from zeroing import kept_indices, zeroed
 
 SAMPLE = (
-    "torchvision/resnet18",
     "torchvision/ResNet-resnext",
     "torchvision/squeezenet1_1",
     "torchvision/mnasnet0_5",

@@ -122,7 +122,7 @@ def test_equal_probabilities_leave_only_the_budget_to_keep():
         check_against_brute_force(space, costs, probabilities, target, NEARLY_FULL)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.floats(-40, 40), min_size=18, max_size=18),
     st.floats(0, 1),
@@ -253,7 +253,7 @@ def random_limits(space, costs, kinds, draw):
     ]
 
 
-@pytest.mark.parametrize("first", range(0, 200, 25))
+@pytest.mark.parametrize("first", range(0, 100, 25))
 def test_on_random_spaces_with_one_or_several_budgets_it_equals_brute_force(first):
     for seed in range(first, first + 25):
         draw, space = random.Random(seed), random_space(seed)
@@ -271,7 +271,7 @@ def test_on_random_spaces_with_one_or_several_budgets_it_equals_brute_force(firs
 
 
 @pytest.mark.parametrize("fill", [0.0, NEARLY_FULL])
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(16))
 def test_without_time_it_still_keeps_every_budget_and_claims_nothing_false(seed, fill):
     draw, space = random.Random(seed), random_space(seed)
     costs = [oracles.all_costs(space, kind) for kind in (MACS, PARAMS)]

@@ -132,7 +132,7 @@ def assembled(ways: list[tuple[str, str]], *, is_flattened: bool) -> nn.Module:
 
 
 @settings(
-    max_examples=24,
+    max_examples=16,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
