@@ -9,7 +9,7 @@ import dataclasses
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -37,22 +37,39 @@ from transprune.training.train import Fit
 CPU = torch.device("cpu")
 
 
-def together(work: Callable[..., Any], count: int = 2, *, backend: str = "gloo") -> list[Any]:
-    """What a function of this module gives in each process of a job."""
+Work = tuple[str, Callable[[], Any]]
+"""The backend of a job, and a function of this module."""
+
+
+def together(*works: Work, count: int = 2) -> tuple[list[list[Any]], Exception | None]:
+    """What each work gives in each process of a job of its own, and the error that ended the last of them.
+
+    The jobs follow each other in the same processes, since to start these takes longer than most of the work.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_work, (work, count, folder, backend), nprocs=count)
-        return [torch.load(Path(folder) / str(rank), weights_only=False) for rank in range(count)]
+        ended = None
+        try:
+            multiprocessing.spawn(_work, (works, count, folder), nprocs=count)
+        except Exception as error:
+            ended = error
+        done = [[Path(folder) / f"{number}-{rank}" for rank in range(count)] for number in range(len(works))]
+        whole = [files for files in done if all(file.exists() for file in files)]
+        if ended is not None and len(whole) < len(works) - 1:
+            raise ended
+        return [[torch.load(file, weights_only=False) for file in files] for files in whole], ended
 
 
-def _work(rank: int, work: Callable[..., Any], count: int, folder: str, backend: str) -> None:
+def _work(rank: int, works: Sequence[Work], count: int, folder: str) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group(backend, init_method=f"file://{folder}/meet", rank=rank, world_size=count)
-    torch.save(work(), Path(folder) / str(rank))
-    torch.distributed.destroy_process_group()
-    end = time.monotonic() + 10
-    while _gloo_threads():  # one that has just ended may be there for a moment
-        assert time.monotonic() < end, "threads that outlive the job may abort the interpreter when it ends"
-        time.sleep(0.01)
+    for number, (backend, work) in enumerate(works):
+        meeting = f"file://{folder}/meet{number}"
+        torch.distributed.init_process_group(backend, init_method=meeting, rank=rank, world_size=count)
+        torch.save(work(), Path(folder) / f"{number}-{rank}")
+        torch.distributed.destroy_process_group()
+        end = time.monotonic() + 10
+        while _gloo_threads():  # one that has just ended may be there for a moment
+            assert time.monotonic() < end, "threads that outlive the job may abort the interpreter when it ends"
+            time.sleep(0.01)
 
 
 def _gloo_threads() -> list[str]:
@@ -65,7 +82,7 @@ def _gloo_threads() -> list[str]:
 
 
 def everything() -> dict[str, Any]:
-    """All of the work below, since to start processes takes longer than their work."""
+    """All of the work below but the last."""
     works = (
         exchanges,
         step_of_fit,
