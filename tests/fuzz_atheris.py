@@ -26,8 +26,8 @@ with atheris.instrument_imports(include=["transprune"]):
     from transprune.data import load_data
     from transprune.errors import TranspruneError
     from transprune.models.by_name import build_model, is_user_model
+    from transprune.options import get_preset
     from transprune.runs import RunOptions
-    from transprune.runs.run_options import get_preset
     from transprune.runtime import Checkpoints, RunFolder, choose_device, read_journal
     from transprune.runtime.configuration import to_toml
     from transprune.space import SearchSpace

@@ -16,9 +16,8 @@ from transprune.errors import BudgetError, LatencyError
 from transprune.latency import performance
 from transprune.latency.backends import BACKENDS
 from transprune.latency.measurement import measure_latency
-from transprune.options import LatencyOptions, MeasureOptions
+from transprune.options import LatencyOptions, MeasureOptions, get_preset
 from transprune.reading.inspection import inspect
-from transprune.runs.run_options import get_preset
 from transprune.runtime import read_journal
 from transprune.searching.search import search
 from transprune.shrinking.shrink import shrink

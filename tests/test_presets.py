@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from transprune.errors import OptionError
-from transprune.runs.run_options import PRESETS, get_preset
+from transprune.options import PRESETS, get_preset
 
 PAGE = (Path(__file__).parent.parent / "docs" / "presets.md").read_text()
 ROWS = [

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import transprune
+from transprune.options import PRESETS
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 
@@ -23,7 +24,7 @@ def test_the_example_is_short_and_ends_within_the_budget(capsys, monkeypatch):
     parts = {
         part: replace(getattr(quick, part), epochs=1, warm_up_epochs=0) for part in ("teacher", "search", "distill")
     }
-    monkeypatch.setattr(transprune, "get_preset", {"quick": replace(quick, **parts)}.get)
+    monkeypatch.setitem(PRESETS, "quick", replace(quick, **parts))
     assert len([line for line in example.splitlines() if line.strip()]) <= 10
     names = {}
     exec(compile(example, "README.md", "exec"), names)

@@ -5,8 +5,7 @@ depths are learned by transformable architecture search (Dong & Yang, 2019, arXi
 
     space = transprune.inspect(model, example)            # what can be chosen, and what it costs
     found = transprune.search(model, data, "macs=0.5")    # the architecture, learned
-    student = transprune.shrink(model, found.architecture, example, reading=space.reading)
-    student = transprune.distill(student, model, data)    # trained with the unpruned network as its teacher
+    student = transprune.distill(found.student, model, data)    # trained with the unpruned network as its teacher
 
 A trained network can do without the training: `transprune.compress(model, data, "macs=0.5").student`.
 """
@@ -48,13 +47,13 @@ if TYPE_CHECKING:
     from transprune.options import MeasureOptions as MeasureOptions
     from transprune.options import SearchOptions as SearchOptions
     from transprune.options import TrainingOptions as TrainingOptions
+    from transprune.options import get_preset as get_preset
     from transprune.reading.coupling import Call as Call
     from transprune.reading.inspection import inspect as inspect
     from transprune.reading.macs import count_macs as count_macs
     from transprune.reading.reading import Reading as Reading
     from transprune.reading.reading import read as read
     from transprune.reading.rules import register_rule as register_rule
-    from transprune.runs.run_options import get_preset as get_preset
     from transprune.runtime import Checkpoints as Checkpoints
     from transprune.scores.compress import compress as compress
     from transprune.scores.refit import repair as repair

@@ -5,10 +5,10 @@ They stand apart from the code that they control, so that parsing options and pr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from transprune.errors import OptionError
+from transprune.errors import OptionError, expected_one_of
 
 Precision = Literal["float32", "bfloat16", "float16"]
 """Number type in convolutions and matrix products; weights and statistics are always float32."""
@@ -65,7 +65,10 @@ class StepOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(StepOptions):
-    """How the weights of a network are trained. The defaults are the paper's for CIFAR."""
+    """How the weights of a network are trained. What is left out here is the paper's for CIFAR.
+
+    Where no options are given at all, the functions take the preset `medium`, as the command line does.
+    """
 
     epochs: int = 300
     """Passes over the training data."""
@@ -95,7 +98,7 @@ class TrainingOptions(StepOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationOptions(TrainingOptions):
-    """How a student is trained with a teacher. The defaults are the paper's."""
+    """How a student is trained with a teacher. What is left out is the paper's."""
 
     weight: float = 0.9
     """λ: share of the teacher in the loss; 0 trains on the targets alone. A task's own distillation loss ignores it."""
@@ -126,7 +129,10 @@ class CompressOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions(StepOptions):
-    """How an architecture is searched. The defaults are the paper's for CIFAR."""
+    """How an architecture is searched. What is left out here is the paper's for CIFAR.
+
+    Where no options are given at all, `search` takes the preset `medium`, as the command line does.
+    """
 
     epochs: int = 600
     """Passes over the part of the training data that the weights learn on."""
@@ -319,3 +325,109 @@ def check_warm_up(verb: str, epochs: int, warm_up_epochs: float) -> None:
             f"cannot {verb} with epochs={epochs} and warm_up_epochs={warm_up_epochs}: expected a warm-up of at least 0 "
             f"epochs that is shorter than the whole; where epochs are lowered, lower warm_up_epochs too"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """One recipe."""
+
+    summary: str
+    """What it is for and what it costs."""
+    teacher: TrainingOptions = field(default_factory=TrainingOptions)
+    search: SearchOptions = field(default_factory=SearchOptions)
+    distill: DistillationOptions = field(default_factory=DistillationOptions)
+    student: StudentStart = "scratch"
+    augment: AugmentationName = "standard"
+
+
+def _from_trained(*, epochs: int, batch_size: int) -> SearchOptions:
+    """A search that starts from the teacher's weights, in a supernet that keeps channel i as channel i.
+
+    Deviation: the paper's starts from new weights, undecided, and interpolates, which takes hundreds of epochs, and
+    decays the architecture parameters. At high sampling temperatures their gradients are so small that the decay holds
+    them at zero: a short search ends as undecided as it began (LOG.md, 2026-11-25).
+    """
+    return SearchOptions(
+        epochs=epochs,
+        batch_size=batch_size,
+        warm_up_epochs=1,
+        learning_rate=0.02,
+        architecture_learning_rate=None,
+        architecture_weight_decay=0.0,
+        sharpening=2.0,
+        alignment="pad",
+        start="model",
+        prior="scores",
+    )
+
+
+DEFAULT_PRESET = "medium"
+"""The recipe where none is named, in Python as on the command line."""
+
+PRESETS: dict[str, Preset] = {
+    "quick": Preset(
+        summary="a first look: resnet20 on digits in about a minute on 2 cores",
+        teacher=TrainingOptions(epochs=16, batch_size=64, warm_up_epochs=2, evaluate_every=4),
+        search=_from_trained(epochs=8, batch_size=32),
+        distill=DistillationOptions(epochs=16, batch_size=64, learning_rate=0.01, warm_up_epochs=2, evaluate_every=4),
+        student="repaired",
+    ),
+    "demo": Preset(
+        summary="the whole job in a few minutes: resnet20 on digits on 2 cores",
+        teacher=TrainingOptions(epochs=50, batch_size=64, warm_up_epochs=3),
+        search=_from_trained(epochs=30, batch_size=32),
+        distill=DistillationOptions(epochs=60, batch_size=64, learning_rate=0.01, warm_up_epochs=3),
+        student="repaired",
+    ),
+    "short": Preset(
+        summary="a few epochs of everything: hours become minutes, points of accuracy are lost",
+        teacher=TrainingOptions(epochs=5, batch_size=128, warm_up_epochs=1),
+        search=_from_trained(epochs=3, batch_size=128),
+        distill=DistillationOptions(epochs=5, batch_size=128, learning_rate=0.01, warm_up_epochs=1),
+        student="repaired",
+    ),
+    "medium": Preset(
+        summary="a tenth of the paper's epochs",
+        teacher=TrainingOptions(epochs=30, batch_size=128, warm_up_epochs=2),
+        search=_from_trained(epochs=30, batch_size=128),
+        distill=DistillationOptions(epochs=30, batch_size=128, learning_rate=0.01, warm_up_epochs=2),
+        student="repaired",
+    ),
+    "paper-cifar": Preset(
+        summary="the paper's settings for CIFAR: 300 epochs of training, 600 of search; meant for a GPU",
+        search=SearchOptions(depth_samples=None),
+    ),
+    "paper-imagenet": Preset(
+        summary="the paper's settings for ImageNet: 120 epochs of training, 115 of search; meant for several GPUs",
+        teacher=TrainingOptions(epochs=120, weight_decay=1e-4),
+        search=SearchOptions(epochs=115, warm_up_epochs=5, weight_decay=1e-4, depth_samples=None),
+        distill=DistillationOptions(epochs=120, weight_decay=1e-4),
+        augment="imagenet",
+    ),
+}
+
+
+def get_preset(name: str) -> Preset:
+    """The recipe of a name.
+
+    Raises:
+        OptionError: There is none of that name.
+    """
+    if name not in PRESETS:
+        raise OptionError(f"cannot use the preset {name!r}: {expected_one_of(name, PRESETS)}")
+    return PRESETS[name]
+
+
+def training_options(options: TrainingOptions | str) -> TrainingOptions:
+    """The options themselves, or those of a preset by its name."""
+    return get_preset(options).teacher if isinstance(options, str) else options
+
+
+def search_options(options: SearchOptions | str) -> SearchOptions:
+    """The options themselves, or those of a preset by its name."""
+    return get_preset(options).search if isinstance(options, str) else options
+
+
+def distillation_options(options: DistillationOptions | str) -> DistillationOptions:
+    """The options themselves, or those of a preset by its name."""
+    return get_preset(options).distill if isinstance(options, str) else options

@@ -32,7 +32,8 @@ from transprune.cli.jobs import (
     SearchCommand,
 )
 from transprune.errors import OptionError, expected_one_of
-from transprune.runs.run_options import DEFAULT_PRESET, preset_options, read_config
+from transprune.options import DEFAULT_PRESET
+from transprune.runs.run_options import preset_options, read_config
 
 DESCRIPTION = """Makes trained PyTorch networks smaller: widths and depths learned, within a budget.
 

@@ -61,7 +61,7 @@ class CompletionCommand:
 def options_of(kind: Any) -> Words:
     """The options of a command, with the values that each may take."""
     from transprune.data.sources import SPECIFICATIONS
-    from transprune.runs.run_options import PRESETS
+    from transprune.options import PRESETS
 
     untyped = {
         "--preset": tuple(PRESETS),

@@ -12,8 +12,8 @@ from transprune import runs
 from transprune.budget import points
 from transprune.cli.commands import AsJson, OnDevice, Step, Unprefixed, print_json
 from transprune.errors import OptionError
-from transprune.options import CompressOptions
-from transprune.runs.run_options import DEFAULT_PRESET, RunOptions, Safety, Tracking
+from transprune.options import DEFAULT_PRESET, CompressOptions
+from transprune.runs.run_options import RunOptions, Safety, Tracking
 
 if TYPE_CHECKING:
     from transprune.runs import Run

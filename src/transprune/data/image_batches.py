@@ -22,6 +22,7 @@ from transprune.data.augmentation import Augmentation, augment, random_boxes
 from transprune.data.encoded_images import Box, View, decode, fit_images, standard_view
 from transprune.data.splits import FileSplit, ImageData, MemorySplit, Split
 from transprune.errors import DataError, OptionError
+from transprune.runtime import choose_device
 from transprune.runtime.environment import available_cores
 from transprune.runtime.interruption import start_loading
 
@@ -129,7 +130,7 @@ def make_loader(
             f"least {least} images; start fewer processes, or choose a larger batch size"
         )
     plan = EpochPlan(samples=len(split), sizes=sizes, shuffle=train, seed=seed)
-    device = torch.device(device)
+    device = choose_device(device)
     return Loader(plan, _fetcher(split, data, train, device, workers), data, device, share)
 
 

@@ -16,6 +16,7 @@ from transprune.errors import LatencyError, OptionError, expected_one_of
 from transprune.latency.operator_networks import operator_inputs, operator_module, operator_onnx
 from transprune.latency.timed_operators import TimedOperator
 from transprune.options import LatencyOptions
+from transprune.runtime import choose_device
 from transprune.runtime.environment import environment
 from transprune.runtime.journal import quiet
 
@@ -140,7 +141,7 @@ def make_backend(options: LatencyOptions, device: torch.device | str = "cpu") ->
         raise OptionError(
             f"cannot measure latency with backend={options.backend!r}: {expected_one_of(options.backend, BACKENDS)}"
         )
-    return BACKENDS[options.backend](options, torch.device(device))
+    return BACKENDS[options.backend](options, choose_device(device))
 
 
 def network_onnx(network: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:

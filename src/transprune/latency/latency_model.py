@@ -12,7 +12,6 @@ account for them (`fit_correction`); all but `scale` may be negative.
 
 from __future__ import annotations
 
-import math
 import statistics
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -24,23 +23,13 @@ from transprune.architecture import Architecture
 from transprune.costs import Channels, Cost, Layer
 from transprune.errors import LatencyError
 from transprune.latency.timed_operators import TimedOperator
+from transprune.runtime.terminal import milliseconds
 from transprune.space import SearchSpace
 
 PREFERENCE = 1e-2
 """Weight of the preference for no correction; a measured network has weight 1."""
 FULL = 3.0
 """Weight of the full network."""
-
-
-def milliseconds(nanoseconds: float) -> str:
-    """Formats a time in milliseconds, with at least four digits.
-
-    Example:
-        >>> milliseconds(4_200_000), milliseconds(23_456)
-        ('4.200 ms', '0.02346 ms')
-    """
-    digits = 3 - math.floor(math.log10(nanoseconds / 1e6)) if nanoseconds > 0 else 0
-    return f"{nanoseconds / 1e6:,.{max(3, digits)}f} ms"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from transprune.options import LatencyOptions
 from transprune.reading.networks import unwrapped
 from transprune.reading.reading import Reading, read
 from transprune.reading.trace import Example
-from transprune.runtime import progress_bar
+from transprune.runtime import choose_device, progress_bar
 from transprune.shrinking.shrink import shrink
 from transprune.space import SearchSpace
 
@@ -54,7 +54,7 @@ def measure_latency(
     example: Example,
     options: LatencyOptions | None = None,
     *,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
 ) -> LatencyMeasurement:
     """The latency model of a search space on this machine, measured now or read from the cache.
 
@@ -65,7 +65,7 @@ def measure_latency(
         space: The search space that `inspect` read from it.
         example: An input batch, or a tuple of the forward's positional arguments; its first sample is used.
         options: What to measure, and how; None: the defaults.
-        device: Where torch computes, with the backend `torch`.
+        device: Where torch computes, with the backend `torch`; None: where the model is.
 
     Raises:
         ModelError: The model cannot be read.
@@ -74,7 +74,7 @@ def measure_latency(
         RunFolderError: The model cannot be cached.
     """
     options = options or LatencyOptions()
-    backend = make_backend(options, device)
+    backend = make_backend(options, choose_device(device, model))
     model = unwrapped(model)
     reading = read(model, example, space.reading)
     operators = operators_of(reading, space)
@@ -99,7 +99,7 @@ def trusted_latency(
     example: Example,
     options: LatencyOptions | None = None,
     *,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
 ) -> LatencyMeasurement:
     """`measure_latency`, for a search: fails if the model's error exceeds the bound.
 

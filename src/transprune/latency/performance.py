@@ -19,7 +19,7 @@ from transprune.exports.formats import export_program, onnx_bytes, pt2_bytes, ta
 from transprune.latency.backends import Backend, Call, OnnxRuntime, make_backend
 from transprune.latency.stopwatch import Latency, time_networks
 from transprune.options import BackendName, LatencyOptions, MeasureOptions
-from transprune.runtime import track
+from transprune.runtime import choose_device, track
 from transprune.runtime.environment import environment
 from transprune.runtime.tensors import encode_tensors
 from transprune.runtime.terminal import duration
@@ -51,7 +51,7 @@ def measure(
     example: Tensor,
     options: MeasureOptions | None = None,
     *,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
 ) -> list[Performance]:
     """Latency, throughput, peak memory and file size of networks, in torch and in onnxruntime (on the CPU).
 
@@ -62,12 +62,12 @@ def measure(
         networks: Networks by name, such as `{"teacher": …, "student": …}`; untouched.
         example: Images [batch, channels, rows, columns]; only the first is used.
         options: Batch size, threads and repeats; None: the defaults.
-        device: Where torch computes.
+        device: Where torch computes: a device or its name, or `auto`; None: where the first network is.
 
     Raises:
         ExportError: torch cannot export a network.
     """
-    options = options or MeasureOptions()
+    options, place = options or MeasureOptions(), choose_device(device, next(iter(networks.values()), None))
     with tempfile.TemporaryDirectory() as folder:
         subjects = [_Subject(name, network, example[:1].cpu(), Path(folder)) for name, network in networks.items()]
         batches = sorted({1, options.batch_size} if all(each.takes_any_batch for each in subjects) else {1})
@@ -75,7 +75,7 @@ def measure(
         return [
             found
             for runtime, batch in track(cases, "measure", len(cases))
-            for found in _measured(subjects, runtime, batch, options, torch.device(device))
+            for found in _measured(subjects, runtime, batch, options, place)
         ]
 
 

@@ -19,6 +19,7 @@ from transprune.errors import LatencyError
 from transprune.latency.backends import Backend, Call, make_backend
 from transprune.options import LEAST_REPEATS, LatencyOptions
 from transprune.reading.trace import Example, as_inputs, rebatched
+from transprune.runtime import choose_device
 
 Clock = Callable[[], int]
 Advance = Callable[[int], None]
@@ -55,7 +56,7 @@ def measure_latencies(
     example: Example,
     options: LatencyOptions | None = None,
     *,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
 ) -> dict[str, Latency]:
     """Times whole networks, which take turns.
 
@@ -63,7 +64,7 @@ def measure_latencies(
         networks: Networks by name, such as `{"teacher": …, "student": …}`; untouched.
         example: An input batch, or a tuple of the forward's positional arguments; its first sample is used.
         options: Backend, threads, batch size and repeats; each network runs twice as often as an operator.
-        device: Where torch computes, with the backend `torch`.
+        device: Where torch computes, with the backend `torch`; None: where the first network is.
 
     Returns:
         The latency of each network, by name.
@@ -71,8 +72,8 @@ def measure_latencies(
     Raises:
         LatencyError: A network cannot be exported for the backend, or cannot take a batch of this size.
     """
-    options = options or LatencyOptions()
-    backend, inputs = make_backend(options, device), as_batch(example, options.batch_size)
+    options, place = options or LatencyOptions(), choose_device(device, next(iter(networks.values()), None))
+    backend, inputs = make_backend(options, place), as_batch(example, options.batch_size)
     with backend.running():
         calls = [backend.network(copy.deepcopy(network).cpu().eval(), inputs) for network in networks.values()]
         return dict(zip(networks, time_networks(calls, backend, repeats=2 * options.repeats), strict=True))

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from transprune.latency.latency_model import milliseconds
 from transprune.reports.run_record import PHASES, RunRecord, number, part
 from transprune.tas.probabilities import UNDECIDED
+from transprune.runtime.terminal import milliseconds
 
 COST_NAMES = {"macs": "MACs", "params": "parameters", "latency": "latency"}
 PHASE_NAMES = {

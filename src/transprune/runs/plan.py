@@ -112,7 +112,8 @@ class Rehearsal:
         like = (phase.name, *(course.options.budget if phase is DISTILL else ()))
         if like not in self._times:
             with seeded(material.options.seed, "plan"):
-                loop = phase.loop(material, self._start(course, phase), self._setup.named(phase.name))
+                start = self._start(course, phase)
+                loop = phase.loop(material, start, self._setup.named(phase.name, start.network))
                 self._times[like] = time_steps(loop, steps=self._steps)
         return self._times[like]
 

@@ -21,7 +21,6 @@ from transprune.errors import StoppedError
 from transprune.latency.model_cache import load_model
 from transprune.models.weights import Weights
 from transprune.reading.reading import Reading, read
-from transprune.reports.words import amount
 from transprune.runs.material import data_of, model_of, weights_of
 from transprune.runs.run_options import MakeTracker, RunOptions, Safety
 from transprune.runtime import (
@@ -36,9 +35,8 @@ from transprune.runtime import (
     processes,
     read_journal,
 )
-from transprune.runtime.terminal import phase_progress
 from transprune.space import SearchSpace
-from transprune.training.loop import Loop, Setup
+from transprune.training.loop import Setup, described
 
 log = logging.getLogger("transprune.run")
 
@@ -171,28 +169,17 @@ class Run:
         if is_resumed:
             log.info("%s: goes on in epoch %d after step %d", name, state["epoch"], steps)
             self._compare_processes(name, before=len(state["processes"]))
-        with (
-            self.phase(name, earlier=state["total_seconds"], **details),
-            phase_progress(name, epochs, done) as progress,
-        ):
+        with self.phase(name, earlier=state["total_seconds"], **details):
 
             def on_epoch(figures: Mapping[str, Any]) -> None:
                 self.journal.record("epoch", **figures)
-                text = describe(figures)
-                log.info("%s: epoch %d of %d: %s", name, figures["epoch"], epochs, text)
-                progress.epoch(figures["epoch"], text, figures["seconds"])
-
-            def on_step(loop: Loop) -> None:
-                progress.step(
-                    loop.epoch, loop.steps, loop.steps_an_epoch, lambda: describe(loop.meter.evaluation().headline())
-                )
+                log.info("%s: epoch %d of %d: %s", name, figures["epoch"], epochs, described(figures))
 
             yield Setup(
                 seed=self.options.seed,
                 device=self.device,
                 phase=name,
                 on_epoch=on_epoch,
-                on_step=on_step,
                 checkpoints=self.checkpoints,
                 on_divergence=self.safety.on_divergence,
             )
@@ -229,23 +216,6 @@ def costs_in(folder: RunFolder, space: SearchSpace) -> Mapping[str, Cost]:
     """The costs, by kind, of the run in a folder."""
     model = load_model(folder.file("latency.json"), None, space)
     return COSTS if model is None else {**COSTS, model.kind: model}
-
-
-def describe(figures: Mapping[str, Any]) -> str:
-    """Formats the figures of an epoch as one short line."""
-    parts = [f"loss {figures['loss']:.3f}", f"top-1 {figures['top1']:.1f} %"]
-    for key, label in (("test_top1", "test"), ("validation_top1", "validation")):
-        if key in figures:
-            parts.append(f"{label} {figures[key]:.1f} %")
-    for key, value in figures.items():
-        kind = key.removeprefix("actual_")
-        if kind != key:
-            target = figures[f"target_{kind}"]
-            said = f"{kind} {amount(kind, value)}," if kind == "latency" else kind
-            parts.append(f"{said} {value / target:.2f} × budget (expected {figures[f'expected_{kind}'] / target:.2f})")
-    if "entropy" in figures:
-        parts.append(f"entropy {figures['entropy']:.2f}")
-    return "  ".join(parts)
 
 
 def record_start(run: Run) -> None:

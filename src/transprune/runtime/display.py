@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any, Self
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
+
+REDRAW_SECONDS = 0.3
+"""Seconds between two drawings in a notebook."""
 
 
 class Display(Progress):
@@ -39,6 +45,59 @@ class Display(Progress):
     def notify(self, text: str) -> None:
         """Shows a line with the next drawing; may be called in the middle of one."""
         self.notice = text
+
+
+class NotebookDisplay:
+    """The same in the output of a notebook's cell, which is drawn anew in place."""
+
+    lines: tuple[str, ...] = ()
+    notice = ""
+    """A line that stays."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[TaskID, dict[str, Any]] = {}
+        self._drawn = 0.0
+
+    def __enter__(self) -> Self:
+        from IPython.display import HTML, display
+
+        self._handle, self._html = display(HTML(""), display_id=True), HTML
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._draw()
+
+    def add_task(self, description: str, *, total: float | None, text: str) -> TaskID:
+        """Adds a bar."""
+        task = TaskID(len(self._tasks))
+        self._tasks[task] = {"description": description, "total": total, "completed": 0, "text": text}
+        self._draw()
+        return task
+
+    def update(self, task: TaskID, *, completed: float, text: str) -> None:
+        """Sets a bar; drawn at most a few times a second."""
+        self._tasks[task] |= {"completed": completed, "text": text}
+        if time.monotonic() - self._drawn >= REDRAW_SECONDS or completed == self._tasks[task]["total"]:
+            self._draw()
+
+    def remove_task(self, task: TaskID) -> None:
+        """Takes a bar away."""
+        self._tasks.pop(task)
+        self._draw()
+
+    def notify(self, text: str) -> None:
+        """Shows a line with the next drawing."""
+        self.notice = text
+
+    def _draw(self) -> None:
+        self._drawn = time.monotonic()
+        bars = [
+            f"{escape(task['description'])} <progress value='{task['completed']:g}' max='{task['total'] or 1:g}'>"
+            f"</progress> {task['completed']:g} of {task['total'] or '?'} {escape(task['text'])}"
+            for task in self._tasks.values()
+        ]
+        below = [f"<span style='opacity:.7'>{escape(line)}</span>" for line in (*self.lines, self.notice) if line]
+        self._handle.update(self._html("<br>".join([*bars, *below])))
 
 
 def print_boxed(title: str, columns: Sequence[str], cells: list[list[str]], is_right: list[bool]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import random
 import re
@@ -90,15 +91,22 @@ class KeptGenerator:
         self.generator.manual_seed(int.from_bytes(hashlib.sha256(state["state"].numpy().tobytes()).digest()[:4]))
 
 
-def choose_device(name: str = "auto") -> torch.device:
+def choose_device(name: torch.device | str | None = "auto", network: torch.nn.Module | None = None) -> torch.device:
     """Finds the device to compute on.
 
     Args:
-        name: `auto` (CUDA if available, otherwise the CPU), `cpu`, `cuda` (the current device) or `cuda:N`.
+        name: `auto` (CUDA if available, otherwise the CPU), `cpu`, `cuda` (the current device) or `cuda:N`; or a
+            device, which is taken as it is. None: where the network is.
+        network: What is to be computed; without weights it is nowhere, and None means `auto`.
 
     Raises:
         OptionError: The name is unknown, or the device does not exist.
     """
+    if name is None:
+        held = None if network is None else next(itertools.chain(network.parameters(), network.buffers()), None)
+        name = "auto" if held is None else held.device
+    if isinstance(name, torch.device):
+        return name
     if name == "auto":
         return choose_device("cuda" if torch.cuda.is_available() else "cpu")
     match = _DEVICE.fullmatch(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -15,7 +16,7 @@ from transprune.runtime import interruption, processes
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from transprune.runtime.display import Display
+    from transprune.runtime.display import Display, NotebookDisplay
 
 Item = TypeVar("Item")
 
@@ -28,7 +29,7 @@ SILENCE_SECONDS = 600.0
 """The same without a terminal, where each reading prints a plain line."""
 _NUMBER = re.compile(r"[-+−±]?[\d.,]*\d( ?[%×A-Za-z]+)?")
 """A figure with an optional unit, such as `-47.3 %`, `20,400,000` or `1.8 ms`."""
-_showing: list[Display] = []
+_showing: list[Display | NotebookDisplay] = []
 """The display on the terminal, if any; there can only be one, which inner bars join."""
 
 
@@ -39,6 +40,17 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {whole % 60} s" if minutes else f"{seconds:.1f} s"
+
+
+def milliseconds(nanoseconds: float) -> str:
+    """Formats a time in milliseconds, with at least four digits.
+
+    Example:
+        >>> milliseconds(4_200_000), milliseconds(23_456)
+        ('4.200 ms', '0.02346 ms')
+    """
+    digits = 3 - math.floor(math.log10(nanoseconds / 1e6)) if nanoseconds > 0 else 0
+    return f"{nanoseconds / 1e6:,.{max(3, digits)}f} ms"
 
 
 class TimeLeft:
@@ -76,7 +88,11 @@ class Bar:
     """
 
     def __init__(
-        self, description: str, total: int | None, display: Display | None = None, task: TaskID | None = None
+        self,
+        description: str,
+        total: int | None,
+        display: Display | NotebookDisplay | None = None,
+        task: TaskID | None = None,
     ) -> None:
         self._description, self._total, self._display, self._task = description, total, display, task
         self._done, self._left, self._spoke, self._moves = 0.0, TimeLeft(), time.monotonic(), 0
@@ -146,20 +162,27 @@ def track(iterable: Iterable[Item], description: str, total: int) -> Iterator[It
 
 
 def is_terminal() -> bool:
-    """Whether bars can be shown: this is the first process, and standard error a terminal with a movable cursor."""
+    """Whether bars can be shown: in a notebook, or on a terminal with a movable cursor; in the first process alone."""
     can_move = os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
-    return sys.stderr is not None and sys.stderr.isatty() and can_move and processes.is_first()
+    is_movable = sys.stderr is not None and sys.stderr.isatty() and can_move
+    return (is_movable or is_notebook()) and processes.is_first()
+
+
+def is_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return getattr(shell, "kernel", None) is not None
 
 
 @contextmanager
-def _display() -> Iterator[Display]:
+def _display() -> Iterator[Display | NotebookDisplay]:
     """The display on the terminal, or a new one."""
     if _showing:
         yield _showing[0]
         return
-    from transprune.runtime.display import Display
+    from transprune.runtime.display import Display, NotebookDisplay
 
-    with Display() as display:
+    with NotebookDisplay() if is_notebook() else Display() as display:
         _showing.append(display)
         interruption.tell.append(display.notify)
         try:

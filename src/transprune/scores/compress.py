@@ -18,6 +18,7 @@ from transprune.latency.measurement import trusted_latency
 from transprune.options import LEAST_SAMPLES, CompressOptions, LatencyOptions
 from transprune.reading.inspection import inspect
 from transprune.reading.networks import unwrapped
+from transprune.runtime import choose_device
 from transprune.scores.rounds import Compression, compress_by_scores
 from transprune.scores.score import Measure, Scores, ablation
 from transprune.space import SearchSpace
@@ -80,7 +81,7 @@ def compress(
     """
     CompressOptions(samples=samples)  # checks the number
     budgets = parse_budgets(budget)
-    model = unwrapped(model) if device is None else copy.deepcopy(unwrapped(model)).to(device)
+    model = unwrapped(model) if device is None else copy.deepcopy(unwrapped(model)).to(choose_device(device))
     task = task or classification()
     inputs = gather_samples(model, data, samples, task=task, seed=seed)
     example = tuple(each[:1].cpu() for each in inputs)

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,13 +17,14 @@ from transprune.architecture import Architecture
 from transprune.budget import Budget, Limit, parse_budgets
 from transprune.costs import COSTS, Cost
 from transprune.latency.measurement import trusted_latency
-from transprune.options import LatencyOptions, SearchOptions
+from transprune.options import DEFAULT_PRESET, LatencyOptions, SearchOptions, search_options
 from transprune.reading.inspection import inspect
 from transprune.reading.networks import unwrapped
-from transprune.runtime import processes, seeded
+from transprune.runtime import choose_device, processes, seeded
 from transprune.runtime.structures import on_device
 from transprune.scores.rounds import compress_by_scores
 from transprune.searching.contenders import Contender, best_of, contenders
+from transprune.shrinking.shrink import shrink
 from transprune.shrinking.sort import Importance
 from transprune.space import SearchSpace
 from transprune.tas.bilevel import Bilevel
@@ -58,13 +60,13 @@ def prior_from_scores(
     """
     if options.prior == "none" or options.start == "scratch":
         return None
-    setup, task = setup or Setup(), task or classification()
+    setup, task = (setup or Setup()).placed(model), task or classification()
     start = copy.deepcopy(unwrapped(model)).cpu()
 
     def scored() -> tuple[dict[str, Tensor], Architecture, Probabilities, tuple[Tensor, ...]]:
         with processes.alone(), seeded(setup.seed, "prior"):
             samples = first_samples(data, options, task, seed=setup.seed)
-            network = copy.deepcopy(start).to(setup.device)
+            network = copy.deepcopy(start).to(choose_device(setup.device))
             found = compress_by_scores(network, space, limits, samples, task=task)
         at_the_budget = found.scores[-1]
         lost = [each.lost for each in (*at_the_budget.groups, *at_the_budget.stages)]
@@ -127,9 +129,43 @@ class SearchResult:
     """What was compared at the end of a search that starts from scores: what it derived, and what is free."""
     history: tuple[Mapping[str, Any], ...] = ()
     """Figures of every epoch."""
-    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    model: nn.Module = field(repr=False)
+    """The network that was searched, its channels in the order in which they are cut."""
+    example: tuple[Tensor, ...] = field(repr=False)
+    """Inputs of the right shape."""
+    seed: int = field(repr=False)
+    """That of the search."""
+    device: torch.device = field(repr=False)
+    """Where it ran."""
+    has_trained_weights: bool = field(repr=False)
+    """Whether the search started from the model's weights."""
+    weights: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     """The supernet's weights as the architecture uses them, under the model's names and at its full widths. Where the
     search started from the model's weights, the channels stand in the order of their importance."""
+
+    @cached_property
+    def student(self) -> nn.Module:
+        """The smaller network, for `distill` to start from.
+
+        After a search that began with scores it is repaired without training, and can be used as it is. After another
+        one that started from the model's weights, it has those of the supernet, and its norms have seen no data; else
+        new weights, as in the paper.
+        """
+        origin, reading = copy.deepcopy(self.model).cpu(), self.space.reading
+        is_new = self.kept is None and not self.has_trained_weights
+        if self.kept is None and not is_new:
+            origin.load_state_dict(self.weights, strict=False)
+        with seeded(self.seed, "student"):
+            student = shrink(
+                origin, self.architecture, self.example, weights="scratch" if is_new else "inherit", reading=reading
+            )
+        if self.kept is not None:
+            student.load_state_dict(self.kept.student)
+        elif not is_new:
+            for module in student.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.reset_running_stats()
+        return student.to(self.device).eval()
 
     @property
     def kept(self) -> Contender | None:
@@ -162,7 +198,7 @@ def search(
     model: nn.Module,
     data: Data,
     budget: Budget | str | Sequence[Budget | str],
-    options: SearchOptions | None = None,
+    options: SearchOptions | str = DEFAULT_PRESET,
     *,
     space: SearchSpace | None = None,
     costs: Mapping[str, Cost] = COSTS,
@@ -177,14 +213,14 @@ def search(
         model: The network to make smaller.
         data: Samples to learn from.
         budget: What the smaller network may cost, such as `macs=0.5`; or several budgets, all of which are kept.
-        options: How to search.
+        options: How to search: figures, or the name of a preset, such as `quick` or `paper-cifar`.
         space: What may be chosen; None: all that `inspect` finds.
         costs: How each kind of cost is counted; MACs and parameters need nothing but the space.
         latency: How latency is measured where a budget speaks of it and `costs` does not; None: the defaults.
         task: Loss, metrics, and how a batch is taken apart; None: `classification()`.
         importance: How much each channel matters, for a search that starts from the model's weights: smaller widths
             keep those that matter most. None: what the options name. A prior has an order of its own.
-        setup: Seed, device, callbacks and checkpoints; None: the defaults.
+        setup: Seed, device, progress, callbacks and checkpoints; None: the defaults.
 
     Raises:
         BudgetError: The budget is malformed or out of the attainable range.
@@ -197,11 +233,11 @@ def search(
         ResourceError: Memory ran out, or a process that loads data died.
         StoppedError: A signal or the time limit of the checkpoints ended it.
     """
-    options, setup = options or SearchOptions(), (setup or Setup()).named("search")
+    options, setup = search_options(options), (setup or Setup()).named("search", model)
     budgets = parse_budgets(budget)
     space = space or inspect(copy.deepcopy(unwrapped(model)).cpu(), example_of(data))
     if any(each.kind == "latency" for each in budgets) and "latency" not in costs:
-        example, device = example_of(data), setup.device
+        example, device = example_of(data), choose_device(setup.device)
         measured = processes.from_first(lambda: trusted_latency(model, space, example, latency, device=device).model)
         costs = {**costs, "latency": measured}
     limits = tuple(each.limit(space, costs) for each in budgets)
@@ -246,5 +282,10 @@ def result_of(bilevel: Bilevel) -> SearchResult:
         spent=tuple(space.cost(limit.cost, architecture) for limit in limits),
         contenders=compared,
         history=tuple(bilevel.history),
+        model=bilevel.model if bilevel.prior is None else bilevel.prior.network,
+        example=bilevel.example,
+        seed=bilevel.setup.seed,
+        device=bilevel.device,
+        has_trained_weights=options.start == "model",
         weights=bilevel.plain_weights(architecture),
     )

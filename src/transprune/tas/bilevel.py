@@ -22,7 +22,7 @@ from transprune.models.residual import initialise
 from transprune.options import SearchOptions
 from transprune.reading.networks import unwrapped
 from transprune.reading.reading import read
-from transprune.runtime import KeptGenerator, processes
+from transprune.runtime import KeptGenerator, choose_device, processes
 from transprune.runtime.structures import on_device, tensors_in
 from transprune.shrinking.sort import Importance, magnitude, sort_channels
 from transprune.space import SearchSpace
@@ -72,13 +72,13 @@ class Bilevel(Loop):
         teacher: nn.Module | None = None,
         setup: Setup | None = None,
     ) -> None:
-        setup = (setup or Setup()).named("search")
-        device = torch.device(setup.device)
+        setup = (setup or Setup()).named("search", model)
+        device = choose_device(setup.device)
         task = task or classification()
         start, example = copy.deepcopy(unwrapped(prior.network if prior else model)).cpu(), example_of(data)
         space = replace(space, reading=read(start, example, space.reading))
         self.space, self.options, self.limits = space, options, tuple(limits)
-        self.example, self.prior = example, prior
+        self.model, self.example, self.prior = model, example, prior
         if options.start == "scratch":
             initialise(start)
         elif prior is None and (importance is not None or options.importance == "magnitude"):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from transprune.data import ImageData, make_loader
 from transprune.errors import DataError, OptionError, TranspruneError
-from transprune.runtime import processes
+from transprune.runtime import choose_device, processes
 from transprune.runtime.structures import outline
 from transprune.training.batches import Batch, Data, feed
 from transprune.training.faults import data_problem, plain_inputs
@@ -145,7 +145,7 @@ def evaluate(
     *,
     task: Task | None = None,
     batch_size: int = 256,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
 ) -> Evaluation:
     """Loss and metrics on the test part of a data set.
 
@@ -154,12 +154,12 @@ def evaluate(
         data: The data set.
         task: Loss, metrics, and how batches are split; None: `classification()`.
         batch_size: Images per forward, for `ImageData`.
-        device: Where to run.
+        device: Where to run: a device or its name, or `auto`; None: where the network is.
 
     Raises:
         DataError: The data cannot be read, or a batch does not suit the network.
     """
-    task, place = task or classification(), torch.device(device)
+    task, place = task or classification(), choose_device(device, network)
     batches = feed(data, "test", task, batch_size=batch_size, seed=0, device=place)
     placed = network.to(place)
     with evaluation_mode(placed):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -14,11 +15,17 @@ from torch import nn
 
 from transprune.errors import OptionError
 from transprune.options import Policy
-from transprune.runtime import Checkpoints, phase_seed, processes, random_states, set_random_states
+from transprune.runtime import Checkpoints, choose_device, phase_seed, processes, random_states, set_random_states
+from transprune.runtime.terminal import milliseconds, phase_progress
 from transprune.training.batches import Batch, Feed
 from transprune.training.evaluation import Meter
 from transprune.training.faults import Sentinel, explained
 from transprune.training.tasks import Task
+
+log = logging.getLogger("transprune.run")
+
+LONG = 100
+"""Epochs from which on it is said beforehand how many there are."""
 
 EpochCallback = Callable[[Mapping[str, Any]], None]
 """Called after every epoch with its figures; see `docs/journal.md` for their names."""
@@ -37,10 +44,12 @@ class Setup:
 
     seed: int = 0
     """Decides the order of samples, their augmentation, and which candidates a search draws."""
-    device: torch.device | str = "cpu"
-    """Where to compute."""
+    device: torch.device | str | None = None
+    """Where to compute: a device or its name, such as `cuda:1`, or `auto`; None: where the model is."""
     phase: str = ""
     """The name of the phase in figures and checkpoints; empty: `teacher` for `train`, `search`, or `distill`."""
+    progress: bool = True
+    """Whether progress is shown on standard error: a bar on a terminal and in a notebook, else a line an epoch."""
     on_epoch: EpochCallback | None = None
     """Called after every epoch."""
     on_step: StepCallback | None = None
@@ -54,9 +63,13 @@ class Setup:
         if self.on_divergence not in get_args(Policy):
             raise OptionError(f"cannot use on_divergence={self.on_divergence!r}: expected stop or skip")
 
-    def named(self, phase: str) -> Setup:
-        """This setup with a default for the name of its phase."""
-        return self if self.phase else replace(self, phase=phase)
+    def named(self, phase: str, model: nn.Module) -> Setup:
+        """This setup with defaults for the name of its phase, and for the device."""
+        return replace(self.placed(model), phase=self.phase or phase)
+
+    def placed(self, model: nn.Module) -> Setup:
+        """This setup with the device that it means for a model."""
+        return replace(self, device=choose_device(self.device, model))
 
 
 class Loop(ABC):
@@ -72,7 +85,7 @@ class Loop(ABC):
 
     def __init__(self, *, epochs: int, batches: Feed, task: Task, network: nn.Module, setup: Setup) -> None:
         self.setup, self.epochs, self.task = setup, epochs, task
-        self.phase, self.device = setup.phase, torch.device(setup.device)
+        self.phase, self.device = setup.phase, choose_device(setup.device, network)
         self.epoch = 1
         """The current epoch, from 1; between epochs, the next one."""
         self.steps = 0
@@ -129,6 +142,10 @@ class Loop(ABC):
             self.load_state_dict(state)
 
         def after_step() -> None:
+            if progress is not None:
+                progress.step(
+                    self.epoch, self.steps, self.steps_an_epoch, lambda: described(self.meter.evaluation().headline())
+                )
             if setup.on_step is not None:
                 setup.on_step(self)
             keep()
@@ -137,12 +154,25 @@ class Loop(ABC):
             if checkpoints is not None:
                 checkpoints.after_step(self.phase, self.state_dict)
 
-        with checkpoints.listening() if checkpoints is not None else nullcontext():
+        self._say_if_long()
+        with (
+            checkpoints.listening() if checkpoints is not None else nullcontext(),
+            phase_progress(self.phase, self.epochs, self.epoch - 1) if setup.progress else nullcontext() as progress,
+        ):
             while self.epoch <= self.epochs:
                 figures = self.run_epoch(after_step)
                 if setup.on_epoch is not None:
                     setup.on_epoch(figures)
+                if progress is not None:
+                    progress.epoch(figures["epoch"], described(figures), figures["seconds"])
                 keep()
+
+    def _say_if_long(self) -> None:
+        if self.epochs >= LONG and self.epoch == 1 and self.steps == 0 and processes.is_first():
+            log.warning(
+                "%s: %d epochs of %d steps lie ahead; the preset medium makes do with a tenth of the paper's epochs",
+                *(self.phase, self.epochs, self.steps_an_epoch),
+            )
 
     def run_epoch(self, after_step: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """Runs one epoch, or the rest of it after `load_state_dict`.
@@ -219,3 +249,27 @@ class Loop(ABC):
 
     def _all_parts(self) -> dict[str, Any]:
         return {"batches": self._batches, "sentinel": self.sentinel, **self.parts()}
+
+
+def described(figures: Mapping[str, Any]) -> str:
+    """The figures of an epoch, or of a part of one, as one short line."""
+    names = list(figures)
+    main = names[names.index("loss") + 1 : names.index("loss") + 2]
+    parts = [f"loss {figures['loss']:.3f}"]
+    for name in main if main != ["learning_rate"] else ():
+        parts.append(_shown(name, "top-1" if name == "top1" else name, figures[name]))
+        tested = [part for part in ("test", "validation") if f"{part}_{name}" in figures]
+        parts += [_shown(name, part, figures[f"{part}_{name}"]) for part in tested]
+    for key, value in figures.items():
+        kind = key.removeprefix("actual_")
+        if kind != key:
+            target = figures[f"target_{kind}"]
+            said = f"{kind} {milliseconds(value)}," if kind == "latency" else kind
+            parts.append(f"{said} {value / target:.2f} × budget (expected {figures[f'expected_{kind}'] / target:.2f})")
+    if "entropy" in figures:
+        parts.append(f"entropy {figures['entropy']:.2f}")
+    return "  ".join(parts)
+
+
+def _shown(metric: str, label: str, value: float) -> str:
+    return f"{label} {value:.1f} %" if metric == "top1" else f"{label} {value:.4g}"

@@ -13,9 +13,15 @@ from torch import Tensor, nn
 from transprune.errors import OptionError
 from transprune.kernels.feature_maps import use_channels_last_if_suited
 from transprune.kernels.norm_modes import average_norms
-from transprune.options import DistillationOptions, TrainingOptions
+from transprune.options import (
+    DEFAULT_PRESET,
+    DistillationOptions,
+    TrainingOptions,
+    distillation_options,
+    training_options,
+)
 from transprune.reading.networks import unwrapped
-from transprune.runtime import seeded
+from transprune.runtime import choose_device, seeded
 from transprune.runtime.structures import on_device
 from transprune.training.batches import Batch, Data, example_of, feed
 from transprune.training.evaluation import evaluate_batches, evaluation_mode
@@ -31,7 +37,7 @@ Teacher = nn.Module | Callable[..., Any]
 def train(
     network: nn.Module,
     data: Data,
-    options: TrainingOptions | None = None,
+    options: TrainingOptions | str = DEFAULT_PRESET,
     *,
     task: Task | None = None,
     setup: Setup | None = None,
@@ -41,9 +47,9 @@ def train(
     Args:
         network: The network to start from; untouched.
         data: Samples to learn from and to test on.
-        options: How to train; None: the defaults.
+        options: How to train: figures, or the name of a preset, such as `quick` or `paper-cifar`.
         task: Loss, metrics, and how batches are split; None: `classification()`.
-        setup: Seed, device, callbacks and checkpoints; None: the defaults.
+        setup: Seed, device, progress, callbacks and checkpoints; None: the defaults.
 
     Raises:
         DataError: The data cannot be read, or a batch cannot be split.
@@ -52,14 +58,14 @@ def train(
         ResourceError: Memory ran out, or a data worker died.
         StoppedError: A signal or the time limit of the checkpoints ended it.
     """
-    return _fitted(network, None, data, options or TrainingOptions(), task=task, setup=setup, phase="teacher")
+    return _fitted(network, None, data, training_options(options), task=task, setup=setup, phase="teacher")
 
 
 def distill(
     student: nn.Module,
     teacher: Teacher,
     data: Data,
-    options: DistillationOptions | None = None,
+    options: DistillationOptions | str = DEFAULT_PRESET,
     *,
     task: Task | None = None,
     setup: Setup | None = None,
@@ -73,14 +79,14 @@ def distill(
         student: The network to start from; untouched.
         teacher: The trained network to imitate; untouched. It need only run: TorchScript and functions serve too.
         data: As in `train`.
-        options: How to train; None: the defaults.
+        options: How to train: figures, or the name of a preset, such as `quick` or `paper-cifar`.
         task: As in `train`.
         setup: As in `train`.
 
     Raises:
         TranspruneError: As in `train`.
     """
-    return _fitted(student, teacher, data, options or DistillationOptions(), task=task, setup=setup, phase="distill")
+    return _fitted(student, teacher, data, distillation_options(options), task=task, setup=setup, phase="distill")
 
 
 def _fitted(
@@ -93,7 +99,7 @@ def _fitted(
     setup: Setup | None,
     phase: str,
 ) -> nn.Module:
-    setup = (setup or Setup()).named(phase)
+    setup = (setup or Setup()).named(phase, start)
     with seeded(setup.seed, setup.phase):
         fit = Fit(start, teacher, data, options, task or classification(), setup=setup)
         fit.run()
@@ -113,7 +119,8 @@ class Fit(Loop):
         *,
         setup: Setup,
     ) -> None:
-        device = torch.device(setup.device)
+        setup = setup.placed(start)
+        device = choose_device(setup.device)
         self.network = copy.deepcopy(unwrapped(start)).to(device)
         example = on_device(example_of(data), device)
         is_channels_last = use_channels_last_if_suited(self.network.train(), example)
