@@ -46,7 +46,7 @@ def half(space: SearchSpace) -> Limit:
 def prior_of(model: nn.Module, seed: int = 0) -> tuple[Prior, SearchSpace, Limit]:
     space = inspect(model, torch.zeros(1, 1, 4, 4))
     found = prior_from_scores(
-        model, two_colours(), SCORES, space=space, limits=[half(space)], setup=Setup(seed=seed).named("search")
+        model, two_colours(), SCORES, space=space, limits=[half(space)], setup=Setup(seed=seed, phase="search")
     )
     assert found is not None
     return found, space, half(space)

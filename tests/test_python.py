@@ -3,18 +3,23 @@
 import inspect
 import sys
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import transprune
 from test_prior import SCORES
 from test_searching import OPTIONS, Residual
 from test_training import SHORT, assert_same_state, small_network, two_colours
-from transprune.errors import OptionError
+from transprune.cli import main
+from transprune.errors import ExportError, ModelError, OptionError, RunFolderError
 from transprune.options import DEFAULT_PRESET, PRESETS, SearchOptions, TrainingOptions, search_options
+from transprune.runs.run_options import preset_options
 from transprune.runtime import choose_device
 from transprune.training import loop
 from transprune.training.loop import Setup
@@ -119,3 +124,121 @@ def test_the_student_of_another_search_has_new_weights_or_those_of_the_supernet(
     cut = transprune.shrink(origin, trained.architecture, torch.zeros(1, 1, 4, 4))
     for name, value in cut.named_parameters():
         assert torch.equal(value, trained.student.get_parameter(name)), name
+
+
+# --- runs in a folder, for any task
+
+
+NUMBERS = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+PAIRS = [TensorDataset(part, part[:, :1] * part[:, 1:2]) for part in (NUMBERS[:48], NUMBERS[48:])]
+LOADERS = DataLoader(PAIRS[0], batch_size=16, shuffle=True), DataLoader(PAIRS[1], batch_size=16)
+BRIEF = {
+    "search": replace(SCORES, epochs=1, warm_up_epochs=0),
+    "distill": transprune.DistillationOptions(epochs=1, warm_up_epochs=0, learning_rate=0.01),
+}
+
+
+def regressor(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 1))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("python") / "run"
+    return transprune.run(regressor(), LOADERS, "params=0.5", out, "quick", task=transprune.regression(), **BRIEF)
+
+
+def test_a_run_in_python_is_one_call_for_any_task(finished):
+    figures = finished.result["student"]
+    assert (
+        figures["params"]
+        == sum(each.numel() for each in finished.student.parameters())
+        <= finished.result["teacher"]["params"] / 2
+    )
+    assert finished.result["metrics"] == ["r2", "mse"]
+    assert figures["r2"] == pytest.approx(
+        transprune.evaluate(finished.student, LOADERS, task=transprune.regression()).r2
+    )
+    page = finished.report.read_text()
+    assert "Sequential on data" in page
+    assert ">r2<" in page.replace("\n", "")
+    assert "Top-1" not in page
+    assert (finished.path / "student.onnx").is_file()
+    loaded = transprune.load(finished.path, model=regressor(seed=1))
+    assert_same_state(loaded.state_dict(), finished.student.state_dict())
+    with pytest.raises(ModelError, match=r"its network was made in Python.*give it: load"):
+        transprune.load(finished.path)
+
+
+def test_the_same_call_goes_on_and_another_network_is_another_run(finished):
+    again = partial(
+        transprune.run,
+        data=LOADERS,
+        budget="params=0.5",
+        out=finished.path,
+        options="quick",
+        task=transprune.regression(),
+        **BRIEF,
+    )
+    assert_same_state(again(regressor()).student.state_dict(), finished.student.state_dict())
+    with pytest.raises(RunFolderError, match=r"another configuration"):
+        again(regressor(seed=1))
+
+
+def test_what_was_made_in_python_is_saved_as_a_run(tmp_path):
+    model, data = Residual(), two_colours()
+    found = transprune.search(model, data, "macs=0.5", SCORES)
+    saved = transprune.save(found.student, tmp_path / "run", teacher=model, found=found, data=data)
+    assert saved.result["student"]["macs"] == found.actual
+    assert saved.result["budgets"][0]["target"] == found.target
+    assert_same_state(transprune.load(saved.path, model=model).state_dict(), found.student.state_dict())
+    assert "top-1" in saved.report.read_text()
+    cut = transprune.shrink(model, found.architecture, torch.zeros(1, 1, 4, 4))
+    other = transprune.save(cut, tmp_path / "cut", teacher=model, found=found.architecture, data=data)
+    assert other.result["budgets"][0]["actual"] == found.actual
+    with pytest.raises(RunFolderError, match=r"student\.safetensors does not fit"):
+        transprune.save(model, tmp_path / "whole", teacher=model, found=found, data=data)
+
+
+def test_compression_without_training_is_one_call_too(tmp_path):
+    options = replace(preset_options("quick"), compress=transprune.CompressOptions(samples=48))
+    done = transprune.run(regressor(), LOADERS, "params=0.5", tmp_path / "run", options, task=transprune.regression())
+    assert done.result["is_trained"] is False
+    assert done.result["student"]["params"] <= done.result["teacher"]["params"] / 2
+
+
+def test_a_file_is_exported_by_its_name(tmp_path):
+    network = regressor()
+    for name in ("net.onnx", "net.pt2"):
+        assert transprune.export(network, NUMBERS[:4], tmp_path / name).stat().st_size > 1000
+    with pytest.raises(ExportError, match=r"expected a name that ends in \.onnx or \.pt2"):
+        transprune.export(network, NUMBERS[:4], tmp_path / "net.bin")
+
+
+OWN = """
+import torch, transprune
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
+def build():
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 1))
+def data():
+    numbers = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+    loader = DataLoader(TensorDataset(numbers, numbers[:, :1]), batch_size=16)
+    return loader, loader
+def task():
+    return transprune.regression()
+"""
+
+
+def test_the_command_line_takes_data_and_a_task_of_the_users(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(OWN)
+    given = ["own.py:build", "--data", "own.py:data", "--task", "own.py:task", "--budget", "params=0.5", "--out", "run"]
+    phases = ("teacher", "search", "distill")
+    short = [word for part in phases for word in (f"--{part}.epochs", "1", f"--{part}.warm-up-epochs", "0")]
+    main(["run", *given, "--preset", "quick", *short])
+    assert "r2" in capsys.readouterr().out
+    assert "mse" in (tmp_path / "run" / "report.html").read_text()
+    main(["evaluate", "run"])

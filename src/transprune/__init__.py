@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transprune.data import load_data as load_data
     from transprune.data import make_loader as make_loader
     from transprune.errors import TranspruneError as TranspruneError
+    from transprune.exports.formats import export as export
     from transprune.exports.load import load as load
     from transprune.latency.latency_model import LatencyModel as LatencyModel
     from transprune.latency.measurement import LatencyMeasurement as LatencyMeasurement
@@ -54,6 +55,10 @@ if TYPE_CHECKING:
     from transprune.reading.reading import Reading as Reading
     from transprune.reading.reading import read as read
     from transprune.reading.rules import register_rule as register_rule
+    from transprune.runs.steps import Finished as Finished
+    from transprune.runs.steps import report as report
+    from transprune.runs.steps import run as run
+    from transprune.runs.steps import save as save
     from transprune.runtime import Checkpoints as Checkpoints
     from transprune.scores.compress import compress as compress
     from transprune.scores.refit import repair as repair

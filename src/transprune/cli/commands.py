@@ -141,7 +141,7 @@ class ReportCommand(OnRun):
     """
 
     def __call__(self) -> None:
-        print(f"wrote {runs.write_any_report(self.run)}")
+        print(f"wrote {runs.report(self.run)}")
 
 
 @dataclass(frozen=True, kw_only=True)

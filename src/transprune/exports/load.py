@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,22 +36,22 @@ def load(run_dir: str | Path, *, model: nn.Module | None = None, reading: Readin
     folder.require("student.safetensors", made_by="distill")
     described, tensors = folder.read_json("architecture.json"), folder.read_tensors("student.safetensors")
     architecture = Architecture.from_json(described)
-    name, classes, image_size = _origin(folder, described)
+    origin = _origin(folder, described)
     held = sum(tensor.numel() for tensor in tensors.values())
-    if classes > held or math.prod(image_size) > LARGEST_IMAGE:
-        raise _misfit(folder, f"{classes} classes and images of {image_size} are too many for its {held} numbers")
-    unpruned = _build(folder, name, classes, image_size[0]) if model is None else model
+    if origin.classes > held or any(math.prod(shape) > LARGEST_IMAGE for shape, _ in origin.inputs):
+        raise _misfit(folder, f"{origin} is too much for its {held} numbers")
+    unpruned = _build(folder, origin) if model is None else model
     largest = max((size for tensor in (*tensors.values(), *unpruned.parameters()) for size in tensor.shape), default=1)
     for group, width in architecture.widths.items():
         if width > largest:
             raise _misfit(folder, f"the width of {group!r} is {width}, and no tensor is that large")
-    student = shrink(unpruned, architecture, torch.zeros(1, *image_size), reading=reading)
+    example = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in origin.inputs)
+    student = shrink(unpruned, architecture, example, reading=reading)
     difference = _difference(student.state_dict(), tensors)
     if difference and model is not None:
         raise ModelError(
             f"cannot rebuild the student of '{folder.path}': the model that was given does not fit its "
-            f"student.safetensors ({difference}); give the unpruned network that the run began with, for {classes} "
-            f"classes and {image_size[0]} image channels"
+            f"student.safetensors ({difference}); give the unpruned network that the run began with, for {origin}"
         )
     if difference:
         raise _misfit(folder, difference)
@@ -62,27 +63,56 @@ LARGEST_IMAGE = 2**26
 """Largest number of values in an example image, so that a damaged description cannot fill the memory."""
 
 
-def _origin(folder: RunFolder, described: Any) -> tuple[str, int, tuple[int, int, int]]:
-    """Name of the unpruned network, number of classes and image size.
+@dataclass(frozen=True, kw_only=True)
+class _Origin:
+    """The network that a student was cut from, as `architecture.json` describes it."""
+
+    name: str
+    inputs: tuple[tuple[tuple[int, ...], torch.dtype], ...]
+    """Shape [1, ...] and type of each."""
+    classes: int = 0
+    """0: it is no classifier of images."""
+
+    def __str__(self) -> str:
+        if self.classes:
+            return f"{self.classes} classes and {self.inputs[0][0][1]} image channels"
+        return " and ".join(f"{dtype} {list(shape)}" for shape, dtype in self.inputs)
+
+
+def _origin(folder: RunFolder, described: Any) -> _Origin:
+    """What a student was cut from.
 
     Raises:
-        RunFolderError: The description lacks them, or a newer version wrote it.
+        RunFolderError: The description lacks it, or a newer version wrote it.
     """
     found = described.get("format", 1)
     if found != 1:
         raise RunFolderError(f"cannot read '{folder.file('architecture.json')}': {newer_format(found, 1)}")
     try:
         origin = described["model"]
+        if "inputs" in origin:
+            inputs = tuple((tuple(map(int, each["shape"])), _dtype(each["dtype"])) for each in origin["inputs"])
+            if not inputs or min(min(shape, default=1) for shape, _ in inputs) < 1:
+                raise ValueError(f"inputs {origin['inputs']} have no sizes")
+            return _Origin(name=str(origin["name"]), inputs=inputs)
         classes = int(origin["classes"])
         channels, rows, columns = (int(size) for size in origin["input_size"])
         if min(classes, channels, rows, columns) < 1:
             raise ValueError(f"classes {classes} and input_size {channels, rows, columns} are no sizes")
-        return str(origin["name"]), classes, (channels, rows, columns)
+        shape = (1, channels, rows, columns)
+        return _Origin(name=str(origin["name"]), inputs=((shape, torch.float32),), classes=classes)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise RunFolderError(
             f"cannot rebuild the student of '{folder.path}': architecture.json does not describe its model ({error}); "
             f"expected the file as `transprune search` wrote it"
         ) from error
+
+
+def _dtype(name: Any) -> torch.dtype:
+    found = getattr(torch, str(name).removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"{name!r} is no type of numbers")
+    return found
 
 
 def _difference(network: Mapping[str, Tensor], file: Mapping[str, Tensor]) -> str:
@@ -103,11 +133,11 @@ def _misfit(folder: RunFolder, problem: str) -> RunFolderError:
     )
 
 
-def _build(folder: RunFolder, name: str, classes: int, channels: int) -> nn.Module:
-    if is_user_model(name):
+def _build(folder: RunFolder, origin: _Origin) -> nn.Module:
+    if is_user_model(origin.name) or not origin.classes:
+        made = "made in Python" if origin.name.startswith("python:") else f"built by {origin.name!r}"
         raise ModelError(
-            f"cannot rebuild the student of '{folder.path}': its network was built by {name!r}, and `load` runs no "
-            f"code of a user; build the network ({classes} classes, {channels} image channels) and give it: "
-            f"load({str(folder.path)!r}, model=...)"
+            f"cannot rebuild the student of '{folder.path}': its network was {made}, and `load` runs no code of a "
+            f"user; build the network (for {origin}) and give it: load({str(folder.path)!r}, model=...)"
         )
-    return build_model(name, classes=classes, image_channels=channels)
+    return build_model(origin.name, classes=origin.classes, image_channels=origin.inputs[0][0][1])

@@ -24,24 +24,29 @@ FORMS = (*NAMES, "torchvision:NAME", "timm:NAME", "FILE.py:FUNCTION", "package.m
 """The forms that a model's name may have."""
 
 
-def build_model(name: str, *, classes: int, image_channels: int) -> nn.Module:
+def build_model(name: str, *, classes: int | None, image_channels: int | None) -> nn.Module:
     """Builds an unpruned network by name, with new weights; nothing is downloaded.
 
     Args:
         name: One of `FORMS`. Only `FILE.py:FUNCTION` and `package.module:FUNCTION` run the user's code.
-        classes: Outputs of the classifier.
-        image_channels: Channels of the images.
+        classes: Outputs of the classifier; None: data of another kind, for which only the user knows the network.
+        image_channels: Channels of the images; likewise.
 
     Raises:
         ModelError: The name is unknown, its library is missing, or the network cannot be built.
     """
+    if is_user_model(name):
+        return _from_user(name, classes=classes, image_channels=image_channels)
+    if classes is None or image_channels is None:
+        raise ModelError(
+            f"cannot build the model {name!r} for data of your own, whose classes are not known: expected a function "
+            "that builds it, FILE.py:FUNCTION or package.module:FUNCTION"
+        )
     library, separator, rest = name.partition(":")
     if library == "torchvision" and separator:
         return _from_torchvision(rest, classes, image_channels)
     if library == "timm" and separator:
         return _from_timm(rest, classes, image_channels)
-    if is_user_model(name):
-        return _from_user(name, classes=classes, image_channels=image_channels)
     if name not in NAMES:
         raise ModelError(f"cannot build the model {name!r}: {_expected(name)}")
     halved_by: Halving = "stride" if name.endswith(STRIDED) else "pool"
@@ -96,7 +101,7 @@ def _from_timm(name: str, classes: int, image_channels: int) -> nn.Module:
     return model
 
 
-def _from_user(name: str, *, classes: int, image_channels: int) -> nn.Module:
+def _from_user(name: str, *, classes: int | None, image_channels: int | None) -> nn.Module:
     """Builds a model with a function of the user."""
     wanted = UserFunction(
         name=name, purpose="build the model", error=ModelError, fits=_can_build, near=("torchvision", "timm")
@@ -118,7 +123,7 @@ def _can_build(value: Any) -> bool:
     return callable(value) and not isinstance(value, nn.Module)
 
 
-def _arguments(builder: Callable[..., Any], classes: int, image_channels: int) -> dict[str, int]:
+def _arguments(builder: Callable[..., Any], classes: int | None, image_channels: int | None) -> dict[str, int]:
     """The arguments that a function accepts, under its own names for them."""
     try:
         parameters = inspect.signature(builder).parameters
@@ -126,4 +131,8 @@ def _arguments(builder: Callable[..., Any], classes: int, image_channels: int) -
         return {}
     figures = {"classes": classes, "num_classes": classes, "image_channels": image_channels, "in_chans": image_channels}
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {key: value for key, value in figures.items() if key in parameters and parameters[key].kind in by_name}
+    return {
+        key: value
+        for key, value in figures.items()
+        if value is not None and key in parameters and parameters[key].kind in by_name
+    }

@@ -120,13 +120,15 @@ def _times(record: RunRecord) -> str:
 def _measures(record: RunRecord) -> Iterator[dict[str, Any]]:
     """The rows of figures of teacher and student; none if neither is measured."""
     teacher, student = part(record.result, "teacher"), part(record.result, "student")
-    for label, key, unit in _MEASURES if teacher or student else ():
+    metrics = [(str(name), str(name), "metric") for name in record.result.get("metrics", [])]
+    others = [each for each in _MEASURES if not metrics or not each[1].startswith("top")]
+    for label, key, unit in [*metrics, *others] if teacher or student else ():
         before, after = number(teacher.get(key)), number(student.get(key))
         yield {
             "label": f"{label} {timed_in(student or teacher)}" if key == "latency_ms" else label,
             "teacher": _measure(before, unit),
             "student": _measure(after, unit),
-            "share": after / before if after is not None and before and unit != "%" else None,
+            "share": after / before if after is not None and before and unit not in ("%", "metric") else None,
             "change": points(after - before) if before is not None and after is not None and unit == "%" else "–",
         }
 
@@ -134,6 +136,8 @@ def _measures(record: RunRecord) -> Iterator[dict[str, Any]]:
 def _measure(value: float | None, unit: str) -> str:
     if value is None:
         return "–"
+    if unit == "metric":
+        return f"{value:.4g}"
     return f"{value:.2f} {unit}" if unit in ("%", "ms") else compact(value, unit)
 
 

@@ -89,8 +89,18 @@ def subject(record: RunRecord) -> str:
     """The model and the data of a run."""
     model = record.result.get("model") or part(record.architecture, "model").get("name") or record.config.get("model")
     data = record.result.get("data") or record.config.get("data")
-    named = " on ".join(value for value in (model, data) if isinstance(value, str))
-    return named or "This run"
+    said = " on ".join(named(value) for value in (model, data) if isinstance(value, str))
+    return said or "This run"
+
+
+def named(name: str) -> str:
+    """The name of a network or of data, for readers: objects in Python have none but that of their class.
+
+    Example:
+        >>> named("python:UNet"), named("timm:resnet18")
+        ('UNet', 'timm:resnet18')
+    """
+    return name.removeprefix("python:")
 
 
 def headline(record: RunRecord) -> str:
@@ -109,7 +119,9 @@ def _measured(record: RunRecord) -> str:
     top1 = [
         f"{before:.2f} % → {after:.2f} % top-1 ({points(after - before)})" for before, after in _pair(record, "top1")
     ]
-    return ", ".join(cost + top1)
+    main = [str(name) for name in record.result.get("metrics", [])[:1]]
+    other = [f"{name} {before:.4g} → {after:.4g}" for name in main for before, after in _pair(record, name)]
+    return ", ".join(cost + (top1 or other))
 
 
 def _pair(record: RunRecord, measure: str) -> list[tuple[float, float]]:

@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from transprune.runs.steps import evaluate_step as evaluate_step
     from transprune.runs.steps import export_step as export_step
     from transprune.runs.steps import measure_step as measure_step
+    from transprune.runs.steps import report as report
     from transprune.runs.steps import report_step as report_step
     from transprune.runs.steps import run_all as run_all
     from transprune.runs.steps import run_frontier as run_frontier
     from transprune.runs.steps import search_step as search_step
     from transprune.runs.steps import teach_step as teach_step
-    from transprune.runs.steps import write_any_report as write_any_report
 else:
     __all__, __getattr__, __dir__ = on_demand(__spec__)

@@ -16,6 +16,7 @@ from transprune.budget import limits_of, points
 from transprune.data import Augmentation, ImageData, MemorySplit, held, make_loader
 from transprune.errors import RunFolderError
 from transprune.options import CompressOptions
+from transprune.reading.trace import Example
 from transprune.runs.material import DATA_FILE, read_begun
 from transprune.runs.phases import (
     COMPRESS,
@@ -33,7 +34,7 @@ from transprune.runs.run import Run, costs_in, logging_to, record_start
 from transprune.runs.run_options import RunOptions
 from transprune.runtime import FolderLock, RunFolder, announce, read_journal
 from transprune.runtime.environment import environment
-from transprune.scores.compress import check_enough, drawn
+from transprune.scores.compress import check_enough, drawn, gather_samples
 from transprune.scores.rounds import Compression, compress_by_scores
 from transprune.scores.score import Scores
 from transprune.space import SearchSpace
@@ -52,7 +53,7 @@ def compress_step(run: Run) -> None:
         run.decide(f"Kept {COMPRESS.file}", "the folder holds it already, from the same configuration")
         return
     with run.phase(COMPRESS.name):
-        run.folder.write_tensors(SAMPLES, {"images": _drawn_samples(run)})
+        run.folder.write_tensors(SAMPLES, _drawn_samples(run))
         found = _compressed(run)
         run.folder.write_json(SCORES, {"rounds": [each.to_json() for each in found.scores]})
         write_architecture(run, found.architecture)
@@ -105,7 +106,8 @@ def derive_run(
         run.decide(f"Derived from the run in '{known.path}'", "what it knows serves any budget")
         with run.phase(source.name):
             if probabilities is None:
-                run.data = _samples(run)
+                if IMAGES in folder.read_tensors(SAMPLES):
+                    run.data = _samples(run)
                 scores = [Scores.from_json(each) for each in folder.read_json(SCORES)["rounds"]]
                 found = _compressed(run, scores)
                 _describe(folder, known, found.architecture)
@@ -156,6 +158,7 @@ def _compressed(run: Run, scores: Sequence[Scores] = ()) -> Compression:
         space,
         limits,
         _inputs(run),
+        task=run.task,
         scores=scores,
         repair=_options(run).repair,
         on_round=on_round,
@@ -188,17 +191,24 @@ def _options(run: Run) -> CompressOptions:
     return found
 
 
-def _drawn_samples(run: Run) -> Tensor:
-    """Random training images, uint8 [samples, channels, rows, columns]."""
-    split = run.data.train
-    places = drawn(len(split), _options(run).samples, seed=run.options.seed)
+IMAGES = "images"
+"""The name of kept images; other inputs are numbered."""
+
+
+def _drawn_samples(run: Run) -> dict[str, Tensor]:
+    """Random training images, uint8 [samples, channels, rows, columns], or the first inputs of other data."""
+    data, count = run.data, _options(run).samples
+    if not isinstance(data, ImageData):
+        inputs = gather_samples(run.model, data, count, task=run.task, seed=run.options.seed)
+        return {str(place): each for place, each in enumerate(inputs)}
+    places = drawn(len(data.train), count, seed=run.options.seed)
     check_enough(len(places))
-    return held(split.subset(places), run.data.image_size).images
+    return {IMAGES: held(data.train.subset(places), data.image_size).images}
 
 
 def _samples(run: Run) -> ImageData:
     """The kept samples as a data set, so that the original images need not be read again."""
-    begun, images = read_begun(run.folder), run.folder.read_tensors(SAMPLES)["images"]
+    begun, images = read_begun(run.folder), run.folder.read_tensors(SAMPLES)[IMAGES]
     assert begun is not None
     split = MemorySplit(images, torch.zeros(len(images), dtype=torch.int64))
     return ImageData(
@@ -214,8 +224,11 @@ def _samples(run: Run) -> ImageData:
     )
 
 
-def _inputs(run: Run) -> Tensor:
+def _inputs(run: Run) -> Example:
     """The samples in one batch, preprocessed for the network."""
+    kept = run.folder.read_tensors(SAMPLES)
+    if IMAGES not in kept:
+        return tuple(kept[str(place)].to(run.device) for place in range(len(kept)))
     data = _samples(run)
     loader = make_loader(data.train, data, batch_size=len(data.train), train=False, seed=0, device=run.device)
     images, _ = next(iter(loader))

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +26,33 @@ from transprune.reading.inspection import inspect
 from transprune.reading.reading import Reading
 from transprune.records import read_record
 from transprune.runs.run_options import RunOptions
-from transprune.runtime import RunFolder, announce, processes, seeded
+from transprune.runtime import RunFolder, UserFunction, announce, processes, seeded
 from transprune.runtime.structures import outline
 from transprune.space import SearchSpace
 from transprune.tas.derivation import check_attainable
+from transprune.training.batches import Data, as_data, example_of
 from transprune.training.evaluation import answers
-from transprune.training.tasks import each_logits
+from transprune.training.tasks import Task, classification, each_logits
+
+if TYPE_CHECKING:
+    from transprune.runs.run import Run
 
 _log = logging.getLogger("transprune.run")
+
+
+IN_PYTHON = "python:"
+"""Begins the names of networks, data and tasks that a run was given as objects."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Given:
+    """What a run is given in Python, rather than by name."""
+
+    model: nn.Module
+    data: Data
+    task: Task
+    space: SearchSpace | None = None
+    """What may be chosen; None: all that `inspect` finds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +60,8 @@ class Material:
     """Everything that a run works with."""
 
     options: RunOptions
-    data: ImageData
+    data: Data
+    task: Task
     model: nn.Module
     """The unpruned network with new weights."""
     weights: Weights | None
@@ -69,6 +90,7 @@ def collect(
     *,
     begun_in: RunFolder | None = None,
     reading: Reading | None = None,
+    given: Given | None = None,
 ) -> Material:
     """Reads data, network and weights, and checks everything that can be checked before training.
 
@@ -77,6 +99,7 @@ def collect(
         device: Where latency is measured, if there is a latency budget.
         begun_in: The folder with the `BegunData` of the run; None: it begins now.
         reading: The reading of the network, if there is one already.
+        given: Network, data and task, where they are not named.
 
     Raises:
         TranspruneError: Model, data, weights, budget or options cannot be used, or the classes differ from those that
@@ -85,36 +108,47 @@ def collect(
     if options.compress is not None:
         _check_trained(options)
     budgets = tuple(Budget.parse(text) for text in dict.fromkeys(itertools.chain(*points(options.budget))))
+    task = task_of(options) if given is None else given.task
     announce(f"data: reading {options.data}")
-    data = data_of(options, begun_in)
-    if options.compress is None:
+    data = data_of(options, begun_in) if given is None else given.data
+    if isinstance(data, ImageData) and options.compress is None:
         _check_images(options, data)
-    else:
+    elif isinstance(data, ImageData):
         from transprune.scores.compress import check_enough
 
         check_enough(len(data.train))
     announce(f"model: reading {options.model}")
-    model = model_of(options, data)
+    model = model_of(options, data) if given is None else given.model
     weights = weights_of(options, model)
-    if begun_in is None:
+    if begun_in is None and given is None and isinstance(data, ImageData):
         data = _as_configured(options, data, model)
-    example = torch.zeros(1, *data.image_size)
-    space = inspect(
-        model,
-        example,
-        dimensions=options.dimensions,
-        keep=options.keep,
-        only=options.only,
-        divisor=options.divisor,
-        reading=reading,
-    )
-    _check_logits(model, example, len(data.classes))
+    example = example_of(data)
+    space = given.space if given is not None else None
+    if space is None:
+        space = inspect(
+            model,
+            example,
+            dimensions=options.dimensions,
+            keep=options.keep,
+            only=options.only,
+            divisor=options.divisor,
+            reading=reading,
+        )
+    if isinstance(data, ImageData) and options.task is None:
+        _check_logits(model, example[0], len(data.classes))
     measured = None
     is_measuring = processes.is_first()  # the others get its measurement, and rely on its check
     if is_measuring and any(budget.kind == "latency" for budget in budgets):
         measured = trusted_latency(model, space, example, options.latency, device=device)
     found = Material(
-        options=options, data=data, model=model, weights=weights, space=space, budgets=budgets, latency=measured
+        options=options,
+        data=data,
+        task=task,
+        model=model,
+        weights=weights,
+        space=space,
+        budgets=budgets,
+        latency=measured,
     )
     if is_measuring:
         for point in points(options.budget):
@@ -169,14 +203,19 @@ class GivenTeacher:
         return f"the given teacher answers {self.top1:.2f} % of {self.images:,} test images right"
 
 
+def told_apart(source: Material | Run) -> ImageData | None:
+    """The images that are told apart, the task of all that is said about single answers; None: another task."""
+    return source.data if isinstance(source.data, ImageData) and source.options.task is None else None
+
+
 def judge_teacher(material: Material, device: torch.device) -> GivenTeacher | None:
     """What a given teacher can do, and whether that looks like another normalisation or order of the classes.
 
     Returns:
-        None where no whole weights are given, or the data have no labels.
+        None where no whole weights are given, the data have no labels, or something else is learned than classes.
     """
-    weights, data = material.weights, material.data
-    if weights is None or not weights.is_whole or not data.is_labelled:
+    weights, data = material.weights, told_apart(material)
+    if weights is None or not weights.is_whole or data is None or not data.is_labelled:
         return None
     teacher = copy.deepcopy(material.model)
     teacher.load_state_dict(weights.tensors, strict=False)
@@ -276,8 +315,57 @@ def _check_images(options: RunOptions, data: ImageData) -> None:
     halves_of(data.train.labels, fraction=options.search.weights_share, seed=options.seed)
 
 
-def data_of(options: RunOptions, begun_in: RunFolder | None = None) -> ImageData:
-    """The data set that the options name, preprocessed as when the run began.
+def task_of(options: RunOptions) -> Task:
+    """The task that the options name.
+
+    Raises:
+        OptionError: The function is missing or fails, or makes something else.
+    """
+    if options.task is None:
+        return classification()
+    _check_named(options.task, "task")
+    function = UserFunction(name=options.task, purpose="make the task", error=OptionError)
+    with function.imported() as make, function.reported("calling it"):
+        task = make()
+    if not isinstance(task, Task):
+        raise function.failed(f"it returned {type(task).__name__}; expected a transprune.Task")
+    return task
+
+
+def _check_named(name: str, what: str) -> None:
+    """Checks that something has a name by which it is found again.
+
+    Raises:
+        OptionError: It was given in Python.
+    """
+    if name.startswith(IN_PYTHON):
+        raise OptionError(
+            f"cannot find the {what} of this run again: it was made in Python, of objects that have no name; make the "
+            "same call of transprune.run there, which goes on with it, or use transprune.load, report and measure"
+        )
+
+
+def _own_data(options: RunOptions) -> Data:
+    """What a function of the user gives.
+
+    Raises:
+        DataError: The function is missing or fails, or gives no data.
+    """
+    function = UserFunction(name=options.data, purpose="load the data", error=DataError)
+    with function.imported() as make, function.reported("calling it"):
+        found = make()
+    return as_data(found, task_of(options))
+
+
+def is_user_data(name: str) -> bool:
+    """Whether data are what a function of the user gives: FILE.py:FUNCTION or package.module:FUNCTION."""
+    place, _, function = name.rpartition(":")
+    is_module = "." in place and all(part.isidentifier() for part in place.split("."))
+    return function.isidentifier() and (place.endswith(".py") or is_module)
+
+
+def data_of(options: RunOptions, begun_in: RunFolder | None = None) -> Data:
+    """The data that the options name; images are preprocessed as when the run began.
 
     Args:
         options: The options that decide the result of the run.
@@ -286,6 +374,9 @@ def data_of(options: RunOptions, begun_in: RunFolder | None = None) -> ImageData
     Raises:
         RunFolderError: The classes differ from those that the run began with.
     """
+    _check_named(options.data, "data")
+    if is_user_data(options.data):
+        return _own_data(options)
     begun = None if begun_in is None else read_begun(begun_in)
     image_size = options.image_size if begun is None else begun.image_size
     data = load_data(
@@ -322,14 +413,19 @@ def _outputs_of(model: nn.Module, example: Tensor) -> int:
     return logits[0].shape[1] if logits and isinstance(logits[0], Tensor) and logits[0].dim() > 1 else 2
 
 
-def model_of(options: RunOptions, data: ImageData) -> nn.Module:
+def model_of(options: RunOptions, data: Data) -> nn.Module:
     """The network that the options name, for the images and classes of the data, with new weights."""
+    _check_named(options.model, "network")
     with seeded(options.seed, "model"):
+        if not isinstance(data, ImageData):
+            return build_model(options.model, classes=None, image_channels=None)
         return build_model(options.model, classes=len(data.classes), image_channels=data.image_size[0])
 
 
 def weights_of(options: RunOptions, model: nn.Module) -> Weights | None:
     """The weights in the file that the options name, as far as they fit."""
+    if options.weights is not None and options.weights.startswith(IN_PYTHON):
+        return Weights(tensors=dict(model.state_dict()))
     if options.weights is not None:
         return load_weights(options.weights, model, partial=options.weights_partial)
     if options.weights_partial:
@@ -450,14 +546,14 @@ def as_begun(data: ImageData, begun: BegunData, folder: RunFolder) -> ImageData:
     return replace(data, mean=begun.mean, std=begun.std)
 
 
-def check_training_images(data: ImageData, folder: RunFolder) -> None:
+def check_training_images(data: Data, folder: RunFolder) -> None:
     """Checks that a run resumes training with as many images as it began with; otherwise its result would differ.
 
     Raises:
         RunFolderError: There are more or fewer.
     """
     begun = read_begun(folder)
-    if begun is not None and len(data.train) != begun.training_images:
+    if begun is not None and isinstance(data, ImageData) and len(data.train) != begun.training_images:
         raise RunFolderError(
             f"cannot go on with the training in '{folder.path}': the run began with {begun.training_images:,} training "
             f"images, and there are {len(data.train):,} now; bring the images back as they were, or start anew with "

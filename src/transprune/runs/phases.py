@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transprune.architecture import Architecture
 from transprune.budget import Limit, limits_of, points
 from transprune.costs import Cost
-from transprune.data import preprocessing
+from transprune.data import ImageData, preprocessing
 from transprune.errors import BudgetError, RunFolderError
 from transprune.exports.load import load
 from transprune.options import SearchOptions, TrainingOptions
@@ -43,8 +43,8 @@ from transprune.tas.baselines import uniform_architecture
 from transprune.tas.bilevel import Bilevel
 from transprune.tas.prior import Prior
 from transprune.tas.probabilities import UNDECIDED
+from transprune.training.batches import Data, example_of
 from transprune.training.loop import Loop, Setup
-from transprune.training.tasks import classification
 from transprune.training.train import Fit, estimate_statistics
 
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ def load_teacher(run: Run) -> nn.Module:
 
 
 def _fit(source: Run | Material, start: Start, setup: Setup, options: TrainingOptions) -> Loop:
-    return Fit(start.network, start.teacher, source.data, options, classification(), setup=setup)
+    return Fit(start.network, start.teacher, source.data, options, source.task, setup=setup)
 
 
 def _keep_teacher(run: Run, fit: Fit) -> None:
@@ -277,6 +277,7 @@ def _search_start(run: Run) -> Start:
         run.options.search,
         space=space,
         limits=limits,
+        task=run.task,
         setup=Setup(seed=run.options.seed, device=run.device),
     )
     if prior is not None:
@@ -307,6 +308,7 @@ def _supernet(source: Run | Material, start: Start, setup: Setup) -> Loop:
         options,
         space=_read_space(source),
         limits=(),
+        task=source.task,
         teacher=start.teacher,
         setup=setup,
     )
@@ -321,6 +323,7 @@ def _search(source: Run | Material, start: Start, setup: Setup) -> Loop:
         space=_read_space(source),
         limits=limits,
         prior=start.prior,
+        task=source.task,
         teacher=start.teacher,
         setup=setup,
     )
@@ -361,14 +364,17 @@ def write_architecture(run: Run, architecture: Architecture) -> None:
         {
             "format": 1,
             **architecture.to_json(),
-            "model": {
-                "name": run.options.model,
-                "classes": len(run.data.classes),
-                "input_size": list(run.data.image_size),
-            },
-            "preprocessing": preprocessing(run.data),
+            "model": {"name": run.options.model, **_inputs(run.data)},
+            **({"preprocessing": preprocessing(run.data)} if isinstance(run.data, ImageData) else {}),
         },
     )
+
+
+def _inputs(data: Data) -> dict[str, Any]:
+    """What the network is given: images of classes, or tensors of some shapes [1, ...] and types."""
+    if isinstance(data, ImageData):
+        return {"classes": len(data.classes), "input_size": list(data.image_size)}
+    return {"inputs": [{"shape": list(one.shape), "dtype": str(one.dtype)} for one in example_of(data)]}
 
 
 def _explain(run: Run, found: SearchResult) -> None:
@@ -409,7 +415,11 @@ def _explain(run: Run, found: SearchResult) -> None:
 
 def _compared(contender: Contender) -> str:
     figures = contender.evaluation
-    return f"{contender.name} {figures.loss:.3f}, top-1 {figures.top1:.2f} %"
+    said = [
+        f"top-1 {value:.2f} %" if name == "top1" else f"{name} {value:.4g}"
+        for name, value in list(figures.metrics.items())[:1]
+    ]
+    return ", ".join([f"{contender.name} {figures.loss:.3f}", *said])
 
 
 def amounts(space: SearchSpace, limits: Sequence[Limit], architecture: Architecture) -> str:
@@ -453,7 +463,7 @@ def _untrained_student(run: Run) -> Start:
 def _with_statistics(student: nn.Module, run: Run) -> dict[str, Tensor]:
     """The student's state after its norms have seen all training images."""
     with processes.alone():
-        state = estimate_statistics(student, run.data, seed=run.options.seed).state_dict()
+        state = estimate_statistics(student, run.data, task=run.task, seed=run.options.seed).state_dict()
     found: dict[str, Tensor] = on_device(state, "cpu")
     return found
 

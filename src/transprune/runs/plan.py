@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from transprune.budget import limits_of
-from transprune.data import said_of_left_out
+from transprune.data import ImageData, said_of_left_out
 from transprune.errors import BudgetError, DataError
 from transprune.options import SearchOptions, TrainingOptions
 from transprune.reports.words import amount
@@ -41,6 +41,7 @@ from transprune.tas.derivation import least_cost
 from transprune.tas.sampling import Selection
 from transprune.training.batches import Batch, Feed
 from transprune.training.evaluation import evaluate_batches, evaluation_mode
+from transprune.training.batches import example_of
 from transprune.training.loop import Loop, Setup
 from transprune.training.train import Fit
 
@@ -127,7 +128,7 @@ class Rehearsal:
             architecture = course.scaled or uniform_architecture(space, limits)
         except BudgetError:  # blocks have to go as well
             architecture = space.smallest_architecture()
-        example = torch.zeros(1, *self._material.data.image_size)
+        example = example_of(self._material.data)
         return Start(shrink(model, architecture, example, reading=self._material.reading), model)
 
 
@@ -200,11 +201,12 @@ class Plan:
 
     model: str
     data: str
-    classes: int
-    image_size: tuple[int, int, int]
+    classes: int | None
+    """None, as what follows, for data of the user's own."""
+    image_size: tuple[int, int, int] | None
     """Channels, rows and columns."""
-    training_images: int
-    test_images: int
+    training_images: int | None
+    test_images: int | None
     left_out: str
     """Says which files are not images by their endings; empty if there are none."""
     divided: str
@@ -277,17 +279,18 @@ def plan_run(
         if not (search_only and phase is DISTILL)
     ]
     space, data = material.space, material.data
+    images = data if isinstance(data, ImageData) else None
     if begun is not None and any(phase.epochs for phase in phases):
         check_training_images(data, begun)
     return Plan(
         model=options.model,
         data=options.data,
-        classes=len(data.classes),
-        image_size=data.image_size,
-        training_images=len(data.train),
-        test_images=len(data.test),
-        left_out=said_of_left_out(data),
-        divided=data.divided,
+        classes=len(images.classes) if images else None,
+        image_size=images.image_size if images else None,
+        training_images=len(images.train) if images else None,
+        test_images=len(images.test) if images else None,
+        left_out=said_of_left_out(images) if images else "",
+        divided=images.divided if images else "",
         teacher=teacher,
         groups=len(space.groups),
         stages=len(space.stages),
@@ -333,10 +336,11 @@ def _budgets(material: Material) -> tuple[PlannedBudget, ...]:
 
 def show_plan(plan: Plan) -> None:
     """Prints a plan."""
-    size = " × ".join(map(str, plan.image_size))
     print(f"{plan.model} on {plan.data}: a plan, nothing is written")
-    images = f"{plan.training_images:,} training and {plan.test_images:,} test images"
-    print(f"data: {images} of {size}, {plan.classes} classes")
+    if plan.image_size:
+        size = " × ".join(map(str, plan.image_size))
+        images = f"{plan.training_images:,} training and {plan.test_images:,} test images"
+        print(f"data: {images} of {size}, {plan.classes} classes")
     if plan.left_out:
         print(f"left out: {plan.left_out}")
     if plan.divided:

@@ -12,7 +12,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from transprune.data import said_of_left_out
+import torch
+
+from transprune.data import ImageData, said_of_left_out
 from transprune.errors import OptionError, RunFolderError
 from transprune.latency.measurement import LatencyMeasurement
 from transprune.latency.model_cache import model_json
@@ -20,6 +22,7 @@ from transprune.reports.comparison import is_frontier, whole_frontier
 from transprune.runs.material import (
     DATA_FILE,
     BegunData,
+    Given,
     GivenTeacher,
     Material,
     begun_in,
@@ -40,11 +43,12 @@ def prepare(
     options: RunOptions,
     out: str | Path,
     *,
-    device: str = "auto",
+    device: torch.device | str = "auto",
     overwrite: bool = False,
     resume: bool = False,
     safety: Safety | None = None,
     part_of: Run | None = None,
+    given: Given | None = None,
 ) -> Run:
     """Checks everything that can be checked before training, then creates the run folder, or resumes the run in it.
 
@@ -56,6 +60,7 @@ def prepare(
         resume: Require a run in the folder; without it, a run is resumed if there is one, otherwise started.
         safety: When to save checkpoints, when to stop, and what to do about numbers that are not finite.
         part_of: The frontier that the run is a point of, with which it shares data and network.
+        given: Network, data and task, where the options do not name them.
 
     Raises:
         TranspruneError: Model, data, weights, budget, options or folder cannot be used.
@@ -64,7 +69,7 @@ def prepare(
     def prepared(folder: str | Path) -> Run:
         is_asked = folder == out  # otherwise it is a copy of the folder that the first process has prepared
         begin = {"overwrite": overwrite and is_asked, "resume": resume and is_asked}
-        return _prepare(options, folder, device=device, safety=safety, part_of=part_of, **begin)
+        return _prepare(options, folder, device=device, safety=safety, part_of=part_of, given=given, **begin)
 
     return opened_by_all(out, prepared)
 
@@ -73,46 +78,55 @@ def _prepare(
     options: RunOptions,
     out: str | Path,
     *,
-    device: str,
+    device: torch.device | str,
     overwrite: bool,
     resume: bool,
     safety: Safety | None,
     part_of: Run | None,
+    given: Given | None,
 ) -> Run:
     check_asked(out, overwrite=overwrite, resume=resume)
     chosen = choose_device(device)
     shared, reading = (None, None) if part_of is None else (part_of.folder, part_of.reading)
     origin = begun_in(out, options, overwrite=overwrite, part_of=shared)
-    material = collect(options, chosen, begun_in=origin, reading=reading)
+    material = collect(options, chosen, begun_in=origin, reading=reading, given=given)
     begun = read_begun(origin) if origin else None
     is_new = part_of is None and processes.is_first() and (overwrite or not TEACHER.is_done(RunFolder(out)))
-    given = judge_teacher(material, chosen) if is_new else None
+    judged = judge_teacher(material, chosen) if is_new else None
     lock = FolderLock(Path(out))
     folder = RunFolder.create(out, asdict(options), overwrite=overwrite)
     _check_same_space(folder, material.space)
     run = Run(folder, options, str(chosen), safety, lock)
     run.data, run.model, run.weights, run.space = material.data, material.model, material.weights, material.space
-    run.reading = material.reading
+    run.reading, run.task = material.reading, material.task
     folder.write_json("environment.json", environment())
-    if not folder.has(DATA_FILE) and not folder.has("space.json"):  # otherwise an earlier version started the run
-        folder.write_json(DATA_FILE, asdict(begun or BegunData.of(material.data)))
+    data = material.data
+    is_begun = folder.has(DATA_FILE) or folder.has("space.json")  # the latter alone: by an earlier version
+    if isinstance(data, ImageData) and not is_begun:
+        folder.write_json(DATA_FILE, asdict(begun or BegunData.of(data)))
     folder.write_json("space.json", material.space.to_json())
     measured = material.latency
     if measured is not None and not folder.has("latency.json"):  # a run keeps its first latency model
         folder.write_json("latency.json", model_json(measured.key, material.space, measured.model))
     record_start(run)
     run.journal.record("configuration", **asdict(options))
-    left_out = said_of_left_out(material.data)
-    if left_out and begun is None:
-        run.decide("Left out files beside the images", left_out, is_aloud=True, left_out=dict(material.data.left_out))
-    if material.data.divided and begun is None:
-        run.decide("Divided the training images", material.data.divided)
-    if given is not None:
-        _record_teacher(run, given)
+    if isinstance(data, ImageData) and begun is None:
+        _record_images(run, data)
+    if judged is not None:
+        _record_teacher(run, judged)
     _record_space(run, material)
     if measured is not None:
         _record_latency(run, measured)
     return run
+
+
+def _record_images(run: Run, data: ImageData) -> None:
+    """Says what of a folder of images was left out, and what was divided."""
+    left_out = said_of_left_out(data)
+    if left_out:
+        run.decide("Left out files beside the images", left_out, is_aloud=True, left_out=dict(data.left_out))
+    if data.divided:
+        run.decide("Divided the training images", data.divided)
 
 
 def check_asked(out: str | Path, *, overwrite: bool, resume: bool) -> None:

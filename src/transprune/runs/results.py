@@ -10,7 +10,7 @@ from typing import Any
 from transprune.architecture import Architecture
 from transprune.costs import COSTS
 from transprune.latency.stopwatch import Latency
-from transprune.reports.words import amount, compact, timed_in
+from transprune.reports.words import amount, compact, named, timed_in
 from transprune.runs.run import Run, costs_in
 from transprune.runtime import RunFolder, print_table, read_journal
 from transprune.runtime.files import disk_errors
@@ -47,16 +47,18 @@ def show_results(folder: RunFolder) -> None:
     """Prints teacher and student side by side."""
     result = folder.read_json("result.json")
     teacher, student, budgets = result["teacher"], result["student"], result["budgets"]
+    metrics = [(name, name, "{:.4g}") for name in (*result["metrics"], "loss")] if "metrics" in result else []
     rows = [
         [label, form.format(teacher[key]), form.format(student[key]), _change(key, teacher[key], student[key])]
-        for label, key, form in ROWS
+        for label, key, form in (*metrics, *ROWS)
         if key in teacher and key in student
     ]
     asked = ", ".join(budget["text"] for budget in budgets)
-    print_table(f"{result['model']} on {result['data']}, {asked}", ["", "teacher", "student", "change"], rows)
+    title = f"{named(result['model'])} on {named(result['data'])}, {asked}"
+    print_table(title, ["", "teacher", "student", "change"], rows)
     if not result.get("is_trained", True):
         print("nothing was trained: the student has the teacher's weights, cut and fitted to the samples")
-    if "top1" not in student:
+    if "top1" not in student and "agreement" in result:
         print(f"without labels: the student answers as the teacher on {result['agreement']:.1f} % of the images")
     print(f"latency: the median time of a batch {timed_in(student)}")
     for budget in budgets:

@@ -10,18 +10,17 @@ from functools import cached_property
 from time import perf_counter
 from typing import Any, Self
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from transprune._version import __version__
 from transprune.budget import points
 from transprune.costs import COSTS, Cost
-from transprune.data import ImageData
 from transprune.errors import StoppedError
 from transprune.latency.model_cache import load_model
 from transprune.models.weights import Weights
 from transprune.reading.reading import Reading, read
-from transprune.runs.material import data_of, model_of, weights_of
+from transprune.reading.trace import Example
+from transprune.runs.material import data_of, model_of, task_of, weights_of
 from transprune.runs.run_options import MakeTracker, RunOptions, Safety
 from transprune.runtime import (
     Checkpoints,
@@ -36,7 +35,9 @@ from transprune.runtime import (
     read_journal,
 )
 from transprune.space import SearchSpace
+from transprune.training.batches import Data, example_of
 from transprune.training.loop import Setup, described
+from transprune.training.tasks import Task
 
 log = logging.getLogger("transprune.run")
 
@@ -94,9 +95,14 @@ class Run:
         return self
 
     @cached_property
-    def data(self) -> ImageData:
+    def data(self) -> Data:
         """The data set, read as it was when the run began."""
         return data_of(self.options, self.folder)
+
+    @cached_property
+    def task(self) -> Task:
+        """What the networks are trained for."""
+        return task_of(self.options)
 
     @cached_property
     def model(self) -> nn.Module:
@@ -129,9 +135,10 @@ class Run:
         return len(points(self.options.budget)) > 1
 
     @property
-    def example(self) -> Tensor:
-        """An image of zeros [1, channels, rows, columns]."""
-        return torch.zeros(1, *self.data.image_size)
+    def example(self) -> Example:
+        """An image of zeros [1, channels, rows, columns], or the inputs of the data's example."""
+        found = example_of(self.data)
+        return found[0] if len(found) == 1 else found
 
     @contextmanager
     def phase(self, name: str, *, earlier: float = 0.0, **details: Any) -> Iterator[None]:

@@ -39,13 +39,17 @@ class RunOptions:
     resnet18, resnet34 or resnet50 for large ones; torchvision:NAME or timm:NAME; FILE.py:FUNCTION or
     package.module:FUNCTION, whose code is run."""
     data: str
-    """What it classifies: digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR or parquet:DIR."""
+    """What it classifies: digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR or parquet:DIR; or FILE.py:FUNCTION, a
+    function of yours that gives data as Python takes it."""
     budget: tuple[str, ...]
     """What the smaller network may cost: macs=0.5 (a share), macs=20.4M, params=100K or latency=4ms (absolute). Given
     several times, all hold. One may name several amounts, macs=0.3,0.5,0.7: a search for each from one supernet, and
     the curve."""
     preset: str
     """Recipe whose figures the options below start from: quick, demo, short, medium, paper-cifar or paper-imagenet."""
+    task: str | None = None
+    """What the networks are trained for, if not to tell images apart: FILE.py:FUNCTION or package.module:FUNCTION, a
+    function of yours that makes a `transprune.Task`."""
     seed: int = 0
     """The same seed on the same machine gives the same result."""
     weights: str | None = None

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from transprune.architecture import Architecture
 from transprune.budget import parse_budgets, points
-from transprune.data import make_loader
+from transprune.data import ImageData, make_loader
+from transprune.errors import OptionError
 from transprune.exports.formats import check_onnx, check_pt2, export_program, onnx_bytes, pt2_bytes, takes_any_batch
 from transprune.latency.performance import measure, measurements_json, most_time
 from transprune.latency.stopwatch import Latency, measure_latencies
-from transprune.options import MeasureOptions
+from transprune.options import DEFAULT_PRESET, MeasureOptions
+from transprune.reading.inspection import inspect
 from transprune.reading.macs import count_macs, friendliness
+from transprune.reading.networks import unwrapped
+from transprune.reading.trace import Example
 from transprune.reports.comparison import frontier_record, write_frontier
 from transprune.reports.examples import examples_record
 from transprune.reports.report import write_report
+from transprune.reports.words import amount
 from transprune.runs.compression import compress_step
-from transprune.runs.material import BegunData, read_begun
+from transprune.runs.material import IN_PYTHON, BegunData, Given, read_begun, told_apart
 from transprune.runs.phases import (
     COMPRESS,
     COMPRESSED,
@@ -41,12 +50,19 @@ from transprune.runs.phases import (
     load_student,
     load_teacher,
     scale,
+    write_architecture,
 )
 from transprune.runs.preparation import prepare, read_options
 from transprune.runs.results import network_figures
 from transprune.runs.run import Run, log, logging_to
-from transprune.runtime import RunFolder, announce, processes
-from transprune.training.evaluation import answers, evaluate
+from transprune.runs.run_options import RunOptions, Safety, preset_options
+from transprune.runtime import RunFolder, announce, choose_device, processes
+from transprune.runtime.structures import sliced
+from transprune.scores.rounds import Compression
+from transprune.searching.search import SearchResult
+from transprune.training.batches import AnyData, Data, as_data, example_of, feed
+from transprune.training.evaluation import Answers, answers, evaluate
+from transprune.training.tasks import Task, classification
 
 EXPORT_CHECKS = (1, 2, 7, 64)
 """Batch sizes with which exported files are compared with torch."""
@@ -85,7 +101,7 @@ def conclude(run: Run) -> None:
 def _has_same_images(run: Run) -> bool:
     """Whether there are as many images as when the run began."""
     begun = read_begun(run.folder)
-    return begun is None or begun.counts == BegunData.of(run.data).counts
+    return begun is None or not isinstance(run.data, ImageData) or begun.counts == BegunData.of(run.data).counts
 
 
 def _is_newer(folder: RunFolder, phase: Phase, *made_from: Phase) -> bool:
@@ -117,12 +133,14 @@ def evaluate_step(run: Run) -> None:
     options = run.options
     networks = {"teacher": teacher.to(run.device), "student": student.to(run.device)}
     _warn_of_other_images(run)
+    is_labelled = not isinstance(run.data, ImageData) or run.data.is_labelled
     with run.phase(EVALUATE.name):
-        answered = answers(networks, run.data, device=run.device)
+        told = told_apart(run)
+        answered = {} if told is None else answers(networks, told, device=run.device)
         latencies = _latencies(run, networks)
         figures = {
             name: network_figures(
-                evaluate(network, run.data, device=run.device) if run.data.is_labelled else None,
+                evaluate(network, run.data, task=run.task, device=run.device) if is_labelled else None,
                 macs=count_macs(network.cpu(), run.example),
                 params=sum(parameter.numel() for parameter in network.parameters()),
                 latency=latencies[name],
@@ -133,9 +151,8 @@ def evaluate_step(run: Run) -> None:
         for name, predicted in _predicted(run).items():
             figures[name]["latency"] = predicted
     answers_file, result_file = EVALUATE.files
-    if run.data.is_labelled:
-        run.folder.write_json(answers_file, examples_record(run.data, **answered))
-    is_same = answered["teacher"].classes == answered["student"].classes
+    if told is not None and is_labelled:
+        run.folder.write_json(answers_file, examples_record(told, **answered))
     result = {
         "model": options.model,
         "data": options.data,
@@ -154,7 +171,8 @@ def evaluate_step(run: Run) -> None:
         ],
         "widths": asdict(friendliness(run.space, load_architecture(run))),
         **figures,
-        "agreement": 100 * float(is_same.double().mean()),
+        **_agreement(answered),
+        **({} if told is not None else {"metrics": list(run.task.metrics)}),
         "is_trained": not run.folder.has(COMPRESSED) or DISTILL.is_done(run.folder),
         "seconds": {phase.name: run.seconds(phase.name) for phase in (*ONE_BUDGET, COMPRESS)},
         "environment": run.folder.read_json("environment.json"),
@@ -163,11 +181,20 @@ def evaluate_step(run: Run) -> None:
     run.journal.record("result", **{name: result[name] for name in ("budgets", *networks)})
 
 
+def _agreement(answered: Mapping[str, Answers]) -> dict[str, float]:
+    """On how many of a hundred images both networks answer alike."""
+    if not answered:
+        return {}
+    is_same = answered["teacher"].classes == answered["student"].classes
+    return {"agreement": 100 * float(is_same.double().mean())}
+
+
 def _warn_of_other_images(run: Run) -> None:
     """Records a decision if there are more or fewer images than the run began with."""
-    begun, now = read_begun(run.folder), BegunData.of(run.data)
-    if begun is None or begun.counts == now.counts:
+    begun = read_begun(run.folder)
+    if begun is None or not isinstance(run.data, ImageData) or begun.counts == BegunData.of(run.data).counts:
         return
+    now = BegunData.of(run.data)
     run.decide(
         "Evaluates other images than the run began with",
         f"it began with {begun.counts}, and there are {now.counts} now; accuracy is that on the images of now, "
@@ -209,17 +236,23 @@ def export_step(run: Run) -> None:
     for file, content in zip(EXPORT.files, (onnx, pt2), strict=True):
         run.folder.write_bytes(file, content)
     sizes = f"batches of {EXPORT_CHECKS}" if is_any else "single"
-    fixed = "" if is_any else "; they take one image at a time, since torch cannot export this forward for any batch"
+    is_image = isinstance(run.data, ImageData)
+    one, outputs = ("image", "logits") if is_image else ("sample", "outputs")
+    fixed = "" if is_any else f"; they take one {one} at a time, since torch cannot export this forward for any batch"
     run.decide(
         "Exported student.onnx and student.pt2",
-        f"their logits differ from torch's by at most {difference:.2g} on {sizes} test images{fixed}",
+        f"their {outputs} differ from torch's by at most {difference:.2g} on {sizes} test {one}s{fixed}",
         largest_difference=difference,
         takes_any_batch=is_any,
     )
 
 
-def _check_batches(run: Run, sizes: Sequence[int]) -> list[Tensor]:
-    """The first test images, in batches of these sizes."""
+def _check_batches(run: Run, sizes: Sequence[int]) -> list[Example]:
+    """The first test samples, in batches of these sizes, as far as there are so many in a batch."""
+    if not isinstance(run.data, ImageData):
+        first = next(iter(feed(run.data, "test", run.task, batch_size=1, seed=0, device=torch.device("cpu"))))
+        some = {min(size, first.samples) for size in sizes}
+        return [sliced(first.inputs, slice(0, size), first.samples) for size in sorted(some)]
     loader = make_loader(run.data.test, run.data, batch_size=max(EXPORT_CHECKS), train=False, seed=0, device="cpu")
     images, _ = next(iter(loader))
     return [images[:size] for size in sizes]
@@ -230,9 +263,15 @@ def measure_step(run: Run, options: MeasureOptions | None = None) -> dict[str, A
     options = options or MeasureOptions()
     student = load_student(run)
     networks = {"teacher": load_teacher(run), "student": student}
+    example = run.example
+    if not isinstance(example, Tensor):
+        raise OptionError(
+            f"cannot measure the run in '{run.folder.path}': its network has {len(example)} inputs, expected one; the "
+            "latency of others is in result.json"
+        )
     with run.phase(MEASURE.name):
         announce(f"{MEASURE.name}: {most_time(len(networks), options)}")
-        found = measure(networks, run.example, options, device=run.device)
+        found = measure(networks, example, options, device=run.device)
     content = measurements_json(found, options, run.device)
     run.folder.write_json(MEASURE.file, content)
     return content
@@ -247,7 +286,7 @@ def report_step(run: Run) -> None:
     log.info("report: wrote %s", path)
 
 
-def write_any_report(path: str | Path) -> Path:
+def report(path: str | Path) -> Path:
     """Writes the report of a run or a frontier, even while another process works on it.
 
     Raises:
@@ -257,6 +296,164 @@ def write_any_report(path: str | Path) -> Path:
     if len(points(read_options(folder).budget)) > 1:
         return write_frontier(folder)
     return write_report(folder.path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A run that was made in Python."""
+
+    path: Path
+    """Its folder."""
+    student: nn.Module
+    """The smaller network, in evaluation mode on the CPU."""
+    result: Mapping[str, Any]
+    """What `result.json` says: figures of teacher and student, what the budgets allow and what is spent."""
+
+    @property
+    def report(self) -> Path:
+        """The page about it."""
+        return self.path / REPORT.file
+
+    def __repr__(self) -> str:
+        spent = " and ".join(
+            f"{amount(each['kind'], each['actual'])} of at most {amount(each['kind'], each['target'])}"
+            for each in self.result["budgets"]
+        )
+        return f"Finished({str(self.path)!r}: {spent})"
+
+
+def run(
+    model: nn.Module,
+    data: AnyData,
+    budget: str | Sequence[str],
+    out: str | Path,
+    options: RunOptions | str = DEFAULT_PRESET,
+    *,
+    task: Task | None = None,
+    is_trained: bool = True,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    overwrite: bool = False,
+    safety: Safety | None = None,
+    **changes: Any,
+) -> Finished:
+    """The whole job in a run folder, as `transprune run` does it: search, distillation, figures, exports and report.
+
+    The same call with the same folder goes on where it stopped.
+
+    Args:
+        model: The network to make smaller; untouched.
+        data: Samples, as `train` takes them.
+        budget: What the smaller network may cost, such as `macs=0.5`; or several, all of which are kept.
+        out: The run folder.
+        options: The name of a preset.
+        task: What the networks are for; None: to tell images apart.
+        is_trained: Whether the model is trained; if not, it is trained first, as the preset says.
+        seed: The same seed gives the same result.
+        device: Where to compute; None: where the model is.
+        overwrite: Replace a run in the folder.
+        safety: When to save checkpoints, and when to stop.
+        changes: Other fields of `transprune.runs.RunOptions`, such as `divisor=8`, `keep=("stem*",)`, or
+            `search=replace(get_preset("quick").search, epochs=5)`.
+
+    Raises:
+        TranspruneError: Model, data, budget, options or folder cannot be used; or as in `search` and `distill`.
+    """
+    budgets = tuple(map(str, parse_budgets(budget)))
+    chosen = preset_options(options) if isinstance(options, str) else options
+    task_given = task or classification()
+    prepared_data = as_data(data, task_given, batch_size=chosen.teacher.batch_size)
+    place = choose_device(device, model)
+    network = copy.deepcopy(unwrapped(model)).cpu()
+    described = replace(
+        chosen,
+        **_names(network, prepared_data, task, is_trained=is_trained),
+        budget=budgets,
+        seed=seed,
+        **changes,
+    )
+    given = Given(model=network, data=prepared_data, task=task_given)
+    with prepare(described, out, device=place, overwrite=overwrite, safety=safety, given=given) as begun:
+        if described.compress is None:
+            run_all(begun)
+        else:
+            compress_all(begun)
+        return _finished(begun)
+
+
+def _names(model: nn.Module, data: Data, task: Task | None, *, is_trained: bool) -> dict[str, Any]:
+    """What stands in the configuration for objects; of weights a digest, so that others are another run."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items() if is_trained else ():
+        digest.update(name.encode() + tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return {
+        "model": f"{IN_PYTHON}{type(model).__name__}",
+        "data": f"{IN_PYTHON}{data.name if isinstance(data, ImageData) else 'data'}",
+        "task": None if task is None else f"{IN_PYTHON}{task.main or 'task'}",
+        "weights": f"{IN_PYTHON}{digest.hexdigest()[:16]}" if is_trained else None,
+    }
+
+
+def _finished(run: Run) -> Finished:
+    return Finished(path=run.folder.path, student=load_student(run), result=run.folder.read_json(EVALUATE.file))
+
+
+def save(
+    student: nn.Module,
+    out: str | Path,
+    *,
+    teacher: nn.Module,
+    found: SearchResult | Compression | Architecture,
+    data: AnyData,
+    task: Task | None = None,
+    device: torch.device | str | None = None,
+    overwrite: bool = False,
+) -> Finished:
+    """Writes a student that was made in Python to a run folder, as `transprune run` leaves it, with figures and report.
+
+    `load(out, model=teacher)` gives it back; `transprune report`, `compare` and the like read the folder.
+
+    Args:
+        student: The smaller network, as it came from `distill`, `found.student` or `shrink`.
+        out: The run folder; made if missing.
+        teacher: The unpruned network.
+        found: What the student was made from: the result of `search` or `compress`, or the architecture for `shrink`.
+        data: As in `train`; its test part is what both are measured on.
+        task: As in `train`.
+        device: Where to measure; None: where the teacher is.
+        overwrite: Replace a run in the folder.
+
+    Raises:
+        RunFolderError: The folder holds something else, cannot be written, or the student is not of this architecture.
+        TranspruneError: Model or data cannot be used.
+    """
+    chosen_task = task or classification()
+    prepared_data = as_data(data, chosen_task)
+    network = copy.deepcopy(unwrapped(teacher)).cpu()
+    space = inspect(network, example_of(prepared_data)) if isinstance(found, Architecture) else found.space
+    architecture = found if isinstance(found, Architecture) else found.architecture
+    limits = () if isinstance(found, Architecture) else found.limits
+    budgets = [f"{each.cost.kind}={each.most}{'ns' if each.cost.kind == 'latency' else ''}" for each in limits]
+    described = replace(
+        preset_options(DEFAULT_PRESET),
+        **_names(network, prepared_data, task, is_trained=True),
+        budget=tuple(budgets or [f"macs={space.macs(architecture)}"]),
+    )
+    given = Given(model=network, data=prepared_data, task=chosen_task, space=space)
+    place = choose_device(device, teacher)
+    with prepare(described, out, device=place, overwrite=overwrite, given=given) as run, logging_to(run):
+        run.decide(
+            "Saved what was made in Python", "the figures of the search, if there are any, are those of its call"
+        )
+        for figures in found.history if isinstance(found, SearchResult) else ():
+            run.journal.record("epoch", **figures)
+        run.folder.write_tensors(TEACHER.file, network.state_dict())
+        write_architecture(run, architecture)
+        state = {name: tensor.cpu() for name, tensor in unwrapped(student).state_dict().items()}
+        run.folder.write_tensors(DISTILL.file, state)
+        load_student(run)  # says so where it is not of this architecture
+        conclude(run)
+        return _finished(run)
 
 
 def run_frontier(run: Run, *, overwrite: bool = False) -> None:

@@ -32,7 +32,7 @@ from transprune.tas.derivation import Derivation, check_attainable, derive_with_
 from transprune.tas.prior import Prior, starting_probabilities
 from transprune.tas.probabilities import DECIDED, UNDECIDED, Probabilities
 from transprune.tas.sampling import mean_entropy
-from transprune.training.batches import Data, example_of, search_feeds
+from transprune.training.batches import AnyData, Data, as_data, example_of, search_feeds
 from transprune.training.loop import Setup
 from transprune.training.tasks import Task, classification
 
@@ -196,7 +196,7 @@ class SearchResult:
 
 def search(
     model: nn.Module,
-    data: Data,
+    data: AnyData,
     budget: Budget | str | Sequence[Budget | str],
     options: SearchOptions | str = DEFAULT_PRESET,
     *,
@@ -211,7 +211,7 @@ def search(
 
     Args:
         model: The network to make smaller.
-        data: Samples to learn from.
+        data: Samples to learn from, as `train` takes them.
         budget: What the smaller network may cost, such as `macs=0.5`; or several budgets, all of which are kept.
         options: How to search: figures, or the name of a preset, such as `quick` or `paper-cifar`.
         space: What may be chosen; None: all that `inspect` finds.
@@ -234,7 +234,8 @@ def search(
         StoppedError: A signal or the time limit of the checkpoints ended it.
     """
     options, setup = search_options(options), (setup or Setup()).named("search", model)
-    budgets = parse_budgets(budget)
+    budgets, task = parse_budgets(budget), task or classification()
+    data = as_data(data, task, batch_size=options.batch_size)
     space = space or inspect(copy.deepcopy(unwrapped(model)).cpu(), example_of(data))
     if any(each.kind == "latency" for each in budgets) and "latency" not in costs:
         example, device = example_of(data), choose_device(setup.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -25,14 +26,21 @@ from transprune.data import (
     split_halves,
 )
 from transprune.errors import DataError, TranspruneError
-from transprune.runtime import processes, random_states, set_random_states
+from transprune.runtime import processes, random_states, seeded, set_random_states
 from transprune.runtime.interruption import start_loading
-from transprune.runtime.structures import on_device, outline, tensors_in
+from transprune.runtime.structures import on_device, outline, sliced, tensors_in
 from transprune.training.faults import worker_died
 from transprune.training.tasks import Task
 
+log = logging.getLogger("transprune.run")
+
 Data = ImageData | LoaderData
-"""What a network can be trained on."""
+"""What a network is trained on."""
+
+
+AnyData = Data | DataLoader[Any] | Mapping[str, Any] | tuple[Any, Any] | Any
+"""What is taken for data: `Data`; a `DataLoader`; an indexed data set, such as one of Hugging Face's `datasets`; two of
+these, to learn from and to measure on, as a pair or by the names `train` and `test` (or `validation`)."""
 
 
 class Batch(NamedTuple):
@@ -302,6 +310,62 @@ def search_feeds(
         Feed(loaders.architecture, task, device, "architecture"),
         Feed(loaders.validation, task, device, "validation"),
     )
+
+
+def as_data(data: AnyData, task: Task, *, batch_size: int = 64) -> Data:
+    """Data as the loops take them.
+
+    Args:
+        data: What is taken for data; an example of the inputs is taken from the first sample.
+        task: Splits batches into inputs and targets.
+        batch_size: Samples per batch, for data sets that come without a loader.
+
+    Raises:
+        DataError: The data is of an unknown kind, or its first batch cannot be taken apart.
+    """
+    if isinstance(data, ImageData | LoaderData):
+        return data
+    if isinstance(data, Mapping) and "train" in data:
+        train, test = data["train"], next((data[name] for name in ("test", "validation") if name in data), None)
+    elif isinstance(data, tuple) and len(data) == 2:
+        train, test = data
+    elif isinstance(data, DataLoader) or _is_indexed(data):
+        train, test = data, None
+    else:
+        raise DataError(
+            f"cannot use data of the kind {type(data).__name__}: expected ImageData, LoaderData, a DataLoader, an "
+            "indexed data set, or a pair of these, to learn from and to measure on"
+        )
+    loader = _loader_of(train, batch_size, is_training=True)
+    if test is None:
+        log.warning("what is measured is measured on the training data: give a pair, (train, test), to have both")
+    tested = _loader_of(train if test is None else test, batch_size, is_training=False)
+    return LoaderData(train=loader, test=tested, example=_first_inputs(loader, task))
+
+
+def _is_indexed(data: Any) -> bool:
+    is_plain = isinstance(data, Mapping | Sequence | Tensor)
+    return hasattr(data, "__getitem__") and hasattr(data, "__len__") and not is_plain
+
+
+def _loader_of(data: Any, batch_size: int, *, is_training: bool) -> Iterable[Any]:
+    if isinstance(data, DataLoader) or not _is_indexed(data):
+        return data  # type: ignore[no-any-return]
+    if hasattr(data, "with_format") and getattr(data, "format", {}).get("type") is None:  # of Hugging Face, in Python's
+        data = data.with_format("torch")  # own types
+    has_rest = is_training and len(data) > batch_size
+    return DataLoader(data, batch_size=batch_size, shuffle=is_training, drop_last=has_rest)
+
+
+def _first_inputs(loader: Iterable[Any], task: Task) -> tuple[Any, ...]:
+    """Inputs of a single sample."""
+    feed = Feed(loader, task, torch.device("cpu"), "train")
+    with seeded(0, "example"):
+        batches = iter(feed)
+        first = next(batches)
+        batches.close()  # type: ignore[attr-defined]
+    inputs: tuple[Any, ...] = sliced(first.inputs, slice(0, 1), first.samples)
+    return inputs
 
 
 def example_of(data: Data) -> tuple[Tensor, ...]:

@@ -14,7 +14,7 @@ from transprune.data import ImageData, make_loader
 from transprune.errors import DataError, OptionError, TranspruneError
 from transprune.runtime import choose_device, processes
 from transprune.runtime.structures import outline
-from transprune.training.batches import Batch, Data, feed
+from transprune.training.batches import AnyData, Batch, as_data, feed
 from transprune.training.faults import data_problem, plain_inputs
 from transprune.training.tasks import Task, classification, each_logits
 
@@ -141,7 +141,7 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
 
 def evaluate(
     network: nn.Module,
-    data: Data,
+    data: AnyData,
     *,
     task: Task | None = None,
     batch_size: int = 256,
@@ -160,6 +160,7 @@ def evaluate(
         DataError: The data cannot be read, or a batch does not suit the network.
     """
     task, place = task or classification(), choose_device(device, network)
+    data = as_data(data, task, batch_size=batch_size)
     batches = feed(data, "test", task, batch_size=batch_size, seed=0, device=place)
     placed = network.to(place)
     with evaluation_mode(placed):

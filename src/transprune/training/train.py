@@ -23,7 +23,7 @@ from transprune.options import (
 from transprune.reading.networks import unwrapped
 from transprune.runtime import choose_device, seeded
 from transprune.runtime.structures import on_device
-from transprune.training.batches import Batch, Data, example_of, feed
+from transprune.training.batches import AnyData, Batch, Data, as_data, example_of, feed
 from transprune.training.evaluation import evaluate_batches, evaluation_mode
 from transprune.training.faults import check_first_loss
 from transprune.training.loop import Loop, Setup
@@ -36,7 +36,7 @@ Teacher = nn.Module | Callable[..., Any]
 
 def train(
     network: nn.Module,
-    data: Data,
+    data: AnyData,
     options: TrainingOptions | str = DEFAULT_PRESET,
     *,
     task: Task | None = None,
@@ -46,7 +46,8 @@ def train(
 
     Args:
         network: The network to start from; untouched.
-        data: Samples to learn from and to test on.
+        data: Samples to learn from and to test on: `ImageData`, `LoaderData`, a `DataLoader`, an indexed data set, or a
+            pair of these.
         options: How to train: figures, or the name of a preset, such as `quick` or `paper-cifar`.
         task: Loss, metrics, and how batches are split; None: `classification()`.
         setup: Seed, device, progress, callbacks and checkpoints; None: the defaults.
@@ -64,7 +65,7 @@ def train(
 def distill(
     student: nn.Module,
     teacher: Teacher,
-    data: Data,
+    data: AnyData,
     options: DistillationOptions | str = DEFAULT_PRESET,
     *,
     task: Task | None = None,
@@ -92,16 +93,17 @@ def distill(
 def _fitted(
     start: nn.Module,
     teacher: Teacher | None,
-    data: Data,
+    data: AnyData,
     options: TrainingOptions,
     *,
     task: Task | None,
     setup: Setup | None,
     phase: str,
 ) -> nn.Module:
-    setup = (setup or Setup()).named(phase, start)
+    setup, task = (setup or Setup()).named(phase, start), task or classification()
+    data = as_data(data, task, batch_size=options.batch_size)
     with seeded(setup.seed, setup.phase):
-        fit = Fit(start, teacher, data, options, task or classification(), setup=setup)
+        fit = Fit(start, teacher, data, options, task, setup=setup)
         fit.run()
     return fit.finished()
 
@@ -248,7 +250,7 @@ def compiled(network: nn.Module, options: TrainingOptions) -> Callable[..., Any]
 
 @torch.no_grad()
 def estimate_statistics(
-    network: nn.Module, data: Data, *, task: Task | None = None, batch_size: int = 256, seed: int = 0
+    network: nn.Module, data: AnyData, *, task: Task | None = None, batch_size: int = 256, seed: int = 0
 ) -> nn.Module:
     """Copies a network and sets its batch norms to the mean statistics over one pass through the training data.
 
@@ -261,12 +263,13 @@ def estimate_statistics(
         batch_size: Images per forward, for `ImageData`.
         seed: Decides order and augmentation of the samples.
     """
-    network = copy.deepcopy(network).train()
+    network, task = copy.deepcopy(network).train(), task or classification()
+    data = as_data(data, task, batch_size=batch_size)
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.reset_running_stats()
     device = next(network.parameters()).device
     with seeded(seed, "statistics"), average_norms():
-        for batch in feed(data, "train", task or classification(), batch_size=batch_size, seed=seed, device=device):
+        for batch in feed(data, "train", task, batch_size=batch_size, seed=seed, device=device):
             network(*batch.inputs)
     return network.eval()
