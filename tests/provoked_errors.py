@@ -64,10 +64,10 @@ from transprune.reports.run_record import read_record
 from transprune.reports.watch import watch_server
 from transprune.runs import RunOptions, Tracking, open_run, plan_run, prepare, resume_run
 from transprune.runs.compression import _probabilities, derive_run
-from transprune.runs.material import collect
+from transprune.runs.material import collect, task_of
 from transprune.runs.phases import load_teacher
 from transprune.runs.run_options import preset_options, read_config
-from transprune.runs.steps import teach_step
+from transprune.runs.steps import measure_step, teach_step
 from transprune.runtime import (
     Checkpoints,
     FolderLock,
@@ -479,6 +479,11 @@ TRAINING = {"epochs": 1, "warm_up_epochs": 0, "learning_rate": 0.1}
 BATCH = (torch.ones(4, 2), torch.arange(4) % 3)
 
 
+def named_task(place):
+    (place / "own.py").write_text("def make():\n    return 1\n")
+    return preset_options("quick", {"task": f"{place}/own.py:make"})
+
+
 def train(network=None, batches=None, task=None, **keywords):
     options = transprune.TrainingOptions(**TRAINING)
     data = stream(batches or [BATCH], (1, 2))
@@ -570,6 +575,12 @@ ways(
     loader_waits=lambda _: next(interruption._handed_over(timed_out())),
     loader_fails=lambda _: train(batches=Failing(OSError("the disk is gone"))),
     data_kind=lambda _: transprune.train(nn.Linear(2, 3), [BATCH]),
+    data_kind_of_loops=lambda _: batches.example_of([BATCH]),
+    task_kind=lambda place: task_of(named_task(place)),
+    task_in_python=lambda _: task_of(preset_options("quick", {"task": "python:r2"})),
+    classes_unknown=lambda _: build_model("resnet20", classes=None, image_channels=None),
+    measured_inputs=lambda place: measure_step(SimpleNamespace(folder=RunFolder(place), example=BATCH)),
+    export_name=lambda place: transprune.export(nn.Linear(2, 3), BATCH[0], place / "net.bin"),
     imitation=lambda _: transprune.distill(
         nn.Linear(2, 3),
         nn.Linear(2, 2),

@@ -1,6 +1,8 @@
 """The Python interface as a user meets it: one default, the model's device, progress, and what a search hands on."""
 
+import html
 import inspect
+import re
 import sys
 from dataclasses import replace
 from functools import partial
@@ -242,3 +244,33 @@ def test_the_command_line_takes_data_and_a_task_of_the_users(tmp_path, monkeypat
     assert "r2" in capsys.readouterr().out
     assert "mse" in (tmp_path / "run" / "report.html").read_text()
     main(["evaluate", "run"])
+
+
+# --- what a notebook and a terminal show
+
+
+def test_results_are_short_to_print_and_have_a_picture_of_the_layers(finished):
+    model = Residual()
+    space = transprune.inspect(model, torch.zeros(1, 1, 4, 4))
+    found = transprune.search(model, two_colours(), "macs=0.5", replace(SCORES, epochs=1, warm_up_epochs=0))
+    half = transprune.compress(model, torch.rand(64, 1, 4, 4), "macs=0.5")
+    for each in (space, found.architecture, found, half, finished):
+        assert len(repr(each)) < 250
+        page = each._repr_html_()
+        bars = re.findall(r"<rect x='220' y='2' height='10' width='([\d.]+)'", page)
+        assert len(bars) >= 2
+        assert html.unescape(page).count(repr(each)) == 1
+    picture = space.picture(transprune.Architecture(widths={"stem": 4}, depths={"blocks": 1}))
+    assert ">4 of 8</text>" in picture
+    assert ">1 of 3</text>" in picture
+    assert ">dropped</text>" in picture
+    assert f"{found.actual:,} MACs of at most {found.target:,} MACs" in repr(found)
+
+
+def test_architectures_are_compared_size_by_size():
+    here = transprune.Architecture(widths={"stem": 4, "head": 8}, depths={"blocks": 1})
+    there = transprune.Architecture(widths={"stem": 6, "head": 8})
+    assert here.diff(there) == {"stem": (4, 6), "blocks": (1, None)}
+    assert here.diff(here) == {}
+    assert repr(here) == "Architecture(2 widths from 4 to 8, depths 1)"
+    assert repr(transprune.Architecture()) == "Architecture(unpruned)"

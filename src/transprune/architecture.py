@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from html import escape
+from typing import Any, NamedTuple
 
 from transprune.errors import SpaceError
 
@@ -40,6 +41,31 @@ class Architecture:
     def __hash__(self) -> int:
         return hash((frozenset(self.widths.items()), frozenset(self.depths.items())))
 
+    def __repr__(self) -> str:
+        said, widths = [], sorted(self.widths.values())
+        if widths:
+            said.append(f"{len(widths)} width{'s' * (len(widths) > 1)} from {widths[0]} to {widths[-1]}")
+        if self.depths:
+            said.append(f"depths {' '.join(map(str, self.depths.values()))}")
+        return f"Architecture({', '.join(said) or 'unpruned'})"
+
+    def _repr_html_(self) -> str:
+        each = [[Row(name, size, size) for name, size in sizes.items()] for sizes in (self.widths, self.depths)]
+        return drawn(repr(self), *each)
+
+    def diff(self, other: Architecture) -> dict[str, tuple[int | None, int | None]]:
+        """Where two architectures differ: for each such group and stage its size here and there.
+
+        Where one of them does not name it, the size is None: there it is full.
+
+        Example:
+            >>> Architecture(widths={"stem": 12, "head": 8}).diff(Architecture(widths={"stem": 16, "head": 8}))
+            {'stem': (12, 16)}
+        """
+        here, there = ({**each.widths, **each.depths} for each in (self, other))
+        names = dict.fromkeys([*here, *there])
+        return {name: (here.get(name), there.get(name)) for name in names if here.get(name) != there.get(name)}
+
     def to_json(self) -> dict[str, Any]:
         """The architecture as plain values for `json.dumps`."""
         return {"widths": dict(self.widths), "depths": dict(self.depths)}
@@ -64,6 +90,43 @@ class Architecture:
                     f"expected an object with the keys 'widths' and 'depths', each a map from a name to a size"
                 )
         return cls(widths=sizes["widths"], depths=sizes["depths"])
+
+
+class Row(NamedTuple):
+    """One size in a drawing."""
+
+    name: str
+    full: int
+    kept: int
+    """0: dropped."""
+
+
+def drawn(title: str, *parts: Sequence[Row]) -> str:
+    """HTML with a bar for each size, of its full and its kept length, for notebooks; it needs no other library.
+
+    Args:
+        title: A line above.
+        parts: Sizes that are drawn to one scale.
+    """
+    rows = [(row, max(each.full for each in part)) for part in parts for row in part]
+    height = 14
+    bars = "".join(
+        f"<g transform='translate(0,{height * place})'>"
+        f"<text x='215' y='10' text-anchor='end'>{escape(row.name[-34:])}</text>"
+        f"<rect x='220' y='2' height='10' width='{300 * row.full / widest:.1f}' fill='#1f6feb' fill-opacity='.22'/>"
+        f"<rect x='220' y='2' height='10' width='{300 * row.kept / widest:.1f}' fill='#1f6feb'/>"
+        f"<text x='{226 + 300 * row.full / widest:.1f}' y='10'>{_sizes(row)}</text></g>"
+        for place, (row, widest) in enumerate(rows)
+    )
+    style = "font:10px sans-serif;fill:currentColor"
+    picture = f"<svg width='620' height='{height * len(rows) + 2}' style='{style}' role='img'>{bars}</svg>"
+    return f"<div><p>{escape(title)}</p>{picture}</div>"
+
+
+def _sizes(row: Row) -> str:
+    if not row.kept:
+        return "dropped"
+    return str(row.full) if row.kept == row.full else f"{row.kept} of {row.full}"
 
 
 def parse_json(text: str, what: str) -> Any:

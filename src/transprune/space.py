@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from transprune.architecture import Architecture, parse_json
+from transprune.architecture import Architecture, Row, drawn, parse_json
 from transprune.costs import MACS, PARAMS, Channels, Cost, Layer
 from transprune.errors import SpaceError, newer_format
 from transprune.records import read_record
@@ -77,6 +77,32 @@ class SearchSpace:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "reading": None}
+
+    def __repr__(self) -> str:
+        full = self.full_architecture()
+        return (
+            f"SearchSpace({len(self.groups)} widths, {len(self.stages)} depths, {float(self.count()):.3g} architectures"
+            f"; unpruned {self.macs(full):,} MACs, {self.params(full):,} parameters)"
+        )
+
+    def _repr_html_(self) -> str:
+        return self.picture()
+
+    def picture(self, architecture: Architecture | None = None, title: str = "") -> str:
+        """HTML with a bar for each width and depth, of its full size and of that in an architecture.
+
+        Args:
+            architecture: What is kept; None: all of it.
+            title: A line above; empty: what the space says of itself.
+        """
+        chosen = architecture or self.full_architecture()
+        self.check(chosen)
+        widths = [
+            Row(group.name, group.width, chosen.widths.get(group.name, group.width) * self.is_kept(group.name, chosen))
+            for group in self.groups
+        ]
+        depths = [Row(stage.name, stage.depth, chosen.depths.get(stage.name, stage.depth)) for stage in self.stages]
+        return drawn(title or repr(self), widths, depths)
 
     @cached_property
     def group_index(self) -> dict[str, int]:

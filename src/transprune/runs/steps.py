@@ -60,6 +60,7 @@ from transprune.runtime import RunFolder, announce, choose_device, processes
 from transprune.runtime.structures import sliced
 from transprune.scores.rounds import Compression
 from transprune.searching.search import SearchResult
+from transprune.space import SearchSpace
 from transprune.training.batches import AnyData, Data, as_data, example_of, feed
 from transprune.training.evaluation import Answers, answers, evaluate
 from transprune.training.tasks import Task, classification
@@ -261,14 +262,14 @@ def _check_batches(run: Run, sizes: Sequence[int]) -> list[Example]:
 def measure_step(run: Run, options: MeasureOptions | None = None) -> dict[str, Any]:
     """Measures latency, throughput, memory and file size of both networks; writes and returns `measurements.json`."""
     options = options or MeasureOptions()
-    student = load_student(run)
-    networks = {"teacher": load_teacher(run), "student": student}
     example = run.example
     if not isinstance(example, Tensor):
         raise OptionError(
             f"cannot measure the run in '{run.folder.path}': its network has {len(example)} inputs, expected one; the "
             "latency of others is in result.json"
         )
+    student = load_student(run)
+    networks = {"teacher": load_teacher(run), "student": student}
     with run.phase(MEASURE.name):
         announce(f"{MEASURE.name}: {most_time(len(networks), options)}")
         found = measure(networks, example, options, device=run.device)
@@ -320,6 +321,11 @@ class Finished:
             for each in self.result["budgets"]
         )
         return f"Finished({str(self.path)!r}: {spent})"
+
+    def _repr_html_(self) -> str:
+        space = SearchSpace.from_json(RunFolder.open(self.path).read_json("space.json"))
+        architecture = Architecture.from_json(RunFolder.open(self.path).read_json(SEARCH.file))
+        return space.picture(architecture, f"{self!r} {self.report}")
 
 
 def run(

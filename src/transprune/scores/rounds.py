@@ -112,6 +112,9 @@ class Compression:
         spent = " and ".join(f"{limit.cost.written(cost)} of at most {limit}" for limit, cost in each)
         return f"Compression({spent}; outputs moved by {self.moved:.3g})"
 
+    def _repr_html_(self) -> str:
+        return self.space.picture(self.architecture, repr(self))
+
 
 @dataclass(frozen=True)
 class _Place:

@@ -129,17 +129,17 @@ class SearchResult:
     """What was compared at the end of a search that starts from scores: what it derived, and what is free."""
     history: tuple[Mapping[str, Any], ...] = ()
     """Figures of every epoch."""
-    model: nn.Module = field(repr=False)
+    model: nn.Module
     """The network that was searched, its channels in the order in which they are cut."""
-    example: tuple[Tensor, ...] = field(repr=False)
+    example: tuple[Tensor, ...]
     """Inputs of the right shape."""
-    seed: int = field(repr=False)
+    seed: int
     """That of the search."""
-    device: torch.device = field(repr=False)
+    device: torch.device
     """Where it ran."""
-    has_trained_weights: bool = field(repr=False)
+    has_trained_weights: bool
     """Whether the search started from the model's weights."""
-    weights: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
     """The supernet's weights as the architecture uses them, under the model's names and at its full widths. Where the
     search started from the model's weights, the channels stand in the order of their importance."""
 
@@ -166,6 +166,15 @@ class SearchResult:
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.reset_running_stats()
         return student.to(self.device).eval()
+
+    def __repr__(self) -> str:
+        each = zip(self.limits, self.spent, strict=True)
+        spent = " and ".join(f"{limit.cost.written(cost)} of at most {limit}" for limit, cost in each)
+        kept = f"; kept {self.kept.name}" if self.kept else ""
+        return f"SearchResult({spent}; entropy {self.entropy:.2f}{kept})"
+
+    def _repr_html_(self) -> str:
+        return self.space.picture(self.architecture, repr(self))
 
     @property
     def kept(self) -> Contender | None:
