@@ -86,6 +86,8 @@ from transprune.tas.supernet import Supernet
 from transprune.training import batches
 from transprune.training.evaluation import evaluate
 from transprune.training.tasks import Metric, Task, last_is_target, regression
+from transprune.training.train import softening
+from transprune.training.update import optimizer_of
 
 WAYS: dict[str, Callable[[Path], object]] = {}
 """By name; each raises one error."""
@@ -575,6 +577,13 @@ ways(
     loader_waits=lambda _: next(interruption._handed_over(timed_out())),
     loader_fails=lambda _: train(batches=Failing(OSError("the disk is gone"))),
     data_kind=lambda _: transprune.train(nn.Linear(2, 3), [BATCH]),
+    optimizer_name=lambda _: transprune.TrainingOptions(optimizer="adam"),
+    optimizer_kind=lambda _: optimizer_of([], transprune.TrainingOptions(), lambda *_: 1),
+    gradient_clip=lambda _: transprune.TrainingOptions(gradient_clip=0),
+    average_share=lambda _: transprune.TrainingOptions(average=1.0),
+    labels_to_spread=lambda _: softening(nn.Linear(2, 3), transprune.TrainingOptions(label_smoothing=0.1), (BATCH[0],))(
+        batches.Batch((BATCH[0],), BATCH[0])
+    ),
     data_kind_of_loops=lambda _: batches.example_of([BATCH]),
     task_kind=lambda place: task_of(named_task(place)),
     task_in_python=lambda _: task_of(preset_options("quick", {"task": "python:r2"})),

@@ -30,6 +30,9 @@ Normalisation = tuple[float, ...] | Literal["imagenet", "cifar10", "cifar100", "
 BackendName = Literal["onnxruntime", "torch"]
 """What runs a network whose latency is measured."""
 
+OPTIMIZERS = ("sgd", "adamw")
+"""Optimizers that are known by name."""
+
 NEARLY_FULL = 0.99
 """Share of the budget that a derived architecture uses wherever the space permits."""
 SOLVER_SECONDS = 60.0
@@ -53,8 +56,22 @@ class StepOptions:
     valid pixels."""
     sync_norms: bool = False
     """Whether batch norms use the statistics of all processes together rather than each process its own."""
+    optimizer: str = "sgd"
+    """What learns the weights: sgd (with Nesterov momentum), adamw (its first beta is the momentum), or a function such
+    as torch.optim:RMSprop or FILE.py:FUNCTION, whose code is run, of the parameters, lr and weight_decay."""
+    gradient_clip: float | None = None
+    """Norm to which the gradient of the weights is shortened where it is longer; None: never."""
 
     def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS and ":" not in self.optimizer:
+            raise OptionError(
+                f"cannot train with optimizer={self.optimizer!r}: expected one of {', '.join(OPTIMIZERS)}, or a "
+                "function, package.module:FUNCTION or FILE.py:FUNCTION"
+            )
+        if self.gradient_clip is not None and not self.gradient_clip > 0:
+            raise OptionError(
+                f"cannot train with gradient_clip={self.gradient_clip}: expected more than 0, or None for never"
+            )
         if self.precision not in get_args(Precision):
             raise OptionError(
                 f"cannot train with precision={self.precision!r}: expected one of {', '.join(get_args(Precision))}"
@@ -86,11 +103,28 @@ class TrainingOptions(StepOptions):
     """Epochs between evaluations on the test data; the last epoch is always evaluated."""
     compile: bool = False
     """Whether `torch.compile` speeds up the network's forward and backward; compiling takes minutes first."""
+    average: float = 0.0
+    """Share of the past in a moving average of the weights after each step, such as 0.999, which is what is measured
+    and kept; 0: the last weights."""
+    label_smoothing: float = 0.0
+    """Share of each label that is spread over all classes."""
+    mixup: float = 0.0
+    """α of mixup, which blends two images and their labels: shares from Beta(α, α), such as 0.2; 0: none."""
+    cutmix: float = 0.0
+    """α of CutMix, which pastes a part of one image into another, such as 1.0; with `mixup`, one of both by turns drawn
+    at random."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("epochs", self.epochs, 1)
         at_least("batch_size", self.batch_size, 2)
+        at_least("mixup", self.mixup, 0)
+        at_least("cutmix", self.cutmix, 0)
+        if not 0 <= self.average < 1 or not 0 <= self.label_smoothing < 1:
+            raise OptionError(
+                f"cannot train with average={self.average} and label_smoothing={self.label_smoothing}: expected shares "
+                "from 0, below 1"
+            )
         at_least("evaluate_every", self.evaluate_every, 1)
         at_least("learning_rate", self.learning_rate, 0)
         check_warm_up("train", self.epochs, self.warm_up_epochs)

@@ -37,7 +37,7 @@ from transprune.training.faults import check_first_loss
 from transprune.training.loop import Loop, Setup
 from transprune.training.tasks import Task, classification
 from transprune.training.train import loss_function
-from transprune.training.update import Update, anneal, cosine_schedule, sgd
+from transprune.training.update import Update, anneal, cosine_schedule, optimizer_of
 
 log = logging.getLogger("transprune.run")
 
@@ -103,7 +103,7 @@ class Bilevel(Loop):
         self._architecture_feed = feeds.architecture
         self.architecture_batches = _endless(feeds.architecture)
         self.weights = [parameter for parameter in self.supernet.parameters() if parameter.requires_grad]
-        self.weight_optimizer = sgd(self.weights, options.learning_rate, options.momentum, options.weight_decay)
+        self.weight_optimizer = optimizer_of(self.weights, options, setup.optimizer)
         self.schedule = cosine_schedule(
             self.weight_optimizer, self.steps_an_epoch, options.epochs, options.warm_up_epochs
         )
@@ -117,8 +117,8 @@ class Bilevel(Loop):
             self.parameters.parameters(), lr=rate, betas=options.architecture_betas, weight_decay=decay
         )
         self.weight_update, self.architecture_update = (
-            Update(optimizer, self.supernet, options, device, self.sentinel)
-            for optimizer in (self.weight_optimizer, self.architecture_optimizer)
+            Update(optimizer, self.supernet, options, device, self.sentinel, clip=clip)
+            for optimizer, clip in ((self.weight_optimizer, options.gradient_clip), (self.architecture_optimizer, None))
         )
 
     def parts(self) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from transprune.errors import OptionError
 from transprune.kernels.feature_maps import use_channels_last_if_suited
@@ -22,13 +24,13 @@ from transprune.options import (
 )
 from transprune.reading.networks import unwrapped
 from transprune.runtime import choose_device, seeded
-from transprune.runtime.structures import on_device
+from transprune.runtime.structures import on_device, outline
 from transprune.training.batches import AnyData, Batch, Data, as_data, example_of, feed
 from transprune.training.evaluation import evaluate_batches, evaluation_mode
 from transprune.training.faults import check_first_loss
 from transprune.training.loop import Loop, Setup
-from transprune.training.tasks import Task, classification
-from transprune.training.update import Update, cosine_schedule, sgd
+from transprune.training.tasks import Task, classification, each_logits
+from transprune.training.update import Update, cosine_schedule, optimizer_of
 
 Teacher = nn.Module | Callable[..., Any]
 """Whatever gives outputs for inputs."""
@@ -145,23 +147,36 @@ class Fit(Loop):
                 compile_teacher=options.compile,
             )
         weights = list(self.network.parameters())
-        self.optimizer = sgd(weights, options.learning_rate, options.momentum, options.weight_decay)
+        self.optimizer = optimizer_of(weights, options, setup.optimizer)
         self.update = Update(
-            self.optimizer, self.network, options, device, self.sentinel, has_fast_norms=has_fast_norms
+            self.optimizer,
+            self.network,
+            options,
+            device,
+            self.sentinel,
+            has_fast_norms=has_fast_norms,
+            clip=options.gradient_clip,
         )
+        self.average = averaged(self.network, options.average)
+        self._soften = softening(self.network, options, example)
         self.schedule = cosine_schedule(self.optimizer, self.steps_an_epoch, options.epochs, options.warm_up_epochs)
 
     def parts(self) -> dict[str, Any]:
-        return {"network": self.network, "optimizer": self.update, "schedule": self.schedule}
+        average = {} if self.average is None else {"average": self.average}
+        return {"network": self.network, "optimizer": self.update, "schedule": self.schedule, **average}
 
     def learning_rate(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def step(self, batch: Batch) -> None:
         self.network.train()
-        for learned in self.update.step(batch, self._forward):
-            self.meter.add(*learned)
+        soften = self._soften
+        learned = self.update.step(batch if soften is None else soften(batch), self._forward)
+        for loss, outputs, part in learned:
+            self.meter.add(loss, outputs, part if soften is None else hardened(part))
         self.schedule.step()
+        if self.average is not None and learned:
+            self.average.update_parameters(self.network)
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Any]:
         outputs = self.compute(*batch.inputs)
@@ -170,16 +185,69 @@ class Fit(Loop):
             check_first_loss(loss, self.phase)
         return loss, outputs
 
+    @property
+    def kept(self) -> nn.Module:
+        """The network whose weights are measured and kept: the averaged one, where there is one."""
+        return self.network if self.average is None else self.average.module
+
     def finished(self) -> nn.Module:
         """The trained network in evaluation mode, in torch's default memory format."""
-        return self.network.to(memory_format=torch.contiguous_format).eval()
+        return self.kept.to(memory_format=torch.contiguous_format).eval()
 
     def end_of_epoch(self) -> dict[str, Any]:
         if self.epoch % self.options.evaluate_every and self.epoch != self.epochs:
             return {}
-        with evaluation_mode(self.network):
-            tested = evaluate_batches(self.network, self.test_batches, self.task)
+        with evaluation_mode(self.kept):
+            tested = evaluate_batches(self.kept, self.test_batches, self.task)
         return {f"test_{name}": value for name, value in tested.to_json().items()}
+
+
+def averaged(network: nn.Module, share: float) -> AveragedModel | None:
+    """A moving average of a network's weights and buffers; None at share 0."""
+    if not share:
+        return None
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(share), use_buffers=True)
+
+
+def softening(
+    network: nn.Module, options: TrainingOptions, example: tuple[Tensor, ...]
+) -> Callable[[Batch], Batch] | None:
+    """Blends images and spreads labels as the options say; what it draws, it draws from torch's global state. None: nothing is asked.
+
+    Source: Zhang et al., 2018, arXiv:1710.09412 (mixup); Yun et al., 2019, arXiv:1905.04899 (CutMix).
+    """
+    if not (options.mixup or options.cutmix or options.label_smoothing):
+        return None
+    from torchvision.transforms import v2
+
+    with evaluation_mode(network), torch.no_grad():
+        classes = each_logits(network(*example))[0].shape[1]
+    each = [v2.MixUp(alpha=options.mixup, num_classes=classes)] if options.mixup else []
+    each += [v2.CutMix(alpha=options.cutmix, num_classes=classes)] if options.cutmix else []
+    blend = v2.RandomChoice(each) if each else None
+
+    def soft(batch: Batch) -> Batch:
+        (images, *others), labels = batch.inputs, batch.targets
+        is_labels = isinstance(labels, Tensor) and labels.dim() == 1 and labels.dtype == torch.int64
+        if not is_labels or (blend is not None and (others or images.dim() != 4)):
+            raise OptionError(
+                f"cannot spread or blend the labels of a batch of {outline(batch.inputs)} and {outline(labels)}: "
+                "expected a class for each sample, and for mixup and cutmix one tensor of images [batch, channels, "
+                "rows, columns]; leave label_smoothing, mixup and cutmix at 0 for other tasks"
+            )
+        if blend is not None:
+            images, spread = blend(images, labels)
+        else:
+            spread = F.one_hot(labels, classes).to(torch.get_default_dtype())
+        spread = (1 - options.label_smoothing) * spread + options.label_smoothing / classes
+        return Batch((images, *others), spread)
+
+    return soft
+
+
+def hardened(batch: Batch) -> Batch:
+    """A batch that `softening` made, with the likeliest label of each sample."""
+    return Batch(batch.inputs, batch.targets.argmax(1))
 
 
 PARTS: tuple[Literal["train"], Literal["test"]] = ("train", "test")

@@ -11,13 +11,49 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
+from transprune.errors import OptionError
 from transprune.kernels.feature_maps import SoundConvolutions
 from transprune.kernels.norm_modes import fast_norms, joint_norms
-from transprune.options import Precision, Schedule, StepOptions
-from transprune.runtime import processes
+from transprune.options import Precision, Schedule, SearchOptions, StepOptions, TrainingOptions
+from transprune.runtime import UserFunction, processes
 from transprune.runtime.structures import sliced
 from transprune.training.batches import Batch
 from transprune.training.faults import Sentinel
+
+
+def optimizer_of(
+    parameters: list[nn.Parameter], options: TrainingOptions | SearchOptions, make: MakeOptimizer | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer of the weights.
+
+    Args:
+        parameters: The weights.
+        options: Name the optimizer and its figures.
+        make: Makes it instead, from the parameters and the peak learning rate.
+
+    Raises:
+        OptionError: The function that is named is missing or fails, or makes something else.
+    """
+    rate, decay = options.learning_rate, options.weight_decay
+    if make is not None:
+        found = make(parameters, rate)
+        return _checked(found, f"{getattr(make, '__qualname__', type(make).__qualname__)}")
+    if options.optimizer == "sgd":
+        return sgd(parameters, rate, options.momentum, decay)
+    if options.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=rate, betas=(options.momentum, 0.999), weight_decay=decay)
+    function = UserFunction(name=options.optimizer, purpose="make the optimizer", error=OptionError)
+    with function.imported() as maker, function.reported("calling it"):
+        found = maker(parameters, lr=rate, weight_decay=decay)
+    return _checked(found, options.optimizer)
+
+
+def _checked(found: Any, name: str) -> torch.optim.Optimizer:
+    if not isinstance(found, torch.optim.Optimizer):
+        raise OptionError(
+            f"cannot use the optimizer {name!r}: it is a {type(found).__name__}; expected a torch.optim.Optimizer"
+        )
+    return found
 
 
 def sgd(parameters: Any, learning_rate: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
@@ -25,6 +61,10 @@ def sgd(parameters: Any, learning_rate: float, momentum: float, weight_decay: fl
     return torch.optim.SGD(
         parameters, lr=learning_rate, momentum=momentum, weight_decay=weight_decay, nesterov=momentum > 0
     )
+
+
+MakeOptimizer = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
+"""Makes an optimizer from parameters and the peak learning rate."""
 
 
 class Learned(NamedTuple):
@@ -48,6 +88,7 @@ class Update:
         device: Where the network computes.
         sentinel: Checks loss and gradients of every step.
         has_fast_norms: Whether batch norms are computed inside `fast_norms`.
+        clip: Norm to which the gradient is shortened; None: never.
     """
 
     def __init__(
@@ -59,9 +100,10 @@ class Update:
         sentinel: Sentinel,
         *,
         has_fast_norms: bool = False,
+        clip: float | None = None,
     ) -> None:
         self.optimizer, self._network, self._options, self._sentinel = optimizer, network, options, sentinel
-        self.has_fast_norms = has_fast_norms
+        self.has_fast_norms, self._clip = has_fast_norms, clip
         self._device = device
         self._learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         own = set(self._learning)
@@ -97,6 +139,8 @@ class Update:
             gradients = []  # the scaler itself skips steps whose gradients overflow, and lowers the scale
         passes = self._sentinel.passes(loss, gradients, lambda: self._computed(batch, forward))
         if passes:
+            if self._clip is not None:
+                nn.utils.clip_grad_norm_(self._learning, self._clip)
             self._scaler.step(self.optimizer)
         self._scaler.update()
         return learned if passes else []
