@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from transprune.reports.run_record import PHASES, RunRecord, number, part
-from transprune.tas.probabilities import UNDECIDED
 from transprune.runtime.terminal import milliseconds
+from transprune.tas.probabilities import UNDECIDED
 
 COST_NAMES = {"macs": "MACs", "params": "parameters", "latency": "latency"}
 PHASE_NAMES = {

@@ -39,9 +39,8 @@ from transprune.tas.baselines import uniform_architecture
 from transprune.tas.bilevel import Bilevel
 from transprune.tas.derivation import least_cost
 from transprune.tas.sampling import Selection
-from transprune.training.batches import Batch, Feed
+from transprune.training.batches import Batch, Feed, example_of
 from transprune.training.evaluation import evaluate_batches, evaluation_mode
-from transprune.training.batches import example_of
 from transprune.training.loop import Loop, Setup
 from transprune.training.train import Fit
 

@@ -212,7 +212,9 @@ def averaged(network: nn.Module, share: float) -> AveragedModel | None:
 def softening(
     network: nn.Module, options: TrainingOptions, example: tuple[Tensor, ...]
 ) -> Callable[[Batch], Batch] | None:
-    """Blends images and spreads labels as the options say; what it draws, it draws from torch's global state. None: nothing is asked.
+    """Blends images and spreads labels as the options say; None where they ask for neither.
+
+    What is drawn at random is drawn from torch's global state.
 
     Source: Zhang et al., 2018, arXiv:1710.09412 (mixup); Yun et al., 2019, arXiv:1905.04899 (CutMix).
     """
