@@ -55,11 +55,7 @@ def main(*, limit: int | None = None, budget: str = "macs=0.5", epochs: int = 10
     plain = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5], [0.5])]
     train = rows["train"].with_transform(tensors(v2.Compose([v2.RandomCrop(8, padding=1), *plain])))
     test = rows["test"].with_transform(tensors(v2.Compose(plain)))
-    data = transprune.LoaderData(
-        train=DataLoader(train, batch_size=32, shuffle=True),
-        test=DataLoader(test, batch_size=128),
-        example=torch.zeros(1, 1, 8, 8),
-    )
+    data = DataLoader(train, batch_size=32, shuffle=True), DataLoader(test, batch_size=128)
     task = dataclasses.replace(transprune.classification(), split=lambda batch: (batch["pixel_values"], batch["label"]))
 
     classes = rows["train"].features["label"].num_classes
@@ -70,8 +66,7 @@ def main(*, limit: int | None = None, budget: str = "macs=0.5", epochs: int = 10
         **short, start="model", alignment="pad", architecture_learning_rate=0.05, architecture_weight_decay=0.0
     )
     found = transprune.search(teacher, data, budget, options, task=task)
-    student = transprune.shrink(teacher, found.architecture, data.example)
-    student = transprune.distill(student, teacher, data, transprune.DistillationOptions(**short), task=task)
+    student = transprune.distill(found.student, teacher, data, transprune.DistillationOptions(**short), task=task)
     for name, each in (("teacher", teacher), ("student", student)):
         print(f"{name}: {transprune.evaluate(each, data, task=task).top1:.1f} % top-1")
     return student
