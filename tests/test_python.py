@@ -24,6 +24,7 @@ from transprune.options import DEFAULT_PRESET, PRESETS, SearchOptions, TrainingO
 from transprune.runs.run_options import preset_options
 from transprune.runtime import choose_device
 from transprune.training import loop
+from transprune.training.batches import as_data
 from transprune.training.loop import Setup
 
 ONE = TrainingOptions(**{**SHORT, "epochs": 2})
@@ -274,3 +275,33 @@ def test_architectures_are_compared_size_by_size():
     assert here.diff(here) == {}
     assert repr(here) == "Architecture(2 widths from 4 to 8, depths 1)"
     assert repr(transprune.Architecture()) == "Architecture(unpruned)"
+
+
+# --- data as they come
+
+
+def test_a_loader_is_data_and_looking_at_it_draws_nothing():
+    before = torch.get_rng_state()
+    data = as_data(LOADERS[0], transprune.regression())
+    assert torch.equal(torch.get_rng_state(), before)
+    assert data.train is data.test is LOADERS[0]
+    assert [tuple(each.shape) for each in data.inputs] == [(1, 6)]
+
+
+def test_data_sets_without_a_loader_are_data_by_their_names():
+    named = as_data({"train": PAIRS[0], "validation": PAIRS[1]}, transprune.regression(), batch_size=8)
+    assert [len(named.train), len(named.test)] == [6, 2]
+    assert named.train.batch_size == 8
+    first, second = (torch.cat([inputs for inputs, _ in named.train]) for _ in range(2))
+    assert not torch.equal(first, second), "what is learned from is shuffled"
+    assert torch.equal(torch.cat([inputs for inputs, _ in named.test]), NUMBERS[48:])
+
+
+def test_a_data_set_of_hugging_face_is_data():
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"numbers": NUMBERS.tolist(), "sum": NUMBERS.sum(1, keepdim=True).tolist()})
+    task = replace(transprune.regression(), split=lambda batch: (batch["numbers"], batch["sum"]))
+    trained = transprune.train(regressor(), datasets.DatasetDict(train=rows, test=rows), ONE, task=task)
+    measured = transprune.evaluate(trained, (rows, rows), task=task)
+    by_hand = nn.functional.mse_loss(trained(NUMBERS), NUMBERS.sum(1, keepdim=True))
+    assert measured.mse == pytest.approx(float(by_hand), rel=1e-4)
