@@ -259,7 +259,8 @@ def _picture(example: Mapping[str, Any]) -> dict[str, Any]:
 def _uses(record: RunRecord) -> Iterator[tuple[str, str]]:
     """How to run what is in the folder: a title and a few lines of Python for each kind of file."""
     described = part(record.architecture, "model")
-    name, size = str(described.get("name", "")), described.get("input_size")
+    name, inputs = str(described.get("name", "")), described.get("inputs")
+    size = inputs[0]["shape"][1:] if inputs else described.get("input_size")
     is_own = ":" in name and not name.startswith(LIBRARIES)
     own, shape = ", model=build()" if is_own else "", ", ".join(map(str, size)) if isinstance(size, list) else "…"
     file = record.folder

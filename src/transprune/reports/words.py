@@ -195,7 +195,12 @@ def _lost(record: RunRecord) -> str:
     start = f"The student has {budget}" if budget else "The student"
     if known is None:
         pairs = [f"{points(after - before)}" for before, after in _pair(record, "top1")]
-        return f"{start}; its top-1 is {pairs[0]}." if pairs else f"{start}." if budget else ""
+        if not pairs:
+            name = next(iter(record.result.get("metrics", [])), "")
+            pairs = [f"{after:.4g}, the teacher’s {before:.4g}" for before, after in _pair(record, str(name))]
+        else:
+            name = "top-1"
+        return f"{start}; its {name} is {pairs[0]}." if pairs else f"{start}." if budget else ""
     lost, chance, samples = known
     if not lost:
         return f"{start} and gets as many of the {samples:,} test images right as the teacher."
