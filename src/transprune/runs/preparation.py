@@ -96,7 +96,7 @@ def _prepare(
     lock = FolderLock(Path(out))
     folder = RunFolder.create(out, asdict(options), overwrite=overwrite)
     _check_same_space(folder, material.space)
-    run = Run(folder, options, str(chosen), safety, lock)
+    run = Run(folder, options, chosen, safety, lock)
     run.data, run.model, run.weights, run.space = material.data, material.model, material.weights, material.space
     run.reading, run.task = material.reading, material.task
     folder.write_json("environment.json", environment())

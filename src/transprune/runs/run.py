@@ -10,6 +10,7 @@ from functools import cached_property
 from time import perf_counter
 from typing import Any, Self
 
+import torch
 from torch import nn
 
 from transprune._version import __version__
@@ -56,7 +57,12 @@ class Run:
     """
 
     def __init__(
-        self, folder: RunFolder, options: RunOptions, device: str, safety: Safety | None, lock: FolderLock
+        self,
+        folder: RunFolder,
+        options: RunOptions,
+        device: torch.device | str,
+        safety: Safety | None,
+        lock: FolderLock,
     ) -> None:
         self.folder = folder
         self.options = options

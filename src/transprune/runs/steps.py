@@ -391,7 +391,7 @@ def _names(model: nn.Module, data: Data, task: Task | None, *, is_trained: bool)
     """What stands in the configuration for objects; of weights a digest, so that others are another run."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items() if is_trained else ():
-        digest.update(name.encode() + tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(name.encode() + tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return {
         "model": f"{IN_PYTHON}{type(model).__name__}",
         "data": f"{IN_PYTHON}{data.name if isinstance(data, ImageData) else 'data'}",
