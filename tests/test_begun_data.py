@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 from test_data import picture
-from test_frontier import NET
 from transprune.cli import main
 from transprune.errors import RunFolderError
 from transprune.runs import distill_step, measure_step, open_run, plan_run, prepare, resume_run
 from transprune.runs.phases import SEARCH, complete, courses
 from transprune.runs.steps import _check_batches, _point
 from transprune.runtime import read_journal
+from whole_runs import NET
 
 CLASSES = ("a", "b", "c")
 SHORT = [

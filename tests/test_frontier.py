@@ -1,9 +1,12 @@
 """A frontier: several budgets in one go, from one teacher and one supernet, with uniform scaling beside them."""
 
+import io
 import json
 import re
+from contextlib import redirect_stdout
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,35 +16,12 @@ from test_report import EVIL, Page
 from transprune.cli import main
 from transprune.errors import BudgetError
 from transprune.reports.comparison import frontier_page
+from transprune.runs import steps
 from transprune.runtime import RunFolder, read_journal
 from transprune.tas.baselines import uniform_architecture
+from whole_runs import FAST, NET, assert_as_planned, counted_steps, counted_traces
 
-NET = """
-from torch import nn
-
-def build(classes, image_channels):
-    return nn.Sequential(
-        nn.Conv2d(image_channels, 10, 3, padding=1, bias=False), nn.BatchNorm2d(10), nn.ReLU(),
-        nn.Conv2d(10, 20, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(20), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(20, classes),
-    )
-"""
-FAST = [
-    *("--data", "digits", "--preset", "quick", "--teacher.epochs", "2", "--teacher.warm-up-epochs", "0"),
-    *(
-        "--search.epochs",
-        "3",
-        "--search.batch-size",
-        "256",
-        "--search.prior",
-        "none",
-        "--distill.epochs",
-        "1",
-        "--distill.warm-up-epochs",
-        "0",
-    ),
-    *("--device", "cpu"),
-]
+pytestmark = pytest.mark.usefixtures("few_digits")
 
 
 def run(*more, budget="macs=0.4,0.7"):
@@ -49,18 +29,23 @@ def run(*more, budget="macs=0.4,0.7"):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def made(tmp_path_factory, few_digits):
+    """A folder with a frontier in `out`, what was planned of it, and the traces and steps that it took."""
     place = tmp_path_factory.mktemp("frontier")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         (place / "net.py").write_text(NET)
-        run()
-    return place
+        with redirect_stdout(io.StringIO()) as printed, counted_steps() as made_steps:
+            run("--plan", "--json")
+            assert made_steps == {}, "no epoch is trained"
+        with counted_traces() as traced, counted_steps() as made_steps:
+            run()
+    return SimpleNamespace(place=place, plan=json.loads(printed.getvalue()), steps=made_steps, traced=traced)
 
 
 @pytest.fixture(autouse=True)
-def _there(folder, monkeypatch):
-    monkeypatch.chdir(folder)
+def _there(made, monkeypatch):
+    monkeypatch.chdir(made.place)
 
 
 def read(name):
@@ -77,6 +62,22 @@ def test_every_point_is_a_run_of_its_own_within_its_budget():
             assert result["student"]["macs"] <= budget["target"]
             for name in ("student.safetensors", "student.onnx", "report.html", "architecture.json", "config.toml"):
                 assert Path("out", f"macs-{share}{ending}", name).stat().st_size
+
+
+def test_the_frontier_did_what_its_plan_had_said(made, capsys):
+    assert_as_planned(made.plan, made.steps, "out")
+    plans = []
+    for more in ([], ["--overwrite"]):
+        run("--plan", "--json", *more)
+        plans.append(json.loads(capsys.readouterr().out)["phases"])
+    again, anew = plans
+    assert {phase["epochs"] for phase in again} == {0}
+    assert all(phase["note"].startswith("done: ") for phase in again)
+    assert [phase["steps"] for phase in anew] == [phase["steps"] for phase in made.plan["phases"]]
+
+
+def test_the_whole_frontier_traced_its_network_once(made):
+    assert made.traced == ["Sequential"]
 
 
 def test_the_points_share_teacher_and_supernet_and_each_has_searched_by_itself():
@@ -189,6 +190,7 @@ def test_a_point_whose_budget_no_uniform_widths_keep_stands_alone(monkeypatch, c
         return uniform_architecture(space, limits)
 
     monkeypatch.setattr("transprune.runs.phases.uniform_architecture", scaled)
+    monkeypatch.setattr(steps, "export_step", lambda _: None)  # the longest of all, and of no concern here
     main(["run", "net.py:build", "--budget", "macs=0.4,0.7", "--out", "alone", *FAST])
     assert re.search(r"macs=0\.4 .* –\n", capsys.readouterr().out)
     names = {path.parent.name for path in Path("alone").glob("*/result.json")}
@@ -247,7 +249,8 @@ def test_names_in_a_record_cannot_break_the_page():
     assert page.all("script") == []
 
 
-def test_overwriting_starts_every_point_anew():
+def test_overwriting_starts_every_point_anew(monkeypatch):
+    monkeypatch.setattr(steps, "export_step", lambda _: None)
     before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("*.safetensors")}
     run("--overwrite")
     assert all(path.stat().st_mtime_ns > time for path, time in before.items())

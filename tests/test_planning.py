@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +10,14 @@ import pytest
 import torch
 
 from test_data import write_folder
-from test_frontier import FAST, NET
 from transprune.cli import main
 from transprune.cli.arguments import read_command
 from transprune.errors import BudgetError, DataError, ModelError, OptionError, RunFolderError
 from transprune.runs import phases, plan_run, prepare
-from transprune.runtime import RUN_FILES, read_journal
-from transprune.training.loop import Loop
+from transprune.runtime import RUN_FILES
+from whole_runs import FAST, NET, assert_as_planned, counted_steps
+
+pytestmark = pytest.mark.usefixtures("few_digits")
 
 
 def job(budget, *more, verb="run"):
@@ -52,49 +52,19 @@ def planned(capsys, *arguments):
     return json.loads(capsys.readouterr().out)
 
 
-@pytest.fixture
-def steps_made(monkeypatch):
-    """Counts the steps of every phase of a run."""
-    made = Counter()
-    run_epoch = Loop.run_epoch
+def test_a_plan_tells_what_the_run_then_does(place, capsys):
+    """A whole frontier does too (`test_frontier.py`)."""
+    command = job("params=0.6", verb="search")
+    with counted_steps() as steps:
+        plan = planned(capsys, *command)
+        assert steps == {}, "no epoch is trained"
+        main(command)
+    assert_as_planned(plan, steps, "out")
 
-    def counting(loop, *arguments):
-        figures = run_epoch(loop, *arguments)
-        made[loop.phase] += len(loop.batches)
-        return figures
-
-    monkeypatch.setattr(Loop, "run_epoch", counting)
-    return made
-
-
-@pytest.mark.parametrize(("verb", "budget"), [("search", "params=0.6"), ("run", "macs=0.4,0.7")])
-def test_a_plan_tells_what_the_run_then_does(place, capsys, steps_made, verb, budget):
-    plan = planned(capsys, *job(budget, verb=verb))
-    assert steps_made == {}, "no epoch is trained"
-    main(job(budget, verb=verb))
-    epochs, journals = Counter(), {}
-    for path in Path("out").rglob("journal.jsonl"):
-        folder = "" if path.parent == Path("out") else path.parent.name
-        journals[folder] = read_journal(path)
-        for entry in journals[folder]:
-            if entry["event"] == "epoch":
-                epochs[folder, entry["phase"]] += 1
-                assert epochs[folder, entry["phase"]] == entry["epoch"]
-    assert {(phase["folder"], phase["phase"]): phase["epochs"] for phase in plan["phases"]} == epochs
-    for name in {phase["phase"] for phase in plan["phases"]}:
-        assert sum(phase["steps"] for phase in plan["phases"] if phase["phase"] == name) == steps_made[name]
-    (space,) = [entry for entry in journals[""] if entry["event"] == "space"]
-    for key in ("groups", "stages", "architectures", "fixed"):
-        assert plan[key] == space[key]
-    for said, recorded in zip(plan["budgets"], space["budgets"], strict=True):
-        assert {key: said[key] for key in recorded} == recorded
-    assert plan["seconds"] == pytest.approx(sum(phase["seconds"] for phase in plan["phases"]))
-    assert all(phase["seconds"] > 0 for phase in plan["phases"])
-
-    again = planned(capsys, *job(budget, verb=verb))
+    again = planned(capsys, *command)
     assert {phase["epochs"] for phase in again["phases"]} == {0}
     assert all(phase["note"].startswith("done: ") for phase in again["phases"])
-    anew = planned(capsys, *job(budget, "--overwrite", verb=verb))
+    anew = planned(capsys, *command, "--overwrite")
     assert [phase["steps"] for phase in anew["phases"]] == [phase["steps"] for phase in plan["phases"]]
 
 
