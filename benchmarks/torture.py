@@ -79,12 +79,17 @@ def start_process(commands: Commands, log: Path) -> Job:
 
 
 def start_fork(commands: Commands, log: Path) -> Job:
-    """The same in a copy of a process that has imported everything (`torture_warm.py`)."""
+    """The same in a copy of a process that has imported everything."""
+    return start_copy(_run_here, commands, log)
+
+
+def start_copy(work: Callable[..., None], *arguments: object) -> Job:
+    """A function of a module in a copy of a process that has imported everything (`torture_warm.py`)."""
     here = str(Path(__file__).parent)
     os.environ["PYTHONPATH"] = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torture_warm"])
-    process = context.Process(target=_run_here, args=(commands, log))
+    process = context.Process(target=work, args=arguments)
     process.start()
     assert process.pid is not None
 
@@ -96,15 +101,20 @@ def start_fork(commands: Commands, log: Path) -> Job:
 
 
 def _run_here(commands: Commands, log: Path) -> None:
-    with log.open("ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    write_to(log)
     os.chdir(log.parent)
     import transprune.cli
 
     for command in commands:
         transprune.cli.main(command)
+
+
+def write_to(place: Path) -> None:
+    """Sends what this process writes to a file, or to a terminal."""
+    with place.open("ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,6 @@
 import os
 import pickle
 import signal
-import subprocess
-import sys
 import threading
 import time
 import zipfile
@@ -17,10 +15,12 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+import torture
 import transprune
 from test_resume import SEARCH, StopsAfter
 from test_searching import Residual
 from test_training import SHORT, assert_same_state, small_network, two_colours
+from transprune import cli
 from transprune.data import ImageData, LoaderData, MemorySplit, image_batches, load_data, make_loader
 from transprune.data.image_batches import workers_that_fit
 from transprune.errors import DataError, DivergenceError, ModelError, OptionError, ResourceError, StoppedError
@@ -393,19 +393,14 @@ def test_a_signal_while_processes_load_data_ends_all_of_them_with_a_checkpoint(t
         "run net.py:build --data imagefolder:images --image-size 3 70 70 --budget macs=0.6 --preset quick --device cpu "
         "--out run --teacher.batch-size 4 --teacher.epochs 1000"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "transprune", *arguments.split()]
-    with (tmp_path / "output.txt").open("w") as output:
-        process = subprocess.Popen(
-            command, cwd=tmp_path, stdout=output, stderr=output, env=environment, start_new_session=True
-        )
+    process = torture.start_copy(run_in_a_group, arguments.split(), tmp_path / "output.txt")
     journal, deadline = tmp_path / "run" / "journal.jsonl", time.monotonic() + 200
     while not (journal.exists() and '"epoch"' in journal.read_text()) and time.monotonic() < deadline:
         time.sleep(0.05)
     if name == "SIGINT":
         os.killpg(process.pid, signal.SIGINT)
     else:
-        process.terminate()
+        os.kill(process.pid, signal.SIGTERM)
     assert process.wait(100) == code
     text = (tmp_path / "output.txt").read_text()
     assert f"stopped in phase 'teacher' ({name})" in text
@@ -414,6 +409,14 @@ def test_a_signal_while_processes_load_data_ends_all_of_them_with_a_checkpoint(t
     while (is_left := group_is_alive(process.pid)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not is_left, "a process that loads data"
+
+
+def run_in_a_group(arguments, output):
+    """A command in a group of processes of its own."""
+    os.setsid()
+    torture.write_to(output)
+    os.chdir(output.parent)
+    cli.main(arguments)
 
 
 def group_is_alive(number):

@@ -4,13 +4,15 @@ import io
 import os
 import pty
 import re
+import select
 import signal
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from rich.progress import Progress
 
+import torture
 from transprune.runtime import interruption, processes, progress_bar, track
 from transprune.runtime.interruption import deferred_signals
 from transprune.runtime.terminal import REFRESH_SECONDS, SILENCE_SECONDS, TimeLeft, duration, phase_progress
@@ -188,26 +190,41 @@ def test_only_the_first_of_several_processes_speaks(capsys, monkeypatch, clock):
 # --- a real pipe and a real terminal ----------------------------------------------------------------------------
 
 
-def test_a_pipe_gets_lines_without_control_characters():
-    done = subprocess.run([sys.executable, "-c", SEARCH], capture_output=True, check=True)
-    assert done.stdout == b""
-    assert re.search(rb"[\x00-\x09\x0b-\x1f]", done.stderr) is None
-    assert len(done.stderr.splitlines()) == 6
-    assert "entropy 0.81  1 min 1 s  about" in done.stderr.decode()
+def show_search(place, variables):
+    """The program, writing to a terminal or a pipe that has a name."""
+    os.environ.update(variables)
+    torture.write_to(Path(place))
+    exec(SEARCH, {})
+
+
+def said_through(ours, theirs, place, **variables):
+    """What the program writes into our end; `place` is the name of theirs."""
+    search = torture.start_copy(show_search, str(place), variables)
+    while not select.select([ours], [], [], 0.1)[0] and search.wait(0) is None:
+        pass  # until it has opened its end, ours is open for us alone
+    os.close(theirs)
+    os.set_blocking(ours, True)
+    said = b""
+    while part := _read(ours):
+        said += part
+    os.close(ours)
+    assert search.wait(100) == 0
+    return said.decode()
+
+
+def test_a_pipe_gets_lines_without_control_characters(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    ours = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    said = said_through(ours, os.open(tmp_path / "pipe", os.O_WRONLY), tmp_path / "pipe")
+    assert re.search(r"[\x00-\x09\x0b-\x1f]", said) is None
+    assert len(said.splitlines()) == 6
+    assert "entropy 0.81  1 min 1 s  about" in said
 
 
 def shown_on_terminal(**variables):
     """What the program writes to a pseudo-terminal."""
     ours, theirs = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", **variables}
-    with subprocess.Popen([sys.executable, "-c", SEARCH], stdout=theirs, stderr=theirs, env=environment) as running:
-        os.close(theirs)
-        said = b""
-        while part := _read(ours):
-            said += part
-    os.close(ours)
-    assert running.returncode == 0
-    return said.decode()
+    return said_through(ours, theirs, os.ttyname(theirs), **{"TERM": "xterm-256color", "COLUMNS": "100", **variables})
 
 
 def _read(terminal):
