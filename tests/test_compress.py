@@ -12,7 +12,7 @@ import transprune
 from transprune.cli import main
 from transprune.data import LoaderData, load_data, make_loader
 from transprune.errors import BudgetError, DataError, OptionError, RunFolderError, SpaceError
-from transprune.runs import compression
+from transprune.runs import compression, steps
 from transprune.scores.compress import gather_samples
 from transprune.training.tasks import classification
 
@@ -218,7 +218,8 @@ def test_images_without_labels_will_do(place, capsys):
     assert "they have no labels" in capsys.readouterr().err
 
 
-def test_images_are_normalised_as_the_network_expects(place):
+def test_images_are_normalised_as_the_network_expects(place, monkeypatch):
+    monkeypatch.setattr(steps, "export_step", lambda _: None)  # the longest of all, and of no concern here
     sizes = ["--image-size", "1", "8", "8", "--mean", "0.5", "--std", "0.25", "--no-repair"]
     command(place, "normalised", "--data", f"images:{place / 'photos'}", *sizes)
     described = json.loads((place / "normalised" / "architecture.json").read_text())
@@ -230,6 +231,7 @@ def test_images_are_normalised_as_the_network_expects(place):
 
 def test_another_budget_from_a_finished_search(tmp_path, place, capsys):
     short = ["--search.epochs", "2", "--search.warm-up-epochs", "0", "--search.batch-size", "128"]
+    short += ["--search.prior", "none"]
     weights = ["--weights", str(place / "trained.safetensors")]
     model, out = f"{place / 'net.py'}:build", str(tmp_path / "searched")
     main(["search", model, *weights, "--budget", "macs=0.5", "--out", out, "--preset", "quick", *short])
