@@ -75,7 +75,7 @@ class _Origin:
 
     def __str__(self) -> str:
         if self.classes:
-            return f"{self.classes} classes and {self.inputs[0][0][1]} image channels"
+            return f"{self.classes} classes, {self.inputs[0][0][1]} image channels"
         return " and ".join(f"{dtype} {list(shape)}" for shape, dtype in self.inputs)
 
 
