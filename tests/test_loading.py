@@ -18,7 +18,7 @@ Path("ran").touch()
 from transprune import resnet
 
 def build(classes, image_channels):
-    return resnet(20, classes=classes, image_channels=image_channels)
+    return resnet(8, classes=classes, image_channels=image_channels)
 """
 
 
@@ -62,7 +62,7 @@ def test_a_student_of_any_model_is_rebuilt_from_the_model(tmp_path, case):
 def test_code_that_a_run_folder_names_is_not_run(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net_of_run.py").write_text(CODE)
-    finished_run(tmp_path, name, transprune.resnet(20, classes=5))
+    finished_run(tmp_path, name, CASES["plain"](), image_size=(3, 8, 8))
     with pytest.raises(ModelError, match=r"load\('.*', model=\.\.\.\)") as caught:
         transprune.load(tmp_path)
     assert not (tmp_path / "ran").exists()
@@ -87,17 +87,17 @@ def test_another_model_than_the_runs_is_refused(tmp_path):
 )
 def test_a_model_that_does_not_fit_is_blamed_and_the_files_are_not(tmp_path, change, said):
     image_size = (change.get("image_channels", 3), 32, 32)
-    finished_run(tmp_path, "net.py:build", transprune.resnet(20, classes=5))
+    finished_run(tmp_path, "net.py:build", transprune.resnet(8, classes=5))
     described = RunFolder(tmp_path).read_json("architecture.json")
     described["model"]["input_size"] = image_size
     RunFolder(tmp_path).write_json("architecture.json", described)
     with pytest.raises(ModelError, match=rf"the model that was given does not fit .* \({said}\); give the unpruned"):
-        transprune.load(tmp_path, model=transprune.resnet(20, **{"classes": 5, "image_channels": 3} | change))
+        transprune.load(tmp_path, model=transprune.resnet(8, **{"classes": 5, "image_channels": 3} | change))
 
 
 @pytest.mark.parametrize("known", ["file", "model"])
 def test_a_tensor_that_only_one_of_file_and_model_has_is_named(tmp_path, known):
-    finished_run(tmp_path, "resnet20", transprune.resnet(20, classes=5))
+    finished_run(tmp_path, "resnet20", transprune.resnet(20, classes=5), image_size=(3, 8, 8))
     tensors = RunFolder(tmp_path).read_tensors("student.safetensors")
     bias = tensors.pop("classifier.bias")
     RunFolder(tmp_path).write_tensors(
@@ -110,7 +110,7 @@ def test_a_tensor_that_only_one_of_file_and_model_has_is_named(tmp_path, known):
 
 
 def test_where_the_library_is_missing_it_is_named(tmp_path, monkeypatch):
-    finished_run(tmp_path, "timm:resnet10t", transprune.resnet(20, classes=5))
+    finished_run(tmp_path, "timm:resnet10t", CASES["plain"](), image_size=(3, 8, 8))
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ModelError, match=r"^cannot build the model 'timm:resnet10t': timm is not installed"):
         transprune.load(tmp_path)
@@ -118,7 +118,7 @@ def test_where_the_library_is_missing_it_is_named(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("described", [None, {}, {"name": "resnet20"}, {"name": "resnet20", "classes": "many"}])
 def test_an_architecture_that_does_not_describe_its_model_is_refused(tmp_path, described):
-    finished_run(tmp_path, "resnet20", transprune.resnet(20, classes=5))
+    finished_run(tmp_path, "resnet20", CASES["plain"](), image_size=(3, 8, 8))
     folder = RunFolder(tmp_path)
     folder.write_json("architecture.json", {**folder.read_json("architecture.json"), "model": described})
     with pytest.raises(RunFolderError, match="does not describe its model"):
@@ -126,7 +126,7 @@ def test_an_architecture_that_does_not_describe_its_model_is_refused(tmp_path, d
 
 
 def test_a_sized_description_is_enough_for_images_of_any_kind(tmp_path):
-    student = finished_run(tmp_path, "x", transprune.resnet(20, classes=5, image_channels=1), image_size=(1, 16, 12))
-    loaded = transprune.load(tmp_path, model=transprune.resnet(20, classes=5, image_channels=1))
+    student = finished_run(tmp_path, "x", transprune.resnet(8, classes=5, image_channels=1), image_size=(1, 16, 12))
+    loaded = transprune.load(tmp_path, model=transprune.resnet(8, classes=5, image_channels=1))
     assert isinstance(loaded(torch.zeros(1, 1, 16, 12)), Tensor)
     assert_same(loaded, student, image_size=(1, 16, 12))
