@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict, replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from test_fuzzing import SHARED_FOLDER, changed, damaged, only_ours
@@ -77,7 +77,7 @@ def run_options(draw):
 
 
 @given(run_options())
-@SHARED_FOLDER
+@settings(SHARED_FOLDER, max_examples=25)
 def test_the_configuration_of_a_run_gives_the_same_run(tmp_path, options):
     text = to_toml({"format": FORMAT, **asdict(options)})
     assert command(tmp_path, text).options() == options

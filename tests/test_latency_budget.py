@@ -24,6 +24,9 @@ from transprune.shrinking.shrink import shrink
 from transprune.tas.expected_cost import ExpectedCost
 from transprune.tas.probabilities import certain
 from transprune.training.loop import Setup
+from whole_runs import NET
+
+pytestmark = pytest.mark.usefixtures("few_digits")
 
 FAKE = LatencyOptions(backend="fake", repeats=3, architectures=6, validations=5)
 
@@ -156,14 +159,15 @@ def test_an_unattainable_latency_is_refused_before_training_with_what_is_attaina
 @pytest.fixture
 def run(fake, monkeypatch, tmp_path):
     monkeypatch.setitem(BACKENDS, "onnxruntime", fake)  # a configuration names a backend that there is
+    (tmp_path / "net.py").write_text(NET)
     recipe = get_preset("quick")
     options = runs.RunOptions(
-        model="resnet20",
+        model=f"{tmp_path / 'net.py'}:build",
         data="digits",
         budget=("latency=0.6",),
         preset="quick",
         teacher=replace(recipe.teacher, epochs=1, warm_up_epochs=0),
-        search=replace(recipe.search, epochs=1, warm_up_epochs=0, batch_size=128),
+        search=replace(recipe.search, epochs=1, warm_up_epochs=0, batch_size=128, prior="none"),
         distill=replace(recipe.distill, epochs=1, warm_up_epochs=0),
         latency=replace(FAKE, backend="onnxruntime"),
     )
@@ -184,18 +188,18 @@ def test_a_run_measures_searches_and_reports_in_milliseconds(run, fake, monkeypa
     result = folder.read_json("result.json")
     (budget,) = result["budgets"]
     assert budget["kind"] == "latency"
-    assert 0.9 * budget["target"] < budget["actual"] == result["student"]["latency"] <= budget["target"]
+    assert 0.8 * budget["target"] < budget["actual"] == result["student"]["latency"] <= budget["target"]
     where = {"runtime": "onnxruntime", "device": "cpu", "threads": 1, "batch_size": 1}
     assert result["teacher"].items() >= where.items()
     assert result["student"]["latency_ms"] == pytest.approx(result["student"]["latency"] / 1e6, rel=0.05)
     shown = capsys.readouterr().out
-    assert re.search(r"budget kept: predicted \d\.\d{4} ms of \d\.\d{4} ms", shown)
+    assert re.search(r"budget kept: predicted \d\.\d{4,5} ms of \d\.\d{4,5} ms", shown)
     assert "in onnxruntime on cpu, 1 thread, batch 1" in shown
     page = folder.file("report.html").read_text(encoding="utf-8").replace("&nbsp;", " ")
-    assert re.search(r"\d\.\d{4} ms of at most \d\.\d{4} ms \(latency=0\.6\)", page)
+    assert re.search(r"\d\.\d{4,5} ms of at most \d\.\d{4,5} ms \(latency=0\.6\)", page)
     assert "latency over the search" in page
     assert "Latency in onnxruntime on cpu, 1 thread, batch 1" in page
-    assert re.search(r"latency \d\.\d{4} ms, \d\.\d\d × budget", folder.file("run.log").read_text(encoding="utf-8"))
+    assert re.search(r"latency \d\.\d{4,5} ms, \d\.\d\d × budget", folder.file("run.log").read_text(encoding="utf-8"))
 
     timed, kept = fake.runs, folder.read_json("latency.json")
     run.close()

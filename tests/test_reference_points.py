@@ -95,7 +95,7 @@ def test_where_no_budget_binds_every_candidate_is_drawn_alike():
     full = space.macs(space.full_architecture())
     group = space.groups[0]
     limits = [Limit(MACS, full)]
-    drawn = [random_architecture(space, limits, seed=seed, fill=0).widths[group.name] for seed in range(400)]
+    drawn = [random_architecture(space, limits, seed=seed, fill=0).widths[group.name] for seed in range(150)]
     counts = torch.tensor([drawn.count(width) for width in group.candidates], dtype=torch.float64)
     expected = len(drawn) / len(counts)
-    assert ((counts - expected).abs() < 5 * expected**0.5).all()
+    assert ((counts - expected).abs() < 4 * expected**0.5).all()

@@ -18,6 +18,8 @@ from transprune.options import CheckpointOptions
 from transprune.runtime import Checkpoints
 from transprune.training.loop import Setup
 
+IMAGES = 28
+"""Two batches of 16 and, of each half that a search divides them into, two of 8: in both the last one is smaller."""
 OPTIONS = transprune.TrainingOptions(**SHORT | {"epochs": 2})
 SEARCH = transprune.SearchOptions(epochs=2, batch_size=8, learning_rate=0.05, architecture_learning_rate=0.05)
 
@@ -66,7 +68,7 @@ def with_dropout():
 
 
 def train_images(setup=None):
-    return transprune.train(small_network(), two_colours(), OPTIONS, setup=setup).state_dict()
+    return transprune.train(small_network(), two_colours(IMAGES), OPTIONS, setup=setup).state_dict()
 
 
 def train_noisy(setup=None):
@@ -75,7 +77,9 @@ def train_noisy(setup=None):
 
 def distill_images(setup=None):
     options = transprune.DistillationOptions(**SHORT | {"epochs": 2})
-    return transprune.distill(small_network(1), small_network(2), two_colours(), options, setup=setup).state_dict()
+    return transprune.distill(
+        small_network(1), small_network(2), two_colours(IMAGES), options, setup=setup
+    ).state_dict()
 
 
 def _search(data, setup, options=SEARCH):
@@ -87,7 +91,7 @@ def _search(data, setup, options=SEARCH):
 
 
 def search_images(setup=None):
-    return _search(two_colours(), setup)
+    return _search(two_colours(IMAGES), setup)
 
 
 def search_noisy(setup=None):
@@ -95,7 +99,7 @@ def search_noisy(setup=None):
 
 
 def search_images_from_scores(setup=None):
-    return _search(two_colours(), setup, FROM_SCORES)
+    return _search(two_colours(IMAGES), setup, FROM_SCORES)
 
 
 def search_noisy_from_scores(setup=None):
@@ -106,9 +110,9 @@ def figures_of(seen):
     return [{key: value for key, value in figures.items() if key != "seconds"} for figures in seen]
 
 
-PHASES = [(train_images, 10), (train_noisy, 10), (distill_images, 10), (search_images, 10), (search_noisy, 6)]
+PHASES = [(train_images, 6), (train_noisy, 10), (distill_images, 6), (search_images, 6), (search_noisy, 6)]
 CASES = [(phase, stop) for phase, steps in PHASES for stop in range(1, steps + 1)]
-CASES += [(search_images_from_scores, 3), (search_images_from_scores, 8), (search_noisy_from_scores, 4)]
+CASES += [(search_images_from_scores, 2), (search_images_from_scores, 5), (search_noisy_from_scores, 4)]
 
 
 @pytest.fixture(scope="module")
