@@ -202,7 +202,7 @@ def test_what_was_made_in_python_is_saved_as_a_run(tmp_path):
     cut = transprune.shrink(model, found.architecture, torch.zeros(1, 1, 4, 4))
     other = transprune.save(cut, tmp_path / "cut", teacher=model, found=found.architecture, data=data)
     assert other.result["budgets"][0]["actual"] == found.actual
-    with pytest.raises(RunFolderError, match=r"student\.safetensors does not fit"):
+    with pytest.raises(ModelError, match=r"does not fit its student\.safetensors \('stem\.weight'"):
         transprune.save(model, tmp_path / "whole", teacher=model, found=found, data=data)
 
 

@@ -430,7 +430,8 @@ def save(
         overwrite: Replace a run in the folder.
 
     Raises:
-        RunFolderError: The folder holds something else, cannot be written, or the student is not of this architecture.
+        RunFolderError: The folder holds something else, or cannot be written.
+        ModelError: The student is not of this architecture.
         TranspruneError: Model or data cannot be used.
     """
     chosen_task = task or classification()
