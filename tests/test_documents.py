@@ -9,6 +9,8 @@ import torch
 from documents import ROOT, blocks, pages, run_page, shown_commands
 from transprune.cli import arguments, main
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 TESTED_WITH_MORE = ("test_guides.py", "test_tutorials.py", "test_readme.py")
 """Tests that run pages too, and look at what comes out."""
 MAKE_TARGETS = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)

@@ -11,6 +11,8 @@ from documents import ROOT, run_page
 from fake_latency import use_fake_backend
 from transprune.latency.backends import BACKENDS
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 DOCS = ROOT / "docs"
 
 

@@ -14,6 +14,8 @@ from transprune.cli import main
 from transprune.reports.tensorboard import TensorBoardTracker, heat_map, scalars
 from transprune.runtime import Journal, read_journal
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 TRACKER = """
 import json
 def write(entry):
