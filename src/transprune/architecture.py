@@ -20,12 +20,17 @@ class Architecture:
     Example:
         >>> Architecture(widths={"stem.conv": 12}, depths={"stages.0": 2}).depths["stages.0"]
         2
+        >>> kept = Architecture(blocks={"stages.0": ("stages.0.0", "stages.0.2")})
+        >>> kept.depths, kept.kept("stages.0", ("stages.0.0", "stages.0.1", "stages.0.2"))
+        ({'stages.0': 2}, (0, 2))
     """
 
     widths: Mapping[str, int] = field(default_factory=dict)
     """Width (channels) by the name of the group."""
     depths: Mapping[str, int] = field(default_factory=dict)
     """Depth (blocks kept) by the name of the stage."""
+    blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Paths of the blocks kept, by the name of the stage; a stage that has only a depth keeps its first ones."""
 
     def __post_init__(self) -> None:
         for kind, sizes in (("width", self.widths), ("depth", self.depths)):
@@ -36,10 +41,30 @@ class Architecture:
                         f"expected a whole number of at least 1"
                     )
         object.__setattr__(self, "widths", dict(self.widths))
-        object.__setattr__(self, "depths", dict(self.depths))
+        blocks = {name: tuple(paths) for name, paths in self.blocks.items()}
+        for name, paths in blocks.items():
+            depth = self.depths.get(name, len(set(paths)))
+            if not paths or not depth == len(set(paths)) == len(paths):
+                raise SpaceError(
+                    f"cannot make an architecture: it keeps the blocks {', '.join(paths) or 'none'} of {name!r} and "
+                    f"has the depth {depth} there; expected at least one block, each once, and as many as the depth"
+                )
+        object.__setattr__(self, "blocks", blocks)
+        object.__setattr__(self, "depths", {**self.depths, **{name: len(paths) for name, paths in blocks.items()}})
 
     def __hash__(self) -> int:
-        return hash((frozenset(self.widths.items()), frozenset(self.depths.items())))
+        return hash(tuple(frozenset(each.items()) for each in (self.widths, self.depths, self.blocks)))
+
+    def kept(self, stage: str, blocks: Sequence[str]) -> tuple[int, ...]:
+        """Positions of the blocks that it keeps of a stage, ascending.
+
+        Args:
+            stage: Name of the stage.
+            blocks: Paths of all its blocks.
+        """
+        if stage not in self.blocks:
+            return tuple(range(self.depths.get(stage, len(blocks))))
+        return tuple(place for place, path in enumerate(blocks) if path in self.blocks[stage])
 
     def __repr__(self) -> str:
         said, widths = [], sorted(self.widths.values())
@@ -68,7 +93,8 @@ class Architecture:
 
     def to_json(self) -> dict[str, Any]:
         """The architecture as plain values for `json.dumps`."""
-        return {"widths": dict(self.widths), "depths": dict(self.depths)}
+        named = {"blocks": {name: list(paths) for name, paths in self.blocks.items()}} if self.blocks else {}
+        return {"widths": dict(self.widths), "depths": dict(self.depths), **named}
 
     @classmethod
     def from_json(cls, value: Any) -> Architecture:
@@ -89,7 +115,13 @@ class Architecture:
                     f"cannot read an architecture: found {key} = {sizes.get(key)!r}; "
                     f"expected an object with the keys 'widths' and 'depths', each a map from a name to a size"
                 )
-        return cls(widths=sizes["widths"], depths=sizes["depths"])
+        blocks = sizes.get("blocks", {})
+        if not isinstance(blocks, dict) or not all(isinstance(paths, list | tuple) for paths in blocks.values()):
+            raise SpaceError(
+                f"cannot read an architecture: found blocks = {blocks!r}; expected a map from the name of a stage to "
+                f"the paths of the blocks that it keeps"
+            )
+        return cls(widths=sizes["widths"], depths=sizes["depths"], blocks=blocks)
 
 
 class Row(NamedTuple):

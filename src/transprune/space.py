@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -40,7 +40,7 @@ class WidthGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class DepthStage:
-    """A run of blocks that may be cut from the end."""
+    """A run of blocks of which some may be left out: from the end, or in an order that says which goes first."""
 
     name: str
     """Path of the container that holds the blocks."""
@@ -52,6 +52,24 @@ class DepthStage:
     """Path of each block, in order."""
     outputs: tuple[Channels, ...]
     """The output channels of each block."""
+    free: tuple[int, ...] = ()
+    """Positions of the blocks (from 0) that may go before the ones behind them; empty: they go from the end."""
+    order: tuple[int, ...] = ()
+    """Positions of the blocks, the one that stays longest first; empty: the first ones stay, as in the paper."""
+
+    def kept(self, depth: int) -> tuple[int, ...]:
+        """Positions of the blocks of a candidate, ascending; those of smaller candidates are among them."""
+        return tuple(sorted(self.order[:depth])) if self.order else tuple(range(depth))
+
+    def kept_in(self, architecture: Architecture) -> tuple[int, ...]:
+        """Positions of the blocks that an architecture keeps, ascending."""
+        return architecture.kept(self.name, self.blocks)
+
+    def keeps(self, position: int, architecture: Architecture) -> bool:
+        """Whether an architecture keeps a block."""
+        if self.name in architecture.blocks:
+            return self.blocks[position] in architecture.blocks[self.name]
+        return position < architecture.depths.get(self.name, self.depth)
 
 
 @dataclass(frozen=True)
@@ -125,6 +143,11 @@ class SearchSpace:
         return Architecture(
             widths={group.name: size for group, size in zip(self.groups, sizes[:groups], strict=True)},
             depths={stage.name: size for stage, size in zip(self.stages, sizes[groups:], strict=True)},
+            blocks={
+                stage.name: tuple(stage.blocks[place] for place in stage.kept(size))
+                for stage, size in zip(self.stages, sizes[groups:], strict=True)
+                if stage.order
+            },
         )
 
     def sizes_of(self, architecture: Architecture) -> list[int]:
@@ -203,8 +226,7 @@ class SearchSpace:
             return channels.total
         if channels.source in self.stage_index:
             stage = self.stages[self.stage_index[channels.source]]
-            depth = architecture.depths.get(stage.name, stage.depth)
-            return self.resolve(stage.outputs[depth - 1], architecture) * channels.repeat
+            return self.resolve(stage.outputs[stage.kept_in(architecture)[-1]], architecture) * channels.repeat
         return architecture.widths.get(channels.source, channels.full) * channels.repeat
 
     def possible_widths(self, part: Channels) -> tuple[int, ...]:
@@ -221,7 +243,7 @@ class SearchSpace:
     def is_kept(self, layer: str, architecture: Architecture) -> bool:
         """Whether the block that holds a layer is kept."""
         block = self.block_of(layer)
-        return block is None or block[1] < architecture.depths.get(block[0].name, block[0].depth)
+        return block is None or block[0].keeps(block[1], architecture)
 
     @cached_property
     def _blocks(self) -> dict[str, tuple[DepthStage, int]]:
@@ -257,6 +279,39 @@ class SearchSpace:
                     f"cannot use this architecture: it keeps {depth} blocks of stage {stage.name!r}, "
                     f"which has {stage.depth}"
                 )
+            self._check_blocks(stage, architecture)
+
+    def _check_blocks(self, stage: DepthStage, architecture: Architecture) -> None:
+        named = architecture.blocks.get(stage.name, ())
+        unknown = [path for path in named if path not in stage.blocks]
+        if unknown:
+            raise SpaceError(
+                f"cannot use this architecture: it keeps the block {unknown[0]!r} of stage {stage.name!r}, whose "
+                f"blocks are {', '.join(stage.blocks)}"
+            )
+        kept = stage.kept_in(architecture)
+        stuck = [place for place in range(kept[-1]) if place not in kept and place not in stage.free]
+        if stuck:
+            raise SpaceError(
+                f"cannot use this architecture: it leaves out {stage.blocks[stuck[0]]!r} and keeps "
+                f"{stage.blocks[kept[-1]]!r}, which can only read what that block hands on; expected the first blocks "
+                f"of stage {stage.name!r}"
+            )
+
+    def ordered(self, orders: Mapping[str, Sequence[int]]) -> SearchSpace:
+        """The same space with orders in which the blocks of stages go.
+
+        Args:
+            orders: Positions of the blocks by the name of the stage, the one that stays longest first; stages that are
+                not named keep theirs.
+
+        Raises:
+            SpaceError: An order does not name each block once, or lets a block go that cannot.
+        """
+        stages = [replace(stage, order=tuple(orders.get(stage.name, stage.order))) for stage in self.stages]
+        for stage in stages:
+            _check_order(stage, SpaceError)
+        return replace(self, stages=tuple(stages))
 
     def to_json(self) -> dict[str, Any]:
         """The space as plain values for `json.dumps`."""
@@ -301,6 +356,7 @@ class SearchSpace:
             _check_candidates(group.name, group.candidates, group.width)
         for stage in self.stages:
             _check_candidates(stage.name, stage.candidates, stage.depth)
+            _check_order(stage, ValueError)
             if not len(stage.blocks) == len(stage.outputs) == stage.depth:
                 raise ValueError(
                     f"stage {stage.name!r} has {len(stage.blocks)} blocks and {len(stage.outputs)} outputs, "
@@ -315,6 +371,16 @@ class SearchSpace:
 
     def _pick(self, choose: Callable[[Sequence[int]], int]) -> Architecture:
         return self.architecture_of([choose(choice.candidates) for choice in self.choices])
+
+
+def _check_order(stage: DepthStage, error: type[Exception]) -> None:
+    problem = None
+    if stage.order and sorted(stage.order) != list(range(stage.depth)):
+        problem = f"each of its {stage.depth} blocks once"
+    elif any(place not in stage.free for place in set(range(stage.depth)) - {*stage.order[:1]} if stage.order):
+        problem = f"blocks that may go behind the first, which are {list(stage.free)}"
+    if problem is not None:
+        raise error(f"stage {stage.name!r} has the order {list(stage.order)}, expected {problem}")
 
 
 def _check_sources(name: str, sides: Sequence[Channels], known: Collection[str | None]) -> None:

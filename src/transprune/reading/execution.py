@@ -1,8 +1,8 @@
-"""Runs a trace at any widths and depths.
+"""Runs a trace at any widths and with any blocks.
 
 The operators run one by one, as torch would run them. Size arguments are computed from the sizes in use
-(`Reading.rewrites`): with 6 of 8 channels, `view(batch, 8 * 16)` runs as `view(batch, 6 * 16)`. Blocks beyond the depth
-in use are skipped, and the readers of a stage get the output of the last block in use.
+(`Reading.rewrites`): with 6 of 8 channels, `view(batch, 8 * 16)` runs as `view(batch, 6 * 16)`. Blocks that are not in
+use are skipped: who reads one gets what the block before it hands on.
 """
 
 from __future__ import annotations
@@ -60,18 +60,22 @@ class Surroundings:
     Subclasses define at least `state`.
 
     Args:
-        sizes: Widths and depths in use; the number of samples comes from the inputs.
+        sizes: Widths and blocks in use; the number of samples comes from the inputs.
     """
 
     def __init__(self, sizes: Sizes) -> None:
         self.sizes = sizes
 
     def runs(self, step: Step) -> bool:
-        """Whether a call is made at the depths in use."""
+        """Whether a call is made with the blocks in use."""
         if step.block is None:
             return True
         stage, position = step.block
-        return stage not in self.sizes.depths or position < max(self.sizes.depths[stage])
+        return stage not in self.sizes.blocks or any(position in kept for kept in self.sizes.blocks[stage])
+
+    def share(self, stage: BlockRun, position: int) -> Tensor | None:
+        """The weight p with which a block that runs is mixed with what it reads, x + p (block(x) − x); None: wholly."""
+        return None
 
     def state(self, name: str) -> Tensor:
         """A parameter, buffer or constant at the sizes in use."""
@@ -82,7 +86,7 @@ class Surroundings:
         return step.function
 
     def stage_end(self, stage: BlockRun, handed_on: Sequence[Tensor]) -> Tensor:
-        """What the readers of a stage get, from the outputs of its last blocks at the depths in use."""
+        """What the readers of a stage get, from the outputs of the last blocks of the candidates in use."""
         return handed_on[-1]
 
 
@@ -107,7 +111,13 @@ class Program:
         self.input_shapes = tuple(shape(node) or () for node in self._inputs)
         """Shapes of the traced inputs."""
         self._ends = {stage.exits[-1]: stage for stage in reading.stages}
-        self._exits = {stage.name: stage for stage in reading.stages}
+        self._exits = {node: (stage, place) for stage in reading.stages for place, node in enumerate(stage.exits)}
+        self._free = {(stage.name, place) for stage in reading.stages for place in reading.free[stage.name]}
+        self._entries = {
+            stage.name: self._template(stage.entry, stage.exits[0])
+            for stage in reading.stages
+            if 0 in reading.free[stage.name]
+        }
         self._written_over = frozenset(
             node
             for stage in reading.stages
@@ -199,6 +209,8 @@ class Program:
         steps = []
         for step in reversed(self.steps):
             reads = {value.key for value in _values(list(step.reads.values()))}
+            if step.ends is not None and step.ends.name in self._entries:
+                reads.add(self._entries[step.ends.name].key)
             steps.append(replace(step, last_reads=tuple(reads - seen)))
             seen |= reads
         return tuple(reversed(steps))
@@ -213,8 +225,11 @@ class Program:
         trace = self.reading.trace
         sizes = surroundings.sizes
         if trace.batch is not None:
-            sizes = Sizes(sizes.widths, sizes.depths, inputs[0].shape[0], sizes.is_supernet)
-        depths = {name: sizes.depths.get(name, (len(stage.blocks),)) for name, stage in self._exits.items()}
+            sizes = Sizes(sizes.widths, sizes.blocks, inputs[0].shape[0], sizes.is_supernet)
+        lasts = {
+            stage.name: [max(kept) for kept in sizes.blocks.get(stage.name, ((len(stage.blocks) - 1,),))]
+            for stage in self.reading.stages
+        }
         values: dict[object, Any] = dict(zip(self._inputs, inputs, strict=True))
         device = inputs[0].device if inputs else None
         kept: dict[fx.Node, Tensor] = {}
@@ -234,20 +249,34 @@ class Program:
                     arguments[name] = sized if isinstance(layout, tuple) else sized[0]
                 values[step.node] = surroundings.function(step)(arguments)
                 if step.node in self._written_over and step.block is not None:
-                    depth, in_use = step.block[1] + 1, depths[step.block[0]]
-                    if depth in in_use and depth < max(in_use):  # a mix reads it after the next block overwrites it
+                    position, in_use = step.block[1], lasts[step.block[0]]
+                    if position in in_use and position < max(in_use):  # a mix reads it after the next block overwrites
                         kept[step.node] = values[step.node].clone()
-                for key in step.last_reads:
-                    values.pop(key, None)
+            if step.node in self._exits and step.block in self._free:
+                self._hand_on(surroundings, step, values, value_of)
+            for key in step.last_reads:
+                values.pop(key, None)
             if step.ends is not None:
                 stage = step.ends
-                exits = [stage.exits[depth - 1] for depth in depths[stage.name]]
+                exits = [stage.exits[last] for last in lasts[stage.name]]
                 handed_on = [kept.pop(node) if node in kept else values[node] for node in exits]
                 values[stage.name] = surroundings.stage_end(stage, handed_on)
                 for node in stage.exits:
                     values.pop(node, None)
         flat = [_filled(template, value_of, device) for template in self.outputs]
         return _pytree.tree_unflatten(flat, trace.structure)
+
+    def _hand_on(
+        self, surroundings: Surroundings, step: Step, values: dict[object, Any], value_of: Callable[[object], Any]
+    ) -> None:
+        """Puts what a block reads in place of its output if it is skipped, and mixes the two if it has a share."""
+        stage, position = self._exits[step.node]
+        is_run = surroundings.runs(step)
+        share = surroundings.share(stage, position) if is_run else None
+        if is_run and share is None:
+            return
+        read = value_of(stage.exits[position - 1] if position else self._entries[stage.name].key)
+        values[step.node] = read if share is None else read + share * (values[step.node] - read)
 
 
 def _filled(template: Any, value_of: Callable[[object], Any], device: torch.device | None) -> Any:

@@ -184,6 +184,7 @@ class _Choosing:
                 candidates=stage.candidates,
                 blocks=stage.blocks,
                 outputs=tuple(channels_of(end, searched) for end in reading.ends[stage.name]),
+                free=reading.free[stage.name],
             )
             for stage in self.stages
         )

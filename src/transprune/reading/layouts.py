@@ -58,15 +58,16 @@ Layout: TypeAlias = "Constant | Samples | Group | Composite[Layout]"
 
 @dataclass(frozen=True)
 class Sizes:
-    """The widths, depths and number of samples in use.
+    """The widths, blocks and number of samples in use.
 
-    A plain network has one size for each choice; a supernet has the widest candidate of each group and several depths.
+    A plain network has one size for each choice; a supernet has the widest candidate of each group and may have several
+    of a stage.
     """
 
     widths: Mapping[str, int] = field(default_factory=dict)
     """Units in use by group; groups that are not named use all."""
-    depths: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Depths in use by stage; stages that are not named use their full depth."""
+    blocks: Mapping[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
+    """Positions of the blocks of each candidate in use, by stage; stages that are not named use all blocks."""
     samples: int = 1
     is_supernet: bool = False
     """Whether a free sum is as wide as the wider of its sides; in a plain network the main side decides."""
@@ -177,7 +178,7 @@ def _in_use(layout: StageEnd[Layout] | FreeSum[Layout], sizes: Sizes) -> list[La
     """The layouts that meet at the end of a stage or in a free sum: one in a plain network, several in a supernet."""
     match layout:
         case StageEnd(stage, exits):
-            return [exits[depth - 1] for depth in sizes.depths.get(stage, (len(exits),))]
+            return [exits[max(kept)] for kept in sizes.blocks.get(stage, ((len(exits) - 1,),))]
         case FreeSum(_, main, other):
             return [main, other] if sizes.is_supernet else [main]
 

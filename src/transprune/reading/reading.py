@@ -19,7 +19,7 @@ from transprune.reading.freedom import decide
 from transprune.reading.layouts import Constant, Layout, Searched, channels_of, freeze, is_searched, product
 from transprune.reading.macs import count_traced
 from transprune.reading.networks import blueprint, unwrapped
-from transprune.reading.stages import BlockRun, find_stages
+from transprune.reading.stages import BlockRun, find_stages, is_in_place
 from transprune.reading.trace import Example, Trace, as_inputs, check_forward, is_own, trace
 
 
@@ -109,6 +109,9 @@ class Reading:
     """Size arguments of calls, and the layouts that they follow."""
     ends: Mapping[str, tuple[Layout, ...]] = field(repr=False)
     """For each stage, the channels of each block's output."""
+    free: Mapping[str, tuple[int, ...]] = field(repr=False)
+    """For each stage, the positions of the blocks that may go before those behind them, because what they hand on has
+    the layout of what they read."""
     blueprint: tuple[Any, ...] = field(repr=False)
     """The `blueprint` of the model."""
     counted: int = 0
@@ -252,6 +255,7 @@ class _Freezing:
                 for node, arguments in coupling.rewrites.items()
             },
             ends={stage.name: self._end(stage) for stage in coupling.stages},
+            free={stage.name: self._free(stage) for stage in coupling.stages},
             blueprint=blueprint(self.model),
         )
 
@@ -299,6 +303,15 @@ class _Freezing:
         # Channels are axis 1 if that is searched, else the first axis that is, such as the features of tokens.
         place = 1 if rank > 1 and (1 in searched or not searched) else (searched or [0])[0]
         return tuple(axes[place] for axes in exits)
+
+    def _free(self, stage: BlockRun) -> tuple[int, ...]:
+        ends = [self._nested(self.coupling.values[node]) for node in stage.exits]
+        handed_on = [*stage.exits, *([stage.entry] if stage.entry is not None else [])]
+        is_changed = any(is_in_place(user, node) for node in handed_on for user in node.users)
+        if is_changed or any(end != ends[0] for end in ends):
+            return ()
+        has_entry = stage.entry is not None and self._nested(self.coupling.axes(stage.exits[0], stage.entry)) == ends[0]
+        return tuple(range(0 if has_entry else 1, len(ends)))
 
     def _fixed(self) -> tuple[tuple[str, str], ...]:
         found: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Finds runs of blocks that can be cut from the end.
+"""Finds runs of blocks that can be left out.
 
 In `nn.Sequential(Down(16, 32), Block(32), Block(32), Block(32))` the three blocks are a run: the output of each has the
 shape that the next layer expects, so the last ones can be left out. `Down` is of another class and must stay. If a skip
@@ -33,6 +33,8 @@ class BlockRun:
     """The output of each block."""
     members: tuple[frozenset[fx.Node], ...] = field(repr=False)
     """The calls inside each block."""
+    entry: fx.Node | None = field(default=None, repr=False)
+    """What the first block reads as the others read the block before; None if not clear, or of another shape."""
 
     @cached_property
     def inside(self) -> frozenset[fx.Node]:
@@ -190,7 +192,24 @@ class _Container:
             return  # the reader overwrites it, but at another depth autograd may need it
         last = run[-1].rsplit(".", 1)[-1]
         name = self.name if len(run) == len(self.blocks) else f"{run[0]}-{last}"
-        yield BlockRun(name=name, container=self.name, blocks=tuple(run), exits=exits, members=members)
+        yield BlockRun(
+            name=name,
+            container=self.name,
+            blocks=tuple(run),
+            exits=exits,
+            members=members,
+            entry=self._entry(exits, members),
+        )
+
+    def _entry(self, exits: Sequence[fx.Node], members: Sequence[frozenset[fx.Node]]) -> fx.Node | None:
+        first, *others = ({source for node in nodes for source in self.trace.reads(node)} for nodes in members)
+        wanted = exits[0].meta["val"]
+        found = [
+            source
+            for source in first.difference(members[0], *others)
+            if shape(source) == shape(exits[0]) and source.meta["val"].dtype == wanted.dtype
+        ]
+        return found[0] if len(found) == 1 else None
 
 
 def _sharing(model: nn.Module, blocks: Sequence[str]) -> set[str]:

@@ -41,6 +41,8 @@ class StageRow:
     candidates: tuple[int, ...]
     kept: int | None
     """Blocks kept; None while no architecture is chosen."""
+    blocks: tuple[int, ...]
+    """Positions of those blocks; all while no architecture is chosen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,22 +200,30 @@ def _read(folder: RunFolder) -> RunRecord:
 
 def _width_row(group: Mapping[str, Any], space: Mapping[str, Any], architecture: Mapping[str, Any]) -> WidthRow:
     name, full = str(group["name"]), int(group["width"])
-    stage, position = _place(name, space)
-    depth = architecture.get("depths", {}).get(stage)
+    place = _place(name, space)
     return WidthRow(
         name=name,
         full=full,
         candidates=tuple(group["candidates"]),
         kept=int(architecture.get("widths", {}).get(name, full)) if architecture else None,
-        stage=stage,
-        is_dropped=depth is not None and position >= depth,
+        stage=place[0]["name"] if place else None,
+        is_dropped=place is not None and place[1] not in _kept(place[0], architecture),
     )
 
 
 def _stage_row(stage: Mapping[str, Any], architecture: Mapping[str, Any]) -> StageRow:
     name, full = str(stage["name"]), int(stage["depth"])
-    kept = int(architecture.get("depths", {}).get(name, full)) if architecture else None
-    return StageRow(name=name, full=full, candidates=tuple(stage["candidates"]), kept=kept)
+    blocks = tuple(sorted(_kept(stage, architecture)))
+    kept = len(blocks) if architecture else None
+    return StageRow(name=name, full=full, candidates=tuple(stage["candidates"]), kept=kept, blocks=blocks)
+
+
+def _kept(stage: Mapping[str, Any], architecture: Mapping[str, Any]) -> set[int]:
+    """Positions of the blocks that are kept of a stage."""
+    named = architecture.get("blocks", {}).get(stage["name"])
+    if named is not None:
+        return {place for place, path in enumerate(stage["blocks"]) if path in named}
+    return set(range(int(architecture.get("depths", {}).get(stage["name"], stage["depth"]))))
 
 
 def _layer_rows(space_json: Mapping[str, Any], architecture_json: Mapping[str, Any]) -> list[LayerRow]:
@@ -246,10 +256,10 @@ def _layer_size(space: SearchSpace, layer: Layer, architecture: Architecture) ->
     )
 
 
-def _place(group: str, space: Mapping[str, Any]) -> tuple[str | None, int]:
+def _place(group: str, space: Mapping[str, Any]) -> tuple[Mapping[str, Any], int] | None:
     """The stage that holds a group, and the position of its block there (from 0)."""
     for stage in space.get("stages", []):
         for position, block in enumerate(stage["blocks"]):
             if group == block or group.startswith(f"{block}."):
-                return str(stage["name"]), position
-    return None, 0
+                return stage, position
+    return None

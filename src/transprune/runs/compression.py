@@ -168,6 +168,7 @@ def _compressed(run: Run, scores: Sequence[Scores] = ()) -> Compression:
 def _keep_student(run: Run, found: Compression) -> None:
     """Writes the student; the file that marks the phase as done comes last."""
     is_repaired = _options(run).repair
+    run.keep_space(found.space)
     run.decide(
         f"Chose an architecture of {amounts(found.space, found.limits, found.architecture)}",
         "of all that keep to the budget its outputs move least by the scores",

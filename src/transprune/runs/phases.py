@@ -281,10 +281,12 @@ def _search_start(run: Run) -> Start:
         setup=Setup(seed=run.options.seed, device=run.device),
     )
     if prior is not None:
+        run.keep_space(prior.space)
         run.decide(
             f"The search starts from an architecture of {amounts(space, limits, prior.architecture)}",
             f"scores of all candidates on {len(prior.samples[0])} training images, labels not used, speak for it; the "
-            "channels stand in the order in which the layers behind would miss them",
+            "channels stand in the order in which the layers behind would miss them, and of blocks that may go in any "
+            "order the one goes first without which the outputs move least",
             architecture=prior.architecture.to_json(),
         )
     return replace(start, prior=prior)

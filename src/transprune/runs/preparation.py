@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import weakref
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -95,16 +95,16 @@ def _prepare(
     judged = judge_teacher(material, chosen) if is_new else None
     lock = FolderLock(Path(out))
     folder = RunFolder.create(out, asdict(options), overwrite=overwrite)
-    _check_same_space(folder, material.space)
+    space = _begun_space(folder, material.space)
     run = Run(folder, options, chosen, safety, lock)
-    run.data, run.model, run.weights, run.space = material.data, material.model, material.weights, material.space
+    run.data, run.model, run.weights, run.space = material.data, material.model, material.weights, space
     run.reading, run.task = material.reading, material.task
     folder.write_json("environment.json", environment())
     data = material.data
     is_begun = folder.has(DATA_FILE) or folder.has("space.json")  # the latter alone: by an earlier version
     if isinstance(data, ImageData) and not is_begun:
         folder.write_json(DATA_FILE, asdict(begun or BegunData.of(data)))
-    folder.write_json("space.json", material.space.to_json())
+    folder.write_json("space.json", space.to_json())
     measured = material.latency
     if measured is not None and not folder.has("latency.json"):  # a run keeps its first latency model
         folder.write_json("latency.json", model_json(measured.key, material.space, measured.model))
@@ -142,18 +142,22 @@ def check_asked(out: str | Path, *, overwrite: bool, resume: bool) -> None:
         RunFolder.open(out)
 
 
-def _check_same_space(folder: RunFolder, space: SearchSpace) -> None:
-    """Checks that a run resumes with the network that it began with.
+def _begun_space(folder: RunFolder, space: SearchSpace) -> SearchSpace:
+    """The space with the orders of blocks that the run has found; it must be of the network that the run began with.
 
     Raises:
         RunFolderError: The search space differs.
     """
-    begun = SearchSpace.from_json(folder.read_json("space.json")) if folder.has("space.json") else space
-    if (begun.groups, begun.stages, begun.layers) != (space.groups, space.stages, space.layers):
+    if not folder.has("space.json"):
+        return space
+    begun = SearchSpace.from_json(folder.read_json("space.json"))
+    stages, own = ([replace(stage, free=(), order=()) for stage in each.stages] for each in (begun, space))
+    if (begun.groups, stages, begun.layers) != (space.groups, own, space.layers):
         raise RunFolderError(
             f"cannot go on with the run in '{folder.path}': the network is not the one that it began with, other sizes "
             "can be chosen now; bring back the code that the run began with, or start anew with --overwrite"
         )
+    return space.ordered({stage.name: stage.order for stage in begun.stages if stage.order})
 
 
 def _record_teacher(run: Run, given: GivenTeacher) -> None:

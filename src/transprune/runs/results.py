@@ -14,7 +14,7 @@ from transprune.reports.words import amount, compact, named, timed_in
 from transprune.runs.run import Run, costs_in
 from transprune.runtime import RunFolder, print_table, read_journal
 from transprune.runtime.files import disk_errors
-from transprune.space import SearchSpace, WidthGroup
+from transprune.space import DepthStage, SearchSpace, WidthGroup
 from transprune.tas.derivation import least_cost
 from transprune.tas.probabilities import UNDECIDED
 from transprune.training.evaluation import Evaluation
@@ -164,13 +164,20 @@ def show_architecture(run: Run) -> None:
     print_table(
         f"{run.options.model}: depths chosen",
         ["stage", "full", "chosen"],
-        [[stage.name, stage.depth, architecture.depths[stage.name]] for stage in space.stages],
+        [[stage.name, stage.depth, _kept(stage, architecture)] for stage in space.stages],
     )
     for cost in run.costs.values():
         chosen, full = space.cost(cost, architecture), space.cost(cost, space.full_architecture())
         print(f"{cost.name}: {cost.written(chosen)} of {cost.written(full)} ({100 * chosen / full:.1f} %)")
     _show_indecision(run.folder)
     print(f"next: transprune distill {run.folder.path}")
+
+
+def _kept(stage: DepthStage, architecture: Architecture) -> str:
+    """How many blocks are kept, and which where these are not the first."""
+    kept = stage.kept_in(architecture)
+    which = "" if kept == tuple(range(len(kept))) else f" ({', '.join(stage.blocks[place] for place in kept)})"
+    return f"{len(kept)}{which}"
 
 
 def show_derived(folder: RunFolder) -> None:

@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from time import perf_counter
 from typing import Any, Self
@@ -124,6 +125,11 @@ class Run:
     def space(self) -> SearchSpace:
         """The search space in `space.json`."""
         return SearchSpace.from_json(self.folder.read_json("space.json"))
+
+    def keep_space(self, space: SearchSpace) -> None:
+        """Writes the search space down, with the orders of blocks that were found."""
+        self.space = replace(space, reading=None)
+        self.folder.write_json("space.json", self.space.to_json())
 
     @cached_property
     def reading(self) -> Reading:

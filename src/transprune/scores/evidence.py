@@ -97,8 +97,7 @@ class Evidence:
     @torch.no_grad()
     def without_units(self, group: str, width: int) -> Tensor:
         """How far the outputs move with another width of one group, its readers fitted again."""
-        architecture = Architecture(widths={**self.centre.widths, group: width}, depths=self.centre.depths)
-        sizes = sizes_of(architecture)
+        sizes = sizes_of(replace(self.centre, widths={**self.centre.widths, group: width}), self.program.reading)
         changed = dict(self.fitted)
         for layer in self.layers.values():
             if layer.node in self.moments and group in groups_of(layer.inputs):
@@ -109,8 +108,11 @@ class Evidence:
     @torch.no_grad()
     def without_blocks(self, stage: str, depth: int) -> Tensor:
         """How far the outputs move with another depth of one stage, the layers that read its end fitted again."""
-        architecture = Architecture(widths=self.centre.widths, depths={**self.centre.depths, stage: depth})
-        run = CutRun(self.network, self.program, sizes_of(architecture), self.order, self.fitted)
+        kept = self.space.stages[self.space.stage_index[stage]].kept(depth)
+        here = sizes_of(self.centre, self.program.reading)
+        run = CutRun(
+            self.network, self.program, Sizes(here.widths, {**here.blocks, stage: (kept,)}), self.order, self.fitted
+        )
         refit = Refit(run, self.targets, only=readers_behind(self.program.reading, stage, self.layers))
         return self.distance(self.program.run(refit, self.inputs), self.targets.outputs)
 
@@ -163,8 +165,8 @@ def gather_evidence(
     reading = program.reading
     if orders is None:
         orders = channel_orders(reading, dict(network.named_parameters(remove_duplicate=False)))
-    run = CutRun(network, program, Sizes(depths=sizes_of(centre).depths), reading.first_units)
-    refit = _Masked(run, targets, sizes_of(centre), orders)
+    run = CutRun(network, program, Sizes(blocks=sizes_of(centre, reading).blocks), reading.first_units)
+    refit = _Masked(run, targets, sizes_of(centre, reading), orders)
     outputs = program.run(refit, inputs)
     found = dict(orders)
     lost: dict[str, np.ndarray] = {}
@@ -203,7 +205,7 @@ def _readers(refit: _Masked, tied: list[str], orders: Mapping[str, np.ndarray]) 
         moments = refit.moments[layer.node]
         weight = refit.run.state(layer.weight)
         kernel = weight[0, 0].numel()
-        sizes = Sizes({**refit.kept_sizes.widths, **everything}, refit.kept_sizes.depths)
+        sizes = Sizes({**refit.kept_sizes.widths, **everything}, refit.kept_sizes.blocks)
         kept = kept_of(layer.inputs, sizes, orders.__getitem__)
         units = np.stack([units_of(layer.inputs, name) for name in tied]).max(0)[kept]
         columns = layer.columns(kept, kernel)

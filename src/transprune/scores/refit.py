@@ -353,7 +353,7 @@ def repair_read(
     """`repair` for a network that is read and has run already; for many students of one teacher."""
     repaired, program = copy.deepcopy(student), Program(reading)
     with evaluation_mode(repaired):
-        refit = Refit(PlainRun(repaired, program, sizes_of(architecture)), targets, ridge=ridge)
+        refit = Refit(PlainRun(repaired, program, sizes_of(architecture, reading)), targets, ridge=ridge)
         program.run(refit, inputs_for(repaired, samples))
     for name, fitted in refit.fitted.items():
         for path in program.aliases.get(name, (name,)):

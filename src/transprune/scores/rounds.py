@@ -18,12 +18,14 @@ from transprune.architecture import Architecture
 from transprune.budget import Limit
 from transprune.errors import SpaceError
 from transprune.reading.execution import Program
+from transprune.reading.layouts import Sizes
 from transprune.reading.networks import unwrapped
 from transprune.reading.reading import Reading, read
 from transprune.reading.trace import Example, inputs_for
+from transprune.runtime.structures import sliced
 from transprune.scores.evidence import check_choices, distance_of, gather_evidence
 from transprune.scores.refit import Refit, record_targets, repair_read
-from transprune.scores.score import Measure, Scores, ablation, scores_of
+from transprune.scores.score import ABLATION_SAMPLES, Measure, Scores, ablation, scores_of
 from transprune.shrinking.shrink import shrink
 from transprune.shrinking.sort import reorder_channels
 from transprune.shrinking.traced_network import CutRun, sizes_of
@@ -176,9 +178,10 @@ def compress_by_scores(
             samples=samples,
             task=task or classification(),
             measure=measure,
+            scores=scores,
             on_round=on_round,
         )
-        place = compressing.derived(scores) if scores else compressing.scored(approaches, repetitions)
+        place = compressing.derived() if scores else compressing.scored(approaches, repetitions)
         return compressing.student(place, is_repaired=repair)
 
 
@@ -195,15 +198,18 @@ class _Compressing:
         samples: Example,
         task: Task,
         measure: Measure,
+        scores: Sequence[Scores],
         on_round: Callable[[int, Architecture], None] | None,
     ) -> None:
         self.on_round = on_round
-        self.model, self.reading, self.space, self.limits, self.measure = model, reading, space, limits, measure
+        self.model, self.reading, self.limits, self.measure = model, reading, limits, measure
         self.program, self.distance = Program(reading), distance_of(task)
         self.inputs = inputs_for(model, samples)
         self.some = tuple(each[::2] for each in self.inputs) if reading.trace.batch is not None else self.inputs
         self.targets = record_targets(model, self.program, self.some)
-        self.scores: list[Scores] = []
+        self.scores: list[Scores] = list(scores)
+        self.space = space
+        self.space = space.ordered(scores[0].block_orders if scores else self._block_orders())
 
     def scored(self, approaches: int, repetitions: int) -> _Place:
         """The best architecture that rounds of scoring find."""
@@ -218,9 +224,8 @@ class _Compressing:
                 best = Tried(other, lost)
         return best.found
 
-    def derived(self, scores: Sequence[Scores]) -> _Place:
+    def derived(self) -> _Place:
         """The best architecture that follows from scores for another budget."""
-        self.scores = list(scores)
         self._check_scores()
         places: list[_Place] = []
         for round, each in enumerate(self.scores):
@@ -229,6 +234,34 @@ class _Compressing:
                 if place not in places:
                     places.append(place)
         return min(places, key=self._lost) if len(places) > 1 else places[0]
+
+    @torch.no_grad()
+    def _block_orders(self) -> dict[str, tuple[int, ...]]:
+        """The blocks of each stage that has no order yet, the one that stays longest first.
+
+        Of the blocks that may go, the one goes next without which the outputs move least; of equals the last.
+        """
+        count = len(self.some[0]) if self.reading.trace.batch is not None else 0
+        few = tuple(each[:ABLATION_SAMPLES] for each in self.some) if count else self.some
+        wanted = sliced(self.targets.outputs, slice(0, ABLATION_SAMPLES), count) if count else self.targets.outputs
+
+        def moved(stage: str, kept: tuple[int, ...]) -> float:
+            run = CutRun(self.model, self.program, Sizes(blocks={stage: (kept,)}))
+            return float(self.distance(self.program.run(run, few), wanted))
+
+        found: dict[str, tuple[int, ...]] = {}
+        for stage in self.space.stages:
+            if stage.order or len(stage.free) < stage.depth - 1:
+                continue
+            kept, gone = tuple(range(stage.depth)), list[int]()
+            while len(kept) > 1:
+                ways = {place: tuple(each for each in kept if each != place) for place in reversed(kept)}
+                least = min(
+                    (place for place in ways if place in stage.free), key=lambda place: moved(stage.name, ways[place])
+                )
+                kept, gone = ways[least], [least, *gone]
+            found[stage.name] = (*kept, *gone)
+        return found
 
     def _check_scores(self) -> None:
         """Checks that scores are about the candidates of the space.
@@ -272,7 +305,9 @@ class _Compressing:
     @torch.no_grad()
     def _lost(self, place: _Place) -> float:
         """How far the outputs have moved once everything is fitted."""
-        run = CutRun(self.model, self.program, sizes_of(place.architecture), self._orders(place).__getitem__)
+        run = CutRun(
+            self.model, self.program, sizes_of(place.architecture, self.reading), self._orders(place).__getitem__
+        )
         outputs = self.program.run(Refit(run, self.targets), self.some)
         return float(self.distance(outputs, self.targets.outputs))
 

@@ -30,7 +30,7 @@ from transprune.scores.evidence import Evidence, check_choices, distance_of, gat
 from transprune.scores.refit import Watched, record_targets
 from transprune.shrinking.sort import reorder_channels, units_of
 from transprune.shrinking.traced_network import CutRun
-from transprune.space import SearchSpace
+from transprune.space import DepthStage, SearchSpace
 from transprune.tas.derivation import Derivation, derive_with_proof
 from transprune.tas.probabilities import Probabilities, candidate_masks
 from transprune.training.evaluation import evaluation_mode
@@ -65,7 +65,8 @@ def ablation(evidence: Evidence) -> dict[str, list[float]]:
 def reconstruction(evidence: Evidence) -> dict[str, list[float]]:
     """How badly the layers that read a group are rebuilt from its first units; no forward pass.
 
-    For a stage, how far what its last kept block hands on is from what the last one does, as a share of the variance.
+    For a stage, how far what the blocks that are left out add to what they read is from nothing, taken together, as a
+    share of the variance of what the last one hands on.
     Groups that no fitted layer reads count nothing.
     """
     found = {}
@@ -77,7 +78,7 @@ def reconstruction(evidence: Evidence) -> dict[str, list[float]]:
         last = exits[stage.name][-1]
         spread = (last - last.mean(0)).square().mean().clamp_min(1e-30)
         found[stage.name] = [
-            float((exits[stage.name][depth - 1] - last).square().mean() / spread) for depth in stage.candidates
+            float(_left_out(stage, depth, exits[stage.name]).square().mean() / spread) for depth in stage.candidates
         ]
     return found
 
@@ -140,12 +141,22 @@ def _movements(evidence: Evidence, seed: int) -> dict[str, list[float]]:
         left_out = np.cumsum(units[evidence.order(group.name)][::-1])[::-1]
         found[group.name] = [float(left_out[width] ** 2) if width < group.width else 0.0 for width in group.candidates]
     for stage in evidence.space.stages:
-        last = exits[stage.name][-1]
         found[stage.name] = [
-            float(((exits[stage.name][depth - 1] - last) * by_name[stage.name]).sum() ** 2)
+            float((_left_out(stage, depth, exits[stage.name]) * by_name[stage.name]).sum() ** 2)
             for depth in stage.candidates
         ]
     return found
+
+
+def _left_out(stage: DepthStage, depth: int, exits: Sequence[Tensor]) -> Tensor:
+    """What is missing at the end of a stage if each block that is left out added what it adds in the whole network."""
+    last = exits[-1]
+    if not stage.order:
+        return exits[depth - 1] - last
+    gone = [place for place in range(stage.depth) if place not in stage.kept(depth)]
+    # What the first block reads is not written down; what it hands on then stands for what it adds.
+    steps = [exits[place - 1] - exits[place] if place else -exits[0] for place in gone]
+    return sum(steps, torch.zeros_like(last))
 
 
 def _exits(evidence: Evidence) -> dict[str, list[Tensor]]:
@@ -188,7 +199,7 @@ class ChoiceScores:
     lost: tuple[float, ...]
     """For each how far the outputs move; only differences count."""
     order: tuple[int, ...] = ()
-    """The units of a group, the most important first; empty: a stage."""
+    """The units of a group, the most important first; of a stage its blocks, empty where the first ones stay."""
 
     @property
     def figures(self) -> tuple[tuple[int, float], ...]:
@@ -211,6 +222,11 @@ class Scores:
         return Architecture(
             widths={each.name: each.size for each in self.groups}, depths={each.name: each.size for each in self.stages}
         )
+
+    @property
+    def block_orders(self) -> dict[str, tuple[int, ...]]:
+        """The blocks of each stage that has an order of its own, the one that stays longest first."""
+        return {each.name: each.order for each in self.stages if each.order}
 
     @property
     def orders(self) -> dict[str, np.ndarray]:
@@ -351,7 +367,8 @@ def scores_of(evidence: Evidence, measure: Measure) -> Scores:
                 f"{list(row)}; expected a number for each of the {len(choice.candidates)} candidates"
             )
         lost = tuple(np.maximum.accumulate(np.array(row, dtype=float)[::-1])[::-1].tolist())
-        order = tuple(map(int, evidence.orders[choice.name])) if choice.name in evidence.orders else ()
+        of_blocks = choice.order if isinstance(choice, DepthStage) else ()
+        order = tuple(map(int, evidence.orders[choice.name])) if choice.name in evidence.orders else of_blocks
         found.append(ChoiceScores(choice.name, size, choice.candidates, lost, order))
     moved = float(evidence.distance(evidence.outputs, evidence.targets.outputs))
     groups = len(space.groups)

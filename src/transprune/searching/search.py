@@ -63,20 +63,21 @@ def prior_from_scores(
     setup, task = (setup or Setup()).placed(model), task or classification()
     start = copy.deepcopy(unwrapped(model)).cpu()
 
-    def scored() -> tuple[dict[str, Tensor], Architecture, Probabilities, tuple[Tensor, ...]]:
+    def scored() -> tuple[dict[str, Tensor], Architecture, Probabilities, tuple[Tensor, ...], SearchSpace]:
         with processes.alone(), seeded(setup.seed, "prior"):
             samples = first_samples(data, options, task, seed=setup.seed)
             network = copy.deepcopy(start).to(choose_device(setup.device))
             found = compress_by_scores(network, space, limits, samples, task=task)
         at_the_budget = found.scores[-1]
         lost = [each.lost for each in (*at_the_budget.groups, *at_the_budget.stages)]
-        probabilities = starting_probabilities(space, lost, found.architecture, limits)
-        return on_device(found.sorted_model.state_dict(), "cpu"), found.architecture, probabilities, samples
+        probabilities = starting_probabilities(found.space, lost, found.architecture, limits)
+        state = on_device(found.sorted_model.state_dict(), "cpu")
+        return state, found.architecture, probabilities, samples, found.space
 
     # Sums differ from process to process, and all must begin with the same figures.
-    state, architecture, probabilities, samples = processes.from_first(scored)
+    state, architecture, probabilities, samples, ordered = processes.from_first(scored)
     start.load_state_dict(state)
-    return Prior(network=start, architecture=architecture, probabilities=probabilities, samples=samples)
+    return Prior(network=start, architecture=architecture, probabilities=probabilities, samples=samples, space=ordered)
 
 
 def first_samples(data: Data, options: SearchOptions, task: Task, *, seed: int) -> tuple[Tensor, ...]:

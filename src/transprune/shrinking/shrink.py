@@ -23,7 +23,7 @@ from transprune.reading.networks import set_mode, untouched, unwrapped
 from transprune.reading.reading import Reading, read
 from transprune.reading.trace import Example, as_inputs, first_line
 from transprune.shrinking.adapters import adapt
-from transprune.shrinking.traced_network import TracedNetwork, traced_network
+from transprune.shrinking.traced_network import TracedNetwork, sizes_of, traced_network
 
 StudentWeights = Literal["inherit", "scratch"]
 
@@ -38,7 +38,7 @@ def shrink(
 ) -> nn.Module:
     """Builds the smaller network: an ordinary module of the model's own classes, with the model's parameter names.
 
-    Blocks beyond the depth of a stage are dropped, parameters are cut to the first units of their widths, and residual
+    Blocks that a stage does not keep are dropped, parameters are cut to the first units of their widths, and residual
     sums whose sides end up different get a 1×1 projection on the shortcut. The model itself is untouched.
 
     If the model's forward writes down sizes that cannot follow (a view to a number of channels, say), the smaller
@@ -111,8 +111,7 @@ class _Shrinking:
 
     @property
     def sizes(self) -> Sizes:
-        depths = {stage: (depth,) for stage, depth in self.architecture.depths.items()}
-        return Sizes(self.architecture.widths, depths)
+        return sizes_of(self.architecture, self.reading)
 
     def student(self, inputs: tuple[Tensor, ...]) -> nn.Module:
         """The smaller network, of the model's own classes if its forward can follow."""
@@ -139,8 +138,8 @@ class _Shrinking:
 
     def _drop_blocks(self, student: nn.Module) -> None:
         for stage in self.reading.stages:
-            depth = self.architecture.depths.get(stage.name, len(stage.blocks))
-            dropped = {path.rpartition(".")[2] for path in stage.blocks[depth:]}
+            kept = self.architecture.kept(stage.name, stage.blocks)
+            dropped = [path.rpartition(".")[2] for place, path in enumerate(stage.blocks) if place not in kept]
             if not dropped:
                 continue
             container = student.get_submodule(stage.container)

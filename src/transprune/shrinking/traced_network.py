@@ -16,6 +16,7 @@ from transprune.kernels.feature_maps import add_padded
 from transprune.reading.coupling import Arguments, Function
 from transprune.reading.execution import Program, Step, Surroundings, Value
 from transprune.reading.layouts import Order, Sizes, is_searched, kept_of
+from transprune.reading.reading import Reading
 from transprune.runtime.structures import on_device
 
 
@@ -211,9 +212,10 @@ def cut_constant(program: Program, name: str, sizes: Sizes) -> Tensor:
     return constant
 
 
-def sizes_of(architecture: Architecture) -> Sizes:
+def sizes_of(architecture: Architecture, reading: Reading) -> Sizes:
     """What is in use in an architecture."""
-    return Sizes(architecture.widths, {stage: (depth,) for stage, depth in architecture.depths.items()})
+    blocks = {stage.name: (architecture.kept(stage.name, stage.blocks),) for stage in reading.stages}
+    return Sizes(architecture.widths, blocks)
 
 
 class CutRun(PlainRun):

@@ -76,7 +76,7 @@ class Bilevel(Loop):
         device = choose_device(setup.device)
         task = task or classification()
         start, example = copy.deepcopy(unwrapped(prior.network if prior else model)).cpu(), example_of(data)
-        space = replace(space, reading=read(start, example, space.reading))
+        space = replace(prior.space if prior else space, reading=read(start, example, space.reading))
         self.space, self.options, self.limits = space, options, tuple(limits)
         self.model, self.example, self.prior = model, example, prior
         if options.start == "scratch":

@@ -90,7 +90,7 @@ def alternatives(space: SearchSpace, channels: Channels) -> Iterator[tuple[Depth
     stage = space.stages[space.stage_index[channels.source]]
     found: dict[tuple[frozenset[tuple[str, frozenset[int]]], Channels], set[int]] = {}
     for depth in stage.candidates:
-        for before, end in alternatives(space, stage.outputs[depth - 1]):
+        for before, end in alternatives(space, stage.outputs[stage.kept(depth)[-1]]):
             # `end` has one part: where blocks end in a concatenation, `reading/freedom.py` has unified all exits.
             whole = replace(end, repeat=end.repeat * channels.repeat)
             found.setdefault((frozenset(before.items()), whole), set()).add(depth)
@@ -116,7 +116,7 @@ def _part_terms(space: SearchSpace, cost: Cost, layer: Layer, part: tuple[int, i
     block = space.block_of(layer.name)
     kept: Depths = {}
     if block is not None:
-        kept = {block[0].name: frozenset(depth for depth in block[0].candidates if depth > block[1])}
+        kept = {block[0].name: frozenset(depth for depth in block[0].candidates if block[1] in block[0].kept(depth))}
     for inputs_at, before in alternatives(space, inputs):
         for outputs_at, after in alternatives(space, outputs):
             depths = _all_of(kept, inputs_at, outputs_at)
@@ -223,7 +223,7 @@ def paper_expected_macs(space: SearchSpace, probabilities: Probabilities) -> Ten
         if block is None:
             return 1.0
         stage, position = block
-        is_deeper = torch.tensor([depth > position for depth in stage.candidates])
+        is_deeper = torch.tensor([position in stage.kept(depth) for depth in stage.candidates])
         row = probabilities.depths[space.stage_index[stage.name], : len(stage.candidates)].double()
         return row[is_deeper].sum()
 

@@ -40,6 +40,8 @@ class Prior:
     """Probability of every candidate when the search begins."""
     samples: tuple[Tensor, ...] = field(repr=False)
     """The inputs that it has been seen from."""
+    space: SearchSpace = field(repr=False)
+    """What may be chosen, with the order in which the blocks of stages go."""
 
 
 def starting_probabilities(

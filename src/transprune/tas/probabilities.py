@@ -39,16 +39,9 @@ class Probabilities:
 
     def most_probable(self, space: SearchSpace) -> Architecture:
         """The most probable candidate everywhere, whatever it costs."""
-        return Architecture(
-            widths={
-                group.name: group.candidates[index]
-                for group, index in zip(space.groups, _argmax(self.widths), strict=True)
-            },
-            depths={
-                stage.name: stage.candidates[index]
-                for stage, index in zip(space.stages, _argmax(self.depths), strict=True)
-            },
-        )
+        likeliest = [*_argmax(self.widths), *_argmax(self.depths)]
+        sizes = [searched.candidates[index] for searched, index in zip(space.choices, likeliest, strict=True)]
+        return space.architecture_of(sizes)
 
     def by_group(self, space: SearchSpace) -> dict[str, list[float]]:
         """Probability of each candidate width by the group's name."""

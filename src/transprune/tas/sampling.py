@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transprune.architecture import Architecture
-from transprune.errors import OptionError
+from transprune.errors import OptionError, SpaceError
 from transprune.space import DepthStage, SearchSpace, WidthGroup
 from transprune.tas.probabilities import Probabilities, candidate_masks
 
@@ -42,6 +42,14 @@ class Selection:
     def of(cls, space: SearchSpace, architecture: Architecture, device: torch.device | str = "cpu") -> Selection:
         """One architecture alone; its sizes must be candidates."""
         weights = torch.ones(1, device=device)
+        for stage in space.stages:
+            size = architecture.depths.get(stage.name, stage.depth)
+            if stage.kept_in(architecture) != stage.kept(size):
+                raise SpaceError(
+                    f"cannot select this architecture: of stage {stage.name!r} it keeps the blocks "
+                    f"{list(stage.kept_in(architecture))}, and the candidate of {size} blocks keeps "
+                    f"{list(stage.kept(size))}; expected a candidate of the space"
+                )
 
         def only(searched: WidthGroup | DepthStage, size: int) -> Drawn:
             return Drawn((size,), (searched.candidates.index(size),), weights)

@@ -45,7 +45,7 @@ from transprune.shrinking.traced_network import cut_constant, in_mode, tensor_at
 from transprune.space import SearchSpace
 from transprune.tas.alignment import align_channels
 from transprune.tas.mixing import Mixture, map_along, mix_along, mixed, mixture_of
-from transprune.tas.sampling import Selection
+from transprune.tas.sampling import Drawn, Selection
 
 AFFINE = ("weight", "bias")
 """Scale and shift of a norm."""
@@ -66,6 +66,10 @@ class Supernet(nn.Module):
 
     Deviation: norms over channels (layer norm, group norm) normalise the mixture, not each candidate separately. A
     recurrent layer runs once, at the widest candidate in use; a narrower one is its first units.
+
+    Deviation: where a stage's blocks go in an order of their own, its candidates are nested sets of blocks, and a block
+    that only some of those in use keep is mixed as x + p (block(x) − x), in one pass; p is the weight of the ones that
+    keep it. Without an order the outputs of the last blocks are mixed, as in the paper (Eq. 3).
 
     Its weights start as copies of the model's and keep their names; the model is untouched.
 
@@ -238,13 +242,31 @@ class _Mixing(Surroundings):
 
     def __init__(self, supernet: Supernet, selection: Selection) -> None:
         widths = {name: max(choice.sizes) for name, choice in selection.widths.items()}
-        depths = {name: choice.sizes for name, choice in selection.depths.items()}
-        super().__init__(Sizes(widths, depths, is_supernet=True))
+        self.shares: dict[tuple[str, int], Tensor] = {}
+        """Weight of each block that only some of the candidates in use keep, where blocks are mixed one by one."""
+        blocks = {name: self._in_use(supernet.space, name, drawn) for name, drawn in selection.depths.items()}
+        super().__init__(Sizes(widths, blocks, is_supernet=True))
         self.supernet = supernet
         self.selection = selection
         self.plan = supernet.plan
         self.reading = supernet.plan.program.reading
         self.alignment = supernet.alignment
+
+    def _in_use(self, space: SearchSpace, name: str, drawn: Drawn) -> tuple[tuple[int, ...], ...]:
+        """The blocks of each candidate in use; one set of all where blocks are mixed one by one."""
+        stage = space.stages[space.stage_index[name]]
+        kept = tuple(map(stage.kept, drawn.sizes))
+        if not stage.order:
+            return kept
+        everything = max(kept, key=len)
+        for place in everything:
+            among = [sample for sample, each in enumerate(kept) if place in each]
+            if len(among) < len(kept):
+                self.shares[name, place] = drawn.weights[among].sum()
+        return (everything,)
+
+    def share(self, stage: BlockRun, position: int) -> Tensor | None:
+        return self.shares.get((stage.name, position))
 
     def state(self, name: str) -> Tensor:
         if name in self.reading.trace.constants:
