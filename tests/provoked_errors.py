@@ -81,7 +81,7 @@ from transprune.runtime import (
 from transprune.runtime.tensors import encode_tree
 from transprune.tas.baselines import uniform_architecture
 from transprune.tas.derivation import check_attainable, derive
-from transprune.tas.sampling import draw_candidates
+from transprune.tas.sampling import Selection, draw_candidates
 from transprune.tas.supernet import Supernet
 from transprune.training import batches
 from transprune.training.evaluation import evaluate
@@ -134,6 +134,12 @@ ways(
     space_format=lambda _: spaces.SearchSpace.from_json({"format": "old"}),
     space_malformed=lambda _: spaces.SearchSpace.from_json({"format": 2, "groups": 1}),
     architecture_unknown=lambda _: SPACE.check(Architecture(widths={"nowhere": 3})),
+    architecture_blocks=lambda _: Architecture(depths={"body.1": 2}, blocks={"body.1": ("body.1.0",)}),
+    architecture_blocks_text=lambda _: Architecture.from_json('{"widths": {}, "depths": {}, "blocks": {"body.1": 2}}'),
+    architecture_block_unknown=lambda _: SPACE.check(Architecture(blocks={"body.1": ("body.1.7",)})),
+    architecture_block_stuck=lambda _: SPACE.check(Architecture(blocks={"body.1": ("body.1.1",)})),
+    order_of_blocks=lambda _: SPACE.ordered({"body.1": (1, 0)}),
+    selected_blocks=lambda _: Selection.of(SPACE, Architecture(blocks={"body.1": ("body.1.1",)})),
     architecture_too_deep=lambda _: SPACE.check(Architecture(depths={SPACE.stages[0].name: 9})),
 )
 

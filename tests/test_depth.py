@@ -1,6 +1,8 @@
 """Runs of blocks: which are found, what leaving blocks out gives, and why others are not searched."""
 
 import copy
+import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,14 +11,20 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import oracles
-from small_networks import CLASSES
+import transprune
+from small_networks import CLASSES, Classifier, ConvNorm, CoupledBlock, example, staged
 from test_any_network import assert_close, outputs_of
 from transprune.architecture import Architecture
+from transprune.costs import MACS
+from transprune.reading.execution import Program
 from transprune.reading.inspection import inspect
 from transprune.reading.macs import count_macs
 from transprune.shrinking.shrink import shrink
-from transprune.shrinking.traced_network import TracedNetwork
-from transprune.tas.sampling import ArchitectureParameters, Selection
+from transprune.shrinking.traced_network import CutRun, TracedNetwork, sizes_of
+from transprune.space import SearchSpace
+from transprune.tas.expected_cost import ExpectedCost
+from transprune.tas.probabilities import certain
+from transprune.tas.sampling import ArchitectureParameters, Drawn, Selection
 from transprune.tas.supernet import Supernet
 
 WIDTH, HEADS, TOKENS = 8, 2, 5
@@ -270,3 +278,131 @@ def test_an_encoder_with_a_padding_mask_keeps_its_class():
     student = shrink(network, Architecture(depths={stage.name: 2}), inputs(5), reading=space.reading)
     assert not isinstance(student, TracedNetwork)
     assert len(student.encoder.layers) == 2
+
+
+# --- which blocks stay
+
+
+def some_of(blocks: int) -> st.SearchStrategy[list[int]]:
+    return st.lists(st.integers(0, blocks - 1), min_size=1, unique=True).map(sorted)
+
+
+@settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    kind=st.sampled_from(["before", "after", "plain"]),
+    reads=st.frozensets(st.sampled_from(OUTSIDE)),
+    kept=some_of(4),
+    order=st.permutations(range(1, 4)),
+    drawn=st.integers(0, 3),
+)
+def test_any_blocks_may_be_left_out(kind, reads, kept, order, drawn):
+    network = stack(4, kind, reads)
+    space = inspect(network, inputs(2), depths=lambda depth: range(1, depth + 1))
+    [stage] = space.stages
+    # What a plain block hands on is not of the group that its own inputs are, so the first one stays.
+    assert stage.free == ((1, 2, 3) if kind == "plain" else (0, 1, 2, 3))
+    order = [*order[:drawn], 0, *order[drawn:]] if kind != "plain" else [0, *order]
+    kept = sorted({0, *kept}) if kind == "plain" else kept
+
+    architecture = Architecture(blocks={"blocks": tuple(f"blocks.{place}" for place in kept)})
+    student = shrink(network, architecture, inputs(2), reading=space.reading)
+    wanted = without(network, kept)
+    assert type(student) is Stack
+    for samples in (1, 16):
+        assert torch.equal(student(*inputs(samples)), wanted(*inputs(samples)))
+    run = CutRun(network, Program(space.reading), sizes_of(architecture, space.reading))
+    assert_close([run.program.run(run, inputs(5))], outputs_of(wanted, inputs(5)), 1e-5)
+    assert count_macs(student, inputs(2)) == space.macs(architecture)
+    assert oracles.count_parameters(student) == space.params(architecture)
+
+    ordered = space.ordered({"blocks": order})
+    supernet = Supernet(network, ordered, inputs(2)).eval()
+    costs = ExpectedCost(ordered, MACS)
+    for depth in range(1, 5):
+        candidate = ordered.architecture_of([*(group.width for group in space.groups), depth])
+        assert sorted(order[:depth]) == list(ordered.stages[0].kept_in(candidate))
+        assert Architecture.from_json(json.dumps(candidate.to_json())) == candidate
+        found = supernet(Selection.of(ordered, candidate), *inputs(3))
+        assert_close([found], outputs_of(without(network, sorted(order[:depth])), inputs(3)), 1e-4)
+        assert float(costs(certain(ordered, candidate))) == pytest.approx(ordered.macs(candidate))
+    assert SearchSpace.from_json(json.dumps(ordered.to_json())) == replace(ordered, reading=None)
+
+
+def mixture(space: SearchSpace, sizes: tuple[int, ...], weights: list[float]) -> Selection:
+    """Candidates of the only stage, mixed; all else whole."""
+    [stage] = space.stages
+    whole = Selection.of(space, space.full_architecture())
+    places = tuple(map(stage.candidates.index, sizes))
+    return Selection(whole.widths, {stage.name: Drawn(sizes, places, torch.tensor(weights))})
+
+
+def test_a_block_that_only_some_candidates_keep_is_mixed_with_what_it_reads():
+    network = stack(3)
+    space = inspect(network, inputs(2)).ordered({"blocks": (2, 0, 1)})
+    found = Supernet(network, space, inputs(2)).eval()(mixture(space, (1, 3, 2), [0.2, 0.5, 0.3]), *inputs(4))
+
+    images, lengths = inputs(4)
+    tokens, given = network.stem(images), network.given(images, lengths)
+    for block, share in zip(network.blocks, (0.8, 0.5, 1.0), strict=True):
+        tokens = tokens + share * (block(tokens, given)[0] - tokens)
+    assert_close([found.detach()], [network.head(tokens.mean(1)).detach()], 1e-5)
+
+
+def test_one_block_more_at_the_end_is_mixed_as_in_the_paper():
+    network = stack(3)
+    plain = inspect(network, inputs(2))
+    ordered = plain.ordered({"blocks": (0, 1, 2)})
+    selections = [mixture(space, (2, 3), [0.3, 0.7]) for space in (plain, ordered)]
+    paper, one_by_one = (
+        Supernet(network, space, inputs(2)).eval()(selection, *inputs(4))
+        for space, selection in zip((plain, ordered), selections, strict=True)
+    )
+    assert_close([one_by_one.detach()], [paper.detach()], 1e-5)
+
+
+class Weighed(Stack):
+    """Its blocks add a given share of what they make."""
+
+    def __init__(self, shares: tuple[float, ...]) -> None:
+        super().__init__(len(shares), "before", frozenset({"table"}))
+        with torch.no_grad():
+            for block, share in zip(self.blocks, shares, strict=True):
+                block.second.weight.mul_(share)
+                block.second.bias.mul_(share)
+
+
+def test_scores_say_which_block_goes_first():
+    torch.manual_seed(0)
+    network = Weighed((0.05, 1.0, 0.0, 0.3)).eval()
+    space = inspect(network, inputs(2), dimensions="depth", depths=lambda depth: range(1, depth + 1))
+    found = transprune.compress(network, [inputs(32)], "params=0.7", space=space, repair=False)
+    assert found.space.stages[0].order == (1, 3, 0, 2)
+    assert found.architecture.blocks["blocks"] == tuple(
+        f"blocks.{place}" for place in found.space.stages[0].kept(found.architecture.depths["blocks"])
+    )
+    again = transprune.compress(network, [inputs(32)], "params=0.5", space=space, scores=found.scores, repair=False)
+    assert again.space.stages == found.space.stages
+    first = space.ordered({"blocks": range(4)})
+    kept = transprune.compress(network, [inputs(32)], "params=0.7", space=first, repair=False).architecture
+    assert first.stages[0].kept_in(kept) == tuple(range(kept.depths["blocks"]))
+
+
+def test_blocks_of_other_widths_go_from_the_end():
+    space = inspect(staged(), example())
+    assert [stage.free for stage in space.stages] == [(), ()]
+    found = transprune.compress(staged().eval(), torch.randn(16, 3, 8, 8), "macs=0.5")
+    assert [stage.order for stage in found.space.stages] == [(), ()]
+    assert not found.architecture.blocks
+
+
+def test_a_block_that_writes_over_what_it_reads_stays_before_the_others():
+    network = Classifier(6, ConvNorm(3, 6), nn.Sequential(*(WritesOver(6) for _ in range(3))))
+    [stage] = inspect(network.eval(), example()).stages
+    assert stage.free == ()
+
+
+class WritesOver(CoupledBlock):
+    """A residual block that begins with a ReLU in place."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(features.relu_())

@@ -309,8 +309,11 @@ class SearchSpace:
             SpaceError: An order does not name each block once, or lets a block go that cannot.
         """
         stages = [replace(stage, order=tuple(orders.get(stage.name, stage.order))) for stage in self.stages]
-        for stage in stages:
-            _check_order(stage, SpaceError)
+        try:
+            for stage in stages:
+                _check_order(stage)
+        except ValueError as error:
+            raise SpaceError(f"cannot order the blocks of a stage: {error}") from error
         return replace(self, stages=tuple(stages))
 
     def to_json(self) -> dict[str, Any]:
@@ -356,7 +359,7 @@ class SearchSpace:
             _check_candidates(group.name, group.candidates, group.width)
         for stage in self.stages:
             _check_candidates(stage.name, stage.candidates, stage.depth)
-            _check_order(stage, ValueError)
+            _check_order(stage)
             if not len(stage.blocks) == len(stage.outputs) == stage.depth:
                 raise ValueError(
                     f"stage {stage.name!r} has {len(stage.blocks)} blocks and {len(stage.outputs)} outputs, "
@@ -373,14 +376,19 @@ class SearchSpace:
         return self.architecture_of([choose(choice.candidates) for choice in self.choices])
 
 
-def _check_order(stage: DepthStage, error: type[Exception]) -> None:
-    problem = None
-    if stage.order and sorted(stage.order) != list(range(stage.depth)):
-        problem = f"each of its {stage.depth} blocks once"
-    elif any(place not in stage.free for place in set(range(stage.depth)) - {*stage.order[:1]} if stage.order):
-        problem = f"blocks that may go behind the first, which are {list(stage.free)}"
-    if problem is not None:
-        raise error(f"stage {stage.name!r} has the order {list(stage.order)}, expected {problem}")
+def _check_order(stage: DepthStage) -> None:
+    if not stage.order:
+        return
+    if sorted(stage.order) != list(range(stage.depth)):
+        raise ValueError(
+            f"stage {stage.name!r} has the order {list(stage.order)}, expected each of its {stage.depth} blocks once"
+        )
+    stuck = [stage.blocks[place] for place in stage.order[1:] if place not in stage.free]
+    if stuck:
+        raise ValueError(
+            f"stage {stage.name!r} has the order {list(stage.order)}, and {stuck[0]!r} cannot go before those behind it; "
+            "expected it first, or none"
+        )
 
 
 def _check_sources(name: str, sides: Sequence[Channels], known: Collection[str | None]) -> None:

@@ -147,6 +147,9 @@ def compress_by_scores(
 ) -> Compression:
     """A smaller network without training: scored in rounds, derived, shrunk and repaired. The model is untouched.
 
+    Deviation: the paper's shallower stages keep their first blocks. Here the blocks of a stage go in the order in which
+    they are missed least, if all hand on what they read; the space of the result has that order.
+
     Args:
         model: The trained network.
         space: The space that `inspect` read from it.
