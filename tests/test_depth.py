@@ -406,3 +406,41 @@ class WritesOver(CoupledBlock):
 
     def forward(self, features: Tensor) -> Tensor:
         return super().forward(features.relu_())
+
+
+class Configuration:
+    """What a network of `transformers` keeps of its sizes."""
+
+    def __init__(self) -> None:
+        self.num_hidden_layers, self.layer_types = 4, ["sliding", "full", "sliding", "full"]
+
+
+class Numbered(Stack):
+    """A network that looks like one of `transformers`: its blocks know their numbers, its configuration their kinds."""
+
+    def __init__(self) -> None:
+        super().__init__(4)
+        self.config = Configuration()
+        for place, block in enumerate(self.blocks):
+            block.layer_idx = place
+
+
+class Base(nn.Module):
+    """Stands for the base class of `transformers`."""
+
+
+Base.__module__, Base.__qualname__ = "transformers.modeling_utils", "PreTrainedModel"
+
+
+class Pretrained(Numbered, Base):
+    """The same, below the base class."""
+
+
+def test_a_student_of_transformers_numbers_the_layers_that_are_left():
+    network = Pretrained().eval()
+    kept = Architecture(blocks={"blocks": ("blocks.1", "blocks.2")})
+    student = shrink(network, kept, inputs(2))
+    assert (student.config.num_hidden_layers, student.config.layer_types) == (2, ["full", "sliding"])
+    assert [block.layer_idx for block in student.blocks] == [0, 1]
+    assert (network.config.num_hidden_layers, len(network.config.layer_types)) == (4, 4)
+    assert [block.layer_idx for block in network.blocks] == [0, 1, 2, 3]

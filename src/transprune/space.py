@@ -386,8 +386,8 @@ def _check_order(stage: DepthStage) -> None:
     stuck = [stage.blocks[place] for place in stage.order[1:] if place not in stage.free]
     if stuck:
         raise ValueError(
-            f"stage {stage.name!r} has the order {list(stage.order)}, and {stuck[0]!r} cannot go before those behind it; "
-            "expected it first, or none"
+            f"stage {stage.name!r} has the order {list(stage.order)}, and {stuck[0]!r} cannot go before those "
+            "behind it; expected it first, or none"
         )
 
 

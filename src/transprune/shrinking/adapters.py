@@ -1,8 +1,8 @@
 """Updates the attributes of modules whose parameters were cut.
 
 After a cut, a module still names its old number of channels (`nn.Conv2d.in_channels`) or heads, and some forwards read
-it. The adapters here compute such attributes from the new parameters, for modules of torch and timm; `register_adapter`
-teaches transprune a module of your own.
+it. The adapters here compute such attributes from the new parameters, for modules of torch, timm and transformers;
+`register_adapter` teaches transprune a module of your own.
 """
 
 from __future__ import annotations
@@ -134,6 +134,30 @@ def _grouped_evo_norm(cut: Any, original: Any) -> None:
         cut.groups = original.groups * cut.weight.shape[0] // original.weight.shape[0]
 
 
+def _transformer(cut: Any, original: Any) -> None:
+    """A network of `transformers` with fewer layers: its configuration and its caches number them."""
+    for path, before in original.named_modules():
+        owners = [original.get_submodule(path.rpartition(".")[0])] if path else []
+        if type(before) is not nn.ModuleList or any(
+            getattr(each, "config", None) not in (None, original.config) for each in owners
+        ):
+            continue
+        after = cut.get_submodule(path)
+        kept = [place for place, name in enumerate(before._modules) if name in after._modules]
+        if len(kept) == len(before):
+            continue
+        kinds = getattr(original.config, "layer_types", None) or ()
+        if len(kinds) == len(before):
+            cut.config.layer_types = [kinds[place] for place in kept]
+        has_two = any(hasattr(original.config, name) for name in ("decoder_layers", "num_decoder_layers"))
+        if not has_two and getattr(original.config, "num_hidden_layers", None) == len(before):
+            cut.config.num_hidden_layers = len(kept)
+        for place, block in enumerate(after):
+            for module in block.modules():
+                if isinstance(getattr(module, "layer_idx", None), int):
+                    module.layer_idx = place
+
+
 TIMM: dict[str, Adapter] = {
     "timm.layers.attention.Attention": _heads,
     "timm.layers.attention.AttentionRope": _heads,
@@ -152,6 +176,9 @@ TIMM: dict[str, Adapter] = {
 }
 """Modules of timm that store numbers of channels, by name, so that timm is not imported for them."""
 
+TRANSFORMERS: dict[str, Adapter] = {"transformers.modeling_utils.PreTrainedModel": _transformer}
+"""The base of all networks of transformers."""
+
 TORCH: dict[type | str, Adapter] = {
     nn.modules.conv._ConvNd: _convolution,
     nn.Linear: _linear,
@@ -165,3 +192,4 @@ TORCH: dict[type | str, Adapter] = {
 }
 _ADAPTERS.update(TORCH)
 _ADAPTERS.update(TIMM)
+_ADAPTERS.update(TRANSFORMERS)
