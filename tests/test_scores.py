@@ -48,7 +48,7 @@ def test_a_cut_run_computes_what_the_shrunk_network_does(case: str) -> None:
     for seed in range(3):
         architecture = space.random_architecture(seed)
         student = shrink(network, architecture, samples[:2])
-        found = program.run(CutRun(network, program, sizes_of(architecture)), (samples,))
+        found = program.run(CutRun(network, program, sizes_of(architecture, program.reading)), (samples,))
         torch.testing.assert_close(found, student(samples))
 
 
@@ -63,7 +63,7 @@ def test_ablation_is_the_movement_of_a_network_that_was_shrunk(case: str) -> Non
     fitted = dict(evidence.fitted)
     for layer in evidence.layers.values():
         if group.name in groups_of(layer.inputs):
-            fitted |= evidence._fitted_again(layer, sizes_of(architecture))
+            fitted |= evidence._fitted_again(layer, sizes_of(architecture, evidence.program.reading))
     scored = score(network, evidence.space, samples, task=regression())
     changed = made(case)[0]
     changed.load_state_dict({**changed.state_dict(), **fitted})
