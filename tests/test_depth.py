@@ -19,6 +19,9 @@ from transprune.costs import MACS
 from transprune.reading.execution import Program
 from transprune.reading.inspection import inspect
 from transprune.reading.macs import count_macs
+from transprune.reports.run_record import read_record
+from transprune.runs.preparation import _begun_space
+from transprune.runtime import RunFolder
 from transprune.shrinking.shrink import shrink
 from transprune.shrinking.traced_network import CutRun, TracedNetwork, sizes_of
 from transprune.space import SearchSpace
@@ -444,3 +447,23 @@ def test_a_student_of_transformers_numbers_the_layers_that_are_left():
     assert [block.layer_idx for block in student.blocks] == [0, 1]
     assert (network.config.num_hidden_layers, len(network.config.layer_types)) == (4, 4)
     assert [block.layer_idx for block in network.blocks] == [0, 1, 2, 3]
+
+
+def test_a_run_goes_on_with_the_order_that_it_found(tmp_path):
+    space = inspect(stack(4), inputs(2))
+    ordered = space.ordered({"blocks": (3, 1, 0, 2)})
+    folder = RunFolder.create(tmp_path / "run", {})
+    folder.write_json("space.json", ordered.to_json())
+    assert _begun_space(folder, space).stages == ordered.stages
+
+
+def test_a_report_says_which_blocks_went(tmp_path):
+    space = inspect(stack(4), inputs(2))
+    folder = RunFolder.create(tmp_path / "run", {})
+    folder.write_json("space.json", space.to_json())
+    chosen = replace(space.full_architecture(), depths={}, blocks={"blocks": ("blocks.0", "blocks.3")})
+    folder.write_json("architecture.json", chosen.to_json())
+    record = read_record(folder.path)
+    assert [(row.kept, row.blocks) for row in record.stages] == [(2, (0, 3))]
+    dropped = {row.name.split(".")[1] for row in record.groups if row.is_dropped}
+    assert dropped == {"1", "2"}
