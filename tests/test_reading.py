@@ -38,13 +38,13 @@ from transprune.training.train import TrainingOptions, distill
 @pytest.fixture
 def traced(monkeypatch):
     """Classes of the networks that were traced, one for each time."""
-    found, exported = [], trace._exported
+    found, exported = [], trace._export
 
     def counted(network, inputs):
         found.append(type(network).__name__)
         return exported(network, inputs)
 
-    monkeypatch.setattr(trace, "_exported", counted)
+    monkeypatch.setattr(trace, "_export", counted)
     return found
 
 

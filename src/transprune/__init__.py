@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from transprune.reading.rules import register_rule as register_rule
     from transprune.runs.run_options import get_preset as get_preset
     from transprune.runtime import Checkpoints as Checkpoints
+    from transprune.runtime import Inputs as Inputs
     from transprune.scores.compress import compress as compress
     from transprune.scores.refit import repair as repair
     from transprune.scores.rounds import Compression as Compression

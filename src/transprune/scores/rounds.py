@@ -21,6 +21,7 @@ from transprune.reading.execution import Program
 from transprune.reading.networks import unwrapped
 from transprune.reading.reading import Reading, read
 from transprune.reading.trace import Example, inputs_for
+from transprune.runtime.structures import called
 from transprune.scores.evidence import check_choices, distance_of, gather_evidence
 from transprune.scores.refit import Refit, record_targets, repair_read
 from transprune.scores.score import Measure, Scores, ablation, scores_of
@@ -198,7 +199,7 @@ class _Compressing:
         self.model, self.reading, self.space, self.limits, self.measure = model, reading, space, limits, measure
         self.program, self.distance = Program(reading), distance_of(task)
         self.inputs = inputs_for(model, samples)
-        self.some = tuple(each[::2] for each in self.inputs) if reading.trace.batch is not None else self.inputs
+        self.some = reading.trace.some_of(self.inputs, slice(None, None, 2))
         self.targets = record_targets(model, self.program, self.some)
         self.scores: list[Scores] = []
 
@@ -281,7 +282,7 @@ class _Compressing:
         if is_repaired:
             student = repair_read(student, self.reading, targets, place.architecture, self.inputs)
         with torch.no_grad(), evaluation_mode(student):
-            moved = float(self.distance(student(*self.inputs), targets.outputs))
+            moved = float(self.distance(called(student, self.inputs), targets.outputs))
         return Compression(
             place.architecture, self.space, tuple(self.limits), tuple(self.scores), ordered, student, moved
         )

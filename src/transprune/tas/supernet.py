@@ -40,7 +40,7 @@ from transprune.reading.networks import unwrapped
 from transprune.reading.reading import Reading, read
 from transprune.reading.stages import BlockRun
 from transprune.reading.trace import Example, operator
-from transprune.runtime.structures import on_device
+from transprune.runtime.structures import inputs_of, on_device
 from transprune.shrinking.traced_network import cut_constant, in_mode, tensor_at
 from transprune.space import SearchSpace
 from transprune.tas.alignment import align_channels
@@ -102,10 +102,10 @@ class Supernet(nn.Module):
         use_channels_last(self.network)
         self.plan = _Plan(reading, space, self.network)
 
-    def forward(self, selection: Selection, *inputs: Any) -> Any:
-        """The model's outputs for the selected candidates."""
+    def forward(self, selection: Selection, *inputs: Any, **named: Any) -> Any:
+        """The model's outputs for the selected candidates; the inputs are those of the model's forward."""
         with SoundConvolutions():
-            return self.plan.program.run(_Mixing(self, selection), inputs)
+            return self.plan.program.run(_Mixing(self, selection), inputs_of(inputs, named))
 
     @torch.no_grad()
     def plain_weights(self, architecture: Architecture) -> dict[str, torch.Tensor]:

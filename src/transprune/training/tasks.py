@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -68,7 +68,11 @@ class Task:
     """Maps student outputs, teacher outputs and targets to one number; None: the default loss, with `weight` and
     `distillation_temperature` from the options."""
     split: Callable[[Any], tuple[Any, Any]] = last_is_target
-    """Splits a batch into the network's inputs (a tuple of positional arguments, or a single one) and the targets."""
+    """Splits a batch into the network's inputs (a tuple of positional arguments, a mapping of named ones, `Inputs` for
+    both, or a single one) and the targets."""
+    sample_axis: int = 0
+    """The axis of the inputs, and of outputs and targets of their size, that counts samples: 1 for batches [length,
+    samples, ...], as recurrent layers take them."""
 
     def __post_init__(self) -> None:
         if self.outputs not in ("values", "logits"):
@@ -77,6 +81,23 @@ class Task:
         if bad:
             raise OptionError(
                 f"cannot call a metric {bad[0]!r}: expected letters, digits and _, and none of {', '.join(RESERVED)}"
+            )
+
+    def check_axis(self, axes: Sequence[int | None]) -> None:
+        """Checks that samples are counted along the axis that the network keeps apart.
+
+        Args:
+            axes: The axis of each input tensor that counts samples, as a trace has it.
+
+        Raises:
+            DataError: They are counted along another.
+        """
+        found = next((axis for axis in axes if axis is not None), self.sample_axis)
+        if found != self.sample_axis:
+            raise DataError(
+                f"cannot take axis {self.sample_axis} of the inputs for samples: the network mixes what lies along it, "
+                f"and keeps apart what lies along axis {found}; expected a task with sample_axis={found}, or inputs "
+                f"[samples, ...]"
             )
 
     @property
