@@ -105,9 +105,7 @@ def check_samples(model: nn.Module, reading: Reading, example: Example) -> None:
         _check_one_of(model, reading, program, inputs, [size for size in sizes if size != traced])
 
 
-def _check_one_of(
-    model: nn.Module, reading: Reading, program: Program, inputs: Example, sizes: Sequence[int]
-) -> None:
+def _check_one_of(model: nn.Module, reading: Reading, program: Program, inputs: Example, sizes: Sequence[int]) -> None:
     """Checks the first batch size that the model accepts, as `check_samples` does."""
     traced = reading.trace.batch
     assert traced is not None
