@@ -112,8 +112,9 @@ class Trace:
         Raises:
             DataError: The inputs have another structure than the traced ones, or other flags.
         """
-        if self._is_plain and type(inputs) is tuple and len(inputs) == len(self.inputs):
-            return inputs
+        is_plain = self._is_plain and type(inputs) is tuple and len(inputs) == len(self.inputs)
+        if is_plain and all(isinstance(each, Tensor) for each in inputs):
+            return tuple(inputs)
         try:
             arguments = bound(self.signature, inputs)
         except TypeError as error:
@@ -318,17 +319,20 @@ class _Trial:
 
     def keeps_apart(self, axes: tuple[int | None, ...]) -> bool | None:
         """Whether a change of the first entry along these axes changes what belongs to it alone; None: not known."""
-        networks = (self.network, self.lively)
-        found = (self._apart(network, axes, length) for network in networks for length in LENGTHS)
-        return next((each for each in found if each is not None), None)
+        seen = []
+        for network in (self.network, self.lively):
+            found = (self._apart(network, axes, length) for length in LENGTHS)
+            seen.append(next((each for each in found if each is not None), None))
+        return False if False in seen else True if True in seen else None
 
     @cached_property
     def lively(self) -> nn.Module:
-        """The network with positive weights, where no activation hides a change."""
+        """The network with positive weights that take means, where no activation hides a change."""
         network = copy.deepcopy(self.network)
         with torch.no_grad():
             for parameter in network.parameters():
-                parameter.copy_(parameter.abs())
+                positive = parameter.abs()
+                parameter.copy_(positive / positive[0].sum().clamp(min=0.1) if parameter.dim() > 1 else positive)
         return network
 
     def _apart(self, network: nn.Module, axes: tuple[int | None, ...], length: int | None) -> bool | None:

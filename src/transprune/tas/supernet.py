@@ -105,7 +105,8 @@ class Supernet(nn.Module):
     def forward(self, selection: Selection, *inputs: Any, **named: Any) -> Any:
         """The model's outputs for the selected candidates; the inputs are those of the model's forward."""
         with SoundConvolutions():
-            return self.plan.program.run(_Mixing(self, selection), inputs_of(inputs, named))
+            given = inputs_of(inputs, named)
+            return self.plan.program.run(_Mixing(self, selection, given), given)
 
     @torch.no_grad()
     def plain_weights(self, architecture: Architecture) -> dict[str, torch.Tensor]:
@@ -236,10 +237,12 @@ class _Mixing(Surroundings):
     `Program.run` calls `function` for every operator and `stage_end` after every stage.
     """
 
-    def __init__(self, supernet: Supernet, selection: Selection) -> None:
+    def __init__(self, supernet: Supernet, selection: Selection, inputs: Example) -> None:
         widths = {name: max(choice.sizes) for name, choice in selection.widths.items()}
         depths = {name: choice.sizes for name, choice in selection.depths.items()}
-        super().__init__(Sizes(widths, depths, is_supernet=True))
+        trace = supernet.plan.program.reading.trace
+        samples = trace.samples_in(trace.tensors_of(inputs))
+        super().__init__(Sizes(widths, depths, samples, is_supernet=True))
         self.supernet = supernet
         self.selection = selection
         self.plan = supernet.plan

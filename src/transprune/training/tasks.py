@@ -348,8 +348,8 @@ def imitation_loss(
     """(1 − λ) · loss(student, targets) + λ · mean squared difference of student and teacher, for any outputs.
 
     Args:
-        student_outputs: A tensor, or tuples, lists and dicts of tensors; every tensor has the same weight.
-        teacher_outputs: The same structure; no gradient flows to it.
+        student_outputs: Tensors of any structure; every tensor has the same weight.
+        teacher_outputs: The same structure; no gradient flows to it. Of two mappings the common names are compared.
         targets: Targets for `loss`.
         weight: λ in [0, 1]; 0 ignores the teacher.
         loss: Loss of the student's outputs against the targets.
@@ -357,8 +357,12 @@ def imitation_loss(
     Raises:
         OptionError: The outputs of student and teacher differ in structure or shape.
     """
-    _check_same_shapes(student_outputs, teacher_outputs)
-    pairs = zip(tensors_in(student_outputs), tensors_in(teacher_outputs), strict=True)
+    compared: list[Any] = [student_outputs, teacher_outputs]
+    if all(isinstance(outputs, Mapping) for outputs in compared):  # some are given in evaluation alone, as caches are
+        common = [name for name in student_outputs if name in teacher_outputs]
+        compared = [{name: outputs[name] for name in common} for outputs in compared]
+    _check_same_shapes(*compared)
+    pairs = zip(*map(tensors_in, compared), strict=True)
     from_teacher = torch.stack([F.mse_loss(student, teacher.detach()) for student, teacher in pairs]).mean()
     return (1 - weight) * loss(student_outputs, targets) + weight * from_teacher
 
