@@ -9,6 +9,7 @@ from pathlib import Path
 
 from isolated import RESULTS, Record
 from model_list import MODELS, ListedModel
+from other_networks import OTHERS
 
 PAGE = Path(__file__).parent.parent / "docs" / "coverage.md"
 ENOUGH = 0.5
@@ -34,12 +35,31 @@ def page(ours: Record, theirs: Record, checks: Mapping[str, str]) -> str:
         f"([the list](../benchmarks/model_list.py)), each in a process of its own with "
         f"{ours['limit_seconds']:.0f} s of processor time. "
         f"{machine(ours['environment'])}",
-        f"**{summary(found)}**",
+        f"**{summary({model.name: found[model.name] for model in MODELS if model.name in found})}**",
         "What is checked on each: " + "; ".join(f"*{name}*: {claim}" for name, claim in checks.items()) + ".",
     ]
     if compared:
         parts.append(comparison(theirs))
-    return "\n\n".join([*parts, "\n".join([*HEAD, *rows])]) + "\n"
+    parts.append("\n".join([*HEAD, *rows]))
+    return "\n\n".join([*parts, *others(found)]) + "\n"
+
+
+def others(found: Mapping[str, Record]) -> list[str]:
+    """The part about networks that are no classifiers."""
+    measured = {each.name: found[each.name] for each in OTHERS if each.name in found}
+    if not measured:
+        return []
+    rows = [
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in [name, *own_cells(each)]) + " |"
+        for name, each in measured.items()
+    ]
+    return [
+        "## Networks that are no classifiers",
+        f"Small forms of other architectures, and of every kind of input and wrapper "
+        f"([the list](../benchmarks/other_networks.py)): {counted(measured)}. Instead of *zeroing*, one step of a "
+        f"search and one of a distillation at 16 samples are run on each that is read; what is refused says why.",
+        "\n".join([*OTHER_HEAD, *rows]),
+    ]
 
 
 def machine(environment: Record) -> str:
@@ -75,6 +95,12 @@ def comparison(theirs: Record) -> str:
 HEAD = (
     "| network | parameters | MACs | groups, stages | searched MACs | smallest | seconds | result | Torch-Pruning |",
     "|---|---:|---:|---:|---:|---:|---:|---|---|",
+)
+
+
+OTHER_HEAD = (
+    "| network | parameters | MACs | groups, stages | searched MACs | smallest | seconds | result |",
+    "|---|---:|---:|---:|---:|---:|---:|---|",
 )
 
 
@@ -123,7 +149,13 @@ def shortened(text: str, length: int = 160) -> str:
 
 
 def millions(count: int | None) -> str:
-    return "" if count is None else f"{count / 1e6:.1f} M"
+    if count is None:
+        return ""
+    return f"{count / 1e6:.1f} M" if count >= SMALL else f"{count:,}"
+
+
+SMALL = 50_000
+"""Counts below are written out."""
 
 
 def percent(share: float | None) -> str:

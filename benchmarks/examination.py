@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +20,16 @@ from torch import Tensor, nn
 import transprune
 from isolated import Record, first_line
 from model_list import ListedModel
+from other_networks import OtherNetwork
 from transprune.errors import TranspruneError
+from transprune.reading.trace import rebatched
+from transprune.runtime.structures import as_inputs, called, tensors_in
 from zeroing import hindrances, kept_indices, zeroed
 
+LEARNING = {
+    "searches": "one step of a search at 16 samples ends within the budget",
+    "distills": "one step of a distillation at 16 samples ends",
+}
 CHECKS = {
     "counts": "predicted MACs and parameters are those counted on the student, as integers",
     "full": "the student of the full architecture computes what the model does",
@@ -40,7 +48,10 @@ class Examination:
     """One network and what has been found out about it."""
 
     model: nn.Module
-    images: Tensor
+    inputs: Any
+    """Images of a classifier; of other networks whatever they take."""
+    reading: transprune.Reading | None = None
+    """What was read of it; None to read it for each student."""
     record: Record = field(default_factory=lambda: {"seconds_of": {}, "checks": {}, "details": {}})
 
     @contextmanager
@@ -60,25 +71,33 @@ class Examination:
 
     def shrunk(self, architecture: transprune.Architecture) -> nn.Module:
         """The student of an architecture."""
-        return transprune.shrink(self.model, architecture, self.images)
+        return transprune.shrink(self.model, architecture, self.inputs, reading=self.reading)
 
 
-def examine(listed: ListedModel) -> Record:
+def examine(listed: ListedModel | OtherNetwork) -> Record:
     """Everything about one network: `outcome` is works, wrong (a check fails), refused or failed."""
-    examination = Examination(listed.build(), listed.example())
+    if isinstance(listed, OtherNetwork):
+        examination = Examination(*listed.build())
+    else:
+        examination = Examination(listed.build(), listed.example())
     record = examination.record
     before = remembered(examination.model)
     try:
         with examination.stage("count"):
-            record["macs"] = counted_macs(examination.model, examination.images)
+            record["macs"] = counted_macs(examination.model, examination.inputs)
             record["params"] = count_params(examination.model)
         with examination.stage("inspect"):
-            space = transprune.inspect(examination.model, examination.images)
+            space = transprune.inspect(examination.model, examination.inputs)
         record |= described(space, record["macs"])
+        if isinstance(listed, OtherNetwork):
+            examination.reading = space.reading
         check_full(examination, space)
         for label, architecture in architectures(space).items():
             check_student(examination, space, label, architecture)
-        check_zeroing(examination, space)
+        if isinstance(listed, OtherNetwork):
+            check_learning(examination, space)
+        else:
+            check_zeroing(examination, space)
     except TranspruneError as error:
         record |= {"outcome": "refused", "error": first_line(error)}
     except Exception as error:  # whatever goes wrong is the result
@@ -130,7 +149,7 @@ def searched_macs(space: transprune.SearchSpace) -> int:
 def check_full(examination: Examination, space: transprune.SearchSpace) -> None:
     with examination.stage("shrink"):
         student = examination.shrunk(space.full_architecture())
-    difference = distance(examination.model, student.eval(), examination.images)
+    difference = distance(examination.model, student.eval(), examination.inputs)
     examination.check("full", difference <= SAME, f"differs by {difference:.1e} of the largest output")
 
 
@@ -140,10 +159,10 @@ def check_student(
     with examination.stage(f"shrink, {label}"):
         student = examination.shrunk(architecture)
     expected = {"macs": space.macs(architecture), "params": space.params(architecture)}
-    found = {"macs": counted_macs(student, examination.images), "params": count_params(student)}
+    found = {"macs": counted_macs(student, examination.inputs), "params": count_params(student)}
     examination.check("counts", found == expected, f"{label}: predicted {expected}, counted {found}")
     with examination.stage(f"run, {label}"):
-        is_finite = runs(student, examination.images)
+        is_finite = runs(student, examination.inputs)
     examination.check("runs", is_finite, f"{label}: outputs or gradients are not finite")
 
 
@@ -152,36 +171,87 @@ def check_zeroing(examination: Examination, space: transprune.SearchSpace) -> No
     architecture = replace(space.random_architecture(2), depths={})
     with examination.stage("zeroing"):
         kept = kept_indices(
-            examination.model, lambda network: transprune.shrink(network, architecture, examination.images)
+            examination.model, lambda network: transprune.shrink(network, architecture, examination.inputs)
         )
         student = examination.shrunk(architecture).eval()
-        difference = distance(zeroed(examination.model, kept), student, examination.images)
-        if difference > SAME_AFTER_ZEROING and (found := hindrances(examination.model, examination.images)):
+        difference = distance(zeroed(examination.model, kept), student, examination.inputs)
+        if difference > SAME_AFTER_ZEROING and (found := hindrances(examination.model, examination.inputs)):
             examination.record["checks"]["zeroing"] = None
             examination.record["details"]["zeroing"] = f"not comparable: {', '.join(found)}"
             return
     examination.check("zeroing", difference <= SAME_AFTER_ZEROING, f"differs by {difference:.1e} of the largest output")
 
 
-def runs(student: nn.Module, images: Tensor) -> bool:
+def check_learning(examination: Examination, space: transprune.SearchSpace) -> None:
+    """One step of a search and of a distillation, towards what the network itself gives for 16 samples."""
+    axes = space.reading.trace.axes
+    batch = as_inputs(examination.inputs)
+    if space.reading.trace.batch is not None:
+        batch = rebatched(batch, SAMPLES, axes)
+    with torch.no_grad():
+        targets = [each.clone() for each in tensors_in(called(copy.deepcopy(examination.model), batch))]
+    task = transprune.Task(
+        loss=squared_error, split=lambda pair: pair, sample_axis=next((axis for axis in axes if axis is not None), 0)
+    )
+    batches = [(batch, targets)]
+    data = transprune.LoaderData(train=batches, test=batches, search=(batches, batches), example=examination.inputs)
+    smallest = space.smallest_architecture()
+    budget = (space.macs(smallest) + full_macs(space)) // 2
+    with examination.stage("search"), recorded(examination, "searches"):
+        found = transprune.search(examination.model, data, f"macs={budget}", ONE_SEARCH, space=space, task=task)
+        examination.check("searches", found.actual <= budget, f"{found.actual} MACs for {budget}")
+    with examination.stage("distill"), recorded(examination, "distills"):
+        student = examination.shrunk(smallest)
+        transprune.distill(student, examination.model, data, ONE_DISTILLATION, task=task)
+        examination.check("distills", True)
+
+
+@contextmanager
+def recorded(examination: Examination, name: str) -> Iterator[None]:
+    """An error of ours is a check that fails; any other ends the examination."""
+    try:
+        yield
+    except TranspruneError as error:
+        examination.check(name, False, first_line(error))
+
+
+SAMPLES = 16
+ONE_SEARCH = transprune.SearchOptions(
+    epochs=1, warm_up_epochs=0, start="model", alignment="pad", distillation=0.5, learning_rate=1e-4
+)
+ONE_DISTILLATION = transprune.DistillationOptions(epochs=1, warm_up_epochs=0, learning_rate=1e-4)
+
+
+def squared_error(outputs: Any, targets: Any) -> Tensor:
+    """The mean over all tensors that may learn; where training gives others than evaluation, towards zero."""
+    found = list(tensors_in(outputs))
+    wanted = targets if [each.shape for each in found] == [each.shape for each in targets] else [0.0] * len(found)
+    kinds = [one.is_floating_point() or one.is_complex() for one in found]
+    pairs = [pair for pair, can_learn in zip(zip(found, wanted, strict=True), kinds, strict=True) if can_learn]
+    return torch.stack([(one - other).abs().square().mean() for one, other in pairs]).mean()
+
+
+def runs(student: nn.Module, inputs: Any) -> bool:
     """Whether outputs and gradients are finite numbers after a step forward and backward."""
-    outputs = student.train()(images)
-    parts = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    outputs = called(student.train(), inputs)
+    parts = [each.abs() for each in tensors_in(outputs) if each.requires_grad]
     torch.stack([part.sum() for part in parts]).sum().backward()
     gradients = [parameter.grad for parameter in student.parameters() if parameter.grad is not None]
     return bool(gradients) and all(bool(value.isfinite().all()) for value in [*parts, *gradients])
 
 
 @torch.no_grad()
-def distance(one: nn.Module, other: nn.Module, images: Tensor) -> float:
+def distance(one: nn.Module, other: nn.Module, inputs: Any) -> float:
     """Largest difference of the outputs, as a share of the largest output."""
-    ours, theirs = one(images), other(images)
-    return float((ours - theirs).abs().max() / ours.abs().max())
+    ours, theirs = (list(tensors_in(called(each, inputs))) for each in (one, other))
+    largest = max(float(each.abs().max()) for each in ours)
+    pairs = zip(ours, theirs, strict=True)
+    return max(float((mine.to(torch.complex64) - own.to(torch.complex64)).abs().max()) for mine, own in pairs) / largest
 
 
-def counted_macs(network: nn.Module, images: Tensor) -> int:
-    """MACs of a network; torch's counter fails on parameters that reach a module as its input and need gradients."""
-    return transprune.count_macs(copy.deepcopy(network).requires_grad_(False), images)
+def counted_macs(network: nn.Module, inputs: Any) -> int:
+    """MACs of a network."""
+    return transprune.count_macs(network, inputs)
 
 
 def count_params(network: nn.Module) -> int:

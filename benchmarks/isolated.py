@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -63,7 +64,9 @@ def read_call(description: str) -> Call:
     return Call(tuple(found.models), found.jobs, found.limit, found.missing)
 
 
-def run_benchmark(call: Call, measure: Measure, results: Path) -> dict[str, Record]:
+def run_benchmark(
+    call: Call, measure: Measure, results: Path, listed: Sequence[str] | None = None
+) -> dict[str, Record]:
     """Measures all networks that the call matches, each in a process of its own.
 
     Results are written as they come; those of networks that the call does not match stay as they were.
@@ -72,13 +75,16 @@ def run_benchmark(call: Call, measure: Measure, results: Path) -> dict[str, Reco
         call: The command line.
         measure: Makes the record of a network by name; what it raises is recorded. A function of a module.
         results: The JSON file of all records.
+        listed: The names of all networks; None: those of `model_list`.
 
     Returns:
         The records in the file by name.
     """
     content = {"models": {}} if not results.exists() else json.loads(results.read_text())
     content |= {"command": command(), "limit_seconds": call.limit_seconds, "environment": described_environment()}
-    names = [model.name for model in matching(call.patterns)]
+    everything = [model.name for model in matching(())] if listed is None else listed
+    patterns = call.patterns or ("*",)
+    names = [name for name in everything if any(fnmatchcase(name, pattern) for pattern in patterns)]
     if call.is_for_missing:
         names = [name for name in names if name not in content["models"]]
     for name, record in run_each(names, call, measure):
@@ -86,7 +92,7 @@ def run_benchmark(call: Call, measure: Measure, results: Path) -> dict[str, Reco
         content["models"][name] = record
         results.parent.mkdir(parents=True, exist_ok=True)
         results.write_text(json.dumps(content, indent=1) + "\n")
-    return {model.name: content["models"][model.name] for model in matching(()) if model.name in content["models"]}
+    return {name: content["models"][name] for name in everything if name in content["models"]}
 
 
 def run_each(names: Sequence[str], call: Call, measure: Measure) -> Iterator[tuple[str, Record]]:

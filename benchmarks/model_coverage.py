@@ -8,15 +8,18 @@ Raw results: `benchmarks/coverage/transprune.json`; the table of them: `docs/cov
 from __future__ import annotations
 
 from coverage_page import write_page
-from examination import CHECKS, examine
+from examination import CHECKS, LEARNING, examine
 from isolated import RESULTS, Record, read_call, run_benchmark
-from model_list import matching
+from model_list import MODELS
+from other_networks import OTHERS
+
+LISTED = (*MODELS, *OTHERS)
 
 
 def measure(name: str) -> Record:
-    return examine(matching([name])[0])
+    return examine(next(each for each in LISTED if each.name == name))
 
 
 if __name__ == "__main__":
-    run_benchmark(read_call(__doc__), measure, RESULTS / "transprune.json")
-    write_page(CHECKS)
+    run_benchmark(read_call(__doc__), measure, RESULTS / "transprune.json", [each.name for each in LISTED])
+    write_page(CHECKS | LEARNING)

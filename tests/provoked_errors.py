@@ -238,6 +238,8 @@ ways(
     inspect_pattern=lambda _: inspect(plain(), example(), keep=["nowhere"]),
     wrappers_jit=lambda _: inspect(torch.jit.script(nn.Linear(2, 2)), torch.zeros(1, 2)),
     wrappers_history=lambda _: inspect(nn.Sequential(nn.utils.weight_norm(nn.Linear(2, 2))), torch.zeros(1, 2)),
+    trace_structure=lambda _: transprune.read(plain(), example()).trace.tensors_of(([example()],)),
+    sample_axis=lambda _: transprune.classification().check_axis((1, 1)),
     trace_example=lambda _: inspect(plain(), torch.zeros(1, 1, 8, 8)),
     trace_branch=lambda _: inspect(Branching(), example()),
     trace_counts=lambda _: inspect(Counting(), example()),
@@ -449,7 +451,7 @@ ways(
     loader_empty=lambda _: load_some(few().train.subset([])),
     loader_kind=lambda _: load_some([1, 2]),
     loaders_no_batch=lambda _: LoaderData(train=[], test=[1], example=torch.zeros(1)),
-    loaders_example=lambda _: LoaderData(train=[1], test=[1], example=({"x": torch.zeros(1)},)),
+    loaders_example=lambda _: LoaderData(train=[1], test=[1], example=({"x": 1},)),
     loaders_once=lambda _: LoaderData(train=iter([1]), test=[1], example=torch.zeros(1)),
     loaders_indivisible=lambda _: transprune.search(plain(), stream([1]), "macs=0.5"),
     parquet_none=lambda place: load_data(f"parquet:{place}"),
@@ -832,7 +834,7 @@ ways(
     latency_backend=lambda _: make_backend(SimpleNamespace(backend="tensorflow")),
     latency_least=lambda _: LatencyOptions(grid=1),
     latency_bound=lambda _: LatencyOptions(bound=2.0),
-    latency_batch=lambda _: stopwatch.as_batch((torch.zeros(2, 3), torch.zeros(3, 3)), 4),
+    latency_batch=lambda _: stopwatch.as_batch(plain(), (torch.zeros(2, 3), torch.zeros(3, 3)), 4),
     latency_trust=lambda _: LatencyModel({}, 1, (), Validation(predicted=(100, 100), measured=(200, 300))).check_trust(
         0.15
     ),

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 import transprune
-from examination import CHECKS, distance, examine
+from examination import CHECKS, LEARNING, distance, examine
 from model_list import MODELS, ListedModel, matching
+from other_networks import OTHERS
 from small_networks import example, plain
 from zeroing import kept_indices, zeroed
 
@@ -73,3 +74,22 @@ def test_zeroing_tells_a_right_student_from_a_wrong_one(shrink, is_right):
     difference = distance(zeroed(network, kept), shrink(network), example())
     assert (difference < 1e-5) == is_right
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+OTHER_SAMPLE = (
+    "detection/anchor_free_head",
+    "recurrent/lstm_time_first",
+    "generative/style_modulation",
+    "structures/object",
+)
+
+
+@pytest.mark.parametrize("name", OTHER_SAMPLE)
+def test_another_network_passes_every_check_and_takes_a_step_of_search_and_distillation(name):
+    record = examine(next(each for each in OTHERS if each.name == name))
+    assert record["outcome"] == "works", {**record["details"], "error": record.get("error")}
+    assert record["checks"] == dict.fromkeys({*CHECKS, *LEARNING} - {"zeroing"}, True)
+
+
+def test_at_least_150_networks_are_no_classifiers():
+    assert len({each.name for each in OTHERS}) == len(OTHERS) >= 150

@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from transprune.runs.steps import run as run
     from transprune.runs.steps import save as save
     from transprune.runtime import Checkpoints as Checkpoints
+    from transprune.runtime import Inputs as Inputs
     from transprune.scores.compress import compress as compress
     from transprune.scores.refit import repair as repair
     from transprune.scores.rounds import Compression as Compression

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, Subset
 
 from transprune.errors import DataError
+from transprune.runtime.structures import outline, tensors_in
 
 CARRIED_OVER = (
     "collate_fn",
@@ -44,17 +44,13 @@ class LoaderData:
     test: Iterable[Any]
     """Batches to measure on."""
 
-    example: Tensor | tuple[Tensor, ...]
-    """A small batch of inputs, as a tensor or a tuple of positional arguments; only shapes and dtypes matter."""
+    example: Any
+    """A small batch of inputs: a tensor, a tuple of positional arguments, a mapping of named ones, or `Inputs` for
+    both, with tensors nested in them; only shapes, dtypes and flags matter."""
 
     search: tuple[Iterable[Any], Iterable[Any]] | None = None
     """Training batches of a search: for the weights, and for the architecture. None: the samples of `train` are divided
     at random; it must be a `DataLoader` over an indexed data set."""
-
-    @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        """The example as the positional arguments of the network's forward."""
-        return self.example if isinstance(self.example, tuple) else (self.example,)
 
     def __post_init__(self) -> None:
         named = [("train", self.train), ("test", self.test), *(("search", part) for part in self.search or ())]
@@ -66,11 +62,10 @@ class LoaderData:
                 )
             if length_of(loader) == 0:
                 raise no_batches(name)
-        strange = next((each for each in self.inputs if not isinstance(each, Tensor)), None)
-        if strange is not None or not self.inputs:
+        if next(tensors_in(self.example), None) is None:
             raise DataError(
-                f"cannot use the example: it is or holds a {type(strange).__name__}; expected a tensor, or a tuple of "
-                "the tensors that the network's forward takes by their positions"
+                f"cannot use the example: it is {outline(self.example)}; expected a tensor, or a tuple or dict of what "
+                "the network's forward takes, with tensors in it"
             )
 
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from transprune.errors import ExportError
-from transprune.reading.trace import Example, as_inputs, first_line
+from transprune.reading.trace import Example, Flat, first_line, rebatched, sample_axes
 from transprune.runtime.files import write_atomically
 from transprune.runtime.journal import quiet
-from transprune.runtime.structures import tensors_in
+from transprune.runtime.structures import as_inputs, called, on_device, samples_in, tensors_in
 
 
 def export(network: nn.Module, example: Example, path: str | Path) -> Path:
@@ -26,8 +26,7 @@ def export(network: nn.Module, example: Example, path: str | Path) -> Path:
 
     Args:
         network: The network, in evaluation mode in the file; untouched.
-        example: A batch of inputs, or a tuple of the forward's positional arguments. The file takes any number of
-            samples, where the forward does.
+        example: A batch of inputs, of any structure. The file takes any number of samples, where the forward does.
         path: Where to: `NAME.onnx` for ONNX, `NAME.pt2` for a program that `torch.export.load` reads.
 
     Raises:
@@ -37,9 +36,10 @@ def export(network: nn.Module, example: Example, path: str | Path) -> Path:
     path = Path(path)
     if path.suffix not in (".onnx", ".pt2"):
         raise ExportError(f"cannot export to '{path}': expected a name that ends in .onnx or .pt2")
-    program = export_program(network, example)
-    inputs = tuple(each.detach().cpu() for each in as_inputs(example))
-    batch: Example = inputs if takes_any_batch(program) else tuple(each[:1] for each in inputs)
+    program, batch = export_program(network, example), on_device(as_inputs(example), "cpu")
+    if not takes_any_batch(program):
+        axes = sample_axes(network, batch)
+        batch = batch if axes is None else rebatched(batch, 1, axes)
     if path.suffix == ".onnx":
         content = onnx_bytes(program)
         check_onnx(content, network, [batch])
@@ -54,12 +54,18 @@ def onnx_bytes(program: ExportedProgram) -> bytes:
     """The ONNX file of an exported program, for the batch sizes that the program takes.
 
     Args:
-        program: What `export_program` made.
+        program: As `export_program` makes it. An input is called `images`; several are `input_0`, `input_1` and so on,
+            and outputs likewise `logits`, or `output_0`, `output_1` and so on.
 
     Raises:
         ExportError: torch cannot export it to ONNX.
     """
-    inputs, outputs = program.graph_signature.user_inputs, program.graph_signature.user_outputs
+    given, shapes = _given(program), None
+    if takes_any_batch(program):
+        axes = tuple(
+            {axis: "batch" for axis, size in enumerate(each.shape) if not isinstance(size, int)} for each in given
+        )
+        shapes = axes if len(given) == 1 and not _is_of_flat(program) else (axes,)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), quiet("torch.onnx"):
         warnings.simplefilter("ignore")  # the exporter warns about its own internals
         path = Path(folder) / "network.onnx"
@@ -68,9 +74,9 @@ def onnx_bytes(program: ExportedProgram) -> bytes:
                 program,
                 (),
                 str(path),
-                input_names=["images"] if len(inputs) == 1 else [f"input_{place}" for place in range(len(inputs))],
-                output_names=["logits"] if len(outputs) == 1 else None,
-                dynamic_shapes=({0: "batch"},) * len(inputs) if takes_any_batch(program) else None,
+                input_names=_names("images", "input", len(given)),
+                output_names=_names("logits", "output", len(program.graph_signature.user_outputs)),
+                dynamic_shapes=shapes,
                 dynamo=True,
                 external_data=False,
                 verbose=False,
@@ -82,13 +88,22 @@ def onnx_bytes(program: ExportedProgram) -> bytes:
         return path.read_bytes()
 
 
+def _names(only: str, kind: str, count: int) -> list[str]:
+    return [only] if count == 1 else [f"{kind}_{number}" for number in range(count)]
+
+
+def _is_of_flat(program: ExportedProgram) -> bool:
+    """Whether a program takes its tensors as one sequence."""
+    return str(program.graph_signature.user_inputs[0]).startswith("tensors_")
+
+
 def check_onnx(content: bytes, network: nn.Module, batches: Sequence[Example]) -> float:
     """Runs an ONNX file with onnxruntime and compares it with the network.
 
     Args:
         content: The file.
         network: The network that was exported.
-        batches: Inputs of the network, in several batch sizes if the file takes any.
+        batches: Inputs of the network, of several batch sizes if the file takes any.
 
     Returns:
         The largest difference of any logit.
@@ -103,44 +118,66 @@ def check_onnx(content: bytes, network: nn.Module, batches: Sequence[Example]) -
     except Exception as error:  # onnxruntime's errors have no common base in its public API
         raise ExportError(f"cannot run the exported ONNX file: {first_line(error)}") from error
 
-    def run(*inputs: Tensor) -> list[Tensor]:
-        named = zip((each.name for each in session.get_inputs()), inputs, strict=True)
-        return [torch.from_numpy(found) for found in session.run(None, {name: one.numpy() for name, one in named})]
+    def run(*tensors: Tensor) -> list[Tensor]:
+        names = [each.name for each in session.get_inputs()]
+        feed = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
+        return [torch.from_numpy(each) for each in session.run(None, feed)]
 
     return check_agreement("ONNX", run, network, batches)
 
 
 def export_program(network: nn.Module, example: Example) -> ExportedProgram:
-    """Exports a network in evaluation mode for any batch size, or for one sample if its forward allows no other.
+    """Exports a network in evaluation mode for any number of samples, or for one if its forward allows no other.
+
+    A program from one tensor to another has the network's own interface. Where inputs or outputs are nested, it takes
+    the tensors of the inputs one after another, in order, and gives those of the outputs.
 
     Args:
-        network: The network; untouched.
-        example: A batch of inputs of the size to export for, or a tuple of the forward's positional arguments.
+        network: Any network; untouched.
+        example: Inputs of the size to export for, of any structure.
 
     Raises:
         ExportError: torch cannot export the network.
     """
     exported = copy.deepcopy(network).eval().cpu()
-    one = tuple(each[:1].cpu() for each in as_inputs(example))
-    two = tuple(torch.cat([each, each]) for each in one)  # torch.export treats a batch of one as fixed
-    try:
+    inputs = on_device(as_inputs(example), "cpu")
+    axes = sample_axes(exported, inputs)
+    one = inputs if axes is None else rebatched(inputs, 1, axes)
+    if axes is not None:
+        two = rebatched(inputs, 2, axes)  # torch.export treats a batch of one as fixed
         batch = torch.export.Dim("batch", min=1)
-        return torch.export.export(exported, two, dynamic_shapes=({0: batch},) * len(two), strict=False)
-    except Exception:  # torch.export raises many kinds of error for a fixed batch, and does not tell it from others
-        pass
+        shapes = tuple(None if axis is None else {axis: batch} for axis in axes)
+        try:
+            return _exported(exported, two, shapes)
+        except Exception:  # torch.export raises many kinds of error for a fixed batch, and does not tell it from others
+            pass
     try:
-        return torch.export.export(exported, one, strict=False)
+        return _exported(exported, one, None)
     except Exception as error:
         raise ExportError(
             f"cannot export {type(network).__name__}: {first_line(error)}; the weights in student.safetensors are whole"
         ) from error
 
 
+def _exported(network: nn.Module, inputs: Example, shapes: tuple[Any, ...] | None) -> ExportedProgram:
+    tensors = tuple(tensors_in(inputs))
+    with torch.no_grad():
+        is_flat = isinstance(inputs, tuple) and len(inputs) == 1 and isinstance(called(network, inputs), Tensor)
+    if is_flat and isinstance(inputs[0], Tensor):
+        return torch.export.export(network, tensors, dynamic_shapes=shapes, strict=False)
+    nested = None if shapes is None else (shapes,)
+    return torch.export.export(Flat(network, inputs).eval(), tensors, dynamic_shapes=nested, strict=False)
+
+
 def takes_any_batch(program: ExportedProgram) -> bool:
-    """Whether a program takes any batch size; otherwise it takes one image."""
-    name = program.graph_signature.user_inputs[0]
-    images = next(node for node in program.graph.nodes if node.name == name)
-    return not isinstance(images.meta["val"].shape[0], int)
+    """Whether a program takes any number of samples; otherwise it takes one."""
+    return any(not isinstance(size, int) for tensor in _given(program) for size in tensor.shape)
+
+
+def _given(program: ExportedProgram) -> list[Tensor]:
+    """The input tensors of a program, without values."""
+    names = program.graph_signature.user_inputs
+    return [node.meta["val"] for node in program.graph.nodes if node.name in names]
 
 
 def pt2_bytes(program: ExportedProgram) -> bytes:
@@ -165,7 +202,7 @@ def check_pt2(content: bytes, network: nn.Module, batches: Sequence[Example]) ->
     Args:
         content: The file.
         network: The network that was exported.
-        batches: Images [batch, channels, rows, columns], of several batch sizes if the program takes any.
+        batches: Inputs of the network, of several batch sizes if the program takes any.
 
     Returns:
         The largest difference of any logit.
@@ -189,9 +226,9 @@ def check_agreement(kind: str, run: Callable[..., Any], network: nn.Module, batc
 
     Args:
         kind: The kind of file for messages, such as "ONNX".
-        run: Runs the file on the inputs of a batch.
+        run: Runs the file on the tensors of inputs, in order.
         network: The network that was exported; untouched.
-        batches: Inputs, in several batch sizes.
+        batches: Inputs of the network, of several batch sizes.
 
     Returns:
         The largest difference of any logit.
@@ -201,18 +238,23 @@ def check_agreement(kind: str, run: Callable[..., Any], network: nn.Module, batc
     """
     reference = copy.deepcopy(network).eval().cpu()
     largest = 0.0
-    for batch in batches:
-        inputs = tuple(each.cpu() for each in as_inputs(batch))
+    for inputs in (on_device(as_inputs(batch), "cpu") for batch in batches):
         with torch.no_grad():
-            expected, found = list(tensors_in(reference(*inputs))), list(tensors_in(run(*inputs)))
-        is_same_shape = [each.shape for each in expected] == [each.shape for each in found]
-        pairs = list(zip(expected, found, strict=True)) if is_same_shape else []
-        apart = [(one - other).abs().max().double() for one, other in pairs]
-        difference = float(torch.stack(apart).max()) if apart else float("inf")
-        if not difference <= TOLERANCE * max(1.0, *(float(each.abs().max()) for each in expected)):
+            expected = list(tensors_in(called(reference, inputs)))
+            found = list(tensors_in(run(*tensors_in(inputs))))
+        difference = _largest_difference(found, expected)
+        if not difference <= TOLERANCE * max(1.0, *(float(each.abs().max()) for each in expected if each.numel())):
             raise ExportError(
-                f"cannot trust the exported {kind} file: on a batch of {len(inputs[0])} its logits differ from torch's "
-                f"by {difference:.3g}; expected at most {TOLERANCE:g} of the largest logit"
+                f"cannot trust the exported {kind} file: on a batch of {samples_in(inputs)} its logits differ from "
+                f"torch's by {difference:.3g}; expected at most {TOLERANCE:g} of the largest logit"
             )
         largest = max(largest, difference)
     return largest
+
+
+def _largest_difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    if [each.shape for each in found] != [each.shape for each in expected]:
+        return float("inf")
+    pairs = zip(found, expected, strict=True)
+    differences = [float((one.float() - other.float()).abs().max()) for one, other in pairs if one.numel()]
+    return float(torch.tensor(differences or [0.0]).max())  # NaN stays NaN

@@ -15,11 +15,18 @@ from transprune.architecture import Architecture
 from transprune.errors import ModelError, RunFolderError, newer_format
 from transprune.models.by_name import build_model, is_user_model
 from transprune.reading.reading import Reading
+from transprune.reading.trace import Example
 from transprune.runtime import RunFolder
 from transprune.shrinking.shrink import shrink
 
 
-def load(run_dir: str | Path, *, model: nn.Module | None = None, reading: Reading | None = None) -> nn.Module:
+def load(
+    run_dir: str | Path,
+    *,
+    model: nn.Module | None = None,
+    reading: Reading | None = None,
+    example: Example | None = None,
+) -> nn.Module:
     """Rebuilds the trained student of a run, in evaluation mode on the CPU, without running code that the folder names.
 
     Args:
@@ -27,6 +34,7 @@ def load(run_dir: str | Path, *, model: nn.Module | None = None, reading: Readin
         model: The unpruned network; untouched. Needed only for networks built by a user's function
             (`FILE.py:FUNCTION`); those of transprune, torchvision and timm are built by name.
         reading: The reading of the unpruned network, if there is one already.
+        example: Inputs of the unpruned network, of any structure; None: tensors of the sizes that the run had.
 
     Raises:
         RunFolderError: The folder has no trained student, or a file is damaged or does not fit.
@@ -45,8 +53,8 @@ def load(run_dir: str | Path, *, model: nn.Module | None = None, reading: Readin
     for group, width in architecture.widths.items():
         if width > largest:
             raise _misfit(folder, f"the width of {group!r} is {width}, and no tensor is that large")
-    example = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in origin.inputs)
-    student = shrink(unpruned, architecture, example, reading=reading)
+    zeros = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in origin.inputs)
+    student = shrink(unpruned, architecture, zeros if example is None else example, reading=reading)
     difference = _difference(student.state_dict(), tensors)
     if difference and model is not None:
         raise ModelError(

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from transprune.runtime.structures import tensors_in
+from transprune.runtime.structures import called, joined, tensors_in
 
 
 def add_padded(one: Tensor, other: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ def use_channels_last(network: nn.Module) -> None:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
-def use_channels_last_if_suited(network: nn.Module, example: tuple[Tensor, ...]) -> bool:
+def use_channels_last_if_suited(network: nn.Module, example: Any) -> bool:
     """Lays out the weights channels last if that suits the network.
 
     Args:
@@ -146,7 +146,7 @@ def use_channels_last_if_suited(network: nn.Module, example: tuple[Tensor, ...])
     return is_suited
 
 
-def suits_channels_last(network: nn.Module, example: tuple[Tensor, ...]) -> bool:
+def suits_channels_last(network: nn.Module, example: Any) -> bool:
     """Whether a network has 2-D convolutions, and its forward and backward run with channels last.
 
     A forward with `view` may fail, since its entries are no longer neighbours in memory.
@@ -160,9 +160,9 @@ def suits_channels_last(network: nn.Module, example: tuple[Tensor, ...]) -> bool
     trial = copy.deepcopy(network)
     use_channels_last(trial)
     try:
-        devices = [tensor.device for tensor in example if tensor.is_cuda]
+        devices = [tensor.device for tensor in tensors_in(example) if tensor.is_cuda]
         with torch.random.fork_rng(devices=devices), SoundConvolutions():
-            outputs = trial(*(torch.cat([tensor, tensor]) for tensor in example))
+            outputs = called(trial, joined([example, example]))
             learned = [tensor.float().sum() for tensor in tensors_in(outputs) if tensor.requires_grad]
             if learned:
                 torch.stack(learned).sum().backward()

@@ -16,9 +16,11 @@ from transprune.errors import LatencyError, OptionError, expected_one_of
 from transprune.latency.operator_networks import operator_inputs, operator_module, operator_onnx
 from transprune.latency.timed_operators import TimedOperator
 from transprune.options import LatencyOptions
+from transprune.reading.trace import Example, Flat
 from transprune.runtime import choose_device
 from transprune.runtime.environment import environment
 from transprune.runtime.journal import quiet
+from transprune.runtime.structures import arguments_of, on_device, tensors_in
 
 Call = Callable[[], object]
 """Runs something once and returns when it is finished, on the device too."""
@@ -53,7 +55,7 @@ class Backend:
         """An operator at the given widths, ready to run."""
         raise NotImplementedError
 
-    def network(self, network: nn.Module, inputs: tuple[Tensor, ...]) -> Call:
+    def network(self, network: nn.Module, inputs: Example) -> Call:
         """A whole network, ready to run on the inputs."""
         raise NotImplementedError
 
@@ -72,8 +74,9 @@ class OnnxRuntime(Backend):
         content = operator_onnx(operator, self.options.batch_size, inputs, outputs)
         return self.file(content, operator_inputs(operator, self.options.batch_size, inputs, outputs))
 
-    def network(self, network: nn.Module, inputs: tuple[Tensor, ...]) -> Call:
-        return self.file(network_onnx(network, inputs), inputs)
+    def network(self, network: nn.Module, inputs: Example) -> Call:
+        tensors = tuple(tensors_in(inputs))
+        return self.file(network_onnx(network if inputs == tensors else Flat(network, inputs), tensors), tensors)
 
     def file(self, content: bytes, inputs: tuple[Tensor, ...]) -> Call:
         """An ONNX file, ready to run on the inputs in order."""
@@ -111,14 +114,15 @@ class Torch(Backend):
         given = operator_inputs(operator, self.options.batch_size, inputs, outputs)
         return self.network(operator_module(operator, inputs, outputs), given)
 
-    def network(self, network: nn.Module, inputs: tuple[Tensor, ...]) -> Call:
+    def network(self, network: nn.Module, inputs: Example) -> Call:
         placed = network.to(self.device)
-        given = tuple(tensor.to(self.device) for tensor in inputs)
+        given = on_device(inputs, self.device)
+        positional, named = arguments_of(placed, given)
         if self.device.type == "cpu":
-            return lambda: placed(*given)
+            return lambda: placed(*positional, **named)
 
         def run() -> None:
-            placed(*given)
+            placed(*positional, **named)
             torch.cuda.synchronize(self.device)
 
         return run

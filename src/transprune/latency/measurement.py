@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from transprune.architecture import Architecture
 from transprune.costs import Channels, Layer
@@ -27,6 +27,7 @@ from transprune.reading.networks import unwrapped
 from transprune.reading.reading import Reading, read
 from transprune.reading.trace import Example
 from transprune.runtime import choose_device, progress_bar
+from transprune.runtime.structures import tensors_in
 from transprune.shrinking.shrink import shrink
 from transprune.space import SearchSpace
 
@@ -78,8 +79,8 @@ def measure_latency(
     model = unwrapped(model)
     reading = read(model, example, space.reading)
     operators = operators_of(reading, space)
-    inputs = as_batch(example, options.batch_size)
-    key = cache_key(backend, options, space, operators, [list(tensor.shape) for tensor in inputs])
+    inputs = as_batch(model, example, options.batch_size)
+    key = cache_key(backend, options, space, operators, [list(tensor.shape) for tensor in tensors_in(inputs)])
     path = cache_path(key)
     kept = None if options.remeasure else load_model(path, key, space)
     if kept is not None and kept.validation.median <= options.bound:
@@ -121,7 +122,7 @@ class _Measuring:
         network: nn.Module,
         space: SearchSpace,
         reading: Reading,
-        inputs: tuple[Tensor, ...],
+        inputs: Example,
         backend: Backend,
         options: LatencyOptions,
     ) -> None:

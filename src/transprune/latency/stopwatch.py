@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from transprune.errors import LatencyError
 from transprune.latency.backends import Backend, Call, make_backend
 from transprune.options import LEAST_REPEATS, LatencyOptions
-from transprune.reading.trace import Example, as_inputs, rebatched
+from transprune.reading.trace import Example, rebatched, sample_axes
 from transprune.runtime import choose_device
+from transprune.runtime.structures import as_inputs, mapped
 
 Clock = Callable[[], int]
 Advance = Callable[[int], None]
@@ -72,27 +73,28 @@ def measure_latencies(
     Raises:
         LatencyError: A network cannot be exported for the backend, or cannot take a batch of this size.
     """
-    options, place = options or LatencyOptions(), choose_device(device, next(iter(networks.values()), None))
-    backend, inputs = make_backend(options, place), as_batch(example, options.batch_size)
+    first = next(iter(networks.values()))
+    options, place = options or LatencyOptions(), choose_device(device, first)
+    backend, inputs = make_backend(options, place), as_batch(first, example, options.batch_size)
     with backend.running():
         calls = [backend.network(copy.deepcopy(network).cpu().eval(), inputs) for network in networks.values()]
         return dict(zip(networks, time_networks(calls, backend, repeats=2 * options.repeats), strict=True))
 
 
-def as_batch(example: Example, batch_size: int) -> tuple[Tensor, ...]:
+def as_batch(network: nn.Module, example: Example, batch_size: int) -> Example:
     """A batch that repeats the first sample of the example, on the CPU.
 
     Raises:
         LatencyError: The inputs have no common batch axis, and the batch size is not 1.
     """
-    inputs = tuple(tensor.detach().cpu() for tensor in as_inputs(example))
-    batch = rebatched(inputs, batch_size)
-    if batch is None and batch_size != 1:
+    inputs = mapped(as_inputs(example), lambda tensor: tensor.detach().cpu())
+    axes = sample_axes(network, inputs)
+    if axes is None and batch_size != 1:
         raise LatencyError(
-            f"cannot measure latency with batch_size={batch_size}: the model's inputs have no common first axis of "
-            f"samples; expected batch_size=1"
+            f"cannot measure latency with batch_size={batch_size}: no axis of the model's inputs counts samples; "
+            f"expected batch_size=1"
         )
-    return inputs if batch is None else batch
+    return inputs if axes is None else rebatched(inputs, batch_size, axes)
 
 
 def time_networks(

@@ -331,6 +331,7 @@ def couple(
 def _input_axes(trace: Trace, node: fx.Node) -> Axes:
     sizes = shape(node) or ()
     axes = [fixed(size, "it is an input of the network") for size in sizes]
-    if trace.batch is not None and axes:
-        axes[0] = Axis(sizes[0], is_batch=True, is_unbound=False)
+    place = trace.axes[trace.inputs.index(node.name)]
+    if place is not None:
+        axes[place] = Axis(sizes[place], is_batch=True, is_unbound=False)
     return axes

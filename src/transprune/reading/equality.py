@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree
 
 from transprune.errors import ModelError
 from transprune.reading.coupling import Arguments, Function, bound_arguments
@@ -34,6 +33,7 @@ from transprune.reading.trace import (
     trace,
 )
 from transprune.runtime.seeds import seeded
+from transprune.runtime.structures import called, filled, inputs_of, mapped, tensors_in
 
 AGREEMENT = 1e-3
 """Largest difference between outputs that counts as rounding, as a share of the largest output."""
@@ -44,25 +44,26 @@ OTHER_BATCHES = (2, 3, 4)
 number, so is one above the traced size: a table that has an entry for each traced sample ends there."""
 
 
-def probes(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def probes(inputs: Example) -> Example:
     """Inputs of the same shapes and types, with random floating-point numbers."""
     generator = torch.Generator().manual_seed(0)
-    return tuple(
-        torch.randn(tensor.shape, generator=generator).to(tensor)
-        if tensor.is_floating_point() and not tensor.is_meta
-        else tensor
-        for tensor in inputs
+    return mapped(
+        inputs,
+        lambda tensor: (
+            torch.randn(tensor.shape, generator=generator).to(tensor)
+            if tensor.is_floating_point() and not tensor.is_meta
+            else tensor
+        ),
     )
 
 
-def outputs_of(network: Callable[..., Any], inputs: Sequence[Tensor]) -> list[Tensor]:
+def outputs_of(network: Callable[..., Any], inputs: Example) -> list[Tensor]:
     """The tensors that a network returns; inputs stay as they are, and each call draws the same random numbers.
 
     Attention runs in parts, as it does when it is traced: its fused path gives zeros where padding is masked.
     """
     with torch.no_grad(), attention_in_parts(), seeded(0, "comparing"):
-        returned = network(*(tensor.clone() for tensor in inputs))
-    return [leaf for leaf in _pytree.tree_leaves(returned) if isinstance(leaf, Tensor)]
+        return list(tensors_in(called(network, mapped(inputs, Tensor.clone))))
 
 
 def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> str | None:
@@ -96,7 +97,7 @@ def check_samples(model: nn.Module, reading: Reading, example: Example) -> None:
     """
     inputs = inputs_for(model, example)
     traced = reading.trace.batch
-    if traced is None or any(tensor.is_meta for tensor in (*inputs, *model.parameters())):
+    if traced is None or any(tensor.is_meta for tensor in (*tensors_in(inputs), *model.parameters())):
         return
     program = Program(reading)
     has_lookups = any(step.operator in lookups.RULES and step.operator != "embedding" for step in program.steps)
@@ -104,25 +105,23 @@ def check_samples(model: nn.Module, reading: Reading, example: Example) -> None:
         _check_one_of(model, reading, program, inputs, [size for size in sizes if size != traced])
 
 
-def _check_one_of(
-    model: nn.Module, reading: Reading, program: Program, inputs: tuple[Tensor, ...], sizes: Sequence[int]
-) -> None:
+def _check_one_of(model: nn.Module, reading: Reading, program: Program, inputs: Example, sizes: Sequence[int]) -> None:
     """Checks the first batch size that the model accepts, as `check_samples` does."""
     traced = reading.trace.batch
     assert traced is not None
     for batch in sizes:
-        tried = probes(_of_samples(inputs, batch))
+        tried = probes(_of_samples(inputs, batch, reading.trace))
         try:
             expected = outputs_of(in_evaluation(model), tried)
         except Exception:  # a user's forward may raise anything
             continue
         running = _AsTraced(reading.trace, model)
         problem = _problem(program, running, tried, expected)
-        if problem is not None and _holds_as_traced(model, program, probes(_of_samples(inputs, traced))):
+        if problem is not None and _holds_as_traced(model, program, probes(_of_samples(inputs, traced, reading.trace))):
             raise ModelError(
                 f"cannot read the model {type(model).__name__}: its forward writes down how many samples are in a batch"
-                f"{_at(model, reading, tried, running)}: what was traced with {traced} samples {problem} with {batch}; "
-                f"expected operators that take any number of samples, such as x.mean(0) rather than "
+                f"{_at(model, reading, tried, batch, running)}: what was traced with {traced} samples {problem} with "
+                f"{batch}; expected operators that take any number of samples, such as x.mean(0) rather than "
                 f"x.sum(0) / x.shape[0], and the whole batch at once rather than a loop over its samples"
             )
         return
@@ -159,10 +158,10 @@ def counted_calls(reading: Reading) -> dict[fx.Node, int]:
     What is not torch's own is trusted where its counter sees nothing of it.
     """
     counting = _Counting(reading)
-    shapes = [(1, *sizes[1:]) if reading.trace.batch is not None else sizes for sizes in counting.program.input_shapes]
+    shapes = reading.trace.shapes_of(counting.program.input_shapes, 1)
     types = [node.meta["val"].dtype for node in reading.trace.graph.nodes if node.name in reading.trace.inputs]
     inputs = [torch.empty(each, dtype=kind, device="meta") for each, kind in zip(shapes, types, strict=True)]
-    counting.program.run(counting, inputs)
+    counting.program.run(counting, filled(reading.trace.given, inputs))
     predicted: dict[fx.Node, int] = {}
     for facts in reading.layers:
         predicted[facts.use.node] = predicted.get(facts.use.node, 0) + facts.macs
@@ -199,29 +198,35 @@ class _Counting(Surroundings):
         return counted
 
 
-def _of_samples(inputs: Sequence[Tensor], batch: int) -> tuple[Tensor, ...]:
+def _of_samples(inputs: Example, batch: int, traced: Trace) -> Example:
     """The inputs with `batch` samples, repeating their own."""
-    return tuple(tensor[torch.arange(batch, device=tensor.device) % len(tensor)] for tensor in inputs)
+
+    def repeated(tensor: Tensor, axis: int | None) -> Tensor:
+        if axis is None:
+            return tensor
+        return tensor.index_select(axis, torch.arange(batch, device=tensor.device) % tensor.shape[axis])
+
+    return filled(inputs, [repeated(*pair) for pair in zip(tensors_in(inputs), traced.axes, strict=True)])
 
 
-def _problem(program: Program, running: _AsTraced, inputs: Sequence[Tensor], expected: Sequence[Tensor]) -> str | None:
+def _problem(program: Program, running: _AsTraced, inputs: Example, expected: Sequence[Tensor]) -> str | None:
     """What the operators do instead of what is expected, for a message; None if they do as expected."""
     try:
-        found = outputs_of(lambda *given: program.run(running, given), inputs)
+        found = outputs_of(lambda *given, **named: program.run(running, inputs_of(given, named)), inputs)
     except Exception as error:  # operators raise many kinds
         return f"fails ({first_line(error)})"
     return difference(found, expected)
 
 
-def _holds_as_traced(model: nn.Module, program: Program, inputs: Sequence[Tensor]) -> bool:
+def _holds_as_traced(model: nn.Module, program: Program, inputs: Example) -> bool:
     expected = outputs_of(in_evaluation(model), inputs)
     return _problem(program, _AsTraced(program.reading.trace, model), inputs, expected) is None
 
 
-def _at(model: nn.Module, reading: Reading, inputs: tuple[Tensor, ...], running: _AsTraced) -> str:
+def _at(model: nn.Module, reading: Reading, inputs: Example, batch: int, running: _AsTraced) -> str:
     """Where the number of samples is written down, for a message: the first call that differs in a second trace."""
     try:
-        again = trace(model, inputs, batches=[len(inputs[0])])
+        again = trace(model, inputs, batches=[batch])
     except ModelError:
         return ""
     for node, other in zip(reading.trace.calls, again.calls, strict=False):

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree
 
 from transprune.errors import ModelError
 from transprune.reading.coupling import Function, OperatorRule, bound_arguments
@@ -22,7 +21,8 @@ from transprune.reading.layouts import Layout, Sizes, size_of
 from transprune.reading.reading import Reading
 from transprune.reading.rules import rule_of
 from transprune.reading.stages import BlockRun, is_in_place
-from transprune.reading.trace import operator, shape
+from transprune.reading.trace import Example, operator, shape
+from transprune.runtime.structures import filled
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Program:
             if any(is_in_place(user, node) for user in node.users)
         )
         self.steps = tuple(self._step(node) for node in trace.calls)
-        self.outputs = tuple(self._template(source, trace.graph.output_node()) for source in trace.outputs)
+        self.outputs = [self._template(source, trace.graph.output_node()) for source in trace.outputs]
         self.steps = self._with_last_reads()
 
     def without_reads(self, unread: Mapping[fx.Node, Collection[str]]) -> Program:
@@ -215,23 +215,27 @@ class Program:
             seen |= reads
         return tuple(reversed(steps))
 
-    def run(self, surroundings: Surroundings, inputs: Sequence[Tensor]) -> Any:
+    def run(self, surroundings: Surroundings, inputs: Example) -> Any:
         """What the model's forward returns for the inputs.
 
         Args:
             surroundings: What it runs with.
-            inputs: The positional arguments of the forward.
+            inputs: The inputs of the forward, as the example gave them.
+
+        Raises:
+            DataError: They have another structure than the example.
         """
         trace = self.reading.trace
+        tensors = trace.tensors_of(inputs)
         sizes = surroundings.sizes
         if trace.batch is not None:
-            sizes = Sizes(sizes.widths, sizes.blocks, inputs[0].shape[0], sizes.is_supernet)
+            sizes = Sizes(sizes.widths, sizes.blocks, trace.samples_in(tensors), sizes.is_supernet)
         lasts = {
             stage.name: [max(kept) for kept in sizes.blocks.get(stage.name, ((len(stage.blocks) - 1,),))]
             for stage in self.reading.stages
         }
-        values: dict[object, Any] = dict(zip(self._inputs, inputs, strict=True))
-        device = inputs[0].device if inputs else None
+        values: dict[object, Any] = dict(zip(self._inputs, tensors, strict=True))
+        device = tensors[0].device
         kept: dict[fx.Node, Tensor] = {}
 
         def value_of(key: object) -> Any:
@@ -264,7 +268,7 @@ class Program:
                 for node in stage.exits:
                     values.pop(node, None)
         flat = [_filled(template, value_of, device) for template in self.outputs]
-        return _pytree.tree_unflatten(flat, trace.structure)
+        return filled(trace.returned, flat)
 
     def _hand_on(
         self, surroundings: Surroundings, step: Step, values: dict[object, Any], value_of: Callable[[object], Any]

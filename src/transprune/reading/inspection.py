@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from math import gcd
@@ -27,6 +28,8 @@ from transprune.space import (
     width_candidates,
 )
 
+log = logging.getLogger("transprune.run")
+
 
 def inspect(
     model: nn.Module,
@@ -44,7 +47,9 @@ def inspect(
 
     Args:
         model: The network; its trained or untrained weights do not matter.
-        example: An input batch [batch, ...], or a tuple of the forward's positional arguments.
+        example: The inputs of a forward, of any structure: a tensor [batch, ...], a tuple of positional arguments, a
+            mapping of named ones, or `Inputs` for both. Samples are counted along the first axis, unless the network
+            mixes what lies along it and keeps apart what lies along another, as recurrent layers may.
         dimensions: Search `width`, `depth` or `both`.
         ratios: Candidate widths as shares of the full width, each in (0, 1].
         divisor: Candidate widths below the full one are multiples of this many channels.
@@ -74,6 +79,13 @@ def inspect(
     with untouched(model):
         check_samples(model, reading, example)
     check_macs(model, reading)
+    if any(axis for axis in reading.trace.axes):
+        log.warning(
+            "the samples of %s lie along axis %s of its inputs, since it mixes what lies along others: costs are those "
+            "of one of them",
+            type(model).__name__,
+            " and ".join(str(axis) for axis in dict.fromkeys(reading.trace.axes) if axis is not None),
+        )
     choosing = _Choosing(reading, keep, only)
     choosing.choose_groups(
         lambda group: width_candidates(group.width, ratios, divisor=_unit_divisor(divisor, group.unit)),

@@ -17,9 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from transprune.architecture import Architecture
 from transprune.costs import Channels
-from transprune.reading.networks import in_evaluation, untouched
-from transprune.reading.trace import Example, attention_in_parts, inputs_to_run, rebatched
+from transprune.reading.networks import check_copyable, in_evaluation, untouched
+from transprune.reading.trace import Example, attention_in_parts, inputs_to_run, rebatched, sample_axes
 from transprune.runtime.seeds import seeded
+from transprune.runtime.structures import called, tensors_in
 from transprune.space import SearchSpace
 
 MULTIPLE = 8
@@ -39,31 +40,35 @@ def count_macs(model: nn.Module, example: Example) -> int:
         example: An input batch [batch, ...], or a tuple of the forward's positional arguments; its first sample is run.
             Inputs without a common first axis count as one sample.
     """
+    check_copyable(model)
     inputs = inputs_to_run(model, example)
-    single = rebatched(inputs, 1)
-    return _counted(model, inputs) if single is None else _counted_for_one(model, single, inputs)
+    axes = sample_axes(model, inputs)
+    if axes is None:
+        return _counted(model, inputs)
+    pairs = zip(tensors_in(inputs), axes, strict=True)
+    samples = next(tensor.shape[axis] for tensor, axis in pairs if axis is not None)
+    return _counted_for_one(model, rebatched(inputs, 1, axes), inputs, samples)
 
 
-def count_traced(model: nn.Module, example: Example, batch: int | None) -> int:
+def count_traced(model: nn.Module, example: Example, batch: int | None, axes: tuple[int | None, ...]) -> int:
     """Multiply-adds as a trace predicts them: for one sample, or for the whole example if no axis counts samples."""
     inputs = inputs_to_run(model, example)
-    several = None if batch is None else rebatched(inputs, batch)
-    if several is None:
+    if batch is None:
         return _counted(model, inputs)
-    return _counted_for_one(model, rebatched(inputs, 1) or inputs, several)
+    return _counted_for_one(model, rebatched(inputs, 1, axes), rebatched(inputs, batch, axes), batch)
 
 
-def _counted_for_one(model: nn.Module, single: tuple[Tensor, ...], several: tuple[Tensor, ...]) -> int:
+def _counted_for_one(model: nn.Module, single: Example, several: Example, samples: int) -> int:
     try:
         return _counted(model, single)
     except Exception:  # the forward may insist on more than one sample
-        return _counted(model, several) // len(several[0])
+        return _counted(model, several) // samples
 
 
-def _counted(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+def _counted(model: nn.Module, inputs: Example) -> int:
     network = in_evaluation(model).requires_grad_(False)
     with untouched(model), counting() as counter:
-        network(*inputs)
+        called(network, inputs)
     return counter.macs
 
 

@@ -40,7 +40,7 @@ def unwrapped(network: nn.Module) -> nn.Module:
     Raises:
         ModelError: It cannot be copied.
     """
-    _check_copyable(network)
+    check_copyable(network)
     while True:
         inner = network.module if isinstance(network, WRAPPERS) else None
         for name in INNER:
@@ -50,7 +50,7 @@ def unwrapped(network: nn.Module) -> nn.Module:
         network = inner
 
 
-def _check_copyable(network: nn.Module) -> None:
+def check_copyable(network: nn.Module) -> None:
     """Checks that a network can be copied.
 
     Raises:

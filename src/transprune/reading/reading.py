@@ -20,7 +20,8 @@ from transprune.reading.layouts import Constant, Layout, Searched, channels_of, 
 from transprune.reading.macs import count_traced
 from transprune.reading.networks import blueprint, unwrapped
 from transprune.reading.stages import BlockRun, find_stages, is_in_place
-from transprune.reading.trace import Example, Trace, as_inputs, check_forward, is_own, trace
+from transprune.reading.trace import Example, Trace, check_forward, is_own, trace
+from transprune.runtime.structures import as_inputs
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def read(model: nn.Module, example: Example, known: Reading | None = None) -> Re
     traced = trace(model, example)
     in_training = _training_trace(model, example, traced)
     reading = _reading(model, traced, in_training, {})
-    counted = _counted(model, example, traced.batch)
+    counted = _counted(model, example, traced)
     if reading.macs != counted:
         from transprune.reading.equality import counted_calls
 
@@ -188,9 +189,9 @@ def _reading(model: nn.Module, traced: Trace, in_training: Trace | None, constan
     return replace(frozen, fixed=(*frozen.fixed, *found.missed))
 
 
-def _counted(model: nn.Module, example: Example, batch: int | None) -> int:
+def _counted(model: nn.Module, example: Example, traced: Trace) -> int:
     try:
-        return count_traced(model, example, batch)
+        return count_traced(model, example, traced.batch, traced.axes)
     except Exception:  # a user's forward may raise anything
         check_forward(model, example)
         raise

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
+from inspect import Signature
+from itertools import product
 from typing import Any
 
 import torch
@@ -17,12 +19,29 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
-from transprune.errors import ModelError
+from transprune.errors import DataError, ModelError
 from transprune.reading.networks import in_evaluation, set_mode, untouched
-from transprune.runtime.structures import on_device
+from transprune.runtime.seeds import seeded
+from transprune.runtime.structures import (
+    Hole,
+    as_inputs,
+    bound,
+    called,
+    emptied,
+    filled,
+    form_of,
+    leaves_in,
+    mapped,
+    on_device,
+    outline,
+    signature_of,
+    tensors_in,
+)
 from transprune.runtime.user_code import own_place
 
-Example = Tensor | tuple[Tensor, ...]
+Example = Any
+"""The inputs of a forward, of any structure: a tensor, a tuple of positional arguments, a mapping of named ones, or
+`Inputs` for both. Tensors may be nested in them, beside flags and None."""
 BATCHES = (11, 2)
 """Batch sizes to trace with; the first that the forward accepts is used. More than one sample, to tell samples from
 axes of size 1; 11 comes first because other axes seldom have that size."""
@@ -44,19 +63,99 @@ class Trace:
     constants: Mapping[str, Tensor]
     """Tensors that the forward creates, by the name of their placeholder."""
     inputs: tuple[str, ...]
-    """Names of the placeholders of the inputs."""
+    """Names of the placeholders of the input tensors, in their order."""
+    given: Any
+    """The inputs without their tensors."""
+    signature: Signature | None
+    """What the forward takes."""
     outputs: tuple[Any, ...]
-    """What the forward returns, flattened: nodes or plain values."""
-    structure: Any
-    """How the outputs are nested (a tree specification of torch)."""
+    """The nodes of the tensors that the forward returns, in their order."""
+    returned: Any
+    """What the forward returns, without its tensors."""
     batch: int | None
-    """Samples in the traced batch; None if the inputs have no common first axis."""
+    """Samples in the traced batch; None if no axis of the inputs counts samples."""
+    axes: tuple[int | None, ...]
+    """The axis of each input tensor that counts samples; None for those that all samples share."""
 
-    def is_with(self, inputs: tuple[Tensor, ...]) -> bool:
+    def is_with(self, inputs: Example) -> bool:
         """Whether the trace holds for inputs of these shapes and types, whatever their number of samples."""
-        wanted = inputs if self.batch is None else rebatched(inputs, self.batch)
-        traced = [node.meta["val"] for node in self.graph.nodes if node.name in self.inputs]
-        return wanted is not None and _kinds(wanted) == _kinds(traced)
+        try:
+            tensors = self.tensors_of(inputs)
+            wanted = tensors if self.batch is None else rebatched(tensors, self.batch, self.axes)
+        except (DataError, IndexError):
+            return False
+        return _kinds(wanted) == _kinds(self.tensors)
+
+    def samples_in(self, tensors: Sequence[Tensor]) -> int:
+        """The number of samples of input tensors."""
+        pairs = zip(tensors, self.axes, strict=True)
+        return next((tensor.shape[axis] for tensor, axis in pairs if axis is not None), 1)
+
+    def some_of(self, inputs: Example, samples: slice) -> Example:
+        """Some of the samples of inputs that are nested as the example was."""
+        pairs = zip(tensors_in(inputs), self.axes, strict=True)
+        return filled(
+            inputs, [each if axis is None else each[(slice(None),) * axis + (samples,)] for each, axis in pairs]
+        )
+
+    def shapes_of(self, tensors: Iterable[Tensor | Sequence[int]], samples: Any) -> list[list[Any]]:
+        """The sizes of input tensors, with something else in the place of their number of samples."""
+        shapes = [list(each.shape if isinstance(each, Tensor) else each) for each in tensors]
+        for sizes, axis in zip(shapes, self.axes, strict=True):
+            if axis is not None and axis < len(sizes):
+                sizes[axis] = samples
+        return shapes
+
+    def tensors_of(self, inputs: Example) -> tuple[Tensor, ...]:
+        """The tensors of inputs in the order of the traced ones.
+
+        Raises:
+            DataError: The inputs have another structure than the traced ones, or other flags.
+        """
+        is_plain = self._is_plain and type(inputs) is tuple and len(inputs) == len(self.inputs)
+        if is_plain and all(isinstance(each, Tensor) for each in inputs):
+            return tuple(inputs)
+        try:
+            arguments = bound(self.signature, inputs)
+        except TypeError as error:
+            raise self._misfit(inputs, str(error)) from error
+        if form_of(arguments) != self._form:
+            raise self._misfit(inputs, "they are nested otherwise, or other flags are set")
+        tensors = zip(self._order, tensors_in(arguments), strict=True)
+        return tuple(tensor for _, tensor in sorted(tensors, key=lambda pair: pair[0]))
+
+    def _misfit(self, inputs: Example, problem: str) -> DataError:
+        return DataError(
+            f"cannot run what was traced from {type(self.model).__name__} on inputs of {outline(inputs)}: {problem}; "
+            f"expected inputs like the example, {outline(filled(self.given, self.tensors))}: the structure and the "
+            f"flags of the example are written into the operators"
+        )
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The traced input tensors, without values."""
+        return [node.meta["val"] for node in self.graph.nodes if node.name in self.inputs]
+
+    @property
+    def is_of_one_tensor(self) -> bool:
+        """Whether the forward was given a single tensor."""
+        return self._is_plain and len(self.inputs) == 1
+
+    @cached_property
+    def _is_plain(self) -> bool:
+        return type(self.given) is tuple and all(isinstance(each, Hole) for each in self.given)
+
+    @cached_property
+    def _arguments(self) -> Any:
+        return bound(self.signature, self.given)
+
+    @cached_property
+    def _form(self) -> Any:
+        return form_of(self._arguments)
+
+    @cached_property
+    def _order(self) -> tuple[int, ...]:
+        return tuple(hole.number for hole in leaves_in(self._arguments))
 
     @cached_property
     def calls(self) -> tuple[fx.Node, ...]:
@@ -84,7 +183,8 @@ class Trace:
 
     def module_paths(self, node: fx.Node) -> list[str]:
         """Paths of all modules whose forwards lead to a call, the outermost first."""
-        return [str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+        paths = [str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+        return [_own_path(path) for path in paths if path]
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """The innermost module whose forward makes a call; None if it has no path of its own."""
@@ -116,56 +216,196 @@ def is_own(node: fx.Node) -> bool:
     return "::" in operator(node) and not operator(node).startswith("torchvision::")
 
 
+NOT_THE_USERS = ("/torch/", "/transprune/reading/", "/transprune/runtime/")
+"""Parts of the paths of code between us and a user's forward."""
+
+
 def source_line(node: fx.Node) -> str:
     """File and line of a call in the model's code, if known."""
     lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
     places = [line for line in lines if line.startswith("File ")]
-    own = [place for place in places if "/torch/" not in place]
+    own = [place for place in places if not any(path in place for path in NOT_THE_USERS)]
     if not places:
         return "source line unknown"
     file, line, *_ = (own or places)[-1].removeprefix("File ").split(", ")
     return f"{file.strip(chr(34)).rsplit('/', 1)[-1]}:{line.removeprefix('line ')}"
 
 
-def as_inputs(example: Example) -> tuple[Tensor, ...]:
-    """The example as the positional arguments of a forward."""
-    return example if isinstance(example, tuple) else (example,)
-
-
-def inputs_for(network: nn.Module, example: Example) -> tuple[Tensor, ...]:
-    """The example as the positional arguments of a network's forward, on the network's device."""
+def inputs_for(network: nn.Module, example: Example) -> Example:
+    """The example as a forward is given it, on the network's device."""
     place, inputs = next(network.parameters(), None), as_inputs(example)
-    moved: tuple[Tensor, ...] = inputs if place is None else on_device(inputs, place.device)
-    return moved
+    return inputs if place is None else on_device(inputs, place.device)
 
 
-def inputs_to_run(network: nn.Module, example: Example) -> tuple[Tensor, ...]:
+def inputs_to_run(network: nn.Module, example: Example) -> Example:
     """The same, in the precision of the network's weights where they share one: a trace does not mind another."""
     precisions = {each.dtype for each in network.parameters() if each.is_floating_point()}
     inputs = inputs_for(network, example)
     if len(precisions) != 1:
         return inputs
     (precision,) = precisions
-    return tuple(each.to(precision) if each.is_floating_point() else each for each in inputs)
+    return mapped(inputs, lambda each: each.to(precision) if each.is_floating_point() else each)
 
 
 def _kinds(tensors: Iterable[Tensor]) -> list[tuple[torch.Size, torch.dtype]]:
     return [(tensor.shape, tensor.dtype) for tensor in tensors]
 
 
-def _types(value: object) -> str:
-    if isinstance(value, tuple):
-        return f"a tuple of {', '.join(type(each).__name__ for each in value) or 'nothing'}"
-    return f"a {type(value).__name__}"
+def rebatched(inputs: Example, batch: int, axes: Sequence[int | None]) -> Example:
+    """The first sample of the inputs, `batch` times.
+
+    Args:
+        inputs: The inputs.
+        batch: How many samples are wanted.
+        axes: The axis of each tensor that counts samples, as `sample_axes` finds it.
+    """
+
+    def repeated(tensor: Tensor, axis: int | None) -> Tensor:
+        if axis is None:
+            return tensor
+        one = tensor.narrow(axis, 0, 1)
+        return one.expand(*tensor.shape[:axis], batch, *tensor.shape[axis + 1 :]).clone()
+
+    return filled(inputs, [repeated(*pair) for pair in zip(tensors_in(inputs), axes, strict=True)])
 
 
-def rebatched(inputs: tuple[Tensor, ...], batch: int) -> tuple[Tensor, ...] | None:
-    """The first sample of the inputs, `batch` times; None if the inputs have no common first axis."""
-    if not inputs or any(tensor.dim() == 0 for tensor in inputs):
-        return None
-    if len({tensor.shape[0] for tensor in inputs}) != 1 or inputs[0].shape[0] == 0:
-        return None
-    return tuple(tensor[:1].expand(batch, *tensor.shape[1:]).clone() for tensor in inputs)
+def sample_axes(network: nn.Module, inputs: Example) -> tuple[int | None, ...] | None:
+    """The axis of each input tensor that counts samples; None if there is none.
+
+    It is the first axis that all tensors have in common, unless the network mixes what lies along it and keeps apart
+    what lies along another, as recurrent layers do whose first axis is time.
+
+    Args:
+        network: The network; untouched.
+        inputs: Its inputs, as `inputs_to_run` gives them.
+    """
+    tensors = list(tensors_in(inputs))
+    sizes = {tensor.shape[0] for tensor in tensors if tensor.dim()}
+    first = tuple(0 if tensor.dim() else None for tensor in tensors) if len(sizes) == 1 and 0 not in sizes else None
+    are_images = all(tensor.dim() == IMAGE_AXES and tensor.is_floating_point() for tensor in tensors)
+    if (first is not None and are_images) or any(each.is_meta for each in (*tensors, *network.parameters())):
+        return first
+    trial = _Trial(in_evaluation(network), inputs)
+    with untouched(network):
+        if first is not None and trial.keeps_apart(first) is not False:
+            return first
+        return trial.found() or (first if first in trial.taken else None)
+
+
+IMAGE_AXES = 4
+"""Axes of images [batch, channels, rows, columns], of which the first counts samples."""
+MOST_TRIALS = 32
+"""So many guesses are tried at most; each runs the network twice on a few samples."""
+LENGTHS = (3, 4, None)
+"""How many samples a trial has: few, but another number than in the example, or as many where the forward insists."""
+
+
+class _Trial:
+    """Tells which axis counts samples: a change of one sample changes nothing of the others."""
+
+    def __init__(self, network: nn.Module, inputs: Example) -> None:
+        self.network, self.inputs = network, inputs
+        self.tensors = list(tensors_in(inputs))
+        self.taken: set[tuple[int | None, ...]] = set()
+        """Axes along which the network took another number of samples than the example has."""
+
+    def found(self) -> tuple[int | None, ...] | None:
+        """The axes along which the network keeps apart what lies there, of as many tensors as may be; None: none."""
+        sizes = dict.fromkeys(size for tensor in self.tensors for size in tensor.shape[:IMAGE_AXES] if size)
+        candidates = [axes for size in sizes for axes in product(*(_axes_of(tensor, size) for tensor in self.tensors))]
+        candidates.sort(key=lambda axes: axes.count(None))
+        candidates = [axes for axes in candidates if axes.count(None) < len(axes)]
+        return next((axes for axes in candidates[:MOST_TRIALS] if self.keeps_apart(axes)), None)
+
+    def keeps_apart(self, axes: tuple[int | None, ...]) -> bool | None:
+        """Whether a change of the first entry along these axes changes what belongs to it alone; None: not known."""
+        seen = []
+        for network in (self.network, self.lively):
+            found = (self._apart(network, axes, length) for length in LENGTHS)
+            seen.append(next((each for each in found if each is not None), None))
+        return False if False in seen else True if True in seen else None
+
+    @cached_property
+    def lively(self) -> nn.Module:
+        """The network with positive weights that take means, where no activation hides a change."""
+        network = copy.deepcopy(self.network)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                positive = parameter.abs()
+                parameter.copy_(positive / positive[0].sum().clamp(min=0.1) if parameter.dim() > 1 else positive)
+        return network
+
+    def _apart(self, network: nn.Module, axes: tuple[int | None, ...], length: int | None) -> bool | None:
+        own = next(tensor.shape[axis] for tensor, axis in zip(self.tensors, axes, strict=True) if axis is not None)
+        if length == own or (own < 2 and length is None):
+            return None
+        length = length or own
+        inputs = self.inputs if length == own else rebatched(self.inputs, length, axes)
+        generator = torch.Generator().manual_seed(0)
+        before = [_drawn(tensor, generator) for tensor in tensors_in(inputs)]
+        after = [
+            tensor if axis is None else _with_other_start(tensor, axis, generator)
+            for tensor, axis in zip(before, axes, strict=True)
+        ]
+        try:
+            one, other = (_outputs(network, filled(inputs, tensors)) for tensors in (before, after))
+        except Exception:  # a user's forward may raise anything
+            return None
+        if length != own:
+            self.taken.add(axes)
+        changes = [_changed(*pair) for pair in zip(one, other, strict=True)] if len(one) == len(other) else []
+        changes = [change for change in changes if change.any()]
+        return all(_is_of_first(change, length) for change in changes) if changes else None
+
+
+def _outputs(network: nn.Module, inputs: Example) -> list[Tensor]:
+    with torch.no_grad(), seeded(0, "comparing"), _silent():
+        return list(tensors_in(called(network, inputs)))
+
+
+def _axes_of(tensor: Tensor, size: int) -> list[int | None]:
+    return [*(axis for axis, each in enumerate(tensor.shape[:IMAGE_AXES]) if each == size), None]
+
+
+def _drawn(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """The numbers of a tensor, each a little larger: what counts places, such as those of a box, stays within them."""
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return tensor.clone()
+    return tensor + (0.25 * torch.rand(tensor.shape, generator=generator)).to(tensor)
+
+
+def _with_other_start(tensor: Tensor, axis: int, generator: torch.Generator) -> Tensor:
+    """A copy with other numbers at the first place along an axis."""
+    changed, start = tensor.clone(), tensor.narrow(axis, 0, 1)
+    if tensor.is_floating_point() or tensor.is_complex():
+        other = _drawn(start, generator)
+    elif tensor.dtype == torch.bool:
+        other = ~start
+    else:
+        least, most = int(tensor.min()), int(tensor.max())
+        other = torch.where(start == least, most if most > least else int(least == 0), least)
+    changed.narrow(axis, 0, 1).copy_(other)
+    return changed
+
+
+def _changed(one: Tensor, other: Tensor) -> Tensor:
+    """Which entries differ by more than rounding."""
+    if one.shape != other.shape:
+        return torch.ones(1, dtype=torch.bool)
+    if not (one.is_floating_point() or one.is_complex()):
+        return one != other
+    one, other = (each.to(torch.complex128).nan_to_num() for each in (one, other))
+    scale = float(one.abs().max()) if one.numel() else 0.0
+    return (one - other).abs() > 1e-5 * scale
+
+
+def _is_of_first(change: Tensor, length: int) -> bool:
+    """Whether what changed lies at the first of `length` places along an axis, or at the first of each `length`."""
+    for axis, size in enumerate(change.shape):
+        places = change.movedim(axis, 0).reshape(size, -1).any(1)
+        if size % length == 0 and not (places[size // length :].any() and places.view(-1, length)[:, 1:].any()):
+            return True
+    return False
 
 
 def trace(model: nn.Module, example: Example, *, training: bool = False, batches: Sequence[int] = BATCHES) -> Trace:
@@ -173,17 +413,18 @@ def trace(model: nn.Module, example: Example, *, training: bool = False, batches
 
     Args:
         model: Any module that `torch.export` can read.
-        example: An input batch, or a tuple of the forward's positional arguments, on any device.
+        example: The inputs of a forward, of any structure, on any device.
         training: Trace the model in training mode rather than evaluation mode.
         batches: Batch sizes to try; the first that the forward accepts is traced.
 
     Raises:
         ModelError: The model does not run on the example, or cannot be exported.
     """
-    if not all(isinstance(tensor, Tensor) for tensor in as_inputs(example)):
+    if next(tensors_in(example), None) is None:
         raise ModelError(
-            f"cannot read the model {type(model).__name__}: the example is {_types(example)}; expected a tensor such "
-            "as torch.zeros(1, 3, 32, 32), or a tuple of tensors where the forward takes several"
+            f"cannot read the model {type(model).__name__}: the example is {outline(example)}; expected a tensor such "
+            "as torch.zeros(1, 3, 32, 32), a tuple of what the forward takes by position, a dict of what it takes by "
+            "name, or transprune.Inputs for both, with tensors in it"
         )
     with untouched(model):
         return _traced(model, example, training=training, batches=batches)
@@ -194,17 +435,16 @@ def _traced(model: nn.Module, example: Example, *, training: bool, batches: Sequ
     set_mode(network, training=training)
     frame = _without_values(model)
     inputs = inputs_for(network, example)
-    for batch in batches:
-        wanted = rebatched(inputs, batch)
-        if wanted is None:
-            break
+    axes = sample_axes(model, inputs_to_run(model, example))
+    for batch in batches if axes is not None else ():
+        assert axes is not None
         try:
-            return _trace_of(frame, _exported(network, wanted), batch)
+            return _export(network, rebatched(inputs, batch, axes)).trace_of(frame, batch, axes)
         except ModelError:
             continue
     check_forward(model, inputs)
     # The forward may insist on the example's own number of samples.
-    return _trace_of(frame, _exported(network, inputs), None)
+    return _export(network, inputs).trace_of(frame, None, (None,) * len(list(tensors_in(inputs))))
 
 
 def _copied(model: nn.Module) -> nn.Module:
@@ -236,26 +476,93 @@ def check_forward(model: nn.Module, example: Example) -> None:
     network, inputs = in_evaluation(model), inputs_to_run(model, example)
     try:
         with untouched(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            network(*inputs)
+            called(network, inputs)
     except Exception as error:  # a user's forward may raise anything
         raise ModelError(
-            f"cannot read the model {type(network).__name__}: its forward fails{_at(error)} on an example of shape "
-            f"{_shapes(inputs)} ({first_line(error)}); expected an example that the model accepts (on the command "
+            f"cannot read the model {type(network).__name__}: its forward fails{_at(error)} on an example of "
+            f"{_described(inputs)} ({first_line(error)}); expected an example that the model accepts (on the command "
             f"line, `run --image-size` and `inspect --input-size` set its size)"
         ) from error
 
 
-def _exported(network: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
+class Flat(nn.Module):
+    """A network as a function of tensors alone, whatever structure it takes and returns.
+
+    `torch.export` knows few structures, and writes others down in a way of its own.
+    """
+
+    def __init__(self, network: nn.Module, inputs: Example) -> None:
+        super().__init__()
+        self.network = network
+        self.__dict__["given"] = emptied(inputs)
+        self.__dict__["note"] = _Note()
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        outputs = called(self.network, filled(self.__dict__["given"], tensors))
+        self.__dict__["note"].returned = emptied(outputs)
+        return tuple(tensors_in(outputs))
+
+
+class _Note:
+    """What was returned last; `torch.export` puts lists and dicts of a module back as they were."""
+
+    returned: Any = None
+
+
+@dataclass(frozen=True)
+class _Export:
+    """A network that was exported as a function of tensors."""
+
+    program: ExportedProgram
+    given: Any
+    returned: Any
+
+    def trace_of(self, model: nn.Module, batch: int | None, axes: tuple[int | None, ...]) -> Trace:
+        program = self.program
+        graph = _without_assertions(_inlined(program.graph_module))
+        _check_sizes(model, graph)
+        kinds: dict[InputKind, dict[str, str]] = {kind: {} for kind in InputKind}
+        for spec in program.graph_signature.input_specs:
+            kinds[spec.kind][spec.arg.name] = spec.target or ""
+        found = graph.output_node().args[0]
+        assert isinstance(found, tuple | list)  # torch.export returns a flat sequence
+        specs = program.graph_signature.output_specs
+        constants = {name: program.constants[target] for name, target in kinds[InputKind.CONSTANT_TENSOR].items()}
+        return Trace(
+            model=model,
+            graph=graph,
+            parameters={name: _own_path(path) for name, path in kinds[InputKind.PARAMETER].items()},
+            buffers={name: _own_path(path) for name, path in kinds[InputKind.BUFFER].items()},
+            constants=constants,
+            inputs=tuple(kinds[InputKind.USER_INPUT]),
+            given=self.given,
+            signature=signature_of(model),
+            outputs=tuple(node for node, spec in zip(found, specs, strict=True) if spec.kind is OutputKind.USER_OUTPUT),
+            returned=self.returned,
+            batch=batch,
+            axes=axes,
+        )
+
+
+def _export(network: nn.Module, inputs: Example) -> _Export:
+    flat = Flat(network, inputs)
+    flat.training = network.training
     try:
         # Without gradients: what a forward keeps of its results would have a history, which cannot be copied.
         with _silent(), torch.no_grad(), attention_in_parts():
-            return torch.export.export(network, inputs, strict=False)
+            program = torch.export.export(flat, tuple(tensors_in(inputs)), strict=False)
     except Exception as error:  # torch.export raises many kinds
         raise ModelError(
             f"cannot read the model {type(network).__name__}: torch.export cannot trace its forward{_at(error)} on an "
-            f"example of shape {_shapes(inputs)} ({first_line(error)}); expected a forward that does not "
+            f"example of {_described(inputs)} ({first_line(error)}); expected a forward that does not "
             f"branch on the values of tensors, of operators and outputs that torch.export knows"
         ) from error
+    return _Export(program, flat.__dict__["given"], flat.__dict__["note"].returned)
+
+
+def _own_path(path: str) -> str:
+    """A path in the network itself."""
+    return path.removeprefix("network").removeprefix(".")
 
 
 @contextmanager
@@ -290,30 +597,6 @@ def _at(error: Exception) -> str:
     """Where in the user's code an error was raised, for a message; empty if unknown."""
     place = own_place(error)
     return f" at {place}" if place else ""
-
-
-def _trace_of(model: nn.Module, program: ExportedProgram, batch: int | None) -> Trace:
-    graph = _without_assertions(_inlined(program.graph_module))
-    _check_sizes(model, graph)
-    kinds: dict[InputKind, dict[str, str]] = {kind: {} for kind in InputKind}
-    for spec in program.graph_signature.input_specs:
-        kinds[spec.kind][spec.arg.name] = spec.target or ""
-    returned = graph.output_node().args[0]
-    assert isinstance(returned, tuple | list)  # torch.export returns a flat sequence
-    specs = program.graph_signature.output_specs
-    users = tuple(value for value, spec in zip(returned, specs, strict=True) if spec.kind is OutputKind.USER_OUTPUT)
-    constants = {name: program.constants[target] for name, target in kinds[InputKind.CONSTANT_TENSOR].items()}
-    return Trace(
-        model=model,
-        graph=graph,
-        parameters=kinds[InputKind.PARAMETER],
-        buffers=kinds[InputKind.BUFFER],
-        constants=constants,
-        inputs=tuple(kinds[InputKind.USER_INPUT]),
-        outputs=users,
-        structure=program.call_spec.out_spec,
-        batch=batch,
-    )
 
 
 def _check_sizes(model: nn.Module, graph: fx.Graph) -> None:
@@ -359,8 +642,10 @@ def _without_assertions(graph: fx.Graph) -> fx.Graph:
     return graph
 
 
-def _shapes(inputs: tuple[Tensor, ...]) -> str:
-    return ", ".join(str(list(tensor.shape)) for tensor in inputs)
+def _described(inputs: Example) -> str:
+    """Shapes of inputs for messages."""
+    is_plain = isinstance(inputs, tuple) and all(isinstance(each, Tensor) for each in inputs)
+    return f"shape {', '.join(map(outline, inputs))}" if is_plain else outline(inputs)
 
 
 def first_line(error: Exception) -> str:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transprune.runtime.seeds import random_states as random_states
     from transprune.runtime.seeds import seeded as seeded
     from transprune.runtime.seeds import set_random_states as set_random_states
+    from transprune.runtime.structures import Inputs as Inputs
     from transprune.runtime.structures import to_plain as to_plain
     from transprune.runtime.terminal import announce as announce
     from transprune.runtime.terminal import print_table as print_table

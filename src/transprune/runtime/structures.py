@@ -1,15 +1,110 @@
-"""Nested tuples, lists and dicts of tensors, such as a batch, or the inputs and outputs of a network."""
+"""Values with tensors in them, of any structure: a batch, the arguments of a forward, what a network returns.
+
+Tensors may lie in tuples, lists, mappings, dataclasses, named tuples and other objects with attributes, beside flags,
+texts and None. `parts_of` says what a value is made of, `mapped` makes another one of the same structure; all else
+that takes values apart or puts them together goes through these two.
+"""
 
 from __future__ import annotations
 
+import copy
+import inspect
+import itertools
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+
+class Inputs:
+    """The arguments of a forward, where some are given by name beside others.
+
+    A tuple gives arguments by position, a mapping gives them by name; this is both at once.
+
+    Example:
+        >>> Inputs(torch.zeros(8, 3), mask=torch.ones(8)).named.keys()
+        dict_keys(['mask'])
+    """
+
+    def __init__(self, *positional: Any, **named: Any) -> None:
+        self.positional, self.named = positional, named
+
+
+def inputs_of(positional: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+    """Inputs from the arguments of a call."""
+    return Inputs(*positional, **named) if named else positional
+
+
+@dataclass(frozen=True)
+class Hole:
+    """The place of a tensor in a value whose tensors are taken out."""
+
+    number: int
+    """How many tensors come before it."""
+
+
+ATOMS = bool | int | float | complex | str | bytes | None | Enum | torch.dtype | torch.device | np.ndarray | np.generic
+OPAQUE = type | nn.Module | FunctionType | MethodType | ModuleType | torch.Generator
+"""Types of values that are never looked into."""
+
+
+def parts_of(value: Any) -> dict[Any, Any] | None:
+    """What a value is made of, by key, place or attribute; None if it has no parts. Text keys are in order."""
+    match value:
+        case Tensor() | Hole():
+            return None
+        case Mapping():
+            keys = list(value)
+            return {key: value[key] for key in (sorted(keys) if all(isinstance(key, str) for key in keys) else keys)}
+        case tuple() | list():
+            return dict(enumerate(value))
+    if isinstance(value, ATOMS | OPAQUE):
+        return None
+    if is_dataclass(value):
+        return {each.name: getattr(value, each.name) for each in fields(value) if hasattr(value, each.name)}
+    return dict(getattr(value, "__dict__", None) or {}) or None
+
+
+def mapped(value: Any, change: Callable[[Any], Any], _above: tuple[int, ...] = ()) -> Any:
+    """A value of the same structure with each tensor changed; what holds no tensor is the same object."""
+    if isinstance(value, Tensor | Hole):
+        return change(value)
+    parts = None if id(value) in _above else parts_of(value)
+    if parts is None:
+        return value
+    changed = {key: mapped(part, change, (*_above, id(value))) for key, part in parts.items()}
+    return _with_parts(value, {key: part for key, part in changed.items() if part is not parts[key]}, changed)
+
+
+def _with_parts(value: Any, changed: Mapping[Any, Any], parts: Mapping[Any, Any]) -> Any:
+    if not changed:
+        return value
+    if isinstance(value, tuple | list):
+        items = list(parts.values())
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    other = copy.copy(value)
+    for key, part in changed.items():
+        if isinstance(value, Mapping):
+            other[key] = part
+        else:
+            object.__setattr__(other, key, part)
+    return other
+
+
+def leaves_in(value: Any, _above: tuple[int, ...] = ()) -> Iterator[Any]:
+    """The tensors of a value, or the holes where they were, in order."""
+    if isinstance(value, Tensor | Hole):
+        yield value
+    elif id(value) not in _above:
+        for part in (parts_of(value) or {}).values():
+            yield from leaves_in(part, (*_above, id(value)))
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -19,31 +114,121 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
         >>> [tensor.item() for tensor in tensors_in({"a": torch.tensor(1), "b": [torch.tensor(2), "text"]})]
         [1, 2]
     """
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from tensors_in(item)
+    return (leaf for leaf in leaves_in(value) if isinstance(leaf, Tensor))
+
+
+def emptied(value: Any) -> Any:
+    """A value of the same structure with holes in the place of its tensors, which `filled` puts in again."""
+    numbers = itertools.count()
+    return mapped(value, lambda _: Hole(next(numbers)))
+
+
+def filled(value: Any, tensors: Sequence[Any]) -> Any:
+    """A value of the same structure with other tensors, in order."""
+    remaining = iter(tensors)
+    return mapped(value, lambda _: next(remaining))
+
+
+def form_of(value: Any, _above: tuple[int, ...] = ()) -> Any:
+    """All of a value but its tensors, to compare: two values of one form can take each other's tensors.
+
+    Lists and tuples are one kind, and so are mappings.
+    """
+    if isinstance(value, Tensor | Hole):
+        return "tensor"
+    parts = None if id(value) in _above else parts_of(value)
+    if parts is None:
+        return (type(value), value) if isinstance(value, ATOMS) and not isinstance(value, np.ndarray) else type(value)
+    kind = "sequence" if isinstance(value, tuple | list) else "mapping" if isinstance(value, Mapping) else type(value)
+    return kind, tuple((key, form_of(part, (*_above, id(value)))) for key, part in parts.items())
+
+
+def as_inputs(example: Any) -> Any:
+    """The example as a forward is given it: a single tensor is the only positional argument."""
+    return (example,) if isinstance(example, Tensor) else example
+
+
+def arguments_of(function: Callable[..., Any], inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Inputs of any structure as the positional and named arguments of a function, such as a network.
+
+    A tuple gives positional arguments. A mapping gives them by name if the function has such arguments; a function that
+    takes a single mapping gets it whole, as it gets anything else.
+    """
+    if isinstance(inputs, Inputs):
+        return inputs.positional, dict(inputs.named)
+    if isinstance(inputs, tuple) and not hasattr(inputs, "_fields"):
+        return inputs, {}
+    if isinstance(inputs, Mapping) and all(isinstance(key, str) for key in inputs):
+        named = {key: inputs[key] for key in inputs}
+        return ((), named) if _takes(function, named) else ((inputs,), {})
+    return (inputs,), {}
+
+
+def _takes(function: Callable[..., Any], named: Mapping[str, Any]) -> bool:
+    signature = signature_of(function)
+    try:
+        return signature is not None and bool(signature.bind(**named))
+    except TypeError:
+        return False
+
+
+def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
+    """What a function, or the forward of a network, takes; None if that is not known."""
+    try:
+        return inspect.signature(function.forward if isinstance(function, nn.Module) else function)
+    except (TypeError, ValueError):
+        return None
+
+
+def bound(signature: inspect.Signature | None, inputs: Any) -> Any:
+    """The values of all parameters of a function, whether inputs give them by position, by name or not at all.
+
+    Raises:
+        TypeError: The function does not take such inputs.
+    """
+    if signature is None:
+        return inputs
+    positional, named = arguments_of(_Taker(signature), inputs)
+    try:
+        call = signature.bind(*positional, **named)
+    except TypeError:  # a mapping that was taken apart on the way
+        if positional:
+            raise
+        call = signature.bind(named)
+    call.apply_defaults()
+    return tuple(call.arguments.values())
+
+
+class _Taker:
+    """A function that is known by its signature alone."""
+
+    def __init__(self, signature: inspect.Signature) -> None:
+        self.__signature__ = signature
+
+    def __call__(self, *positional: Any, **named: Any) -> None: ...
+
+
+def called(function: Callable[..., Any], inputs: Any) -> Any:
+    """What a function, such as a network, returns for inputs of any structure (see `arguments_of`).
+
+    Example:
+        >>> called(lambda image, scale=1: image.shape[0] * scale, {"image": torch.zeros(8, 3), "scale": 2})
+        16
+    """
+    positional, named = arguments_of(function, inputs)
+    return function(*positional, **named)
 
 
 def on_device(value: Any, device: torch.device | str) -> Any:
     """The same value with its tensors on a device, as well as anything else with a method `to`."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=torch.device(device).type != "cpu")  # copies to the CPU must be complete
-    if hasattr(value, "to"):
+    if hasattr(value, "to") and not isinstance(value, Mapping):
         return value.to(device)
-    if isinstance(value, Mapping):
-        return {key: on_device(item, device) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        items = [on_device(item, device) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
+    return mapped(value, lambda tensor: on_device(tensor, device))
 
 
-def sliced(value: Any, places: slice, samples: int) -> Any:
+def sliced(value: Any, places: slice, samples: int, axis: int = 0) -> Any:
     """A value cut to some of its samples: slices of its tensors and lists with `samples` entries, all else unchanged.
 
     Example:
@@ -51,15 +236,47 @@ def sliced(value: Any, places: slice, samples: int) -> Any:
         [1, 1]
     """
     if isinstance(value, Tensor):
-        return value[places] if value.dim() and len(value) == samples else value
-    if isinstance(value, Mapping):
-        return {key: sliced(item, places, samples) for key, item in value.items()}
-    if isinstance(value, list) and len(value) == samples and not any(isinstance(item, Tensor) for item in value):
+        place = next((each for each in (axis, 0) if each < value.dim() and value.shape[each] == samples), None)
+        return value if place is None else value[(slice(None),) * place + (places,)]
+    if isinstance(value, list) and len(value) == samples and not _shares_samples(value, samples):
         return value[places]
-    if isinstance(value, tuple | list):
-        items = [sliced(item, places, samples) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
+    parts = parts_of(value)
+    if parts is None:
+        return value
+    cut = {key: sliced(part, places, samples, axis) for key, part in parts.items()}
+    return _with_parts(value, {key: part for key, part in cut.items() if part is not parts[key]}, cut)
+
+
+def _shares_samples(values: list[Any], samples: int) -> bool:
+    return any(isinstance(each, Tensor) and each.dim() > 0 and len(each) == samples for each in values)
+
+
+def samples_in(inputs: Any, targets: Any = None, axis: int = 0) -> int:
+    """The number of samples of a batch: the size of that axis of the first input tensor that has one; 1 if none has.
+
+    A list of tensors beside a list of as many targets, as detectors take, has one sample for each entry.
+    """
+    first = inputs[0] if isinstance(inputs, tuple) and inputs else inputs
+    if isinstance(first, list) and isinstance(targets, list) and len(first) == len(targets):
+        return len(first)
+    return next((tensor.shape[axis] for tensor in tensors_in(inputs) if tensor.dim() > axis), 1)
+
+
+def joined(values: Sequence[Any], axis: int = 0) -> Any:
+    """Batches of one form as a single batch: their tensors one behind the other along the axis of their samples.
+
+    Tensors without samples, of which the first input tensor decides how many there are, come from the first batch.
+    """
+    counts = [samples_in(value, axis=axis) for value in values]
+    columns = zip(*(tensors_in(value) for value in values), strict=True)
+    return filled(values[0], [_joined(column, counts, axis) for column in columns])
+
+
+def _joined(tensors: tuple[Tensor, ...], counts: Sequence[int], axis: int) -> Tensor:
+    for place in dict.fromkeys((axis, 0)):
+        if all(each.dim() > place and each.shape[place] == count for each, count in zip(tensors, counts, strict=True)):
+            return torch.cat(tensors, dim=place)
+    return tensors[0]
 
 
 def outline(value: Any) -> str:
@@ -71,11 +288,15 @@ def outline(value: Any) -> str:
     """
     if isinstance(value, Tensor):
         return str(list(value.shape))
+    if isinstance(value, Inputs):
+        return " and ".join([*map(outline, value.positional), *(f"{k}: {outline(v)}" for k, v in value.named.items())])
     if isinstance(value, Mapping):
-        return f"a {type(value).__name__} of " + ", ".join(f"{key}: {outline(item)}" for key, item in value.items())
+        return f"a {type(value).__name__} of " + ", ".join(f"{key}: {outline(value[key])}" for key in value)
     if isinstance(value, tuple | list):
         return f"a {type(value).__name__} of " + (" and ".join(outline(item) for item in value[:8]) or "nothing")
-    return f"a {type(value).__name__}"
+    parts = {key: part for key, part in (parts_of(value) or {}).items() if next(tensors_in(part), None) is not None}
+    named = ", ".join(f"{key}: {outline(part)}" for key, part in parts.items())
+    return f"a {type(value).__name__}" + (f" of {named}" if named else "")
 
 
 def to_plain(value: Any) -> Any:

@@ -18,7 +18,10 @@ from transprune.latency.measurement import trusted_latency
 from transprune.options import LEAST_SAMPLES, CompressOptions, LatencyOptions
 from transprune.reading.inspection import inspect
 from transprune.reading.networks import unwrapped
+from transprune.reading.reading import read
+from transprune.reading.trace import Example
 from transprune.runtime import choose_device
+from transprune.runtime.structures import as_inputs, joined, on_device, outline, samples_in, sliced, tensors_in
 from transprune.scores.rounds import Compression, compress_by_scores
 from transprune.scores.score import Measure, Scores, ablation
 from transprune.space import SearchSpace
@@ -84,8 +87,10 @@ def compress(
     model = unwrapped(model) if device is None else copy.deepcopy(unwrapped(model)).to(choose_device(device))
     task = task or classification()
     inputs = gather_samples(model, data, samples, task=task, seed=seed)
-    example = tuple(each[:1].cpu() for each in inputs)
+    held = samples_in(inputs, axis=task.sample_axis)
+    example = on_device(sliced(inputs, slice(0, 1), held, task.sample_axis), "cpu")
     space = space or inspect(copy.deepcopy(model).cpu(), example)
+    task.check_axis(read(model, example, space.reading).trace.axes)
     if any(each.kind == "latency" for each in budgets) and "latency" not in costs:
         place = next(model.parameters()).device
         costs = {**costs, "latency": trusted_latency(model, space, example, latency, device=place).model}
@@ -94,7 +99,7 @@ def compress(
     return compress_by_scores(model, space, limits, inputs, task=task, measure=measure, scores=scores, repair=repair)
 
 
-def gather_samples(model: nn.Module, data: Samples, count: int, *, task: Task, seed: int) -> tuple[Tensor, ...]:
+def gather_samples(model: nn.Module, data: Samples, count: int, *, task: Task, seed: int) -> Example:
     """Inputs of a network as one batch, on the CPU where they are not tensors of the caller's.
 
     Args:
@@ -105,7 +110,7 @@ def gather_samples(model: nn.Module, data: Samples, count: int, *, task: Task, s
         seed: Decides which samples are drawn.
 
     Returns:
-        The forward's positional arguments [samples, ...]; fewer samples where there are fewer.
+        The forward's inputs; fewer samples where there are fewer.
 
     Raises:
         DataError: There are fewer than `LEAST_SAMPLES`, or a batch holds something else than tensors.
@@ -113,19 +118,19 @@ def gather_samples(model: nn.Module, data: Samples, count: int, *, task: Task, s
     if isinstance(data, ImageData):
         places = drawn(len(data.train), count, seed=seed)
         loader = make_loader(data.train.subset(places), data, batch_size=count, train=False, seed=seed, device="cpu")
-        batches: Iterator[tuple[Tensor, ...]] = ((images,) for images, _ in loader)
+        batches: Iterator[Example] = ((images,) for images, _ in loader)
     elif isinstance(data, LoaderData):
-        batches = (_as_tuple(task.split(batch)[0]) for batch in data.train)
+        batches = (as_inputs(task.split(batch)[0]) for batch in data.train)
     elif isinstance(data, Tensor):
         batches = iter([(data[drawn(len(data), count, seed=seed)],)])
     elif hasattr(data, "__iter__"):
-        batches = (_without_targets(model, _as_tuple(batch)) for batch in data)
+        batches = (_without_targets(model, batch) for batch in data)
     else:
         raise DataError(
             f"cannot take samples from a {type(data).__name__}; expected an ImageData, a LoaderData, a tensor of "
             "samples, or an iterable of batches of inputs"
         )
-    return _joined(batches, count)
+    return _joined(batches, count, task.sample_axis)
 
 
 def drawn(total: int, count: int, *, seed: int) -> Tensor:
@@ -147,33 +152,30 @@ def check_enough(count: int) -> None:
         )
 
 
-def _joined(batches: Iterator[tuple[Tensor, ...]], count: int) -> tuple[Tensor, ...]:
+def _joined(batches: Iterator[Example], count: int, axis: int) -> Example:
     """The first samples of several batches."""
-    held: list[tuple[Tensor, ...]] = []
+    held: list[Example] = []
     found = 0
     while found < count:
         batch = next(batches, None)
         if batch is None:
             break
-        strange = next((each for each in batch if not isinstance(each, Tensor) or not each.dim()), None)
-        if strange is not None or not batch:
+        if not any(tensor.dim() > axis for tensor in tensors_in(batch)):
             raise DataError(
-                f"cannot take samples from a batch with a {type(strange).__name__} in it; expected a tensor [samples, "
-                "...], or a tuple of the tensors that the network's forward takes by their positions"
+                f"cannot take samples from {outline(batch)}; expected tensors [samples, ...], nested as the network's "
+                "forward takes them"
             )
         held.append(batch)
-        found += len(batch[0])
+        found += samples_in(batch, axis=axis)
     check_enough(found)
-    return tuple(torch.cat(parts)[:count] for parts in zip(*held, strict=True))
+    return sliced(joined(held, axis), slice(0, count), found, axis)
 
 
-def _as_tuple(batch: Any) -> tuple[Any, ...]:
-    return tuple(batch) if isinstance(batch, tuple | list) else (batch,)
-
-
-def _without_targets(model: nn.Module, batch: tuple[Any, ...]) -> tuple[Any, ...]:
+def _without_targets(model: nn.Module, batch: Any) -> Example:
     """A batch as the forward takes it: what is too much at its end are targets."""
+    if not isinstance(batch, tuple | list):
+        return as_inputs(batch)
     parameters = python.signature(model.forward).parameters.values()
     positional = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
     takes_any = any(each.kind is each.VAR_POSITIONAL for each in parameters)
-    return batch if takes_any else batch[: max(1, len(positional))]
+    return tuple(batch if takes_any else batch[: max(1, len(positional))])

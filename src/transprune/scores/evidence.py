@@ -16,6 +16,7 @@ from transprune.errors import SpaceError
 from transprune.reading.execution import Program
 from transprune.reading.layouts import Sizes, groups_of, is_searched, kept_of
 from transprune.reading.reading import Reading
+from transprune.reading.trace import Example
 from transprune.runtime.structures import sliced
 from transprune.scores.least_squares import Moments, as_matrix, as_weight, fit, shift_of
 from transprune.scores.refit import RIDGE, RUNNING_MEAN, FittedLayer, Refit, Targets, fitted_layers
@@ -57,7 +58,7 @@ class Evidence:
     """The unpruned network."""
     program: Program
     space: SearchSpace
-    inputs: tuple[Tensor, ...]
+    inputs: Example
     targets: Targets
     """What the unpruned network gives for them."""
     distance: Distance
@@ -86,12 +87,14 @@ class Evidence:
 
     def first(self, samples: int) -> Evidence:
         """The same with fewer samples to run candidates on."""
-        count = len(self.inputs[0])
+        trace, some = self.program.reading.trace, slice(0, samples)
+        count = trace.samples_in(trace.tensors_of(self.inputs))
+        axis = next((axis for axis in trace.axes if axis is not None), 0)
         return replace(
             self,
-            inputs=tuple(each[:samples] for each in self.inputs),
-            targets=Targets(self.targets.wanted, sliced(self.targets.outputs, slice(0, samples), count)),
-            outputs=sliced(self.outputs, slice(0, samples), count),
+            inputs=trace.some_of(self.inputs, some),
+            targets=Targets(self.targets.wanted, sliced(self.targets.outputs, some, count, axis)),
+            outputs=sliced(self.outputs, some, count, axis),
         )
 
     @torch.no_grad()
@@ -140,7 +143,7 @@ def gather_evidence(
     program: Program,
     space: SearchSpace,
     *,
-    inputs: tuple[Tensor, ...],
+    inputs: Example,
     targets: Targets,
     distance: Distance,
     centre: Architecture,

@@ -22,7 +22,7 @@ from transprune.reading.layouts import Sizes
 from transprune.reading.networks import unwrapped
 from transprune.reading.reading import Reading, read
 from transprune.reading.trace import Example, inputs_for
-from transprune.runtime.structures import sliced
+from transprune.runtime.structures import called, sliced
 from transprune.scores.evidence import check_choices, distance_of, gather_evidence
 from transprune.scores.refit import Refit, record_targets, repair_read
 from transprune.scores.score import ABLATION_SAMPLES, Measure, Scores, ablation, scores_of
@@ -208,7 +208,7 @@ class _Compressing:
         self.model, self.reading, self.limits, self.measure = model, reading, limits, measure
         self.program, self.distance = Program(reading), distance_of(task)
         self.inputs = inputs_for(model, samples)
-        self.some = tuple(each[::2] for each in self.inputs) if reading.trace.batch is not None else self.inputs
+        self.some = reading.trace.some_of(self.inputs, slice(None, None, 2))
         self.targets = record_targets(model, self.program, self.some)
         self.scores: list[Scores] = list(scores)
         self.space = space
@@ -322,7 +322,7 @@ class _Compressing:
         if is_repaired:
             student = repair_read(student, self.reading, targets, place.architecture, self.inputs)
         with torch.no_grad(), evaluation_mode(student):
-            moved = float(self.distance(student(*self.inputs), targets.outputs))
+            moved = float(self.distance(called(student, self.inputs), targets.outputs))
         return Compression(
             place.architecture, self.space, tuple(self.limits), tuple(self.scores), ordered, student, moved
         )

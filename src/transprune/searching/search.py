@@ -20,8 +20,9 @@ from transprune.latency.measurement import trusted_latency
 from transprune.options import DEFAULT_PRESET, LatencyOptions, SearchOptions, search_options
 from transprune.reading.inspection import inspect
 from transprune.reading.networks import unwrapped
+from transprune.reading.trace import Example
 from transprune.runtime import choose_device, processes, seeded
-from transprune.runtime.structures import on_device
+from transprune.runtime.structures import form_of, joined, on_device, samples_in, sliced, tensors_in
 from transprune.scores.rounds import compress_by_scores
 from transprune.searching.contenders import Contender, best_of, contenders
 from transprune.shrinking.shrink import shrink
@@ -63,7 +64,7 @@ def prior_from_scores(
     setup, task = (setup or Setup()).placed(model), task or classification()
     start = copy.deepcopy(unwrapped(model)).cpu()
 
-    def scored() -> tuple[dict[str, Tensor], Architecture, Probabilities, tuple[Tensor, ...], SearchSpace]:
+    def scored() -> tuple[dict[str, Tensor], Architecture, Probabilities, Example, SearchSpace]:
         with processes.alone(), seeded(setup.seed, "prior"):
             samples = first_samples(data, options, task, seed=setup.seed)
             network = copy.deepcopy(start).to(choose_device(setup.device))
@@ -80,7 +81,7 @@ def prior_from_scores(
     return Prior(network=start, architecture=architecture, probabilities=probabilities, samples=samples, space=ordered)
 
 
-def first_samples(data: Data, options: SearchOptions, task: Task, *, seed: int) -> tuple[Tensor, ...]:
+def first_samples(data: Data, options: SearchOptions, task: Task, *, seed: int) -> Example:
     """The inputs of at most `SAMPLES` samples that the architecture learns from, on the CPU, not augmented.
 
     Batches after the first join it while they hold tensors of the same shapes.
@@ -89,19 +90,23 @@ def first_samples(data: Data, options: SearchOptions, task: Task, *, seed: int) 
     feeds = search_feeds(
         data, task, batch_size=options.batch_size, weights_share=options.weights_share, seed=seed, device=cpu
     )
-    found: list[tuple[Tensor, ...]] = []
+    found: list[Example] = []
     with closing(iter(feeds.validation)) as batches:  # type: ignore[type-var]
         for batch in batches:
-            if found and _of_one(batch.inputs) != _of_one(found[0]):
+            if found and _of_one(batch.inputs, task) != _of_one(found[0], task):
                 break
             found.append(batch.inputs)
-            if sum(len(inputs[0]) for inputs in found) >= SAMPLES:
+            held = sum(samples_in(inputs, axis=task.sample_axis) for inputs in found)
+            if held >= SAMPLES:
                 break
-    return tuple(torch.cat(parts)[:SAMPLES] for parts in zip(*found, strict=True))
+    return sliced(joined(found, task.sample_axis), slice(0, SAMPLES), held, task.sample_axis)
 
 
-def _of_one(inputs: tuple[Tensor, ...]) -> list[torch.Size]:
-    return [tensor.shape[1:] for tensor in inputs]
+def _of_one(inputs: Example, task: Task) -> Any:
+    """Structure and shapes of one sample of inputs."""
+    held = samples_in(inputs, axis=task.sample_axis)
+    one = sliced(inputs, slice(0, 1), held, task.sample_axis)
+    return form_of(one), [tensor.shape for tensor in tensors_in(one)]
 
 
 log = logging.getLogger("transprune.run")

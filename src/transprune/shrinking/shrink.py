@@ -21,7 +21,8 @@ from transprune.reading.inspection import full_space
 from transprune.reading.layouts import Layout, Sizes, full_size, is_prefix, kept_of, size_of
 from transprune.reading.networks import set_mode, untouched, unwrapped
 from transprune.reading.reading import Reading, read
-from transprune.reading.trace import Example, as_inputs, first_line
+from transprune.reading.trace import Example, first_line
+from transprune.runtime.structures import as_inputs
 from transprune.shrinking.adapters import adapt
 from transprune.shrinking.traced_network import TracedNetwork, sizes_of, traced_network
 
@@ -113,7 +114,7 @@ class _Shrinking:
     def sizes(self) -> Sizes:
         return sizes_of(self.architecture, self.reading)
 
-    def student(self, inputs: tuple[Tensor, ...]) -> nn.Module:
+    def student(self, inputs: Example) -> nn.Module:
         """The smaller network, of the model's own classes if its forward can follow."""
         own = self._cut_model()
         traced = traced_network(self.program, copy.deepcopy(own), self.sizes, reason="")
@@ -227,7 +228,7 @@ def _widened(tensor: Tensor, axis: int, size: int, layout: Layout) -> Tensor:
     return torch.cat([tensor, drawn.to(tensor)], dim=axis)
 
 
-def _disagreement(own: nn.Module, traced: TracedNetwork, inputs: tuple[Tensor, ...]) -> str | None:
+def _disagreement(own: nn.Module, traced: TracedNetwork, inputs: Example) -> str | None:
     """Why a cut network's own forward differs from the traced operators; None if they agree."""
     modes = [(module, module.training) for module in own.modules()]
     tried = probes(inputs)

@@ -17,7 +17,8 @@ from transprune.reading.coupling import Arguments, Function
 from transprune.reading.execution import Program, Step, Surroundings, Value
 from transprune.reading.layouts import Order, Sizes, is_searched, kept_of
 from transprune.reading.reading import Reading
-from transprune.runtime.structures import on_device
+from transprune.reading.trace import Example
+from transprune.runtime.structures import inputs_of, on_device
 
 
 class TracedNetwork(nn.Module):
@@ -54,16 +55,16 @@ class TracedNetwork(nn.Module):
         return str(self.__dict__["_reason"])
 
     def forward(self, inputs: Tensor) -> Any:
-        return self.run(inputs)
+        return self.run((inputs,))
 
-    def run(self, *inputs: Tensor) -> Any:
-        """Runs the operators on the positional arguments of the unpruned network's forward.
+    def run(self, inputs: Example) -> Any:
+        """Runs the operators on the inputs of the unpruned network's forward.
 
         Raises:
             DataError: The inputs differ from the traced ones in more than the number of samples.
         """
         program, sizes, _ = self.__dict__["_traced"]
-        self._check_inputs(inputs)
+        self._check_inputs(program.reading.trace.tensors_of(inputs))
         if self.training:
             for path in self.__dict__["_counting"]:
                 count = tensor_at(self, path)
@@ -73,9 +74,9 @@ class TracedNetwork(nn.Module):
 
     def _check_inputs(self, inputs: tuple[Tensor, ...]) -> None:
         program, _, kind = self.__dict__["_traced"]
-        free = [] if program.reading.trace.batch is None else ["batch"]
-        expected = [[*free, *sizes[len(free) :]] for sizes in program.input_shapes]
-        if [[*free, *tensor.shape[len(free) :]] for tensor in inputs] != expected:
+        trace = program.reading.trace
+        expected = trace.shapes_of(program.input_shapes, "batch")
+        if trace.shapes_of(inputs, "batch") != expected:
             raise DataError(
                 f"cannot run the operators that were traced from {kind.__name__} on inputs of shape "
                 f"{_listed(tensor.shape for tensor in inputs)}: the sizes of the example are written into them; "
@@ -87,10 +88,10 @@ class TracedNetwork(nn.Module):
 
 
 class TracedNetworkOfSeveral(TracedNetwork):
-    """A `TracedNetwork` of several inputs."""
+    """A `TracedNetwork` of several inputs, or of nested ones."""
 
-    def forward(self, *inputs: Tensor) -> Any:
-        return self.run(*inputs)
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        return self.run(inputs_of(inputs, named))
 
 
 def _listed(shapes: Iterable[Iterable[object]]) -> str:
@@ -98,8 +99,8 @@ def _listed(shapes: Iterable[Iterable[object]]) -> str:
 
 
 def traced_network(program: Program, modules: nn.Module, sizes: Sizes, reason: str) -> TracedNetwork:
-    """A `TracedNetwork` of as many inputs as were traced; the arguments are the same."""
-    kind = TracedNetwork if len(program.reading.trace.inputs) == 1 else TracedNetworkOfSeveral
+    """A `TracedNetwork` of inputs as they were traced; the arguments are the same."""
+    kind = TracedNetwork if program.reading.trace.is_of_one_tensor else TracedNetworkOfSeveral
     return kind(program, modules, sizes, reason)
 
 

@@ -22,8 +22,9 @@ from transprune.models.residual import initialise
 from transprune.options import SearchOptions
 from transprune.reading.networks import unwrapped
 from transprune.reading.reading import read
+from transprune.reading.trace import Trace
 from transprune.runtime import KeptGenerator, choose_device, processes
-from transprune.runtime.structures import on_device, tensors_in
+from transprune.runtime.structures import called, on_device
 from transprune.shrinking.sort import Importance, magnitude, sort_channels
 from transprune.space import SearchSpace
 from transprune.tas.expected_cost import ExpectedCost, sum_of_penalties
@@ -76,7 +77,9 @@ class Bilevel(Loop):
         device = choose_device(setup.device)
         task = task or classification()
         start, example = copy.deepcopy(unwrapped(prior.network if prior else model)).cpu(), example_of(data)
-        space = replace(prior.space if prior else space, reading=read(start, example, space.reading))
+        reading = read(start, example, space.reading)
+        task.check_axis(reading.trace.axes)
+        space = replace(prior.space if prior else space, reading=reading)
         self.space, self.options, self.limits = space, options, tuple(limits)
         self.model, self.example, self.prior = model, example, prior
         if options.start == "scratch":
@@ -166,12 +169,12 @@ class Bilevel(Loop):
     def step_weights(self, batch: Batch, temperature: float) -> None:
         """One step of the weights, with the architecture parameters held."""
         if self.schedule.last_epoch == 0:
-            _warn_of_other_sizes(self.example, batch)
+            _warn_of_other_sizes(self.space.reading.trace, batch)
         with torch.no_grad():
             selection = self.select(temperature)
 
         def forward(part: Batch) -> tuple[Tensor, Any]:
-            outputs = self.supernet(selection, *part.inputs)
+            outputs = called(partial(self.supernet, selection), part.inputs)
             loss = self.loss(outputs, part)
             if self.schedule.last_epoch == 0:
                 check_first_loss(loss, self.phase)
@@ -189,7 +192,7 @@ class Bilevel(Loop):
             self.generator.set_state(before)  # all parts draw the same candidates, each in a graph of its own
             with torch.autocast("cpu", enabled=False):  # costs need more digits than bfloat16 has
                 selection, penalty = self.select(temperature), on_device(self.penalty(), self.device)
-            outputs = self.supernet(selection, *part.inputs)
+            outputs = called(partial(self.supernet, selection), part.inputs)
             return self.loss(outputs, part) + self.options.penalty_weight * penalty, outputs
 
         self.architecture_update.step(batch, forward)
@@ -254,9 +257,11 @@ def architecture_rates(options: SearchOptions, steps: int) -> tuple[float, float
     return TRAVEL / steps, options.architecture_weight_decay * min(1.0, steps / PAPER_STEPS)
 
 
-def _warn_of_other_sizes(example: tuple[Tensor, ...], batch: Batch) -> None:
+def _warn_of_other_sizes(traced: Trace, batch: Batch) -> None:
     """Says so if the samples that costs are counted for are not those that are learned from."""
-    ours, theirs = ([list(tensor.shape[1:]) for tensor in tensors_in(inputs)] for inputs in (example, batch.inputs))
+    given = traced.tensors_of(batch.inputs)
+    shapes = (traced.shapes_of(tensors, "samples") for tensors in (traced.tensors, given))
+    ours, theirs = ([[size for size in sizes if size != "samples"] for sizes in each] for each in shapes)
     if ours != theirs and processes.is_first():
         log.warning(
             "the batches hold samples of the shapes %s, the example of %s: costs are counted for the example",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ class Prior:
     """The best architecture within the budget, as far as it is known without a search."""
     probabilities: Probabilities = field(repr=False)
     """Probability of every candidate when the search begins."""
-    samples: tuple[Tensor, ...] = field(repr=False)
+    samples: Any = field(repr=False)
     """The inputs that it has been seen from."""
     space: SearchSpace = field(repr=False)
     """What may be chosen, with the order in which the blocks of stages go."""

@@ -40,7 +40,7 @@ from transprune.reading.networks import unwrapped
 from transprune.reading.reading import Reading, read
 from transprune.reading.stages import BlockRun
 from transprune.reading.trace import Example, operator
-from transprune.runtime.structures import on_device
+from transprune.runtime.structures import inputs_of, on_device
 from transprune.shrinking.traced_network import cut_constant, in_mode, tensor_at
 from transprune.space import SearchSpace
 from transprune.tas.alignment import align_channels
@@ -106,10 +106,11 @@ class Supernet(nn.Module):
         use_channels_last(self.network)
         self.plan = _Plan(reading, space, self.network)
 
-    def forward(self, selection: Selection, *inputs: Any) -> Any:
-        """The model's outputs for the selected candidates."""
+    def forward(self, selection: Selection, *inputs: Any, **named: Any) -> Any:
+        """The model's outputs for the selected candidates; the inputs are those of the model's forward."""
         with SoundConvolutions():
-            return self.plan.program.run(_Mixing(self, selection), inputs)
+            given = inputs_of(inputs, named)
+            return self.plan.program.run(_Mixing(self, selection, given), given)
 
     @torch.no_grad()
     def plain_weights(self, architecture: Architecture) -> dict[str, torch.Tensor]:
@@ -240,12 +241,14 @@ class _Mixing(Surroundings):
     `Program.run` calls `function` for every operator and `stage_end` after every stage.
     """
 
-    def __init__(self, supernet: Supernet, selection: Selection) -> None:
+    def __init__(self, supernet: Supernet, selection: Selection, inputs: Example) -> None:
         widths = {name: max(choice.sizes) for name, choice in selection.widths.items()}
+        trace = supernet.plan.program.reading.trace
+        samples = trace.samples_in(trace.tensors_of(inputs))
         self.shares: dict[tuple[str, int], Tensor] = {}
         """Weight of each block that only some of the candidates in use keep, where blocks are mixed one by one."""
         blocks = {name: self._in_use(supernet.space, name, drawn) for name, drawn in selection.depths.items()}
-        super().__init__(Sizes(widths, blocks, is_supernet=True))
+        super().__init__(Sizes(widths, blocks, samples, is_supernet=True))
         self.supernet = supernet
         self.selection = selection
         self.plan = supernet.plan

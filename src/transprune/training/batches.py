@@ -28,7 +28,7 @@ from transprune.data import (
 from transprune.errors import DataError, TranspruneError
 from transprune.runtime import processes, random_states, seeded, set_random_states
 from transprune.runtime.interruption import start_loading
-from transprune.runtime.structures import on_device, outline, sliced, tensors_in
+from transprune.runtime.structures import as_inputs, on_device, outline, samples_in, sliced
 from transprune.training.faults import worker_died
 from transprune.training.tasks import Task
 
@@ -46,16 +46,23 @@ these, to learn from and to measure on, as a pair or by the names `train` and `t
 class Batch(NamedTuple):
     """One batch, split into inputs and targets."""
 
-    inputs: tuple[Any, ...]
-    """Positional arguments of the network."""
+    inputs: Any
+    """Inputs of the network: a tuple of positional arguments, a mapping of named ones, or `Inputs`."""
     targets: Any
     """What the loss compares the outputs with."""
+    axis: int = 0
+    """The axis of inputs that counts samples."""
 
     @property
     def samples(self) -> int:
-        """The number of samples: the size of the first axis of the first input tensor; 1 if there is none."""
-        first = next(tensors_in(self.inputs), None)
-        return len(first) if first is not None and first.dim() else 1
+        """The number of samples."""
+        return samples_in(self.inputs, self.targets, self.axis)
+
+    def part(self, places: slice) -> Batch:
+        """Some of the samples."""
+        samples = self.samples
+        inputs, targets = (sliced(value, places, samples, self.axis) for value in (self.inputs, self.targets))
+        return Batch(inputs, targets, self.axis)
 
 
 class Feed:
@@ -175,7 +182,7 @@ class Feed:
                 f"cannot take apart a batch of the {self._part} loader, {outline(batch)}: "
                 f"{error if isinstance(error, DataError) else repr(error)}"
             ) from error
-        return Batch(inputs if isinstance(inputs, tuple) else (inputs,), targets)
+        return Batch(as_inputs(inputs), targets, self._task.sample_axis)
 
 
 def own_share() -> tuple[int, int]:
@@ -368,10 +375,10 @@ def _first_inputs(loader: Iterable[Any], task: Task) -> tuple[Any, ...]:
     return inputs
 
 
-def example_of(data: Data) -> tuple[Tensor, ...]:
+def example_of(data: Data) -> Any:
     """Inputs of the right shape for the network, on the CPU; their values have no meaning."""
     if isinstance(data, LoaderData):
-        return tuple(tensor.cpu() for tensor in data.inputs)
+        return on_device(as_inputs(data.example), "cpu")
     return (torch.zeros(1, *_images(data).image_size),)
 
 

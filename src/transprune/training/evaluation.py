@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transprune.data import ImageData, make_loader
 from transprune.errors import DataError, OptionError, TranspruneError
 from transprune.runtime import choose_device, processes
-from transprune.runtime.structures import outline
+from transprune.runtime.structures import called, outline
 from transprune.training.batches import AnyData, Batch, as_data, feed
 from transprune.training.faults import data_problem, plain_inputs
 from transprune.training.tasks import Task, classification, each_logits
@@ -117,7 +117,7 @@ def evaluate_batches(network: Callable[..., Any], batches: Iterable[Batch], task
     meter = Meter(task)
     for batch in batches:
         try:
-            outputs = network(*batch.inputs)
+            outputs = called(network, batch.inputs)
             meter.add(task.loss_of(outputs, batch.targets), outputs, batch)
         except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
             problem = None if isinstance(error, TranspruneError) else data_problem(error, batch)

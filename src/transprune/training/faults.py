@@ -79,7 +79,8 @@ def explained(loop: Loop, batch: Batch | None = None) -> Iterator[None]:
 
 def plain_inputs(batch: Batch) -> Any:
     """The inputs of a batch; a single input without its tuple."""
-    return batch.inputs[0] if len(batch.inputs) == 1 else batch.inputs
+    is_one = isinstance(batch.inputs, tuple) and len(batch.inputs) == 1
+    return batch.inputs[0] if is_one else batch.inputs
 
 
 def _is_memory(error: Exception) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -68,7 +68,11 @@ class Task:
     """Maps student outputs, teacher outputs and targets to one number; None: the default loss, with `weight` and
     `distillation_temperature` from the options."""
     split: Callable[[Any], tuple[Any, Any]] = last_is_target
-    """Splits a batch into the network's inputs (a tuple of positional arguments, or a single one) and the targets."""
+    """Splits a batch into the network's inputs (a tuple of positional arguments, a mapping of named ones, `Inputs` for
+    both, or a single one) and the targets."""
+    sample_axis: int = 0
+    """The axis of the inputs, and of outputs and targets of their size, that counts samples: 1 for batches [length,
+    samples, ...], as recurrent layers take them."""
 
     def __post_init__(self) -> None:
         if self.outputs not in ("values", "logits"):
@@ -77,6 +81,23 @@ class Task:
         if bad:
             raise OptionError(
                 f"cannot call a metric {bad[0]!r}: expected letters, digits and _, and none of {', '.join(RESERVED)}"
+            )
+
+    def check_axis(self, axes: Sequence[int | None]) -> None:
+        """Checks that samples are counted along the axis that the network keeps apart.
+
+        Args:
+            axes: The axis of each input tensor that counts samples, as a trace has it.
+
+        Raises:
+            DataError: They are counted along another.
+        """
+        found = next((axis for axis in axes if axis is not None), self.sample_axis)
+        if found != self.sample_axis:
+            raise DataError(
+                f"cannot take axis {self.sample_axis} of the inputs for samples: the network mixes what lies along it, "
+                f"and keeps apart what lies along axis {found}; expected a task with sample_axis={found}, or inputs "
+                f"[samples, ...]"
             )
 
     @property
@@ -327,8 +348,8 @@ def imitation_loss(
     """(1 − λ) · loss(student, targets) + λ · mean squared difference of student and teacher, for any outputs.
 
     Args:
-        student_outputs: A tensor, or tuples, lists and dicts of tensors; every tensor has the same weight.
-        teacher_outputs: The same structure; no gradient flows to it.
+        student_outputs: Tensors of any structure; every tensor has the same weight.
+        teacher_outputs: The same structure; no gradient flows to it. Of two mappings the common names are compared.
         targets: Targets for `loss`.
         weight: λ in [0, 1]; 0 ignores the teacher.
         loss: Loss of the student's outputs against the targets.
@@ -336,8 +357,12 @@ def imitation_loss(
     Raises:
         OptionError: The outputs of student and teacher differ in structure or shape.
     """
-    _check_same_shapes(student_outputs, teacher_outputs)
-    pairs = zip(tensors_in(student_outputs), tensors_in(teacher_outputs), strict=True)
+    compared: list[Any] = [student_outputs, teacher_outputs]
+    if all(isinstance(outputs, Mapping) for outputs in compared):  # some are given in evaluation alone, as caches are
+        common = [name for name in student_outputs if name in teacher_outputs]
+        compared = [{name: outputs[name] for name in common} for outputs in compared]
+    _check_same_shapes(*compared)
+    pairs = zip(*map(tensors_in, compared), strict=True)
     from_teacher = torch.stack([F.mse_loss(student, teacher.detach()) for student, teacher in pairs]).mean()
     return (1 - weight) * loss(student_outputs, targets) + weight * from_teacher
 

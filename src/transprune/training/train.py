@@ -24,7 +24,7 @@ from transprune.options import (
 )
 from transprune.reading.networks import unwrapped
 from transprune.runtime import choose_device, seeded
-from transprune.runtime.structures import on_device, outline
+from transprune.runtime.structures import called, on_device, outline, tensors_in
 from transprune.training.batches import AnyData, Batch, Data, as_data, example_of, feed
 from transprune.training.evaluation import evaluate_batches, evaluation_mode
 from transprune.training.faults import check_first_loss
@@ -179,7 +179,7 @@ class Fit(Loop):
             self.average.update_parameters(self.network)
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Any]:
-        outputs = self.compute(*batch.inputs)
+        outputs = called(self.compute, batch.inputs)
         loss = self.loss(outputs, batch)
         if self.schedule.last_epoch == 0:
             check_first_loss(loss, self.phase)
@@ -259,7 +259,7 @@ PARTS: tuple[Literal["train"], Literal["test"]] = ("train", "test")
 def loss_function(
     teacher: Teacher | None,
     task: Task,
-    example: tuple[Tensor, ...],
+    example: Any,
     *,
     weight: float,
     temperature: float = 4.0,
@@ -282,13 +282,13 @@ def loss_function(
 
     def loss(outputs: Any, batch: Batch) -> Tensor:
         with torch.no_grad():
-            guidance = ask(*batch.inputs)
+            guidance = called(ask, batch.inputs)
         return task.distillation_loss_of(outputs, guidance, batch.targets, weight=weight, temperature=temperature)
 
     return loss
 
 
-def _guide(teacher: Teacher, example: tuple[Tensor, ...]) -> Callable[..., Any]:
+def _guide(teacher: Teacher, example: Any) -> Callable[..., Any]:
     """What is asked in the place of a teacher, which need only run: a copy of a network, or a function as it is.
 
     Raises:
@@ -301,13 +301,14 @@ def _guide(teacher: Teacher, example: tuple[Tensor, ...]) -> Callable[..., Any]:
         )
     if not isinstance(teacher, nn.Module):
         return teacher
+    device = next(tensors_in(example)).device
     if isinstance(teacher, torch.jit.ScriptModule):
         content = io.BytesIO()  # its parameters do not survive deepcopy
         torch.jit.save(teacher, content)
         content.seek(0)
-        copied: Callable[..., Any] = torch.jit.load(content, map_location=example[0].device).eval()
+        copied: Callable[..., Any] = torch.jit.load(content, map_location=device).eval()
         return copied
-    guide = copy.deepcopy(unwrapped(teacher)).to(example[0].device).eval().requires_grad_(False)
+    guide = copy.deepcopy(unwrapped(teacher)).to(device).eval().requires_grad_(False)
     use_channels_last_if_suited(guide, example)
     return guide
 
@@ -341,5 +342,5 @@ def estimate_statistics(
     device = next(network.parameters()).device
     with seeded(seed, "statistics"), average_norms():
         for batch in feed(data, "train", task, batch_size=batch_size, seed=seed, device=device):
-            network(*batch.inputs)
+            called(network, batch.inputs)
     return network.eval()

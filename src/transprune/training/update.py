@@ -16,7 +16,6 @@ from transprune.kernels.feature_maps import SoundConvolutions
 from transprune.kernels.norm_modes import fast_norms, joint_norms
 from transprune.options import Precision, Schedule, SearchOptions, StepOptions, TrainingOptions
 from transprune.runtime import UserFunction, processes
-from transprune.runtime.structures import sliced
 from transprune.training.batches import Batch
 from transprune.training.faults import Sentinel
 
@@ -218,7 +217,7 @@ def parts_of(batch: Batch, count: int) -> list[Batch]:
     if count == 1:
         return [batch]
     places = [processes.share_of(samples, index, count) for index in range(count)]
-    return [Batch(*(sliced(value, place, samples) for value in batch)) for place in places]
+    return [batch.part(place) for place in places]
 
 
 def _mean(learned: Sequence[Learned], samples: int) -> Tensor:

@@ -416,6 +416,8 @@ def recurrent(call: Call) -> Any:
         if projection is not None:
             narrow, wide = call.axes_of(projection) or []
             call.unify(wide, hidden)
+            # torch tells an LSTM with a projection by its width: it must differ from that of the hidden units.
+            call.fix(hidden, "must have more hidden units than its projection has")
         handed_on = handed_on or (hidden if projection is None else narrow)
         if projection is not None:
             call.unify(narrow, handed_on)
