@@ -28,7 +28,8 @@ def _one_thread(_few_threads):
 
 
 @pytest.mark.usefixtures("_one_thread")
-def test_the_guide_to_tasks_runs_and_prints_what_it_says():
+def test_the_guide_to_tasks_runs_and_prints_what_it_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     names, printed = run_blocks("tasks.md")
     assert printed.count("Evaluation(loss=") == printed.count("metrics={'r2': ") == 2
