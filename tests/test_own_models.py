@@ -19,6 +19,8 @@ from transprune.runs import RunOptions, prepare, steps
 from transprune.runtime import read_journal
 from transprune.training.train import Fit
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 NET = """
 from torch import nn
 
@@ -71,7 +73,7 @@ def search(*more):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, few_digits):
     """A folder with the user's code and weights of another classifier, and a run of them in `out`."""
     place = tmp_path_factory.mktemp("own")
     with pytest.MonkeyPatch.context() as patch:
