@@ -55,9 +55,10 @@ def others(found: Mapping[str, Record]) -> list[str]:
     ]
     return [
         "## Networks that are no classifiers",
-        f"Small forms of other architectures, and of every kind of input and wrapper "
-        f"([the list](../benchmarks/other_networks.py)): {counted(measured)}. Instead of *zeroing*, one step of a "
-        f"search and one of a distillation at 16 samples are run on each that is read; what is refused says why.",
+        "Small forms of other architectures, and of every kind of input and wrapper "
+        f"([the list](../benchmarks/other_networks.py)): {counted(measured)}. Instead of *zeroing*, one step of "
+        "a search and one of a distillation at 16 samples are run on each that is read; a network that is refused "
+        "says why.",
         "\n".join([*OTHER_HEAD, *rows]),
     ]
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 import transprune
 from isolated import Record, first_line
@@ -94,10 +95,10 @@ def examine(listed: ListedModel | OtherNetwork) -> Record:
         check_full(examination, space)
         for label, architecture in architectures(space).items():
             check_student(examination, space, label, architecture)
-        if isinstance(listed, OtherNetwork):
-            check_learning(examination, space)
-        else:
+        if not isinstance(listed, OtherNetwork):
             check_zeroing(examination, space)
+        elif any(parameter.requires_grad for parameter in examination.model.parameters()):
+            check_learning(examination, space)
     except TranspruneError as error:
         record |= {"outcome": "refused", "error": first_line(error)}
     except Exception as error:  # whatever goes wrong is the result
@@ -235,6 +236,8 @@ def runs(student: nn.Module, inputs: Any) -> bool:
     """Whether outputs and gradients are finite numbers after a step forward and backward."""
     outputs = called(student.train(), inputs)
     parts = [each.abs() for each in tensors_in(outputs) if each.requires_grad]
+    if not any(parameter.requires_grad for parameter in student.parameters()):
+        return all(bool(each.isfinite().all()) for each in tensors_in(outputs))
     torch.stack([part.sum() for part in parts]).sum().backward()
     gradients = [parameter.grad for parameter in student.parameters() if parameter.grad is not None]
     return bool(gradients) and all(bool(value.isfinite().all()) for value in [*parts, *gradients])
@@ -263,7 +266,8 @@ Memory = tuple[dict[str, Tensor], list[tuple[str, type, bool]]]
 
 def remembered(model: nn.Module) -> Memory:
     """Copies of a model's tensors, and its modules' paths, types and modes."""
-    tensors = {name: value.clone() for name, value in model.state_dict().items()}
+    state = model.state_dict().items()
+    tensors = {name: value.clone() for name, value in state if isinstance(value, Tensor) and not is_lazy(value)}
     return tensors, [(name, type(module), module.training) for name, module in model.named_modules()]
 
 

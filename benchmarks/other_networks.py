@@ -22,7 +22,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
 from transprune import Inputs
 
@@ -2145,7 +2145,7 @@ STRUCTURES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
 
 def _pruned() -> nn.Module:
     network = Body()
-    torch.nn.utils.prune.l1_unstructured(network.first, "weight", 0.5)
+    prune.l1_unstructured(network.first, "weight", 0.5)
     return network
 
 

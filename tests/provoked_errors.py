@@ -239,6 +239,7 @@ ways(
     wrappers_jit=lambda _: inspect(torch.jit.script(nn.Linear(2, 2)), torch.zeros(1, 2)),
     wrappers_history=lambda _: inspect(nn.Sequential(nn.utils.weight_norm(nn.Linear(2, 2))), torch.zeros(1, 2)),
     trace_structure=lambda _: transprune.read(plain(), example()).trace.tensors_of(([example()],)),
+    search_frozen=lambda _: transprune.search(plain().requires_grad_(False), in_two([(example(), LABELS)]), "macs=0.5"),
     sample_axis=lambda _: transprune.classification().check_axis((1, 1)),
     trace_example=lambda _: inspect(plain(), torch.zeros(1, 1, 8, 8)),
     trace_branch=lambda _: inspect(Branching(), example()),
@@ -477,6 +478,14 @@ ways(
     data_channels=lambda _: few(channels=4, mean=(0.5, 0.5, 0.5)),
     data_label=lambda _: few([0, 7]),
 )
+
+
+LABELS = torch.zeros(2, dtype=torch.int64)
+
+
+def in_two(batches):
+    """The same batches for weights and architecture."""
+    return LoaderData(train=batches, test=batches, search=(batches, batches), example=example())
 
 
 def stream(batches, shape=(1, 3, 8, 8)):

@@ -31,14 +31,14 @@ FAST = [
 @contextmanager
 def counted_traces():
     """Classes of the networks that are traced, one for each time."""
-    found, exported = [], trace._exported
+    found, exported = [], trace._export
 
     def counted(network, inputs):
         found.append(type(network).__name__)
         return exported(network, inputs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trace, "_exported", counted)
+        patch.setattr(trace, "_export", counted)
         yield found
 
 

@@ -18,7 +18,7 @@ from transprune.errors import ExportError
 from transprune.reading.trace import Example, Flat, first_line, rebatched, sample_axes
 from transprune.runtime.files import write_atomically
 from transprune.runtime.journal import quiet
-from transprune.runtime.structures import as_inputs, called, on_device, samples_in, tensors_in
+from transprune.runtime.structures import as_inputs, called, mapped, on_device, samples_in, tensors_in
 
 
 def export(network: nn.Module, example: Example, path: str | Path) -> Path:
@@ -26,7 +26,8 @@ def export(network: nn.Module, example: Example, path: str | Path) -> Path:
 
     Args:
         network: The network, in evaluation mode in the file; untouched.
-        example: A batch of inputs, of any structure. The file takes any number of samples, where the forward does.
+        example: Inputs of the forward, of any structure. The file takes their tensors one after another, and any number
+            of samples, where the forward does.
         path: Where to: `NAME.onnx` for ONNX, `NAME.pt2` for a program that `torch.export.load` reads.
 
     Raises:
@@ -36,10 +37,10 @@ def export(network: nn.Module, example: Example, path: str | Path) -> Path:
     path = Path(path)
     if path.suffix not in (".onnx", ".pt2"):
         raise ExportError(f"cannot export to '{path}': expected a name that ends in .onnx or .pt2")
-    program, batch = export_program(network, example), on_device(as_inputs(example), "cpu")
-    if not takes_any_batch(program):
-        axes = sample_axes(network, batch)
-        batch = batch if axes is None else rebatched(batch, 1, axes)
+    program = export_program(network, example)
+    inputs = mapped(as_inputs(example), lambda tensor: tensor.detach().cpu())
+    axes = None if takes_any_batch(program) else sample_axes(network, inputs)
+    batch = inputs if axes is None else rebatched(inputs, 1, axes)
     if path.suffix == ".onnx":
         content = onnx_bytes(program)
         check_onnx(content, network, [batch])

@@ -53,8 +53,8 @@ def load(
     for group, width in architecture.widths.items():
         if width > largest:
             raise _misfit(folder, f"the width of {group!r} is {width}, and no tensor is that large")
-    zeros = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in origin.inputs)
-    student = shrink(unpruned, architecture, zeros if example is None else example, reading=reading)
+    given = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in origin.inputs)
+    student = shrink(unpruned, architecture, given if example is None else example, reading=reading)
     difference = _difference(student.state_dict(), tensors)
     if difference and model is not None:
         raise ModelError(

@@ -73,9 +73,9 @@ def measure_latencies(
     Raises:
         LatencyError: A network cannot be exported for the backend, or cannot take a batch of this size.
     """
-    first = next(iter(networks.values()))
-    options, place = options or LatencyOptions(), choose_device(device, first)
-    backend, inputs = make_backend(options, place), as_batch(first, example, options.batch_size)
+    options, first = options or LatencyOptions(), next(iter(networks.values()))
+    backend = make_backend(options, choose_device(device, first))
+    inputs = as_batch(first, example, options.batch_size)
     with backend.running():
         calls = [backend.network(copy.deepcopy(network).cpu().eval(), inputs) for network in networks.values()]
         return dict(zip(networks, time_networks(calls, backend, repeats=2 * options.repeats), strict=True))

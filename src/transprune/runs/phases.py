@@ -32,7 +32,7 @@ from transprune.options import SearchOptions, TrainingOptions
 from transprune.runs.material import check_training_images
 from transprune.runs.run_options import RunOptions
 from transprune.runtime import RunFolder, processes, seeded
-from transprune.runtime.structures import on_device
+from transprune.runtime.structures import on_device, samples_in, tensors_in
 from transprune.searching.contenders import Contender
 from transprune.searching.search import SearchResult, prior_from_scores, result_of
 from transprune.shrinking.shrink import shrink
@@ -284,8 +284,9 @@ def _search_start(run: Run) -> Start:
         run.keep_space(prior.space)
         run.decide(
             f"The search starts from an architecture of {amounts(space, limits, prior.architecture)}",
-            f"scores of all candidates on {len(prior.samples[0])} training images, labels not used, speak for it; the "
-            "channels stand in the order in which the layers behind would miss them, and of blocks that may go in any "
+            f"scores of all candidates on {samples_in(prior.samples, axis=run.task.sample_axis)} training images, "
+            "labels not used, speak for it; the channels stand in the order in which the layers behind would miss "
+            "them, and of blocks that may go in any "
             "order the one goes first without which the outputs move least",
             architecture=prior.architecture.to_json(),
         )
@@ -376,7 +377,7 @@ def _inputs(data: Data) -> dict[str, Any]:
     """What the network is given: images of classes, or tensors of some shapes [1, ...] and types."""
     if isinstance(data, ImageData):
         return {"classes": len(data.classes), "input_size": list(data.image_size)}
-    return {"inputs": [{"shape": list(one.shape), "dtype": str(one.dtype)} for one in example_of(data)]}
+    return {"inputs": [{"shape": list(one.shape), "dtype": str(one.dtype)} for one in tensors_in(example_of(data))]}
 
 
 def _explain(run: Run, found: SearchResult) -> None:

@@ -150,7 +150,7 @@ class Run:
     def example(self) -> Example:
         """An image of zeros [1, channels, rows, columns], or the inputs of the data's example."""
         found = example_of(self.data)
-        return found[0] if len(found) == 1 else found
+        return found[0] if type(found) is tuple and len(found) == 1 else found
 
     @contextmanager
     def phase(self, name: str, *, earlier: float = 0.0, **details: Any) -> Iterator[None]:

@@ -57,7 +57,7 @@ from transprune.runs.results import network_figures
 from transprune.runs.run import Run, log, logging_to
 from transprune.runs.run_options import RunOptions, Safety, preset_options
 from transprune.runtime import RunFolder, announce, choose_device, processes
-from transprune.runtime.structures import sliced
+from transprune.runtime.structures import tensors_in
 from transprune.scores.rounds import Compression
 from transprune.searching.search import SearchResult
 from transprune.space import SearchSpace
@@ -253,7 +253,7 @@ def _check_batches(run: Run, sizes: Sequence[int]) -> list[Example]:
     if not isinstance(run.data, ImageData):
         first = next(iter(feed(run.data, "test", run.task, batch_size=1, seed=0, device=torch.device("cpu"))))
         some = {min(size, first.samples) for size in sizes}
-        return [sliced(first.inputs, slice(0, size), first.samples) for size in sorted(some)]
+        return [first.part(slice(0, size)).inputs for size in sorted(some)]
     loader = make_loader(run.data.test, run.data, batch_size=max(EXPORT_CHECKS), train=False, seed=0, device="cpu")
     images, _ = next(iter(loader))
     return [images[:size] for size in sizes]
@@ -264,8 +264,9 @@ def measure_step(run: Run, options: MeasureOptions | None = None) -> dict[str, A
     options = options or MeasureOptions()
     example = run.example
     if not isinstance(example, Tensor):
+        count = len(list(tensors_in(example)))
         raise OptionError(
-            f"cannot measure the run in '{run.folder.path}': its network has {len(example)} inputs, expected one; the "
+            f"cannot measure the run in '{run.folder.path}': its network has {count} inputs, expected one; the "
             "latency of others is in result.json"
         )
     student = load_student(run)

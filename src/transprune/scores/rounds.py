@@ -244,9 +244,13 @@ class _Compressing:
 
         Of the blocks that may go, the one goes next without which the outputs move least; of equals the last.
         """
-        count = len(self.some[0]) if self.reading.trace.batch is not None else 0
-        few = tuple(each[:ABLATION_SAMPLES] for each in self.some) if count else self.some
-        wanted = sliced(self.targets.outputs, slice(0, ABLATION_SAMPLES), count) if count else self.targets.outputs
+        trace, first = self.reading.trace, slice(0, ABLATION_SAMPLES)
+        axis = next((each for each in trace.axes if each is not None), 0)
+        few = trace.some_of(self.some, first)
+        count = trace.samples_in(trace.tensors_of(self.some))
+        wanted = self.targets.outputs
+        if trace.batch is not None:
+            wanted = sliced(wanted, first, count, axis)
 
         def moved(stage: str, kept: tuple[int, ...]) -> float:
             run = CutRun(self.model, self.program, Sizes(blocks={stage: (kept,)}))

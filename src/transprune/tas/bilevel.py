@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from transprune.architecture import Architecture
 from transprune.budget import Limit
+from transprune.errors import OptionError
 from transprune.models.residual import initialise
 from transprune.options import SearchOptions
 from transprune.reading.networks import unwrapped
@@ -106,6 +107,11 @@ class Bilevel(Loop):
         self._architecture_feed = feeds.architecture
         self.architecture_batches = _endless(feeds.architecture)
         self.weights = [parameter for parameter in self.supernet.parameters() if parameter.requires_grad]
+        if not self.weights:
+            raise OptionError(
+                f"cannot search with {type(unwrapped(model)).__name__}: no weight of it may learn (requires_grad); "
+                "expected a network that trains, or compress, which does without"
+            )
         self.weight_optimizer = optimizer_of(self.weights, options, setup.optimizer)
         self.schedule = cosine_schedule(
             self.weight_optimizer, self.steps_an_epoch, options.epochs, options.warm_up_epochs

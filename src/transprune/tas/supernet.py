@@ -243,11 +243,11 @@ class _Mixing(Surroundings):
 
     def __init__(self, supernet: Supernet, selection: Selection, inputs: Example) -> None:
         widths = {name: max(choice.sizes) for name, choice in selection.widths.items()}
-        trace = supernet.plan.program.reading.trace
-        samples = trace.samples_in(trace.tensors_of(inputs))
         self.shares: dict[tuple[str, int], Tensor] = {}
         """Weight of each block that only some of the candidates in use keep, where blocks are mixed one by one."""
         blocks = {name: self._in_use(supernet.space, name, drawn) for name, drawn in selection.depths.items()}
+        trace = supernet.plan.program.reading.trace
+        samples = trace.samples_in(trace.tensors_of(inputs))
         super().__init__(Sizes(widths, blocks, samples, is_supernet=True))
         self.supernet = supernet
         self.selection = selection

@@ -364,15 +364,14 @@ def _loader_of(data: Any, batch_size: int, *, is_training: bool) -> Iterable[Any
     return DataLoader(data, batch_size=batch_size, shuffle=is_training, drop_last=has_rest)
 
 
-def _first_inputs(loader: Iterable[Any], task: Task) -> tuple[Any, ...]:
+def _first_inputs(loader: Iterable[Any], task: Task) -> Any:
     """Inputs of a single sample."""
     feed = Feed(loader, task, torch.device("cpu"), "train")
     with seeded(0, "example"):
         batches = iter(feed)
         first = next(batches)
         batches.close()  # type: ignore[attr-defined]
-    inputs: tuple[Any, ...] = sliced(first.inputs, slice(0, 1), first.samples)
-    return inputs
+    return first.part(slice(0, 1)).inputs
 
 
 def example_of(data: Data) -> Any:

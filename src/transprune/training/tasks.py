@@ -363,7 +363,8 @@ def imitation_loss(
         compared = [{name: outputs[name] for name in common} for outputs in compared]
     _check_same_shapes(*compared)
     pairs = zip(*map(tensors_in, compared), strict=True)
-    from_teacher = torch.stack([F.mse_loss(student, teacher.detach()) for student, teacher in pairs]).mean()
+    numbers = [(student, teacher.detach()) for student, teacher in pairs if student.is_floating_point()]
+    from_teacher = torch.stack([F.mse_loss(*pair) for pair in numbers]).mean() if numbers else 0.0
     return (1 - weight) * loss(student_outputs, targets) + weight * from_teacher
 
 

@@ -223,15 +223,17 @@ def softening(
     from torchvision.transforms import v2
 
     with evaluation_mode(network), torch.no_grad():
-        classes = each_logits(network(*example))[0].shape[1]
+        classes = each_logits(called(network, example))[0].shape[1]
     each = [v2.MixUp(alpha=options.mixup, num_classes=classes)] if options.mixup else []
     each += [v2.CutMix(alpha=options.cutmix, num_classes=classes)] if options.cutmix else []
     blend = v2.RandomChoice(each) if each else None
 
     def soft(batch: Batch) -> Batch:
-        (images, *others), labels = batch.inputs, batch.targets
+        inputs, labels = batch.inputs, batch.targets
+        images = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else None
+        is_image = isinstance(images, Tensor) and images.dim() == 4
         is_labels = isinstance(labels, Tensor) and labels.dim() == 1 and labels.dtype == torch.int64
-        if not is_labels or (blend is not None and (others or images.dim() != 4)):
+        if not is_labels or (blend is not None and not is_image):
             raise OptionError(
                 f"cannot spread or blend the labels of a batch of {outline(batch.inputs)} and {outline(labels)}: "
                 "expected a class for each sample, and for mixup and cutmix one tensor of images [batch, channels, "
@@ -239,17 +241,18 @@ def softening(
             )
         if blend is not None:
             images, spread = blend(images, labels)
+            batch = batch._replace(inputs=(images,))
         else:
             spread = F.one_hot(labels, classes).to(torch.get_default_dtype())
         spread = (1 - options.label_smoothing) * spread + options.label_smoothing / classes
-        return Batch((images, *others), spread)
+        return batch._replace(targets=spread)
 
     return soft
 
 
 def hardened(batch: Batch) -> Batch:
     """A batch that `softening` made, with the likeliest label of each sample."""
-    return Batch(batch.inputs, batch.targets.argmax(1))
+    return batch._replace(targets=batch.targets.argmax(1))
 
 
 PARTS: tuple[Literal["train"], Literal["test"]] = ("train", "test")
