@@ -181,9 +181,12 @@ def test_traced_operators_of_several_inputs_refuse_another_size_or_number_of_the
     inputs = torch.zeros(2, 3, 6), torch.zeros(2, 3, 6)
     student = shrink(Sum(), Architecture(widths={"inside": 2}), inputs)
     assert student(*inputs).shape == (2, 5)
-    for wrong in ((inputs[0][:, :2], inputs[1][:, :2]), inputs[:1]):
-        with pytest.raises(DataError, match=r"expected \[batch, 3, 6\], \[batch, 3, 6\]"):
-            student(*wrong)
+    with pytest.raises(DataError, match=r"expected \[batch, 3, 6\], \[batch, 3, 6\]"):
+        student(inputs[0][:, :2], inputs[1][:, :2])
+    with pytest.raises(
+        DataError, match=r"'other'; expected .* \[11, 3, 6\] and \[11, 3, 6\], of any number of samples"
+    ):
+        student(inputs[0])
 
 
 def test_traced_operators_are_compiled_and_exported_for_any_number_of_samples(traced):

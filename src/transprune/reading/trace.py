@@ -125,10 +125,11 @@ class Trace:
         return tuple(tensor for _, tensor in sorted(tensors, key=lambda pair: pair[0]))
 
     def _misfit(self, inputs: Example, problem: str) -> DataError:
+        size = "" if self.batch is None else ", of any number of samples"
         return DataError(
             f"cannot run what was traced from {type(self.model).__name__} on inputs of {outline(inputs)}: {problem}; "
-            f"expected inputs like the example, {outline(filled(self.given, self.tensors))}: the structure and the "
-            f"flags of the example are written into the operators"
+            f"expected inputs like the example, {outline(filled(self.given, self.tensors))}{size}: the structure and "
+            "the flags of the example are written into the operators"
         )
 
     @property
