@@ -146,8 +146,8 @@ def test_a_loader_without_batches_is_named(part, empty):
 
 
 def test_data_of_an_unknown_kind_is_refused():
-    with pytest.raises(DataError, match="data of the kind DataLoader: expected ImageData or LoaderData"):
-        train(nn.Linear(2, 1), DataLoader(numbered(8), 4), OPTIONS, task=regression())
+    with pytest.raises(DataError, match="data of the kind int: expected ImageData, LoaderData, a DataLoader"):
+        train(nn.Linear(2, 1), 8, OPTIONS, task=regression())
 
 
 def test_a_loader_without_a_length_trains_and_its_learning_rate_still_ends_at_zero():

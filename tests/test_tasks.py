@@ -115,7 +115,7 @@ def test_an_epoch_of_the_search_without_a_task_equals_the_two_steps_written_out(
     searching, plain = bilevel(), bilevel()
     figures = searching.run_epoch()
     losses = []
-    for (images,), labels in plain.weight_batches:
+    for (images,), labels, *_ in plain.weight_batches:
         with torch.no_grad():
             selection = plain.select(10.0)
         loss = F.cross_entropy(plain.supernet(selection, images), labels)
@@ -124,7 +124,7 @@ def test_an_epoch_of_the_search_without_a_task_equals_the_two_steps_written_out(
         plain.weight_optimizer.step()
         plain.schedule.step()
         losses.append(loss.item())
-        (others,), their_labels = next(plain.architecture_batches)
+        (others,), their_labels, *_ = next(plain.architecture_batches)
         loss = F.cross_entropy(plain.supernet(plain.select(10.0), others), their_labels) + 2.0 * plain.penalty()
         plain.architecture_optimizer.zero_grad()
         loss.backward(inputs=list(plain.parameters.parameters()))

@@ -150,7 +150,7 @@ MORE = f"All options, also those of training, search and distillation: {EVERYTHI
 NONE = tyro.MISSING_NONPROP
 """In place of defaults: the dataclass has its own."""
 _OBVIOUS = (None, False, ())
-"""Defaults that help need not mention."""
+"""Defaults that help need not mention; nor True, whose option begins with `--no-`."""
 
 
 def is_asked(arguments: Sequence[str]) -> bool:
@@ -187,7 +187,8 @@ def _page(kind: Any, default: Any, shown: Sequence[str] | None) -> Any:
             inner = _page(inner, NONE if value is MISSING else value, None)
             own = field(default_factory=inner)
         elif item.name in said:
-            marks += (tyro.conf.arg(help=said[item.name], help_behavior_hint="" if item.default in _OBVIOUS else None),)
+            is_obvious = item.default is True or item.default in _OBVIOUS
+            marks += (tyro.conf.arg(help=said[item.name], help_behavior_hint="" if is_obvious else None),)
         made.append((item.name, Annotated[(inner, *marks)] if marks else inner, own))
     return make_dataclass(kind.__name__, made, namespace={"__doc__": kind.__doc__}, frozen=True, kw_only=True)
 

@@ -81,9 +81,12 @@ class Trace:
         """Whether the trace holds for inputs of these shapes and types, whatever their number of samples."""
         try:
             tensors = self.tensors_of(inputs)
-            wanted = tensors if self.batch is None else rebatched(tensors, self.batch, self.axes)
-        except (DataError, IndexError):
+        except DataError:
             return False
+        counted = [(tensor.shape, axis) for tensor, axis in zip(tensors, self.axes, strict=True) if axis is not None]
+        if any(len(shape) <= axis or not shape[axis] for shape, axis in counted):
+            return False  # there is no sample in it
+        wanted = tensors if self.batch is None else rebatched(tensors, self.batch, self.axes)
         return _kinds(wanted) == _kinds(self.tensors)
 
     def samples_in(self, tensors: Sequence[Tensor]) -> int:

@@ -39,8 +39,8 @@ class RunOptions:
     resnet18, resnet34 or resnet50 for large ones; torchvision:NAME or timm:NAME; FILE.py:FUNCTION or
     package.module:FUNCTION, whose code is run."""
     data: str
-    """What it classifies: digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR or parquet:DIR; or FILE.py:FUNCTION, a
-    function of yours that gives data as Python takes it."""
+    """What it classifies: digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR or parquet:DIR; or your own
+    FILE.py:FUNCTION."""
     budget: tuple[str, ...]
     """What the smaller network may cost: macs=0.5 (a share), macs=20.4M, params=100K or latency=4ms (absolute). Given
     several times, all hold. One may name several amounts, macs=0.3,0.5,0.7: a search for each from one supernet, and
