@@ -287,7 +287,7 @@ def test_a_loader_is_data_and_looking_at_it_draws_nothing():
     data = as_data(LOADERS[0], transprune.regression())
     assert torch.equal(torch.get_rng_state(), before)
     assert data.train is data.test is LOADERS[0]
-    assert [tuple(each.shape) for each in data.inputs] == [(1, 6)]
+    assert [tuple(each.shape) for each in data.example] == [(1, 6)]
 
 
 def test_data_sets_without_a_loader_are_data_by_their_names():

@@ -113,7 +113,7 @@ def test_weights_and_architecture_learn_on_different_images(model):
     searching = bilevel(model)
     seen = [set(), set()]
     for place, batches in enumerate((searching.weight_batches, searching.validation_batches)):
-        for (images,), _ in batches:
+        for (images,), *_ in batches:
             seen[place] |= {tuple(image.flatten().tolist()) for image in images}
     assert len(seen[0]) + len(seen[1]) == 64
     assert not seen[0] & seen[1]

@@ -124,8 +124,10 @@ def test_an_epoch_of_the_search_without_a_task_equals_the_two_steps_written_out(
         plain.weight_optimizer.step()
         plain.schedule.step()
         losses.append(loss.item())
-        (others,), their_labels, *_ = next(plain.architecture_batches)
-        loss = F.cross_entropy(plain.supernet(plain.select(10.0), others), their_labels) + 2.0 * plain.penalty()
+        others = next(plain.architecture_batches)
+        loss = (
+            F.cross_entropy(plain.supernet(plain.select(10.0), *others.inputs), others.targets) + 2.0 * plain.penalty()
+        )
         plain.architecture_optimizer.zero_grad()
         loss.backward(inputs=list(plain.parameters.parameters()))
         plain.architecture_optimizer.step()
