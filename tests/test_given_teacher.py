@@ -46,10 +46,15 @@ def network(sign=1.0):
     return model
 
 
+def material(**parts):
+    """What is looked at of a run: of no task but telling images apart."""
+    return SimpleNamespace(options=SimpleNamespace(task=None), **parts)
+
+
 def judged(model, data):
     weights = Weights(tensors=dict(model.state_dict()))
     fresh = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
-    return judge_teacher(SimpleNamespace(weights=weights, data=data, model=fresh), torch.device("cpu"))
+    return judge_teacher(material(weights=weights, data=data, model=fresh), torch.device("cpu"))
 
 
 def test_a_good_teacher_raises_no_doubt():
@@ -85,9 +90,9 @@ def test_an_accuracy_far_below_that_on_training_images_is_said():
 
 
 def test_nothing_is_said_where_there_is_nothing_to_judge():
-    assert judge_teacher(SimpleNamespace(weights=None, data=DATA), torch.device("cpu")) is None
+    assert judge_teacher(material(weights=None, data=DATA), torch.device("cpu")) is None
     partial = Weights(tensors={}, missing=("1.weight",))
-    assert judge_teacher(SimpleNamespace(weights=partial, data=DATA), torch.device("cpu")) is None
+    assert judge_teacher(material(weights=partial, data=DATA), torch.device("cpu")) is None
     assert judged(network(), replace(DATA, is_labelled=False)) is None
 
 
