@@ -20,7 +20,7 @@ setup: $(READY)  ## the environment alone
 demo: $(READY)  ## the main job on handwritten digits, into runs/demo
 	$(BIN)/transprune run resnet20 --data digits --budget macs=0.5 --preset demo --out runs/demo --overwrite
 
-test: $(READY)  ## the tests, a file at a time on each of up to four cores
+test: $(READY)  ## all tests, a file at a time on each of up to four cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 quick: $(READY)  ## the heart of the tests, in less than a minute on two cores
@@ -39,7 +39,8 @@ types: $(READY)  ## static types
 floors: $(READY)  ## no floor imports a higher one
 	$(BIN)/lint-imports
 
-check: lint types floors test  ## all that must be green before a commit
+check: lint types floors  ## what must be green before a commit: style, types, floors, all tests but the longest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m 'not long'
 
 format: $(READY)  ## rewrite in the project's style
 	$(BIN)/ruff check --fix-only --quiet .

@@ -25,6 +25,14 @@ LARGE = (
     *("budget_allows", "never_exceeds", "without_time", "equal_probabilities", "many_candidates"),
 )
 """Parts of the names of tests that `make quick` leaves out of these files: they take seconds each."""
+LONG = (
+    *("test_tutorials.py::test_the_tutorial_on", "docs/compress.md", "docs/command-line.md", "docs/tutorials/paper.md"),
+    *("test_torchrun.py::test_a_process_that_is_killed", "guide_to_watching_a_run", "torchvision/ResNet-resnext"),
+    *("timm/convnext_atto", "torchvision/mnasnet0_5", "SIGTERM-143", "trainer_of_lightning", "loop_of_ones_own_ends"),
+    *(f"at_random_moments_ends_as_one_left_alone[{seed}]" for seed in range(1, 6)),
+)
+"""Parts of the ids of tests that `make check` leaves out, and `make test` runs: the longest ones, which go a way from
+end to end whose pieces have tests of their own."""
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -37,6 +45,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.stem.removeprefix("test_") in HEART and not any(part in item.name for part in LARGE):
             item.add_marker(pytest.mark.heart)
+        if any(part in item.nodeid for part in LONG):
+            item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture(autouse=True)

@@ -143,7 +143,7 @@ def test_a_mask_beside_the_tokens_is_an_input():
 def test_what_cannot_be_compressed_is_refused(half, trained, digits):
     with pytest.raises(DataError, match=r"cannot score a network on 3 samples: expected at least 16"):
         transprune.compress(trained, torch.zeros(3, 1, 8, 8), "macs=0.5")
-    with pytest.raises(DataError, match=r"cannot take samples from a batch with a str in it"):
+    with pytest.raises(DataError, match=r"cannot take samples from a tuple of a str; expected tensors"):
         transprune.compress(trained, [("a", "b")], "macs=0.5")
     with pytest.raises(DataError, match=r"cannot take samples from a int"):
         transprune.compress(trained, 3, "macs=0.5")
