@@ -489,7 +489,9 @@ def test_a_gain_is_no_loss(tmp_path):
     folder = fake_run(tmp_path)
     counts = {"both_right": 300, "teacher_only": 2, "student_only": 40, "both_wrong": 0, "same_mistake": 0}
     changed(folder, "examples.json", counts=counts)
-    assert "38 more of the 360 test images" in verdict(read_record(folder))[0]
+    said = verdict(read_record(folder))
+    assert "38 more of the 360 test images" in said[0]
+    assert "Next: nothing was lost, so a smaller budget may do." in said
 
 
 def test_the_verdict_names_what_is_free_and_whether_the_search_decided(tmp_path):

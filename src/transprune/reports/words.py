@@ -264,7 +264,8 @@ def _next(record: RunRecord) -> Iterator[str]:
             "budget does."
         )
     elif known is not None:
-        yield "Next: so little was lost that a smaller budget may do."
+        little = "so little was lost that" if known[0] > 0 else "nothing was lost, so"
+        yield f"Next: {little} a smaller budget may do."
     shares = {
         kind: after / before for kind in ("macs", "latency_ms") for before, after in _pair(record, kind) if before
     }
