@@ -20,7 +20,7 @@ from test_searching import OPTIONS, Residual
 from test_training import SHORT, assert_same_state, small_network, two_colours
 from transprune.cli import main
 from transprune.errors import ExportError, ModelError, OptionError, RunFolderError
-from transprune.options import DEFAULT_PRESET, PRESETS, SearchOptions, TrainingOptions, search_options
+from transprune.options import DEFAULT_PRESET, PRESETS, SearchOptions, TrainingOptions, from_preset
 from transprune.runs.run_options import preset_options
 from transprune.runtime import choose_device
 from transprune.training import loop
@@ -41,7 +41,7 @@ def test_a_preset_is_named_as_options(monkeypatch):
         transprune.train(small_network(), two_colours(), "quick").state_dict(),
         transprune.train(small_network(), two_colours(), ONE).state_dict(),
     )
-    assert search_options("paper-cifar") == SearchOptions(depth_samples=None)
+    assert from_preset("paper-cifar", lambda preset: preset.search) == SearchOptions(depth_samples=None)
     with pytest.raises(OptionError, match=r"cannot use the preset 'quik': .*did you mean 'quick'"):
         transprune.train(small_network(), two_colours(), "quik")
 

@@ -5,8 +5,9 @@ They stand apart from the code that they control, so that parsing options and pr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 from transprune.errors import OptionError, expected_one_of
 
@@ -452,16 +453,9 @@ def get_preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def training_options(options: TrainingOptions | str) -> TrainingOptions:
-    """The options themselves, or those of a preset by its name."""
-    return get_preset(options).teacher if isinstance(options, str) else options
+Options = TypeVar("Options")
 
 
-def search_options(options: SearchOptions | str) -> SearchOptions:
-    """The options themselves, or those of a preset by its name."""
-    return get_preset(options).search if isinstance(options, str) else options
-
-
-def distillation_options(options: DistillationOptions | str) -> DistillationOptions:
-    """The options themselves, or those of a preset by its name."""
-    return get_preset(options).distill if isinstance(options, str) else options
+def from_preset(options: Options | str, part: Callable[[Preset], Options]) -> Options:
+    """The options themselves, or that part of a preset by its name."""
+    return part(get_preset(options)) if isinstance(options, str) else options

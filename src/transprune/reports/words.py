@@ -110,12 +110,7 @@ def headline(record: RunRecord) -> str:
 
 def _measured(record: RunRecord) -> str:
     """Cost and accuracy of the student; empty while it is not measured."""
-    cost = [
-        f"{percent(after / before)} of the {COST_NAMES.get(kind, kind)}"
-        for kind in record.cost_kinds
-        for before, after in _pair(record, kind)
-        if before
-    ]
+    cost = _shares(record, "the")
     top1 = [
         f"{before:.2f} % → {after:.2f} % top-1 ({points(after - before)})" for before, after in _pair(record, "top1")
     ]
@@ -191,7 +186,7 @@ def lost_images(record: RunRecord) -> tuple[int, float, int] | None:
 
 
 def _lost(record: RunRecord) -> str:
-    known, budget = lost_images(record), " and ".join(_shares(record))
+    known, budget = lost_images(record), " and ".join(_shares(record, "the teacher’s"))
     start = f"The student has {budget}" if budget else "The student"
     if known is None:
         pairs = [f"{points(after - before)}" for before, after in _pair(record, "top1")]
@@ -214,9 +209,10 @@ def _lost(record: RunRecord) -> str:
     )
 
 
-def _shares(record: RunRecord) -> list[str]:
+def _shares(record: RunRecord, whose: str) -> list[str]:
+    """What the student has of each cost that a budget limits."""
     return [
-        f"{percent(after / before)} of the teacher’s {COST_NAMES.get(kind, kind)}"
+        f"{percent(after / before)} of {whose} {COST_NAMES.get(kind, kind)}"
         for kind in record.cost_kinds
         for before, after in _pair(record, kind)
         if before

@@ -17,7 +17,7 @@ from transprune.architecture import Architecture
 from transprune.budget import Budget, Limit, parse_budgets
 from transprune.costs import COSTS, Cost
 from transprune.latency.measurement import trusted_latency
-from transprune.options import DEFAULT_PRESET, LatencyOptions, SearchOptions, search_options
+from transprune.options import DEFAULT_PRESET, LatencyOptions, SearchOptions, from_preset
 from transprune.reading.inspection import inspect
 from transprune.reading.networks import unwrapped
 from transprune.reading.trace import Example
@@ -248,7 +248,7 @@ def search(
         ResourceError: Memory ran out, or a process that loads data died.
         StoppedError: A signal or the time limit of the checkpoints ended it.
     """
-    options, setup = search_options(options), (setup or Setup()).named("search", model)
+    options, setup = from_preset(options, lambda preset: preset.search), (setup or Setup()).named("search", model)
     budgets, task = parse_budgets(budget), task or classification()
     data = as_data(data, task, batch_size=options.batch_size)
     space = space or inspect(copy.deepcopy(unwrapped(model)).cpu(), example_of(data))

@@ -21,6 +21,7 @@ from transprune.training.batches import Batch, Feed
 from transprune.training.evaluation import Meter
 from transprune.training.faults import Sentinel, explained
 from transprune.training.tasks import Task
+from transprune.training.update import MakeOptimizer
 
 log = logging.getLogger("transprune.run")
 
@@ -56,7 +57,7 @@ class Setup:
     """Called after every step."""
     checkpoints: Checkpoints | None = None
     """Where to save checkpoints, and to resume from if there is one; None: nowhere."""
-    optimizer: Callable[[list[nn.Parameter], float], torch.optim.Optimizer] | None = None
+    optimizer: MakeOptimizer | None = None
     """Makes the optimizer of the weights from them and the peak learning rate; None: the options name it."""
     on_divergence: Policy = "stop"
     """What to do about a loss or gradient that is not finite: `stop`, or `skip` the step."""

@@ -19,8 +19,7 @@ from transprune.options import (
     DEFAULT_PRESET,
     DistillationOptions,
     TrainingOptions,
-    distillation_options,
-    training_options,
+    from_preset,
 )
 from transprune.reading.networks import unwrapped
 from transprune.runtime import choose_device, seeded
@@ -61,7 +60,8 @@ def train(
         ResourceError: Memory ran out, or a data worker died.
         StoppedError: A signal or the time limit of the checkpoints ended it.
     """
-    return _fitted(network, None, data, training_options(options), task=task, setup=setup, phase="teacher")
+    options = from_preset(options, lambda preset: preset.teacher)
+    return _fitted(network, None, data, options, task=task, setup=setup, phase="teacher")
 
 
 def distill(
@@ -89,7 +89,8 @@ def distill(
     Raises:
         TranspruneError: As in `train`.
     """
-    return _fitted(student, teacher, data, distillation_options(options), task=task, setup=setup, phase="distill")
+    options = from_preset(options, lambda preset: preset.distill)
+    return _fitted(student, teacher, data, options, task=task, setup=setup, phase="distill")
 
 
 def _fitted(
