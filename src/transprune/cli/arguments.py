@@ -104,7 +104,8 @@ def _all_verbs() -> Any:
     for verb, kind in COMMANDS.items():
         purpose = kind.__doc__.strip().partition("\n")[0]
         verbs.append(Annotated[make_dataclass(verb, ()), tyro.conf.subcommand(verb, description=purpose)])
-    return Union[tuple(verbs)]  # noqa: UP007 (built at run time)
+    listed: Any = Annotated[Union[tuple(verbs)], tyro.conf.arg(name="", help="What to do.")]  # noqa: UP007 (built here)
+    return make_dataclass("Verbs", [("verb", listed)])  # otherwise tyro reads its own source for a docstring
 
 
 def _defaults(arguments: Sequence[str]) -> dict[str, Any]:
