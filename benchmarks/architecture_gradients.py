@@ -1,6 +1,6 @@
 """How large and how certain the gradients of the architecture parameters are, by sampling temperature.
 
-    python benchmarks/architecture_gradients.py --data parquet:DIR --weights teacher.safetensors
+    python benchmarks/architecture_gradients.py --data parquet:DIR --weights FILE [--network net.py:build]
 
 A supernet that starts from a trained network takes a few steps; then the task's loss alone (no penalty) is
 differentiated on one batch after another. Printed for widths and for depths: the mean gradient over the batches (its
@@ -13,17 +13,17 @@ from __future__ import annotations
 import argparse
 
 import torch
-from safetensors.torch import load_file
 
 import transprune
 from transprune.models.by_name import build_model
+from transprune.models.weights import load_weights
 
 
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="such as parquet:DIR or cifar10:DIR")
-    parser.add_argument("--weights", required=True, help="the trained network, .safetensors")
+    parser.add_argument("--weights", required=True, help="file of the trained network")
     parser.add_argument("--network", default="resnet20")
     parser.add_argument("--image-size", type=int, nargs=3, help="channels, rows and columns to bring the images to")
     parser.add_argument("--temperatures", type=float, nargs="*", default=[10.0, 2.0, 0.5])
@@ -34,7 +34,7 @@ def main() -> None:
     found = parser.parse_args()
     data = transprune.load_data(found.data, image_size=found.image_size and tuple(found.image_size))
     model = build_model(found.network, classes=len(data.classes), image_channels=data.image_size[0])
-    model.load_state_dict(load_file(found.weights))
+    model.load_state_dict(load_weights(found.weights, model).tensors)
     bilevel = trained_supernet(model, data, found.steps)
     print(
         "| temperature | | mean gradient | standard deviation | ratio | decay cancels it at |",
