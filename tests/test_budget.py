@@ -73,6 +73,39 @@ def test_an_exponent_is_answered_with_the_figure(text, meant):
     assert str(Budget.parse(meant)) == meant
 
 
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [("macs=50%", 0.5), ("MACs=47 %", 0.47), ("params=12.5%", 0.125), ("latency=100%", 1), ("macs=.5%", 0.005)],
+)
+def test_per_cent_are_a_share(text, share):
+    assert Budget.parse(text) == Budget(text.partition("=")[0].lower(), share, is_share=True)
+
+
+@pytest.mark.parametrize("text", ["macs=0%", "macs=150%"])
+def test_other_shares_in_per_cent_are_refused(text):
+    with pytest.raises(BudgetError, match=r"expected a share in \(0, 1\]"):
+        Budget.parse(text)
+
+
+def test_several_amounts_may_be_per_cent():
+    assert points(["macs=30%,0.5"]) == [("macs=0.3",), ("macs=0.5",)]
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("flops=0.5", "macs=0.5"),
+        ("FLOP=40M", "macs=40M"),
+        ("latency=4", "latency=4ms"),
+        ("latency=1.5", "latency=1.5ms"),
+    ],
+)
+def test_other_units_are_answered_with_ours(text, meant):
+    with pytest.raises(BudgetError, match=f"id you mean {meant}"):
+        Budget.parse(text)
+    assert Budget.parse(meant)
+
+
 @pytest.mark.parametrize("text", ["latency=1e6", "speed=1e6", "macs=0e0", "macs=1e"])
 def test_an_exponent_that_means_no_budget_gets_no_answer(text):
     with pytest.raises(BudgetError) as caught:
@@ -88,7 +121,7 @@ def test_other_amounts_stand_side_by_side(text):
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "macs", "macs=", "=0.5", "0.5", "macs 0.5", "macs=abc", "macs=-0.5", "macs=+0.5", "macs=1e6", "macs=50%"),
+        *("", "macs", "macs=", "=0.5", "0.5", "macs 0.5", "macs=abc", "macs=-0.5", "macs=+0.5", "macs=1e6", "macs=%"),
         *("macs = 0.5", "macs=0.5 M", "macs=1,000,000", "macs=20T", "macs=20MM", "macs=20KM", "macs=1.2.3", "macs=."),
         *(
             "macs=nan",

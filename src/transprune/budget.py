@@ -19,11 +19,12 @@ _THOUSANDS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 _TIMES = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}
 UNITS: Mapping[str, Mapping[str, int]] = {"macs": _THOUSANDS, "params": _THOUSANDS, "latency": _TIMES}
 """The worth of each kind's units, ascending. A kind without the empty unit needs a unit in every figure."""
-_TEXT = re.compile(r"(?P<kind>[a-z_]+)=(?P<number>\d+(?:\.\d*)?|\.\d+)(?P<unit>[a-z]*)", re.IGNORECASE | re.ASCII)
+_TEXT = re.compile(r"(?P<kind>[a-z_]+)=(?P<number>\d+(?:\.\d*)?|\.\d+)(?P<unit>[a-z]*|\s?%)", re.IGNORECASE | re.ASCII)
 _EXPONENT = re.compile(r"(?P<kind>[a-z]+)=(?P<number>(?:\d+(?:\.\d*)?|\.\d+)e[+-]?\d{1,2})", re.IGNORECASE | re.ASCII)
 _GROUPS = re.compile(r"[1-9]\d{0,2}(?:,\d{3})+", re.ASCII)
 """One figure, with its digits grouped by commas."""
-_PER_CENT = re.compile(r"(?P<kind>[a-z]+)=(?P<number>\d{1,2}(?:\.\d+)?)\s*%", re.IGNORECASE | re.ASCII)
+_FLOPS = ("flop", "flops")
+"""What others count: a multiply-add as one or as two of them."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """Reads `macs=0.5` (a share), `macs=20.4M` (absolute; K, M, G are powers of 1000) or `latency=4ms`.
+        """Reads `macs=0.5` or `macs=50%` (a share), `macs=20.4M` (K, M, G are powers of 1000) or `latency=4ms`.
 
         A figure of at most 1 without a unit is a share. Units of time are ns, us, ms and s.
 
@@ -79,13 +80,14 @@ class Budget:
         match = _TEXT.fullmatch(text.strip())
         units = UNITS.get(match["kind"].lower(), {}) if match else {}
         found = {unit.lower(): unit for unit in units}
-        is_share = match is not None and bool(units) and not match["unit"] and Decimal(match["number"]) <= 1
-        if match is None or not (is_share or match["unit"].lower() in found):
+        is_per_cent = match is not None and match["unit"].strip() == "%"
+        is_share = is_per_cent or (match is not None and not match["unit"] and Decimal(match["number"]) <= 1)
+        if match is None or not units or not (is_share or match["unit"].lower() in found):
             raise BudgetError(
                 f"cannot read the budget {text!r}; expected KIND=SHARE such as macs=0.5 or KIND=FIGURE such as "
                 f"macs=20.4M or latency=4ms, where KIND is {' or '.join(UNITS)}{_meant(text)}"
             )
-        worth = 1 if is_share else units[found[match["unit"].lower()]]
+        worth = Decimal(1 if is_share else units[found[match["unit"].lower()]]) / (100 if is_per_cent else 1)
         amount = float(Decimal(match["number"]) * worth)
         return cls(kind=match["kind"].lower(), amount=amount, is_share=is_share)
 
@@ -141,10 +143,13 @@ def out_of_reach(asked: str, cost: Cost, least: int, full: int) -> BudgetError:
 
 
 def _meant(text: str) -> str:
-    """A hint for a budget in per cent or with an exponent; empty for other texts."""
-    match = _PER_CENT.fullmatch(text.strip())
-    if match:
-        return f"; did you mean {match['kind']}={_decimal(float(match['number']), 100)}?"
+    """A hint for a budget in FLOPs, with an exponent or without its unit of time; empty for other texts."""
+    kind, equals, amount = text.strip().partition("=")
+    if equals and kind.lower() in _FLOPS:
+        return f"; a multiply-add is one MAC and, as some count, two FLOPs; did you mean macs={amount.strip()}?"
+    match = _TEXT.fullmatch(text.strip())
+    if match and not match["unit"] and "" not in UNITS.get(match["kind"].lower(), {"": 1}):
+        return f"; {match['number']} of what? Did you mean {match['kind']}={match['number']}ms, in milliseconds?"
     match = _EXPONENT.fullmatch(text.strip())
     if match and "" in UNITS.get(match["kind"].lower(), {}) and float(match["number"]) > 0:
         return f"; did you mean {_without_unit(match['kind'].lower(), float(match['number']))}?"

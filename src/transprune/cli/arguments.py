@@ -35,15 +35,15 @@ from transprune.errors import OptionError, expected_one_of
 from transprune.options import DEFAULT_PRESET
 from transprune.runs.run_options import preset_options, read_config
 
-DESCRIPTION = """Makes trained PyTorch networks smaller: widths and depths learned, within a budget.
+DESCRIPTION = """Makes trained PyTorch networks smaller: learns widths and depths within a budget.
 
-transprune run resnet20 --data digits --budget macs=0.5 --out runs/first --preset quick
+transprune run resnet20 --budget macs=0.5 --out runs/first --preset quick
 
-Each verb has help of its own: transprune run --help. Add --plan to see what a run would do.
---version prints the version.
+Each verb has help of its own: transprune run --help.
+--plan says what a run would do, --version the version.
 
-Exit codes: 0 done; 2 an error, which is printed; where the same command goes on: 75 --max-minutes,
-130 Ctrl-C, 143 SIGTERM."""
+Exit codes: 0 done; 2 an error, which is printed; where the same command goes on:
+75 --max-minutes, 130 Ctrl-C, 143 SIGTERM."""
 
 COMMANDS: dict[str, Any] = {
     "run": RunCommand,
@@ -78,6 +78,8 @@ def read_command(arguments: Sequence[str]) -> Any:
     if verb not in COMMANDS:
         raise OptionError(f"cannot do {verb!r}: {expected_one_of(verb, COMMANDS)}")
     kind, default = _kind(verb, rest)
+    if not is_asked(rest) and _lacks_budget(kind, default, rest):
+        return _read(_page(kind, default, None, is_complete=False), f"transprune {verb}", rest)  # names what is missing
     if not is_asked(rest):
         return _read(kind, f"transprune {verb}", rest, default=default)
     page = page_of(kind, default, is_short=issubclass(kind, Job) and EVERYTHING not in rest)
@@ -96,6 +98,12 @@ def _kind(verb: str, arguments: Sequence[str]) -> tuple[Any, Any]:
     if _is_resumed(arguments):
         return RESUMED[verb], tyro.MISSING_NONPROP
     return command, command(**_defaults(arguments))
+
+
+def _lacks_budget(kind: Any, default: Any, arguments: Sequence[str]) -> bool:
+    """Whether a command wants a budget and is given none, which tyro does not notice of an option to be repeated."""
+    is_wanted = any(item.name == "budget" for item in fields(kind)) and _value(arguments, "--budget") is None
+    return is_wanted and getattr(default, "budget", tyro.MISSING) is tyro.MISSING
 
 
 def _all_verbs() -> Any:
@@ -119,6 +127,7 @@ def _defaults(arguments: Sequence[str]) -> dict[str, Any]:
     is_named = isinstance(preset, str)  # otherwise the file is rejected with a reason
     options = preset_options(preset if is_named else DEFAULT_PRESET, config, path=path or "")
     given = {item.name: getattr(options, item.name) for item in fields(options) if item.name != "compress"}
+    given["data"] = config.get("data", "")  # which data there are otherwise, depends on the network
     missing = [name for name in ("model", "budget") if name not in config]
     if _value(arguments, "--budget") is not None:
         missing.append("budget")  # otherwise tyro would append those of the arguments to those of the file
@@ -144,10 +153,10 @@ def _is_resumed(arguments: Sequence[str]) -> bool:
 EVERYTHING = "--help-all"
 EVERYDAY = (
     *("model", "data", "budget", "out", "preset", "config", "plan", "as_json", "weights", "download", "device"),
-    *("overwrite", "resume", "samples", "repair"),
+    *("pretrained", "image_size", "mean", "std", "seed", "keep", "divisor", "overwrite", "resume", "samples", "repair"),
 )
 """Options in the short help of commands that start a run; `--help-all` shows the others too."""
-MORE = f"All options, also those of training, search and distillation: {EVERYTHING}"
+MORE = f"The everyday options; all of them, in whole sentences: {EVERYTHING}"
 NONE = tyro.MISSING_NONPROP
 """In place of defaults: the dataclass has its own."""
 _OBVIOUS = (None, False, ())
@@ -173,8 +182,15 @@ def page_of(kind: Any, default: Any, *, is_short: bool) -> Any:
     return page
 
 
-def _page(kind: Any, default: Any, shown: Sequence[str] | None) -> Any:
-    """A dataclass with the shown fields, their docstrings joined to one line: tyro would keep some line breaks."""
+def _page(kind: Any, default: Any, shown: Sequence[str] | None, *, is_complete: bool = True) -> Any:
+    """A dataclass with the shown fields, their docstrings joined to one line: tyro would keep some line breaks.
+
+    Args:
+        kind: As for `page_of`.
+        default: Likewise.
+        shown: The fields to show, each with its first sentence; None: all, with all that is said of them.
+        is_complete: Whether options that may be repeated may also be missing.
+    """
     bare: dict[str, Any] = get_type_hints(kind)
     hints, said = get_type_hints(kind, include_extras=True), _docstrings(kind)
     made = []
@@ -183,13 +199,19 @@ def _page(kind: Any, default: Any, shown: Sequence[str] | None) -> Any:
             continue
         inner, marks = bare[item.name], getattr(hints[item.name], "__metadata__", ())
         value = item.default if default is NONE else getattr(default, item.name)
+        is_repeated = tyro.conf.UseAppendAction in marks
+        if is_repeated and not is_complete:
+            marks = tuple(mark for mark in marks if mark is not tyro.conf.UseAppendAction)
         own: Any = field(default=value)
         if is_dataclass(inner):
             inner = _page(inner, NONE if value is MISSING else value, None)
             own = field(default_factory=inner)
         elif item.name in said:
-            is_obvious = item.default is True or item.default in _OBVIOUS
-            marks += (tyro.conf.arg(help=said[item.name], help_behavior_hint="" if is_obvious else None),)
+            is_obvious = item.default is True or item.default in (*_OBVIOUS, "")
+            hint = "(required; repeatable)" if is_repeated else "" if is_obvious else None
+            first, dot, _ = said[item.name].partition(". ")
+            text = said[item.name] if shown is None else f"{first}{dot.strip()}"
+            marks += (tyro.conf.arg(help=text, help_behavior_hint=hint),)
         made.append((item.name, Annotated[(inner, *marks)] if marks else inner, own))
     return make_dataclass(kind.__name__, made, namespace={"__doc__": kind.__doc__}, frozen=True, kw_only=True)
 

@@ -55,7 +55,7 @@ class OnDevice(OnRun):
 class Step(OnDevice):
     """Arguments of a step on a run folder."""
 
-    safety: Unprefixed[Safety] = field(default_factory=Safety)
+    safety: tyro.conf.Suppress[Safety] = field(default_factory=Safety)
     tracking: Unprefixed[Tracking] = field(default_factory=Tracking)
 
     def _do(self, name: str) -> RunFolder:
@@ -77,8 +77,7 @@ class DistillCommand(Step):
     transprune distill runs/first
     """
 
-    resume: bool = False
-    """Resume in the middle, if it was interrupted; that is also the default."""
+    safety: Unprefixed[Safety] = field(default_factory=Safety)
 
     def __call__(self) -> None:
         print(f"wrote {self._do('distill').file('student.safetensors')}")
@@ -86,7 +85,7 @@ class DistillCommand(Step):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateCommand(Step):
-    """Measure accuracy, MACs, parameters and latency of teacher and student, into result.json.
+    """Measure accuracy, costs and latency of teacher and student, into result.json.
 
     transprune evaluate runs/first
     """
@@ -115,7 +114,7 @@ class ExportCommand(Step):
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureCommand(OnDevice):
-    """Measure latency, throughput, memory and file size of teacher and student, in torch and onnxruntime.
+    """Measure latency, throughput, memory and file size, in torch and onnxruntime.
 
     transprune measure runs/first --threads 1 --batch-size 64
     """

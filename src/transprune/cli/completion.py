@@ -78,9 +78,11 @@ def _options(kind: Any, prefix: str) -> Iterator[tuple[str, tuple[str, ...]]]:
         marks = getattr(hints[item.name], "__metadata__", ())
         name = next((mark.name for mark in marks if getattr(mark, "name", None) is not None), item.name)
         option = prefix + ("no-" if item.default is True else "") + name.replace("_", "-")
+        if tyro.conf.Suppress in marks:
+            continue
         if is_dataclass(hint):
             yield from _options(hint, f"{option}." if name else prefix)
-        elif tyro.conf.Positional not in marks and tyro.conf.Suppress not in marks:
+        elif tyro.conf.Positional not in marks:
             yield option, tuple(map(str, get_args(hint))) if get_origin(hint) is Literal else ()
 
 

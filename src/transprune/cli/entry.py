@@ -6,7 +6,9 @@ import io
 import logging
 import os
 import select
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
@@ -37,16 +39,26 @@ def explaining() -> Iterator[None]:
         from transprune.runtime import processes
 
         if processes.is_first():
-            print(f"transprune: {error}", file=sys.stderr)
+            _say(error)
         sys.exit(STOPPED[error.reason])
     except TranspruneError as error:
-        print(f"transprune: {error}", file=sys.stderr)
+        _say(error)
         sys.exit(FAILED)
     except KeyboardInterrupt as error:
         print("transprune: interrupted; what is finished is kept, and the same command goes on", file=sys.stderr)
         sys.exit(STOPPED["SIGTERM" if isinstance(error, Terminated) else "SIGINT"])
     finally:
         logger.removeHandler(logging.lastResort)
+
+
+def _say(error: Exception) -> None:
+    """Prints an error, on a terminal in lines that fit it, broken between words alone."""
+    lines = f"transprune: {error}".splitlines()
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns
+        wrapper = textwrap.TextWrapper(width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        lines = list(map(wrapper.fill, lines))
+    print("\n".join(lines), file=sys.stderr)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -12,8 +13,15 @@ from transprune import runs
 from transprune.budget import points
 from transprune.cli.commands import AsJson, OnDevice, Step, Unprefixed, print_json
 from transprune.errors import OptionError
-from transprune.options import DEFAULT_PRESET, CompressOptions
-from transprune.runs.run_options import RunOptions, Safety, Tracking
+from transprune.options import (
+    DEFAULT_PRESET,
+    CompressOptions,
+    Normalisation,
+    SearchOptions,
+    StudentStart,
+    TrainingOptions,
+)
+from transprune.runs.run_options import DEFAULT_DATA, RunOptions, Safety, Tracking
 
 if TYPE_CHECKING:
     from transprune.runs import Run
@@ -24,10 +32,19 @@ class Job(RunOptions):
     """Arguments that start a run: what decides it, where it goes, and how it is watched over."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
-    data: Annotated[str, tyro.conf.arg(metavar="DATA")] = "digits"
+    data: Annotated[str, tyro.conf.arg(metavar="DATA")] = ""
+    """What it classifies: digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR or parquet:DIR; or your own
+    FILE.py:FUNCTION. Without it, the ResNets of transprune itself get digits."""
     budget: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="KIND=AMOUNT")]
     preset: Annotated[str, tyro.conf.arg(metavar="NAME")] = DEFAULT_PRESET
     weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    image_size: Annotated[tuple[int, int, int] | None, tyro.conf.arg(metavar="CHANNELS ROWS COLUMNS")] = None
+    mean: Annotated[Normalisation | None, tyro.conf.arg(metavar="NUMBERS|WORD")] = None
+    std: Annotated[Normalisation | None, tyro.conf.arg(metavar="NUMBERS|WORD")] = None
+    keep: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATTERN...")] = ()
+    only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATTERN...")] = ()
+    pretrained: bool = False
+    """Begin with the weights that torchvision or timm publish for the network; the same as --weights pretrained."""
     compress: tyro.conf.Suppress[CompressOptions | None] = None
     out: Annotated[str, tyro.conf.arg(metavar="RUN")]
     """Folder of the run; made if missing."""
@@ -49,8 +66,29 @@ class Job(RunOptions):
     tracking: Unprefixed[Tracking] = field(default_factory=Tracking)
 
     def options(self) -> RunOptions:
-        """The options that decide the result of the run."""
-        return RunOptions(**{item.name: getattr(self, item.name) for item in fields(RunOptions)})
+        """The options that decide the result of the run.
+
+        Raises:
+            OptionError: No data are named for a network that says nothing of them, or two kinds of weights are.
+        """
+        from transprune.models.by_name import NAMES, PRETRAINED, refuse_weights  # torch takes seconds to load
+
+        refuse_weights(self.model)
+        given = {item.name: getattr(self, item.name) for item in fields(RunOptions)}
+        if not self.data and self.model in NAMES:
+            given["data"] = DEFAULT_DATA
+        elif not self.data:
+            raise OptionError(
+                f"cannot use {self.model!r} without data: expected those that it is for, such as --data "
+                "imagefolder:photos (transprune run --help lists the others)"
+            )
+        if self.pretrained and self.weights not in (None, PRETRAINED):
+            raise OptionError(
+                f"cannot use --pretrained with --weights {self.weights}: expected published weights or those of a file"
+            )
+        if self.pretrained:
+            given["weights"] = PRETRAINED
+        return RunOptions(**given)
 
     def show_plan(self, *, search_only: bool = False) -> None:
         plan = runs.plan_run(
@@ -66,8 +104,8 @@ class Job(RunOptions):
         else:
             runs.show_plan(plan)
 
-    def prepared(self) -> Run:
-        """The run, started or resumed."""
+    def prepared(self, *, search_only: bool = False) -> Run:
+        """The run, started or resumed; says first what is to come."""
         trackers = self.tracking.loaded()
         return runs.prepare(
             self.options(),
@@ -76,14 +114,15 @@ class Job(RunOptions):
             overwrite=self.overwrite,
             resume=self.resume,
             safety=self.safety,
+            foretell=partial(runs.foretell, search_only=search_only),
         ).followed_by(trackers)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunCommand(Job):
-    """The whole job: a network, a data set and a budget go in; a smaller, trained network comes out.
+    """The whole job: network, data and budget go in, a smaller network comes out.
 
-    transprune run resnet20 --data digits --budget macs=0.5 --out runs/first --preset quick
+    transprune run resnet20 --budget macs=0.5 --out runs/first --preset quick
     """
 
     def __call__(self) -> None:
@@ -95,9 +134,9 @@ class RunCommand(Job):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchCommand(Job):
-    """The first steps of `run`: train the teacher (unless given) and search; then use distill RUN.
+    """The first steps of `run`: train the teacher and search; then use distill.
 
-    transprune search resnet20 --data digits --budget macs=0.5 --out runs/first --preset quick
+    transprune search resnet20 --budget macs=0.5 --out runs/first --preset quick
     """
 
     def __call__(self) -> None:
@@ -105,15 +144,20 @@ class SearchCommand(Job):
         if self.plan:
             self.show_plan(search_only=True)
         else:
-            _teach_and_search(self.prepared(), as_json=self.as_json)
+            _teach_and_search(self.prepared(search_only=True), as_json=self.as_json)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompressCommand(Job):
-    """Make a trained network smaller without training, from a few hundred samples.
+    """Make a trained network smaller without training, from some samples.
 
-    transprune compress resnet20 --weights w.pth --data images:photos --budget macs=0.5 --out runs/half
+    transprune compress resnet20 --weights w.pth --budget macs=0.5 --out runs/half
     """
+
+    weights_partial: tyro.conf.Suppress[bool] = False
+    student: tyro.conf.Suppress[StudentStart] = "scratch"
+    teacher: tyro.conf.Suppress[TrainingOptions] = field(default_factory=TrainingOptions)
+    search: tyro.conf.Suppress[SearchOptions] = field(default_factory=SearchOptions)
 
     samples: int = CompressOptions.samples
     """Training images to use; needs no labels."""
@@ -133,7 +177,7 @@ class CompressCommand(Job):
 
 @dataclass(frozen=True, kw_only=True)
 class DeriveCommand(OnDevice):
-    """Another budget, from the scores of a compressed network or the probabilities of a search.
+    """Another budget, from what a compression or a finished search knows.
 
     transprune derive runs/half --budget macs=0.3 --out runs/third
     """
@@ -160,6 +204,7 @@ class ResumedRun(Step):
 
     resume: bool = True
     """Resume it."""
+    safety: Unprefixed[Safety] = field(default_factory=Safety)
     as_json: AsJson = False
     """Print the result as JSON, and nothing else on standard output."""
 

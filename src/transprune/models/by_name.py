@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from transprune.errors import ModelError, expected_one_of
 from transprune.models.resnet import IMAGENET_BLOCKS, Halving, resnet
@@ -22,6 +22,8 @@ NAMES = (
 LIBRARIES = ("torchvision", "timm")
 FORMS = (*NAMES, "torchvision:NAME", "timm:NAME", "FILE.py:FUNCTION", "package.module:FUNCTION")
 """The forms that a model's name may have."""
+WEIGHTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".tar", ".pkl")
+"""Endings of files in which trained weights are kept."""
 
 
 def build_model(name: str, *, classes: int | None, image_channels: int | None) -> nn.Module:
@@ -35,6 +37,7 @@ def build_model(name: str, *, classes: int | None, image_channels: int | None) -
     Raises:
         ModelError: The name is unknown, its library is missing, or the network cannot be built.
     """
+    refuse_weights(name)
     if is_user_model(name):
         return _from_user(name, classes=classes, image_channels=image_channels)
     if classes is None or image_channels is None:
@@ -57,6 +60,19 @@ def build_model(name: str, *, classes: int | None, image_channels: int | None) -
 def is_user_model(name: str) -> bool:
     """Whether building the model runs the user's code."""
     return name.endswith(".py") or (":" in name and name.partition(":")[0] not in LIBRARIES)
+
+
+def refuse_weights(name: str) -> None:
+    """Checks that what is named as a network is no file of weights, maybe with a key of it behind a colon.
+
+    Raises:
+        ModelError: It is.
+    """
+    if any(part.lower().endswith(WEIGHTS) for part in (name, name.rpartition(":")[0])):
+        raise ModelError(
+            f"cannot build the model {name!r}: that is a file of trained weights, which says nothing of the network; "
+            f"name the network, and give the file beside it, such as net.py:build --weights {name}"
+        )
 
 
 def _expected(name: str) -> str:
@@ -99,6 +115,59 @@ def _from_timm(name: str, classes: int, image_channels: int) -> nn.Module:
             f"{type(error).__name__}: {error}; build it by a function of your own (FILE.py:FUNCTION)"
         ) from error
     return model
+
+
+PRETRAINED = "pretrained"
+"""In place of a file of weights: those that a library publishes for its network."""
+
+
+def pretrained(name: str, *, image_channels: int) -> dict[str, Tensor]:
+    """The trained weights that torchvision or timm publish for a network, downloaded where they are not kept yet.
+
+    Args:
+        name: `torchvision:NAME`, `timm:NAME`, or one of ours that torchvision has too, such as resnet50-strided.
+        image_channels: Channels of the images, to which timm adapts a first layer.
+
+    Raises:
+        ModelError: None are published for it, or they cannot be fetched.
+    """
+    library, _, rest = name.rpartition(":")
+    try:
+        if library == "timm":
+            import timm
+
+            return dict(timm.create_model(rest, pretrained=True, in_chans=image_channels).state_dict())
+        found = _published(name)
+        if found is not None:
+            return dict(found.get_state_dict(progress=False, check_hash=True))
+    except Exception as error:  # of the network, the disk, and of timm where it has none
+        raise ModelError(
+            f"cannot get the trained weights of {name!r}: {type(error).__name__}: {error}; expected to read them from "
+            "the Hub's cache or to download them; where this machine cannot, download them elsewhere and give the file "
+            "(--weights FILE)"
+        ) from error
+    raise ModelError(
+        f"cannot get trained weights of {name!r}: none are published for it; expected torchvision:NAME, timm:NAME or "
+        f"{', '.join(f'resnet{depth}{STRIDED}' for depth in IMAGENET_BLOCKS)}, or a file of yours (--weights FILE)"
+    )
+
+
+def published_preprocessing(name: str) -> object:
+    """What torchvision's published weights expect of images, with `mean` and `std`; None for other networks.
+
+    timm's networks say it themselves, as `pretrained_cfg`.
+    """
+    found = _published(name)
+    return None if found is None else found.transforms()
+
+
+def _published(name: str) -> Any:
+    """The best weights that torchvision has of a network; None if it has none."""
+    from torchvision import models
+
+    library, _, rest = name.rpartition(":")
+    plain = rest if library == "torchvision" else name.removesuffix(STRIDED) if name in NAMES else ""
+    return getattr(models.get_model_weights(plain), "DEFAULT", None) if plain in models.list_models(models) else None
 
 
 def _from_user(name: str, *, classes: int | None, image_channels: int | None) -> nn.Module:

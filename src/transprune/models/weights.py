@@ -91,8 +91,26 @@ def load_weights(path: str | Path, model: nn.Module, *, partial: bool = False) -
     Raises:
         ModelError: The file is missing, of another kind, damaged, holds more than tensors, or does not fit the model.
     """
+    tensors, source = read_tensors(path)
+    return fit_weights(tensors, model, source=source, partial=partial)
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], Path]:
+    """The tensors of a file by their dotted names, and the file; arguments and errors as for `load_weights`."""
     file, key = _file_and_key(path)
-    weights = _fit(file, _read_whole(file, key), model)
+    return _read_whole(file, key), file
+
+
+def fit_weights(tensors: dict[str, Tensor], model: nn.Module, *, source: Path, partial: bool = False) -> Weights:
+    """The weights of a model among tensors by their dotted names; arguments and errors as for `load_weights`.
+
+    Args:
+        tensors: What a file holds, or a library publishes.
+        model: As there.
+        source: Where they are from, for messages.
+        partial: As there.
+    """
+    file, weights = source, _fit(source, tensors, model)
     learned = {name for name, _ in model.named_parameters()}  # a buffer may hold a mask of infinities
     spoilt = tuple(name for name, value in weights.tensors.items() if name in learned and not value.isfinite().all())
     if spoilt:
@@ -117,18 +135,16 @@ PROBE = 7919
 """A number of classes that no axis of a network is as long as for another reason."""
 
 
-def classes_in(path: str | Path, build: Callable[[int], nn.Module]) -> int | None:
-    """How many classes the weights in a file tell apart; None: they do not fit, or the network does not ask.
+def classes_in(tensors: dict[str, Tensor], build: Callable[[int], nn.Module], *, source: Path) -> int | None:
+    """How many classes weights tell apart; None: they do not fit, or the network does not ask.
 
     Args:
-        path: The file, as for `load_weights`.
+        tensors: As for `fit_weights`.
         build: Makes the network for so many classes.
-
-    Raises:
-        ModelError: The file is missing, of another kind, damaged, or holds more than tensors.
+        source: As for `fit_weights`.
     """
-    probe, (file, key) = build(PROBE), _file_and_key(path)
-    found = _named(file, _read_whole(file, key), probe).tensors
+    probe = build(PROBE)
+    found = _named(source, tensors, probe).tensors
     outputs = [name for name, tensor in probe.state_dict().items() if tensor.shape[:1] == (PROBE,) and name in found]
     counts = {found[name].shape[0] for name in outputs if found[name].dim()}
     return counts.pop() if len(counts) == 1 else None

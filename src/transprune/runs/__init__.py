@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from transprune.runs.compression import compress_step as compress_step
     from transprune.runs.compression import derive_run as derive_run
     from transprune.runs.plan import Plan as Plan
+    from transprune.runs.plan import foretell as foretell
     from transprune.runs.plan import plan_run as plan_run
     from transprune.runs.plan import show_plan as show_plan
     from transprune.runs.preparation import open_run as open_run

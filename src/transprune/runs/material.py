@@ -20,8 +20,8 @@ from transprune.data.encoded_images import sample_places
 from transprune.data.sources import NAMED_STATISTICS, normalised
 from transprune.errors import DataError, ModelError, OptionError, RunFolderError
 from transprune.latency.measurement import LatencyMeasurement, trusted_latency
-from transprune.models.by_name import build_model
-from transprune.models.weights import Weights, classes_in, load_weights
+from transprune.models.by_name import PRETRAINED, build_model, pretrained, published_preprocessing
+from transprune.models.weights import Weights, classes_in, fit_weights, read_tensors
 from transprune.reading.inspection import inspect
 from transprune.reading.reading import Reading
 from transprune.records import read_record
@@ -119,7 +119,7 @@ def collect(
         check_enough(len(data.train))
     announce(f"model: reading {options.model}")
     model = model_of(options, data) if given is None else given.model
-    weights = weights_of(options, model)
+    weights = weights_of(options, model, data)
     if begun_in is None and given is None and isinstance(data, ImageData):
         data = _as_configured(options, data, model)
     example = example_of(data)
@@ -160,8 +160,10 @@ def _as_configured(options: RunOptions, data: ImageData, model: nn.Module) -> Im
     """The data normalised as a network with given weights says of itself, as those of timm do, unless it is asked."""
     if options.weights is None or options.mean is not None or options.std is not None:
         return data
-    for name in ("pretrained_cfg", "default_cfg"):
-        found = getattr(model, name, None)
+    said = {name: getattr(model, name, None) for name in ("pretrained_cfg", "default_cfg")}
+    if options.weights == PRETRAINED:
+        said["published preprocessing"] = published_preprocessing(options.model)
+    for name, found in said.items():
         mean, std = (_plain(found, key) for key in ("mean", "std"))
         if len(mean) == len(std) == data.image_size[0] and min(std) > 0:
             _log.warning(
@@ -401,10 +403,21 @@ def _classes_of(options: RunOptions, data: ImageData) -> tuple[str, ...]:
         with seeded(options.seed, "model"):
             return build_model(options.model, classes=classes, image_channels=data.image_size[0])
 
-    count = None if options.weights is None else classes_in(options.weights, build)
+    count = None
+    if options.weights is not None:
+        tensors, source = _given_tensors(options, data.image_size[0])
+        count = classes_in(tensors, build, source=source)
     if count is None:  # the number of outputs does not depend on the classes
         count = _outputs_of(build(2), torch.zeros(1, *data.image_size))
     return tuple(map(str, range(count)))
+
+
+def _given_tensors(options: RunOptions, image_channels: int) -> tuple[dict[str, Tensor], Path]:
+    """The tensors in the file that the options name, or those that are published; and where they are from."""
+    assert options.weights is not None
+    if options.weights == PRETRAINED:
+        return pretrained(options.model, image_channels=image_channels), Path(f"{PRETRAINED} {options.model}")
+    return read_tensors(options.weights)
 
 
 def _outputs_of(model: nn.Module, example: Tensor) -> int:
@@ -422,12 +435,14 @@ def model_of(options: RunOptions, data: Data) -> nn.Module:
         return build_model(options.model, classes=len(data.classes), image_channels=data.image_size[0])
 
 
-def weights_of(options: RunOptions, model: nn.Module) -> Weights | None:
-    """The weights in the file that the options name, as far as they fit."""
+def weights_of(options: RunOptions, model: nn.Module, data: Data) -> Weights | None:
+    """The weights in the file that the options name, as far as they fit; of published ones all but the classifier."""
     if options.weights is not None and options.weights.startswith(IN_PYTHON):
         return Weights(tensors=dict(model.state_dict()))
     if options.weights is not None:
-        return load_weights(options.weights, model, partial=options.weights_partial)
+        tensors, source = _given_tensors(options, data.image_size[0] if isinstance(data, ImageData) else 3)
+        is_partial = options.weights_partial or (options.weights == PRETRAINED and options.compress is None)
+        return fit_weights(tensors, model, source=source, partial=is_partial)
     if options.weights_partial:
         raise OptionError("cannot use --weights-partial alone: expected a file to take what fits from (--weights FILE)")
     return None

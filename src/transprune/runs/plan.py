@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import statistics
+import sys
+import textwrap
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -31,7 +34,7 @@ from transprune.runs.material import (
 from transprune.runs.phases import DISTILL, TEACHER, Course, Start, TrainingPhase, courses
 from transprune.runs.preparation import check_asked
 from transprune.runs.run_options import RunOptions
-from transprune.runtime import RunFolder, choose_device, print_table, seeded
+from transprune.runtime import RunFolder, announce, choose_device, print_table, processes, seeded
 from transprune.runtime.terminal import duration
 from transprune.shrinking.shrink import shrink
 from transprune.space import Fixed
@@ -89,8 +92,10 @@ class Rehearsal:
         self._setup = Setup(seed=material.options.seed, device=device, on_divergence="skip")
         self._times: dict[tuple[str, ...], StepTimes] = {}
 
-    def planned(self, course: Course, phase: TrainingPhase, *, is_done: bool) -> PlannedPhase:
-        """What will be done for a phase."""
+    def planned(
+        self, course: Course, phase: TrainingPhase, *, is_done: bool, is_given: bool | None = None
+    ) -> PlannedPhase:
+        """What will be done for a phase; `is_given=False`: as if there were something to learn in any case."""
         material = replace(self._material, options=course.options)
         plan = PlannedPhase(
             phase=phase.name, folder=course.folder, note=phase.note(material), seconds=0.0 if self._steps else None
@@ -99,7 +104,7 @@ class Rehearsal:
             return replace(plan, note=f"done: the folder holds {phase.file}")
         if course.left_out:
             return replace(plan, note="left out: no uniform widths are within the budget")
-        if phase.is_given(material):
+        if phase.is_given(material) if is_given is None else is_given:
             return plan
         options = phase.options(course.options)
         times = self._measured(course, phase, material)
@@ -299,6 +304,61 @@ def plan_run(
         phases=tuple(phases),
         device=str(chosen),
     )
+
+
+WORTH_ESTIMATING = 60.0
+"""A run that takes no more seconds, if all steps were as those of the teacher, is not estimated."""
+
+
+def foretell(material: Material, device: torch.device, folder: RunFolder, *, search_only: bool = False) -> None:
+    """Says at the start of a run which phases it has; on a terminal, and where that is long, how long they may take.
+
+    Args:
+        material: What the run works with.
+        device: Where it trains.
+        folder: The run folder; phases whose results it has are left out.
+        search_only: Whether the student is left to another command.
+    """
+    options = material.options
+    waiting = [
+        (course, phase)
+        for course in courses(options, material.space, material.costs)
+        for phase in course.phases
+        if not (search_only and phase is DISTILL)
+        and not (course.left_out or phase.is_given(material) or phase.is_done(RunFolder(folder.path / course.folder)))
+    ]
+    if not waiting:
+        return
+    named = [f"{course.folder} {phase.name} {_epochs(course, phase)}".strip() for course, phase in waiting]
+    after = "" if search_only else "; then evaluation, export and report"
+    announce(textwrap.fill(f"epochs: {', '.join(named)}{after}", LINE, break_on_hyphens=False))
+    if sys.stderr is None or not sys.stderr.isatty():
+        return
+    with processes.alone():
+        seconds = _estimated(replace(material, model=copy.deepcopy(material.model)), device, waiting)
+    if seconds is not None:
+        announce(f"about {duration(seconds)} of training on {device}, as a few steps of each phase took")
+
+
+LINE = 80
+"""Columns of a terminal that is not wide."""
+
+
+def _epochs(course: Course, phase: TrainingPhase) -> int:
+    return phase.options(course.options).epochs
+
+
+def _estimated(
+    material: Material, device: torch.device, waiting: Sequence[tuple[Course, TrainingPhase]]
+) -> float | None:
+    """About how many seconds phases take; None where that is a moment. The network of the material learns a little."""
+    rehearsal = Rehearsal(material, device, steps=1)
+    alike = rehearsal.planned(waiting[0][0], TEACHER, is_done=False, is_given=False)
+    assert alike.seconds is not None
+    if alike.seconds / alike.epochs * sum(_epochs(*each) for each in waiting) <= WORTH_ESTIMATING:
+        return None
+    planned = [rehearsal.planned(course, phase, is_done=False) for course, phase in waiting]
+    return sum(each.seconds for each in planned if each.seconds is not None)
 
 
 def _gathered(options: RunOptions, device: torch.device, begun: RunFolder | None) -> Material:

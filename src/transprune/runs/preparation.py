@@ -49,6 +49,7 @@ def prepare(
     safety: Safety | None = None,
     part_of: Run | None = None,
     given: Given | None = None,
+    foretell: Callable[[Material, torch.device, RunFolder], None] | None = None,
 ) -> Run:
     """Checks everything that can be checked before training, then creates the run folder, or resumes the run in it.
 
@@ -61,6 +62,7 @@ def prepare(
         safety: When to save checkpoints, when to stop, and what to do about numbers that are not finite.
         part_of: The frontier that the run is a point of, with which it shares data and network.
         given: Network, data and task, where the options do not name them.
+        foretell: Says what is to come, once all is checked.
 
     Raises:
         TranspruneError: Model, data, weights, budget, options or folder cannot be used.
@@ -69,7 +71,9 @@ def prepare(
     def prepared(folder: str | Path) -> Run:
         is_asked = folder == out  # otherwise it is a copy of the folder that the first process has prepared
         begin = {"overwrite": overwrite and is_asked, "resume": resume and is_asked}
-        return _prepare(options, folder, device=device, safety=safety, part_of=part_of, given=given, **begin)
+        return _prepare(
+            options, folder, device=device, safety=safety, part_of=part_of, given=given, foretell=foretell, **begin
+        )
 
     return opened_by_all(out, prepared)
 
@@ -84,6 +88,7 @@ def _prepare(
     safety: Safety | None,
     part_of: Run | None,
     given: Given | None,
+    foretell: Callable[[Material, torch.device, RunFolder], None] | None,
 ) -> Run:
     check_asked(out, overwrite=overwrite, resume=resume)
     chosen = choose_device(device)
@@ -117,6 +122,8 @@ def _prepare(
     _record_space(run, material)
     if measured is not None:
         _record_latency(run, measured)
+    if foretell is not None and processes.is_first():
+        foretell(material, chosen, folder)
     return run
 
 

@@ -119,7 +119,7 @@ class Run:
     @cached_property
     def weights(self) -> Weights | None:
         """The weights in the file of `--weights` that fit; None if no file is given."""
-        return weights_of(self.options, self.model)
+        return weights_of(self.options, self.model, self.data)
 
     @cached_property
     def space(self) -> SearchSpace:

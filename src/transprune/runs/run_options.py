@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from transprune.runtime import Tracker
 
 
+DEFAULT_DATA = "digits"
+"""What is classified where nothing is named."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """Everything that decides a run; what `config.toml` holds."""
@@ -53,8 +57,8 @@ class RunOptions:
     seed: int = 0
     """The same seed on the same machine gives the same result."""
     weights: str | None = None
-    """Trained weights of the network, a file of safetensors or torch (FILE:KEY for one of several in it); without them
-    it is trained first."""
+    """Trained weights of the network, a file of safetensors or torch (FILE:KEY for one of several in it), or the word
+    pretrained for those that torchvision or timm publish. Without them it is trained first."""
     weights_partial: bool = False
     """Take what fits of the weights, and train the network first where something is missing."""
     image_size: tuple[int, int, int] | None = None
@@ -198,7 +202,7 @@ def preset_options(name: str, config: Mapping[str, Any] | None = None, *, path: 
     preset = get_preset(name)
     options = RunOptions(
         model="",
-        data="digits",
+        data=DEFAULT_DATA,
         budget=(),
         preset=name,
         augment=preset.augment,
