@@ -20,6 +20,7 @@ from urllib.error import URLError
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -53,7 +54,7 @@ from transprune.latency.backends import make_backend, network_onnx
 from transprune.latency.latency_model import LatencyModel, Validation
 from transprune.latency.model_cache import load_model
 from transprune.latency.timed_operators import operators_of
-from transprune.models.by_name import build_model
+from transprune.models.by_name import build_model, pretrained
 from transprune.models.resnet import ResNetShape, resnet_from_torchvision
 from transprune.models.weights import load_weights
 from transprune.options import CheckpointOptions, CompressOptions, LatencyOptions, MeasureOptions
@@ -291,8 +292,23 @@ def own(code, call="build", name="net.py"):
     return provoke
 
 
+def _unreached(place):
+    """Published weights that are in no cache, on a machine that reaches nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_HOME", str(place))
+        patch.setattr(torch.hub, "download_url_to_file", _no_connection)
+        pretrained("torchvision:resnet18", image_channels=3)
+
+
+def _no_connection(*_, **__):
+    raise OSError("Name or service not known")
+
+
 ways(
     model_unknown=lambda _: build("resnet21"),
+    model_weights=lambda _: build("net.pth"),
+    pretrained_none=lambda _: pretrained("resnet20", image_channels=3),
+    pretrained_unreached=_unreached,
     model_torchvision=lambda _: build("torchvision:resnet19"),
     model_torchvision_grey=lambda _: build("torchvision:resnet18", channels=1),
     model_timm=lambda _: build("timm:resnet10tt"),
@@ -793,6 +809,10 @@ ways(
     resume_and_overwrite=lambda place: prepare(OPTIONS, place, resume=True, overwrite=True),
     partial_alone=lambda place: prepare(options(weights_partial=True), place, device="cpu"),
     config_malformed=lambda place: RunOptions.from_config({"seed": "one"}, place),
+    data_missing=lambda _: read_command(["run", "net.py:build", "--budget", "macs=0.5", "--out", "x"]).options(),
+    pretrained_and_weights=lambda _: read_command(
+        ["run", "resnet20", "--budget", "macs=0.5", "--out", "x", "--pretrained", "--weights", "w.pth"]
+    ).options(),
     verb_unknown=lambda _: read_command(["evalute", "runs/first"]),
     config_file_missing=lambda place: read_config(place / "options.toml"),
     config_file_toml=options_file("epochs ="),
