@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 
@@ -13,6 +12,7 @@ from fake_run import fake_run
 from test_report import Page, change
 from test_report_browser import OVERLAPS
 from transprune.cli import main
+from transprune.reports.comparison import comparison, differing, seeds_together
 
 
 @pytest.fixture(scope="module")
@@ -24,15 +24,82 @@ def runs(tmp_path_factory) -> list[str]:
     return [str(folder) for folder in folders]
 
 
-def test_a_line_for_each_run_says_what_came_out(runs, capsys):
+def test_a_line_for_each_run_says_what_came_out_in_80_columns(runs, capsys):
     main(["compare", *runs])
-    _, _, _, small, large = capsys.readouterr().out.splitlines()
-    assert re.split(r"  +", small) == [
-        runs[0], "resnet20", "digits", "macs=0.5", "98.89 %", "0.28 points lower", "1.25 M (50 %)",
-        "127.95 k (48 %)", "0.87 ms (68 %) in torch on cpu, 1 thread, batch 1", "534.53 kB (49 %)", "3 min 50 s",
+    _, _, _, small, large, *named = capsys.readouterr().out.splitlines()
+    assert re.split(r"  +", small.strip()) == [
+        "1", "98.89 %", "-0.278", "1.25 M (50 %)", "127.95 k (48 %)", "0.871 ms (68 %)",
     ]  # fmt: skip
-    assert "0.33 points higher" in large
-    assert "macs=0.5 NOT kept" in large
+    assert "+0.333" in large
+    assert max(len(small), len(large)) <= 80
+    assert f"1  {runs[0]}: resnet20 on digits, macs=0.5, demo, seed 0, 3 min 50 s" in named[0]
+    assert "macs=0.5 NOT kept" in named[1]
+    assert "latency in torch on cpu, 1 thread, batch 1" in named
+
+
+@pytest.fixture(scope="module")
+def different(runs, tmp_path_factory) -> list[str]:
+    """Runs with other seeds and options, one that has only begun, one of another task, and a frontier."""
+    parent = tmp_path_factory.mktemp("different")
+    seeds = [fake_run(parent / f"seed-{seed}", epochs=1, seed=seed) for seed in (1, 2)]
+    change(seeds[0], "result.json", lambda result: result["student"].update(top1=98.0))
+    begun = fake_run(parent / "begun", epochs=3, until="search")
+    frontier = parent / "frontier"
+    points = [fake_run(frontier / name, epochs=1, seed=5) for name in ("macs-0.3", "macs-0.3-uniform")]
+    (frontier / "config.toml").write_text('budget = ["macs=0.3,0.5"]\n')
+    assert points
+    return [runs[0], *map(str, [*seeds, begun, frontier])]
+
+
+def test_what_differs_is_named_with_who_has_which_value(runs, different):
+    found = dict(differing(comparison([runs[0], different[1], runs[1]])))
+    assert found == {"model": "resnet20 (1, 2); resnet32 (3)", "seed": "0 (1, 3); 1 (2)"}
+
+
+def test_runs_that_differ_in_their_seed_alone_are_taken_together(different, capsys):
+    (group,) = seeds_together(comparison(different[:3]))
+    assert group["places"] == "1, 2, 3"
+    mean, deviation = group["student"]
+    assert (round(mean, 3), round(deviation, 3)) == (98.593, 0.513)
+    assert seeds_together(comparison(different[:1])) == []
+    main(["compare", *different[:3]])
+    assert "3 seeds (1, 2, 3): top-1 98.59 ± 0.51 %" in capsys.readouterr().out
+
+
+def test_unfinished_runs_and_frontiers_are_shown_as_such(different, tmp_path, capsys):
+    main(["compare", *different, "--html", str(tmp_path / "c.html")])
+    out = capsys.readouterr().out
+    assert "begun: resnet20 on digits, macs=0.5, seed 0, unfinished: search, epoch 3 of 3" in out
+    assert "frontier/macs-0.3-uniform: " in out
+    text = (tmp_path / "c.html").read_text(encoding="utf-8").replace("&nbsp;", " ")
+    assert "unfinished: search, epoch 3 of 3" in text
+    for title in ("What differs", "Seeds together", "Accuracy and cost", "Curves"):
+        assert f">{title}</h2>" in text
+    assert Page(text).open == []
+
+
+def test_a_task_of_another_metric_is_compared_by_it(tmp_path, capsys):
+    folders = [fake_run(tmp_path / str(seed), epochs=1, seed=seed) for seed in (0, 1)]
+    for folder in folders:
+        change(folder, "result.json", lambda result: result.update(metrics=["mean_iou"]))
+        change(folder, "result.json", lambda result: result["student"].update(mean_iou=0.75))
+        change(folder, "result.json", lambda result: result["teacher"].update(mean_iou=0.8))
+    main(["compare", *map(str, folders), "--html", str(tmp_path / "c.html")])
+    heading, row = capsys.readouterr().out.splitlines()[1::2][:2]
+    assert "mean_iou" in heading
+    assert row.split()[1:3] == ["0.75", "-0.05"]
+    text = (tmp_path / "c.html").read_text(encoding="utf-8")
+    assert "top-1" not in text.partition("</style>")[2]
+    assert "Mean_iou against MACs" in text
+
+
+def test_links_lead_to_the_reports_from_where_the_page_is(runs, tmp_path):
+    folder = fake_run(tmp_path / "runs" / "one", epochs=1)
+    (folder / "report.html").write_text("")
+    main(["compare", str(folder), runs[0], "--html", str(tmp_path / "c.html")])
+    links = [each["href"] for each in Page((tmp_path / "c.html").read_text(encoding="utf-8")).all("a")]
+    assert "runs/one/report.html" in links
+    assert not any("large" in link for link in links)
 
 
 def test_programs_read_json(runs, capsys):
@@ -64,11 +131,8 @@ def test_the_page_fits_a_phone_and_a_desk(runs, tmp_path, width):
         assert page.complaints() == []
 
 
-def test_runs_that_are_not_evaluated_are_refused(runs, tmp_path, capsys):
-    unfinished = fake_run(tmp_path / "unfinished", epochs=1, until="search")
+def test_a_folder_that_is_no_run_is_refused(runs, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
-        main(["compare", runs[0], str(unfinished)])
+        main(["compare", runs[0], str(tmp_path / "missing")])
     assert stopped.value.code == 2
-    assert "result.json" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["compare", str(Path(tmp_path) / "missing")])
+    assert "there is no such folder" in capsys.readouterr().err

@@ -222,7 +222,7 @@ def fake_record(**changed):
 def test_the_page_shows_both_curves_with_their_points_and_links_to_the_runs():
     page = Page(frontier_page(fake_record()))
     assert not page.open
-    (chart,) = [each for each in page.all("svg") if "accuracy against cost" in each["aria-label"]]
+    (chart,) = [each for each in page.all("svg") if "top-1 against cost" in each["aria-label"]]
     said = chart["aria-label"].replace("\xa0", " ")
     assert "searched: 92.40 % at 300 k, 94.00 % at 500 k, 95.60 % at 700 k" in said
     assert "uniform: 90.70 % at 300 k" in said
@@ -237,7 +237,7 @@ def test_the_page_of_points_without_uniform_widths_says_so():
     for point in record["points"]:
         point["uniform"] = None
     page = Page(frontier_page(record))
-    (chart,) = [each for each in page.all("svg") if "accuracy against cost" in each["aria-label"]]
+    (chart,) = [each for each in page.all("svg") if "top-1 against cost" in each["aria-label"]]
     assert "uniform" not in chart["aria-label"]
     assert page.text("td").count("none within the budget") == 3
 

@@ -169,7 +169,7 @@ class CompareCommand:
     """
 
     runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN...")]
-    """Folders of the runs, evaluated."""
+    """Folders of runs, finished or not; of a frontier all its points."""
     as_json: AsJson = False
     """Print their figures as JSON."""
     html: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None

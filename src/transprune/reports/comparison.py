@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import os
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,124 +15,350 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from transprune.errors import RunFolderError
 from transprune.reports.charts import Drawing
-from transprune.reports.pages import BLUE, GREY, INK, ORANGE, WIDTH, inline_svg, page_style, render
-from transprune.reports.run_record import number, part
-from transprune.reports.words import COST_NAMES, amount, compact, percent, points, tick, timed_in
-from transprune.runtime import RunFolder
+from transprune.reports.figures import Line, line_chart
+from transprune.reports.pages import BLUE, GREY, INK, ORANGE, WIDTH, hovered, inline_svg, page_style, render
+from transprune.reports.run_record import number, part, series
+from transprune.reports.words import (
+    COST_NAMES,
+    PHASE_NAMES,
+    amount,
+    compact,
+    measured,
+    metric_name,
+    moved,
+    named,
+    percent,
+    tick,
+    timed_in,
+)
+from transprune.runtime import RunFolder, read_journal
 from transprune.runtime.terminal import duration
 
-HEAD = ("run", "model", "data", "budget", "top-1", "change", "MACs", "parameters", "latency", "file", "time")
-_COSTS = (("macs", ""), ("params", ""), ("latency_ms", "ms"), ("file_bytes", "B"))
+COSTS = (
+    ("macs", "MACs", ""),
+    ("params", "parameters", ""),
+    ("latency_ms", "latency", "ms"),
+    ("file_bytes", "file", "B"),
+)
+"""What a network costs: the key, the heading and the unit."""
+COLORS = (BLUE, ORANGE, "#2a9d5c", "#a855b5", "#9a7416", "#d23f63", "#14919b", GREY)
+"""Colours of the runs in charts; with more runs they come again, dashed."""
+FIRST = ("model", "data", "budget", "preset", "seed")
+"""Options that are named before all others."""
 
 
 def comparison(run_dirs: Sequence[str | Path]) -> list[dict[str, Any]]:
-    """The settings and results of each run, from its `result.json`.
+    """The settings and results of each run, as far as it has come; of a frontier, those of its points.
 
     Args:
-        run_dirs: The folders of evaluated runs.
+        run_dirs: The folders of runs.
 
     Raises:
-        RunFolderError: A folder is missing, is not a run, is a frontier, or is not evaluated yet.
+        RunFolderError: A folder is missing or is not a run.
     """
+    return [found for run_dir in run_dirs for found in _runs_in(RunFolder.open(run_dir))]
+
+
+def _runs_in(folder: RunFolder) -> list[dict[str, Any]]:
+    """What is said of a run, or of each point of a frontier that has begun."""
+    if not is_frontier(folder):
+        return [_said_of(folder)]
+    points = [RunFolder(path.parent) for path in sorted(folder.path.glob("*/config.toml"))]
+    return [{**_said_of(point), "frontier": str(folder.path)} for point in points] or [_said_of(folder)]
+
+
+def _said_of(folder: RunFolder) -> dict[str, Any]:
+    result = folder.read_json("result.json") if folder.has("result.json") else {}
+    config = folder.config
+    asked = config.get("budget")
+    budgets = [{"text": str(each)} for each in asked] if isinstance(asked, list) else []
+    return {
+        "run": str(folder.path),
+        "state": "evaluated" if result else _progress(folder),
+        **{key: result.get(key, config.get(key)) for key in ("model", "data", "preset", "seed", "device")},
+        "budgets": result.get("budgets", budgets),
+        "metric": metric_name(result),
+        **{key: part(result, key) for key in ("teacher", "student", "seconds")},
+        "options": dict(_flat(config)),
+    }
+
+
+def _progress(folder: RunFolder) -> str:
+    """How far a run has come that is not evaluated."""
+    if folder.has("student.safetensors"):
+        return "not evaluated yet"
+    epochs = [entry for entry in _journal(folder) if entry.get("event") == "epoch"]
+    if not epochs:
+        return "nothing trained yet"
+    last = epochs[-1]
+    of = f" of {last['epochs']}" if "epochs" in last else ""
+    return f"{PHASE_NAMES.get(str(last.get('phase')), 'supernet')}, epoch {last.get('epoch')}{of}"
+
+
+def _journal(folder: RunFolder) -> list[dict[str, Any]]:
+    return read_journal(folder.file("journal.jsonl")) if folder.has("journal.jsonl") else []
+
+
+def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Options by their dotted names, as text."""
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif name != "format":
+            yield prefix + name, " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def differing(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The options in which runs differ, and who has which value, such as `0 (1, 2); 1 (3)`."""
+    names = dict.fromkeys([*FIRST, *(name for run in runs for name in run["options"])])
     found = []
-    for run_dir in run_dirs:
-        folder = RunFolder.open(run_dir)
-        if is_frontier(folder):
-            raise whole_frontier(folder, "compare the whole of")
-        folder.require("result.json", made_by="evaluate")
-        result = folder.read_json("result.json")
-        kept = ("model", "data", "preset", "seed", "device", "budgets", "teacher", "student", "seconds")
-        found.append({"run": str(folder.path), **{key: result.get(key) for key in kept}})
+    for name in names:
+        places: dict[str, list[str]] = {}
+        for place, run in enumerate(runs, start=1):
+            places.setdefault(run["options"].get(name, "–"), []).append(str(place))
+        if len(places) > 1:
+            found.append((name, "; ".join(f"{value} ({', '.join(who)})" for value, who in places.items())))
     return found
 
 
-def cells(run: Mapping[str, Any]) -> list[str]:
-    """The cells of one run in a table with the columns of `HEAD`."""
-    before, after = number(run["teacher"].get("top1")), number(run["student"].get("top1"))
+def seeds_together(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Evaluated runs that differ in their seed alone, two or more together, with mean and standard deviation."""
+    alike: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
+    for place, run in enumerate(runs, start=1):
+        if run["student"]:
+            others = {name: value for name, value in run["options"].items() if name != "seed"}
+            alike.setdefault(json.dumps(others, sort_keys=True), []).append((place, run))
     return [
-        run["run"],
-        str(run["model"]),
-        str(run["data"]),
-        _budgets(run),
-        "–" if after is None else f"{after:.2f} %",
-        "–" if after is None or before is None else points(after - before),
-        *(_cost(run, key, unit) for key, unit in _COSTS),
-        duration(sum(number(seconds) or 0.0 for seconds in part(run, "seconds").values())),
+        {
+            "places": ", ".join(str(place) for place, _ in group),
+            "count": len(group),
+            "metric": group[0][1]["metric"],
+            "student": _spread(group, "student", group[0][1]["metric"]),
+            "teacher": _spread(group, "teacher", group[0][1]["metric"]),
+            **{key: _spread(group, "student", key) for key, _, _ in COSTS},
+        }
+        for group in alike.values()
+        if len(group) > 1
     ]
 
 
-def _budgets(run: Mapping[str, Any]) -> str:
-    """The budgets as given, with a mark on those that were not kept."""
-    asked = run["budgets"]
-    return ", ".join(f"{each['text']}{'' if each['actual'] <= each['target'] else ' NOT kept'}" for each in asked)
+def _spread(group: Sequence[tuple[int, Mapping[str, Any]]], network: str, key: str) -> tuple[float, float] | None:
+    """Mean and standard deviation of a figure; None where a run lacks it."""
+    found = [number(run[network].get(key)) for _, run in group]
+    known = [value for value in found if value is not None]
+    return (statistics.mean(known), statistics.stdev(known)) if len(known) == len(group) else None
 
 
-def _cost(run: Mapping[str, Any], key: str, unit: str) -> str:
+def said_of_spread(spread: tuple[float, float] | None, name: str, unit: str = "") -> str:
+    """Mean ± standard deviation; a dash where they are not known."""
+    if spread is None:
+        return "–"
+    mean, deviation = spread
+    if unit == "ms":
+        return f"{mean:.3f} ± {deviation:.3f} ms"
+    if name in ("macs", "params", "file_bytes"):
+        return f"{compact(mean, unit)} ± {percent(deviation / mean)}"
+    return f"{mean:.2f} ± {deviation:.2f} %" if name.startswith("top") else f"{mean:.4g} ± {deviation:.2g}"
+
+
+def result_of(run: Mapping[str, Any]) -> tuple[str, str]:
+    """The main metric of a student, and how it moved from its teacher."""
+    name, change = run["metric"], change_of(run)
+    after = number(run["student"].get(name))
+    return "–" if after is None else measured(name, after), "" if change is None else moved(name, change)
+
+
+def change_of(run: Mapping[str, Any]) -> float | None:
+    """By how much the main metric of a student differs from its teacher's."""
+    before, after = (number(run[network].get(run["metric"])) for network in ("teacher", "student"))
+    return None if before is None or after is None else after - before
+
+
+def cost_of(run: Mapping[str, Any], key: str, unit: str) -> tuple[str, float | None]:
+    """What a student costs, and its share of what its teacher costs."""
     before, after = number(run["teacher"].get(key)), number(run["student"].get(key))
     if after is None:
-        return "–"
-    said = f"{after:.2f} {unit}" if unit == "ms" else compact(after, unit)
-    said = f"{said} ({percent(after / before, 0)})" if before else said
-    return f"{said} {timed_in(run['student'])}".rstrip() if key == "latency_ms" else said
+        return "–", None
+    return f"{after:.3f} {unit}" if unit == "ms" else compact(after, unit), after / before if before else None
 
 
-def comparison_page(runs: Sequence[Mapping[str, Any]]) -> str:
-    """The runs on one self-contained page, as a drawing and a table."""
-    models = ", ".join(dict.fromkeys(f"{run['model']} on {run['data']}" for run in runs))
-    note = "top-1 of each student against its MACs, numbered as in the table; diamonds: their teachers"
+def settings_of(run: Mapping[str, Any]) -> str:
+    """Budget, preset, seed and time of a run, or how far it is; a mark on budgets that were not kept."""
+    budgets = ", ".join(
+        f"{each['text']}{' NOT kept' if each.get('actual', 0) > each.get('target', 0) else ''}"
+        for each in run["budgets"]
+    )
+    seconds = sum(number(seconds) or 0.0 for seconds in run["seconds"].values())
+    parts = [budgets, run["preset"], "" if run["seed"] is None else f"seed {run['seed']}"]
+    took = duration(seconds) if seconds else ""
+    return ", ".join(str(each) for each in [*parts, took if run["student"] else f"unfinished: {run['state']}"] if each)
+
+
+def subject_of(run: Mapping[str, Any]) -> str:
+    """The network and the data of a run."""
+    return " on ".join(named(str(run[key])) for key in ("model", "data"))
+
+
+def timed(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where the latencies were measured: one text where they can be compared, otherwise more; none if unknown."""
+    return list(dict.fromkeys(filter(None, (timed_in(run["student"]) for run in runs))))
+
+
+def comparison_page(runs: Sequence[Mapping[str, Any]], place: Path = Path("comparison.html")) -> str:
+    """The runs on one self-contained page: what differs, the students, seeds together, and curves over each other.
+
+    Args:
+        runs: What `comparison` found.
+        place: Where the page will be, from where links lead to the reports of the runs.
+    """
+    subjects = list(dict.fromkeys(map(subject_of, runs)))
+    metrics = list(dict.fromkeys(run["metric"] for run in runs))
+    result = metric_label(metrics[0]) if len(metrics) == 1 else "result"
+    where = timed(runs)
+    named_differences = differing(runs)
     return render(
         "comparison.html.j2",
-        title=f"{len(runs)} runs side by side: {models}",
-        head=[name.capitalize() if name.islower() else name for name in HEAD],
-        runs=[_row(run) for run in runs],
-        chart=Drawing("Accuracy against cost", _chart(runs), note),
+        title=f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} side by side: {', '.join(subjects)}",
+        head=["Run", result, *(heading for _, heading, _ in COSTS)],
+        runs=[_row(run, place.parent, is_alone=len(subjects) == 1) for run in runs],
+        timed=f"Latency {where[0]}."
+        if len(where) == 1
+        else "Latencies were measured in different ways."
+        if where
+        else "",
+        differences=[each for each in named_differences if each[0] in FIRST],
+        others=[each for each in named_differences if each[0] not in FIRST],
+        seeds=[_seeds_row(each) for each in seeds_together(runs)],
+        charts=list(_charts(runs, metrics)),
+        curves=list(_curves(runs, metrics)),
     )
 
 
-def _row(run: Mapping[str, Any]) -> dict[str, Any]:
-    """The name of a run, and its other cells, each with its share of the teacher's cost if it is a cost."""
-    name, *said = cells(run)
-    shares: list[float | None] = [None] * len(said)
-    first = HEAD.index("MACs") - 1  # the first column is the name
-    shares[first : first + len(_COSTS)] = [_share(run, key) for key, _ in _COSTS]
-    return {"name": name, "cells": list(zip(said, shares, strict=True))}
+def metric_label(name: str) -> str:
+    """A metric as a heading."""
+    return "top-1" if name == "top1" else name
 
 
-def _share(run: Mapping[str, Any], key: str) -> float | None:
-    before, after = number(run["teacher"].get(key)), number(run["student"].get(key))
-    return after / before if before and after is not None else None
+def _row(run: Mapping[str, Any], folder: Path, *, is_alone: bool) -> dict[str, Any]:
+    report = Path(run["run"], "report.html")
+    said, change = result_of(run)
+    return {
+        "name": run["run"],
+        "link": os.path.relpath(report, folder) if report.is_file() else "",
+        "settings": settings_of(run) if is_alone else f"{subject_of(run)}; {settings_of(run)}",
+        "result": said,
+        "change": change,
+        "costs": [(heading, *cost_of(run, key, unit)) for key, heading, unit in COSTS],
+    }
 
 
-def _chart(runs: Sequence[Mapping[str, Any]]) -> Markup:
-    """Accuracy against MACs: students as numbered points, teachers as diamonds."""
-    with page_style("comparison"):
-        height = 190.0
+def _seeds_row(group: Mapping[str, Any]) -> list[str]:
+    name = group["metric"]
+    return [
+        f"{group['count']} seeds: runs {group['places']}",
+        said_of_spread(group["student"], name),
+        said_of_spread(group["teacher"], name),
+        *(said_of_spread(group[key], key, unit) for key, _, unit in COSTS[:3]),
+    ]
+
+
+def _charts(runs: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> Iterator[Drawing]:
+    """The metric against MACs, and against latency where all were measured alike."""
+    if len(metrics) > 1:
+        return
+    (metric,) = metrics
+    label = metric_label(metric)
+    note = f"{label} of each student, numbered as in the table; diamonds: their teachers"
+    if metric == "top1":
+        note += "; line: the best for their cost"
+    for key, name, said in (("macs", "MACs", tick), ("latency_ms", "latency", "{:.3g} ms".format)):
+        known = [place for place, run in enumerate(runs) if None not in _point(run, "student", key, metric)]
+        if known and (key == "macs" or len(timed(runs)) == 1):
+            yield Drawing(f"{label.capitalize()} against {name}", _chart(runs, known, key, metric, said), note)
+
+
+def _point(run: Mapping[str, Any], network: str, key: str, metric: str) -> tuple[float | None, float | None]:
+    return number(run[network].get(key)), number(run[network].get(metric))
+
+
+def _chart(
+    runs: Sequence[Mapping[str, Any]], known: Sequence[int], key: str, metric: str, said: Callable[[float], str]
+) -> Markup:
+    """A metric against a cost: students as numbered points, teachers as diamonds, the best ones joined."""
+    name = f"against-{key.replace('_', '-')}"
+    with page_style(name):
+        height = 200.0
         figure = Figure(figsize=(WIDTH / 72, height / 72))
         axes = figure.add_axes((44 / WIDTH, 30 / height, (WIDTH - 62) / WIDTH, (height - 44) / height))
-        students = [_point(run, "student") for run in runs]
-        teachers = sorted({_point(run, "teacher") for run in runs})
-        axes.plot(*zip(*teachers, strict=True), "D", color=GREY, ms=5)
-        axes.plot(*zip(*students, strict=True), "o", color=BLUE, ms=5)
-        for place, point in enumerate(students, start=1):
-            axes.annotate(str(place), point, xytext=(4, 3), textcoords="offset points", size=7)
-        axes.set(xlabel="MACs a sample", ylabel="top-1 (%)")
+        students: dict[int, Any] = {place: _point(runs[place], "student", key, metric) for place in known}
+        teachers: set[Any] = {_point(runs[place], "teacher", key, metric) for place in known}
+        for point in teachers:
+            if None not in point:
+                hovered(
+                    axes.plot(*point, "D", color=GREY, ms=5),
+                    f"teacher: {measured(metric, point[1])} at {said(point[0])}",
+                )
+        best = _undominated(list(students.values()))
+        if metric == "top1" and len(best) > 1:
+            axes.plot(*zip(*best, strict=True), color=GREY, lw=1, ls="--", zorder=1)
+        for place, point in students.items():
+            text = f"run {place + 1}: {measured(metric, point[1])} at {said(point[0])}"
+            hovered(axes.plot(*point, "o", color=COLORS[place % len(COLORS)], ms=6), text)
+            axes.annotate(str(place + 1), point, xytext=(4, 3), textcoords="offset points", size=7)
+        axes.set(xlabel="MACs a sample" if key == "macs" else "latency", ylabel=metric_axis(metric))
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: said(value)))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axes.margins(0.08, 0.15)
         axes.grid(axis="y", color=(INK, 0.12), lw=0.6)
         axes.set_axisbelow(True)
-        said = "; ".join(f"run {place}: {top1:.2f} % at {tick(macs)}" for place, (macs, top1) in enumerate(students, 1))
-        return inline_svg(figure, "comparison", f"Points of top-1 accuracy against MACs. {said}.")
+        points = "; ".join(f"run {n + 1}: {measured(metric, p[1])} at {said(p[0])}" for n, p in students.items())
+        return inline_svg(figure, name, f"Points of {metric_label(metric)} against cost. {points}.")
 
 
-def _point(run: Mapping[str, Any], network: str) -> tuple[float, float]:
-    """MACs and accuracy; NaN if missing, which leaves a gap."""
-    macs, top1 = (number(run[network].get(key)) for key in ("macs", "top1"))
-    return (float("nan") if macs is None else macs, float("nan") if top1 is None else top1)
+def metric_axis(name: str) -> str:
+    """A metric as the title of an axis."""
+    return "top-1 (%)" if name == "top1" else name
 
 
-SEARCHED, UNIFORM = "searched", "uniform"
+def _undominated(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no cheaper one reaches, cheapest first."""
+    best: list[tuple[float, float]] = []
+    for point in sorted(points, key=lambda each: (each[0], -each[1])):
+        if not best or point[1] > best[-1][1]:
+            best.append(point)
+    return best
+
+
+def _curves(runs: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> Iterator[Drawing]:
+    """The courses of the runs over each other."""
+    journals = [_journal(RunFolder(run["run"])) for run in runs]
+    measures = [
+        ("distill", f"test_{name}", f"{metric_axis(name)} of the student", "on the test split") for name in metrics
+    ]
+    for phase, key, title, note in (
+        *measures,
+        ("distill", "test_loss", "Loss of the student", "on the test split"),
+        ("search", "entropy", "Entropy of the search", "1: all choices are as likely, 0: decided"),
+    ):
+        lines = []
+        for place, journal in enumerate(journals):
+            epochs = [entry for entry in journal if entry.get("event") == "epoch" and entry.get("phase") == phase]
+            steps, values = series(epochs, key)
+            if steps:
+                style = "-" if place < len(COLORS) else "--"
+                color = COLORS[place % len(COLORS)]
+                lines.append(
+                    Line(label=str(place + 1), epochs=steps, values=values, color=color, style=style, weight=1.4)
+                )
+        if lines:
+            said = "; ".join(f"run {line.label}: {line.values[-1]:.4g} at the end" for line in lines)
+            name = f"curve-{phase}-{key}".replace("_", "-")
+            picture = line_chart(name, lines, f"Line chart over epochs. {said}.", legend_columns=8)
+            yield Drawing(title[0].upper() + title[1:], picture, f"{note}; lines numbered as the runs")
+
+
+SEARCHED, UNIFORM = CURVES = "searched", "uniform"
 
 
 def is_frontier(folder: RunFolder) -> bool:
@@ -164,6 +393,7 @@ def frontier_record(runs: Sequence[tuple[RunFolder, RunFolder | None]]) -> dict[
         "format": 1,
         "model": results[0]["model"],
         "data": results[0]["data"],
+        "metric": metric_name(results[0]),
         "seed": results[0]["seed"],
         "kind": _kind([result["budgets"] for result in results]),
         "teacher": results[0]["teacher"],
@@ -198,33 +428,42 @@ def frontier_page(record: Mapping[str, Any]) -> str:
     """The curve and its points on one self-contained page."""
     kind = record["kind"]
     name = COST_NAMES.get(kind, kind)
-    note = f"top-1 on the test split; {name} of the student. Both were distilled alike from the same weights."
+    metric = _metric(record)
+    note = f"{metric_label(metric)} on the test split; {name} of the student. Both learned alike from the same weights."
     return render(
         "frontier.html.j2",
         title=f"{record['model']} on {record['data']}: accuracy against {name}",
         chart=Drawing("Searched and uniformly scaled", frontier_chart(record), note),
         name=name,
-        teacher_top1=record["teacher"]["top1"],
+        metric=metric_label(metric),
+        teacher=measured(metric, record["teacher"][metric]),
         points=[_frontier_point(point, record) for point in record["points"]],
     )
 
 
+def _metric(record: Mapping[str, Any]) -> str:
+    """The main metric of a frontier; those of earlier versions are about top-1."""
+    return str(record.get("metric", "top1"))
+
+
 def _frontier_point(point: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
-    kind = record["kind"]
+    kind, metric = record["kind"], _metric(record)
     cost = point[SEARCHED][kind]
+    students = [point[name] and {**point[name], "said": measured(metric, point[name][metric])} for name in CURVES]
+    gain = moved(metric, students[0][metric] - students[1][metric]) if students[1] else "–"
     return {
         "budget": ", ".join(budget["text"] for budget in point["budgets"]),
         "cost": f"{amount(kind, cost)} ({percent(cost / record['teacher'][kind])})",
-        SEARCHED: point[SEARCHED],
-        UNIFORM: point[UNIFORM],
+        "gain": gain,
+        **dict(zip(CURVES, students, strict=True)),
     }
 
 
 def frontier_chart(record: Mapping[str, Any]) -> Markup:
     """Accuracy against cost: searched and uniformly scaled students, and the teacher."""
-    kind = record["kind"]
-    teacher = (record["teacher"][kind], record["teacher"]["top1"])
-    curves = {name: _curve(record, name) for name in (SEARCHED, UNIFORM)}
+    kind, metric = record["kind"], _metric(record)
+    teacher = (record["teacher"][kind], record["teacher"][metric])
+    curves = {name: _curve(record, name) for name in CURVES}
     with page_style("frontier"):
         height = 190.0
         figure = Figure(figsize=(WIDTH / 72, height / 72))
@@ -233,8 +472,12 @@ def frontier_chart(record: Mapping[str, Any]) -> Markup:
         uniform: dict[str, Any] = {"color": ORANGE, "marker": "s", "ms": 3.5, "ls": "--", "lw": 1.4, "label": UNIFORM}
         if curves[UNIFORM]:
             axes.plot(*zip(*curves[UNIFORM], strict=True), **uniform)
-        axes.plot(*teacher, "D", color=GREY, ms=5, label="teacher")
-        axes.set(xlabel=COST_NAMES.get(kind, kind), ylabel="top-1 (%)")
+        hovered(axes.plot(*teacher, "D", color=GREY, ms=5, label="teacher"), f"teacher: {measured(metric, teacher[1])}")
+        for name, curve in curves.items():
+            for cost, value in curve:
+                text = f"{name}: {measured(metric, value)} at {_short(kind, cost)}"
+                hovered(axes.plot(cost, value, "o", ms=9, alpha=0, zorder=9), text)
+        axes.set(xlabel=COST_NAMES.get(kind, kind), ylabel=metric_axis(metric))
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(kind, value)))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
@@ -243,11 +486,11 @@ def frontier_chart(record: Mapping[str, Any]) -> Markup:
         axes.set_axisbelow(True)
         axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, frameon=False, handlelength=1.8)
         said = "; ".join(
-            f"{name}: {', '.join(f'{top1:.2f} % at {_short(kind, cost)}' for cost, top1 in curve)}"
+            f"{name}: {', '.join(f'{measured(metric, value)} at {_short(kind, cost)}' for cost, value in curve)}"
             for name, curve in curves.items()
             if curve
         )
-        return inline_svg(figure, "frontier", f"Line chart of top-1 accuracy against cost. {said}.")
+        return inline_svg(figure, "frontier", f"Line chart of {metric_label(metric)} against cost. {said}.")
 
 
 def _short(kind: str, cost: float) -> str:
@@ -257,4 +500,4 @@ def _short(kind: str, cost: float) -> str:
 def _curve(record: Mapping[str, Any], name: str) -> list[tuple[float, float]]:
     """Cost and accuracy of the points of a curve, cheapest first."""
     students = [point[name] for point in record["points"] if point[name] is not None]
-    return sorted((student[record["kind"]], student["top1"]) for student in students)
+    return sorted((student[record["kind"]], student[_metric(record)]) for student in students)

@@ -15,7 +15,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from transprune.reports.pages import BLUE, GREY, INK, ORANGE, PAPER, WIDTH, inline_svg, page_style
+from transprune.reports.pages import BLUE, GREY, INK, ORANGE, PAPER, WIDTH, hovered, inline_svg, page_style
 from transprune.reports.run_record import LayerRow, StageRow, WidthRow, number
 from transprune.reports.words import compact, percent, tick
 
@@ -69,8 +69,8 @@ def width_bars(rows: Sequence[WidthRow]) -> Markup:
                 axes.barh(place, row.full, 0.72, fc="none", ec=(GREY, 0.9), hatch="//////", lw=0)
             else:
                 axes.barh(place, row.full, 0.72, fc=(BLUE, PALE), ec=(BLUE, OUTLINE), lw=0.6)
-            axes.barh(place, kept, 0.72, color=BLUE, lw=0)
             after = "dropped" if row.is_dropped else str(kept)
+            hovered(axes.barh(place, kept, 0.72, color=BLUE, lw=0), f"{row.name}: {after} of {row.full}")
             axes.text(row.full + widest / 50, place, f"{after} / {row.full}", va="center_baseline", size=7)
         axes.set(xlim=(0, widest * 1.3), xlabel="channels")
         axes.set_xticks([tick for tick in MaxNLocator(4, integer=True).tick_values(0, widest) if tick <= widest])
@@ -156,8 +156,9 @@ def line_chart(
     *,
     limits: tuple[float, float] | None = None,
     label_of: Callable[[float], str] | None = None,
+    legend_columns: int = 3,
 ) -> Markup:
-    """Lines over the epochs of a phase.
+    """Lines over the epochs of a phase; a value shows under the pointer.
 
     Args:
         name: A name unique in the page.
@@ -165,12 +166,16 @@ def line_chart(
         description: A description for screen readers.
         limits: Limits of the vertical axis; None: chosen from the values.
         label_of: Formats a value on the vertical axis.
+        legend_columns: Columns of the legend.
     """
     with page_style(name):
         figure, axes = _chart_axes(right=8)
         for order, line in enumerate(lines):
             style: dict[str, Any] = {"color": line.color, "ls": line.style, "lw": line.weight}
             axes.plot(line.epochs, line.values, label=line.label, zorder=3 - order / 10, **style)
+            for epoch, value in _thinned(list(zip(line.epochs, line.values, strict=True))):
+                said = f"{line.label}, epoch {epoch}: {(label_of or '{:.4g}'.format)(value)}"
+                hovered(axes.plot(epoch, value, "o", ms=5, alpha=0, zorder=9), said)
         axes.set(xlabel="epoch", xlim=_limits([epoch for line in lines for epoch in line.epochs]))
         if limits:
             axes.set_ylim(*limits)
@@ -179,8 +184,17 @@ def line_chart(
         axes.grid(axis="y", color=(INK, 0.12), lw=0.6)
         axes.set_axisbelow(True)
         if len(lines) > 1:
-            axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, frameon=False, **_LEGEND)
+            axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=legend_columns, frameon=False, **_LEGEND)
         return inline_svg(figure, name, description)
+
+
+_MOST_HOVERED = 40
+"""Most points of a line that say their value; more would make the page heavy."""
+
+
+def _thinned(points: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
+    """Evenly spread ones of many points, the last among them."""
+    return points[:: -max(1, math.ceil(len(points) / _MOST_HOVERED))]
 
 
 _LEGEND: dict[str, Any] = {"handlelength": 1.4, "columnspacing": 1.2, "handletextpad": 0.5, "borderpad": 0.2}

@@ -9,13 +9,14 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import matplotlib as mpl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from transprune.reports.words import percent, points
@@ -109,6 +110,16 @@ def page_style(name: str) -> Iterator[None]:
         yield
 
 
+SAID = "said: "
+"""Begins the id of what has a text of its own, which browsers show under the pointer."""
+
+
+def hovered(artists: Iterable[Artist], text: str) -> None:
+    """Gives what was drawn a text that browsers show under the pointer."""
+    for artist in artists:
+        artist.set_gid(SAID + text)
+
+
 def inline_svg(figure: Figure, name: str, description: str) -> Markup:
     """A figure as a self-contained `<svg>` element.
 
@@ -123,6 +134,7 @@ def inline_svg(figure: Figure, name: str, description: str) -> Markup:
     body = text[text.index(">", text.index("<svg")) + 1 :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)  # contains the date
     body = re.sub(r"<style[^>]*>.*?</style>", "", body, flags=re.DOTALL)
+    body = re.sub(rf'<g id="{SAID}([^"]*)">', r"<g><title>\1</title>", body)
     body = body.replace("xlink:href", "href").replace(INK, "currentColor").replace(PAPER, "var(--page)")
     used = set(re.findall(r'(?:href="|url\()#([\w-]+)', body))
     body = re.sub(r' id="([\w.-]+)"', lambda match: match[0] if match[1] in used else "", body)

@@ -85,6 +85,24 @@ def points(difference: float) -> str:
     return f"{size} points {'higher' if difference > 0 else 'lower'}"
 
 
+def metric_name(result: Mapping[str, Any]) -> str:
+    """The main metric in a `result.json`: that of the task, or top-1; the loss where there is neither."""
+    names = result.get("metrics")
+    first = str(names[0]) if isinstance(names, list) and names else "top1"
+    known = part(result, "student")
+    return first if first in known or not known or "loss" not in known else "loss"
+
+
+def measured(metric: str, value: float) -> str:
+    """A value of a metric: top-1 in per cent, others as they are."""
+    return f"{value:.2f} %" if metric.startswith("top") else f"{value:.4g}"
+
+
+def moved(metric: str, difference: float) -> str:
+    """How a metric moved: in points for top-1, as a signed figure for others, of which nobody knows the better side."""
+    return points(difference) if metric.startswith("top") else f"{difference:+.4g}"
+
+
 def subject(record: RunRecord) -> str:
     """The model and the data of a run."""
     model = record.result.get("model") or part(record.architecture, "model").get("name") or record.config.get("model")

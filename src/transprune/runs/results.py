@@ -10,7 +10,7 @@ from typing import Any
 from transprune.architecture import Architecture
 from transprune.costs import COSTS
 from transprune.latency.stopwatch import Latency
-from transprune.reports.words import amount, compact, named, timed_in
+from transprune.reports.words import amount, compact, measured, named, percent, timed_in
 from transprune.runs.run import Run, costs_in
 from transprune.runtime import RunFolder, print_table, read_journal
 from transprune.runtime.files import disk_errors
@@ -84,19 +84,19 @@ def _show_indecision(folder: RunFolder) -> None:
 def show_frontier(folder: RunFolder) -> None:
     """Prints the points of a frontier."""
     record = folder.read_json("frontier.json")
-    kind, teacher = record["kind"], record["teacher"]
+    kind, teacher, metric = record["kind"], record["teacher"], record.get("metric", "top1")
     rows = [
         [
             ", ".join(budget["text"] for budget in point["budgets"]),
             amount(kind, point["searched"][kind]),
-            *(f"{point[name]['top1']:.2f}" if point[name] else "–" for name in ("searched", "uniform")),
+            *(measured(metric, point[name][metric]) if point[name] else "–" for name in ("searched", "uniform")),
         ]
         for point in record["points"]
     ]
-    title = (
-        f"{record['model']} on {record['data']}; teacher: {amount(kind, teacher[kind])}, top-1 {teacher['top1']:.2f} %"
-    )
-    print_table(title, ["budget", "student", "searched, top-1 (%)", "uniform, top-1 (%)"], rows)
+    print(f"{record['model']} on {record['data']}")
+    label = "top-1" if metric == "top1" else metric
+    title = f"teacher: {amount(kind, teacher[kind])}, {label} {measured(metric, teacher[metric])}"
+    print_table(title, ["budget", "student", f"searched, {label}", f"uniform, {label}"], rows)
     print(f"curve: {folder.file('frontier.html')}")
 
 
@@ -107,10 +107,30 @@ def _change(key: str, teacher: float, student: float) -> str:
 
 
 def show_comparison(runs: Sequence[Mapping[str, Any]]) -> None:
-    """Prints a line for each run."""
-    from transprune.reports.comparison import HEAD, cells  # draws, which takes a second to import
+    """Prints a line for each run, which fits 80 columns, what differs between them, and their seeds together."""
+    from transprune.reports import comparison as sides  # draws, which takes a second to import
 
-    print_table("students; in brackets: against the teacher", HEAD, [cells(run) for run in runs])
+    metrics = list(dict.fromkeys(run["metric"] for run in runs))
+    result = sides.metric_label(metrics[0]) if len(metrics) == 1 else "result"
+    costs = sides.COSTS[:3]
+    rows = []
+    for place, run in enumerate(runs, start=1):
+        change = sides.change_of(run)
+        shown = [sides.cost_of(run, key, unit) for key, _, unit in costs]
+        shares = [f"{cost}{'' if share is None else f' ({percent(share, 0)})'}" for cost, share in shown]
+        rows.append([place, sides.result_of(run)[0], "" if change is None else f"{change:+.3g}", *shares])
+    print_table("students; in brackets: of the teacher", ["", result, "change", *(name for _, name, _ in costs)], rows)
+    for place, run in enumerate(runs, start=1):
+        print(f"{place:>2}  {run['run']}: {sides.subject_of(run)}, {sides.settings_of(run)}")
+    where = sides.timed(runs)
+    if where:
+        print(f"latency {where[0] if len(where) == 1 else 'measured in different ways'}")
+    for option, values in sides.differing(runs):
+        if option not in sides.FIRST:
+            print(f"{option}: {values}")
+    for each in sides.seeds_together(runs):
+        spread = sides.said_of_spread(each["student"], each["metric"])
+        print(f"{each['count']} seeds ({each['places']}): {sides.metric_label(each['metric'])} {spread}")
 
 
 def write_comparison(runs: Sequence[Mapping[str, Any]], file: Path) -> None:
@@ -122,7 +142,7 @@ def write_comparison(runs: Sequence[Mapping[str, Any]], file: Path) -> None:
     with disk_errors("write", file):
         from transprune.reports.comparison import comparison_page
 
-        file.write_text(comparison_page(runs), encoding="utf-8")
+        file.write_text(comparison_page(runs, file.resolve()), encoding="utf-8")
 
 
 def show_measurements(content: dict[str, Any]) -> None:
