@@ -216,7 +216,14 @@ def fake_examples() -> dict:
         {"name": str(name), "samples": 36, "teacher": 100.0 - 2.7778 * (name == 3), "student": lost.get(name, 100.0)}
         for name in range(10)
     ]
-    return {"format": 1, "samples": 360, "counts": counts, "classes": classes, "examples": examples}
+    confusions = [
+        {"label": "2", "answer": "7", "teacher": 0, "student": 1},
+        {"label": "3", "answer": "5", "teacher": 1, "student": 0},
+    ]
+    return {
+        **{"format": 1, "samples": 360, "counts": counts, "classes": classes},
+        **{"confusions": confusions, "examples": examples},
+    }
 
 
 TIMED_IN = {"runtime": "torch", "device": "cpu", "threads": 1, "batch_size": 1}

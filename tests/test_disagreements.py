@@ -54,6 +54,16 @@ def test_accuracy_is_counted_class_by_class_and_absent_classes_are_left_out():
     assert only_a["examples"] == []
 
 
+def test_what_is_taken_for_what_is_counted_for_both_networks():
+    record = examples_record(data_of(LABELS), TEACHER, STUDENT)
+    assert record["confusions"] == [
+        {"label": "c", "answer": "b", "teacher": 1, "student": 2},
+        {"label": "a", "answer": "b", "teacher": 0, "student": 1},
+        {"label": "b", "answer": "a", "teacher": 1, "student": 0},
+        {"label": "c", "answer": "a", "teacher": 1, "student": 0},
+    ]
+
+
 @pytest.mark.parametrize("size", [(1, 6, 5), (3, 6, 5)])
 def test_a_picture_has_the_pixels_of_its_test_image(size):
     record = examples_record(data_of(LABELS, size), TEACHER, STUDENT)

@@ -50,7 +50,8 @@ class Page(HTMLParser):
     def handle_data(self, data):
         data = data.replace("\xa0", " ")
         if data.strip():
-            self.texts.append((self.open[-1] if self.open else "", data))
+            holder = self.open[-1] if self.open else ""
+            self.texts.append(("hover" if holder == "title" and "svg" in self.open else holder, data))
 
     def all(self, tag: str) -> list[dict[str, str]]:
         return [attributes for name, attributes in self.elements if name == tag]
@@ -133,17 +134,38 @@ def test_headings_are_in_order_and_the_title_is_the_result(full):
 def test_tables_have_captions_and_scopes_and_figures_have_descriptions(full):
     _, page = full
     tags = Counter(tag for tag, _ in page.elements)
-    assert tags["table"] == tags["caption"] == 6
+    assert tags["table"] == tags["caption"] == 8
     assert all(cell.get("scope") in ("row", "col") for cell in page.all("th"))
     assert tags["svg"] == tags["figure"] == 16
     assert all(svg["role"] == "img" and len(svg["aria-label"]) > 30 for svg in page.all("svg"))
     assert page.all("html") == [{"lang": "en"}]
 
 
+def test_values_show_under_the_pointer(full):
+    said = full[1].text("hover")
+    assert "stem.conv: 14 of 16" in said
+    assert re.search(r"test, epoch 40: 9\d\.?\d* %", said)
+
+
+def test_the_answers_of_the_student_are_shown_class_by_class(folder, full):
+    text, page = full
+    assert "2 taken for 7" in text
+    cells = [cell for cell in page.all("td") if "--share" in cell.get("style", "")]
+    assert len(cells) == 100
+    assert sum(cell["class"] == "wrong" and cell["style"] != "--share:0.0" for cell in cells) == 1
+    assert sum(cell["class"] == "right" for cell in cells) == 10
+
+
+def test_an_earlier_run_has_no_matrix(tmp_path):
+    folder = fake_run(tmp_path / "run", epochs=1)
+    change(folder, "examples.json", lambda found: found.pop("confusions"))
+    assert "--share:" not in report(folder)[0].partition("</style>")[2]
+
+
 def test_what_scrolls_can_be_reached_by_keyboard(full):
     _, page = full
     scrolling = [attributes for tag, attributes in page.elements if tag == "pre" or attributes.get("class") == "scroll"]
-    assert len(scrolling) == 9
+    assert len(scrolling) == 11
     assert all(region["tabindex"] == "0" and region["aria-label"] for region in scrolling)
 
 

@@ -476,7 +476,7 @@ def frontier_chart(record: Mapping[str, Any]) -> Markup:
         for name, curve in curves.items():
             for cost, value in curve:
                 text = f"{name}: {measured(metric, value)} at {_short(kind, cost)}"
-                hovered(axes.plot(cost, value, "o", ms=9, alpha=0, zorder=9), text)
+                hovered(axes.plot(cost, value, "o", color=GREY, ms=9, alpha=0, zorder=9), text)
         axes.set(xlabel=COST_NAMES.get(kind, kind), ylabel=metric_axis(metric))
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(kind, value)))

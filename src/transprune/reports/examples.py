@@ -18,6 +18,8 @@ MOST_PICTURES = 10
 """Pictures of each kind of disagreement."""
 LARGEST_SIDE = 64
 """Largest side of a picture in pixels; larger images are reduced."""
+MOST_CONFUSIONS = 400
+"""Pairs of classes of which it is kept how often one is taken for the other."""
 KINDS = ("teacher_only", "student_only", "both_wrong")
 """Only the teacher is right; only the student is right; both are wrong, with different answers."""
 
@@ -38,6 +40,7 @@ def examples_record(data: ImageData, teacher: Answers, student: Answers) -> dict
         "samples": len(labels),
         "counts": {kind: int(members.sum()) for kind, members in is_kind.items()},
         "classes": _by_class(data, labels, teacher, student),
+        "confusions": _confusions(data, labels, teacher, student),
         "examples": [
             {"kind": kind, **_example(data, place, picture, teacher, student)}
             for kind in KINDS
@@ -81,6 +84,27 @@ def _by_class(data: ImageData, labels: Tensor, teacher: Answers, student: Answer
         for place, name in enumerate(data.classes)
         if counts[place]
     ]
+
+
+def _confusions(data: ImageData, labels: Tensor, teacher: Answers, student: Answers) -> list[dict[str, Any]]:
+    """How often each network takes a class for another, the most frequent of the student first."""
+    size = max(len(data.classes), *(int(answers.classes.max()) + 1 for answers in (teacher, student)))
+    counts = [
+        torch.bincount(labels * size + answers.classes, minlength=size * size).view(size, size).fill_diagonal_(0)
+        for answers in (student, teacher)
+    ]
+    pairs = (counts[0] + counts[1]).nonzero().tolist()
+    found = [
+        {
+            "label": data.classes[label],
+            "answer": data.classes[answer],
+            "teacher": int(counts[1][label, answer]),
+            "student": int(counts[0][label, answer]),
+        }
+        for label, answer in pairs
+        if max(label, answer) < len(data.classes)
+    ]
+    return sorted(found, key=lambda each: (-each["student"], -each["teacher"]))[:MOST_CONFUSIONS]
 
 
 def _example(data: ImageData, place: int, picture: str, teacher: Answers, student: Answers) -> dict[str, Any]:

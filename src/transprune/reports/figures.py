@@ -175,7 +175,7 @@ def line_chart(
             axes.plot(line.epochs, line.values, label=line.label, zorder=3 - order / 10, **style)
             for epoch, value in _thinned(list(zip(line.epochs, line.values, strict=True))):
                 said = f"{line.label}, epoch {epoch}: {(label_of or '{:.4g}'.format)(value)}"
-                hovered(axes.plot(epoch, value, "o", ms=5, alpha=0, zorder=9), said)
+                hovered(axes.plot(epoch, value, "o", color=line.color, ms=5, alpha=0, zorder=9), said)
         axes.set(xlabel="epoch", xlim=_limits([epoch for line in lines for epoch in line.epochs]))
         if limits:
             axes.set_ylim(*limits)

@@ -75,6 +75,12 @@ def report_page(run_dir: Path) -> str:
     return render("report.html.j2", **_context(read_record(run_dir)))
 
 
+MOST_PAIRS = 8
+"""Pairs of classes that are most often confused, which a report names."""
+MOST_IN_MATRIX, SHORT_NAME = 20, 3
+"""Largest number of classes in a matrix of answers, and characters of a name that fits the head of its columns."""
+
+
 def _context(record: RunRecord) -> dict[str, Any]:
     """The variables of the template; empty for what is not done yet."""
     return {
@@ -222,8 +228,35 @@ def _examples(found: Mapping[str, Any]) -> dict[str, Any]:
         ),
         "caption": caption,
         "classes": [_class(each) for each in shown],
+        "matrix": _matrix(found),
+        "confusions": [_pair(each) for each in found.get("confusions", [])[:MOST_PAIRS]],
         "pictures": list(_pictures(found)),
     }
+
+
+def _matrix(found: Mapping[str, Any]) -> dict[str, Any]:
+    """How often the student gives each answer to each class; empty for many classes, and where it was not kept."""
+    names = [str(each["name"]) for each in found["classes"]]
+    confusions = {(each["label"], each["answer"]): int(each["student"]) for each in found.get("confusions", [])}
+    if "confusions" not in found or len(names) > MOST_IN_MATRIX or not {n for n, _ in confusions} <= set(names):
+        return {}
+    is_short = max(map(len, names)) <= SHORT_NAME
+    heads = names if is_short else [str(place) for place, _ in enumerate(names, start=1)]
+    rows = []
+    for head, each in zip(heads, found["classes"], strict=True):
+        wrong = [confusions.get((each["name"], name), 0) for name in names]
+        right = round(each["samples"] * each["student"] / 100)
+        cells = [(right if name == each["name"] else count) for name, count in zip(names, wrong, strict=True)]
+        shares = [
+            (count, name == each["name"], round(count / max(1, each["samples"]), 3))
+            for name, count in zip(names, cells, strict=True)
+        ]
+        rows.append({"name": each["name"] if is_short else f"{head} {each['name']}", "cells": shares})
+    return {"heads": heads, "rows": rows}
+
+
+def _pair(each: Mapping[str, Any]) -> tuple[str, str, str]:
+    return f"{each['label']} taken for {each['answer']}", f"{each['teacher']:,}", f"{each['student']:,}"
 
 
 def _class(each: Mapping[str, Any]) -> dict[str, str]:
