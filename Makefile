@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test quick torture check lint types floors format docs package coverage clean
+.PHONY: help setup demo test quick gpu torture check lint types floors format docs package coverage clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -25,6 +25,9 @@ test: $(READY)  ## all tests, a file at a time on each of up to four cores
 
 quick: $(READY)  ## the heart of the tests, in less than a minute on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m heart
+
+gpu: $(READY)  ## twelve minutes that prove the library on a GPU, into benchmarks/gpu/results
+	$(BIN)/python benchmarks/gpu/check.py $(if $(DATA),--data $(DATA))
 
 torture: $(READY)  ## a hundred runs killed at random moments, into benchmarks/torture (a quarter of an hour or more)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py

@@ -35,6 +35,16 @@ LONG = (
 end to end whose pieces have tests of their own."""
 
 
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", help="where the tests marked `device` compute, such as cuda")
+
+
+@pytest.fixture(scope="session")
+def device(pytestconfig):
+    """The device of `--device`."""
+    return pytestconfig.getoption("--device")
+
+
 def pytest_ignore_collect(collection_path, config):
     if config.option.markexpr == "heart" and collection_path.suffix == ".py":
         return collection_path.stem.removeprefix("test_") not in HEART or None
