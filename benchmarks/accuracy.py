@@ -298,28 +298,33 @@ def shrunk(study: Study, arm: Arm, teacher: nn.Module, seed: int) -> nn.Module:
 
 def magnitude_pruned(study: Study, teacher: nn.Module) -> nn.Module:
     """The teacher without its groups of smallest magnitude, ranked over all layers; the most that fits the budget."""
-    import torch_pruning
-
-    space = transprune.inspect(teacher, study.example)
-    limit = transprune.Budget.parse(study.budget).limit(space)
-    steps = 200
+    limit = transprune.Budget.parse(study.budget).limit(transprune.inspect(teacher, study.example))
     network = study.model()
     network.load_state_dict(teacher.state_dict())
+    linear = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
+    return by_torch_pruning(network, study.example, limit.most, linear)
+
+
+def by_torch_pruning(network: nn.Module, example: torch.Tensor, most: int, ignored: list[nn.Module]) -> nn.Module:
+    """The network itself, cut by group magnitude over all layers but some, until it has no more than so many MACs."""
+    import torch_pruning
+
+    steps = 200
     pruner = torch_pruning.pruner.BasePruner(
         network,
-        study.example,
+        example,
         importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
         global_pruning=True,
         iterative_steps=steps,
         pruning_ratio=0.99,
         max_pruning_ratio=0.9,
-        ignored_layers=[layer for layer in network.modules() if isinstance(layer, nn.Linear)],
+        ignored_layers=ignored,
     )
     for _ in range(steps):
-        if transprune.count_macs(network, study.example) <= limit.most:
+        if transprune.count_macs(network, example) <= most:
             return network
         pruner.step()
-    raise RuntimeError(f"Torch-Pruning does not reach {limit}")
+    raise RuntimeError(f"Torch-Pruning does not reach {most:,} MACs")
 
 
 def run(study: Study, arms: Mapping[str, Arm], seeds: Sequence[int], jobs: int) -> None:

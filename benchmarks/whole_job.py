@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 import transprune
+from accuracy import by_torch_pruning
 from transprune.models.by_name import build_model
 from transprune.models.weights import load_weights
 from transprune.options import CompressOptions
@@ -136,28 +137,14 @@ def magnitude_pruned(
     teacher: nn.Module, space: transprune.SearchSpace, most: int, example: Tensor
 ) -> transprune.Architecture:
     """The widths within the budget without the channels of smallest magnitude, of groups that one layer makes."""
-    import torch_pruning
-
-    network, steps = copy.deepcopy(teacher), 200
     alone = {group.layers[0]: group.name for group in space.groups if len(group.layers) == 1}
+    network = copy.deepcopy(teacher)
     layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
-    pruner = torch_pruning.pruner.BasePruner(
-        network,
-        example,
-        importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
-        global_pruning=True,
-        iterative_steps=steps,
-        pruning_ratio=0.99,
-        max_pruning_ratio=0.9,
-        ignored_layers=[layer for name, layer in layers.items() if name not in alone],
+    ignored = [layer for name, layer in layers.items() if name not in alone]
+    by_torch_pruning(network, example, most, ignored)
+    return transprune.Architecture(
+        widths={group: layers[name].out_channels for name, group in alone.items()}, depths={}
     )
-    for _ in range(steps):
-        if transprune.count_macs(network, example) <= most:
-            return transprune.Architecture(
-                widths={group: layers[name].out_channels for name, group in alone.items()}, depths={}
-            )
-        pruner.step()
-    raise RuntimeError(f"Torch-Pruning does not reach {most:,} MACs")
 
 
 def setup(place: Path, seed: int, phase: str) -> transprune.Setup:
