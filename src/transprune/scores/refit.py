@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -172,7 +173,32 @@ def record_targets(network: nn.Module, program: Program, inputs: tuple[Tensor, .
     return Targets(wanted, outputs)
 
 
-class Refit(Watched):
+class _Fitted(Watched):
+    """A run with parameters and buffers in place of some of its own.
+
+    Args:
+        run: The other run.
+        fitted: Parameters and buffers by path.
+        watches: As of `Watched`.
+    """
+
+    def __init__(
+        self,
+        run: PlainRun,
+        fitted: dict[str, Tensor],
+        watches: Mapping[fx.Node, Callable[[Function, Arguments], Any]] = MappingProxyType({}),
+    ) -> None:
+        super().__init__(run, watches)
+        self.fitted = fitted
+        """Parameters and buffers that were fitted, by path."""
+
+    def state(self, name: str) -> Tensor:
+        paths = self.run.program.aliases.get(name, (name,))
+        fitted = next((self.fitted[path] for path in paths if path in self.fitted), None)
+        return self.run.state(name) if fitted is None else fitted
+
+
+class Refit(_Fitted):
     """A run that fits each layer as it comes to it, in evaluation mode.
 
     Where a layer's outputs go into a sum alone, what the sum should be is what they are fitted to: they then make good
@@ -193,8 +219,6 @@ class Refit(Watched):
         only: Collection[fx.Node] | None = None,
         ridge: float = RIDGE,
     ) -> None:
-        self.fitted: dict[str, Tensor] = {}
-        """Parameters and buffers that were fitted, by path."""
         self.moments: dict[fx.Node, Moments] = {}
         """Of each layer that was fitted, its own outputs being wanted."""
         self._targets, self._ridge = targets, ridge
@@ -205,12 +229,11 @@ class Refit(Watched):
             if layer.total is not None:
                 # Both sides of a sum may be layers: the later one makes good the earlier one's error.
                 watches[layer.total] = partial(self._correct, layer)
-        super().__init__(run, watches)
+        super().__init__(run, {}, watches)
 
-    def state(self, name: str) -> Tensor:
-        paths = self.run.program.aliases.get(name, (name,))
-        fitted = next((self.fitted[path] for path in paths if path in self.fitted), None)
-        return self.run.state(name) if fitted is None else fitted
+    def as_fitted(self) -> Watched:
+        """The run with what was fitted, which fits nothing any more: for samples that nothing was fitted to."""
+        return _Fitted(self.run, self.fitted)
 
     def _fit(self, layer: FittedLayer, function: Function, arguments: Arguments) -> Any:
         """Fits a layer to its own outputs in the unpruned network."""
