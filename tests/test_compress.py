@@ -234,7 +234,22 @@ def test_another_budget_from_a_finished_search(tmp_path, place, capsys):
     short += ["--search.prior", "none"]
     weights = ["--weights", str(place / "trained.safetensors")]
     model, out = f"{place / 'net.py'}:build", str(tmp_path / "searched")
-    main(["search", model, *weights, "--budget", "macs=0.5", "--out", out, "--preset", "quick", *short])
+    main(
+        [
+            "search",
+            model,
+            "--data",
+            "digits",
+            *weights,
+            "--budget",
+            "macs=0.5",
+            "--out",
+            out,
+            "--preset",
+            "quick",
+            *short,
+        ]
+    )
     main(["derive", out, "--budget", "macs=0.3", "--out", str(tmp_path / "third")])
     assert "transprune distill" in capsys.readouterr().out
     space = transprune.SearchSpace.from_json((tmp_path / "third" / "space.json").read_text())
