@@ -71,11 +71,11 @@ class Job(RunOptions):
         Raises:
             OptionError: No data are named for a network that says nothing of them, or two kinds of weights are.
         """
-        from transprune.models.by_name import NAMES, PRETRAINED, refuse_weights  # torch takes seconds to load
+        from transprune.models.by_name import PRETRAINED, refuse_weights  # torch takes seconds to load
 
         refuse_weights(self.model)
         given = {item.name: getattr(self, item.name) for item in fields(RunOptions)}
-        if not self.data and self.model in NAMES:
+        if not self.data and ":" not in self.model:  # a name: one of ours, or unknown, which is said of it elsewhere
             given["data"] = DEFAULT_DATA
         elif not self.data:
             raise OptionError(
