@@ -156,9 +156,8 @@ def tests(asked: argparse.Namespace, write: Writer) -> None:
 def run(asked: argparse.Namespace, write: Writer) -> None:
     """A whole run that is killed in its search, and goes on."""
     with tempfile.TemporaryDirectory() as place:
-        network = "resnet8" if asked.smoke else "resnet20"
         command = [
-            *(sys.executable, "-m", "transprune", "run", network, "--data", "digits", "--budget", "macs=0.5"),
+            *(sys.executable, "-m", "transprune", "run", "resnet20", "--data", "digits", "--budget", "macs=0.5"),
             *("--preset", "quick", "--out", f"{place}/run", "--device", asked.device, "--checkpoint-minutes", "0.02"),
         ]
         if asked.smoke:
@@ -354,7 +353,6 @@ def cifar(asked: argparse.Namespace, write: Writer) -> None:
 
 def processes(asked: argparse.Namespace, write: Writer) -> None:
     """A search in two processes, which must agree."""
-    network = "resnet8" if asked.smoke else "resnet20"
     gpus = torch.cuda.device_count() if asked.device == "cuda" else 2
     if gpus < 2:
         write({"told": [f"left out: it takes two GPUs, and there is {gpus}"]})
@@ -362,7 +360,7 @@ def processes(asked: argparse.Namespace, write: Writer) -> None:
     with tempfile.TemporaryDirectory() as place:
         command = [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"),
-            *("transprune", "search", network, "--data", "digits", "--budget", "macs=0.5", "--preset", "quick"),
+            *("transprune", "search", "resnet20", "--data", "digits", "--budget", "macs=0.5", "--preset", "quick"),
             *("--out", f"{place}/run", "--device", asked.device),
             *("--teacher.epochs=1", "--teacher.warm-up-epochs=0", "--search.epochs=1", "--search.warm-up-epochs=0"),
         ]
