@@ -72,6 +72,7 @@ def test_the_device_is_where_the_model_is_unless_one_is_named():
         transprune.train(small_network(), two_colours(), ONE, setup=Setup(device="gpu"))
 
 
+@pytest.mark.device
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_model_on_a_gpu_stays_there():
     model = Residual().cuda()

@@ -67,6 +67,7 @@ def test_a_phase_hands_out_its_seed_for_generators_of_its_own():
         assert number == phase_seed(7, "search")
 
 
+@pytest.mark.device
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_phase_repeats_on_cuda_and_restores_its_generator():
     torch.cuda.manual_seed_all(5)

@@ -34,7 +34,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,43 @@ SMOKE = 10
 """In a smoke test each stage has so many times as long: a busy CPU is no failure."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much is done, so that a smoke test runs every line and takes a minute or two."""
+
+    depth: int = 20
+    """Of the ResNet where nothing else is said."""
+    batch: int = 256
+    images: int = 50_000
+    samples: int = 512
+    repeats: int = 15
+    epochs: tuple[int, int, int] = (12, 5, 12)
+    """Of the teacher, the search and the distillation."""
+    cases: tuple[str, ...] = ("resnet56", "resnet20", "resnet110")
+    """The networks whose steps are timed."""
+    large: str = "torchvision:resnet50"
+    side: int = 224
+    large_batch: int = 64
+
+
+SIZES = {
+    False: Size(),
+    True: Size(
+        depth=8,
+        batch=32,
+        images=256,
+        samples=64,
+        repeats=2,
+        epochs=(1, 1, 1),
+        cases=("resnet8",),
+        large="torchvision:resnet18",
+        side=32,
+        large_batch=8,
+    ),
+}
+"""By whether it is a smoke test."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
@@ -70,6 +107,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--stage", choices=list(LIMITS), help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    asked.size = SIZES[asked.smoke]
     if asked.device == "cuda" and not torch.cuda.is_available():
         sys.exit("cannot check a GPU: torch finds no CUDA device here; --device cpu --smoke runs the same on a CPU")
     asked.out.mkdir(parents=True, exist_ok=True)
@@ -143,11 +181,15 @@ def summary(records: list[Record], seconds: float) -> str:
 # --- stages
 
 
+HAVE_DEVICE = [f"tests/test_{name}.py" for name in ("device", "python", "seeds")]
+"""The files that hold tests with a device."""
+
+
 def tests(asked: argparse.Namespace, write: Writer) -> None:
     """Every test that has a device."""
     root = HERE.parent.parent
     chosen = ["-k", "untouched or supernet and dense"] if asked.smoke else []
-    command = [sys.executable, "-m", "pytest", "-m", "device", "--device", asked.device, "-q", "tests/test_device.py"]
+    command = [sys.executable, "-m", "pytest", "-m", "device", "--device", asked.device, "-q", *HAVE_DEVICE]
     done = subprocess.run([*command, *chosen], cwd=root, capture_output=True, text=True, check=False)
     last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr.strip()
     write({"output": done.stdout[-4000:], "told": [last], "missed": [last] if done.returncode else []})
@@ -183,11 +225,11 @@ def run(asked: argparse.Namespace, write: Writer) -> None:
 
 def steps(asked: argparse.Namespace, write: Writer) -> None:
     """Search steps beside plain ones; the bar is that of ResNet-56 in batches of 256."""
-    cases = [("resnet8", 8)] if asked.smoke else [("resnet56", 256), ("resnet20", 256), ("resnet110", 256)]
+    batch = asked.size.batch
     rows: list[Record] = []
     missed: list[str] = []
     for precision in ("float32", "bfloat16"):
-        for network, batch in cases:
+        for network in asked.size.cases:
             row = {"network": network, "batch": batch, "precision": precision}
             row |= step_times(network, batch, precision, asked)
             rows.append(row)
@@ -197,8 +239,7 @@ def steps(asked: argparse.Namespace, write: Writer) -> None:
                 missed.append(f"a step of {network} waits {row['waits']} times")
             told = [f"{r['network']} {r['precision']} {r['ratio']:.2f}" for r in rows]
             write({"rows": rows, "told": [f"search to plain: {', '.join(told)}"], "missed": missed})
-    if not asked.smoke:
-        write({"resnet50": large_network(asked)})
+    write({asked.size.large: large_network(asked)})
 
 
 def step_times(network: str, batch: int, precision: str, asked: argparse.Namespace) -> Record:
@@ -218,9 +259,8 @@ def step_times(network: str, batch: int, precision: str, asked: argparse.Namespa
         made["plain, compiled"] = in_precision(compiled_step(network, batch, asked.device), precision, asked.device)
     for step in made.values():
         step(0)
-    repeats = 2 if asked.smoke else 15
-    medians(made, repeats, asked.device)  # kernels are chosen for the shapes of each draw
-    milliseconds, _ = medians(made, repeats, asked.device)
+    medians(made, asked.size.repeats, asked.device)  # kernels are chosen for the shapes of each draw
+    milliseconds, _ = medians(made, asked.size.repeats, asked.device)
     search = (milliseconds["search, undecided"] + milliseconds["search, architecture"]) / 2
     plain = min(milliseconds["plain"], milliseconds["plain channels last"])
     return {
@@ -272,10 +312,12 @@ def peak_mib(step: Callable[[int], None], device: str) -> float | None:
 
 
 def large_network(asked: argparse.Namespace) -> Record:
-    """A step of the search on torchvision's ResNet-50 at 224 pixels, by the search's own loop."""
-    network = build_model("torchvision/resnet50", classes=1000, image_channels=3)
-    data = noise(256, 224, classes=1000)
-    options = replace(transprune.get_preset("medium").search, epochs=1, batch_size=64, warm_up_epochs=0, prior="none")
+    """Steps of the search, in its own loop, on a network of torchvision: at full size ResNet-50 at 224 pixels."""
+    size = asked.size
+    network = build_model(size.large, classes=1000, image_channels=3)
+    data = noise(4 * size.large_batch, size.side, classes=1000)
+    recipe = transprune.get_preset("medium").search
+    options = replace(recipe, epochs=1, batch_size=size.large_batch, warm_up_epochs=0, prior="none")
     ends: list[float] = []
     setup = transprune.Setup(device=asked.device, progress=False, on_step=lambda _: ends.append(time.perf_counter()))
     transprune.search(network, data, "macs=0.5", options, setup=setup)
@@ -284,28 +326,29 @@ def large_network(asked: argparse.Namespace) -> Record:
 
 def loader(asked: argparse.Namespace, write: Writer) -> None:
     """Images a second that the loader gives, beside those that a step of ResNet-20 takes."""
-    count, batch = (256, 32) if asked.smoke else (50_000, 256)
-    data = noise(count, 32)
+    size = asked.size
+    data, batch = noise(size.images, 32), size.batch
     batches = make_loader(data.train, data, batch_size=batch, train=True, seed=0, device=asked.device)
     for _ in batches:
         break
-    with timed(asked.device) as loading:
+    seconds: Record = {}
+    with timed(asked.device, seconds, "loading"):
         seen = sum(len(labels) for _, labels in batches)
-    step = step_of(Kind(mode="plain_channels_last"), "resnet8" if asked.smoke else "resnet20", batch, asked.device)
-    milliseconds, _ = medians({"plain": step}, 3 if asked.smoke else 20, asked.device)
-    gives, takes = seen / loading[0], 1e3 * batch / milliseconds["plain"]
+    step = step_of(Kind(mode="plain_channels_last"), f"resnet{size.depth}", batch, asked.device)
+    milliseconds, _ = medians({"plain": step}, size.repeats, asked.device)
+    gives, takes = seen / seconds["loading"], 1e3 * batch / milliseconds["plain"]
     missed = [] if gives > takes or asked.smoke else [f"the loader gives {gives:,.0f} images/s, the step {takes:,.0f}"]
-    told = [f"the loader gives {gives:,.0f} images/s, a plain step of ResNet-20 takes {takes:,.0f}"]
+    told = [f"the loader gives {gives:,.0f} images/s, a plain step of ResNet-{size.depth} takes {takes:,.0f}"]
     write({"loader_images_per_second": gives, "step_images_per_second": takes, "told": told, "missed": missed})
 
 
 def latency(asked: argparse.Namespace, write: Writer) -> None:
     """The backend `torch` on this device."""
-    teacher, example = transprune.resnet(8 if asked.smoke else 20).eval(), torch.zeros(1, 3, 32, 32)
+    teacher, example = transprune.resnet(asked.size.depth).eval(), torch.zeros(1, 3, 32, 32)
     space = transprune.inspect(teacher, example)
     half = transprune.shrink(teacher, transprune.uniform_architecture(space, [HALF.limit(space)]), example).eval()
     rows = []
-    for batch in (1, 8) if asked.smoke else (1, 256):
+    for batch in (1, asked.size.batch):
         options = LatencyOptions(backend="torch", batch_size=batch, threads=1, repeats=20 if asked.smoke else 100)
         found = measure_latencies({"teacher": teacher, "half": half}, example, options, device=asked.device)
         rows += [{"network": name, **vars(each)} for name, each in found.items()]
@@ -315,36 +358,33 @@ def latency(asked: argparse.Namespace, write: Writer) -> None:
 
 def cifar(asked: argparse.Namespace, write: Writer) -> None:
     """The main job at full batch sizes: what is lost at half the MACs, and what each part takes."""
-    data = noise(256, 32) if asked.smoke else noise(50_000, 32)
-    if asked.data:
-        data = transprune.load_data(asked.data, mean="imagenet", std="imagenet")
-    recipe, epochs = transprune.get_preset("medium"), (1, 1, 1) if asked.smoke else (12, 5, 12)
+    size, recipe = asked.size, transprune.get_preset("medium")
+    data = transprune.load_data(asked.data, mean="imagenet", std="imagenet") if asked.data else noise(size.images, 32)
     setup = transprune.Setup(device=asked.device, progress=False)
     seconds: Record = {}
-    teacher = transprune.resnet(8 if asked.smoke else 20)
-    options = replace(recipe.teacher, epochs=epochs[0], warm_up_epochs=0, batch_size=256)
+    figures: Record = {}
+    teacher = transprune.resnet(size.depth)
+    alike = {"warm_up_epochs": 0, "batch_size": size.batch}
+    teaching, searching, distilling = (
+        replace(part, epochs=epochs, **alike)
+        for part, epochs in zip((recipe.teacher, recipe.search, recipe.distill), size.epochs, strict=True)
+    )
     if asked.weights:
         teacher.load_state_dict(load_weights(asked.weights, teacher).tensors)
     else:
-        with timed(asked.device) as took:
-            teacher = transprune.train(teacher, data, options, setup=setup)
-        seconds["teacher"] = took[0]
-    figures = {"teacher": transprune.evaluate(teacher, data, device=asked.device).to_json()}
+        with timed(asked.device, seconds, "teacher"):
+            teacher = transprune.train(teacher, data, teaching, setup=setup)
+    figures["teacher"] = transprune.evaluate(teacher, data, device=asked.device).to_json()
     write({"seconds_by_part": seconds, **figures})
-    with timed(asked.device) as took:
-        made = transprune.compress(teacher, data, "macs=0.5", samples=64 if asked.smoke else 512, device=asked.device)
-    seconds["scores"] = took[0]
+    with timed(asked.device, seconds, "scores"):
+        made = transprune.compress(teacher, data, "macs=0.5", samples=size.samples, device=asked.device)
     figures["without training"] = transprune.evaluate(made.student, data, device=asked.device).to_json()
     write({"seconds_by_part": seconds, **figures})
-    options = replace(recipe.search, epochs=epochs[1], warm_up_epochs=0, batch_size=256 if not asked.smoke else 32)
-    with timed(asked.device) as took:
-        found = transprune.search(teacher, data, "macs=0.5", options, setup=setup)
-    seconds["search"] = took[0]
+    with timed(asked.device, seconds, "search"):
+        found = transprune.search(teacher, data, "macs=0.5", searching, setup=setup)
     write({"seconds_by_part": seconds, "entropy": found.entropy, "architecture": found.architecture.to_json()})
-    options = replace(recipe.distill, epochs=epochs[2], warm_up_epochs=0, batch_size=256 if not asked.smoke else 32)
-    with timed(asked.device) as took:
-        student = transprune.distill(found.student, teacher, data, options, setup=setup)
-    seconds["distillation"] = took[0]
+    with timed(asked.device, seconds, "distillation"):
+        student = transprune.distill(found.student, teacher, data, distilling, setup=setup)
     figures["student"] = transprune.evaluate(student, data, device=asked.device).to_json()
     told = [f"{name} {each['top1']:.2f} %" for name, each in figures.items()]
     told += [f"{name} {each:.0f} s" for name, each in seconds.items()]
@@ -380,7 +420,7 @@ def noise(count: int, side: int, classes: int = 10) -> ImageData:
     """Random images, which cost what others do."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
-    split = MemorySplit(images=images, labels=torch.arange(count) % classes)
+    split = MemorySplit(images=images, labels=torch.arange(count) % 10)  # several of each for both parts of a search
     return ImageData(
         name="noise",
         train=split,
@@ -394,14 +434,13 @@ def noise(count: int, side: int, classes: int = 10) -> ImageData:
 
 
 @contextmanager
-def timed(device: str) -> Iterator[list[float]]:
-    """Appends the seconds of the block, once the device has done its work."""
-    seconds: list[float] = []
+def timed(device: str, seconds: Record, name: str) -> Iterator[None]:
+    """Writes down the seconds of the block, once the device has done its work."""
     begun = time.perf_counter()
-    yield seconds
+    yield
     if device == "cuda":
         torch.cuda.synchronize()
-    seconds.append(time.perf_counter() - begun)
+    seconds[name] = time.perf_counter() - begun
 
 
 if __name__ == "__main__":
