@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import library, nn
 from torch.nn import functional as F
 
 import transprune
@@ -16,7 +16,7 @@ FEATURES = torch.randn(4, 6, 12, generator=torch.Generator().manual_seed(0))
 WIDTHS = {"0": 16, "1": 9}
 
 
-@torch.library.custom_op("oddlab::square_linear", mutates_args=())
+@library.custom_op("oddlab::square_linear", mutates_args=())
 def square_linear(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     return F.linear(features.relu().square(), weight, bias)
 
@@ -41,7 +41,7 @@ def gradients(ctx, gradient):
 square_linear.register_autograd(gradients, setup_context=keep)
 
 
-@torch.library.custom_op("oddlab::linear", mutates_args=())
+@library.custom_op("oddlab::linear", mutates_args=())
 def other_linear(features: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Has the name of an operator of torch, and does something else."""
     return (features @ weight.T).flip(-1)
@@ -243,7 +243,7 @@ def test_an_operator_is_known_by_any_of_its_forms(operator):
     ("arguments", "options", "message"),
     [
         (("oddlab::square_linaer", square_linear_axes), {}, "torch does not know; did you mean oddlab::square_linear?"),
-        ((F.relu, square_linear_axes), {}, "expected a function of torch.library.custom_op"),
+        ((F.relu, square_linear_axes), {}, "expected a function of torch's library.custom_op"),
         ((square_linear, None), {}, "axes is None; expected a function `def axes.call.`"),
         ((square_linear, lambda: []), {}, "axes is <lambda>()"),
         ((square_linear, lambda call, more: []), {}, r"axes is <lambda>\(call, more\)"),

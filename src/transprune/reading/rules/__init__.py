@@ -70,7 +70,7 @@ def register_rule(
     `shrink`, and the counting of costs. `docs/own-operator.md` writes a rule from start to end.
 
     Args:
-        operator: A function of `torch.library.custom_op`, an operator (`torch.ops.lab.scale`), or its name
+        operator: A function of torch's `library.custom_op`, an operator (`torch.ops.lab.scale`), or its name
             (`"lab::scale"`; without a namespace one of torch's own, such as `"rot90"`).
         axes: Takes the `Call` and records what the operator does to axes: which must agree (`call.unify`), which must
             stay whole (`call.fix`), and what it costs (`call.add_layer`). It returns a list of the axes of the result,
@@ -158,10 +158,10 @@ def _name_of(operator: Any) -> str:
     elif isinstance(operator, torch._ops.OpOverloadPacket):
         qualified = operator._qualified_op_name
     else:
-        qualified = getattr(operator, "_qualname", operator)  # a function of torch.library.custom_op has one
+        qualified = getattr(operator, "_qualname", operator)  # a function of torch's library.custom_op has one
     if not isinstance(qualified, str):
         raise OptionError(
-            f"cannot register a rule for {operator!r}; expected a function of torch.library.custom_op, an operator "
+            f"cannot register a rule for {operator!r}; expected a function of torch's library.custom_op, an operator "
             f"such as torch.ops.lab.scale, or its name, such as 'lab::scale'"
         )
     namespace, _, name = qualified.rpartition("::")
