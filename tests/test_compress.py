@@ -231,25 +231,10 @@ def test_images_are_normalised_as_the_network_expects(place, monkeypatch):
 
 def test_another_budget_from_a_finished_search(tmp_path, place, capsys):
     short = ["--search.epochs", "2", "--search.warm-up-epochs", "0", "--search.batch-size", "128"]
-    short += ["--search.prior", "none"]
+    short += ["--search.prior", "none", "--data", "digits"]
     weights = ["--weights", str(place / "trained.safetensors")]
     model, out = f"{place / 'net.py'}:build", str(tmp_path / "searched")
-    main(
-        [
-            "search",
-            model,
-            "--data",
-            "digits",
-            *weights,
-            "--budget",
-            "macs=0.5",
-            "--out",
-            out,
-            "--preset",
-            "quick",
-            *short,
-        ]
-    )
+    main(["search", model, *weights, "--budget", "macs=0.5", "--out", out, "--preset", "quick", *short])
     main(["derive", out, "--budget", "macs=0.3", "--out", str(tmp_path / "third")])
     assert "transprune distill" in capsys.readouterr().out
     space = transprune.SearchSpace.from_json((tmp_path / "third" / "space.json").read_text())

@@ -17,7 +17,7 @@ from transprune.reading.execution import Program
 from transprune.reading.layouts import Sizes, groups_of, is_searched, kept_of
 from transprune.reading.reading import Reading
 from transprune.reading.trace import Example
-from transprune.runtime.structures import called, sliced
+from transprune.runtime.structures import sliced
 from transprune.scores.least_squares import Moments, as_matrix, as_weight, fit, shift_of
 from transprune.scores.refit import RIDGE, RUNNING_MEAN, FittedLayer, Refit, Targets, fitted_layers
 from transprune.shrinking.sort import channel_orders, tied_groups, units_of
@@ -51,6 +51,15 @@ def _nothing(*_: Any) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Trials:
+    """Samples that candidates are tried on."""
+
+    inputs: Example = field(repr=False)
+    wanted: Any = field(repr=False)
+    """What the unpruned network gives for them."""
+
+
+@dataclass(frozen=True)
 class Evidence:
     """A network in evaluation mode, samples, and what one pass over these has shown around an architecture."""
 
@@ -62,10 +71,8 @@ class Evidence:
     """The samples that layers are fitted on."""
     targets: Targets
     """What the unpruned network gives for them."""
-    others: Example
-    """The samples that candidates are tried on."""
-    wanted: Any = field(repr=False)
-    """What the unpruned network gives for these."""
+    trials: Trials
+    """What candidates are tried on."""
     distance: Distance
     centre: Architecture
     """The architecture that is looked around from."""
@@ -79,7 +86,7 @@ class Evidence:
     fitted: Mapping[str, Tensor] = field(repr=False)
     """Parameters and buffers that were fitted in it, at full size."""
     outputs: Any = field(repr=False)
-    """What the network gives in it for the samples that candidates are tried on."""
+    """What the network gives in it for the samples of the trials."""
 
     @cached_property
     def layers(self) -> dict[fx.Node, FittedLayer]:
@@ -93,14 +100,10 @@ class Evidence:
     def first(self, samples: int) -> Evidence:
         """The same with fewer samples to try candidates on."""
         trace, some = self.program.reading.trace, slice(0, samples)
-        count = trace.samples_in(trace.tensors_of(self.others))
+        count = trace.samples_in(trace.tensors_of(self.trials.inputs))
         axis = next((axis for axis in trace.axes if axis is not None), 0)
-        return replace(
-            self,
-            others=trace.some_of(self.others, some),
-            wanted=sliced(self.wanted, some, count, axis),
-            outputs=sliced(self.outputs, some, count, axis),
-        )
+        inputs, wanted = trace.some_of(self.trials.inputs, some), sliced(self.trials.wanted, some, count, axis)
+        return replace(self, trials=Trials(inputs, wanted), outputs=sliced(self.outputs, some, count, axis))
 
     @torch.no_grad()
     def without_units(self, group: str, width: int) -> Tensor:
@@ -111,7 +114,7 @@ class Evidence:
             if layer.node in self.moments and group in groups_of(layer.inputs):
                 changed |= self._fitted_again(layer, sizes)
         run = CutRun(self.network, self.program, sizes, self.order, changed)
-        return self.distance(self.program.run(run, self.others), self.wanted)
+        return self.distance(self.program.run(run, self.trials.inputs), self.trials.wanted)
 
     @torch.no_grad()
     def without_blocks(self, stage: str, depth: int) -> Tensor:
@@ -123,7 +126,7 @@ class Evidence:
         )
         refit = Refit(run, self.targets, only=readers_behind(self.program.reading, stage, self.layers))
         self.program.run(refit, self.inputs)
-        return self.distance(self.program.run(refit.as_fitted(), self.others), self.wanted)
+        return self.distance(self.program.run(refit.as_fitted(), self.trials.inputs), self.trials.wanted)
 
     def _fitted_again(self, layer: FittedLayer, sizes: Sizes) -> dict[str, Tensor]:
         """What a layer's weights become at other sizes of what it reads, at full size."""
@@ -154,7 +157,7 @@ def gather_evidence(
     distance: Distance,
     centre: Architecture,
     orders: Mapping[str, np.ndarray] | None = None,
-    others: Example | None = None,
+    trials: Trials | None = None,
 ) -> Evidence:
     """One pass over the samples in an architecture, and the order of the channels that follows from it.
 
@@ -171,17 +174,17 @@ def gather_evidence(
         centre: The architecture.
         orders: The units of each group, the most important first, as the architecture was derived with them; None: the
             largest weights first.
-        others: Samples that candidates are tried on; None: those that layers are fitted on. Few and wide layers look
-            better on these than they are.
+        trials: Other samples, that candidates are tried on; None: those that layers are fitted on. Few and wide layers
+            look better on these than they are.
     """
     reading = program.reading
     if orders is None:
         orders = channel_orders(reading, dict(network.named_parameters(remove_duplicate=False)))
     run = CutRun(network, program, Sizes(blocks=sizes_of(centre, reading).blocks), reading.first_units)
     refit = _Masked(run, targets, sizes_of(centre, reading), orders)
-    outputs, wanted = program.run(refit, inputs), targets.outputs
-    if others is not None:
-        outputs, wanted = program.run(refit.as_fitted(), others), called(network, others)
+    outputs = program.run(refit, inputs)
+    if trials is not None:
+        outputs = program.run(refit.as_fitted(), trials.inputs)
     found = dict(orders)
     lost: dict[str, np.ndarray] = {}
     for tied, is_kept in tied_groups(reading):
@@ -197,8 +200,7 @@ def gather_evidence(
         space=space,
         inputs=inputs,
         targets=targets,
-        others=inputs if others is None else others,
-        wanted=wanted,
+        trials=trials or Trials(inputs, targets.outputs),
         distance=distance,
         centre=centre,
         orders=found,

@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -186,7 +185,7 @@ class _Fitted(Watched):
         self,
         run: PlainRun,
         fitted: dict[str, Tensor],
-        watches: Mapping[fx.Node, Callable[[Function, Arguments], Any]] = MappingProxyType({}),
+        watches: Mapping[fx.Node, Callable[[Function, Arguments], Any]],
     ) -> None:
         super().__init__(run, watches)
         self.fitted = fitted
@@ -233,7 +232,7 @@ class Refit(_Fitted):
 
     def as_fitted(self) -> Watched:
         """The run with what was fitted, which fits nothing any more: for samples that nothing was fitted to."""
-        return _Fitted(self.run, self.fitted)
+        return _Fitted(self.run, self.fitted, {})
 
     def _fit(self, layer: FittedLayer, function: Function, arguments: Arguments) -> Any:
         """Fits a layer to its own outputs in the unpruned network."""

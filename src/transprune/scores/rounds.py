@@ -23,7 +23,7 @@ from transprune.reading.networks import unwrapped
 from transprune.reading.reading import Reading, read
 from transprune.reading.trace import Example, inputs_for
 from transprune.runtime.structures import called, sliced
-from transprune.scores.evidence import check_choices, distance_of, gather_evidence
+from transprune.scores.evidence import Trials, check_choices, distance_of, gather_evidence
 from transprune.scores.refit import Refit, record_targets, repair_read
 from transprune.scores.score import ABLATION_SAMPLES, Measure, Scores, ablation, scores_of
 from transprune.shrinking.shrink import shrink
@@ -211,9 +211,9 @@ class _Compressing:
         self.inputs = inputs_for(model, samples)
         self.some = reading.trace.some_of(self.inputs, slice(None, None, 2))
         self.targets = record_targets(model, self.program, self.some)
-        self.others = reading.trace.some_of(self.inputs, slice(1, None, 2))
+        others = reading.trace.some_of(self.inputs, slice(1, None, 2))
         with torch.no_grad():
-            self.wanted = called(model, self.others)
+            self.trials = Trials(others, called(model, others))
         self.scores: list[Scores] = list(scores)
         self.space = space
         self.space = space.ordered(scores[0].block_orders if scores else self._block_orders())
@@ -300,7 +300,7 @@ class _Compressing:
             distance=self.distance,
             centre=here.architecture,
             orders=self._orders(here) if here.round >= 0 else None,
-            others=self.others,
+            trials=self.trials,
         )
         scores = scores_of(evidence, self.measure)
         self.scores.append(scores)
@@ -325,7 +325,7 @@ class _Compressing:
         )
         refit = Refit(run, self.targets)
         self.program.run(refit, self.some)
-        return float(self.distance(self.program.run(refit.as_fitted(), self.others), self.wanted))
+        return float(self.distance(self.program.run(refit.as_fitted(), self.trials.inputs), self.trials.wanted))
 
     def student(self, place: _Place, *, is_repaired: bool) -> Compression:
         """The smaller network of an architecture."""

@@ -52,7 +52,7 @@ def ablation(evidence: Evidence) -> dict[str, list[float]]:
     found = {}
     for group in evidence.space.groups:
         found[group.name] = [float(few.without_units(group.name, width)) for width in group.candidates]
-    base = float(evidence.distance(evidence.outputs, evidence.wanted))
+    base = float(evidence.distance(evidence.outputs, evidence.trials.wanted))
     for stage in evidence.space.stages:
         here = evidence.centre.depths.get(stage.name, stage.depth)
         found[stage.name] = [
@@ -370,7 +370,7 @@ def scores_of(evidence: Evidence, measure: Measure) -> Scores:
         of_blocks = choice.order if isinstance(choice, DepthStage) else ()
         order = tuple(map(int, evidence.orders[choice.name])) if choice.name in evidence.orders else of_blocks
         found.append(ChoiceScores(choice.name, size, choice.candidates, lost, order))
-    moved = float(evidence.distance(evidence.outputs, evidence.wanted))
+    moved = float(evidence.distance(evidence.outputs, evidence.trials.wanted))
     groups = len(space.groups)
     return Scores(tuple(found[:groups]), tuple(found[groups:]), moved)
 
