@@ -24,6 +24,8 @@ from transprune.reports.words import (
     amount,
     compact,
     measured,
+    metric_axis,
+    metric_label,
     metric_name,
     moved,
     named,
@@ -31,7 +33,8 @@ from transprune.reports.words import (
     tick,
     timed_in,
 )
-from transprune.runtime import RunFolder, read_journal
+from transprune.runtime import RunFolder
+from transprune.runtime.journal import is_epoch
 from transprune.runtime.terminal import duration
 
 COSTS = (
@@ -63,7 +66,7 @@ def _runs_in(folder: RunFolder) -> list[dict[str, Any]]:
     """What is said of a run, or of each point of a frontier that has begun."""
     if not is_frontier(folder):
         return [_said_of(folder)]
-    points = [RunFolder(path.parent) for path in sorted(folder.path.glob("*/config.toml"))]
+    points = map(RunFolder, points_of(folder.path))
     return [{**_said_of(point), "frontier": str(folder.path)} for point in points] or [_said_of(folder)]
 
 
@@ -87,16 +90,12 @@ def _progress(folder: RunFolder) -> str:
     """How far a run has come that is not evaluated."""
     if folder.has("student.safetensors"):
         return "not evaluated yet"
-    epochs = [entry for entry in _journal(folder) if entry.get("event") == "epoch"]
+    epochs = [entry for entry in folder.read_journal() if entry.get("event") == "epoch"]
     if not epochs:
         return "nothing trained yet"
     last = epochs[-1]
     of = f" of {last['epochs']}" if "epochs" in last else ""
     return f"{PHASE_NAMES.get(str(last.get('phase')), 'supernet')}, epoch {last.get('epoch')}{of}"
-
-
-def _journal(folder: RunFolder) -> list[dict[str, Any]]:
-    return read_journal(folder.file("journal.jsonl")) if folder.has("journal.jsonl") else []
 
 
 def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -234,11 +233,6 @@ def comparison_page(runs: Sequence[Mapping[str, Any]], place: Path = Path("compa
     )
 
 
-def metric_label(name: str) -> str:
-    """A metric as a heading."""
-    return "top-1" if name == "top1" else name
-
-
 def _row(run: Mapping[str, Any], folder: Path, *, is_alone: bool) -> dict[str, Any]:
     report = Path(run["run"], "report.html")
     said, change = result_of(run)
@@ -316,11 +310,6 @@ def _chart(
         return inline_svg(figure, name, f"Points of {metric_label(metric)} against cost. {points}.")
 
 
-def metric_axis(name: str) -> str:
-    """A metric as the title of an axis."""
-    return "top-1 (%)" if name == "top1" else name
-
-
 def _undominated(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """The points that no cheaper one reaches, cheapest first."""
     best: list[tuple[float, float]] = []
@@ -332,7 +321,7 @@ def _undominated(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
 
 def _curves(runs: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> Iterator[Drawing]:
     """The courses of the runs over each other."""
-    journals = [_journal(RunFolder(run["run"])) for run in runs]
+    journals = [RunFolder(run["run"]).read_journal() for run in runs]
     measures = [
         ("distill", f"test_{name}", f"{metric_axis(name)} of the student", "on the test split") for name in metrics
     ]
@@ -343,7 +332,7 @@ def _curves(runs: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> Iterat
     ):
         lines = []
         for place, journal in enumerate(journals):
-            epochs = [entry for entry in journal if entry.get("event") == "epoch" and entry.get("phase") == phase]
+            epochs = [entry for entry in journal if is_epoch(entry, phase)]
             steps, values = series(epochs, key)
             if steps:
                 style = "-" if place < len(COLORS) else "--"
@@ -367,6 +356,11 @@ def is_frontier(folder: RunFolder) -> bool:
     return isinstance(budgets, list) and any("," in str(text) for text in budgets)
 
 
+def points_of(run: Path) -> list[Path]:
+    """The runs inside a folder, which are the points of a frontier."""
+    return sorted(each.parent for each in run.glob("*/config.toml"))
+
+
 def whole_frontier(folder: RunFolder, action: str) -> RunFolderError:
     """The error for an action on a frontier that is only possible on one of its runs, which it names.
 
@@ -374,7 +368,7 @@ def whole_frontier(folder: RunFolder, action: str) -> RunFolderError:
         folder: The folder of the frontier.
         action: The action, as it stands before the folder's name in the message.
     """
-    runs = sorted(path.parent.name for path in folder.path.glob("*/config.toml"))
+    runs = [point.name for point in points_of(folder.path)]
     return RunFolderError(
         f"cannot {action} '{folder.path}': it holds a frontier of several runs; name one of them, such as "
         f"'{folder.path / (runs[0] if runs else '...')}' ({', '.join(runs) or 'none has begun'})"

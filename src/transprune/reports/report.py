@@ -244,14 +244,13 @@ def _matrix(found: Mapping[str, Any]) -> dict[str, Any]:
     heads = names if is_short else [str(place) for place, _ in enumerate(names, start=1)]
     rows = []
     for head, each in zip(heads, found["classes"], strict=True):
-        wrong = [confusions.get((each["name"], name), 0) for name in names]
         right = round(each["samples"] * each["student"] / 100)
-        cells = [(right if name == each["name"] else count) for name, count in zip(names, wrong, strict=True)]
-        shares = [
-            (count, name == each["name"], round(count / max(1, each["samples"]), 3))
-            for name, count in zip(names, cells, strict=True)
-        ]
-        rows.append({"name": each["name"] if is_short else f"{head} {each['name']}", "cells": shares})
+        cells = []
+        for name in names:
+            is_right = name == each["name"]
+            count = right if is_right else confusions.get((each["name"], name), 0)
+            cells.append((count, is_right, round(count / max(1, each["samples"]), 3)))
+        rows.append({"name": each["name"] if is_short else f"{head} {each['name']}", "cells": cells})
     return {"heads": heads, "rows": rows}
 
 

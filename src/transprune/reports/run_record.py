@@ -11,7 +11,7 @@ from typing import Any
 from transprune.architecture import Architecture
 from transprune.costs import MACS, PARAMS, Layer
 from transprune.errors import RunFolderError
-from transprune.runtime import RunFolder, read_journal
+from transprune.runtime import RunFolder
 from transprune.space import SearchSpace
 
 PHASES = ("teacher", "search", "distill")
@@ -190,7 +190,7 @@ def _read(folder: RunFolder) -> RunRecord:
         result=result,
         measurements=folder.read_json("measurements.json") if folder.has("measurements.json") else {},
         examples=folder.read_json("examples.json") if folder.has("examples.json") else {},
-        entries=read_journal(folder.file("journal.jsonl")) if folder.has("journal.jsonl") else [],
+        entries=folder.read_journal(),
         groups=[_width_row(group, space, architecture) for group in space.get("groups", [])],
         stages=[_stage_row(stage, architecture) for stage in space.get("stages", [])],
         layers=_layer_rows(space, architecture) if space.get("layers") else [],

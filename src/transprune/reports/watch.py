@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from transprune.errors import OptionError, RunFolderError, TranspruneError
-from transprune.reports.comparison import frontier_page
+from transprune.reports.comparison import frontier_page, points_of
 from transprune.reports.pages import render
 from transprune.reports.report import report_page
 from transprune.reports.run_record import read_record
@@ -77,11 +77,6 @@ def folder_of(run: Path, address: str) -> Path | None:
         return run if file in ("", "report.html", "frontier.html") else None
     points = {point.name: point for point in points_of(run)}
     return points.get(name) if file in ("", "report.html") else None
-
-
-def points_of(run: Path) -> list[Path]:
-    """The runs inside a folder, which are the points of a frontier."""
-    return sorted(each.parent for each in run.glob("*/config.toml"))
 
 
 def page_of(run: Path) -> str:

@@ -93,6 +93,16 @@ def metric_name(result: Mapping[str, Any]) -> str:
     return first if first in known or not known or "loss" not in known else "loss"
 
 
+def metric_label(name: str) -> str:
+    """A metric as a heading."""
+    return "top-1" if name == "top1" else name
+
+
+def metric_axis(name: str) -> str:
+    """A metric as the title of an axis."""
+    return "top-1 (%)" if name == "top1" else name
+
+
 def measured(metric: str, value: float) -> str:
     """A value of a metric: top-1 in per cent, others as they are."""
     return f"{value:.2f} %" if metric.startswith("top") else f"{value:.4g}"

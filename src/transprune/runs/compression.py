@@ -32,7 +32,7 @@ from transprune.runs.phases import (
 )
 from transprune.runs.run import Run, costs_in, logging_to, record_start
 from transprune.runs.run_options import RunOptions
-from transprune.runtime import FolderLock, RunFolder, announce, read_journal
+from transprune.runtime import FolderLock, RunFolder, announce
 from transprune.runtime.environment import environment
 from transprune.scores.compress import check_enough, drawn, gather_samples
 from transprune.scores.rounds import Compression, compress_by_scores
@@ -134,7 +134,7 @@ def _probabilities(folder: RunFolder, space: SearchSpace) -> Probabilities:
     Raises:
         RunFolderError: The folder's journal has none.
     """
-    entries = read_journal(folder.file("journal.jsonl")) if folder.has("journal.jsonl") else []
+    entries = folder.read_journal()
     epochs = [entry for entry in entries if "width_probabilities" in entry]
     if not epochs:
         raise RunFolderError(

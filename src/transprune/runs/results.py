@@ -10,7 +10,7 @@ from typing import Any
 from transprune.architecture import Architecture
 from transprune.costs import COSTS
 from transprune.latency.stopwatch import Latency
-from transprune.reports.words import amount, compact, measured, named, percent, timed_in
+from transprune.reports.words import amount, compact, measured, metric_label, named, percent, timed_in
 from transprune.runs.run import Run, costs_in
 from transprune.runtime import RunFolder, print_table, read_journal
 from transprune.runtime.files import disk_errors
@@ -94,7 +94,7 @@ def show_frontier(folder: RunFolder) -> None:
         for point in record["points"]
     ]
     print(f"{record['model']} on {record['data']}")
-    label = "top-1" if metric == "top1" else metric
+    label = metric_label(metric)
     title = f"teacher: {amount(kind, teacher[kind])}, {label} {measured(metric, teacher[metric])}"
     print_table(title, ["budget", "student", f"searched, {label}", f"uniform, {label}"], rows)
     print(f"curve: {folder.file('frontier.html')}")
@@ -111,7 +111,7 @@ def show_comparison(runs: Sequence[Mapping[str, Any]]) -> None:
     from transprune.reports import comparison as sides  # draws, which takes a second to import
 
     metrics = list(dict.fromkeys(run["metric"] for run in runs))
-    result = sides.metric_label(metrics[0]) if len(metrics) == 1 else "result"
+    result = metric_label(metrics[0]) if len(metrics) == 1 else "result"
     costs = sides.COSTS[:3]
     rows = []
     for place, run in enumerate(runs, start=1):
@@ -130,7 +130,7 @@ def show_comparison(runs: Sequence[Mapping[str, Any]]) -> None:
             print(f"{option}: {values}")
     for each in sides.seeds_together(runs):
         spread = sides.said_of_spread(each["student"], each["metric"])
-        print(f"{each['count']} seeds ({each['places']}): {sides.metric_label(each['metric'])} {spread}")
+        print(f"{each['count']} seeds ({each['places']}): {metric_label(each['metric'])} {spread}")
 
 
 def write_comparison(runs: Sequence[Mapping[str, Any]], file: Path) -> None:

@@ -14,6 +14,7 @@ from transprune.errors import RunFolderError, newer_format
 from transprune.runtime.checkpoint import CHECKPOINT_FILES
 from transprune.runtime.configuration import FORMAT, HEADER, differences, read_toml, to_toml
 from transprune.runtime.files import BLANK, KEY, StrPath, disk_errors, is_whole, leftovers, seal, write_atomically
+from transprune.runtime.journal import read_journal
 from transprune.runtime.structures import to_plain
 from transprune.runtime.tensors import decode_tensors, encode_tensors
 
@@ -189,6 +190,10 @@ class RunFolder:
                 f'restore it, remove its line "{KEY}" if the change is yours, or repeat the run with --overwrite'
             )
         return value
+
+    def read_journal(self) -> list[dict[str, Any]]:
+        """The records of the journal; none where there is none yet."""
+        return read_journal(self.file("journal.jsonl")) if self.has("journal.jsonl") else []
 
     def read_tensors(self, name: str) -> dict[str, Tensor]:
         """Reads a safetensors file onto the CPU.
