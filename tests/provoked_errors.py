@@ -239,7 +239,6 @@ ways(
     inspect_depths=lambda _: inspect(staged(), example(), depths=lambda depth: (0, depth)),
     inspect_pattern=lambda _: inspect(plain(), example(), keep=["nowhere"]),
     wrappers_jit=lambda _: inspect(torch.jit.script(nn.Linear(2, 2)), torch.zeros(1, 2)),
-    wrappers_history=lambda _: inspect(nn.Sequential(nn.utils.weight_norm(nn.Linear(2, 2))), torch.zeros(1, 2)),
     trace_structure=lambda _: transprune.read(plain(), example()).trace.tensors_of(([example()],)),
     search_frozen=lambda _: transprune.search(plain().requires_grad_(False), in_two([(example(), LABELS)]), "macs=0.5"),
     sample_axis=lambda _: transprune.classification().check_axis((1, 1)),

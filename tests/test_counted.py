@@ -8,7 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn import functional as F
+from torch.nn import utils
+from torch.nn.utils import parametrizations, prune
+from torchvision.ops import roi_align
 
 import oracles
 from transprune.errors import ModelError
@@ -497,11 +500,11 @@ def test_looking_leaves_nothing_in_the_network_or_in_what_its_hooks_know():
     assert not hasattr(network, "logits")
     network(TOKENS)
     assert seen["features"].requires_grad
-    with pytest.raises(ModelError, match="'logits'"):
-        inspect(network, TOKENS)
+    assert inspect(network, TOKENS).groups
+    assert network.logits.requires_grad  # a copy went without its history
 
 
-def test_what_a_forward_keeps_below_a_module_is_named():
+def test_what_a_forward_keeps_below_a_module_is_copied_without_a_history():
     class Keeping(nn.Linear):
         def forward(self, tokens):
             self.__dict__.setdefault("kept", {})["last"] = [super().forward(tokens)]
@@ -510,8 +513,167 @@ def test_what_a_forward_keeps_below_a_module_is_named():
     network = nn.Sequential(Keeping(12, 16), nn.Linear(16, 5))
     assert inspect(network, TOKENS).groups
     network(TOKENS)
-    with pytest.raises(ModelError, match=r"'0\.kept'"):
-        inspect(network, TOKENS)
+    space = inspect(network, TOKENS)
+    student = shrink(network, space.smallest_architecture(), TOKENS, reading=space.reading)
+    assert count_macs(student, TOKENS) == space.macs(space.smallest_architecture())
+    assert network[0].kept["last"][0].requires_grad
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
+@pytest.mark.parametrize("weights", ["inherit", "scratch"])
+@pytest.mark.parametrize("form", ["weight norm", "weight norm of a whole", "spectral norm", "masks"])
+def test_weights_that_hooks_compute_are_searched(form, weights):
+    def normed(layer: nn.Module) -> nn.Module:
+        return {
+            "weight norm": lambda: utils.weight_norm(layer),
+            "weight norm of a whole": lambda: utils.weight_norm(layer, dim=None),
+            "spectral norm": lambda: utils.spectral_norm(layer),
+            "masks": lambda: prune.l1_unstructured(layer, "weight", 0.3),
+        }[form]()
+
+    torch.manual_seed(0)
+    network = nn.Sequential(normed(nn.Linear(12, 16)), nn.ReLU(), normed(nn.Linear(16, 5)))
+    network(TOKENS).sum().backward()  # the weights have a history now, which no copy can have
+    network.eval()
+    space = inspect(network, TOKENS)
+    assert [group.name for group in space.groups] == ["0"]
+    student = shrink(network, space.full_architecture(), TOKENS, reading=space.reading)
+    torch.testing.assert_close(student(TOKENS), network(TOKENS))
+    architecture = space.random_architecture(1)
+    student = shrink(network, architecture, TOKENS, reading=space.reading, weights=weights)
+    assert count_macs(student, TOKENS) == space.macs(architecture)
+    assert oracles.count_parameters(student) == space.params(architecture)
+    assert student[0].weight.shape == (architecture.widths["0"], 12)
+    assert student[0].out_features == architecture.widths["0"]
+    student.train()(TOKENS).sum().backward()
+    assert all(parameter.grad is not None for parameter in student.parameters())
+    if weights == "scratch" and form != "spectral norm":  # drawn small, whatever the lengths were
+        assert student[0].weight.std() < 0.02 < network[0].weight.std()
+
+
+def test_heads_whose_results_are_returned_in_training_alone_keep_their_outputs():
+    class Exits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(12, 16), nn.Linear(16, 16)])
+            self.heads = nn.ModuleList([nn.Linear(16, 5), nn.Linear(16, 5)])
+
+        def forward(self, tokens):
+            found = []
+            for layer, head in zip(self.layers, self.heads, strict=True):
+                tokens = layer(tokens).relu()
+                found.append(head(tokens))  # in evaluation nothing reads the first of them
+            return found if self.training else found[-1]
+
+    space = inspect(Exits(), TOKENS)
+    assert [group.name for group in space.groups] == ["layers.0", "layers.1"]
+    student = shrink(Exits(), space.smallest_architecture(), TOKENS, reading=space.reading)
+    assert [head.shape[-1] for head in student.train()(TOKENS)] == [5, 5]
+
+
+def test_samples_that_lie_in_one_batch_one_after_the_other_are_counted_each():
+    class Triplet(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 5))
+
+        def forward(self, anchor, other):
+            return self.trunk(torch.cat([anchor, other])).chunk(2)
+
+    space = inspect(Triplet(), (TOKENS, TOKENS))
+    assert [group.name for group in space.groups] == ["trunk.0"]
+    assert space.macs(space.full_architecture()) == 2 * 9 * (13 * 16 + 17 * 5)
+    architecture = space.smallest_architecture()
+    student = shrink(Triplet(), architecture, (TOKENS, TOKENS), reading=space.reading)
+    assert count_macs(student, (TOKENS, TOKENS)) == space.macs(architecture)
+
+
+def test_two_towers_that_are_compared_with_each_other_count_samples_alike():
+    class Towers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Linear(12, 16), nn.Linear(7, 16)
+
+        def forward(self, images, texts):
+            logits = self.one(images) @ self.other(texts).mT
+            return logits, logits.mT
+
+    assert inspect(Towers(), (torch.randn(2, 12), torch.randn(2, 7))).reading.trace.axes == (0, 0)
+
+
+def test_boxes_of_images_are_the_samples_where_an_output_is_of_a_box():
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8 * 4, 5)
+
+        def forward(self, images, boxes):
+            return self.head(roi_align(self.body(images), boxes, 2).flatten(1))
+
+    boxes = torch.tensor([[0.0, 0, 0, 4, 4], [1.0, 2, 2, 7, 7], [1.0, 0, 1, 6, 5]])  # as many as samples are tried with
+    space = inspect(Heads(), (IMAGES, boxes))
+    assert space.reading.trace.axes == (None, 0)
+    assert [group.name for group in space.groups] == ["body"]
+    architecture = space.smallest_architecture()
+    student = shrink(Heads(), architecture, (IMAGES, boxes), reading=space.reading)
+    assert count_macs(student, (IMAGES, boxes)) == space.macs(architecture)
+    assert student.head.in_features == 4 * architecture.widths["body"]
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_poolings_that_are_undone_where_they_took_their_entries_from(rank):
+    conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1]
+    pool, undo = (getattr(nn, f"{name}{rank}d") for name in ("MaxPool", "MaxUnpool"))
+
+    class Undone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = conv(3, 8, 1), conv(8, 5, 1)
+            self.pool, self.undo = pool(2, return_indices=True), undo(2)
+
+        def forward(self, features):
+            return self.last(self.undo(*self.pool(self.first(features))))
+
+    network, example = Undone().eval(), torch.randn(2, 3, *[4] * rank)
+    space = inspect(network, example)
+    assert [group.name for group in space.groups] == ["first"]
+    architecture = space.smallest_architecture()
+    student = shrink(network, architecture, example, reading=space.reading)
+    assert count_macs(student, example) == space.macs(architecture)
+
+
+@pytest.mark.parametrize("name", ["rfft", "fft2", "pairs", "outer", "bilinear", "select"])
+def test_widths_that_lie_beside_what_an_operator_mixes(name):
+    forwards = {
+        "rfft": lambda self, x: self.last(torch.fft.irfft(torch.fft.rfft(self.first(x), dim=1), n=9, dim=1)),
+        "fft2": lambda self, x: self.last(torch.fft.fft2(self.first(x)[:, :, None], dim=(1, 2)).real[:, :, 0]),
+        "pairs": lambda self, x: self.last(torch.view_as_complex(torch.stack([self.first(x)] * 2, -1)).real),
+        "outer": lambda self, x: F.linear(x, torch.outer(self.long, self.wide)).relu() @ self.last.weight.mT,
+        "bilinear": lambda self, x: self.last(self.both(x, x)),
+        "select": lambda self, x: self.last((x @ self.stacked[0]).relu() + x @ self.stacked[1]),
+    }
+
+    class Beside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(12, 16), nn.Linear(16, 5)
+            if name == "outer":
+                self.long, self.wide = nn.Parameter(torch.randn(16)), nn.Parameter(torch.randn(12))
+            if name == "bilinear":
+                self.both = nn.Bilinear(12, 12, 16)
+            if name == "select":
+                self.stacked = nn.Parameter(torch.randn(2, 12, 16))
+
+        forward = forwards[name]
+
+    network = Beside().eval()
+    space = inspect(network, TOKENS)
+    assert [group.width for group in space.groups] == [16]
+    assert space.macs(space.full_architecture()) == count_macs(network, TOKENS)
+    architecture = space.smallest_architecture()
+    student = shrink(network, architecture, TOKENS, reading=space.reading)
+    assert count_macs(student, TOKENS) == space.macs(architecture)
+    assert oracles.count_parameters(student) == space.params(architecture)
 
 
 def test_an_averaged_model_is_the_network_that_it_averages():

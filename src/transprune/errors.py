@@ -98,3 +98,8 @@ def newer_format(found: object, known: int) -> str:
 
 _MANY = 20
 """Of more names than this, a message lists only the first three."""
+
+
+def first_line(error: BaseException) -> str:
+    """Class of an error and the first line of its message."""
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"

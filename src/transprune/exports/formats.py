@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import tempfile
 import warnings
@@ -14,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from transprune.errors import ExportError
-from transprune.reading.trace import Example, Flat, first_line, rebatched, sample_axes
+from transprune.errors import ExportError, first_line
+from transprune.reading.trace import Example, Flat, rebatched, sample_axes
 from transprune.runtime.files import write_atomically
 from transprune.runtime.journal import quiet
-from transprune.runtime.structures import as_inputs, called, mapped, on_device, samples_in, tensors_in
+from transprune.runtime.structures import as_inputs, called, copied, mapped, on_device, samples_in, tensors_in
 
 
 def export(network: nn.Module, example: Example, path: str | Path) -> Path:
@@ -140,7 +139,7 @@ def export_program(network: nn.Module, example: Example) -> ExportedProgram:
     Raises:
         ExportError: torch cannot export the network.
     """
-    exported = copy.deepcopy(network).eval().cpu()
+    exported = copied(network).eval().cpu()
     inputs = on_device(as_inputs(example), "cpu")
     axes = sample_axes(exported, inputs)
     one = inputs if axes is None else rebatched(inputs, 1, axes)
@@ -237,7 +236,7 @@ def check_agreement(kind: str, run: Callable[..., Any], network: nn.Module, batc
     Raises:
         ExportError: The logits differ by more than rounding.
     """
-    reference = copy.deepcopy(network).eval().cpu()
+    reference = copied(network).eval().cpu()
     largest = 0.0
     for inputs in (on_device(as_inputs(batch), "cpu") for batch in batches):
         with torch.no_grad():

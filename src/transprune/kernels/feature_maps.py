@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from transprune.runtime.structures import called, joined, tensors_in
+from transprune.runtime.structures import called, copied, joined, tensors_in
 
 
 def add_padded(one: Tensor, other: Tensor) -> Tensor:
@@ -157,7 +156,7 @@ def suits_channels_last(network: nn.Module, example: Any) -> bool:
     """
     if not any(isinstance(module, nn.Conv2d | nn.ConvTranspose2d) for module in network.modules()):
         return False
-    trial = copy.deepcopy(network)
+    trial = copied(network)
     use_channels_last(trial)
     try:
         devices = [tensor.device for tensor in tensors_in(example) if tensor.is_cuda]

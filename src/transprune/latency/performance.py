@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from transprune.latency.stopwatch import Latency, time_networks
 from transprune.options import BackendName, LatencyOptions, MeasureOptions
 from transprune.runtime import choose_device, track
 from transprune.runtime.environment import environment
+from transprune.runtime.structures import copied
 from transprune.runtime.tensors import encode_tensors
 from transprune.runtime.terminal import duration
 
@@ -97,7 +97,7 @@ class _Subject:
 
     def __init__(self, name: str, network: nn.Module, example: Tensor, folder: Path) -> None:
         self.name, self.example = name, example
-        self.network = copy.deepcopy(network).eval().cpu()
+        self.network = copied(network).eval().cpu()
         program = export_program(self.network, example)
         self.takes_any_batch = takes_any_batch(program)
         self.onnx = onnx_bytes(program)
@@ -116,7 +116,7 @@ class _Subject:
         return (
             backend.file(self.onnx, inputs)
             if isinstance(backend, OnnxRuntime)
-            else backend.network(copy.deepcopy(self.network), inputs)
+            else backend.network(copied(self.network), inputs)
         )
 
     def peak_memory(self, runtime: str, batch: int, device: torch.device) -> int | None:

@@ -7,7 +7,6 @@ times, since interference only ever adds to a time, and rescales them by the tim
 
 from __future__ import annotations
 
-import copy
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from transprune.latency.backends import Backend, Call, make_backend
 from transprune.options import LEAST_REPEATS, LatencyOptions
 from transprune.reading.trace import Example, rebatched, sample_axes
 from transprune.runtime import choose_device
-from transprune.runtime.structures import as_inputs, mapped
+from transprune.runtime.structures import as_inputs, copied, mapped
 
 Clock = Callable[[], int]
 Advance = Callable[[int], None]
@@ -77,7 +76,7 @@ def measure_latencies(
     backend = make_backend(options, choose_device(device, first))
     inputs = as_batch(first, example, options.batch_size)
     with backend.running():
-        calls = [backend.network(copy.deepcopy(network).cpu().eval(), inputs) for network in networks.values()]
+        calls = [backend.network(copied(network).cpu().eval(), inputs) for network in networks.values()]
         return dict(zip(networks, time_networks(calls, backend, repeats=2 * options.repeats), strict=True))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -65,8 +66,14 @@ def initialise(model: nn.Module) -> None:
 
 @torch.no_grad()
 def _draw(module: nn.Conv2d | nn.Linear, draw: Callable[[Tensor], Tensor]) -> None:
-    """Draws a weight in place, through its parametrization if it has one."""
+    """Draws a weight in place, through what it is computed from if a parametrization or a hook computes it."""
     if is_parametrized(module, "weight"):
         module.weight = draw(torch.empty_like(module.weight))
-    else:
+    elif isinstance(module.weight, nn.Parameter):
         draw(module.weight)
+    elif isinstance(length := getattr(module, "weight_g", None), nn.Parameter):  # the old form of weight_norm
+        direction = draw(cast(Tensor, module.weight_v))
+        along = [axis for axis, size in enumerate(length.shape) if size == 1] or None
+        length.copy_(torch.linalg.vector_norm(direction, dim=along, keepdim=length.dim() > 0).view_as(length))
+    elif isinstance(module.weight_orig, nn.Parameter):  # the old form of spectral_norm, and masks
+        draw(module.weight_orig)

@@ -6,14 +6,13 @@ trace is right at that size and wrong at any other, so its operators are run on 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from transprune.errors import ModelError
+from transprune.errors import ModelError, first_line
 from transprune.reading.coupling import Arguments, Function, bound_arguments
 from transprune.reading.execution import Program, Step, Surroundings
 from transprune.reading.layouts import Sizes
@@ -25,7 +24,6 @@ from transprune.reading.trace import (
     Example,
     Trace,
     attention_in_parts,
-    first_line,
     inputs_for,
     is_own,
     operator,
@@ -33,7 +31,7 @@ from transprune.reading.trace import (
     trace,
 )
 from transprune.runtime.seeds import seeded
-from transprune.runtime.structures import called, filled, inputs_of, mapped, tensors_in
+from transprune.runtime.structures import called, copied, filled, inputs_of, mapped, tensors_in
 
 AGREEMENT = 1e-3
 """Largest difference between outputs that counts as rounding, as a share of the largest output."""
@@ -132,7 +130,7 @@ class _AsTraced(Surroundings):
 
     def __init__(self, traced: Trace, model: nn.Module) -> None:
         super().__init__(Sizes())
-        self.trace, self.model = traced, copy.deepcopy(model)
+        self.trace, self.model = traced, copied(model)
         self.shapes: dict[fx.Node, Any] = {}
         """Shape of the result of each call so far."""
 

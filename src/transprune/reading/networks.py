@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from functools import partial
@@ -16,9 +16,9 @@ from torch import Tensor, fx, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
-from torch.utils import _pytree
 
 from transprune.errors import ModelError
+from transprune.runtime.structures import copied
 
 INNER = ("_orig_mod", "_forward_module")
 """Names under which `torch.compile` and Lightning Fabric keep the network that they wrap."""
@@ -54,7 +54,7 @@ def check_copyable(network: nn.Module) -> None:
     """Checks that a network can be copied.
 
     Raises:
-        ModelError: It was compiled by `torch.jit`, or keeps tensors that were computed from others.
+        ModelError: It was compiled by `torch.jit`, or a lazy module of it has not run.
     """
     if isinstance(network, torch.jit.ScriptModule):
         raise ModelError(
@@ -67,17 +67,6 @@ def check_copyable(network: nn.Module) -> None:
                 f"cannot use the {type(network).__name__}: its {name!r} has no shape yet, as in a lazy module that has "
                 f"not run; expected a network that was called once, model(example), before"
             )
-    for path, module in network.named_modules():
-        for name, value in vars(module).items():
-            kept = [] if name in ("_parameters", "_buffers", "_modules") else _pytree.tree_leaves(value)
-            if any(isinstance(each, Tensor) and not each.is_leaf for each in kept):
-                raise ModelError(
-                    f"cannot copy the network: '{f'{path}.{name}'.removeprefix('.')}' is no parameter but a tensor "
-                    "with a history, computed from others; expected a network without: take old forms of weight_norm "
-                    "and spectral_norm off (torch.nn.utils.remove_weight_norm) or use those of "
-                    "torch.nn.utils.parametrizations, take masks off (torch.nn.utils.prune.remove), and detach what a "
-                    "forward keeps"
-                )
 
 
 def _with_own_forward(network: nn.Module) -> nn.Module:
@@ -133,6 +122,29 @@ def _is_filled(cell: CellType) -> bool:
         return False
 
 
+def forming_hooks(module: nn.Module) -> dict[str, Callable[[nn.Module, Any], Any]]:
+    """The hooks that compute a tensor of a module from its parameters before each forward, by the name of the tensor.
+
+    The old forms of `weight_norm` and `spectral_norm` are such hooks, and the masks of `torch.nn.utils.prune`.
+    """
+    named = ((getattr(hook, "name", getattr(hook, "_tensor_name", "")), hook) for hook in _before_forward(module))
+    return {name: hook for name, hook in named if isinstance(vars(module).get(name), Tensor)}
+
+
+def _before_forward(module: nn.Module) -> Iterable[Callable[[nn.Module, Any], Any]]:
+    return module._forward_pre_hooks.values()
+
+
+@torch.no_grad()
+def form_tensors(network: nn.Module) -> None:
+    """Computes the tensors that hooks would compute before the next forward, from parameters that are new."""
+    for module in network.modules():
+        was_training, module.training = module.training, False
+        for form in forming_hooks(module).values():
+            form(module, None)
+        module.training = was_training
+
+
 def set_mode(network: nn.Module, *, training: bool) -> None:
     """Puts a network into training or evaluation mode, without calling a `train` of its own, which may do anything."""
     for module in network.modules():
@@ -141,7 +153,7 @@ def set_mode(network: nn.Module, *, training: bool) -> None:
 
 def in_evaluation(model: nn.Module) -> nn.Module:
     """A copy of a network in evaluation mode."""
-    network = copy.deepcopy(model)
+    network = copied(model)
     set_mode(network, training=False)
     return network
 
@@ -173,7 +185,7 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     return {
         name: value
         for name, value in vars(module).items()
-        if name not in ("training", "_parameters", "_buffers", "_modules")
+        if name not in ("training", "_parameters", "_buffers", "_modules", *forming_hooks(module))
     }
 
 

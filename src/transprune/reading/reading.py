@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from transprune.costs import Layer
 from transprune.errors import ModelError
-from transprune.reading.axes import Axis, atoms, factors_of, searchable, settle, units
+from transprune.reading.axes import Axis, Concatenation, atoms, factors_of, searchable, settle, units
 from transprune.reading.coupling import PRODUCERS, Axes, Coupling, Use, couple
 from transprune.reading.freedom import decide
 from transprune.reading.layouts import Constant, Layout, Searched, channels_of, freeze, is_searched, product
@@ -214,13 +214,26 @@ def check_macs(model: nn.Module, reading: Reading) -> None:
 
 def _training_trace(model: nn.Module, example: Example, reading: Trace) -> Trace | None:
     """The trace in training mode, if evaluation leaves parameters unused that training may use."""
-    unused = [node for node in reading.graph.nodes if node.name in reading.parameters and not node.users]
-    if not unused:
+    parameters = {node for node in reading.graph.nodes if node.name in reading.parameters}
+    if parameters <= _behind(reading):
         return None
     try:
         return trace(model, example, training=True)
     except ModelError:
         return None
+
+
+def _behind(reading: Trace) -> set[fx.Node]:
+    """What the outputs depend on, and what is written into tensors that they may depend on."""
+    written = [node for node in reading.calls if any(is_in_place(node, source) for source in node.all_input_nodes)]
+    found: set[fx.Node] = set()
+    waiting = [*(node for node in reading.outputs if isinstance(node, fx.Node)), *written]
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += node.all_input_nodes
+    return found
 
 
 class _Freezing:
@@ -393,4 +406,12 @@ def _as_product(use: Use) -> Use:
 
 def _count(axes: Iterable[Axis]) -> int:
     """Entries of several axes together, per sample."""
-    return prod(1 if atom.is_batch else atom.size for axis in axes for atom in factors_of(settle(axis)))
+    return prod(_per_sample(factor) for axis in axes for factor in factors_of(settle(axis)))
+
+
+def _per_sample(axis: Axis) -> int:
+    """Entries of one axis per sample; two batches, one after the other, have two."""
+    axis = settle(axis)
+    if isinstance(axis.form, Concatenation):
+        return sum(_count([part]) for part in axis.form.parts)
+    return 1 if axis.is_batch else axis.size

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import logging
 import warnings
@@ -11,7 +10,7 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import Signature
-from itertools import product
+from itertools import islice, product
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
-from transprune.errors import DataError, ModelError
+from transprune.errors import DataError, ModelError, first_line
 from transprune.reading.networks import in_evaluation, set_mode, untouched
 from transprune.runtime.seeds import seeded
 from transprune.runtime.structures import (
@@ -27,6 +26,7 @@ from transprune.runtime.structures import (
     as_inputs,
     bound,
     called,
+    copied,
     emptied,
     filled,
     form_of,
@@ -293,7 +293,10 @@ def sample_axes(network: nn.Module, inputs: Example) -> tuple[int | None, ...] |
     with untouched(network):
         if first is not None and trial.keeps_apart(first) is not False:
             return first
-        return trial.found() or (first if first in trial.taken else None)
+        found = trial.found()
+        if found is not None and first in trial.taken and trial.compares(found, first):
+            return first
+        return found or (first if first in trial.taken else None)
 
 
 IMAGE_AXES = 4
@@ -321,18 +324,30 @@ class _Trial:
         candidates = [axes for axes in candidates if axes.count(None) < len(axes)]
         return next((axes for axes in candidates[:MOST_TRIALS] if self.keeps_apart(axes)), None)
 
+    def compares(self, axes: tuple[int | None, ...], first: tuple[int | None, ...]) -> bool:
+        """Whether the network compares each sample of some tensors with each of the others, as contrastive ones do.
+
+        Args:
+            axes: Axes of some of the tensors along which it keeps apart what lies there.
+            first: The first axes of all of them.
+        """
+        others = tuple(one if axis is None else None for axis, one in zip(axes, first, strict=True))
+        return any(axis is not None for axis in others) and self.keeps_apart(others) is True
+
     def keeps_apart(self, axes: tuple[int | None, ...]) -> bool | None:
         """Whether a change of the first entry along these axes changes what belongs to it alone; None: not known."""
         seen = []
         for network in (self.network, self.lively):
-            found = (self._apart(network, axes, length) for length in LENGTHS)
-            seen.append(next((each for each in found if each is not None), None))
+            tried = (self._apart(network, axes, length) for length in LENGTHS)
+            # Where tensors stay as they are, such as boxes, one number of samples may be that of the outputs by chance.
+            found = list(islice((each for each in tried if each is not None), 2 if None in axes else 1))
+            seen.append(all(found) if found else None)
         return False if False in seen else True if True in seen else None
 
     @cached_property
     def lively(self) -> nn.Module:
         """The network with positive weights that take means, where no activation hides a change."""
-        network = copy.deepcopy(self.network)
+        network = copied(self.network)
         with torch.no_grad():
             for parameter in network.parameters():
                 positive = parameter.abs()
@@ -435,7 +450,7 @@ def trace(model: nn.Module, example: Example, *, training: bool = False, batches
 
 
 def _traced(model: nn.Module, example: Example, *, training: bool, batches: Sequence[int]) -> Trace:
-    network = _copied(model)
+    network = copied(model)
     set_mode(network, training=training)
     frame = _without_values(model)
     inputs = inputs_for(network, example)
@@ -451,24 +466,13 @@ def _traced(model: nn.Module, example: Example, *, training: bool, batches: Sequ
     return _export(network, inputs).trace_of(frame, None, (None,) * len(list(tensors_in(inputs))))
 
 
-def _copied(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:  # what a network holds may refuse in any way
-        raise ModelError(
-            f"cannot copy the network {type(model).__name__}: {first_line(error)}; expected one that "
-            f"copy.deepcopy(model) copies: keep open files, locks and the like outside of it, and detach what a "
-            f"forward keeps"
-        ) from error
-
-
 def _without_values(model: nn.Module) -> nn.Module:
     """A copy of a network without the values of its weights; shared parameters stay shared."""
     empty: dict[int, Any] = {
         id(each): nn.Parameter(torch.empty_like(each, device="meta"), each.requires_grad) for each in model.parameters()
     }
     empty |= {id(each): torch.empty_like(each, device="meta") for each in model.buffers()}
-    return copy.deepcopy(model, empty)
+    return copied(model, empty)
 
 
 def check_forward(model: nn.Module, example: Example) -> None:
@@ -650,8 +654,3 @@ def _described(inputs: Example) -> str:
     """Shapes of inputs for messages."""
     is_plain = isinstance(inputs, tuple) and all(isinstance(each, Tensor) for each in inputs)
     return f"shape {', '.join(map(outline, inputs))}" if is_plain else outline(inputs)
-
-
-def first_line(error: Exception) -> str:
-    """Class of an error and the first line of its message."""
-    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import logging
 from collections.abc import Mapping
@@ -27,7 +26,7 @@ from transprune.reading.reading import Reading
 from transprune.records import read_record
 from transprune.runs.run_options import RunOptions
 from transprune.runtime import RunFolder, UserFunction, announce, processes, seeded
-from transprune.runtime.structures import outline
+from transprune.runtime.structures import copied, outline
 from transprune.space import SearchSpace
 from transprune.tas.derivation import check_attainable
 from transprune.training.batches import Data, as_data, example_of
@@ -219,7 +218,7 @@ def judge_teacher(material: Material, device: torch.device) -> GivenTeacher | No
     weights, data = material.weights, told_apart(material)
     if weights is None or not weights.is_whole or data is None or not data.is_labelled:
         return None
-    teacher = copy.deepcopy(material.model)
+    teacher = copied(material.model)
     teacher.load_state_dict(weights.tensors, strict=False)
     teacher.to(device)
     shown = _spread(data.test, LOOKED_AT)
@@ -454,7 +453,7 @@ def _check_logits(model: nn.Module, example: Tensor, classes: int) -> None:
     Raises:
         ModelError: It does not.
     """
-    network = copy.deepcopy(model).train()
+    network = copied(model).train()
     with torch.no_grad():
         outputs = network(torch.cat([example, example]))
     found = each_logits(outputs)

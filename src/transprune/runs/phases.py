@@ -15,7 +15,6 @@ a frontier       teacher ─ supernet
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -32,7 +31,7 @@ from transprune.options import SearchOptions, TrainingOptions
 from transprune.runs.material import check_training_images
 from transprune.runs.run_options import RunOptions
 from transprune.runtime import RunFolder, processes, seeded
-from transprune.runtime.structures import on_device, samples_in, tensors_in
+from transprune.runtime.structures import copied, on_device, samples_in, tensors_in
 from transprune.searching.contenders import Contender
 from transprune.searching.search import SearchResult, prior_from_scores, result_of
 from transprune.shrinking.shrink import shrink
@@ -199,7 +198,7 @@ def _given_teacher(run: Run) -> Start:
     weights = run.weights
     if weights is None:
         return Start(run.model)
-    teacher = copy.deepcopy(run.model)
+    teacher = copied(run.model)
     teacher.load_state_dict(weights.tensors, strict=False)
     what = "The teacher is not trained" if weights.is_whole else "The teacher is trained from the given weights"
     misfit = f"; of {run.options.weights} did not fit: {weights.misfit}" if weights.misfit else ""
@@ -231,7 +230,7 @@ def load_teacher(run: Run) -> nn.Module:
         RunFolderError: No phase has made it yet, or it does not fit.
     """
     run.folder.require(TEACHER.file, made_by=TEACHER.verb)
-    teacher = copy.deepcopy(run.model)
+    teacher = copied(run.model)
     try:
         teacher.load_state_dict(run.folder.read_tensors(TEACHER.file))
     except RuntimeError as error:
@@ -262,7 +261,7 @@ def _supernet_start(run: Run) -> Start:
     teacher = load_teacher(run) if options.distillation else None
     if not SUPERNET.is_done(run.folder):
         return Start(run.model, teacher)
-    model = copy.deepcopy(run.model)
+    model = copied(run.model)
     model.load_state_dict(run.folder.read_tensors(SUPERNET.file), strict=False)
     return Start(model, teacher)
 

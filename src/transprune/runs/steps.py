@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -57,7 +56,7 @@ from transprune.runs.results import network_figures
 from transprune.runs.run import Run, log, logging_to
 from transprune.runs.run_options import RunOptions, Safety, preset_options
 from transprune.runtime import RunFolder, announce, choose_device, processes
-from transprune.runtime.structures import tensors_in
+from transprune.runtime.structures import copied, tensors_in
 from transprune.scores.rounds import Compression
 from transprune.searching.search import SearchResult
 from transprune.space import SearchSpace
@@ -371,7 +370,7 @@ def run(
     task_given = task or classification()
     prepared_data = as_data(data, task_given, batch_size=chosen.teacher.batch_size)
     place = choose_device(device, model)
-    network = copy.deepcopy(unwrapped(model)).cpu()
+    network = copied(unwrapped(model)).cpu()
     described = replace(
         chosen,
         **_names(network, prepared_data, task, is_trained=is_trained),
@@ -437,7 +436,7 @@ def save(
     """
     chosen_task = task or classification()
     prepared_data = as_data(data, chosen_task)
-    network = copy.deepcopy(unwrapped(teacher)).cpu()
+    network = copied(unwrapped(teacher)).cpu()
     space = inspect(network, example_of(prepared_data)) if isinstance(found, Architecture) else found.space
     architecture = found if isinstance(found, Architecture) else found.architecture
     limits = () if isinstance(found, Architecture) else found.limits

@@ -16,11 +16,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from types import FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
+
+from transprune.errors import ModelError, first_line
 
 
 class Inputs:
@@ -314,3 +317,34 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [to_plain(item) for item in value]
     return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def copied(network: Network, known: Mapping[int, Any] | None = None) -> Network:
+    """A deep copy of a network.
+
+    Tensors that it keeps beside its parameters and that were computed from others, such as the weights that the old
+    forms of `weight_norm` compute before each forward, are copied without their history, which `copy.deepcopy` refuses.
+
+    Args:
+        network: The network; untouched.
+        known: What is put in the place of objects, by their ids.
+
+    Raises:
+        ModelError: It holds something that cannot be copied.
+    """
+    copies = dict(known or {})
+    for module in network.modules():
+        for kept in _pytree.tree_leaves(vars(module)):
+            if isinstance(kept, Tensor) and not kept.is_leaf:
+                copies.setdefault(id(kept), kept.detach().clone())
+    try:
+        return copy.deepcopy(network, copies)
+    except Exception as error:  # what a network holds may refuse in any way
+        raise ModelError(
+            f"cannot copy the network {type(network).__name__}: {first_line(error)}; expected one that "
+            f"copy.deepcopy(model) copies: keep open files, locks and the like outside of it, and detach what a "
+            f"forward keeps"
+        ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect as python
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -21,7 +20,7 @@ from transprune.reading.networks import unwrapped
 from transprune.reading.reading import read
 from transprune.reading.trace import Example
 from transprune.runtime import choose_device
-from transprune.runtime.structures import as_inputs, joined, on_device, outline, samples_in, sliced, tensors_in
+from transprune.runtime.structures import as_inputs, copied, joined, on_device, outline, samples_in, sliced, tensors_in
 from transprune.scores.rounds import Compression, compress_by_scores
 from transprune.scores.score import Measure, Scores, ablation
 from transprune.space import SearchSpace
@@ -84,12 +83,12 @@ def compress(
     """
     CompressOptions(samples=samples)  # checks the number
     budgets = parse_budgets(budget)
-    model = unwrapped(model) if device is None else copy.deepcopy(unwrapped(model)).to(choose_device(device))
+    model = unwrapped(model) if device is None else copied(unwrapped(model)).to(choose_device(device))
     task = task or classification()
     inputs = gather_samples(model, data, samples, task=task, seed=seed)
     held = samples_in(inputs, axis=task.sample_axis)
     example = on_device(sliced(inputs, slice(0, 1), held, task.sample_axis), "cpu")
-    space = space or inspect(copy.deepcopy(model).cpu(), example)
+    space = space or inspect(copied(model).cpu(), example)
     task.check_axis(read(model, example, space.reading).trace.axes)
     if any(each.kind == "latency" for each in budgets) and "latency" not in costs:
         place = next(model.parameters()).device

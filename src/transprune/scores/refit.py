@@ -7,7 +7,6 @@ what He et al. (2017, arXiv:1707.06168) do once for each layer.
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from transprune.reading.networks import unwrapped
 from transprune.reading.reading import Reading, read
 from transprune.reading.stages import BlockRun
 from transprune.reading.trace import Example, inputs_for, operator, shape
+from transprune.runtime.structures import copied
 from transprune.scores.least_squares import (
     Moments,
     as_matrix,
@@ -373,7 +373,7 @@ def repair_read(
     ridge: float = RIDGE,
 ) -> nn.Module:
     """`repair` for a network that is read and has run already; for many students of one teacher."""
-    repaired, program = copy.deepcopy(student), Program(reading)
+    repaired, program = copied(student), Program(reading)
     with evaluation_mode(repaired):
         refit = Refit(PlainRun(repaired, program, sizes_of(architecture, reading)), targets, ridge=ridge)
         program.run(refit, inputs_for(repaired, samples))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -22,7 +21,7 @@ from transprune.reading.inspection import inspect
 from transprune.reading.networks import unwrapped
 from transprune.reading.trace import Example
 from transprune.runtime import choose_device, processes, seeded
-from transprune.runtime.structures import form_of, joined, on_device, samples_in, sliced, tensors_in
+from transprune.runtime.structures import copied, form_of, joined, on_device, samples_in, sliced, tensors_in
 from transprune.scores.rounds import compress_by_scores
 from transprune.searching.contenders import Contender, best_of, contenders
 from transprune.shrinking.shrink import shrink
@@ -62,12 +61,12 @@ def prior_from_scores(
     if options.prior == "none" or options.start == "scratch":
         return None
     setup, task = (setup or Setup()).placed(model), task or classification()
-    start = copy.deepcopy(unwrapped(model)).cpu()
+    start = copied(unwrapped(model)).cpu()
 
     def scored() -> tuple[dict[str, Tensor], Architecture, Probabilities, Example, SearchSpace]:
         with processes.alone(), seeded(setup.seed, "prior"):
             samples = first_samples(data, options, task, seed=setup.seed)
-            network = copy.deepcopy(start).to(choose_device(setup.device))
+            network = copied(start).to(choose_device(setup.device))
             found = compress_by_scores(network, space, limits, samples, task=task)
         at_the_budget = found.scores[-1]
         lost = [each.lost for each in (*at_the_budget.groups, *at_the_budget.stages)]
@@ -157,7 +156,7 @@ class SearchResult:
         one that started from the model's weights, it has those of the supernet, and its norms have seen no data; else
         new weights, as in the paper.
         """
-        origin, reading = copy.deepcopy(self.model).cpu(), self.space.reading
+        origin, reading = copied(self.model).cpu(), self.space.reading
         is_new = self.kept is None and not self.has_trained_weights
         if self.kept is None and not is_new:
             origin.load_state_dict(self.weights, strict=False)
@@ -251,7 +250,7 @@ def search(
     options, setup = from_preset(options, lambda preset: preset.search), (setup or Setup()).named("search", model)
     budgets, task = parse_budgets(budget), task or classification()
     data = as_data(data, task, batch_size=options.batch_size)
-    space = space or inspect(copy.deepcopy(unwrapped(model)).cpu(), example_of(data))
+    space = space or inspect(copied(unwrapped(model)).cpu(), example_of(data))
     if any(each.kind == "latency" for each in budgets) and "latency" not in costs:
         example, device = example_of(data), choose_device(setup.device)
         measured = processes.from_first(lambda: trusted_latency(model, space, example, latency, device=device).model)

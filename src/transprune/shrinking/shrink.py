@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from transprune.architecture import Architecture
-from transprune.errors import OptionError, SpaceError
+from transprune.errors import OptionError, SpaceError, first_line
 from transprune.models.residual import ResidualSum, initialise, projection
 from transprune.reading.equality import difference, outputs_of, probes
 from transprune.reading.execution import Program
 from transprune.reading.inspection import full_space
 from transprune.reading.layouts import Layout, Sizes, full_size, is_prefix, kept_of, size_of
-from transprune.reading.networks import set_mode, untouched, unwrapped
+from transprune.reading.networks import form_tensors, set_mode, untouched, unwrapped
 from transprune.reading.reading import Reading, read
-from transprune.reading.trace import Example, first_line
-from transprune.runtime.structures import as_inputs
+from transprune.reading.trace import Example
+from transprune.runtime.structures import as_inputs, copied
 from transprune.shrinking.adapters import adapt
 from transprune.shrinking.traced_network import TracedNetwork, sizes_of, traced_network
 
@@ -70,6 +69,7 @@ def shrink(
         student = _Shrinking(model, reading, architecture).student(as_inputs(example))
     if weights == "scratch":
         initialise(student)
+        form_tensors(student)
     return student
 
 
@@ -117,7 +117,7 @@ class _Shrinking:
     def student(self, inputs: Example) -> nn.Module:
         """The smaller network, of the model's own classes if its forward can follow."""
         own = self._cut_model()
-        traced = traced_network(self.program, copy.deepcopy(own), self.sizes, reason="")
+        traced = traced_network(self.program, copied(own), self.sizes, reason="")
         problem = _disagreement(own, traced, inputs)
         return own if problem is None else traced_network(self.program, own, self.sizes, reason=problem)
 
@@ -126,9 +126,10 @@ class _Shrinking:
         return Program(self.reading)
 
     def _cut_model(self) -> nn.Module:
-        student = copy.deepcopy(self.model)
+        student = copied(self.model)
         self._drop_blocks(student)
         self._cut_parameters(student)
+        form_tensors(student)
         self._set_numbers(student)
         originals = dict(self.model.named_modules())
         for name, module in sorted(student.named_modules(), key=lambda item: -item[0].count(".")):

@@ -6,7 +6,6 @@ trained weights: the sorted network computes the same, with its channels in anot
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from transprune.reading.layouts import Group, Layout, Sizes, full_size, groups_o
 from transprune.reading.networks import unwrapped
 from transprune.reading.reading import Reading, read
 from transprune.reading.trace import Example
+from transprune.runtime.structures import copied
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def sort_channels(
 @torch.no_grad()
 def reorder_channels(model: nn.Module, reading: Reading, orders: Mapping[str, np.ndarray]) -> nn.Module:
     """A copy of a network with the units of each group in another order. It computes the same."""
-    network = copy.deepcopy(model)
+    network = copied(model)
     done: set[int] = set()
     named = [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]
     for name, tensor in named:

@@ -5,7 +5,6 @@ Source: Dong & Yang, 2019, arXiv:1905.09717, section 3.2 and Algorithm 1.
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +24,7 @@ from transprune.reading.networks import unwrapped
 from transprune.reading.reading import read
 from transprune.reading.trace import Trace
 from transprune.runtime import KeptGenerator, choose_device, processes
-from transprune.runtime.structures import called, on_device
+from transprune.runtime.structures import called, copied, on_device
 from transprune.shrinking.sort import Importance, magnitude, sort_channels
 from transprune.space import SearchSpace
 from transprune.tas.expected_cost import ExpectedCost, sum_of_penalties
@@ -77,7 +76,7 @@ class Bilevel(Loop):
         setup = (setup or Setup()).named("search", model)
         device = choose_device(setup.device)
         task = task or classification()
-        start, example = copy.deepcopy(unwrapped(prior.network if prior else model)).cpu(), example_of(data)
+        start, example = copied(unwrapped(prior.network if prior else model)).cpu(), example_of(data)
         reading = read(start, example, space.reading)
         task.check_axis(reading.trace.axes)
         space = replace(prior.space if prior else space, reading=reading)

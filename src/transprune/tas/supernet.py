@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cached_property
@@ -40,7 +39,7 @@ from transprune.reading.networks import unwrapped
 from transprune.reading.reading import Reading, read
 from transprune.reading.stages import BlockRun
 from transprune.reading.trace import Example, operator
-from transprune.runtime.structures import inputs_of, on_device
+from transprune.runtime.structures import copied, inputs_of, on_device
 from transprune.shrinking.traced_network import cut_constant, in_mode, tensor_at
 from transprune.space import SearchSpace
 from transprune.tas.alignment import align_channels
@@ -102,7 +101,7 @@ class Supernet(nn.Module):
         model = unwrapped(model)
         reading = read(model, example, space.reading)
         _check_space(model, space, reading)
-        self.network = copy.deepcopy(model)
+        self.network = copied(model)
         use_channels_last(self.network)
         self.plan = _Plan(reading, space, self.network)
 

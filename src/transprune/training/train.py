@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 from collections.abc import Callable
 from typing import Any, Literal
@@ -23,7 +22,7 @@ from transprune.options import (
 )
 from transprune.reading.networks import unwrapped
 from transprune.runtime import choose_device, seeded
-from transprune.runtime.structures import called, on_device, outline, tensors_in
+from transprune.runtime.structures import called, copied, on_device, outline, tensors_in
 from transprune.training.batches import AnyData, Batch, Data, as_data, example_of, feed
 from transprune.training.evaluation import evaluate_batches, evaluation_mode
 from transprune.training.faults import check_first_loss
@@ -126,7 +125,7 @@ class Fit(Loop):
     ) -> None:
         setup = setup.placed(start)
         device = choose_device(setup.device)
-        self.network = copy.deepcopy(unwrapped(start)).to(device)
+        self.network = copied(unwrapped(start)).to(device)
         example = on_device(example_of(data), device)
         is_channels_last = use_channels_last_if_suited(self.network.train(), example)
         has_fast_norms = is_channels_last and device.type == "cpu" and not options.compile
@@ -310,9 +309,9 @@ def _guide(teacher: Teacher, example: Any) -> Callable[..., Any]:
         content = io.BytesIO()  # its parameters do not survive deepcopy
         torch.jit.save(teacher, content)
         content.seek(0)
-        copied: Callable[..., Any] = torch.jit.load(content, map_location=device).eval()
-        return copied
-    guide = copy.deepcopy(unwrapped(teacher)).to(device).eval().requires_grad_(False)
+        restored: Callable[..., Any] = torch.jit.load(content, map_location=device).eval()
+        return restored
+    guide = copied(unwrapped(teacher)).to(device).eval().requires_grad_(False)
     use_channels_last_if_suited(guide, example)
     return guide
 
@@ -338,7 +337,7 @@ def estimate_statistics(
         batch_size: Images per forward, for `ImageData`.
         seed: Decides order and augmentation of the samples.
     """
-    network, task = copy.deepcopy(network).train(), task or classification()
+    network, task = copied(network).train(), task or classification()
     data = as_data(data, task, batch_size=batch_size)
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):

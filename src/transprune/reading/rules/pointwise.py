@@ -157,7 +157,7 @@ COUNTS = {"arange": "end", "linspace": "steps", "eye": "n"}
 HANDS_ON = (
     *("clone", "contiguous", "detach", "alias", "lift_fresh_copy"),
     *("to", "_to_copy", "type_as", "float", "half", "double", "lift", "detach_copy", "alias_copy", "rrelu"),
-    *("zero", "fill"),
+    *("zero", "fill", "real", "imag", "conj", "_conj", "_conj_physical", "resolve_conj", "resolve_neg"),
 )
 """Operators whose result has the axes of their first tensor."""
 ELEMENTWISE = (
@@ -165,6 +165,7 @@ ELEMENTWISE = (
     *("leaky_relu", "elu", "selu", "celu", "mish", "softplus", "log_sigmoid", "where", "masked_fill", "pow", "rsub"),
     *("square", "multiply", "divide", "subtract", "true_divide", "maximum", "minimum", "clamp", "clamp_min", "lerp"),
     *("add_relu", "addcmul", "addcdiv", "logical_not", "ne", "eq", "gt", "lt", "ge", "le", "clip", "floor_divide"),
+    *("complex", "polar"),
     *("__and", "__or", "__xor"),  # as `&`, `|` and `^` are traced
 )
 

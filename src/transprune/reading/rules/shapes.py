@@ -338,11 +338,71 @@ def resized(call: Call) -> Any:
     return result if isinstance(value, Tensor) else [result for _ in value]
 
 
+def unpooled(call: Call) -> Axes:
+    """Puts the entries of a feature map where a pooling says that it took them from."""
+    axes, rank = call.axes("self") or [], int(next(letter for letter in call.operator if letter in "123"))
+    for axis, place in zip(axes, call.axes("indices") or [], strict=True):
+        call.unify(axis, place)
+    for axis in axes[-rank:]:
+        call.fix(axis)
+    return [*axes[:-rank], *(call.fixed(size) for size in call.shape[-rank:])]
+
+
+def pooled_at_random(call: Call) -> Any:
+    """Pools a feature map in regions that random numbers [samples, channels, rank] decide."""
+    axes, (samples, channels, rank) = call.axes("self") or [], call.axes("random_samples") or []
+    call.fix(rank)
+    call.unify(axes[1], channels)
+    if len(axes) == rank.size + 2:
+        call.unify(axes[0], samples)
+    return resized(call)
+
+
+def cropped(call: Call) -> Any:
+    """Resamples what lies in each of some boxes [boxes, 5] of feature maps [images, channels, rows, columns]."""
+    (images, channels, *places), (boxes, corners) = call.axes("input") or [], call.axes("rois") or []
+    for axis in (images, *places, corners):
+        call.fix(axis)
+    rows, columns = (call.fixed(int(call[name])) for name in ("pooled_height", "pooled_width"))
+    result = [boxes, channels, rows, columns]
+    return result if isinstance(call.node.meta["val"], Tensor) else [result, result]
+
+
+def transformed(call: Call) -> Axes:
+    """Writes a signal along some axes as a sum of waves, or back."""
+    axes = list(call.axes("self") or [])
+    dims = call["dim"]
+    if dims is None or dims == []:
+        dims = (-2, -1) if call.operator.endswith("2") else range(len(axes))
+    for dim in dims if isinstance(dims, list | tuple | range) else [dims]:
+        place = int(dim) % len(axes)
+        call.fix(axes[place], "mixes its entries")
+        axes[place] = call.fixed(call.shape[place])
+    return axes
+
+
+def as_pairs(call: Call) -> Axes:
+    """Writes complex numbers as pairs of real ones, along a new last axis."""
+    return [*(call.axes("self") or []), call.fixed(2)]
+
+
+def from_pairs(call: Call) -> Axes:
+    """Reads pairs of real numbers along the last axis as complex ones."""
+    *axes, pair = call.axes("self") or []
+    call.fix(pair, "reads it as pairs")
+    return axes
+
+
+_WAVES = tuple(
+    f"fft_{back}{kind}{axes}" for back in ("", "i") for kind in ("fft", "rfft", "hfft") for axes in ("", "2", "n")
+)
 _VIEWS = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "reshape_as", "view_as")
 _SPLITS = ("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk")
 _RESIZED = (
     *("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d"),
-    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool2d"),
+    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d"),
+    *("adaptive_max_pool2d", "adaptive_max_pool3d", "max_pool1d_with_indices", "max_pool2d_with_indices"),
+    "max_pool3d_with_indices",
     *("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact2d"),
     *("upsample_bilinear2d", "upsample_bicubic2d", "upsample_linear1d", "upsample_trilinear3d", "lp_pool2d"),
     *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"),
@@ -367,6 +427,12 @@ RULES: dict[str, OperatorRule] = {
     **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp", "sort", "argsort"), OperatorRule(axes=ordered)),
     **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), OperatorRule(axes=channel_shuffle)),
     **dict.fromkeys(_RESIZED, OperatorRule(axes=resized)),
+    **dict.fromkeys(("max_unpool2d", "max_unpool3d"), OperatorRule(axes=unpooled)),
+    **dict.fromkeys(("fractional_max_pool2d", "fractional_max_pool3d"), OperatorRule(axes=pooled_at_random)),
+    **dict.fromkeys(("torchvision::roi_align", "torchvision::roi_pool"), OperatorRule(axes=cropped)),
+    **dict.fromkeys(_WAVES, OperatorRule(axes=transformed)),
+    "view_as_real": OperatorRule(axes=as_pairs),
+    "view_as_complex": OperatorRule(axes=from_pairs),
     "stack": OperatorRule(axes=stack),
     "unbind": OperatorRule(axes=unbind),
     "select": OperatorRule(axes=select),

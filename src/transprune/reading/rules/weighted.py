@@ -127,6 +127,18 @@ def linear(call: Call) -> Axes:
     return [*inputs[:-1], *([outputs] if len(weight) == 2 else [])]
 
 
+def bilinear(call: Call) -> Axes:
+    """A bilinear layer: each output reads all pairs of an entry of the first and one of the second input."""
+    (*positions, first), (*others, second) = call.axes("input1") or [], call.axes("input2") or []
+    outputs, *read = call.axes("weight") or []
+    for one, other in zip([*positions, first, second], [*others, *read], strict=True):
+        call.unify(one, other)
+    if call["bias"] is not None:
+        call.unify(outputs, (call.axes("bias") or [])[0])
+    call.add_layer("linear", inputs=multiply(read), outputs=outputs, positions=positions)
+    return [*positions, outputs]
+
+
 def batch_norm(call: Call) -> Axes:
     """Normalises every channel by its statistics over all other axes."""
     axes = call.axes("input") or []
@@ -226,7 +238,7 @@ def _parameter_behind(call: Call, source: Any) -> str | None:
 
 VIEWS = (
     *("t", "transpose", "permute", "numpy_T", "mT", "contiguous", "to", "_to_copy", "unsqueeze", "expand", "squeeze"),
-    *("view", "reshape", "flatten", "clone", "detach", "alias"),
+    *("view", "reshape", "flatten", "clone", "detach", "alias", "select", "unbind", "getitem"),
 )
 """Operators through which the parameter of a product is seen."""
 
@@ -354,8 +366,9 @@ def deformable(call: Call) -> Axes:
 
 
 def weight_norm(call: Call) -> Axes:
-    """A weight from its direction and the length of each of its rows."""
-    direction, length = call.axes("v") or [], call.axes("g") or []
+    """A weight from its direction and the length of each of its rows, or of the whole."""
+    direction = call.axes("v") or []
+    length = call.axes("g") or [call.fixed(1) for _ in direction]
     for axis, own in zip(direction, length, strict=True):
         if own.size == axis.size:
             call.unify(axis, own)
@@ -388,6 +401,11 @@ def inner(call: Call) -> Axes:
     result = [*first[:-1], *second[:-1]]
     _record_product(call, first[-1], result or [call.fixed(1)])
     return result
+
+
+def outer(call: Call) -> Axes:
+    """Multiplies each entry of one vector with each of another."""
+    return [*(call.axes("self") or []), *(call.axes("vec2") or [])]
 
 
 GATES = {"lstm": 4, "gru": 3}
@@ -514,6 +532,7 @@ RULES: dict[str, OperatorRule] = {
     **dict.fromkeys(("matmul", "bmm", "mm", "mv", "dot", "vdot", "linalg_matmul"), OperatorRule(axes=matmul)),
     **dict.fromkeys(("addmm", "baddbmm"), OperatorRule(axes=added_product)),
     "linear": OperatorRule(axes=linear, run=_run_linear, weight_outputs=0),
+    "bilinear": OperatorRule(axes=bilinear),
     "batch_norm": OperatorRule(axes=batch_norm, in_training={"training": True}),
     "instance_norm": OperatorRule(axes=batch_norm, in_training={"use_input_stats": True}),
     "group_norm": OperatorRule(axes=group_norm),
@@ -526,5 +545,6 @@ RULES: dict[str, OperatorRule] = {
     "torchvision::deform_conv2d": OperatorRule(axes=deformable),
     "tensordot": OperatorRule(axes=tensordot),
     "inner": OperatorRule(axes=inner),
+    **dict.fromkeys(("outer", "ger"), OperatorRule(axes=outer)),
     "glu": OperatorRule(axes=glu),
 }
