@@ -65,7 +65,7 @@ from transprune.reports.run_record import read_record
 from transprune.reports.watch import watch_server
 from transprune.runs import RunOptions, Tracking, open_run, plan_run, prepare, resume_run
 from transprune.runs.compression import _probabilities, derive_run
-from transprune.runs.material import collect, task_of
+from transprune.runs.material import _check_images, collect, task_of
 from transprune.runs.phases import load_teacher
 from transprune.runs.run_options import preset_options, read_config
 from transprune.runs.steps import measure_step, teach_step
@@ -86,7 +86,7 @@ from transprune.tas.sampling import Selection, draw_candidates
 from transprune.tas.supernet import Supernet
 from transprune.training import batches
 from transprune.training.evaluation import evaluate
-from transprune.training.tasks import Metric, Task, last_is_target, regression
+from transprune.training.tasks import Metric, Task, classification, last_is_target, multi_label, regression
 from transprune.training.train import softening
 from transprune.training.update import optimizer_of
 
@@ -437,7 +437,7 @@ def cifar_download(place):
 
 def few(labels=(0, 1), *, pixels=None, channels=1, mean=(0.5,), classes=("a", "b")):
     pixels = torch.zeros(len(labels), channels, 4, 4, dtype=torch.uint8) if pixels is None else pixels
-    split = MemorySplit(pixels, torch.tensor(labels, dtype=torch.int64))
+    split = MemorySplit(pixels, labels if isinstance(labels, torch.Tensor) else torch.tensor(labels, dtype=torch.int64))
     return ImageData(
         name="few",
         train=split,
@@ -590,6 +590,9 @@ ways(
     ),
     task_outputs=lambda _: Task(loss=number, outputs="words"),
     task_name=lambda _: Task(loss=number, metrics={"loss": number}),
+    task_several=lambda _: classification().metric("top1").measure(BATCH[0][:, :3], BATCH[0][:, :3]),
+    task_rows=lambda _: multi_label().loss(torch.zeros(2, 3), torch.tensor([0, 1])),
+    images_several=lambda _: _check_images(SimpleNamespace(data="imagefolder:pets", task=None), few(torch.eye(2))),
     task_shapes=lambda _: train(task=regression()),
     batch_form=lambda _: last_is_target(torch.zeros(2)),
     batch_apart=lambda _: train(batches=[torch.zeros(4, 2)]),

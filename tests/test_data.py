@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+from dataclasses import replace
 from hashlib import md5
 from pathlib import Path
 from urllib.error import URLError
@@ -345,6 +346,25 @@ class TestImageFolder:
         assert torch.equal(data.test.images, data.train.images[:2])
         (tmp_path / "val.csv").unlink()
         assert "2 of the 4 training images" in load_data(f"imagefolder:{tmp_path}").divided
+
+    @pytest.mark.parametrize(("between", "dog"), [("; ", "hot dog"), ("|", "hot dog"), (" ", "dog")])
+    def test_a_column_of_labels_may_name_several_classes_or_none(self, tmp_path, between, dog):
+        rows = [["cat", dog], [], [dog, "cow"], ["cat", "cow", dog]]
+        for part in ("train", "val"):
+            (tmp_path / part).mkdir()
+            lines = ["file,labels"]
+            for number, row in enumerate(rows if part == "train" else [[dog], ["cat"]]):  # a rare class may be missing
+                picture(number).save(tmp_path / part / f"{number}.png")
+                lines.append(f"{number}.png,{between.join(row)}")
+            (tmp_path / f"{part}.csv").write_text("\n".join(lines))
+        data = load_data(f"imagefolder:{tmp_path}")
+        assert data.classes == tuple(sorted(("cat", "cow", dog)))
+        assert data.train.labels.tolist() == [[float(name in row) for name in data.classes] for row in rows]
+        assert data.test.labels.tolist() == [[float(name == other) for name in data.classes] for other in (dog, "cat")]
+        first, second = split_halves(data.train, fraction=0.75, seed=0)
+        assert (first.labels.shape, second.labels.shape) == ((3, 3), (1, 3))
+        with pytest.raises(DataError, match=r"image 1 has label \[0\.0, 2\.0, 0\.0\]"):
+            replace(data, train=replace(data.train, labels=torch.tensor([[0.0, 1, 0], [0, 2, 0]] * 2)))
 
     @pytest.mark.parametrize(
         ("text", "problem"),

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from sklearn.metrics import r2_score
+from sklearn.metrics import accuracy_score, f1_score, r2_score
 from torch import nn
 from torch.nn import functional as F
 
@@ -23,7 +23,7 @@ from transprune.tas.bilevel import Bilevel
 from transprune.training.batches import Batch
 from transprune.training.evaluation import Evaluation, evaluate, evaluate_batches
 from transprune.training.loop import Setup
-from transprune.training.tasks import Metric, Task, classification, regression, segmentation
+from transprune.training.tasks import Metric, Task, classification, multi_label, regression, segmentation
 from transprune.training.train import distill, train
 
 # The default task against a loop in which everything is written out.
@@ -184,6 +184,37 @@ def test_the_figures_of_a_segmentation_are_those_counted_pixel_by_pixel_however_
     mean_iou, accuracy = iou_pixel_by_pixel(logits, targets, classes=5, ignored=ignored)
     assert figures.mean_iou == pytest.approx(mean_iou)
     assert figures.pixel_accuracy == pytest.approx(accuracy)
+
+
+def test_several_labels_are_learned_and_their_figures_are_those_of_sklearn():
+    generator = torch.Generator().manual_seed(0)
+    logits, wanted = torch.randn(40, 5, generator=generator), (torch.rand(40, 5, generator=generator) > 0.6).float()
+    figures = evaluated(multi_label(), logits, wanted, [7, 13, 20])
+    answers = (logits > 0).int()
+    for name, average in (("f1", "macro"), ("micro_f1", "micro")):
+        assert getattr(figures, name) == pytest.approx(100 * f1_score(wanted, answers, average=average))
+    assert figures.exact == pytest.approx(100 * accuracy_score(wanted, answers))
+    nothing = torch.full((3, 2), -1.0)
+    assert evaluated(multi_label(), nothing, torch.zeros(3, 2), [3]).f1 == 0  # no class occurs
+
+
+def test_of_several_labels_a_student_learns_the_probability_of_each():
+    student, teacher = torch.randn(6, 3), torch.randn(6, 3)
+    wanted = (torch.rand(6, 3) > 0.5).float()
+    found = multi_label().distillation_loss_of(student, teacher, wanted, weight=0.7, temperature=2.0)
+    ours, theirs = (torch.distributions.Bernoulli(logits=each / 2) for each in (student, teacher))
+    expected = 0.3 * F.binary_cross_entropy_with_logits(student, wanted) + 0.7 * 4 * (
+        torch.distributions.kl_divergence(theirs, ours).mean()
+    )
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("targets", [torch.tensor([0, 1]), torch.zeros(2, 4)], ids=["one label", "other classes"])
+def test_targets_that_are_no_rows_of_labels_are_refused(targets):
+    with pytest.raises(DataError, match=r"both \[batch, classes\]"):
+        multi_label().loss(torch.zeros(2, 3), targets)
+    with pytest.raises(DataError, match="multi_label"):
+        classification().metric("top1").measure(torch.zeros(2, 3), torch.zeros(2, 3))
 
 
 def test_a_segmentation_without_a_pixel_that_counts_costs_nothing():
@@ -348,7 +379,7 @@ def test_a_metric_may_not_have_the_name_of_another_figure(name):
 
 
 def test_outputs_of_an_unknown_kind_are_refused():
-    with pytest.raises(OptionError, match=r"outputs='probabilities'.*expected 'values' or 'logits'"):
+    with pytest.raises(OptionError, match=r"outputs='probabilities'.*expected 'values', 'logits' or 'binary'"):
         Task(loss=F.mse_loss, outputs="probabilities")
 
 

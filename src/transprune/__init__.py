@@ -95,6 +95,7 @@ if TYPE_CHECKING:
     from transprune.training.tasks import Metric as Metric
     from transprune.training.tasks import Task as Task
     from transprune.training.tasks import classification as classification
+    from transprune.training.tasks import multi_label as multi_label
     from transprune.training.tasks import regression as regression
     from transprune.training.tasks import segmentation as segmentation
     from transprune.training.train import distill as distill

@@ -2,14 +2,17 @@
 
 `imagefolder:DIR` has a folder for each class, under `train/` and `val/` or `test/`. Alternatively, tables list the
 classes: `train.csv` and `val.csv` or `test.csv` in DIR. The first column names the files, relative to DIR or to the
-folder of the split; the column `label` (or `class`, otherwise the second) names their classes. Without test images, a
-share of the training images is used. Names with a leading dot are ignored. `images:DIR` has images without labels.
+folder of the split; the column `label` (or `class`, otherwise the second) names their classes. A column `labels` (or
+`classes`) names several for each image, or none, with `;`, `|` or commas between them, or else spaces. Without test
+images, a share of the training images is used. Names with a leading dot are ignored. `images:DIR` has images without
+labels.
 """
 
 from __future__ import annotations
 
 import csv
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,6 +33,8 @@ LAYOUT = (
 )
 LABEL_COLUMNS = ("label", "class", "target", "category")
 """How the column of classes in a table may be called; else it is the second one."""
+SEVERAL_COLUMNS = ("labels", "classes", "tags", "targets")
+"""How a column with several classes for each image may be called."""
 TEST_SHARE = 0.2
 """Share of the training images that is taken for the test images where there are none."""
 
@@ -101,18 +106,43 @@ def _read_tables(folder: Path) -> EncodedData:
     if not train_table.is_file():
         raise DataError(f"cannot load imagefolder:{folder}: it has no folder 'train'; {LAYOUT}")
     test_table = next((folder / f"{name}.csv" for name in TEST_FOLDERS if (folder / f"{name}.csv").is_file()), None)
-    train = list(_rows(train_table))
-    classes = tuple(sorted({label for _, label in train}))
+    train, *others = _told(*(list(_rows(table)) for table in (train_table, test_table) if table is not None))
+    classes = _classes_in(train)
     images = _named(train, classes)
     if test_table is None:
         return _divided(folder, images, classes, {})
-    test = list(_rows(test_table))
-    _check_same(train_table, classes, test_table, tuple(sorted({label for _, label in test})))
+    (test,) = others
+    found = _classes_in(test)
+    if any(isinstance(label, tuple) for _, label in train):  # a rare class may have no test image
+        found = tuple({*classes, *found})
+    _check_same(train_table, classes, test_table, found)
     return EncodedData(name=folder.resolve().name, train=images, test=_named(test, classes), classes=classes)
 
 
-def _rows(table: Path) -> Iterator[tuple[Path, str]]:
-    """Every file that a table names, and its class.
+Row = tuple[Path, str | tuple[str, ...]]
+"""A file and its class, or its classes where there may be several."""
+
+
+def _told(*tables: list[Row]) -> list[list[Row]]:
+    """The rows of tables with several classes told apart: by `;`, `|` or commas if any cell has one, else by spaces."""
+    cells = [label[0] for rows in tables for _, label in rows if isinstance(label, tuple)]
+    between = r"[;|,]" if any(re.search(r"[;|,]", cell) for cell in cells) else r"\s"
+    return [
+        [(file, label if isinstance(label, str) else _parted(between, label[0])) for file, label in rows]
+        for rows in tables
+    ]
+
+
+def _parted(between: str, cell: str) -> tuple[str, ...]:
+    return tuple(name for each in re.split(between, cell) if (name := each.strip()))
+
+
+def _classes_in(rows: list[Row]) -> tuple[str, ...]:
+    return tuple(sorted({one for _, label in rows for one in ((label,) if isinstance(label, str) else label)}))
+
+
+def _rows(table: Path) -> Iterator[Row]:
+    """Every file that a table names, and its class; or all its classes, as one text in a tuple.
 
     Raises:
         DataError: The table has no such columns, or a row names no file or no class.
@@ -124,13 +154,15 @@ def _rows(table: Path) -> Iterator[tuple[Path, str]]:
         raise _malformed(table, f"it is no table of text ({error})") from error
     if len(heading) < 2 or not rows:
         raise _malformed(table, f"it has the columns {', '.join(heading)} and {len(rows)} rows below them")
-    column = next((place for place, name in enumerate(heading) if name.strip().lower() in LABEL_COLUMNS), 1)
+    names = [name.strip().lower() for name in heading]
+    column = next((place for place, name in enumerate(names) if name in (*LABEL_COLUMNS, *SEVERAL_COLUMNS)), 1)
+    is_several = names[column] in SEVERAL_COLUMNS
     seen: dict[Path, str] = {}
     for number, row in enumerate(rows, start=2):
         cells = [cell.strip() for cell in row]
         if not any(cells):
             continue
-        if len(cells) <= column or not cells[0] or not cells[column]:
+        if len(cells) <= column or not cells[0] or not (cells[column] or is_several):
             raise _malformed(table, f"line {number} names no file or no class: {', '.join(cells)}")
         places = (table.parent / cells[0], table.with_suffix("") / cells[0])
         found = next((place for place in places if place.is_file()), None)
@@ -138,7 +170,7 @@ def _rows(table: Path) -> Iterator[tuple[Path, str]]:
             raise _malformed(table, f"line {number}: neither {places[0]} nor {places[1]} is there")
         if seen.setdefault(found, cells[column]) != cells[column]:
             raise _malformed(table, f"line {number} gives {cells[0]!r} a second class, and an image has one")
-        yield found, cells[column]
+        yield found, (cells[column],) if is_several else cells[column]
 
 
 def _delimiter(table: Path) -> str:
@@ -155,9 +187,12 @@ def _malformed(table: Path, found: str) -> DataError:
     )
 
 
-def _named(rows: list[tuple[Path, str]], classes: tuple[str, ...]) -> FileSplit:
+def _named(rows: list[Row], classes: tuple[str, ...]) -> FileSplit:
     numbers = {name: number for number, name in enumerate(classes)}
-    labels = torch.tensor([numbers[label] for _, label in rows], dtype=torch.int64)
+    if any(isinstance(label, tuple) for _, label in rows):
+        labels = torch.tensor([[float(name in label) for name in classes] for _, label in rows])
+    else:
+        labels = torch.tensor([numbers[str(label)] for _, label in rows], dtype=torch.int64)
     return FileSplit(FolderFiles(tuple(file for file, _ in rows)), torch.arange(len(rows)), labels)
 
 

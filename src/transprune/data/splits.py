@@ -18,7 +18,7 @@ class Split(Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """Class numbers, int64 [samples]."""
+        """Class numbers, int64 [samples], or 0 and 1 for each class, float32 [samples, classes]."""
 
     def __len__(self) -> int:
         """The number of images."""
@@ -38,7 +38,8 @@ class MemorySplit:
     """uint8 [samples, channels, rows, columns]."""
 
     labels: Tensor
-    """Class numbers, int64 [samples]."""
+    """Class numbers, int64 [samples]; or 1 for each class that an image has, 0 for the others, float32 [samples,
+    classes]."""
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
@@ -80,7 +81,8 @@ class FileSplit:
     """Rows of `files`, int64 [samples]."""
 
     labels: Tensor
-    """Class numbers, int64 [samples]."""
+    """Class numbers, int64 [samples]; or 1 for each class that an image has, 0 for the others, float32 [samples,
+    classes]."""
 
     def __post_init__(self) -> None:
         _check_labels(self.labels, len(self.rows))
@@ -172,7 +174,7 @@ class ImageData:
             self._check_channels(part, split)
             place = first_bad_label(split.labels, len(self.classes))
             if place is not None:
-                found = int(split.labels[place])
+                found = split.labels[place].tolist()
                 raise DataError(
                     f"cannot use the {part} split of {self.name!r}: image {place} has label {found}; "
                     f"expected 0 to {len(self.classes) - 1} for its {len(self.classes)} classes"
@@ -193,15 +195,19 @@ class ImageData:
 
 
 def first_bad_label(labels: Tensor, classes: int) -> int | None:
-    """Index of the first label (int64 [samples]) outside 0 ... classes - 1; None if there is none."""
-    bad = ((labels < 0) | (labels >= classes)).nonzero()
+    """Index of the first label outside 0 ... classes - 1, or of other numbers than 0 and 1; None if there is none."""
+    if labels.dim() > 1:
+        bad = ((labels != 0) & (labels != 1)).any(1).nonzero() if labels.shape[1] == classes else torch.zeros(1, 1)
+    else:
+        bad = ((labels < 0) | (labels >= classes)).nonzero()
     return int(bad[0]) if len(bad) else None
 
 
 def split_halves(split: AnySplit, *, fraction: float = 0.5, seed: int) -> tuple[AnySplit, AnySplit]:
     """Divides a split in two, class by class, so that both parts have the same shares of classes.
 
-    Both parts get at least one image of every class with two or more.
+    Both parts get at least one image of every class with two or more. Images that may have several classes are drawn
+    from all of them.
 
     Args:
         split: The split to divide.
@@ -223,7 +229,7 @@ def halves_of(labels: Tensor, *, fraction: float = 0.5, seed: int) -> tuple[Tens
     """The indices of the two parts that `split_halves` makes, each int64 and ascending.
 
     Args:
-        labels: Class numbers, int64 [samples].
+        labels: As in `Split`.
         fraction: As in `split_halves`.
         seed: As in `split_halves`.
 
@@ -233,6 +239,8 @@ def halves_of(labels: Tensor, *, fraction: float = 0.5, seed: int) -> tuple[Tens
     """
     if not 0 < fraction < 1:
         raise OptionError(f"cannot divide a split at fraction={fraction}: expected a number between 0 and 1")
+    if labels.dim() > 1:
+        labels = torch.zeros(len(labels), dtype=torch.int64)
     generator = torch.Generator().manual_seed(seed)
     is_first = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique().tolist():
@@ -251,7 +259,9 @@ def halves_of(labels: Tensor, *, fraction: float = 0.5, seed: int) -> tuple[Tens
 
 
 def _check_labels(labels: Tensor, samples: int) -> None:
-    if labels.dtype != torch.int64 or labels.shape != (samples,):
+    is_several = labels.dtype == torch.float32 and labels.dim() == 2 and len(labels) == samples
+    if not is_several and (labels.dtype != torch.int64 or labels.shape != (samples,)):
         raise DataError(
-            f"cannot label {samples} images with {labels.dtype} {list(labels.shape)}: expected int64 [{samples}]"
+            f"cannot label {samples} images with {labels.dtype} {list(labels.shape)}: expected int64 [{samples}], or "
+            f"0 and 1 for each class, float32 [{samples}, classes]"
         )

@@ -31,7 +31,7 @@ from transprune.space import SearchSpace
 from transprune.tas.derivation import check_attainable
 from transprune.training.batches import Data, as_data, example_of
 from transprune.training.evaluation import answers
-from transprune.training.tasks import Task, classification, each_logits
+from transprune.training.tasks import READY, Task, classification, each_logits
 
 if TYPE_CHECKING:
     from transprune.runs.run import Run
@@ -307,11 +307,17 @@ def _check_images(options: RunOptions, data: ImageData) -> None:
 
     Raises:
         DataError: There is a single class, or there are too few images.
+        OptionError: Images have several classes each, and one is to be told.
     """
     if len(data.classes) < 2:
         raise DataError(
             f"cannot learn from {options.data!r}: its only class is {data.classes[0]!r}; expected at least 2 classes, "
             "each with images of its own"
+        )
+    if data.train.labels.dim() > 1 and options.task is None:
+        raise OptionError(
+            f"cannot tell the images of {options.data!r} apart: they may have several classes each; expected the task "
+            "of such images, --task multi_label, or a table with a column 'label', where each image has one"
         )
     halves_of(data.train.labels, fraction=options.search.weights_share, seed=options.seed)
 
@@ -324,6 +330,8 @@ def task_of(options: RunOptions) -> Task:
     """
     if options.task is None:
         return classification()
+    if options.task in READY:
+        return READY[options.task]()
     _check_named(options.task, "task")
     function = UserFunction(name=options.task, purpose="make the task", error=OptionError)
     with function.imported() as make, function.reported("calling it"):

@@ -52,8 +52,9 @@ class RunOptions:
     preset: str
     """Recipe whose figures the options below start from: quick, demo, short, medium, paper-cifar or paper-imagenet."""
     task: str | None = None
-    """What the networks are trained for, if not to tell images apart: FILE.py:FUNCTION or package.module:FUNCTION, a
-    function of yours that makes a `transprune.Task`."""
+    """What the networks are trained for, if not to tell images apart: multi_label (images with several classes each, or
+    none), regression, or FILE.py:FUNCTION or package.module:FUNCTION, a function of yours that makes a
+    `transprune.Task`."""
     seed: int = 0
     """The same seed on the same machine gives the same result."""
     weights: str | None = None

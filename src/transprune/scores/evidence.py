@@ -23,7 +23,7 @@ from transprune.scores.refit import RIDGE, RUNNING_MEAN, FittedLayer, Refit, Tar
 from transprune.shrinking.sort import channel_orders, tied_groups, units_of
 from transprune.shrinking.traced_network import CutRun, PlainRun, sizes_of
 from transprune.space import SearchSpace
-from transprune.training.tasks import Task, distillation_loss, each_logits, imitation_loss
+from transprune.training.tasks import Task, distillation_loss, imitation_loss
 
 Distance = Callable[[Any, Any], Tensor]
 """From a network's outputs and the unpruned one's to how far they have moved, one number."""
@@ -39,9 +39,9 @@ def distance_of(task: Task) -> Distance:
     own = task.distillation_loss
     if own is not None:
         return lambda outputs, wanted: own(outputs, wanted, None)
-    if task.outputs == "logits":
+    if task.outputs != "values":
         return lambda outputs, wanted: distillation_loss(
-            each_logits(outputs)[0], each_logits(wanted)[0], None, weight=1.0, temperature=TEMPERATURE, loss=_nothing
+            task.logits_of(outputs), task.logits_of(wanted), None, weight=1.0, temperature=TEMPERATURE, loss=_nothing
         )
     return lambda outputs, wanted: imitation_loss(outputs, wanted, None, weight=1.0, loss=_nothing)
 

@@ -55,15 +55,18 @@ def last_is_target(batch: Any) -> tuple[tuple[Any, ...], Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a network is trained for; `classification`, `regression` and `segmentation` make the common tasks."""
+    """What a network is trained for.
+
+    `classification`, `multi_label`, `regression` and `segmentation` make the common tasks.
+    """
 
     loss: Loss
     """Maps outputs (whatever the network returns) and targets to one number."""
     metrics: Mapping[str, Metric | Callable[[Any, Any], Tensor]] = field(default_factory=dict)
     """Metrics by name; the first is the main one. A plain function is a metric without `finish`."""
-    outputs: Literal["values", "logits"] = "values"
+    outputs: Literal["values", "logits", "binary"] = "values"
     """Decides the default distillation loss: `imitation_loss` for values, `distillation_loss` for logits
-    [batch, classes, ...]."""
+    [batch, classes, ...] of which one class is right, and for binary ones, where each class is right or not."""
     distillation_loss: Callable[[Any, Any, Any], Tensor] | None = None
     """Maps student outputs, teacher outputs and targets to one number; None: the default loss, with `weight` and
     `distillation_temperature` from the options."""
@@ -75,8 +78,8 @@ class Task:
     samples, ...], as recurrent layers take them."""
 
     def __post_init__(self) -> None:
-        if self.outputs not in ("values", "logits"):
-            raise OptionError(f"cannot use outputs={self.outputs!r} in a task; expected 'values' or 'logits'")
+        if self.outputs not in ("values", "logits", "binary"):
+            raise OptionError(f"cannot use outputs={self.outputs!r} in a task; expected 'values', 'logits' or 'binary'")
         bad = [name for name in self.metrics if not name.isidentifier() or name in RESERVED]
         if bad:
             raise OptionError(
@@ -114,6 +117,11 @@ class Task:
         """Whether a distillation with this weight λ ignores the teacher."""
         return weight == 0 and self.distillation_loss is None
 
+    def logits_of(self, outputs: Any) -> Tensor:
+        """The logits that a student learns from [batch, classes, ...]; binary ones as [batch, 2, classes, ...]."""
+        logits = each_logits(outputs)[0]
+        return torch.stack([logits, torch.zeros_like(logits)], dim=1) if self.outputs == "binary" else logits
+
     def loss_of(self, outputs: Any, targets: Any) -> Tensor:
         """The loss.
 
@@ -133,10 +141,10 @@ class Task:
         compared = student_outputs, teacher_outputs, targets
         if self.distillation_loss is not None:
             loss = self.distillation_loss(*compared)
-        elif self.outputs == "logits":
-            logits = each_logits(student_outputs)[0], each_logits(teacher_outputs)[0]
+        elif self.outputs != "values":
             loss = distillation_loss(
-                *logits,
+                self.logits_of(student_outputs),
+                self.logits_of(teacher_outputs),
                 targets,
                 weight=weight,
                 temperature=temperature,
@@ -179,6 +187,57 @@ def classification(*, auxiliary_weight: float = 0.3) -> Task:
         metrics={"top1": Metric(_top(1), finish=_percent), "top5": Metric(_top(5), finish=_percent)},
         outputs="logits",
     )
+
+
+def multi_label() -> Task:
+    """For samples that may have several classes, or none: binary cross-entropy of each logit [batch, classes].
+
+    Targets are 1 for the classes that a sample has and 0 for the others, floats of the logits' shape. A logit above 0
+    says that the class is there. `f1` is the harmonic mean of precision and recall, in percent, averaged over the
+    classes that occur in targets or answers; `micro_f1` that of all answers together; `exact` the share of samples of
+    which every class is answered right. A student learns each class's probability, softened by the temperature.
+    """
+
+    def loss(outputs: Any, targets: Tensor) -> Tensor:
+        logits = each_logits(outputs)[0]
+        _check_multi_label(logits, targets)
+        return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))
+
+    def hits(outputs: Any, targets: Tensor) -> Tensor:
+        """For each class, whether it is answered rightly, answered, and there [batch, 3, classes]."""
+        logits = each_logits(outputs)[0]
+        _check_multi_label(logits, targets)
+        is_answered, is_there = logits > 0, targets > 0.5
+        return torch.stack([is_answered & is_there, is_answered, is_there], dim=1)
+
+    def is_exact(outputs: Any, targets: Tensor) -> Tensor:
+        return ((each_logits(outputs)[0] > 0) == (targets > 0.5)).all(1)
+
+    return Task(
+        loss=loss,
+        metrics={
+            "f1": Metric(hits, finish=_mean_f1),
+            "micro_f1": Metric(hits, finish=lambda means: _mean_f1(means.sum(1, keepdim=True))),
+            "exact": Metric(is_exact, finish=_percent),
+        },
+        outputs="binary",
+    )
+
+
+def _check_multi_label(logits: Tensor, targets: Any) -> None:
+    found = targets.shape if isinstance(targets, Tensor) else outline(targets)
+    if found != logits.shape or logits.dim() != 2:
+        raise DataError(
+            f"cannot compare logits {list(logits.shape)} with targets {outline(targets)}: expected both [batch, "
+            "classes], and of each target 1 for the classes that the sample has and 0 for the others"
+        )
+
+
+def _mean_f1(means: Tensor) -> Tensor:
+    """Mean over the classes that occur in answers or targets; `means` is that of `hits` [3, classes]."""
+    right, answered, there = means
+    shares: Tensor = 2 * right / (answered + there)
+    return 100 * shares.nanmean().nan_to_num()
 
 
 def each_logits(outputs: Any) -> list[Tensor]:
@@ -247,6 +306,11 @@ def _top(count: int) -> Callable[[Tensor, Tensor], Tensor]:
     def is_hit(outputs: Any, labels: Tensor) -> Tensor:
         """Whether the label of each sample is among its `count` most probable classes [batch]."""
         logits = each_logits(outputs)[0]
+        if labels.dim() == 2 and labels.shape == logits.shape:
+            raise DataError(
+                f"cannot tell samples apart by targets {outline(labels)}: expected the class of each, int64 [batch]; "
+                "where a sample may have several classes, the task is transprune.multi_label() (--task multi_label)"
+            )
         ranks = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         return ranks[:, :count].any(1)
 
@@ -375,3 +439,7 @@ def _check_same_shapes(student: Any, teacher: Any) -> None:
             f"cannot compare the student's outputs ({outline(student)}) with the teacher's ({outline(teacher)}): "
             "expected tensors of the same shapes; give the task a distillation_loss of its own"
         )
+
+
+READY: Mapping[str, Callable[[], Task]] = {"multi_label": multi_label, "regression": regression}
+"""Tasks that the command line knows by name, beside classification."""
