@@ -16,6 +16,8 @@ Precision = Literal["float32", "bfloat16", "float16"]
 Policy = Literal["stop", "skip"]
 """What to do about a step whose loss or gradient is not finite: end the phase, or skip the step."""
 Dimensions = Literal["both", "width", "depth"]
+Removable = Literal["blocks", "branches"]
+"""What may be left out of a stage: whole blocks, or each branch of those that are several residual sums."""
 """What is searched."""
 Alignment = Literal["interpolate", "pad"]
 """How feature maps of different widths are aligned."""

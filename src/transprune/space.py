@@ -56,6 +56,8 @@ class DepthStage:
     """Positions of the blocks (from 0) that may go before the ones behind them; empty: they go from the end."""
     order: tuple[int, ...] = ()
     """Positions of the blocks, the one that stays longest first; empty: the first ones stay, as in the paper."""
+    parts: tuple[tuple[str, ...], ...] = ()
+    """Where the blocks are branches, the layers and parameters of each; empty: all that lies below a block's path."""
 
     def kept(self, depth: int) -> tuple[int, ...]:
         """Positions of the blocks of a candidate, ascending; those of smaller candidates are among them."""
@@ -146,7 +148,7 @@ class SearchSpace:
             blocks={
                 stage.name: tuple(stage.blocks[place] for place in stage.kept(size))
                 for stage, size in zip(self.stages, sizes[groups:], strict=True)
-                if stage.order
+                if stage.order or stage.parts
             },
         )
 
@@ -248,13 +250,16 @@ class SearchSpace:
     @cached_property
     def _blocks(self) -> dict[str, tuple[DepthStage, int]]:
         names = [layer.name for layer in self.layers] + [group.name for group in self.groups]
-        return {
+        by_part = {name: (s, place) for s in self.stages for place, part in enumerate(s.parts) for name in part}
+        by_path = {
             name: (stage, position)
             for stage in self.stages
+            if not stage.parts
             for position, path in enumerate(stage.blocks)
             for name in names
             if name == path or name.startswith(f"{path}.")
         }
+        return by_path | {name: by_part[own] for name in names if (own := _own_name(name, by_part)) is not None}
 
     def check(self, architecture: Architecture) -> None:
         """Checks that an architecture belongs to this network; its widths need not be candidates.
@@ -283,6 +288,13 @@ class SearchSpace:
 
     def _check_blocks(self, stage: DepthStage, architecture: Architecture) -> None:
         named = architecture.blocks.get(stage.name, ())
+        depth = architecture.depths.get(stage.name, stage.depth)
+        if stage.parts and not named and depth < stage.depth:
+            raise SpaceError(
+                f"cannot use this architecture: it says that {depth} of the {stage.depth} branches of stage "
+                f"{stage.name!r} stay, not which; expected their paths in `blocks`, such as {stage.blocks[0]!r}, or a "
+                f"space of whole blocks (inspect with removable='blocks')"
+            )
         unknown = [path for path in named if path not in stage.blocks]
         if unknown:
             raise SpaceError(
@@ -360,7 +372,7 @@ class SearchSpace:
         for stage in self.stages:
             _check_candidates(stage.name, stage.candidates, stage.depth)
             _check_order(stage)
-            if not len(stage.blocks) == len(stage.outputs) == stage.depth:
+            if not len(stage.blocks) == len(stage.outputs) == stage.depth or len(stage.parts) not in (0, stage.depth):
                 raise ValueError(
                     f"stage {stage.name!r} has {len(stage.blocks)} blocks and {len(stage.outputs)} outputs, "
                     f"expected {stage.depth} of each"
@@ -374,6 +386,12 @@ class SearchSpace:
 
     def _pick(self, choose: Callable[[Sequence[int]], int]) -> Architecture:
         return self.architecture_of([choose(choice.candidates) for choice in self.choices])
+
+
+def _own_name(name: str, known: Collection[str]) -> str | None:
+    """The name among those known of a layer, of the product with its bias, or of a further group that it produces."""
+    ways = (name, name.removesuffix(".bias"), name.partition(":")[0])
+    return next((each for each in ways if each in known), None)
 
 
 def _check_order(stage: DepthStage) -> None:
@@ -436,6 +454,20 @@ def depth_candidates(depth: int) -> tuple[int, ...]:
     if depth <= 3:
         return tuple(range(1, depth + 1))
     return tuple(sorted({*range(1, depth + 1, 2), depth}))
+
+
+MOST_CANDIDATES = 24
+"""Candidates of a stage of branches, at most."""
+
+
+def branch_candidates(depth: int) -> tuple[int, ...]:
+    """The numbers of branches that a stage may keep: all of them, or evenly spaced ones of many.
+
+    Example:
+        >>> branch_candidates(4), branch_candidates(96)[:3]
+        ((1, 2, 3, 4), (4, 8, 12))
+    """
+    return even_depth_candidates(depth, count=min(depth, MOST_CANDIDATES))
 
 
 def even_depth_candidates(depth: int, *, count: int) -> tuple[int, ...]:

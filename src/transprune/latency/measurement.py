@@ -24,7 +24,7 @@ from transprune.latency.stopwatch import Advance, as_batch, time_all
 from transprune.latency.timed_operators import TimedOperator, operators_of
 from transprune.options import LatencyOptions
 from transprune.reading.networks import unwrapped
-from transprune.reading.reading import Reading, read
+from transprune.reading.reading import Reading, read_for
 from transprune.reading.trace import Example
 from transprune.runtime import choose_device, progress_bar
 from transprune.runtime.structures import tensors_in
@@ -77,7 +77,7 @@ def measure_latency(
     options = options or LatencyOptions()
     backend = make_backend(options, choose_device(device, model))
     model = unwrapped(model)
-    reading = read(model, example, space.reading)
+    reading = read_for(model, example, space)
     operators = operators_of(reading, space)
     inputs = as_batch(model, example, options.batch_size)
     key = cache_key(backend, options, space, operators, [list(tensor.shape) for tensor in tensors_in(inputs)])
@@ -255,9 +255,6 @@ def spread_architectures(space: SearchSpace, count: int, seed: int) -> list[Arch
         return candidates[sum(drawing.random() < share for _ in range(len(candidates) - 1))]
 
     return [
-        Architecture(
-            widths={group.name: drawn(group.candidates, share) for group in space.groups},
-            depths={stage.name: drawn(stage.candidates, share) for stage in space.stages},
-        )
+        space.architecture_of([drawn(choice.candidates, share) for choice in space.choices])
         for share in np.linspace(0, 1, count)
     ]

@@ -9,10 +9,11 @@ from math import gcd
 
 from torch import nn
 
+from transprune.architecture import Architecture
 from transprune.costs import Channels, Layer
 from transprune.errors import ModelError, OptionError, expected_one_of
 from transprune.models.residual import ResidualSum
-from transprune.options import Dimensions
+from transprune.options import Dimensions, Removable
 from transprune.reading.equality import check_samples
 from transprune.reading.layouts import Searched, channels_of
 from transprune.reading.networks import untouched, unwrapped
@@ -24,6 +25,7 @@ from transprune.space import (
     Fixed,
     SearchSpace,
     WidthGroup,
+    branch_candidates,
     depth_candidates,
     width_candidates,
 )
@@ -38,7 +40,8 @@ def inspect(
     dimensions: Dimensions = "both",
     ratios: Sequence[float] = PAPER_RATIOS,
     divisor: int = 1,
-    depths: Callable[[int], Sequence[int]] = depth_candidates,
+    depths: Callable[[int], Sequence[int]] | None = None,
+    removable: Removable = "blocks",
     keep: Sequence[str] = (),
     only: Sequence[str] = (),
     reading: Reading | None = None,
@@ -53,7 +56,10 @@ def inspect(
         dimensions: Search `width`, `depth` or `both`.
         ratios: Candidate widths as shares of the full width, each in (0, 1].
         divisor: Candidate widths below the full one are multiples of this many channels.
-        depths: Gives the candidate depths of a stage from its number of blocks.
+        depths: Gives the candidate depths of a stage from its number of blocks, or of branches where these are its
+            blocks; None: `depth_candidates` and `branch_candidates`.
+        removable: Whether only whole `blocks` may be left out, or each of the `branches` of a block that is several
+            residual sums, one after another: the attention of a transformer's block, or its expansion.
         keep: Patterns (`*`, `?`) of layers that keep their width and of stages that keep their depth.
         only: Patterns of the only layers and stages to search; empty for all.
         reading: An earlier reading of the model, which saves reading it again.
@@ -64,11 +70,13 @@ def inspect(
     Raises:
         ModelError: The model does not run on the example, cannot be traced, depends on the number of samples, or has
             nothing to search.
-        OptionError: A ratio is outside (0, 1], the divisor is below 1, `dimensions` is unknown, or a pattern matches
-            nothing.
+        OptionError: A ratio is outside (0, 1], the divisor is below 1, `dimensions` or `removable` is unknown, or a
+            pattern matches nothing.
     """
     if dimensions not in ("both", "width", "depth"):
         raise OptionError(f"cannot inspect with dimensions={dimensions!r}; expected 'both', 'width' or 'depth'")
+    if removable not in ("blocks", "branches"):
+        raise OptionError(f"cannot inspect with removable={removable!r}; expected 'blocks' or 'branches'")
     if not ratios or not all(0 < ratio <= 1 for ratio in ratios) or divisor < 1:
         raise OptionError(
             f"cannot inspect with ratios={list(ratios)} and divisor={divisor}; "
@@ -79,6 +87,7 @@ def inspect(
     with untouched(model):
         check_samples(model, reading, example)
     check_macs(model, reading)
+    reading = reading.in_branches if removable == "branches" else reading.in_blocks
     if any(axis for axis in reading.trace.axes):
         log.warning(
             "the samples of %s lie along axis %s of its inputs, since it mixes what lies along others: costs are those "
@@ -91,7 +100,7 @@ def inspect(
         lambda group: width_candidates(group.width, ratios, divisor=_unit_divisor(divisor, group.unit)),
         is_searched=dimensions != "depth",
     )
-    choosing.choose_stages(lambda depth: tuple(depths(depth)), is_searched=dimensions != "width")
+    choosing.choose_stages(depths, is_searched=dimensions != "width")
     choosing.check_patterns()
     space = choosing.space()
     if not space.groups and not space.stages:
@@ -103,11 +112,23 @@ def inspect(
     return space
 
 
+def inspect_for(model: nn.Module, example: Example, architecture: Architecture) -> SearchSpace:
+    """The space of a model with the blocks or branches that an architecture names.
+
+    Raises:
+        ModelError: As `inspect`.
+    """
+    space = inspect(model, example)
+    if space.reading.naming(architecture.blocks) is space.reading:
+        return space
+    return inspect(model, example, removable="branches", reading=space.reading)
+
+
 def full_space(reading: Reading) -> SearchSpace:
     """The space of all that can be searched, with the paper's candidates."""
     choosing = _Choosing(reading, (), ())
     choosing.choose_groups(lambda group: width_candidates(group.width), is_searched=True, is_complete=True)
-    choosing.choose_stages(depth_candidates, is_searched=True)
+    choosing.choose_stages(None, is_searched=True)
     return choosing.space()
 
 
@@ -145,13 +166,14 @@ class _Choosing:
                 WidthGroup(name=group.name, width=group.width, candidates=choices, layers=group.layers, unit=group.unit)
             )
 
-    def choose_stages(self, candidates: Callable[[int], tuple[int, ...]], *, is_searched: bool) -> None:
+    def choose_stages(self, depths: Callable[[int], Sequence[int]] | None, *, is_searched: bool) -> None:
         for run in self.reading.stages:
             reason = self._kept_reason((run.name,), "depths", is_searched)
             if reason is not None:
                 self.fixed.append(Fixed(run.name, reason))
                 continue
             depth = len(run.blocks)
+            candidates = depths or (branch_candidates if run.sums else depth_candidates)
             choices = tuple(sorted({*candidates(depth), depth}))
             if choices[0] < 1 or choices[-1] > depth:
                 raise OptionError(
@@ -189,6 +211,7 @@ class _Choosing:
     def space(self) -> SearchSpace:
         searched = Searched({group.name for group in self.groups}, {stage.name for stage in self.stages})
         reading = self.reading
+        in_branches = {run.name: bool(run.sums) for run in reading.stages}
         stages = tuple(
             DepthStage(
                 name=stage.name,
@@ -197,6 +220,7 @@ class _Choosing:
                 blocks=stage.blocks,
                 outputs=tuple(channels_of(end, searched) for end in reading.ends[stage.name]),
                 free=reading.free[stage.name],
+                parts=reading.parts[stage.name] if in_branches[stage.name] else (),
             )
             for stage in self.stages
         )

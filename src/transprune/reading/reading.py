@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -22,6 +22,7 @@ from transprune.reading.networks import blueprint, unwrapped
 from transprune.reading.stages import BlockRun, find_stages, is_in_place
 from transprune.reading.trace import Example, Trace, check_forward, is_own, trace
 from transprune.runtime.structures import as_inputs
+from transprune.space import SearchSpace
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,14 @@ class Reading:
     free: Mapping[str, tuple[int, ...]] = field(repr=False)
     """For each stage, the positions of the blocks that may go before those behind them, because what they hand on has
     the layout of what they read."""
+    parts: Mapping[str, tuple[tuple[str, ...], ...]] = field(repr=False)
+    """For each stage that can be read in branches, the layers and parameters of each branch."""
     blueprint: tuple[Any, ...] = field(repr=False)
     """The `blueprint` of the model."""
     counted: int = 0
     """Multiply-adds of the unpruned network for one sample, counted while it ran."""
+    whole: Reading | None = field(default=None, repr=False)
+    """The reading in which blocks are whole; None if they are in this one."""
 
     def is_of(self, model: nn.Module, example: Example) -> bool:
         """Whether a model and an example would read the same: at most weights and samples may differ."""
@@ -124,6 +129,36 @@ class Reading:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Reading:
         return self  # immutable, and keyed by the nodes of a graph
+
+    @property
+    def in_blocks(self) -> Reading:
+        """The same with stages of whole blocks."""
+        return self.whole or self
+
+    @cached_property
+    def in_branches(self) -> Reading:
+        """The same with stages of branches, where blocks are several residual sums."""
+        finer = {stage.name: stage.branches for stage in self.stages if stage.branches is not None}
+        if not finer:
+            return self
+        ends, free = dict(self.ends), dict(self.free)
+        for name, run in finer.items():
+            ends[name] = ends[name][:1] * len(run.blocks)
+            free[name] = tuple(range(0 if 0 in free[name] else 1, len(run.blocks)))
+        stages = tuple(finer.get(stage.name, stage) for stage in self.stages)
+        return replace(self, stages=stages, ends=ends, free=free, whole=self)
+
+    def naming(self, blocks: Mapping[str, Collection[str]]) -> Reading:
+        """The same with stages of whole blocks or of branches, whichever has the given ones.
+
+        Args:
+            blocks: Paths of blocks or branches, by the name of their stage; if there are none, nothing changes.
+        """
+        for reading in (self, self.in_branches, self.in_blocks):
+            known = {stage.name: stage.blocks for stage in reading.stages}
+            if all(set(paths) <= set(known.get(name, ())) for name, paths in blocks.items()):
+                return reading
+        return self
 
     @cached_property
     def macs(self) -> int:
@@ -172,6 +207,15 @@ def read(model: nn.Module, example: Example, known: Reading | None = None) -> Re
             constants = {}
         reading = _reading(model, traced, in_training, constants)
     return replace(reading, counted=counted)
+
+
+def read_for(model: nn.Module, example: Example, space: SearchSpace) -> Reading:
+    """Reads a model as `read` does, with the blocks or branches that a space names; `space.reading` is used if it fits.
+
+    Raises:
+        ModelError: As `read`.
+    """
+    return read(model, example, space.reading).naming({stage.name: stage.blocks for stage in space.stages})
 
 
 def _reading(model: nn.Module, traced: Trace, in_training: Trace | None, constants: Mapping[fx.Node, int]) -> Reading:
@@ -251,9 +295,11 @@ class _Freezing:
         groups = self._name_groups()
         coupling = self.coupling
         layers, rest = self._layers()
+        free = {stage.name: self._free(stage) for stage in coupling.stages}
+        parts = {stage.name: self._branch_parts(stage, free[stage.name], rest) for stage in coupling.stages}
         return Reading(
             trace=coupling.trace,
-            stages=tuple(coupling.stages),
+            stages=tuple(stage if parts[stage.name] else replace(stage, branches=None) for stage in coupling.stages),
             groups=groups,
             layers=layers,
             rest=rest,
@@ -269,7 +315,8 @@ class _Freezing:
                 for node, arguments in coupling.rewrites.items()
             },
             ends={stage.name: self._end(stage) for stage in coupling.stages},
-            free={stage.name: self._free(stage) for stage in coupling.stages},
+            free=free,
+            parts={name: each for name, each in parts.items() if each},
             blueprint=blueprint(self.model),
         )
 
@@ -326,6 +373,24 @@ class _Freezing:
             return ()
         has_entry = stage.entry is not None and self._nested(self.coupling.axes(stage.exits[0], stage.entry)) == ends[0]
         return tuple(range(0 if has_entry else 1, len(ends)))
+
+    def _branch_parts(
+        self, stage: BlockRun, free: tuple[int, ...], rest: Sequence[ParameterFacts]
+    ) -> tuple[tuple[str, ...], ...]:
+        """The layers and parameters of each branch of a stage; empty if not every branch can be left out."""
+        run = stage.branches
+        if run is None or len(free) < len(stage.blocks) - 1 or len(self._free(run)) < len(run.blocks) - 1:
+            return ()
+        if self._nested(self.coupling.values[run.exits[0]]) != self._nested(self.coupling.values[stage.exits[0]]):
+            return ()
+        unnamed = {facts.name for facts in rest}
+        parts = []
+        for members in run.members:
+            names = [use.name for use in self.coupling.uses if use.node in members]
+            read = [self.coupling.trace.parameter(source) for node in members for source in node.all_input_nodes]
+            parts.append(tuple(dict.fromkeys([*names, *sorted(name for name in read if name in unnamed)])))
+        every = [name for names in parts for name in names]
+        return tuple(parts) if len(set(every)) == len(every) else ()
 
     def _fixed(self) -> tuple[tuple[str, str], ...]:
         found: dict[str, str] = {}

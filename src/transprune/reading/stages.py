@@ -5,14 +5,17 @@ shape that the next layer expects, so the last ones can be left out. `Down` is o
 connection read the second block's output too, the run would end with that block, since its output is always needed.
 
 A block may also read what no block of the run makes, as those of a transformer read a mask or an encoder's output.
+
+Some blocks are several residual sums, one after another, such as the attention and the expansion of a transformer's.
+Then the run can be read finer: each of these branches is a block of its own, and half a block can be left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 from torch import fx, nn
 
@@ -35,6 +38,12 @@ class BlockRun:
     """The calls inside each block."""
     entry: fx.Node | None = field(default=None, repr=False)
     """What the first block reads as the others read the block before; None if not clear, or of another shape."""
+    branches: BlockRun | None = field(default=None, repr=False)
+    """The same run with each branch as a block; None if no block is several residual sums."""
+    sums: tuple[fx.Node | None, ...] = field(default=(), repr=False)
+    """In a run of branches, the call that adds each to what it reads; None for a block that stays whole."""
+    owners: tuple[str, ...] = ()
+    """In a run of branches, the path of the block that each is a part of."""
 
     @cached_property
     def inside(self) -> frozenset[fx.Node]:
@@ -58,7 +67,7 @@ def find_stages(trace: Trace) -> Stages:
     A run is two or more neighbours in a container, of one class and with submodules, with outputs of one shape. Each
     reads the output of the one before, which nothing else does, and at most what no block of the run makes.
     """
-    calls = _calls_by_path(trace)
+    calls = calls_by_path(trace)
     stages: list[BlockRun] = []
     missed: dict[str, str] = {}
     for name, module in trace.model.named_modules():
@@ -85,7 +94,7 @@ def _entries(module: nn.Module) -> int:
     return len(module) if isinstance(module, nn.Sequential | nn.ModuleList) else 0
 
 
-def _calls_by_path(trace: Trace) -> dict[str, list[fx.Node]]:
+def calls_by_path(trace: Trace) -> dict[str, list[fx.Node]]:
     """The calls inside each module, by its path."""
     found: dict[str, list[fx.Node]] = {}
     for node in trace.calls:
@@ -192,7 +201,7 @@ class _Container:
             return  # the reader overwrites it, but at another depth autograd may need it
         last = run[-1].rsplit(".", 1)[-1]
         name = self.name if len(run) == len(self.blocks) else f"{run[0]}-{last}"
-        yield BlockRun(
+        whole = BlockRun(
             name=name,
             container=self.name,
             blocks=tuple(run),
@@ -200,6 +209,7 @@ class _Container:
             members=members,
             entry=self._entry(exits, members),
         )
+        yield replace(whole, branches=split(self.trace, whole))
 
     def _entry(self, exits: Sequence[fx.Node], members: Sequence[frozenset[fx.Node]]) -> fx.Node | None:
         first, *others = ({source for node in nodes for source in self.trace.reads(node)} for nodes in members)
@@ -210,6 +220,89 @@ class _Container:
             if shape(source) == shape(exits[0]) and source.meta["val"].dtype == wanted.dtype
         ]
         return found[0] if len(found) == 1 else None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of a block that can be left out by itself."""
+
+    members: frozenset[fx.Node]
+    exit: fx.Node
+    total: fx.Node | None
+    """The call that adds it to what it reads."""
+
+
+def split(trace: Trace, run: BlockRun) -> BlockRun | None:
+    """The run with each branch as a block; None if no block is several residual sums."""
+    order = {node: place for place, node in enumerate(trace.calls)}
+    entries = (run.entry, *run.exits)
+    found: list[tuple[str, str, _Part]] = []
+    for path, entry, end, members in zip(run.blocks, entries[:-1], run.exits, run.members, strict=True):
+        calls = sorted(members, key=order.__getitem__)
+        parts = list(_parts(trace, entry, end, calls)) if entry is not None else []
+        names = [_branch_name(trace, path, part.members) for part in parts]
+        if len(parts) < 2 or None in names or len(set(names)) < len(names):
+            names, parts = [path], [_Part(members, end, None)]
+        found += [(path, str(name), part) for name, part in zip(names, parts, strict=True)]
+    if len(found) == len(run.blocks):
+        return None
+    return replace(
+        run,
+        blocks=tuple(name for _, name, _ in found),
+        exits=tuple(part.exit for *_, part in found),
+        members=tuple(part.members for *_, part in found),
+        sums=tuple(part.total for *_, part in found),
+        owners=tuple(owner for owner, *_ in found),
+    )
+
+
+def _parts(trace: Trace, entry: fx.Node, end: fx.Node, calls: Sequence[fx.Node]) -> Iterator[_Part]:
+    """The branches of a block, each with what follows its sum, such as a norm.
+
+    Where all that is still read of a block is one value, the block can be divided. It is, before each branch but the
+    first, if the value is of the shape and type of what the block reads.
+    """
+    last_read = {source: place for place, node in enumerate(calls) for source in trace.reads(node)}
+    waists, alive = [entry], {entry}
+    for place, node in enumerate(calls):
+        alive = {value for value in (*alive, node) if last_read.get(value, -1) > place or value is end}
+        if alive == {node}:
+            waists.append(node)
+    totals = [
+        (added_to[0], node)
+        for node in waists[1:]
+        if operator(node) == "add" and len(added_to := [each for each in waists if each in node.all_input_nodes]) == 1
+    ]
+    if not all(is_alike(start, entry) for start, _ in totals) or not is_alike(end, entry):
+        return
+    places = {node: place for place, node in enumerate(calls)}
+    cuts = [places[start] + 1 for start, _ in totals[1:]]
+    for (_, total), (first, last) in zip(totals, pairwise([0, *cuts, len(calls)]), strict=True):
+        yield _Part(frozenset(calls[first:last]), calls[last - 1], total)
+
+
+def is_alike(value: fx.Node, other: fx.Node) -> bool:
+    """Whether two tensors have one shape and type."""
+    return shape(value) == shape(other) and value.meta["val"].dtype == other.meta["val"].dtype
+
+
+def _branch_name(trace: Trace, block: str, members: frozenset[fx.Node]) -> str | None:
+    """Path of the innermost module that holds the weights of a branch, or of the first and the last that have some.
+
+    Vectors, such as those of norms, are no weights here.
+    """
+    paths = []
+    for node in trace.calls:
+        for source in node.all_input_nodes if node in members else ():
+            path = trace.parameter(source)
+            if path is not None and len(shape(source) or ()) > 1 and is_inside(path, block):
+                paths.append(path.removeprefix(f"{block}.").split(".")[:-1])
+    if not all(paths) or not paths:
+        return None
+    common = list(takewhile(lambda level: len(set(level)) == 1, zip(*paths, strict=False)))
+    if common:
+        return ".".join([block, *(level[0] for level in common)])
+    return f"{block}.{paths[0][0]}-{paths[-1][0]}"
 
 
 def _sharing(model: nn.Module, blocks: Sequence[str]) -> set[str]:

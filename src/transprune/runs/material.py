@@ -21,6 +21,7 @@ from transprune.errors import DataError, ModelError, OptionError, RunFolderError
 from transprune.latency.measurement import LatencyMeasurement, trusted_latency
 from transprune.models.by_name import PRETRAINED, build_model, pretrained, published_preprocessing
 from transprune.models.weights import Weights, classes_in, fit_weights, read_tensors
+from transprune.options import Removable
 from transprune.reading.inspection import inspect
 from transprune.reading.reading import Reading
 from transprune.records import read_record
@@ -83,6 +84,14 @@ class Material:
         return COSTS if self.latency is None else {**COSTS, "latency": self.latency.model}
 
 
+def _removable(options: RunOptions, begun_in: RunFolder | None) -> Removable:
+    """Branches, where it is scored which ones go; whole blocks, as in the paper, in a search that starts undecided."""
+    if begun_in is not None and begun_in.has("space.json"):
+        begun = SearchSpace.from_json(begun_in.read_json("space.json"))
+        return "branches" if any(stage.parts for stage in begun.stages) else "blocks"
+    return "blocks" if options.compress is None and options.search.prior == "none" else "branches"
+
+
 def collect(
     options: RunOptions,
     device: torch.device,
@@ -131,6 +140,7 @@ def collect(
             keep=options.keep,
             only=options.only,
             divisor=options.divisor,
+            removable=_removable(options, begun_in),
             reading=reading,
         )
     if isinstance(data, ImageData) and options.task is None:

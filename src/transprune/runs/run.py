@@ -20,7 +20,7 @@ from transprune.costs import COSTS, Cost
 from transprune.errors import StoppedError
 from transprune.latency.model_cache import load_model
 from transprune.models.weights import Weights
-from transprune.reading.reading import Reading, read
+from transprune.reading.reading import Reading, read, read_for
 from transprune.reading.trace import Example
 from transprune.runs.material import data_of, model_of, task_of, weights_of
 from transprune.runs.run_options import MakeTracker, RunOptions, Safety
@@ -134,7 +134,11 @@ class Run:
     @cached_property
     def reading(self) -> Reading:
         """The reading of the network, made once for all steps."""
-        return read(self.model, self.example)
+        return (
+            read_for(self.model, self.example, self.space)
+            if self.folder.has("space.json")
+            else read(self.model, self.example)
+        )
 
     @cached_property
     def costs(self) -> Mapping[str, Cost]:

@@ -19,7 +19,7 @@ from transprune.exports.formats import check_onnx, check_pt2, export_program, on
 from transprune.latency.performance import measure, measurements_json, most_time
 from transprune.latency.stopwatch import Latency, measure_latencies
 from transprune.options import DEFAULT_PRESET, MeasureOptions
-from transprune.reading.inspection import inspect
+from transprune.reading.inspection import inspect_for
 from transprune.reading.macs import count_macs, friendliness
 from transprune.reading.networks import unwrapped
 from transprune.reading.trace import Example
@@ -437,7 +437,7 @@ def save(
     chosen_task = task or classification()
     prepared_data = as_data(data, chosen_task)
     network = copied(unwrapped(teacher)).cpu()
-    space = inspect(network, example_of(prepared_data)) if isinstance(found, Architecture) else found.space
+    space = inspect_for(network, example_of(prepared_data), found) if isinstance(found, Architecture) else found.space
     architecture = found if isinstance(found, Architecture) else found.architecture
     limits = () if isinstance(found, Architecture) else found.limits
     budgets = [f"{each.cost.kind}={each.most}{'ns' if each.cost.kind == 'latency' else ''}" for each in limits]

@@ -88,7 +88,7 @@ def compress(
     inputs = gather_samples(model, data, samples, task=task, seed=seed)
     held = samples_in(inputs, axis=task.sample_axis)
     example = on_device(sliced(inputs, slice(0, 1), held, task.sample_axis), "cpu")
-    space = space or inspect(copied(model).cpu(), example)
+    space = space or inspect(copied(model).cpu(), example, removable="branches")
     task.check_axis(read(model, example, space.reading).trace.axes)
     if any(each.kind == "latency" for each in budgets) and "latency" not in costs:
         place = next(model.parameters()).device

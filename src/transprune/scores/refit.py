@@ -356,7 +356,7 @@ def repair(
         ModelError: The teacher cannot be read (see `inspect`).
     """
     teacher = unwrapped(teacher)
-    reading = read(teacher, samples, reading)
+    reading = read(teacher, samples, reading).in_blocks.naming(architecture.blocks)
     with evaluation_mode(teacher):
         targets = record_targets(teacher, Program(reading), inputs_for(teacher, samples))
     return repair_read(student, reading, targets, architecture, samples, ridge=ridge)

@@ -20,7 +20,7 @@ from transprune.errors import SpaceError
 from transprune.reading.execution import Program
 from transprune.reading.layouts import Sizes
 from transprune.reading.networks import unwrapped
-from transprune.reading.reading import Reading, read
+from transprune.reading.reading import Reading, read_for
 from transprune.reading.trace import Example, inputs_for
 from transprune.runtime.structures import called, sliced
 from transprune.scores.evidence import Trials, check_choices, distance_of, gather_evidence
@@ -171,7 +171,7 @@ def compress_by_scores(
         BudgetError: No architecture costs that little.
     """
     model = unwrapped(model)
-    reading = read(model, samples, space.reading)
+    reading = read_for(model, samples, space)
     check_choices(space, reading)
     with evaluation_mode(model):
         compressing = _Compressing(

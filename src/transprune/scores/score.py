@@ -22,7 +22,7 @@ from transprune.reading.coupling import Arguments, Function
 from transprune.reading.execution import Program
 from transprune.reading.layouts import Sizes, groups_of
 from transprune.reading.networks import unwrapped
-from transprune.reading.reading import Reading, read
+from transprune.reading.reading import Reading, read, read_for
 from transprune.reading.trace import Example, inputs_for
 from transprune.records import read_record
 from transprune.runtime.structures import tensors_in
@@ -328,7 +328,7 @@ def score(
         OptionError: The measure does not give a figure for every candidate.
     """
     model = unwrapped(model)
-    reading = read(model, samples, space.reading)
+    reading = read_for(model, samples, space)
     check_choices(space, reading)
     with evaluation_mode(model):
         inputs, program = inputs_for(model, samples), Program(reading)

@@ -16,7 +16,7 @@ from transprune.architecture import Architecture
 from transprune.budget import Budget, Limit, parse_budgets
 from transprune.costs import COSTS, Cost
 from transprune.latency.measurement import trusted_latency
-from transprune.options import DEFAULT_PRESET, LatencyOptions, SearchOptions, from_preset
+from transprune.options import DEFAULT_PRESET, LatencyOptions, Removable, SearchOptions, from_preset
 from transprune.reading.inspection import inspect
 from transprune.reading.networks import unwrapped
 from transprune.reading.trace import Example
@@ -250,7 +250,9 @@ def search(
     options, setup = from_preset(options, lambda preset: preset.search), (setup or Setup()).named("search", model)
     budgets, task = parse_budgets(budget), task or classification()
     data = as_data(data, task, batch_size=options.batch_size)
-    space = space or inspect(copied(unwrapped(model)).cpu(), example_of(data))
+    if space is None:
+        removable: Removable = "blocks" if options.prior == "none" else "branches"
+        space = inspect(copied(unwrapped(model)).cpu(), example_of(data), removable=removable)
     if any(each.kind == "latency" for each in budgets) and "latency" not in costs:
         example, device = example_of(data), choose_device(setup.device)
         measured = processes.from_first(lambda: trusted_latency(model, space, example, latency, device=device).model)

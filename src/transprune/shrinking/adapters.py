@@ -2,7 +2,8 @@
 
 After a cut, a module still names its old number of channels (`nn.Conv2d.in_channels`) or heads, and some forwards read
 it. The adapters here compute such attributes from the new parameters, for modules of torch, timm and transformers;
-`register_adapter` teaches transprune a module of your own.
+`register_adapter` teaches transprune a module of your own. Where a branch is left out of a block, `LeftOut` takes the
+place of its modules.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 Adapter = Callable[[Any, Any], None]
 """Changes the attributes of a cut module in place. Its arguments: the cut module, whose own parameters and submodules
@@ -44,6 +46,32 @@ def adapt(cut: nn.Module, original: nn.Module) -> None:
         for name in (kind, f"{kind.__module__}.{kind.__qualname__}"):
             if name in _ADAPTERS:
                 _ADAPTERS[name](cut, original)
+
+
+class LeftOut(nn.Module):
+    """Stands where a module was that only a branch ran which is left out; it has no weights.
+
+    Args:
+        structure: How many values the module returned, and which of them was the tensor that is handed on; None: that
+            tensor alone.
+        adds_nothing: Whether it gives zeros, because they are added to what the branch reads. Else it gives the first
+            tensor that it is called with.
+    """
+
+    def __init__(self, structure: tuple[int, int] | None, *, adds_nothing: bool) -> None:
+        super().__init__()
+        self.structure, self.adds_nothing = structure, adds_nothing
+
+    def extra_repr(self) -> str:
+        return "adds nothing" if self.adds_nothing else "hands on what it reads"
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        given = next(each for each in (*inputs, *named.values()) if isinstance(each, Tensor))
+        result = torch.zeros_like(given) if self.adds_nothing else given
+        if self.structure is None:
+            return result
+        count, place = self.structure
+        return tuple(result if each == place else None for each in range(count))
 
 
 def _convolution(cut: Any, original: Any) -> None:

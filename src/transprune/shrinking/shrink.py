@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal
+from functools import cached_property, partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from transprune.architecture import Architecture
 from transprune.errors import OptionError, SpaceError, first_line
@@ -20,9 +20,10 @@ from transprune.reading.inspection import full_space
 from transprune.reading.layouts import Layout, Sizes, full_size, is_prefix, kept_of, size_of
 from transprune.reading.networks import form_tensors, set_mode, untouched, unwrapped
 from transprune.reading.reading import Reading, read
+from transprune.reading.stages import BlockRun, calls_by_path, is_inside
 from transprune.reading.trace import Example
 from transprune.runtime.structures import as_inputs, copied
-from transprune.shrinking.adapters import adapt
+from transprune.shrinking.adapters import LeftOut, adapt
 from transprune.shrinking.traced_network import TracedNetwork, sizes_of, traced_network
 
 StudentWeights = Literal["inherit", "scratch"]
@@ -63,7 +64,7 @@ def shrink(
     if weights not in ("inherit", "scratch"):
         raise OptionError(f"cannot shrink with weights={weights!r}; expected 'inherit' or 'scratch'")
     model = unwrapped(model)
-    reading = read(model, example, reading)
+    reading = read(model, example, reading).in_blocks.naming(architecture.blocks)
     full_space(reading).check(architecture)
     with untouched(model):
         student = _Shrinking(model, reading, architecture).student(as_inputs(example))
@@ -92,7 +93,7 @@ def kept_entries(
         SpaceError: The architecture does not belong to the model.
     """
     model = unwrapped(model)
-    reading = read(model, example, reading)
+    reading = read(model, example, reading).in_blocks.naming(architecture.blocks)
     full_space(reading).check(architecture)
     sizes = _Shrinking(model, reading, architecture).sizes
     return {
@@ -116,7 +117,7 @@ class _Shrinking:
 
     def student(self, inputs: Example) -> nn.Module:
         """The smaller network, of the model's own classes if its forward can follow."""
-        own = self._cut_model()
+        self._drop_branches(own := self._cut_model(), inputs)
         traced = traced_network(self.program, copied(own), self.sizes, reason="")
         problem = _disagreement(own, traced, inputs)
         return own if problem is None else traced_network(self.program, own, self.sizes, reason=problem)
@@ -140,13 +141,67 @@ class _Shrinking:
 
     def _drop_blocks(self, student: nn.Module) -> None:
         for stage in self.reading.stages:
-            kept = self.architecture.kept(stage.name, stage.blocks)
-            dropped = [path.rpartition(".")[2] for place, path in enumerate(stage.blocks) if place not in kept]
-            if not dropped:
-                continue
+            owners = stage.owners or stage.blocks
+            in_use = {owners[place] for place in self.architecture.kept(stage.name, stage.blocks)}
             container = student.get_submodule(stage.container)
-            for name in dropped:
-                del container._modules[name]
+            for path in dict.fromkeys(owners):
+                if path not in in_use:
+                    del container._modules[path.rpartition(".")[2]]
+
+    def _drop_branches(self, student: nn.Module, inputs: Example) -> None:
+        """Puts modules without weights in place of those of branches that are left out of blocks that stay."""
+        found: dict[str, bool] = {}
+        own: list[str] = []
+        for stage in self.reading.stages:
+            kept = self.architecture.kept(stage.name, stage.blocks)
+            in_use = {stage.owners[place] for place in kept} if stage.owners else set()
+            gone = [place for place, owner in enumerate(stage.owners) if place not in kept and owner in in_use]
+            for place in gone:
+                found |= self._modules_of_branch(stage, place)
+                own += self._parameters_of_branch(stage, place)
+        structures = _structures(self.model, list(found), inputs) if found else {}
+        for path, adds_nothing in found.items():
+            parent, _, name = path.rpartition(".")
+            student.get_submodule(parent)._modules[name] = LeftOut(structures.get(path), adds_nothing=adds_nothing)
+        for path in own:  # those of the block itself, which its own forward may read
+            parent, _, name = path.rpartition(".")
+            module = _module_at(student, parent)
+            if module is not None:
+                module._parameters.pop(name, None)
+
+    def _parameters_of_branch(self, stage: BlockRun, place: int) -> list[str]:
+        """The parameters that only a branch reads."""
+        trace = self.reading.trace
+        read = [source for node in stage.members[place] for source in node.all_input_nodes]
+        return [
+            path
+            for source in read
+            if (path := trace.parameter(source)) is not None and stage.members[place].issuperset(source.users)
+        ]
+
+    def _modules_of_branch(self, stage: BlockRun, place: int) -> dict[str, bool]:
+        """The largest modules that run only in a branch, or only behind its sum, and whether they are to add nothing.
+
+        That is the last one before the sum. The others hand on what they read.
+        """
+        trace, owner, total = self.reading.trace, stage.owners[place], stage.sums[place]
+        calls = calls_by_path(trace)
+        assert total is not None  # else the block is not divided
+        branch, ahead = set[fx.Node](), [total]
+        while ahead:
+            new = [each for each in ahead.pop().all_input_nodes if each in stage.members[place] - branch]
+            branch.update(new)
+            ahead += new
+        behind = stage.members[place] - branch - {total}
+        order = {node: position for position, node in enumerate(trace.calls)}
+        found: dict[str, int] = {}
+        for path, module in self.model.get_submodule(owner).named_modules(prefix=owner):
+            inside = set(calls.get(path, ()))
+            is_own = inside and (inside <= branch or inside <= behind) and any(True for _ in module.parameters())
+            if is_own and not any(is_inside(path, each) for each in found):
+                found[path] = max(order[node] for node in inside) if inside <= branch else -1
+        last = max(found.values(), default=-1)
+        return {path: position == last >= 0 for path, position in found.items()}
 
     def _cut_parameters(self, student: nn.Module) -> None:
         done: dict[int, nn.Parameter] = {}
@@ -197,6 +252,24 @@ class _Shrinking:
                 added = projection(inputs, outputs, has_norm=total.has_norm).to(next(student.parameters()))
                 nn.init.dirac_(next(added.parameters()))
                 total.shortcut = added.train(total.training)
+
+
+def _structures(model: nn.Module, paths: Sequence[str], inputs: Example) -> dict[str, tuple[int, int]]:
+    """For modules that return several values, how many, and which is the first tensor."""
+    found: dict[str, tuple[int, int]] = {}
+
+    def note(path: str, module: nn.Module, arguments: Any, outputs: Any) -> None:
+        if isinstance(outputs, tuple):
+            tensors = [place for place, each in enumerate(outputs) if isinstance(each, Tensor)]
+            found[path] = (len(outputs), tensors[0] if tensors else 0)
+
+    handles = [model.get_submodule(path).register_forward_hook(partial(note, path)) for path in paths]
+    try:
+        outputs_of(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 def _tensors(network: nn.Module) -> Iterator[tuple[str, Tensor, nn.Module, str]]:

@@ -21,7 +21,7 @@ from transprune.errors import OptionError
 from transprune.models.residual import initialise
 from transprune.options import SearchOptions
 from transprune.reading.networks import unwrapped
-from transprune.reading.reading import read
+from transprune.reading.reading import read_for
 from transprune.reading.trace import Trace
 from transprune.runtime import KeptGenerator, choose_device, processes
 from transprune.runtime.structures import called, copied, on_device
@@ -77,7 +77,7 @@ class Bilevel(Loop):
         device = choose_device(setup.device)
         task = task or classification()
         start, example = copied(unwrapped(prior.network if prior else model)).cpu(), example_of(data)
-        reading = read(start, example, space.reading)
+        reading = read_for(start, example, space)
         task.check_axis(reading.trace.axes)
         space = replace(prior.space if prior else space, reading=reading)
         self.space, self.options, self.limits = space, options, tuple(limits)

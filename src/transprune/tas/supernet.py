@@ -36,7 +36,7 @@ from transprune.reading.layouts import (
     size_of,
 )
 from transprune.reading.networks import unwrapped
-from transprune.reading.reading import Reading, read
+from transprune.reading.reading import Reading, read_for
 from transprune.reading.stages import BlockRun
 from transprune.reading.trace import Example, operator
 from transprune.runtime.structures import copied, inputs_of, on_device
@@ -99,7 +99,7 @@ class Supernet(nn.Module):
         self.space = space
         self.alignment: Alignment = alignment
         model = unwrapped(model)
-        reading = read(model, example, space.reading)
+        reading = read_for(model, example, space)
         _check_space(model, space, reading)
         self.network = copied(model)
         use_channels_last(self.network)

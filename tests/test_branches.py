@@ -1,0 +1,246 @@
+"""Blocks that are several residual sums: each branch can be left out by itself."""
+
+import copy
+import json
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from test_any_network import assert_close, outputs_of
+from test_depth import mixture
+from transprune.architecture import Architecture
+from transprune.costs import MACS, PARAMS
+from transprune.errors import SpaceError
+from transprune.reading.inspection import inspect
+from transprune.reading.macs import count_macs
+from transprune.shrinking.adapters import LeftOut
+from transprune.shrinking.shrink import shrink
+from transprune.shrinking.traced_network import TracedNetwork
+from transprune.space import SearchSpace, branch_candidates
+from transprune.tas.expected_cost import ExpectedCost
+from transprune.tas.probabilities import certain
+from transprune.tas.sampling import Selection
+from transprune.tas.supernet import Supernet
+
+WIDTH, TOKENS = 8, 5
+
+
+class Attention(nn.Module):
+    """Attention that returns its weights as well, as those of transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, None]:
+        query, key, value = self.qkv(tokens).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+        found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return self.out(found.transpose(1, 2).flatten(2)), None
+
+
+class Block(nn.Module):
+    """One to three branches, each normed before or after; what is kept is written by hand.
+
+    Args:
+        branches: `a`: attention that reads a mask, `e`: an expansion, `g`: a gated one with a factor of its own.
+        is_after: Whether each sum is normed, rather than what a branch reads.
+    """
+
+    def __init__(self, branches: str, is_after: bool) -> None:
+        super().__init__()
+        self.branches, self.is_after, self.kept = branches, is_after, set(range(len(branches)))
+        for place, kind in enumerate(branches):
+            self.add_module(f"norm{place}", nn.LayerNorm(WIDTH))
+            if kind == "a":
+                self.add_module(f"attention{place}", Attention())
+            else:
+                self.add_module(f"up{place}", nn.Linear(WIDTH, 12))
+                self.add_module(f"down{place}", nn.Linear(12, WIDTH))
+            if kind == "g":
+                self.add_module(f"gate{place}", nn.Linear(WIDTH, 12, bias=False))
+                self.register_parameter(f"factor{place}", nn.Parameter(torch.rand(WIDTH)))
+
+    def branch(self, place: int, tokens: Tensor, mask: Tensor) -> Tensor:
+        kind = self.branches[place]
+        if kind == "a":
+            found, _ = getattr(self, f"attention{place}")(tokens, mask=mask)
+            return found
+        hidden = getattr(self, f"up{place}")(tokens)
+        if kind == "g":
+            hidden = F.silu(getattr(self, f"gate{place}")(tokens)) * hidden
+        found = getattr(self, f"down{place}")(hidden.relu())
+        return found * getattr(self, f"factor{place}") if kind == "g" else found
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        for place in range(len(self.branches)):
+            if place in self.kept:
+                norm = getattr(self, f"norm{place}")
+                if self.is_after:
+                    tokens = norm(tokens + self.branch(place, tokens, mask))
+                else:
+                    tokens = self.branch(place, norm(tokens), mask) + tokens
+        return tokens
+
+
+class Stack(nn.Module):
+    """A stem, blocks and a head; all blocks read a mask."""
+
+    def __init__(self, blocks: int, branches: str, is_after: bool) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(3, WIDTH), nn.Linear(WIDTH, 4)
+        self.blocks = nn.ModuleList(Block(branches, is_after) for _ in range(blocks))
+
+    def forward(self, inputs: Tensor, mask: Tensor) -> Tensor:
+        tokens = self.stem(inputs)
+        for block in self.blocks:
+            tokens = block(tokens, mask)
+        return self.head(tokens)
+
+
+def inputs(samples: int) -> tuple[Tensor, Tensor]:
+    drawn = torch.Generator().manual_seed(samples)
+    return torch.randn(samples, TOKENS, 3, generator=drawn), torch.randn(samples, 1, TOKENS, TOKENS, generator=drawn)
+
+
+def stack(blocks: int = 3, branches: str = "ae", is_after: bool = False) -> Stack:
+    torch.manual_seed(0)
+    network = Stack(blocks, branches, is_after).eval()
+    for parameter in network.parameters():  # so that no norm is the identity
+        nn.init.normal_(parameter, mean=0.1, std=0.5)
+    return network
+
+
+def without(network: Stack, kept: list[int]) -> Stack:
+    """The network with only some of its branches, as one would write it."""
+    written = copy.deepcopy(network)
+    for place, block in enumerate(written.blocks):
+        each = len(block.branches)
+        block.kept = {branch for branch in range(each) if place * each + branch in kept}
+    return written
+
+
+@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    blocks=st.integers(2, 3),
+    branches=st.sampled_from(["ae", "eg", "aea"]),
+    is_after=st.booleans(),
+    drawn=st.randoms(use_true_random=False),
+)
+def test_leaving_out_branches_gives_the_network_that_was_written_without_them(blocks, branches, is_after, drawn):
+    network = stack(blocks, branches, is_after)
+    space = inspect(network, inputs(2), removable="branches")
+    [stage] = space.stages
+    assert stage.depth == blocks * len(branches)
+    assert stage.candidates == tuple(range(1, stage.depth + 1))
+    kept = sorted(drawn.sample(range(stage.depth), drawn.randint(1, stage.depth)))
+    architecture = Architecture(blocks={stage.name: tuple(stage.blocks[place] for place in kept)})
+    expected = without(network, kept)
+    student = shrink(network, architecture, inputs(2), reading=space.reading)
+    for samples in (2, 7):
+        assert_close(outputs_of(student, inputs(samples)), outputs_of(expected, inputs(samples)))
+    assert not isinstance(student, TracedNetwork) or "g" in branches  # whose factor the forward reads by name
+    assert space.params(architecture) == sum(each.numel() for each in student.parameters())
+    assert space.macs(architecture) == count_macs(expected, inputs(2)) == count_macs(student, inputs(2))
+
+    ordered = space.ordered({stage.name: [*kept, *(place for place in range(stage.depth) if place not in kept)]})
+    assert ordered.architecture_of(space.sizes_of(architecture)).blocks == architecture.blocks
+    supernet = Supernet(network, ordered, inputs(2))
+    assert_close([supernet(Selection.of(ordered, architecture), *inputs(3))], outputs_of(expected, inputs(3)), 1e-4)
+    for cost in (MACS, PARAMS):
+        expected_cost = ExpectedCost(ordered, cost)(certain(ordered, architecture))
+        assert float(expected_cost) == pytest.approx(space.cost(cost, architecture))
+
+
+def test_a_branch_that_only_some_candidates_keep_is_mixed_with_what_it_reads():
+    network = stack(2)
+    space = inspect(network, inputs(2), removable="branches").ordered({"blocks": (3, 0, 1, 2)})
+    supernet = Supernet(network, space, inputs(2))
+    found = supernet(mixture(space, (1, 2), [0.3, 0.7]), *inputs(2))
+    first, last = network.blocks[0], network.blocks[1]
+    tokens, mask = network.stem(inputs(2)[0]), inputs(2)[1]
+    tokens = tokens + 0.7 * first.branch(0, first.norm0(tokens), mask)
+    tokens = tokens + last.branch(1, last.norm1(tokens), mask)
+    assert_close([found.detach()], [network.head(tokens).detach()], 1e-4)
+
+
+def test_whole_blocks_are_removable_alone_where_that_is_asked_for():
+    network = stack()
+    space = inspect(network, inputs(2))
+    [stage] = space.stages
+    assert stage.blocks == ("blocks.0", "blocks.1", "blocks.2")
+    assert not stage.parts
+    both = inspect(network, inputs(2), removable="branches", reading=space.reading)
+    assert both.reading.in_blocks is space.reading
+    half = Architecture(blocks={"blocks": ("blocks.0.attention0", "blocks.0.up1-down1", "blocks.2.up1-down1")})
+    whole = Architecture(blocks={"blocks": ("blocks.0", "blocks.2")})
+    for reading in (space.reading, both.reading):  # what is named decides, whatever was read
+        assert_close(
+            outputs_of(shrink(network, half, inputs(2), reading=reading), inputs(2)),
+            outputs_of(without(network, [0, 1, 5]), inputs(2)),
+        )
+        assert_close(
+            outputs_of(shrink(network, whole, inputs(2), reading=reading), inputs(2)),
+            outputs_of(without(network, [0, 1, 4, 5]), inputs(2)),
+        )
+
+
+def test_a_block_without_branches_is_gone_and_its_neighbours_keep_their_class():
+    network = stack()
+    kept = Architecture(blocks={"blocks": ("blocks.0.attention0", "blocks.2.up1-down1")})
+    student = shrink(network, kept, inputs(2))
+    assert list(dict(student.blocks.named_children())) == ["0", "2"]
+    assert isinstance(student, Stack)
+    assert isinstance(student.blocks[0].up1, LeftOut)
+    assert "adds nothing" in repr(student.blocks[0].down1)
+    assert not any(name.startswith("blocks.0.up1") for name in student.state_dict())
+
+
+def test_a_number_of_branches_alone_does_not_say_which():
+    space = inspect(stack(), inputs(2), removable="branches")
+    with pytest.raises(SpaceError, match=r"3 of the 6 branches .* not which; .*'blocks\.0\.attention0'"):
+        space.macs(Architecture(depths={"blocks": 3}))
+
+
+def test_a_space_of_branches_is_read_back():
+    space = inspect(stack(), inputs(2), removable="branches").ordered({"blocks": (5, 4, 3, 2, 1, 0)})
+    again = SearchSpace.from_json(json.dumps(space.to_json()))
+    assert again == space
+    assert again.random_architecture(0).blocks == space.random_architecture(0).blocks
+    supernet = Supernet(stack(), again, inputs(2))  # which reads the network itself
+    assert_close(
+        [supernet(Selection.of(again, again.full_architecture()), *inputs(2))], outputs_of(stack(), inputs(2)), 1e-4
+    )
+
+
+class Parallel(Block):
+    """Both branches read the same, so that there is one sum of three."""
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        return tokens + self.branch(0, self.norm0(tokens), mask) + self.branch(1, self.norm1(tokens), mask)
+
+
+class LookingBack(Block):
+    """The second branch reads what the block reads as well."""
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        between = tokens + self.branch(0, self.norm0(tokens), mask)
+        return between + self.branch(1, self.norm1(between + tokens), mask)
+
+
+@pytest.mark.parametrize("kind", [Parallel, LookingBack])
+def test_a_block_whose_sums_do_not_follow_each_other_stays_whole(kind):
+    network = stack()
+    for block in network.blocks:
+        block.__class__ = kind
+    [stage] = inspect(network, inputs(2), removable="branches").stages
+    assert stage.blocks == ("blocks.0", "blocks.1", "blocks.2")
+
+
+def test_many_branches_have_evenly_spaced_candidates():
+    assert branch_candidates(5) == (1, 2, 3, 4, 5)
+    assert len(branch_candidates(100)) == 24
+    assert branch_candidates(100)[-1] == 100
