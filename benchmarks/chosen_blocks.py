@@ -5,7 +5,9 @@
 FOLDER holds a trained Llama as karpathy/llama2.c writes it: `stories260K.bin` (7 int32, then float32 weights),
 `tok512.bin` (its tokens) and a text of stories, `*.txt`. Nothing is trained. The order of the blocks is found on the
 first pieces of the text, and losses (nats a token) are those of other pieces. For each number of blocks it prints the
-loss with the blocks that stay by their order, with the first ones, and with the best of all choices.
+loss with the blocks that stay by their order, with the first ones, and with the best of all choices. With `--branches`
+attention and expansion go by themselves: for each budget the branches that are chosen, and the best of all sets within
+it.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ import argparse
 import json
 import re
 import struct
+import sys
 import time
+from collections.abc import Sequence
 from itertools import combinations, pairwise
 from pathlib import Path
 
@@ -69,7 +73,14 @@ class Block(nn.Module):
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, tokens: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-        tokens = tokens + self.attention(self.attention_norm(tokens), tables)
+        return self.expanded(self.attended(tokens, tables))
+
+    def attended(self, tokens: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+        """The first branch and what it reads."""
+        return tokens + self.attention(self.attention_norm(tokens), tables)
+
+    def expanded(self, tokens: Tensor) -> Tensor:
+        """The second branch and what it reads."""
         normed = self.norm(tokens)
         return tokens + self.down(F.silu(self.gate(normed)) * self.up(normed))
 
@@ -86,10 +97,14 @@ class Llama(nn.Module):
         self.head.weight = self.embedding.weight
         self.pairs = width // heads // 2
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def tables(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of the angle of each pair at each position."""
         rates = 10000.0 ** -(torch.arange(self.pairs, device=ids.device) / self.pairs)
         angles = torch.arange(ids.shape[1], device=ids.device)[:, None] * rates
-        tables, tokens = (angles.cos(), angles.sin()), self.embedding(ids)
+        return angles.cos(), angles.sin()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        tables, tokens = self.tables(ids), self.embedding(ids)
         for layer in self.layers:
             tokens = layer(tokens, tables)
         return self.head(self.norm(tokens))
@@ -156,11 +171,64 @@ def loss(network: nn.Module, ids: Tensor) -> float:
     return float(F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()))
 
 
+@torch.no_grad()
+def every_loss(network: Llama, ids: Tensor) -> dict[tuple[int, ...], float]:
+    """The loss with each set of branches; what sets have in common at the beginning is computed once."""
+    tables, found = network.tables(ids[:, :-1]), dict[tuple[int, ...], float]()
+
+    def go_on(kept: tuple[int, ...], place: int, tokens: Tensor) -> None:
+        if place == 2 * len(network.layers):
+            logits = network.head(network.norm(tokens))
+            found[kept] = float(F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()))
+            return
+        layer = network.layers[place // 2]
+        go_on((*kept, place), place + 1, layer.expanded(tokens) if place % 2 else layer.attended(tokens, tables))
+        go_on(kept, place + 1, tokens)
+
+    go_on((), 0, network.embedding(ids[:, :-1]))
+    return found
+
+
+def branches_within(network: Llama, seen: Tensor, unseen: Tensor, budgets: Sequence[float]) -> list[dict[str, object]]:
+    """For each budget the branches that are chosen, and the best of all sets within it."""
+    space = inspect(network, seen[:2, :-1], dimensions="depth", removable="branches")
+    [stage] = space.stages
+    losses, rows = every_loss(network, unseen), []
+
+    def architecture(kept: Sequence[int]) -> transprune.Architecture:
+        return transprune.Architecture(blocks={stage.name: tuple(stage.blocks[place] for place in kept)})
+
+    for share in budgets:
+        started, limit = time.process_time(), parse_budgets(f"macs={share}")[0].limit(space, COSTS)
+        found = compress_by_scores(network, space, [limit], seen[:, :-1], repair=False)
+        seconds, kept = time.process_time() - started, stage.kept_in(found.architecture)
+        assert abs(loss(found.student, unseen) - losses[kept]) < 1e-4
+        within = [each for each in losses if each and space.macs(architecture(each)) <= limit.most]
+        best = min(within, key=losses.__getitem__)
+        first = max((each for each in within if each == tuple(range(len(each)))), key=len, default=None)
+        rows.append(
+            {
+                "macs": share,
+                "sets": len(within),
+                "chosen": [stage.blocks[place] for place in kept],
+                "chosen_loss": losses[kept],
+                "best": [stage.blocks[place] for place in best],
+                "best_loss": losses[best],
+                "first_loss": None if first is None else losses[first],
+                "seconds": seconds,
+            }
+        )
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--branches", action="store_true", help="leave out branches, not blocks")
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.9, 0.75, 0.6, 0.45, 0.3], help="shares of MACs")
     options = parser.parse_args()
     torch.set_num_threads(1)
     network = read_llama(options.folder / "stories260K.bin")
@@ -168,6 +236,10 @@ def main() -> None:
     text = "".join(file.read_text() for file in sorted(options.folder.glob("*.txt")))
     ids = pieces(text, tokens, 2 * options.samples, options.length)
     seen, unseen = ids[: len(ids) // 2], ids[len(ids) // 2 :]
+    if options.branches:
+        rows = branches_within(network, seen, unseen, options.budgets)
+        print(json.dumps({"pieces": len(seen), "tested": len(unseen), "rows": rows}))
+        return
     space = inspect(network, seen[:2, :-1], dimensions="depth", depths=lambda depth: range(1, depth + 1))
     started = time.perf_counter()
     limit = parse_budgets("params=0.9")[0].limit(space, COSTS)

@@ -11,7 +11,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -37,7 +37,7 @@ from transprune.budget import Budget, Limit, points
 from transprune.cli.arguments import read_command
 from transprune.cli.commands import CompareCommand, InspectCommand
 from transprune.cli.jobs import refuse_frontier
-from transprune.costs import MACS, PARAMS
+from transprune.costs import MACS, PARAMS, Channels
 from transprune.data import (
     Augmentation,
     ImageData,
@@ -106,6 +106,19 @@ def ways(**named: Callable[[Path], object]) -> None:
 # --- budgets and spaces -----------------------------------------------------------------------------------------
 
 SPACE = inspect(staged(), example())
+BRANCHES = replace(
+    SPACE,
+    stages=(
+        spaces.DepthStage(
+            name="blocks",
+            depth=4,
+            candidates=(1, 2, 3, 4),
+            blocks=("blocks.0.a", "blocks.0.b", "blocks.1.a", "blocks.1.b"),
+            outputs=(Channels(4),) * 4,
+            parts=(("blocks.0.a",), ("blocks.0.b",), ("blocks.1.a",), ("blocks.1.b",)),
+        ),
+    ),
+)
 UNIFORM = oracles.random_probabilities(SPACE, seed=0)
 
 ways(
@@ -140,6 +153,7 @@ ways(
     architecture_blocks_text=lambda _: Architecture.from_json('{"widths": {}, "depths": {}, "blocks": {"body.1": 2}}'),
     architecture_block_unknown=lambda _: SPACE.check(Architecture(blocks={"body.1": ("body.1.7",)})),
     architecture_block_stuck=lambda _: SPACE.check(Architecture(blocks={"body.1": ("body.1.1",)})),
+    architecture_branches=lambda _: BRANCHES.check(Architecture(depths={"blocks": 2})),
     order_of_blocks=lambda _: SPACE.ordered({"body.1": (1, 0)}),
     selected_blocks=lambda _: Selection.of(SPACE, Architecture(blocks={"body.1": ("body.1.1",)})),
     architecture_too_deep=lambda _: SPACE.check(Architecture(depths={SPACE.stages[0].name: 9})),
@@ -233,6 +247,7 @@ class Counting(nn.Module):
 
 
 ways(
+    inspect_removable=lambda _: inspect(plain(), example(), removable="halves"),
     inspect_dimensions=lambda _: inspect(plain(), example(), dimensions="height"),
     inspect_ratios=lambda _: inspect(plain(), example(), ratios=(2.0,)),
     inspect_nothing=lambda _: inspect(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), example()),

@@ -273,7 +273,7 @@ def _parts(trace: Trace, entry: fx.Node, end: fx.Node, calls: Sequence[fx.Node])
         for node in waists[1:]
         if operator(node) == "add" and len(added_to := [each for each in waists if each in node.all_input_nodes]) == 1
     ]
-    if not all(is_alike(start, entry) for start, _ in totals) or not is_alike(end, entry):
+    if not totals or not all(is_alike(start, entry) for start, _ in totals) or not is_alike(end, entry):
         return
     places = {node: place for place, node in enumerate(calls)}
     cuts = [places[start] + 1 for start, _ in totals[1:]]

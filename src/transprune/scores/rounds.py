@@ -7,7 +7,8 @@ within wider limits, at even ratios down to the budget, and each round looks aro
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import nn
 from transprune.architecture import Architecture
 from transprune.budget import Limit
 from transprune.errors import SpaceError
-from transprune.reading.execution import Program
+from transprune.reading.execution import Program, Surroundings
 from transprune.reading.layouts import Sizes
 from transprune.reading.networks import unwrapped
 from transprune.reading.reading import Reading, read_for
@@ -29,7 +30,7 @@ from transprune.scores.score import ABLATION_SAMPLES, Measure, Scores, ablation,
 from transprune.shrinking.shrink import shrink
 from transprune.shrinking.sort import reorder_channels
 from transprune.shrinking.traced_network import CutRun, sizes_of
-from transprune.space import SearchSpace
+from transprune.space import DepthStage, SearchSpace
 from transprune.training.evaluation import evaluation_mode
 from transprune.training.tasks import Task, classification
 
@@ -38,6 +39,10 @@ APPROACHES = 1
 """Rounds until the budget is reached."""
 REPETITIONS = 0
 """Rounds at the budget itself."""
+MOST_RUNS = 800
+"""Runs without some blocks of a stage, about twice; long stages follow one order alone, each block of it once."""
+TRIES = 4
+"""Sets of blocks that are measured on all samples, once the widths are known."""
 
 
 @dataclass(frozen=True)
@@ -185,8 +190,13 @@ def compress_by_scores(
             scores=scores,
             on_round=on_round,
         )
-        place = compressing.derived() if scores else compressing.scored(approaches, repetitions)
+        place = compressing.derived() if scores else compressing.scored(approaches, repetitions, is_repaired=repair)
         return compressing.student(place, is_repaired=repair)
+
+
+def _without_one(kept: tuple[int, ...], stage: DepthStage) -> list[tuple[int, ...]]:
+    """A set of blocks without each one that may go, the last one first."""
+    return [tuple(each for each in kept if each != place) for place in reversed(kept) if place in stage.free]
 
 
 class _Compressing:
@@ -216,9 +226,11 @@ class _Compressing:
             self.trials = Trials(others, called(model, others))
         self.scores: list[Scores] = list(scores)
         self.space = space
+        self.looked_at: dict[str, dict[tuple[int, ...], float]] = {}
+        """How far the outputs move with sets of blocks, by the name of the stage."""
         self.space = space.ordered(scores[0].block_orders if scores else self._block_orders())
 
-    def scored(self, approaches: int, repetitions: int) -> _Place:
+    def scored(self, approaches: int, repetitions: int, *, is_repaired: bool) -> _Place:
         """The best architecture that rounds of scoring find."""
         start = _Place(self.space.full_architecture(), -1)
         best = rounds_towards(start, self._find, self._lost, approaches=approaches, repetitions=repetitions)
@@ -229,7 +241,7 @@ class _Compressing:
             other = _Place(derived, round)
             if other != best.found and (lost := self._lost(other)) < best.lost:
                 best = Tried(other, lost)
-        return best.found
+        return self._with_other_blocks(best, is_repaired=is_repaired)
 
     def derived(self) -> _Place:
         """The best architecture that follows from scores for another budget."""
@@ -246,7 +258,8 @@ class _Compressing:
     def _block_orders(self) -> dict[str, tuple[int, ...]]:
         """The blocks of each stage that has no order yet, the one that stays longest first.
 
-        Of the blocks that may go, the one goes next without which the outputs move least; of equals the last.
+        Of the blocks that may go, the one goes next without which the outputs move least; of equals the last. Beside
+        that, the best other sets of as many blocks are followed, for `_with_other_blocks`.
         """
         trace, first = self.reading.trace, slice(0, ABLATION_SAMPLES)
         axis = next((each for each in trace.axes if each is not None), 0)
@@ -265,14 +278,50 @@ class _Compressing:
             if stage.order or len(stage.free) < stage.depth - 1:
                 continue
             kept, gone = tuple(range(stage.depth)), list[int]()
+            looked_at = self.looked_at[stage.name] = {}
+            beam = [kept]
             while len(kept) > 1:
-                ways = {place: tuple(each for each in kept if each != place) for place in reversed(kept)}
-                least = min(
-                    (place for place in ways if place in stage.free), key=lambda place: moved(stage.name, ways[place])
-                )
-                kept, gone = ways[least], [least, *gone]
+                for each in (kept, *beam):
+                    for smaller in _without_one(each, stage):
+                        if smaller not in looked_at:
+                            looked_at[smaller] = moved(stage.name, smaller)
+                least = min(_without_one(kept, stage), key=looked_at.__getitem__)
+                kept, gone = least, [next(iter(set(kept) - set(least))), *gone]
+                level = sorted((each for each in looked_at if len(each) == len(kept)), key=looked_at.__getitem__)
+                beam = level[: MOST_RUNS // stage.depth**2]
             found[stage.name] = (*kept, *gone)
         return found
+
+    def _with_other_blocks(self, best: Tried[_Place], *, is_repaired: bool) -> _Place:
+        """The same widths with those sets of blocks that move the outputs least, of all that were looked at.
+
+        An order says for each number of blocks which go. What a budget allows is often another set: fewer large ones
+        and more small ones, or one that is not among the smaller sets of a good order.
+        """
+        lost = best.lost if is_repaired else self._lost(best.found, is_fitted=False)
+        place = best.found
+        for stage in self.space.stages:
+            looked_at, now = self.looked_at.get(stage.name, {}), stage.kept_in(place.architecture)
+            if now not in looked_at:  # all of them
+                continue
+            better = sorted((kept for kept in looked_at if looked_at[kept] < looked_at[now]), key=looked_at.__getitem__)
+            ways = (self._with_blocks(place, stage, kept) for kept in better if len(kept) in stage.candidates)
+            for other in list(islice(filter(self._is_within, ways), TRIES)):
+                moved = self._lost(other, is_fitted=is_repaired)
+                if moved < lost:
+                    place, lost = other, moved
+            kept = stage.kept_in(place.architecture)
+            gone = [each for each in stage.order if each not in kept]
+            self.space = self.space.ordered({stage.name: [each for each in stage.order if each in kept] + gone})
+        return place
+
+    def _with_blocks(self, place: _Place, stage: DepthStage, kept: Sequence[int]) -> _Place:
+        here = place.architecture
+        blocks = {**here.blocks, stage.name: tuple(stage.blocks[each] for each in kept)}
+        return replace(place, architecture=replace(here, depths={**here.depths, stage.name: len(kept)}, blocks=blocks))
+
+    def _is_within(self, place: _Place) -> bool:
+        return all(self.space.cost(limit.cost, place.architecture) <= limit.most for limit in self.limits)
 
     def _check_scores(self) -> None:
         """Checks that scores are about the candidates of the space.
@@ -315,17 +364,20 @@ class _Compressing:
         return natural | self.scores[place.round].orders
 
     @torch.no_grad()
-    def _lost(self, place: _Place) -> float:
-        """How far the outputs have moved once everything is fitted, on samples that it is not fitted to.
+    def _lost(self, place: _Place, *, is_fitted: bool = True) -> float:
+        """How far the outputs have moved, once everything is fitted or as it was cut.
 
-        On its own samples the least squares of few and wide layers look better than they are.
+        Judged on samples that nothing is fitted to: on its own the least squares of few and wide layers look better
+        than they are.
         """
-        run = CutRun(
-            self.model, self.program, sizes_of(place.architecture, self.reading), self._orders(place).__getitem__
-        )
-        refit = Refit(run, self.targets)
-        self.program.run(refit, self.some)
-        return float(self.distance(self.program.run(refit.as_fitted(), self.trials.inputs), self.trials.wanted))
+        sizes = sizes_of(place.architecture, self.reading)
+        run: Surroundings
+        run = cut = CutRun(self.model, self.program, sizes, self._orders(place).__getitem__)
+        if is_fitted:
+            refit = Refit(cut, self.targets)
+            self.program.run(refit, self.some)
+            run = refit.as_fitted()
+        return float(self.distance(self.program.run(run, self.trials.inputs), self.trials.wanted))
 
     def student(self, place: _Place, *, is_repaired: bool) -> Compression:
         """The smaller network of an architecture."""
