@@ -17,6 +17,9 @@ from transprune.costs import MACS, PARAMS
 from transprune.errors import SpaceError
 from transprune.reading.inspection import inspect
 from transprune.reading.macs import count_macs
+from transprune.reports.report import report_page
+from transprune.reports.run_record import read_record
+from transprune.runtime import RunFolder
 from transprune.shrinking.adapters import LeftOut
 from transprune.shrinking.shrink import shrink
 from transprune.shrinking.traced_network import TracedNetwork
@@ -214,6 +217,20 @@ def test_a_space_of_branches_is_read_back():
     assert_close(
         [supernet(Selection.of(again, again.full_architecture()), *inputs(2))], outputs_of(stack(), inputs(2)), 1e-4
     )
+
+
+def test_a_report_says_which_branches_went(tmp_path):
+    space = inspect(stack(), inputs(2), removable="branches")
+    folder = RunFolder.create(tmp_path / "run", {})
+    folder.write_json("space.json", space.to_json())
+    kept = ("blocks.0.up1-down1", "blocks.1.attention0", "blocks.1.up1-down1", "blocks.2.attention0")
+    folder.write_json("architecture.json", Architecture(blocks={"blocks": kept}).to_json())
+    record = read_record(folder.path)
+    [row] = record.stages
+    assert row.left_out == ("blocks.0.attention0", "blocks.2.up1-down1")
+    dropped = {each.name for each in record.groups if each.is_dropped}
+    assert {name.rpartition(".")[0] for name in dropped} == {"blocks.0.attention0", "blocks.2"}
+    assert "without blocks.0.attention0, blocks.2.up1-down1" in report_page(folder.path)
 
 
 class Parallel(Block):

@@ -43,6 +43,8 @@ class StageRow:
     """Blocks kept; None while no architecture is chosen."""
     blocks: tuple[int, ...]
     """Positions of those blocks; all while no architecture is chosen."""
+    left_out: tuple[str, ...]
+    """Paths of the blocks or branches that are dropped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +217,14 @@ def _stage_row(stage: Mapping[str, Any], architecture: Mapping[str, Any]) -> Sta
     name, full = str(stage["name"]), int(stage["depth"])
     blocks = tuple(sorted(_kept(stage, architecture)))
     kept = len(blocks) if architecture else None
-    return StageRow(name=name, full=full, candidates=tuple(stage["candidates"]), kept=kept, blocks=blocks)
+    return StageRow(
+        name=name,
+        full=full,
+        candidates=tuple(stage["candidates"]),
+        kept=kept,
+        blocks=blocks,
+        left_out=tuple(path for place, path in enumerate(stage["blocks"]) if place not in blocks),
+    )
 
 
 def _kept(stage: Mapping[str, Any], architecture: Mapping[str, Any]) -> set[int]:
@@ -259,7 +268,8 @@ def _layer_size(space: SearchSpace, layer: Layer, architecture: Architecture) ->
 def _place(group: str, space: Mapping[str, Any]) -> tuple[Mapping[str, Any], int] | None:
     """The stage that holds a group, and the position of its block there (from 0)."""
     for stage in space.get("stages", []):
-        for position, block in enumerate(stage["blocks"]):
-            if group == block or group.startswith(f"{block}."):
+        parts = stage.get("parts") or [[block] for block in stage["blocks"]]
+        for position, part in enumerate(parts):
+            if any(group == path or group.startswith((f"{path}.", f"{path}:")) for path in part):
                 return stage, position
     return None
