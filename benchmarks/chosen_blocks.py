@@ -171,6 +171,18 @@ def loss(network: nn.Module, ids: Tensor) -> float:
     return float(F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()))
 
 
+def next_tokens() -> transprune.Task:
+    """A language model, compared by the divergence of its predictions; its classes lie along the last axis."""
+
+    def divergence(student: Tensor, teacher: Tensor, targets: None) -> Tensor:
+        student, teacher = student.flatten(0, 1).log_softmax(-1), teacher.flatten(0, 1).log_softmax(-1)
+        return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+    return transprune.Task(
+        loss=lambda logits, ids: F.cross_entropy(logits.flatten(0, 1), ids.flatten()), distillation_loss=divergence
+    )
+
+
 @torch.no_grad()
 def every_loss(network: Llama, ids: Tensor) -> dict[tuple[int, ...], float]:
     """The loss with each set of branches; what sets have in common at the beginning is computed once."""
@@ -200,7 +212,7 @@ def branches_within(network: Llama, seen: Tensor, unseen: Tensor, budgets: Seque
 
     for share in budgets:
         started, limit = time.process_time(), parse_budgets(f"macs={share}")[0].limit(space, COSTS)
-        found = compress_by_scores(network, space, [limit], seen[:, :-1], repair=False)
+        found = compress_by_scores(network, space, [limit], seen[:, :-1], task=next_tokens(), repair=False)
         seconds, kept = time.process_time() - started, stage.kept_in(found.architecture)
         assert abs(loss(found.student, unseen) - losses[kept]) < 1e-4
         within = [each for each in losses if each and space.macs(architecture(each)) <= limit.most]
@@ -243,7 +255,7 @@ def main() -> None:
     space = inspect(network, seen[:2, :-1], dimensions="depth", depths=lambda depth: range(1, depth + 1))
     started = time.perf_counter()
     limit = parse_budgets("params=0.9")[0].limit(space, COSTS)
-    ordered = compress_by_scores(network, space, [limit], seen[:, :-1], repair=False).space
+    ordered = compress_by_scores(network, space, [limit], seen[:, :-1], task=next_tokens(), repair=False).space
     seconds = time.perf_counter() - started
     [stage] = ordered.stages
     rows = []
