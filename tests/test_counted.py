@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn import utils
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations, parametrize, prune
 from torchvision.ops import roi_align
 
 import oracles
@@ -549,6 +549,55 @@ def test_weights_that_hooks_compute_are_searched(form, weights):
     assert all(parameter.grad is not None for parameter in student.parameters())
     if weights == "scratch" and form != "spectral norm":  # drawn small, whatever the lengths were
         assert student[0].weight.std() < 0.02 < network[0].weight.std()
+
+
+class Centred(nn.Module):
+    """A parametrization without a way back from the weight."""
+
+    def forward(self, weight):
+        return weight - weight.mean(1, keepdim=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
+@pytest.mark.parametrize("form", ["weight norm", "old weight norm", "masks", "centred"])
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d])
+def test_computed_weights_are_drawn_anew_too(form, kind):
+    layer = kind(3, 8, 1)
+    {
+        "weight norm": lambda: parametrizations.weight_norm(layer),
+        "old weight norm": lambda: utils.weight_norm(layer),
+        "masks": lambda: prune.l1_unstructured(layer, "weight", 0.3),
+        "centred": lambda: parametrize.register_parametrization(layer, "weight", Centred()),
+    }[form]()
+    example = torch.randn(2, 3, *[4] * (layer.weight.dim() - 2))
+    network = nn.Sequential(layer, nn.ReLU(), kind(8, 5, 1))
+    network(example)
+    space = inspect(network, example)
+    student = shrink(network, space.full_architecture(), example, reading=space.reading, weights="scratch")
+    learned, drawn = network[0].weight, student[0].weight
+    assert ((learned - drawn).abs()[learned != 0] > 1e-6).all()
+    student(example)
+    torch.testing.assert_close(student[0].weight, drawn)  # what it is computed from was drawn
+
+
+@pytest.mark.parametrize("is_same", [False, True])
+def test_pairs_of_two_widths_leave_one_of_them_searched(is_same):
+    class Pairs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Linear(12, 8), nn.Linear(12, 8 if is_same else 6)
+            self.both, self.last = nn.Bilinear(8, 8 if is_same else 6, 16), nn.Linear(16, 5)
+
+        def forward(self, tokens):
+            one = self.one(tokens)
+            return self.last(self.both(one, one if is_same else self.other(tokens)))
+
+    space = inspect(Pairs(), TOKENS)
+    assert [group.name for group in space.groups] == (["both"] if is_same else ["one", "both"])
+    assert any("three widths" in fixed.reason for fixed in space.fixed)
+    architecture = space.smallest_architecture()
+    student = shrink(Pairs(), architecture, TOKENS, reading=space.reading)
+    assert count_macs(student, TOKENS) == space.macs(architecture)
 
 
 def test_heads_whose_results_are_returned_in_training_alone_keep_their_outputs():

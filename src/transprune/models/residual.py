@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils import parametrize
 
 
 class ResidualSum(nn.Module):
@@ -44,36 +42,59 @@ def projection(inputs: int, outputs: int, *, has_norm: bool, stride: int = 1) ->
     return nn.Sequential(*layers)
 
 
+@torch.no_grad()
 def initialise(model: nn.Module) -> None:
     """Draws new weights for a network, in place.
 
     Convolutions: Kaiming normal over the fan-out. Linear layers: normal with standard deviation 0.01. Biases of both:
     zero. Other modules: their own `reset_parameters` (attention: `_reset_parameters`); parameters of modules without
-    either keep their values.
+    either keep their values. Weights that parametrizations or hooks compute are drawn as well: what they are computed
+    from is set so that they come out as drawn, or as near to it as their form allows.
     """
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            _draw(module, partial(nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu"))
-        elif isinstance(module, nn.Linear):
-            _draw(module, partial(nn.init.normal_, std=0.01))
-        else:
-            for name in ("reset_parameters", "_reset_parameters"):
-                if callable(reset := getattr(module, name, None)):
-                    reset()
-        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
+    with parametrize.cached():  # so that a computed weight is one tensor, into which is drawn
+        for module in model.modules():
+            computed = {name: getattr(module, name) for name in _computed(module)}
+            before = {name: tensor._version for name, tensor in computed.items()}
+            _draw(module)
+            for name, tensor in computed.items():
+                if tensor._version != before[name]:
+                    _put_behind(module, name, tensor)
 
 
-@torch.no_grad()
-def _draw(module: nn.Conv2d | nn.Linear, draw: Callable[[Tensor], Tensor]) -> None:
-    """Draws a weight in place, through what it is computed from if a parametrization or a hook computes it."""
-    if is_parametrized(module, "weight"):
-        module.weight = draw(torch.empty_like(module.weight))
-    elif isinstance(module.weight, nn.Parameter):
-        draw(module.weight)
-    elif isinstance(length := getattr(module, "weight_g", None), nn.Parameter):  # the old form of weight_norm
-        direction = draw(cast(Tensor, module.weight_v))
+def _draw(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    elif isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.01)
+    else:
+        for name in ("reset_parameters", "_reset_parameters"):
+            if callable(reset := getattr(module, name, None)):
+                reset()
+    if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def _computed(module: nn.Module) -> list[str]:
+    """The tensors of a module that are computed from parameters, by a parametrization or by a hook."""
+    if parametrize.is_parametrized(module):
+        return list(cast(nn.ModuleDict, module.parametrizations))
+    names = [name.removesuffix("_orig").removesuffix("_v") for name in module._parameters]
+    return [name for name in names if isinstance(vars(module).get(name), Tensor)]
+
+
+def _put_behind(module: nn.Module, name: str, value: Tensor) -> None:
+    """Sets what a tensor is computed from, so that it comes out as the value."""
+    if parametrize.is_parametrized(module, name):
+        try:
+            setattr(module, name, value)
+        except Exception:  # a parametrization of one's own need not have a `right_inverse`, or one for any value
+            originals = cast(nn.ModuleDict, module.parametrizations)[name].parameters(recurse=False)
+            for original in originals:
+                if original.shape == value.shape:
+                    original.copy_(value)
+    elif isinstance(length := getattr(module, f"{name}_g", None), nn.Parameter):  # the old form of weight_norm
+        cast(Tensor, getattr(module, f"{name}_v")).copy_(value)
         along = [axis for axis, size in enumerate(length.shape) if size == 1] or None
-        length.copy_(torch.linalg.vector_norm(direction, dim=along, keepdim=length.dim() > 0).view_as(length))
-    elif isinstance(module.weight_orig, nn.Parameter):  # the old form of spectral_norm, and masks
-        draw(module.weight_orig)
+        length.copy_(torch.linalg.vector_norm(value, dim=along, keepdim=length.dim() > 0).view_as(length))
+    else:  # the old form of spectral_norm, and masks
+        cast(Tensor, getattr(module, f"{name}_orig")).copy_(value)

@@ -40,6 +40,7 @@ from transprune.reading.axes import (
     Same,
     StageEnd,
     atoms,
+    factors_of,
     fix,
     has_samples,
     is_fixed,
@@ -137,11 +138,19 @@ def _choose_factors(coupling: Coupling) -> bool:
 def _limit_costs(coupling: Coupling) -> bool:
     """Fixes axes until each layer's cost depends on two widths at most; its outputs and inputs come first."""
     for use in coupling.uses:
+        why = f"the cost of {use.name!r} would depend on three widths at once"
         varying = [axis for axis in (use.outputs, use.inputs, *use.positions) if searchable(axis)]
         if len(varying) > 2:
             for axis in varying[2:]:
-                fix(axis, f"the cost of {use.name!r} would depend on three widths at once")
+                fix(axis, why)
             return True
+        for axis in varying:  # a product that is no axis of any tensor, such as the pairs that a bilinear layer reads
+            free = [settle(factor) for factor in factors_of(settle(axis)) if searchable(factor)]
+            if len(free) > 1:
+                chosen = _best(free, preferred=set(), alone=set())
+                for factor in [each for each in free if each is not chosen] or free:  # or a width with itself
+                    fix(factor, why)
+                return True
     return False
 
 
