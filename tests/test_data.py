@@ -366,9 +366,27 @@ class TestImageFolder:
         with pytest.raises(DataError, match=r"image 1 has label \[0\.0, 2\.0, 0\.0\]"):
             replace(data, train=replace(data.train, labels=torch.tensor([[0.0, 1, 0], [0, 2, 0]] * 2)))
 
+    @pytest.mark.parametrize("val", ["file,labels\n0.png,hot dog;\n", "file,label\n0.png,hot dog\n"])
+    def test_a_table_may_have_a_column_for_each_class(self, tmp_path, val):
+        for number in range(3):
+            picture(number).save(tmp_path / f"{number}.png")
+        (tmp_path / "train.csv").write_text("file,hot dog,cat\n0.png,1,0\n1.png,1, 1\n2.png,0,0\n\n")
+        (tmp_path / "val.csv").write_text(val)
+        data = load_data(f"imagefolder:{tmp_path}")
+        assert data.classes == ("cat", "hot dog")
+        assert data.train.labels.tolist() == [[0, 1], [1, 1], [0, 0]]
+        assert data.test.labels.tolist() == [[0, 1]]
+
+    def test_links_to_folders_do_not_lead_back(self, tmp_path):
+        write_folder(tmp_path)
+        expected = len(load_data(f"imagefolder:{tmp_path}").train)
+        (tmp_path / "train" / "cat" / "back").symlink_to(tmp_path / "train")
+        assert len(load_data(f"imagefolder:{tmp_path}").train) == expected
+
     @pytest.mark.parametrize(
         ("text", "problem"),
         [
+            ("file,labels\n0.png,\n", "no image of it has a class"),
             ("", "not enough values"),
             ("file\n0.png\n", "it has the columns file"),
             ("file,label\n", "0 rows"),

@@ -3,9 +3,9 @@
 `imagefolder:DIR` has a folder for each class, under `train/` and `val/` or `test/`. Alternatively, tables list the
 classes: `train.csv` and `val.csv` or `test.csv` in DIR. The first column names the files, relative to DIR or to the
 folder of the split; the column `label` (or `class`, otherwise the second) names their classes. A column `labels` (or
-`classes`) names several for each image, or none, with `;`, `|` or commas between them, or else spaces. Without test
-images, a share of the training images is used. Names with a leading dot are ignored. `images:DIR` has images without
-labels.
+`classes`) names several for each image, or none, with `;`, `|` or commas between them, or else spaces; so does a column
+of 0 and 1 for each class. Without test images, a share of the training images is used. Names with a leading dot are
+ignored. `images:DIR` has images without labels.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ LABEL_COLUMNS = ("label", "class", "target", "category")
 """How the column of classes in a table may be called; else it is the second one."""
 SEVERAL_COLUMNS = ("labels", "classes", "tags", "targets")
 """How a column with several classes for each image may be called."""
+WHETHER = {"0": False, "0.0": False, "1": True, "1.0": True}
+"""What the cells of a table hold that has a column for each class."""
 TEST_SHARE = 0.2
 """Share of the training images that is taken for the test images where there are none."""
 
@@ -108,6 +110,8 @@ def _read_tables(folder: Path) -> EncodedData:
     test_table = next((folder / f"{name}.csv" for name in TEST_FOLDERS if (folder / f"{name}.csv").is_file()), None)
     train, *others = _told(*(list(_rows(table)) for table in (train_table, test_table) if table is not None))
     classes = _classes_in(train)
+    if not classes:
+        raise _malformed(train_table, "no image of it has a class")
     images = _named(train, classes)
     if test_table is None:
         return _divided(folder, images, classes, {})
@@ -119,22 +123,33 @@ def _read_tables(folder: Path) -> EncodedData:
     return EncodedData(name=folder.resolve().name, train=images, test=_named(test, classes), classes=classes)
 
 
-Row = tuple[Path, str | tuple[str, ...]]
-"""A file and its class, or its classes where there may be several."""
+Label = str | list[str] | tuple[str, ...]
+"""The class of an image; or, where there may be several, a list of one text that names them, or the tuple of them."""
+
+Row = tuple[Path, Label]
+"""A file, and what a table says of it."""
 
 
 def _told(*tables: list[Row]) -> list[list[Row]]:
-    """The rows of tables with several classes told apart: by `;`, `|` or commas if any cell has one, else by spaces."""
-    cells = [label[0] for rows in tables for _, label in rows if isinstance(label, tuple)]
-    between = r"[;|,]" if any(re.search(r"[;|,]", cell) for cell in cells) else r"\s"
-    return [
-        [(file, label if isinstance(label, str) else _parted(between, label[0])) for file, label in rows]
-        for rows in tables
-    ]
+    """The rows of tables with several classes told apart: by `;`, `|` or commas if any text has one, else by spaces.
+
+    If an image of any table may have several, those of the others do too.
+    """
+    labels = [label for rows in tables for _, label in rows]
+    if all(isinstance(label, str) for label in labels):
+        return list(tables)
+    is_marked = any(re.search(r"[;|,]", label[0]) for label in labels if isinstance(label, list))
+    between = r"[;|,]" if is_marked else r"\s"
+    return [[(file, _parted(between, label)) for file, label in rows] for rows in tables]
 
 
-def _parted(between: str, cell: str) -> tuple[str, ...]:
-    return tuple(name for each in re.split(between, cell) if (name := each.strip()))
+def _parted(between: str, label: Label) -> tuple[str, ...]:
+    match label:
+        case str():
+            return (label,)
+        case tuple():
+            return label
+    return tuple(name for each in re.split(between, label[0]) if (name := each.strip()))
 
 
 def _classes_in(rows: list[Row]) -> tuple[str, ...]:
@@ -142,7 +157,7 @@ def _classes_in(rows: list[Row]) -> tuple[str, ...]:
 
 
 def _rows(table: Path) -> Iterator[Row]:
-    """Every file that a table names, and its class; or all its classes, as one text in a tuple.
+    """Every file that a table names, and its class or classes, not told apart yet.
 
     Raises:
         DataError: The table has no such columns, or a row names no file or no class.
@@ -155,9 +170,11 @@ def _rows(table: Path) -> Iterator[Row]:
     if len(heading) < 2 or not rows:
         raise _malformed(table, f"it has the columns {', '.join(heading)} and {len(rows)} rows below them")
     names = [name.strip().lower() for name in heading]
-    column = next((place for place, name in enumerate(names) if name in (*LABEL_COLUMNS, *SEVERAL_COLUMNS)), 1)
+    column = next((place for place, name in enumerate(names) if name in (*LABEL_COLUMNS, *SEVERAL_COLUMNS)), None)
+    has_each = column is None and len(names) > 2 and all(_says_each(row, len(names)) for row in rows if any(row))
+    column = 1 if column is None else column
     is_several = names[column] in SEVERAL_COLUMNS
-    seen: dict[Path, str] = {}
+    seen: dict[Path, Label] = {}
     for number, row in enumerate(rows, start=2):
         cells = [cell.strip() for cell in row]
         if not any(cells):
@@ -168,9 +185,16 @@ def _rows(table: Path) -> Iterator[Row]:
         found = next((place for place in places if place.is_file()), None)
         if found is None:
             raise _malformed(table, f"line {number}: neither {places[0]} nor {places[1]} is there")
-        if seen.setdefault(found, cells[column]) != cells[column]:
+        label: Label = [cells[column]] if is_several else cells[column]
+        if has_each:
+            label = tuple(name.strip() for name, cell in zip(heading[1:], cells[1:], strict=True) if WHETHER[cell])
+        if seen.setdefault(found, label) != label:
             raise _malformed(table, f"line {number} gives {cells[0]!r} a second class, and an image has one")
-        yield found, (cells[column],) if is_several else cells[column]
+        yield found, label
+
+
+def _says_each(row: list[str], columns: int) -> bool:
+    return len(row) == columns and all(cell.strip() in WHETHER for cell in row[1:])
 
 
 def _delimiter(table: Path) -> str:
@@ -217,11 +241,15 @@ def read_images(folder: Path) -> EncodedData:
 def _files(folder: Path) -> Iterator[Path]:
     """The files in a folder and in those below, but for what is hidden: its name, or that of a folder, has a dot first.
 
-    Folder by folder in the order of their names, and in each by name.
+    Folder by folder in the order of their names, and in each by name. Links to folders are followed, but never back to
+    where they came from.
     """
-    found = []
+    found, real = [], folder.resolve()
+    seen = {real, *real.parents}
     for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        inner = {name: Path(place, name).resolve() for name in sorted(folders) if not name.startswith(".")}
+        folders[:] = [name for name, target in inner.items() if target not in seen]
+        seen.update(inner.values())
         found.append((place, sorted(name for name in names if not name.startswith("."))))
     for place, names in sorted(found):
         yield from (Path(place, name) for name in names)
