@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import signal
 from dataclasses import replace
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,8 +19,9 @@ from test_training import assert_same_state, two_colours
 from transprune import Architecture, inspect, shrink
 from transprune.budget import Limit
 from transprune.costs import MACS
-from transprune.errors import OptionError
+from transprune.errors import OptionError, StoppedError
 from transprune.options import SearchOptions, TrainingOptions
+from transprune.runtime import Checkpoints
 from transprune.searching.contenders import SCORES as SCORES_SAY
 from transprune.searching.contenders import SEARCHED, UNIFORM, Contender, best_of
 from transprune.searching.search import prior_from_scores, search
@@ -24,11 +30,11 @@ from transprune.tas.bilevel import Bilevel, architecture_rates
 from transprune.tas.expected_cost import ExpectedCost
 from transprune.tas.prior import Prior, starting_probabilities
 from transprune.tas.sampling import mean_entropy
-from transprune.training.batches import search_feeds
+from transprune.training.batches import Batch, search_feeds
 from transprune.training.evaluation import Evaluation, evaluate_batches, evaluation_mode
 from transprune.training.loop import Setup
 from transprune.training.tasks import classification
-from transprune.training.train import train
+from transprune.training.train import Fit, train
 
 SCORES = replace(OPTIONS, start="model", alignment="pad", prior="scores")
 
@@ -201,3 +207,40 @@ def test_a_search_that_knows_nothing_beforehand_compares_nothing(model: nn.Modul
     assert found.contenders == ()
     assert found.kept is None
     assert found.architecture == found.derivation.architecture
+
+
+def test_contenders_are_tried_before_one_is_kept(model: nn.Module) -> None:
+    data = two_colours()
+    untried = {each.name: each for each in search(model, data, "macs=0.5", SCORES).contenders}
+    found = search(model, data, "macs=0.5", replace(SCORES, trial_epochs=2))
+    assert found.kept is not None
+    for each in found.contenders:
+        assert each.trial_epochs == 2
+        assert each.evaluation.loss != untried[each.name].evaluation.loss, "it has learned"
+        for name, value in each.student.items():  # what training starts from has not
+            torch.testing.assert_close(value, untried[each.name].student[name], rtol=0, atol=0)
+    assert found.kept.evaluation.loss == min(each.evaluation.loss for each in found.contenders)
+
+
+def test_a_stopped_trial_goes_on(model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, options = two_colours(), replace(SCORES, trial_epochs=2)
+    whole = search(model, data, "macs=0.5", options)
+    steps, step = itertools.count(1), Fit.step
+
+    def stopping(self: Fit, batch: Batch) -> None:
+        if next(steps) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        step(self, batch)
+
+    monkeypatch.setattr(Fit, "step", stopping)
+    kept = Checkpoints(tmp_path)
+    with pytest.raises(StoppedError, match="trial of what the search derived"):
+        search(model, data, "macs=0.5", options, setup=Setup(checkpoints=kept))
+    monkeypatch.setattr(Bilevel, "step", Mock(side_effect=AssertionError("it searches again")))
+    again = search(model, data, "macs=0.5", options, setup=Setup(checkpoints=kept))
+    assert [each.evaluation for each in again.contenders] == [each.evaluation for each in whole.contenders]
+    assert again.architecture == whole.architecture
+    distinct = {str(each.architecture) for each in again.contenders}
+    assert next(steps) - 1 == 4 * len(distinct), "no step twice"
+    kept.clear()
+    assert list(tmp_path.iterdir()) == []

@@ -224,6 +224,9 @@ class SearchOptions(StepOptions):
     candidates, which put the channels in order and say how probable each candidate is at first."""
     distillation: float = 0.0
     """λ: share of the unpruned network in the loss of the weights and of the architecture; 0 in the paper."""
+    trial_epochs: int = 0
+    """Epochs, each over the weights' part of the data, in which what a search that starts from scores derived and what
+    is free learn from the unpruned network before they are compared; 0: they are compared untrained."""
     fill: float = NEARLY_FULL
     """Share of the budget (of several, of one) that the derived architecture uses wherever the space permits."""
     derivation_seconds: float | None = SOLVER_SECONDS
@@ -261,6 +264,7 @@ class SearchOptions(StepOptions):
             )
         if self.importance not in ("magnitude", "none"):
             raise OptionError(f"cannot search with importance={self.importance!r}; expected magnitude or none")
+        at_least("trial_epochs", self.trial_epochs, 0)
         if self.prior not in ("none", "scores"):
             raise OptionError(f"cannot search with prior={self.prior!r}; expected none or scores")
 
@@ -377,7 +381,7 @@ class Preset:
     augment: AugmentationName = "standard"
 
 
-def _from_trained(*, epochs: int, batch_size: int) -> SearchOptions:
+def _from_trained(*, epochs: int, trial_epochs: int, batch_size: int) -> SearchOptions:
     """A search that starts from the teacher's weights, in a supernet that keeps channel i as channel i.
 
     Deviation: the paper's starts from new weights, undecided, and interpolates, which takes hundreds of epochs, and
@@ -391,10 +395,11 @@ def _from_trained(*, epochs: int, batch_size: int) -> SearchOptions:
         learning_rate=0.02,
         architecture_learning_rate=None,
         architecture_weight_decay=0.0,
-        sharpening=2.0,
+        sharpening=3.0,
         alignment="pad",
         start="model",
         prior="scores",
+        trial_epochs=trial_epochs,
     )
 
 
@@ -405,28 +410,28 @@ PRESETS: dict[str, Preset] = {
     "quick": Preset(
         summary="a first look: resnet20 on digits in about a minute on 2 cores",
         teacher=TrainingOptions(epochs=16, batch_size=64, warm_up_epochs=2, evaluate_every=4),
-        search=_from_trained(epochs=8, batch_size=32),
+        search=_from_trained(epochs=8, trial_epochs=0, batch_size=32),
         distill=DistillationOptions(epochs=16, batch_size=64, learning_rate=0.01, warm_up_epochs=2, evaluate_every=4),
         student="repaired",
     ),
     "demo": Preset(
         summary="the whole job in a few minutes: resnet20 on digits on 2 cores",
         teacher=TrainingOptions(epochs=50, batch_size=64, warm_up_epochs=3),
-        search=_from_trained(epochs=30, batch_size=32),
+        search=_from_trained(epochs=30, trial_epochs=3, batch_size=32),
         distill=DistillationOptions(epochs=60, batch_size=64, learning_rate=0.01, warm_up_epochs=3),
         student="repaired",
     ),
     "short": Preset(
         summary="a few epochs of everything: hours become minutes, points of accuracy are lost",
         teacher=TrainingOptions(epochs=5, batch_size=128, warm_up_epochs=1),
-        search=_from_trained(epochs=3, batch_size=128),
+        search=_from_trained(epochs=3, trial_epochs=1, batch_size=128),
         distill=DistillationOptions(epochs=5, batch_size=128, learning_rate=0.01, warm_up_epochs=1),
         student="repaired",
     ),
     "medium": Preset(
         summary="a tenth of the paper's epochs",
         teacher=TrainingOptions(epochs=30, batch_size=128, warm_up_epochs=2),
-        search=_from_trained(epochs=30, batch_size=128),
+        search=_from_trained(epochs=30, trial_epochs=3, batch_size=128),
         distill=DistillationOptions(epochs=30, batch_size=128, learning_rate=0.01, warm_up_epochs=2),
         student="repaired",
     ),

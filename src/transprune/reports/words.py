@@ -248,16 +248,18 @@ def _shares(record: RunRecord, whose: str) -> list[str]:
 
 
 def _against_free(record: RunRecord) -> str:
-    """What was compared before training, if the search compared anything."""
-    compared = [part(entry, "contenders") for entry in record.events("decision") if part(entry, "contenders")]
-    if not compared:
+    """What was compared before the student's training, if the search compared anything."""
+    decided = [entry for entry in record.events("decision") if part(entry, "contenders")]
+    if not decided:
         return ""
+    compared, epochs = [part(entry, "contenders") for entry in decided], number(decided[-1].get("trial_epochs"))
+    when = f"After a trial each (search.trial_epochs = {epochs:.0f})" if epochs else "Before training"
     losses = {name: number(part(compared[-1], name).get("loss")) or math.inf for name in compared[-1]}
     kept = min(losses, key=losses.__getitem__)
     figures = {name: number(part(compared[-1], name).get("top1")) for name in compared[-1]}
     said = [f"{name} {_score(figures[name], losses[name])}" for name in losses if name != kept]
     return (
-        f"Before training, on images that the weights did not learn from, {kept} had "
+        f"{when}, on images that the weights did not learn from, {kept} had "
         f"{_score(figures[kept], losses[kept])}; at the same budget, repaired alike, {' and '.join(said)}."
     )
 

@@ -403,9 +403,10 @@ def _explain(run: Run, found: SearchResult) -> None:
     if found.kept is not None:
         run.decide(
             f"Kept {found.kept.name}: an architecture of {cost(found.architecture)}",
-            f"of networks of the same budget, cut alike and repaired without training, it has the least loss on the "
+            f"of networks of the same budget, cut and repaired alike{_tried(found.kept)}, it has the least loss on the "
             f"architecture's images: {'; '.join(map(_compared, found.contenders))}",
             architecture=found.architecture.to_json(),
+            trial_epochs=found.kept.trial_epochs,
             contenders={
                 each.name: {"architecture": each.architecture.to_json(), **each.evaluation.to_json()}
                 for each in found.contenders
@@ -413,6 +414,11 @@ def _explain(run: Run, found: SearchResult) -> None:
         )
     if found.indecision:
         run.decide(UNDECIDED, found.indecision)
+
+
+def _tried(contender: Contender) -> str:
+    epochs = contender.trial_epochs
+    return f" and distilled for a trial (search.trial_epochs = {epochs})" if epochs else ", not trained"
 
 
 def _compared(contender: Contender) -> str:

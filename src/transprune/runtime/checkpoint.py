@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ class Checkpoints:
         self._request = StopRequest()
         self._began = self._saved = time.monotonic()
         self._steps = 0
+        self._below: dict[str, Checkpoints] = {}
 
     def find(self, phase: str) -> Any | None:
         """The state last saved in a phase; None if there is none.
@@ -90,7 +92,7 @@ class Checkpoints:
         self._saved, self._steps = time.monotonic(), 0
 
     def clear(self) -> None:
-        """Removes the checkpoints, once their phase is finished.
+        """Removes the checkpoints, also those below that were asked for, once their phase is finished.
 
         Raises:
             RunFolderError: They cannot be removed.
@@ -98,6 +100,18 @@ class Checkpoints:
         for name in CHECKPOINT_FILES if processes.is_first() else ():
             with disk_errors("remove", self.folder / name):
                 (self.folder / name).unlink(missing_ok=True)
+        for part in self._below.values():
+            part.clear()
+            with disk_errors("remove", part.folder):
+                if processes.is_first():
+                    part.folder.rmdir()
+        self._below.clear()
+
+    def below(self, name: str) -> Checkpoints:
+        """Those of a part of a phase, in a folder below this one and within the same time limit."""
+        options = replace(self.options, max_minutes=self.minutes_left())
+        self._below[name] = Checkpoints(self.folder / name, options, go_on=self._go_on)
+        return self._below[name]
 
     def minutes_left(self) -> float | None:
         """Minutes left before the time limit, for work outside the loop; None: no limit."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from transprune.architecture import Architecture
 from transprune.errors import BudgetError
+from transprune.options import DistillationOptions, StepOptions
 from transprune.reading.execution import Program
 from transprune.reading.trace import inputs_for
 from transprune.runtime import processes, seeded
@@ -20,9 +21,12 @@ from transprune.shrinking.shrink import shrink
 from transprune.tas.baselines import uniform_architecture
 from transprune.tas.bilevel import Bilevel
 from transprune.tas.prior import Prior
+from transprune.training.batches import search_feeds
 from transprune.training.evaluation import Evaluation, evaluate_batches, evaluation_mode
+from transprune.training.train import Fit
 
 SEARCHED, SCORES, UNIFORM = "what the search derived", "what the scores say", "uniform widths"
+UNSHORTENED = "what the scores say of widths alone"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +36,9 @@ class Contender:
     name: str
     architecture: Architecture
     evaluation: Evaluation
-    """On the architecture's part of the data."""
+    """On the architecture's part of the data, after the epochs of the trial."""
+    trial_epochs: int = 0
+    """Epochs for which it has learned."""
     student: Mapping[str, Tensor] = field(repr=False)
     """The repaired network's parameters and buffers, under the names of the shrunk network."""
 
@@ -40,8 +46,10 @@ class Contender:
 def contenders(bilevel: Bilevel, derived: Architecture) -> tuple[Contender, ...]:
     """What a search that knew scores beforehand found, and what is free at the same budget, all treated alike.
 
-    Each is cut from the trained network, its channels in the order of the scores, repaired on the same samples, and
-    measured on the data that the architecture learned from.
+    Each is cut from the trained network, its channels in the order of the scores, repaired on the same samples,
+    distilled for a few epochs on the data that the weights learned from if the options ask for it, and measured on the
+    data that the architecture learned from. The trial has the search's rates, which fall to zero in it: what a network
+    is worth untrained says little of what it will be worth, where blocks are left out.
 
     Returns:
         None of them where the search knew nothing beforehand; without the uniform widths where none are in the budget.
@@ -49,16 +57,24 @@ def contenders(bilevel: Bilevel, derived: Architecture) -> tuple[Contender, ...]
     if bilevel.prior is None:
         return ()
     prior, found = bilevel.prior, {SEARCHED: derived, SCORES: bilevel.prior.architecture}
+    if bilevel.options.trial_epochs and prior.unshortened != prior.architecture:
+        found[UNSHORTENED] = prior.unshortened
     with suppress(BudgetError):  # blocks have to go as well
         found[UNIFORM] = uniform_architecture(bilevel.space, bilevel.limits)
     with evaluation_mode(prior.network):
         targets = record_targets(
             prior.network, Program(bilevel.space.reading), inputs_for(prior.network, prior.samples)
         )
-    compared = []
+    compared: list[Contender] = []
+    kept = bilevel.setup.checkpoints
+    if kept is not None and bilevel.options.trial_epochs:
+        kept.save(bilevel.phase, bilevel.state_dict())  # so that a stop in a trial leaves no epoch to be searched again
     for name, architecture in found.items():
-        with seeded(bilevel.setup.seed, "contenders"):  # samples of a user's may be drawn at random
-            compared.append(_measured(bilevel, prior, targets, name=name, architecture=architecture))
+        known = next((each for each in compared if each.architecture == architecture), None)
+        if known is None:
+            with seeded(bilevel.setup.seed, "contenders"):  # samples of a user's may be drawn at random
+                known = _measured(bilevel, prior, targets, name=name, architecture=architecture)
+        compared.append(replace(known, name=name))
     return tuple(compared)
 
 
@@ -77,8 +93,46 @@ def _measured(bilevel: Bilevel, prior: Prior, targets: Targets, *, name: str, ar
 
     state = processes.from_first(repaired)  # sums differ from process to process
     student.load_state_dict(state)
-    evaluation = _evaluated(bilevel, student)
-    return Contender(name=name, architecture=architecture, evaluation=evaluation, student=on_device(state, "cpu"))
+    if bilevel.options.trial_epochs:
+        student = _tried(bilevel, student, prior.network, name)
+    return Contender(
+        name=name,
+        architecture=architecture,
+        evaluation=_evaluated(bilevel, student),
+        trial_epochs=bilevel.options.trial_epochs,
+        student=on_device(state, "cpu"),
+    )
+
+
+def _tried(bilevel: Bilevel, student: nn.Module, teacher: nn.Module, name: str) -> nn.Module:
+    """A copy of a student that has learned from the unpruned network, on the weights' part of the data alone."""
+    options, task, setup = bilevel.options, bilevel.task, bilevel.setup
+    feeds = search_feeds(
+        bilevel.data,
+        task,
+        batch_size=options.batch_size,
+        weights_share=options.weights_share,
+        seed=setup.seed,
+        device=bilevel.device,
+    )
+    trial = DistillationOptions(
+        **{each.name: getattr(options, each.name) for each in fields(StepOptions)},
+        epochs=options.trial_epochs,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        warm_up_epochs=options.trial_epochs / 10,
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+        evaluate_every=options.trial_epochs,
+    )
+    phase = f"trial of {name}"
+    kept = setup.checkpoints and setup.checkpoints.below(phase.replace(" ", "-"))
+    setup = replace(setup, phase=phase, on_epoch=None, on_step=None, checkpoints=kept)
+    fit = Fit(student, teacher, bilevel.data, trial, task, setup=setup, feeds=(feeds.weights, feeds.validation))
+    fit.run()
+    if kept is not None:
+        kept.save(phase, fit.state_dict())  # where a later trial is stopped, this one is not done again
+    return fit.finished()
 
 
 def _evaluated(bilevel: Bilevel, student: nn.Module) -> Evaluation:

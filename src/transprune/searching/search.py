@@ -63,21 +63,26 @@ def prior_from_scores(
     setup, task = (setup or Setup()).placed(model), task or classification()
     start = copied(unwrapped(model)).cpu()
 
-    def scored() -> tuple[dict[str, Tensor], Architecture, Probabilities, Example, SearchSpace]:
+    def scored() -> dict[str, Any]:
         with processes.alone(), seeded(setup.seed, "prior"):
             samples = first_samples(data, options, task, seed=setup.seed)
             network = copied(start).to(choose_device(setup.device))
             found = compress_by_scores(network, space, limits, samples, task=task)
         at_the_budget = found.scores[-1]
         lost = [each.lost for each in (*at_the_budget.groups, *at_the_budget.stages)]
-        probabilities = starting_probabilities(found.space, lost, found.architecture, limits)
-        state = on_device(found.sorted_model.state_dict(), "cpu")
-        return state, found.architecture, probabilities, samples, found.space
+        return {
+            "architecture": found.architecture,
+            "unshortened": at_the_budget.keeping_blocks().derive(found.space, limits).architecture,
+            "probabilities": starting_probabilities(found.space, lost, found.architecture, limits),
+            "samples": samples,
+            "space": found.space,
+            "state": on_device(found.sorted_model.state_dict(), "cpu"),
+        }
 
     # Sums differ from process to process, and all must begin with the same figures.
-    state, architecture, probabilities, samples, ordered = processes.from_first(scored)
-    start.load_state_dict(state)
-    return Prior(network=start, architecture=architecture, probabilities=probabilities, samples=samples, space=ordered)
+    known = processes.from_first(scored)
+    start.load_state_dict(known.pop("state"))
+    return Prior(network=start, **known)
 
 
 def first_samples(data: Data, options: SearchOptions, task: Task, *, seed: int) -> Example:

@@ -81,7 +81,7 @@ class Bilevel(Loop):
         task.check_axis(reading.trace.axes)
         space = replace(prior.space if prior else space, reading=reading)
         self.space, self.options, self.limits = space, options, tuple(limits)
-        self.model, self.example, self.prior = model, example, prior
+        self.model, self.data, self.example, self.prior = model, data, example, prior
         if options.start == "scratch":
             initialise(start)
         elif prior is None and (importance is not None or options.importance == "magnitude"):

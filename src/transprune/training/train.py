@@ -23,7 +23,7 @@ from transprune.options import (
 from transprune.reading.networks import unwrapped
 from transprune.runtime import choose_device, seeded
 from transprune.runtime.structures import called, copied, on_device, outline, tensors_in
-from transprune.training.batches import AnyData, Batch, Data, as_data, example_of, feed
+from transprune.training.batches import AnyData, Batch, Data, Feed, as_data, example_of, feed
 from transprune.training.evaluation import evaluate_batches, evaluation_mode
 from transprune.training.faults import check_first_loss
 from transprune.training.loop import Loop, Setup
@@ -111,7 +111,11 @@ def _fitted(
 
 
 class Fit(Loop):
-    """The loop of `train` and `distill`; see these for the arguments."""
+    """The loop of `train` and `distill`; see these for the arguments.
+
+    Args:
+        feeds: The batches to learn from and to measure on; None: the parts of the data.
+    """
 
     def __init__(
         self,
@@ -122,6 +126,7 @@ class Fit(Loop):
         task: Task,
         *,
         setup: Setup,
+        feeds: tuple[Feed, Feed] | None = None,
     ) -> None:
         setup = setup.placed(start)
         device = choose_device(setup.device)
@@ -130,7 +135,7 @@ class Fit(Loop):
         is_channels_last = use_channels_last_if_suited(self.network.train(), example)
         has_fast_norms = is_channels_last and device.type == "cpu" and not options.compile
         self.compute = compiled(self.network, options)
-        batches, self.test_batches = (
+        batches, self.test_batches = feeds or tuple(
             feed(data, part, task, batch_size=options.batch_size, seed=setup.seed, device=device) for part in PARTS
         )
         super().__init__(epochs=options.epochs, batches=batches, task=task, network=self.network, setup=setup)
