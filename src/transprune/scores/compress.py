@@ -49,7 +49,7 @@ def compress(
 ) -> Compression:
     """Makes a trained network smaller without training. The model is untouched.
 
-    What each channel and block is worth is seen from a few hundred samples, in a few rounds (`score`); the integer
+    What each channel and block is worth is seen from a few hundred samples (`score`); the integer
     program finds the architecture that loses least within the budget; and what is left is fitted to what the whole
     network gives (`repair`). Another budget takes seconds:
 

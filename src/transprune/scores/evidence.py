@@ -51,7 +51,7 @@ def _nothing(*_: Any) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Trials:
+class OtherSamples:
     """Samples that candidates are tried on."""
 
     inputs: Example = field(repr=False)
@@ -71,7 +71,7 @@ class Evidence:
     """The samples that layers are fitted on."""
     targets: Targets
     """What the unpruned network gives for them."""
-    trials: Trials
+    others: OtherSamples
     """What candidates are tried on."""
     distance: Distance
     centre: Architecture
@@ -86,7 +86,7 @@ class Evidence:
     fitted: Mapping[str, Tensor] = field(repr=False)
     """Parameters and buffers that were fitted in it, at full size."""
     outputs: Any = field(repr=False)
-    """What the network gives in it for the samples of the trials."""
+    """What the network gives in it for the other samples."""
 
     @cached_property
     def layers(self) -> dict[fx.Node, FittedLayer]:
@@ -100,10 +100,10 @@ class Evidence:
     def first(self, samples: int) -> Evidence:
         """The same with fewer samples to try candidates on."""
         trace, some = self.program.reading.trace, slice(0, samples)
-        count = trace.samples_in(trace.tensors_of(self.trials.inputs))
+        count = trace.samples_in(trace.tensors_of(self.others.inputs))
         axis = next((axis for axis in trace.axes if axis is not None), 0)
-        inputs, wanted = trace.some_of(self.trials.inputs, some), sliced(self.trials.wanted, some, count, axis)
-        return replace(self, trials=Trials(inputs, wanted), outputs=sliced(self.outputs, some, count, axis))
+        inputs, wanted = trace.some_of(self.others.inputs, some), sliced(self.others.wanted, some, count, axis)
+        return replace(self, others=OtherSamples(inputs, wanted), outputs=sliced(self.outputs, some, count, axis))
 
     @torch.no_grad()
     def without_units(self, group: str, width: int) -> Tensor:
@@ -114,7 +114,7 @@ class Evidence:
             if layer.node in self.moments and group in groups_of(layer.inputs):
                 changed |= self._fitted_again(layer, sizes)
         run = CutRun(self.network, self.program, sizes, self.order, changed)
-        return self.distance(self.program.run(run, self.trials.inputs), self.trials.wanted)
+        return self.distance(self.program.run(run, self.others.inputs), self.others.wanted)
 
     @torch.no_grad()
     def without_blocks(self, stage: str, depth: int) -> Tensor:
@@ -126,7 +126,7 @@ class Evidence:
         )
         refit = Refit(run, self.targets, only=readers_behind(self.program.reading, stage, self.layers))
         self.program.run(refit, self.inputs)
-        return self.distance(self.program.run(refit.as_fitted(), self.trials.inputs), self.trials.wanted)
+        return self.distance(self.program.run(refit.as_fitted(), self.others.inputs), self.others.wanted)
 
     def _fitted_again(self, layer: FittedLayer, sizes: Sizes) -> dict[str, Tensor]:
         """What a layer's weights become at other sizes of what it reads, at full size."""
@@ -157,7 +157,7 @@ def gather_evidence(
     distance: Distance,
     centre: Architecture,
     orders: Mapping[str, np.ndarray] | None = None,
-    trials: Trials | None = None,
+    others: OtherSamples | None = None,
 ) -> Evidence:
     """One pass over the samples in an architecture, and the order of the channels that follows from it.
 
@@ -174,7 +174,7 @@ def gather_evidence(
         centre: The architecture.
         orders: The units of each group, the most important first, as the architecture was derived with them; None: the
             largest weights first.
-        trials: Other samples, that candidates are tried on; None: those that layers are fitted on. Few and wide layers
+        others: Other samples, that candidates are tried on; None: those that layers are fitted on. Few and wide layers
             look better on these than they are.
     """
     reading = program.reading
@@ -183,8 +183,8 @@ def gather_evidence(
     run = CutRun(network, program, Sizes(blocks=sizes_of(centre, reading).blocks), reading.first_units)
     refit = _Masked(run, targets, sizes_of(centre, reading), orders)
     outputs = program.run(refit, inputs)
-    if trials is not None:
-        outputs = program.run(refit.as_fitted(), trials.inputs)
+    if others is not None:
+        outputs = program.run(refit.as_fitted(), others.inputs)
     found = dict(orders)
     lost: dict[str, np.ndarray] = {}
     for tied, is_kept in tied_groups(reading):
@@ -200,7 +200,7 @@ def gather_evidence(
         space=space,
         inputs=inputs,
         targets=targets,
-        trials=trials or Trials(inputs, targets.outputs),
+        others=others or OtherSamples(inputs, targets.outputs),
         distance=distance,
         centre=centre,
         orders=found,

@@ -1,7 +1,8 @@
 """Scoring again around the architecture found so far, in a few rounds towards the budget.
 
-Figures of single changes do not add up: what a candidate costs depends on what else is cut. So the first rounds derive
-within wider limits, at even ratios down to the budget, and each round looks around from what the one before found.
+Figures of single changes do not add up: what a candidate costs depends on what else is cut. So earlier rounds derive
+within wider limits, at even ratios down to the budget, and each round looks around from what the one before found. By
+default there is one, at the budget.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from transprune.reading.networks import unwrapped
 from transprune.reading.reading import Reading, read_for
 from transprune.reading.trace import Example, inputs_for
 from transprune.runtime.structures import called, sliced
-from transprune.scores.evidence import Trials, check_choices, distance_of, gather_evidence
+from transprune.scores.evidence import OtherSamples, check_choices, distance_of, gather_evidence
 from transprune.scores.refit import Refit, record_targets, repair_read
 from transprune.scores.score import ABLATION_SAMPLES, Measure, Scores, ablation, scores_of
 from transprune.shrinking.shrink import shrink
@@ -223,7 +224,7 @@ class _Compressing:
         self.targets = record_targets(model, self.program, self.some)
         others = reading.trace.some_of(self.inputs, slice(1, None, 2))
         with torch.no_grad():
-            self.trials = Trials(others, called(model, others))
+            self.others = OtherSamples(others, called(model, others))
         self.scores: list[Scores] = list(scores)
         self.space = space
         self.looked_at: dict[str, dict[tuple[int, ...], float]] = {}
@@ -349,7 +350,7 @@ class _Compressing:
             distance=self.distance,
             centre=here.architecture,
             orders=self._orders(here) if here.round >= 0 else None,
-            trials=self.trials,
+            others=self.others,
         )
         scores = scores_of(evidence, self.measure)
         self.scores.append(scores)
@@ -377,7 +378,7 @@ class _Compressing:
             refit = Refit(cut, self.targets)
             self.program.run(refit, self.some)
             run = refit.as_fitted()
-        return float(self.distance(self.program.run(run, self.trials.inputs), self.trials.wanted))
+        return float(self.distance(self.program.run(run, self.others.inputs), self.others.wanted))
 
     def student(self, place: _Place, *, is_repaired: bool) -> Compression:
         """The smaller network of an architecture."""

@@ -46,13 +46,14 @@ ABLATION_SAMPLES = 64
 def ablation(evidence: Evidence) -> dict[str, list[float]]:
     """Runs the network with each candidate in place of the architecture's own, the layers that read it fitted again.
 
-    One forward pass for each candidate width, on the first samples, and one over all samples for each depth.
+    One forward pass for each candidate width, on the first samples. Two for each depth: one over all samples, to fit
+    the layers, and one over the other samples, to try it.
     """
     few = evidence.first(ABLATION_SAMPLES)
     found = {}
     for group in evidence.space.groups:
         found[group.name] = [float(few.without_units(group.name, width)) for width in group.candidates]
-    base = float(evidence.distance(evidence.outputs, evidence.trials.wanted))
+    base = float(evidence.distance(evidence.outputs, evidence.others.wanted))
     for stage in evidence.space.stages:
         here = evidence.centre.depths.get(stage.name, stage.depth)
         found[stage.name] = [
@@ -370,7 +371,7 @@ def scores_of(evidence: Evidence, measure: Measure) -> Scores:
         of_blocks = choice.order if isinstance(choice, DepthStage) else ()
         order = tuple(map(int, evidence.orders[choice.name])) if choice.name in evidence.orders else of_blocks
         found.append(ChoiceScores(choice.name, size, choice.candidates, lost, order))
-    moved = float(evidence.distance(evidence.outputs, evidence.trials.wanted))
+    moved = float(evidence.distance(evidence.outputs, evidence.others.wanted))
     groups = len(space.groups)
     return Scores(tuple(found[:groups]), tuple(found[groups:]), moved)
 

@@ -26,12 +26,12 @@ from transprune.training.evaluation import Evaluation, evaluate_batches, evaluat
 from transprune.training.train import Fit
 
 SEARCHED, SCORES, UNIFORM = "what the search derived", "what the scores say", "uniform widths"
-UNSHORTENED = "what the scores say of widths alone"
+KEEPING_BLOCKS = "what the scores say, keeping blocks"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """An architecture within the budget, cut from the trained network and repaired without training."""
+    """An architecture within the budget, cut from the trained network, repaired, and tried."""
 
     name: str
     architecture: Architecture
@@ -57,8 +57,8 @@ def contenders(bilevel: Bilevel, derived: Architecture) -> tuple[Contender, ...]
     if bilevel.prior is None:
         return ()
     prior, found = bilevel.prior, {SEARCHED: derived, SCORES: bilevel.prior.architecture}
-    if bilevel.options.trial_epochs and prior.unshortened != prior.architecture:
-        found[UNSHORTENED] = prior.unshortened
+    if bilevel.options.trial_epochs and prior.keeping_blocks != prior.architecture:
+        found[KEEPING_BLOCKS] = prior.keeping_blocks
     with suppress(BudgetError):  # blocks have to go as well
         found[UNIFORM] = uniform_architecture(bilevel.space, bilevel.limits)
     with evaluation_mode(prior.network):

@@ -72,7 +72,7 @@ def prior_from_scores(
         lost = [each.lost for each in (*at_the_budget.groups, *at_the_budget.stages)]
         return {
             "architecture": found.architecture,
-            "unshortened": at_the_budget.keeping_blocks().derive(found.space, limits).architecture,
+            "keeping_blocks": at_the_budget.keeping_blocks().derive(found.space, limits).architecture,
             "probabilities": starting_probabilities(found.space, lost, found.architecture, limits),
             "samples": samples,
             "space": found.space,
@@ -121,8 +121,8 @@ class SearchResult:
     """What a search found."""
 
     architecture: Architecture
-    """The architecture that was kept: the most probable one within all budgets, or one of `contenders` that does better
-    before training."""
+    """The architecture that was kept: the most probable one within all budgets, or one of `contenders` that does
+    better."""
     space: SearchSpace
     probabilities: Probabilities
     """Probability of every candidate at the end."""

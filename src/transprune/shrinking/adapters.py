@@ -49,7 +49,7 @@ def adapt(cut: nn.Module, original: nn.Module) -> None:
 
 
 class LeftOut(nn.Module):
-    """Stands where a module was that only a branch ran which is left out; it has no weights.
+    """Takes the place of a module that ran in nothing but a branch that is left out; it has no weights.
 
     Args:
         structure: How many values the module returned, and which of them was the tensor that is handed on; None: that

@@ -6,7 +6,7 @@ to them: small matrices, or vectors where alignment leaves channels in place. Fo
 at weights 0.3 and 0.7, channels 0 and 1 are multiplied by 0.3 + 0.7, channels 2 and 3 by 0.7.
 
 A network needs many such maps at every step, all sparse; `mixed` builds them all with the same few operations. Along an
-axis made up of several groups, `mixing` mixes each group's part separately.
+axis made up of several groups, `map_along` mixes each group's part separately.
 """
 
 from __future__ import annotations

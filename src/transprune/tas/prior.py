@@ -37,7 +37,7 @@ class Prior:
     """The unpruned network, its channels in the order in which they are missed."""
     architecture: Architecture
     """The best architecture within the budget, as far as it is known without a search."""
-    unshortened: Architecture
+    keeping_blocks: Architecture
     """The best one that leaves out no more blocks than the budget demands; often the same."""
     probabilities: Probabilities = field(repr=False)
     """Probability of every candidate when the search begins."""

@@ -320,7 +320,7 @@ class _Mixing(Surroundings):
         mixture, shift = self._mixed_affine.get(node) or mixed(
             self._mixtures(node, arguments["weight"], arguments["bias"])
         )
-        # Here the candidate widths are mixed; depths are in `stage_end`.
+        # Here the candidate widths are mixed; depths are in `stage_end`, or in `Program._hand_on` block by block.
         return normalise_and_mix_over_processes(arguments["input"], mixture, shift, arguments["eps"])
 
     @cached_property
