@@ -211,8 +211,8 @@ def test_a_search_that_knows_nothing_beforehand_compares_nothing(model: nn.Modul
 
 def test_contenders_are_tried_before_one_is_kept(model: nn.Module) -> None:
     data = two_colours()
-    untried = {each.name: each for each in search(model, data, "macs=0.5", SCORES).contenders}
-    found = search(model, data, "macs=0.5", replace(SCORES, trial_epochs=2))
+    untried = {each.name: each for each in search(model, data, "macs=0.5", replace(SCORES, epochs=1)).contenders}
+    found = search(model, data, "macs=0.5", replace(SCORES, epochs=1, trial_epochs=2))
     assert found.kept is not None
     for each in found.contenders:
         assert each.trial_epochs == 2
@@ -223,7 +223,7 @@ def test_contenders_are_tried_before_one_is_kept(model: nn.Module) -> None:
 
 
 def test_a_stopped_trial_goes_on(model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data, options = two_colours(), replace(SCORES, trial_epochs=2)
+    data, options = two_colours(), replace(SCORES, epochs=1, trial_epochs=2)
     whole = search(model, data, "macs=0.5", options)
     steps, step = itertools.count(1), Fit.step
 
