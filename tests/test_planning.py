@@ -13,7 +13,7 @@ from test_data import write_folder
 from transprune.cli import main
 from transprune.cli.arguments import read_command
 from transprune.errors import BudgetError, DataError, ModelError, OptionError, RunFolderError
-from transprune.runs import phases, plan_run, prepare
+from transprune.runs import phases, plan, plan_run, prepare
 from transprune.runtime import RUN_FILES
 from whole_runs import FAST, NET, assert_as_planned, counted_steps
 
@@ -186,3 +186,21 @@ def test_every_file_of_a_run_is_left_by_one_phase_of_the_table():
     on_the_way = {"journal.jsonl", "run.log", "checkpoint.safetensors", "checkpoint.previous.safetensors"}
     about_the_frontier = {"frontier.json", "frontier.html"}
     assert sorted([*left, *about_the_run, *on_the_way, *about_the_frontier]) == sorted(RUN_FILES)
+
+
+def test_the_trials_of_contenders_are_in_the_plan(place, capsys, monkeypatch):
+    times = plan.StepTimes(an_epoch=10, step=2.0, evaluation=0.0)
+    monkeypatch.setattr(plan, "time_steps", lambda loop, steps: times)
+    seconds = [
+        next(
+            phase["seconds"]
+            for phase in planned(
+                capsys, *job("macs=0.6", *("--search.prior", "scores"), *("--search.trial-epochs", epochs))
+            )["phases"]
+            if phase["phase"] == "search"
+        )
+        for epochs in ("0", "3")
+    ]
+    more = seconds[1] - seconds[0]
+    batches = [options().search.batch_size, options().distill.batch_size]
+    assert more == pytest.approx(4 * 3 * 10 * 2.0 * batches[0] / batches[1])

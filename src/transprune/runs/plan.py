@@ -31,11 +31,12 @@ from transprune.runs.material import (
     collect,
     judge_teacher,
 )
-from transprune.runs.phases import DISTILL, TEACHER, Course, Start, TrainingPhase, courses
+from transprune.runs.phases import DISTILL, SEARCH, TEACHER, Course, Start, TrainingPhase, courses
 from transprune.runs.preparation import check_asked
 from transprune.runs.run_options import RunOptions
 from transprune.runtime import RunFolder, announce, choose_device, print_table, processes, seeded
 from transprune.runtime.terminal import duration
+from transprune.searching.contenders import CONTENDERS
 from transprune.shrinking.shrink import shrink
 from transprune.space import Fixed
 from transprune.tas.baselines import uniform_architecture
@@ -110,6 +111,14 @@ class Rehearsal:
         times = self._measured(course, phase, material)
         steps = options.epochs * times.an_epoch
         seconds = steps * times.step + _evaluations(options) * times.evaluation
+        if (
+            phase is SEARCH
+            and isinstance(options, SearchOptions)
+            and options.prior == "scores"
+            and options.trial_epochs
+        ):
+            samples = len(CONTENDERS) * options.trial_epochs * times.an_epoch * options.batch_size
+            seconds += samples / course.options.distill.batch_size * self._measured(course, DISTILL, material).step
         return replace(plan, epochs=options.epochs, steps=steps, seconds=seconds if self._steps else None)
 
     def _measured(self, course: Course, phase: TrainingPhase, material: Material) -> StepTimes:

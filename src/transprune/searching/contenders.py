@@ -27,6 +27,8 @@ from transprune.training.train import Fit
 
 SEARCHED, SCORES, UNIFORM = "what the search derived", "what the scores say", "uniform widths"
 KEEPING_BLOCKS = "what the scores say, keeping blocks"
+CONTENDERS = (SEARCHED, SCORES, KEEPING_BLOCKS, UNIFORM)
+"""The names of all that may be compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
