@@ -79,7 +79,7 @@ class Feed:
     """
 
     def __init__(self, loader: Iterable[Any], task: Task, device: torch.device, part: str) -> None:
-        self._loader, self._task, self._device, self._part = shared(loader, part), task, device, part
+        self._loader, self._task, self._device, self.part = shared(loader, part), task, device, part
         self._generators = _generators(loader)
         self._epoch = 0
         self._given = 0
@@ -96,7 +96,7 @@ class Feed:
             with self._loading():
                 length = sum(1 for _ in self._loader)
         if not length:
-            raise no_batches(self._part)
+            raise no_batches(self.part)
         return length
 
     def __iter__(self) -> Iterator[Batch]:
@@ -105,7 +105,7 @@ class Feed:
                 self._given += 1
                 yield on_device(self._apart(batch), self._device)
             if not self._given:
-                raise no_batches(self._part)
+                raise no_batches(self.part)
         finally:
             self._epoch, self._given, self._start = self._epoch + 1, 0, None
 
@@ -145,7 +145,7 @@ class Feed:
         except TranspruneError:
             raise
         except Exception as error:  # a user's loader may raise anything
-            raise _not_loaded(f"batch {self._given + 1} of the {self._part} loader", error) from error
+            raise _not_loaded(f"batch {self._given + 1} of the {self.part} loader", error) from error
 
     def _opened(self) -> Iterator[Any]:
         if isinstance(self._loader, Loader):
@@ -179,7 +179,7 @@ class Feed:
             inputs, targets = self._task.split(batch)
         except Exception as error:  # a user's split may raise anything
             raise DataError(
-                f"cannot take apart a batch of the {self._part} loader, {outline(batch)}: "
+                f"cannot take apart a batch of the {self.part} loader, {outline(batch)}: "
                 f"{error if isinstance(error, DataError) else repr(error)}"
             ) from error
         return Batch(as_inputs(inputs), targets, self._task.sample_axis)

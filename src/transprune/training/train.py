@@ -204,7 +204,7 @@ class Fit(Loop):
             return {}
         with evaluation_mode(self.kept):
             tested = evaluate_batches(self.kept, self.test_batches, self.task)
-        return {f"test_{name}": value for name, value in tested.to_json().items()}
+        return {f"{self.test_batches.part}_{name}": value for name, value in tested.to_json().items()}
 
 
 def averaged(network: nn.Module, share: float) -> AveragedModel | None:
