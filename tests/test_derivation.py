@@ -22,7 +22,7 @@ from transprune.shrinking.shrink import shrink
 from transprune.space import PAPER_RATIOS, SearchSpace, WidthGroup
 from transprune.tas.derivation import GAP, check_attainable, derive, derive_with_proof, least_cost
 from transprune.tas.integer_program import IntegerProgram, Solution
-from transprune.tas.local_search import _Stepping, log_probabilities, repair
+from transprune.tas.local_search import _Stepping, log_probabilities, step_within
 from transprune.tas.probabilities import Probabilities, certain
 
 NETWORKS = pytest.mark.parametrize("name", [*CASES, *SEVERAL_PARTS])
@@ -291,7 +291,7 @@ def test_without_time_single_steps_take_the_place_of_the_smallest_architecture()
     limits = [Limit(MACS, space.macs(space.full_architecture()) // 2)]
     probabilities = oracles.random_probabilities(space, seed=0, sharpness=2.0)
     found = derive_with_proof(space, probabilities, limits, seconds=0.0)
-    assert found.architecture == repair(space, probabilities, limits) != space.smallest_architecture()
+    assert found.architecture == step_within(space, probabilities, limits) != space.smallest_architecture()
 
 
 @pytest.mark.parametrize("fill", [NEARLY_FULL, 0.9])
@@ -320,8 +320,8 @@ def test_large_spaces_are_derived_within_the_stated_gap_and_use_a_budget():
     assert all(limit.is_kept(space, found.architecture) for limit in limits)
     assert any(space.cost(limit.cost, found.architecture) >= NEARLY_FULL * limit.most for limit in limits)
     free = derive_with_proof(space, probabilities, limits, fill=0)
-    repaired = oracles.log_probability(space, probabilities, repair(space, probabilities, limits))
-    assert repaired <= oracles.log_probability(space, probabilities, free.architecture) + free.gap + 1e-6
+    stepped = oracles.log_probability(space, probabilities, step_within(space, probabilities, limits))
+    assert stepped <= oracles.log_probability(space, probabilities, free.architecture) + free.gap + 1e-6
 
 
 def test_single_steps_know_what_every_change_of_one_size_costs():

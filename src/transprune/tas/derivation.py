@@ -19,7 +19,7 @@ from transprune.errors import BudgetError
 from transprune.options import NEARLY_FULL, SOLVER_SECONDS
 from transprune.space import SearchSpace
 from transprune.tas.integer_program import GAP, IntegerProgram, LinearSum, Solution
-from transprune.tas.local_search import log_probabilities, repair
+from transprune.tas.local_search import log_probabilities, step_within
 from transprune.tas.probabilities import Probabilities
 
 TOLERANCE = 1e-6
@@ -106,7 +106,7 @@ def derive_with_proof(
     found = deriving.solve() if all(limit.most >= 1 for limit in limits) else None
     if found is not None:
         return found
-    stepped = deriving.best_of([space.smallest_architecture(), repair(space, probabilities, limits)])
+    stepped = deriving.best_of([space.smallest_architecture(), step_within(space, probabilities, limits)])
     if stepped is not None:
         return Derivation(stepped, deriving.given_up(stepped), np.inf)
     least = " and ".join(limit.cost.written(least_cost(space, limit.cost)) for limit in limits)
@@ -268,7 +268,7 @@ class _Deriving:
         found = self._derivation(solution.architecture, solution.bound)
         if found.is_proved:
             return found
-        stepped = self.best_of([solution.architecture, repair(self.space, self.probabilities, self.limits)])
+        stepped = self.best_of([solution.architecture, step_within(self.space, self.probabilities, self.limits)])
         return self._derivation(stepped or solution.architecture, solution.bound)
 
     def _derivation(self, architecture: Architecture, bound: float) -> Derivation:

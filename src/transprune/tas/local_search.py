@@ -19,8 +19,8 @@ from transprune.tas.expected_cost import ExpectedCost
 from transprune.tas.probabilities import Probabilities, certain
 
 
-def repair(space: SearchSpace, probabilities: Probabilities, limits: Sequence[Limit]) -> Architecture | None:
-    """Shrinks the most probable architecture until it keeps all limits, then grows it as far as they permit.
+def step_within(space: SearchSpace, probabilities: Probabilities, limits: Sequence[Limit]) -> Architecture | None:
+    """Steps the most probable architecture down until it keeps all limits, then up as far as they permit.
 
     Each step down is the one that gives up the least log-probability for what it saves; each step up gains the most.
 
@@ -35,9 +35,9 @@ def repair(space: SearchSpace, probabilities: Probabilities, limits: Sequence[Li
     if min(limit.most for limit in limits) < 1:  # excesses are shares of the limits
         return None
     stepping = _Stepping(space, probabilities, limits)
-    if not stepping.shrink():
+    if not stepping.step_down():
         return None
-    stepping.grow()
+    stepping.step_up()
     return stepping.architecture if all(limit.is_kept(space, stepping.architecture) for limit in limits) else None
 
 
@@ -58,7 +58,7 @@ class _Stepping:
         at = zip(self.choices, self.at, strict=True)
         return self.space.architecture_of([choice.candidates[place] for choice, place in at])
 
-    def shrink(self) -> bool:
+    def step_down(self) -> bool:
         """Takes steps until all limits are kept, and says whether they are."""
         for _ in range(sum(map(len, self.logs))):
             costs, after = self._costs()
@@ -77,7 +77,7 @@ class _Stepping:
             self.at[best[0]] = best[1]
         return False
 
-    def grow(self) -> None:
+    def step_up(self) -> None:
         """Steps to more probable sizes, the largest gain first, while the limits are kept."""
         for _ in range(sum(map(len, self.logs))):
             _, after = self._costs()
