@@ -49,6 +49,10 @@ def test_the_overview_has_every_preset_with_its_epochs_and_rates():
         rate = search.architecture_learning_rate
         assert overview["learning rate of the architecture"][name] == ("by the steps" if rate is None else str(rate))
         assert float(overview["weight decay of the architecture"][name]) == search.architecture_weight_decay
+        is_scored = search.prior == "scores"
+        assert overview["trial of each contender, epochs"][name] == (f"{search.trial_epochs}" if is_scored else "–")
+        sharpened = overview["probabilities sharpened to the power"][name]
+        assert sharpened == (f"{search.sharpening:g}" if search.sharpening != 1 else "–")
         assert overview["begins with"][name] == {"none": "nothing", "scores": "scores"}[search.prior]
         starts = {"scratch": "new weights", "model": "teacher"}
         assert overview["search starts from"][name] == starts[search.start]
@@ -58,7 +62,8 @@ def test_the_overview_has_every_preset_with_its_epochs_and_rates():
 def epochs_of_full_training(preset):
     """What a preset costs, by the rule of thumb that the page states."""
     search = preset.search.epochs * preset.search.weights_share * 2
-    return preset.teacher.epochs + search + preset.distill.epochs * (1 / 2 + 1 / 3)
+    trials = 4 * preset.search.trial_epochs * preset.search.weights_share
+    return preset.teacher.epochs + search + (trials + preset.distill.epochs) * (1 / 2 + 1 / 3)
 
 
 def test_the_costs_that_the_page_states_follow_from_its_rule():
