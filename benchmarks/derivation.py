@@ -3,7 +3,7 @@
     python benchmarks/derivation.py resnet20 resnet110 mobilenet_v2 densenet121 > benchmarks/derivation.txt
 
 Random probabilities (softmax of normal logits times a sharpness), budgets of 30, 50 and 70 % of the MACs, alone and
-with one of 60 % of the parameters. CPU seconds, as the machine may be busy; a figure of the repair beside them.
+with one of 60 % of the parameters. CPU seconds, as the machine may be busy; a figure of the local search beside them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import transprune
 from transprune.budget import Budget
 from transprune.models.by_name import build_model
 from transprune.tas.derivation import derive_with_proof
-from transprune.tas.local_search import log_probabilities, repair
+from transprune.tas.local_search import log_probabilities, step_within
 from transprune.tas.probabilities import Probabilities, candidate_masks
 
 
@@ -45,7 +45,7 @@ def log_probability(
 
 
 def main() -> None:
-    print("network, sharpness, budgets: CPU seconds, log-probability, used, proof; CPU seconds of the repair")
+    print("network, sharpness, budgets: CPU seconds, log-probability, used, proof; CPU seconds of the local search")
     for name in sys.argv[1:]:
         space = space_named(name)
         for sharpness in (0.1, 1.0, 4.0):
@@ -55,13 +55,13 @@ def main() -> None:
                 started = time.process_time()
                 found = derive_with_proof(space, probabilities, limits, seconds=300)
                 derived = time.process_time()
-                repair(space, probabilities, limits)
-                repaired = time.process_time()
+                step_within(space, probabilities, limits)
+                stepped = time.process_time()
                 used = [f"{space.cost(limit.cost, found.architecture) / limit.most:.4f}" for limit in limits]
                 reached = log_probability(space, probabilities, found.architecture)
                 print(
                     f"{name} {sharpness} {' '.join(texts)}: {derived - started:.1f} s, {reached:.4f}, "
-                    f"{' '.join(used)}, {found}; {repaired - derived:.2f} s",
+                    f"{' '.join(used)}, {found}; {stepped - derived:.2f} s",
                     flush=True,
                 )
 
