@@ -268,6 +268,11 @@ class SearchOptions(StepOptions):
         if self.prior not in ("none", "scores"):
             raise OptionError(f"cannot search with prior={self.prior!r}; expected none or scores")
 
+    @property
+    def removable(self) -> Removable:
+        """Branches, where it is scored which ones go; blocks, as in the paper, in a search that starts undecided."""
+        return "blocks" if self.prior == "none" else "branches"
+
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyOptions:

@@ -85,11 +85,11 @@ class Material:
 
 
 def _removable(options: RunOptions, begun_in: RunFolder | None) -> Removable:
-    """Branches, where it is scored which ones go; whole blocks, as in the paper, in a search that starts undecided."""
+    """What a run may leave out: what it has begun with, or what its options say."""
     if begun_in is not None and begun_in.has("space.json"):
         begun = SearchSpace.from_json(begun_in.read_json("space.json"))
         return "branches" if any(stage.parts for stage in begun.stages) else "blocks"
-    return "blocks" if options.compress is None and options.search.prior == "none" else "branches"
+    return options.search.removable if options.compress is None else "branches"
 
 
 def collect(
