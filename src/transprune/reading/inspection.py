@@ -118,10 +118,9 @@ def inspect_for(model: nn.Module, example: Example, architecture: Architecture) 
     Raises:
         ModelError: As `inspect`.
     """
-    space = inspect(model, example)
-    if space.reading.naming(architecture.blocks) is space.reading:
-        return space
-    return inspect(model, example, removable="branches", reading=space.reading)
+    reading = read(unwrapped(model), example)
+    is_whole = reading.naming(architecture.blocks) is reading
+    return inspect(model, example, removable="blocks" if is_whole else "branches", reading=reading)
 
 
 def full_space(reading: Reading) -> SearchSpace:

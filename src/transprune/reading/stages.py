@@ -213,12 +213,7 @@ class _Container:
 
     def _entry(self, exits: Sequence[fx.Node], members: Sequence[frozenset[fx.Node]]) -> fx.Node | None:
         first, *others = ({source for node in nodes for source in self.trace.reads(node)} for nodes in members)
-        wanted = exits[0].meta["val"]
-        found = [
-            source
-            for source in first.difference(members[0], *others)
-            if shape(source) == shape(exits[0]) and source.meta["val"].dtype == wanted.dtype
-        ]
+        found = [source for source in first.difference(members[0], *others) if is_alike(source, exits[0])]
         return found[0] if len(found) == 1 else None
 
 

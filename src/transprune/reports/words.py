@@ -252,11 +252,11 @@ def _against_free(record: RunRecord) -> str:
     decided = [entry for entry in record.events("decision") if part(entry, "contenders")]
     if not decided:
         return ""
-    compared, epochs = [part(entry, "contenders") for entry in decided], number(decided[-1].get("trial_epochs"))
+    compared, epochs = part(decided[-1], "contenders"), number(decided[-1].get("trial_epochs"))
     when = f"After a trial each (search.trial_epochs = {epochs:.0f})" if epochs else "Before training"
-    losses = {name: number(part(compared[-1], name).get("loss")) or math.inf for name in compared[-1]}
+    losses = {name: number(part(compared, name).get("loss")) or math.inf for name in compared}
     kept = min(losses, key=losses.__getitem__)
-    figures = {name: number(part(compared[-1], name).get("top1")) for name in compared[-1]}
+    figures = {name: number(part(compared, name).get("top1")) for name in compared}
     said = [f"{name} {_score(figures[name], losses[name])}" for name in losses if name != kept]
     return (
         f"{when}, on images that the weights did not learn from, {kept} had "

@@ -21,7 +21,6 @@ from transprune.shrinking.shrink import shrink
 from transprune.tas.baselines import uniform_architecture
 from transprune.tas.bilevel import Bilevel
 from transprune.tas.prior import Prior
-from transprune.training.batches import search_feeds
 from transprune.training.evaluation import Evaluation, evaluate_batches, evaluation_mode
 from transprune.training.train import Fit
 
@@ -59,7 +58,7 @@ def contenders(bilevel: Bilevel, derived: Architecture) -> tuple[Contender, ...]
     if bilevel.prior is None:
         return ()
     prior, found = bilevel.prior, {SEARCHED: derived, SCORES: bilevel.prior.architecture}
-    if bilevel.options.trial_epochs and prior.keeping_blocks != prior.architecture:
+    if prior.keeping_blocks not in (None, prior.architecture):
         found[KEEPING_BLOCKS] = prior.keeping_blocks
     with suppress(BudgetError):  # blocks have to go as well
         found[UNIFORM] = uniform_architecture(bilevel.space, bilevel.limits)
@@ -109,14 +108,7 @@ def _measured(bilevel: Bilevel, prior: Prior, targets: Targets, *, name: str, ar
 def _tried(bilevel: Bilevel, student: nn.Module, teacher: nn.Module, name: str) -> nn.Module:
     """A copy of a student that has learned from the unpruned network, on the weights' part of the data alone."""
     options, task, setup = bilevel.options, bilevel.task, bilevel.setup
-    feeds = search_feeds(
-        bilevel.data,
-        task,
-        batch_size=options.batch_size,
-        weights_share=options.weights_share,
-        seed=setup.seed,
-        device=bilevel.device,
-    )
+    feeds = bilevel.feeds()
     trial = DistillationOptions(
         **{each.name: getattr(options, each.name) for each in fields(StepOptions)},
         epochs=options.trial_epochs,

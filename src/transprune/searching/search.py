@@ -16,7 +16,7 @@ from transprune.architecture import Architecture
 from transprune.budget import Budget, Limit, parse_budgets
 from transprune.costs import COSTS, Cost
 from transprune.latency.measurement import trusted_latency
-from transprune.options import DEFAULT_PRESET, LatencyOptions, Removable, SearchOptions, from_preset
+from transprune.options import DEFAULT_PRESET, LatencyOptions, SearchOptions, from_preset
 from transprune.reading.inspection import inspect
 from transprune.reading.networks import unwrapped
 from transprune.reading.trace import Example
@@ -72,7 +72,11 @@ def prior_from_scores(
         lost = [each.lost for each in (*at_the_budget.groups, *at_the_budget.stages)]
         return {
             "architecture": found.architecture,
-            "keeping_blocks": at_the_budget.keeping_blocks().derive(found.space, limits).architecture,
+            "keeping_blocks": (
+                at_the_budget.keeping_blocks().derive(found.space, limits).architecture
+                if options.trial_epochs
+                else None
+            ),
             "probabilities": starting_probabilities(found.space, lost, found.architecture, limits),
             "samples": samples,
             "space": found.space,
@@ -255,9 +259,7 @@ def search(
     options, setup = from_preset(options, lambda preset: preset.search), (setup or Setup()).named("search", model)
     budgets, task = parse_budgets(budget), task or classification()
     data = as_data(data, task, batch_size=options.batch_size)
-    if space is None:
-        removable: Removable = "blocks" if options.prior == "none" else "branches"
-        space = inspect(copied(unwrapped(model)).cpu(), example_of(data), removable=removable)
+    space = space or inspect(copied(unwrapped(model)).cpu(), example_of(data), removable=options.removable)
     if any(each.kind == "latency" for each in budgets) and "latency" not in costs:
         example, device = example_of(data), choose_device(setup.device)
         measured = processes.from_first(lambda: trusted_latency(model, space, example, latency, device=device).model)

@@ -126,6 +126,10 @@ class _Shrinking:
     def program(self) -> Program:
         return Program(self.reading)
 
+    @cached_property
+    def _calls(self) -> dict[str, list[fx.Node]]:
+        return calls_by_path(self.reading.trace)
+
     def _cut_model(self) -> nn.Module:
         student = copied(self.model)
         self._drop_blocks(student)
@@ -184,8 +188,7 @@ class _Shrinking:
 
         That is the last one before the sum. The others hand on what they read.
         """
-        trace, owner, total = self.reading.trace, stage.owners[place], stage.sums[place]
-        calls = calls_by_path(trace)
+        owner, total = stage.owners[place], stage.sums[place]
         assert total is not None  # else the block is not divided
         branch, ahead = set[fx.Node](), [total]
         while ahead:
@@ -193,10 +196,10 @@ class _Shrinking:
             branch.update(new)
             ahead += new
         behind = stage.members[place] - branch - {total}
-        order = {node: position for position, node in enumerate(trace.calls)}
+        order = {node: position for position, node in enumerate(self.reading.trace.calls)}
         found: dict[str, int] = {}
         for path, module in self.model.get_submodule(owner).named_modules(prefix=owner):
-            inside = set(calls.get(path, ()))
+            inside = set(self._calls.get(path, ()))
             is_own = inside and (inside <= branch or inside <= behind) and any(True for _ in module.parameters())
             if is_own and not any(is_inside(path, each) for each in found):
                 found[path] = max(order[node] for node in inside) if inside <= branch else -1

@@ -93,7 +93,8 @@ class Bilevel(Loop):
             self.parameters.start_at(prior.probabilities)
         self.expected_costs = [ExpectedCost(space, limit.cost) for limit in self.limits]
         self.generator = torch.Generator().manual_seed(setup.seed)
-        feeds = search_feeds(
+        self.feeds = partial(
+            search_feeds,
             data,
             task,
             batch_size=options.batch_size,
@@ -101,6 +102,7 @@ class Bilevel(Loop):
             seed=setup.seed,
             device=device,
         )
+        feeds = self.feeds()
         super().__init__(epochs=options.epochs, batches=feeds.weights, task=task, network=self.supernet, setup=setup)
         self.weight_batches, self.validation_batches = feeds.weights, feeds.validation
         self._architecture_feed = feeds.architecture

@@ -37,8 +37,8 @@ class Prior:
     """The unpruned network, its channels in the order in which they are missed."""
     architecture: Architecture
     """The best architecture within the budget, as far as it is known without a search."""
-    keeping_blocks: Architecture
-    """The best one that leaves out no more blocks than the budget demands; often the same."""
+    keeping_blocks: Architecture | None
+    """The best one that leaves out no more blocks than the budget demands; None where nothing will be tried."""
     probabilities: Probabilities = field(repr=False)
     """Probability of every candidate when the search begins."""
     samples: Any = field(repr=False)
