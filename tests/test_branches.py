@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from test_any_network import assert_close, outputs_of
 from test_depth import mixture
 from transprune.architecture import Architecture
+from transprune.budget import limits_of
 from transprune.costs import MACS, PARAMS
 from transprune.errors import SpaceError
 from transprune.reading.inspection import inspect
@@ -24,6 +25,7 @@ from transprune.shrinking.adapters import LeftOut
 from transprune.shrinking.shrink import shrink
 from transprune.shrinking.traced_network import TracedNetwork
 from transprune.space import SearchSpace, branch_candidates
+from transprune.tas.baselines import uniform_architecture
 from transprune.tas.expected_cost import ExpectedCost
 from transprune.tas.probabilities import certain
 from transprune.tas.sampling import Selection
@@ -206,6 +208,15 @@ def test_a_number_of_branches_alone_does_not_say_which():
     space = inspect(stack(), inputs(2), removable="branches")
     with pytest.raises(SpaceError, match=r"3 of the 6 branches .* not which; .*'blocks\.0\.attention0'"):
         space.macs(Architecture(depths={"blocks": 3}))
+
+
+def test_uniform_widths_keep_every_branch():
+    network, examples = stack(2), inputs(2)
+    space = inspect(network, examples, removable="branches")
+    architecture = uniform_architecture(space, limits_of("macs=0.7", space))
+    student = shrink(network, architecture, examples, reading=space.reading)
+    assert space.stages[0].kept_in(architecture) == (0, 1, 2, 3)
+    assert count_macs(student, examples) == space.macs(architecture)
 
 
 def test_a_space_of_branches_is_read_back():

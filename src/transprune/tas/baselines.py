@@ -61,6 +61,7 @@ def _scaled(space: SearchSpace, share: Fraction) -> Architecture:
     return Architecture(
         widths={group.name: max(1, int(group.width * share + Fraction(1, 2))) for group in space.groups},
         depths={stage.name: stage.depth for stage in space.stages},
+        blocks={stage.name: stage.blocks for stage in space.stages if stage.parts},  # branches are told by their names
     )
 
 
