@@ -10,7 +10,8 @@ import pytest
 import transprune
 from documents import ROOT
 
-REFERENCE = (ROOT / "docs" / "reference.md").read_text()
+REFERENCE = {page.stem: page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md")}
+"""The pages of the reference by topic."""
 
 
 def test_the_site_builds_with_strict_links(capfd):
@@ -18,7 +19,7 @@ def test_the_site_builds_with_strict_links(capfd):
     subprocess.run([sys.executable, ROOT / "docs" / "site.py"], check=True)
     site = ROOT / "build" / "site"
     assert capfd.readouterr().out.endswith("build/site/index.html\n")
-    reference = (site / "docs" / "reference" / "index.html").read_text()
+    reference = "".join(page.read_text() for page in (site / "docs" / "reference").rglob("*.html"))
     for name in transprune.__all__:
         assert name == "__version__" or f'id="transprune.{name}"' in reference, name
     for page in site.rglob("*.html"):
@@ -26,8 +27,13 @@ def test_the_site_builds_with_strict_links(capfd):
 
 
 def test_the_reference_names_every_public_name_once():
-    named = re.findall(r"^::: transprune\.(\w+)$", REFERENCE, re.MULTILINE)
+    named = re.findall(r"^::: transprune\.(\w+)$", "\n".join(REFERENCE.values()), re.MULTILINE)
     assert sorted(named) == sorted(set(transprune.__all__) - {"__version__"})
+
+
+def test_the_overview_of_the_reference_leads_to_each_of_its_pages():
+    overview = (ROOT / "docs" / "reference.md").read_text()
+    assert set(re.findall(r"\]\(reference/(\w+)\.md\)", overview)) == REFERENCE.keys()
 
 
 def test_every_page_is_in_the_navigation():
