@@ -126,6 +126,7 @@ RUNS = {
     "attentive": """
         networks.py:Attentive --budget macs=0.6 --budget params=0.7 --seed 1 --teacher.learning-rate 0.02
         --search.epochs 3 --search.architecture-learning-rate 0.3 --distill.learning-rate 0.02
+        --teacher.optimizer sgd --search.optimizer sgd --distill.optimizer sgd
     """,
     "frontier": """
         networks.py:Grouped --budget macs=0.4,0.7 --seed 2 --search.alignment interpolate --search.start scratch

@@ -76,6 +76,7 @@ def test_a_plan_writes_nothing_and_leaves_every_generator_alone(place):
     for overwrite in (False, True):
         plan = plan_run(options(), "out", device="cpu", overwrite=overwrite)
         assert plan.seconds > 0
+    assert plan.optimizers.startswith("Weights learn by sgd, learning rates teacher 0.1, search 0.02, distill 0.01: ")
     plan_run(options(), "elsewhere/new", device="cpu")
     assert files(place) == before
     assert torch.equal(states[0], torch.get_rng_state())

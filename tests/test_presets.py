@@ -5,9 +5,11 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from transprune.errors import OptionError
 from transprune.options import PRESETS, get_preset
+from transprune.training.update import settled
 
 PAGE = (Path(__file__).parent.parent / "docs" / "presets.md").read_text()
 ROWS = [
@@ -42,10 +44,12 @@ def test_the_overview_has_every_preset_with_its_epochs_and_rates():
             options = getattr(preset, part)
             assert overview[f"{label} epochs, batch"][name] == f"{options.epochs}, {options.batch_size}"
         search = preset.search
-        assert float(overview["learning rate of the student"][name]) == preset.distill.learning_rate
+        for part, label in ((preset.distill, "student"), (preset.search, "supernet")):
+            by_sgd = settled(part, nn.BatchNorm2d(1)).learning_rate
+            assert float(overview[f"learning rate of the {label}, by SGD"][name]) == by_sgd
+            assert overview["optimizer"][name] == (part.optimizer or "by the network")
         assert overview["alignment"][name] == search.alignment
         assert overview["depths mixed"][name] == str(search.depth_samples or "all")
-        assert float(overview["learning rate of the supernet"][name]) == search.learning_rate
         rate = search.architecture_learning_rate
         assert overview["learning rate of the architecture"][name] == ("by the steps" if rate is None else str(rate))
         assert float(overview["weight decay of the architecture"][name]) == search.architecture_weight_decay

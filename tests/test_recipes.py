@@ -12,12 +12,12 @@ from test_resume import StopsAfter
 from test_searching import OPTIONS, Residual
 from test_training import SHORT, assert_same_state, small_network, two_colours
 from transprune.errors import OptionError, StoppedError
-from transprune.options import TrainingOptions
+from transprune.options import TrainingOptions, get_preset
 from transprune.training.batches import Batch
 from transprune.training.loop import Setup
 from transprune.training.tasks import classification
 from transprune.training.train import Fit, hardened, softening
-from transprune.training.update import optimizer_of
+from transprune.training.update import optimizer_of, settled
 
 PLAIN = TrainingOptions(**SHORT)
 RICH = {"optimizer": "adamw", "gradient_clip": 0.5, "average": 0.9, "label_smoothing": 0.1, "mixup": 0.2, "cutmix": 1.0}
@@ -39,6 +39,59 @@ def test_the_optimizer_is_the_one_that_is_named_or_made():
     made = optimizer_of(weights, PLAIN, lambda parameters, rate: torch.optim.Adagrad(parameters, lr=rate))
     assert (type(made), made.defaults["lr"]) == (torch.optim.Adagrad, PLAIN.learning_rate)
     assert type(optimizer_of(weights, PLAIN)) is torch.optim.SGD
+
+
+class Normed(nn.Module):
+    """A network with norms of these kinds."""
+
+    def __init__(self, *norms):
+        super().__init__()
+        self.norms = nn.ModuleList(norms)
+
+
+RMSNormOfALibrary = type("LlamaRMSNorm", (nn.Module,), {})
+
+
+@pytest.mark.parametrize(
+    ("network", "optimizer"),
+    [
+        (small_network(), "sgd"),
+        (Normed(), "sgd"),
+        (Normed(nn.GroupNorm(1, 4)), "sgd"),
+        (Normed(nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.LayerNorm(4)), "sgd"),
+        (Normed(nn.LayerNorm(4)), "adamw"),
+        (Normed(RMSNormOfALibrary()), "adamw"),
+        (nn.TransformerEncoderLayer(8, 2), "adamw"),
+        (Normed(nn.BatchNorm2d(4), nn.LayerNorm(4), nn.LayerNorm(4)), "adamw"),
+    ],
+)
+def test_presets_let_transformers_learn_by_adamw_and_all_others_by_sgd(network, optimizer):
+    preset = get_preset("medium")
+    rates = {"sgd": (0.1, 0.02, 0.01), "adamw": (1e-3, 5e-4, 5e-4)}[optimizer]
+    for options, rate in zip((preset.teacher, preset.search, preset.distill), rates, strict=True):
+        chosen = settled(options, network)
+        assert chosen == replace(options, optimizer=optimizer, learning_rate=rate)
+        assert settled(replace(options, optimizer="sgd", learning_rate=0.3), network).learning_rate == 0.3
+        assert settled(replace(options, optimizer="sgd"), network).optimizer == "sgd"
+        assert (
+            settled(replace(options, optimizer="torch.optim:RMSprop"), small_network()).learning_rate
+            == (options.usual_rates["sgd"])
+        )
+
+
+@pytest.mark.parametrize("name", ["paper-cifar", "paper-imagenet"])
+def test_the_papers_presets_never_choose(name):
+    preset = get_preset(name)
+    for options in (preset.teacher, preset.search, preset.distill):
+        assert settled(options, nn.LayerNorm(4)) == options
+
+
+def test_loops_learn_by_what_suits_the_network():
+    preset, setup = get_preset("quick"), Setup(progress=False)
+    attentive = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.LayerNorm(8), nn.Linear(8, 2))
+    found = Fit(attentive, None, two_colours(), preset.teacher, classification(), setup=setup.named("t", attentive))
+    assert type(found.optimizer) is torch.optim.AdamW
+    assert type(fit(preset.teacher).optimizer) is torch.optim.SGD
 
 
 def test_a_search_learns_its_weights_with_the_optimizer_of_its_options():

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar, get_args
+from functools import partial
+from typing import ClassVar, Literal, TypeVar, get_args
 
 from transprune.errors import OptionError, expected_one_of
 
@@ -59,14 +60,17 @@ class StepOptions:
     valid pixels."""
     sync_norms: bool = False
     """Whether batch norms use the statistics of all processes together rather than each process its own."""
-    optimizer: str = "sgd"
+    usual_rates: ClassVar[dict[str, float]] = {"sgd": 0.1, "adamw": 1e-3}
+    """Peak learning rate of each optimizer where none is given; functions have that of SGD."""
+    optimizer: str | None = "sgd"
     """What learns the weights: sgd (with Nesterov momentum), adamw (its first beta is the momentum), or a function such
-    as torch.optim:RMSprop or FILE.py:FUNCTION, whose code is run, of the parameters, lr and weight_decay."""
+    as torch.optim:RMSprop or FILE.py:FUNCTION, whose code is run, of the parameters, lr and weight_decay. None: by the
+    kind of network, adamw for transformers and sgd for all others."""
     gradient_clip: float | None = None
     """Norm to which the gradient of the weights is shortened where it is longer; None: never."""
 
     def __post_init__(self) -> None:
-        if self.optimizer not in OPTIMIZERS and ":" not in self.optimizer:
+        if self.optimizer is not None and self.optimizer not in OPTIMIZERS and ":" not in self.optimizer:
             raise OptionError(
                 f"cannot train with optimizer={self.optimizer!r}: expected one of {', '.join(OPTIMIZERS)}, or a "
                 "function, package.module:FUNCTION or FILE.py:FUNCTION"
@@ -94,8 +98,8 @@ class TrainingOptions(StepOptions):
     """Passes over the training data."""
     batch_size: int = 256
     """Images per step; `LoaderData` brings its own."""
-    learning_rate: float = 0.1
-    """Peak learning rate of SGD; it follows half a cosine to zero."""
+    learning_rate: float | None = 0.1
+    """Peak learning rate; it follows half a cosine to zero. None: the usual one of the optimizer."""
     warm_up_epochs: float = 5
     """Epochs in which the learning rate rises linearly from zero."""
     momentum: float = 0.9
@@ -129,7 +133,8 @@ class TrainingOptions(StepOptions):
                 "from 0, below 1"
             )
         at_least("evaluate_every", self.evaluate_every, 1)
-        at_least("learning_rate", self.learning_rate, 0)
+        if self.learning_rate is not None:
+            at_least("learning_rate", self.learning_rate, 0)
         check_warm_up("train", self.epochs, self.warm_up_epochs)
 
 
@@ -137,6 +142,8 @@ class TrainingOptions(StepOptions):
 class DistillationOptions(TrainingOptions):
     """How a student is trained with a teacher. What is left out is the paper's."""
 
+    usual_rates: ClassVar[dict[str, float]] = {"sgd": 0.01, "adamw": 5e-4}
+    """As in training, for a student that starts from its teacher's weights, which it must not forget."""
     weight: float = 0.9
     """λ: share of the teacher in the loss; 0 trains on the targets alone. A task's own distillation loss ignores it."""
     distillation_temperature: float = 4.0
@@ -171,12 +178,14 @@ class SearchOptions(StepOptions):
     Where no options are given at all, `search` takes the preset `medium`, as the command line does.
     """
 
+    usual_rates: ClassVar[dict[str, float]] = {"sgd": 0.02, "adamw": 5e-4}
+    """As in training, for a supernet that starts from a trained network's weights."""
     epochs: int = 600
     """Passes over the part of the training data that the weights learn on."""
     batch_size: int = 256
     """Images per step, for weights and for the architecture; `LoaderData` brings its own."""
-    learning_rate: float = 0.1
-    """Peak learning rate of SGD on the weights; it follows half a cosine to zero."""
+    learning_rate: float | None = 0.1
+    """Peak learning rate of the weights; it follows half a cosine to zero. None: the usual one of the optimizer."""
     warm_up_epochs: float = 0
     """Epochs in which the weights' learning rate rises linearly from zero."""
     momentum: float = 0.9
@@ -397,7 +406,8 @@ def _from_trained(*, epochs: int, trial_epochs: int, batch_size: int) -> SearchO
         epochs=epochs,
         batch_size=batch_size,
         warm_up_epochs=1,
-        learning_rate=0.02,
+        optimizer=None,
+        learning_rate=None,
         architecture_learning_rate=None,
         architecture_weight_decay=0.0,
         sharpening=3.0,
@@ -408,36 +418,40 @@ def _from_trained(*, epochs: int, trial_epochs: int, batch_size: int) -> SearchO
     )
 
 
+_trained = partial(TrainingOptions, optimizer=None, learning_rate=None)
+_distilled = partial(DistillationOptions, optimizer=None, learning_rate=None)
+"""By the kind of network."""
+
 DEFAULT_PRESET = "medium"
 """The recipe where none is named, in Python as on the command line."""
 
 PRESETS: dict[str, Preset] = {
     "quick": Preset(
         summary="a first look: resnet20 on digits in about a minute on 2 cores",
-        teacher=TrainingOptions(epochs=16, batch_size=64, warm_up_epochs=2, evaluate_every=4),
+        teacher=_trained(epochs=16, batch_size=64, warm_up_epochs=2, evaluate_every=4),
         search=_from_trained(epochs=8, trial_epochs=0, batch_size=32),
-        distill=DistillationOptions(epochs=16, batch_size=64, learning_rate=0.01, warm_up_epochs=2, evaluate_every=4),
+        distill=_distilled(epochs=16, batch_size=64, warm_up_epochs=2, evaluate_every=4),
         student="repaired",
     ),
     "demo": Preset(
         summary="the whole job in a few minutes: resnet20 on digits on 2 cores",
-        teacher=TrainingOptions(epochs=50, batch_size=64, warm_up_epochs=3),
+        teacher=_trained(epochs=50, batch_size=64, warm_up_epochs=3),
         search=_from_trained(epochs=30, trial_epochs=3, batch_size=32),
-        distill=DistillationOptions(epochs=60, batch_size=64, learning_rate=0.01, warm_up_epochs=3),
+        distill=_distilled(epochs=60, batch_size=64, warm_up_epochs=3),
         student="repaired",
     ),
     "short": Preset(
         summary="a few epochs of everything: hours become minutes, points of accuracy are lost",
-        teacher=TrainingOptions(epochs=5, batch_size=128, warm_up_epochs=1),
+        teacher=_trained(epochs=5, batch_size=128, warm_up_epochs=1),
         search=_from_trained(epochs=3, trial_epochs=1, batch_size=128),
-        distill=DistillationOptions(epochs=5, batch_size=128, learning_rate=0.01, warm_up_epochs=1),
+        distill=_distilled(epochs=5, batch_size=128, warm_up_epochs=1),
         student="repaired",
     ),
     "medium": Preset(
         summary="a tenth of the paper's epochs",
-        teacher=TrainingOptions(epochs=30, batch_size=128, warm_up_epochs=2),
+        teacher=_trained(epochs=30, batch_size=128, warm_up_epochs=2),
         search=_from_trained(epochs=30, trial_epochs=3, batch_size=128),
-        distill=DistillationOptions(epochs=30, batch_size=128, learning_rate=0.01, warm_up_epochs=2),
+        distill=_distilled(epochs=30, batch_size=128, warm_up_epochs=2),
         student="repaired",
     ),
     "paper-cifar": Preset(

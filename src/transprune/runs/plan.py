@@ -32,7 +32,7 @@ from transprune.runs.material import (
     judge_teacher,
 )
 from transprune.runs.phases import DISTILL, SEARCH, TEACHER, Course, Start, TrainingPhase, courses
-from transprune.runs.preparation import check_asked
+from transprune.runs.preparation import check_asked, chosen_optimizers
 from transprune.runs.run_options import RunOptions
 from transprune.runtime import RunFolder, announce, choose_device, print_table, processes, seeded
 from transprune.runtime.terminal import duration
@@ -226,6 +226,8 @@ class Plan:
     """What was taken for the test images where there were none of their own; empty if there are some."""
     teacher: GivenTeacher | None
     """What a teacher whose weights are given can do; None if none is given, or the folder holds it already."""
+    optimizers: str
+    """Says which optimizer the kind of network has decided, and why; empty where the options name them."""
     groups: int
     """Number of widths to choose."""
     stages: int
@@ -305,6 +307,7 @@ def plan_run(
         left_out=said_of_left_out(images) if images else "",
         divided=images.divided if images else "",
         teacher=teacher,
+        optimizers=": ".join(chosen_optimizers(material) or ()),
         groups=len(space.groups),
         stages=len(space.stages),
         architectures=float(space.count()),
@@ -417,6 +420,8 @@ def show_plan(plan: Plan) -> None:
         print(f"teacher: {plan.teacher}")
         for doubt in plan.teacher.doubts:
             print(f"look at this first: {doubt}")
+    if plan.optimizers:
+        print(plan.optimizers)
     print(f"to choose: {plan.groups} widths and {plan.stages} depths, {plan.architectures:.3g} architectures")
     for reason in dict.fromkeys(fixed.reason for fixed in plan.fixed):
         first, *others = [fixed.name for fixed in plan.fixed if fixed.reason == reason]

@@ -6,6 +6,7 @@ each of the others in a temporary copy of it. So only the first one writes to it
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import weakref
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from transprune.data import ImageData, said_of_left_out
 from transprune.errors import OptionError, RunFolderError
 from transprune.latency.measurement import LatencyMeasurement
 from transprune.latency.model_cache import model_json
+from transprune.options import OPTIMIZERS
 from transprune.reports.comparison import is_frontier, whole_frontier
 from transprune.runs.material import (
     DATA_FILE,
@@ -30,13 +32,16 @@ from transprune.runs.material import (
     judge_teacher,
     read_begun,
 )
-from transprune.runs.phases import TEACHER
+from transprune.runs.phases import ONE_BUDGET, TEACHER
 from transprune.runs.run import Run, record_start
 from transprune.runs.run_options import RunOptions, Safety
 from transprune.runtime import RUN_FILES, FolderLock, RunFolder, announce, choose_device, processes
 from transprune.runtime.environment import environment
 from transprune.space import SearchSpace
 from transprune.tas.derivation import least_cost
+from transprune.training.update import settled, usual_optimizer
+
+_log = logging.getLogger("transprune.run")
 
 
 def prepare(
@@ -119,6 +124,8 @@ def _prepare(
         _record_images(run, data)
     if judged is not None:
         _record_teacher(run, judged)
+    if part_of is None and not is_begun:
+        _record_optimizers(run, material)
     _record_space(run, material)
     if measured is not None:
         _record_latency(run, measured)
@@ -134,6 +141,30 @@ def _record_images(run: Run, data: ImageData) -> None:
         run.decide("Left out files beside the images", left_out, is_aloud=True, left_out=dict(data.left_out))
     if data.divided:
         run.decide("Divided the training images", data.divided)
+
+
+def _record_optimizers(run: Run, material: Material) -> None:
+    """Says what the weights learn by; what a transformer does is a decision."""
+    what, why = chosen_optimizers(material) or ("", "")
+    if what and usual_optimizer(material.model)[0] != OPTIMIZERS[0]:
+        run.decide(what, why)
+    elif what:
+        _log.info("%s: %s", what, why)
+
+
+def chosen_optimizers(material: Material) -> tuple[str, str] | None:
+    """What the weights learn by where the kind of network decides it, and why; None: the options say it all."""
+    if material.options.compress is not None:
+        return None
+    phases = [phase for phase in ONE_BUDGET if not phase.is_given(material)]
+    each = {phase.name: phase.options(material.options) for phase in phases}
+    rates = [
+        f"{name} {settled(one, material.model).learning_rate:g}" for name, one in each.items() if not one.optimizer
+    ]
+    if not rates:
+        return None
+    name, why = usual_optimizer(material.model)
+    return f"Weights learn by {name}, learning rates {', '.join(rates)}", f"{why} (--distill.optimizer and its like)"
 
 
 def check_asked(out: str | Path, *, overwrite: bool, resume: bool) -> None:

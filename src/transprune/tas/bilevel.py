@@ -38,7 +38,7 @@ from transprune.training.faults import check_first_loss
 from transprune.training.loop import Loop, Setup
 from transprune.training.tasks import Task, classification
 from transprune.training.train import loss_function
-from transprune.training.update import Update, anneal, cosine_schedule, optimizer_of
+from transprune.training.update import Update, anneal, cosine_schedule, optimizer_of, settled
 
 log = logging.getLogger("transprune.run")
 
@@ -77,6 +77,7 @@ class Bilevel(Loop):
         device = choose_device(setup.device)
         task = task or classification()
         start, example = copied(unwrapped(prior.network if prior else model)).cpu(), example_of(data)
+        options = settled(options, start)
         reading = read_for(start, example, space)
         task.check_axis(reading.trace.axes)
         space = replace(prior.space if prior else space, reading=reading)

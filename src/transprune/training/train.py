@@ -28,7 +28,7 @@ from transprune.training.evaluation import evaluate_batches, evaluation_mode
 from transprune.training.faults import check_first_loss
 from transprune.training.loop import Loop, Setup
 from transprune.training.tasks import Task, classification, each_logits
-from transprune.training.update import Update, cosine_schedule, optimizer_of
+from transprune.training.update import Update, cosine_schedule, optimizer_of, settled
 
 Teacher = nn.Module | Callable[..., Any]
 """Whatever gives outputs for inputs."""
@@ -134,6 +134,7 @@ class Fit(Loop):
         example = on_device(example_of(data), device)
         is_channels_last = use_channels_last_if_suited(self.network.train(), example)
         has_fast_norms = is_channels_last and device.type == "cpu" and not options.compile
+        options = settled(options, self.network)
         self.compute = compiled(self.network, options)
         batches, self.test_batches = feeds or tuple(
             feed(data, part, task, batch_size=options.batch_size, seed=setup.seed, device=device) for part in PARTS

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,31 @@ from transprune.runtime import UserFunction, processes
 from transprune.training.batches import Batch
 from transprune.training.faults import Sentinel
 
+Recipe = TypeVar("Recipe", bound=TrainingOptions | SearchOptions)
+
+
+def settled(options: Recipe, network: nn.Module) -> Recipe:
+    """The options with the optimizer and the learning rate that they leave to the kind of network.
+
+    Networks normed as transformers are (by LayerNorm or RMSNorm, also those of other libraries, rather than by batch
+    norms) learn by AdamW, all others by SGD.
+    """
+    optimizer = options.optimizer or usual_optimizer(network)[0]
+    usual = options.usual_rates.get(optimizer, options.usual_rates["sgd"])
+    rate = usual if options.learning_rate is None else options.learning_rate
+    return replace(options, optimizer=optimizer, learning_rate=rate)
+
+
+def usual_optimizer(network: nn.Module) -> tuple[str, str]:
+    """The optimizer that suits a network, and why: norms of tokens are told from norms of batches by their classes."""
+    names = [type(module).__name__ for module in network.modules()]
+    tokens = sum("LayerNorm" in name or "RMSNorm" in name for name in names)
+    batches = sum("BatchNorm" in name for name in names)
+    counted = f"it has {tokens} layer or RMS norms and {batches} batch norms"
+    if tokens > batches:
+        return "adamw", f"{counted}, as transformers have"
+    return "sgd", f"{counted}, so it is not taken for a transformer"
+
 
 def optimizer_of(
     parameters: list[nn.Parameter], options: TrainingOptions | SearchOptions, make: MakeOptimizer | None = None
@@ -27,13 +53,15 @@ def optimizer_of(
 
     Args:
         parameters: The weights.
-        options: Name the optimizer and its figures.
+        options: Name the optimizer and its figures, and leave none of them open.
         make: Makes it instead, from the parameters and the peak learning rate.
 
     Raises:
         OptionError: The function that is named is missing or fails, or makes something else.
     """
     rate, decay = options.learning_rate, options.weight_decay
+    assert rate is not None
+    assert options.optimizer is not None
     if make is not None:
         found = make(parameters, rate)
         return _checked(found, f"{getattr(make, '__qualname__', type(make).__qualname__)}")
