@@ -625,13 +625,11 @@ ANY: dict[str, Case] = {
             *(split_attention, selective_kernels, gated, channels_last, one_group_normed, group_normed),
             *(instance_normed, weight_standardised, blurred, next_blocks, multiplied_depthwise, pixels_shuffled),
             *(vision_transformer, named_attention, Mixer, ChannelsAmongThemselves),
-            *(TwoOutputs, AuxiliaryHead, positions, autocast, SharedHead),
+            *(TwoOutputs, AuxiliaryHead, positions, autocast, SharedHead, ghost, torchs_attention),
+            positioned_attention,
         )
     },
-    **{
-        make.__name__: Case(make, _images, is_traced=True)
-        for make in (gated_by_a_number, ghost, torchs_attention, positioned_attention)
-    },
+    "gated_by_a_number": Case(gated_by_a_number, _images, is_traced=True),
     "u_net": Case(SmallUNet, _random(1, 8, 8)),
     "one_dimensional": Case(one_dimensional, _random(3, 9)),
     "three_dimensional": Case(three_dimensional, _random(2, 4, 4, 4)),

@@ -262,15 +262,15 @@ def test_any_draw_of_a_supernet_runs_and_its_gradient_reaches_every_architecture
 
 
 class GatedByAnAttribute(nn.Module):
-    """Keeps in an attribute how many channels gate."""
+    """Keeps in an attribute how many channels gate, less one."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.half, self.conv = width, nn.Conv2d(width, 2 * width, 1)
+        self.last, self.conv = width - 1, nn.Conv2d(width, 2 * width, 1)
 
     def forward(self, features: Tensor) -> Tensor:
         features = self.conv(features)
-        return features[:, : self.half] * features[:, self.half :].sigmoid()
+        return features[:, : self.last + 1] * features[:, self.last + 1 :].sigmoid()
 
 
 class GatedMore(GatedByAnAttribute):
@@ -291,14 +291,14 @@ def test_an_adapter_makes_a_module_that_writes_down_its_channels_follow_the_cut(
     seen = []
 
     def follow(cut, original) -> None:
-        seen.append((cut.half, original.half))
-        cut.half = cut.conv.out_channels // 2
+        seen.append((cut.last, original.last))
+        cut.last = cut.conv.out_channels // 2 - 1
 
     register_adapter(kind, follow)
     own = shrink(network, smallest, example())
     assert type(own) is nn.Sequential
-    assert (type(own[1]), own[1].half, network[1].half) == (module, 2, 8)
-    assert seen == [(8, 8)]
+    assert (type(own[1]), own[1].last, network[1].last) == (module, 1, 7)
+    assert seen == [(7, 7)]
     assert_close(outputs_of(own, (example(3),)), outputs_of(traced, (example(3),)))
 
 

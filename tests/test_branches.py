@@ -204,6 +204,56 @@ def test_a_block_without_branches_is_gone_and_its_neighbours_keep_their_class():
     assert not any(name.startswith("blocks.0.up1") for name in student.state_dict())
 
 
+@pytest.mark.parametrize("norm_first", [True, False])
+@pytest.mark.parametrize("gone", [[0], [1], [0, 3], [1, 3]])
+def test_torchs_encoder_keeps_its_class_without_some_branches_and_with_fewer_heads(norm_first, gone):
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(WIDTH, 2, 12, 0.0, batch_first=True, norm_first=norm_first)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=not norm_first)
+    network = nn.Sequential(nn.Linear(3, WIDTH), encoder, nn.Linear(WIDTH, 4)).eval()
+    example = torch.randn(2, TOKENS, 3)
+    space = inspect(network, example, removable="branches")
+    [stage] = space.stages
+    widths = {group.name: group.width // 2 for group in space.groups[1:]}
+    for architecture in (
+        Architecture(blocks={stage.name: tuple(each for at, each in enumerate(stage.blocks) if at not in gone)}),
+        Architecture(widths=widths),
+    ):
+        student = shrink(network, architecture, example, reading=space.reading)
+        assert isinstance(student, nn.Sequential)
+        own = student[1].layers
+        assert {type(each) for each in own} == {nn.TransformerEncoderLayer}
+        assert all(isinstance(each.self_attn, nn.MultiheadAttention | LeftOut) for each in own)
+        assert count_macs(student, example) == space.macs(architecture)
+        inputs = torch.randn(3, TOKENS + 1, 3)
+        with torch.no_grad():  # where torch takes its fused path
+            fused = student.eval()(inputs)
+        torch.testing.assert_close(fused, student(inputs), rtol=1e-4, atol=1e-5)
+
+
+class CastNorm(nn.Module):
+    """A norm that casts what it reads, to a type that it has already."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(WIDTH))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        variance = tokens.to(torch.float32).pow(2).mean(-1, keepdim=True)
+        return self.weight * (tokens * torch.rsqrt(variance + 1e-6))
+
+
+def test_a_cast_before_a_norm_goes_with_the_branch_of_the_norm():
+    network = stack(2)
+    for block in network.blocks:
+        block.norm0, block.norm1 = CastNorm(), CastNorm()
+    space = inspect(network, inputs(2), removable="branches")
+    kept = Architecture(blocks={"blocks": ("blocks.0.attention0", "blocks.1.up1-down1")})
+    student = shrink(network, kept, inputs(2), reading=space.reading)
+    assert isinstance(student, Stack)
+    assert_close(outputs_of(student, inputs(7)), outputs_of(without(network, [0, 3]), inputs(7)))
+
+
 def test_a_number_of_branches_alone_does_not_say_which():
     space = inspect(stack(), inputs(2), removable="branches")
     with pytest.raises(SpaceError, match=r"3 of the 6 branches .* not which; .*'blocks\.0\.attention0'"):

@@ -280,7 +280,16 @@ def test_an_encoder_with_a_padding_mask_keeps_its_class():
     [stage] = space.stages
     student = shrink(network, Architecture(depths={stage.name: 2}), inputs(5), reading=space.reading)
     assert not isinstance(student, TracedNetwork)
-    assert len(student.encoder.layers) == 2
+    assert len(student.encoder.layers) == student.encoder.num_layers == 2
+
+
+def test_a_padding_mask_counts_samples():
+    """Though torch's fused encoder treats all samples otherwise where one has padding in front."""
+    network, masks = Padded().eval(), torch.arange(TOKENS).expand(2, TOKENS) >= TOKENS - 1
+    network.forward = lambda images, mask: network.head(
+        network.encoder(network.stem(images), src_key_padding_mask=mask).mean(1)
+    )
+    assert inspect(network, (inputs(2)[0], masks)).reading.trace.axes == (0, 0)
 
 
 # --- which blocks stay
@@ -425,7 +434,7 @@ class Numbered(Stack):
         super().__init__(4)
         self.config = Configuration()
         for place, block in enumerate(self.blocks):
-            block.layer_idx = place
+            block.layer_idx, block.parts = place, nn.ModuleList([nn.Identity()])
 
 
 class Base(nn.Module):

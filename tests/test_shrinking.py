@@ -39,6 +39,7 @@ from transprune.models.resnet import ResNet, ResNetShape, resnet
 from transprune.reading.inspection import inspect
 from transprune.reading.macs import count_macs
 from transprune.reading.reading import Reading, read
+from transprune.shrinking.adapters import AttentionOfHeads
 from transprune.shrinking.shrink import kept_entries, shrink
 from transprune.shrinking.traced_network import TracedNetwork
 from transprune.space import SearchSpace
@@ -249,6 +250,78 @@ def test_whether_a_forward_can_follow_does_not_depend_on_the_size_of_the_outputs
     student = shrink(network, Architecture(widths={"inside": 3}), inputs)
     assert isinstance(student, TracedNetwork)
     assert student.reason == "its own forward computes something else after the cut"
+
+
+class Numbered(nn.Module):
+    """Holds how many rows and columns its matrix has, as the linear layers of GPT-2 do, and views both."""
+
+    def __init__(self, columns: int, rows: int) -> None:
+        super().__init__()
+        self.columns, self.rows = columns, rows
+        self.matrix = nn.Parameter(torch.randn(columns, rows))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return (features.reshape(-1, self.columns) @ self.matrix).view(*features.shape[:-1], self.rows)
+
+
+class HoldingSizes(nn.Module):
+    """Three layers, and numbers for their forwards; two that are equal by chance mean other things."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts, self.times, self.heads, self.features = [8, 4], 8, 4, 4
+        self.first, self.second, self.third = Numbered(6, 12), Numbered(8, 8), Numbered(16, 5)
+
+    def forward(self, features: Tensor) -> Tensor:
+        one, other = self.first(features).split(self.parts, dim=-1)
+        heads = self.second(one.tanh()).repeat(1, 2).unflatten(-1, (self.heads, self.features))
+        heads = (heads * torch.linspace(1, 2, self.features)).softmax(-2)
+        return self.third(heads.flatten(-2)) + other.mean() * self.times
+
+
+def test_numbers_that_a_module_hands_to_operators_follow_the_cut():
+    network, inputs = HoldingSizes().eval(), torch.randn(3, 6)
+    space = inspect(network, inputs)
+    for seed in range(3):
+        architecture = space.random_architecture(seed)
+        student = shrink(network, architecture, inputs, reading=space.reading)
+        assert isinstance(student, HoldingSizes)
+        assert sum(student.parts) == student.first.rows == student.first.matrix.shape[1]
+        assert (student.second.columns, student.second.rows) == student.second.matrix.shape
+        assert (student.times, student.features) == (8, 4)
+        assert (network.parts, network.second.columns) == ([8, 4], 8)
+
+
+OWN_ATTENTION = ({}, {"bias": False, "add_zero_attn": True}, {"add_bias_kv": True, "kdim": 6, "vdim": 5})
+
+
+@pytest.mark.parametrize("options", OWN_ATTENTION)
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("samples", [3, None])
+@pytest.mark.parametrize("mask", [None, torch.ones(4, 4).triu(1).bool(), torch.rand(4, 4), "heads"])
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_attention_of_heads_is_torchs_where_they_are_as_wide(options, batch_first, samples, mask, need_weights):
+    torch.manual_seed(0)
+    torchs = nn.MultiheadAttention(8, 2, batch_first=batch_first, **options)
+    for parameter in torchs.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    own = copy.deepcopy(torchs)
+    own.__class__ = AttentionOfHeads
+    shape = (4,) if samples is None else (samples, 4) if batch_first else (4, samples)
+    given = [torch.randn(*shape, width) for width in (8, torchs.kdim, torchs.vdim)]
+    padding = torch.arange(4) >= (torch.tensor(3) if samples is None else torch.tensor([[2], [3], [4]]))
+    if isinstance(mask, str):
+        mask = torch.rand((samples or 1) * 2, 4, 4)
+    if mask is not None and mask.dtype != torch.bool:
+        padding = torch.zeros(padding.shape).masked_fill(padding, -torch.inf)
+    for hidden in (None, padding):
+        found, wanted = (
+            each(*given, attn_mask=mask, key_padding_mask=hidden, need_weights=need_weights) for each in (own, torchs)
+        )
+        torch.testing.assert_close(found[0], wanted[0], rtol=1e-4, atol=1e-5)
+        assert (found[1] is None) is not need_weights
+        if need_weights:
+            torch.testing.assert_close(found[1], wanted[1], rtol=1e-4, atol=1e-5)
 
 
 def described(network: nn.Module) -> list[tuple[str, type, bool]]:

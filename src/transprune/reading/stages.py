@@ -271,9 +271,18 @@ def _parts(trace: Trace, entry: fx.Node, end: fx.Node, calls: Sequence[fx.Node])
     if not totals or not all(is_alike(start, entry) for start, _ in totals) or not is_alike(end, entry):
         return
     places = {node: place for place, node in enumerate(calls)}
-    cuts = [places[start] + 1 for start, _ in totals[1:]]
+    cuts = [places[_before_casts(start, waists)] + 1 for start, _ in totals[1:]]
     for (_, total), (first, last) in zip(totals, pairwise([0, *cuts, len(calls)]), strict=True):
         yield _Part(frozenset(calls[first:last]), calls[last - 1], total)
+
+
+def _before_casts(value: fx.Node, waists: Sequence[fx.Node]) -> fx.Node:
+    """What a value was before it was cast to the type that it has: such a cast belongs to what reads it, a norm say."""
+    while operator(value) in ("to", "_to_copy") and (source := value.all_input_nodes[0]) in waists:
+        if not is_alike(value, source):
+            break
+        value = source
+    return value
 
 
 def is_alike(value: fx.Node, other: fx.Node) -> bool:

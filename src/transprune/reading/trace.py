@@ -378,7 +378,8 @@ class _Trial:
 
 
 def _outputs(network: nn.Module, inputs: Example) -> list[Tensor]:
-    with torch.no_grad(), seeded(0, "comparing"), _silent():
+    # Torch's fused encoder treats padding otherwise as soon as one sample of a batch has it in front.
+    with torch.no_grad(), attention_in_parts(), seeded(0, "comparing"), _silent():
         return list(tensors_in(called(network, inputs)))
 
 

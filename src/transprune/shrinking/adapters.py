@@ -3,7 +3,7 @@
 After a cut, a module still names its old number of channels (`nn.Conv2d.in_channels`) or heads, and some forwards read
 it. The adapters here compute such attributes from the new parameters, for modules of torch, timm and transformers;
 `register_adapter` teaches transprune a module of your own. Where a branch is left out of a block, `LeftOut` takes the
-place of its modules.
+place of its modules. Torch's own attention cannot have fewer heads than its width asks for; `AttentionOfHeads` can.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 Adapter = Callable[[Any, Any], None]
 """Changes the attributes of a cut module in place. Its arguments: the cut module, whose own parameters and submodules
@@ -56,10 +57,17 @@ class LeftOut(nn.Module):
             tensor alone.
         adds_nothing: Whether it gives zeros, because they are added to what the branch reads. Else it gives the first
             tensor that it is called with.
+        replaced: The module itself. Its plain values stay, because the forward around it may read them; its parameters
+            are None.
     """
 
-    def __init__(self, structure: tuple[int, int] | None, *, adds_nothing: bool) -> None:
+    def __init__(self, structure: tuple[int, int] | None, *, adds_nothing: bool, replaced: nn.Module) -> None:
         super().__init__()
+        for name, value in vars(replaced).items():
+            if isinstance(value, bool | int | float | str) and name not in vars(self):
+                setattr(self, name, value)
+        for name in replaced._parameters:
+            self.register_parameter(name, None)
         self.structure, self.adds_nothing = structure, adds_nothing
 
     def extra_repr(self) -> str:
@@ -72,6 +80,106 @@ class LeftOut(nn.Module):
             return result
         count, place = self.structure
         return tuple(result if each == place else None for each in range(count))
+
+
+class AttentionOfHeads(nn.MultiheadAttention):
+    """Torch's attention with heads that together are narrower, or wider, than what it reads.
+
+    Torch takes the width of a head from that of its input. Here the weights decide, and all else is as in torch:
+    parameters, arguments and results. There is no fused path.
+    """
+
+    def forward(  # noqa: PLR0917 - torch's own arguments
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        is_batched = query.dim() == 3
+        given = [query, key, value]
+        if not is_batched:
+            given = [each[None] for each in given]
+            key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]
+        elif not self.batch_first:
+            given = [each.transpose(0, 1) for each in given]
+        asked, keys, values = (F.linear(*each) for each in zip(given, *self._projections(), strict=True))
+        if self.bias_k is not None and self.bias_v is not None:
+            keys, values = (
+                torch.cat([each, bias.expand(len(each), -1, -1)], dim=1)
+                for each, bias in ((keys, self.bias_k), (values, self.bias_v))
+            )
+        heads = [each.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for each in (asked, keys, values)]
+        if self.add_zero_attn:
+            heads[1:] = [F.pad(each, (0, 0, 0, 1)) for each in heads[1:]]
+        mask = self._mask(attn_mask, key_padding_mask, heads[0], heads[1])
+        dropout = self.dropout if self.training else 0.0
+        weights = None
+        if need_weights:
+            scores = heads[0] @ heads[1].transpose(-2, -1) * self.head_dim**-0.5
+            weights = F.dropout((scores if mask is None else scores + mask).softmax(-1), dropout)
+            found = weights @ heads[2]
+            weights = weights.mean(1) if average_attn_weights else weights
+        else:
+            asked, keys, values = heads
+            found = F.scaled_dot_product_attention(asked, keys, values, mask, dropout, scale=self.head_dim**-0.5)
+        found = self.out_proj(found.transpose(1, 2).flatten(2))
+        if not is_batched:
+            return found[0], None if weights is None else weights[0]
+        return found if self.batch_first else found.transpose(0, 1), weights
+
+    def _projections(self) -> tuple[Any, Any]:
+        """Weights and biases of query, key and value."""
+        separate = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+        weights = separate if separate[0] is not None else self.in_proj_weight.chunk(3)
+        return weights, (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+
+    def _mask(self, between: Tensor | None, padding: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
+        """What is added to the scores [samples, heads, queries, keys]; nothing hides the keys that are added here."""
+        if between is not None and between.dim() == 3:
+            between = between.unflatten(0, (-1, self.num_heads))
+        padding = None if padding is None else padding[:, None, None]
+        total: Tensor | None = None
+        for mask in (between, padding):
+            if mask is not None:
+                none = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device)
+                added = none.masked_fill(mask, -torch.inf) if mask.dtype == torch.bool else mask
+                added = F.pad(added, (0, key.shape[-2] - added.shape[-1]))
+                total = added if total is None else total + added
+        return total
+
+
+def _attention(cut: Any, original: Any) -> None:
+    """Torch's attention: it is of torch's own class where its heads together are as wide as what it reads."""
+    if type(original) not in (nn.MultiheadAttention, AttentionOfHeads):
+        return
+    width, before = cut.out_proj.in_features, original.out_proj.in_features
+    if original.num_heads > 1:
+        cut.num_heads = original.num_heads * width // before
+    first = cut.q_proj_weight if cut.in_proj_weight is None else cut.in_proj_weight
+    cut.embed_dim = first.shape[1]
+    others = (first, first) if cut.in_proj_weight is not None else (cut.k_proj_weight, cut.v_proj_weight)
+    cut.kdim, cut.vdim = (each.shape[1] for each in others)
+    if width != cut.embed_dim or width != cut.num_heads * cut.head_dim:
+        cut.__class__ = AttentionOfHeads
+
+
+def _encoder(cut: Any, original: Any) -> None:
+    cut.num_layers = len(cut.layers)
+
+
+def turn_off_fused_encoders(network: nn.Module) -> None:
+    """Makes torch's encoders run their parts one by one where a part is not torch's own any more."""
+    for module in network.modules():
+        if any(isinstance(each, LeftOut | AttentionOfHeads) for each in module.modules()):
+            if isinstance(module, nn.TransformerEncoder):
+                module.use_nested_tensor = False
+            elif isinstance(module, nn.TransformerEncoderLayer):
+                module.activation_relu_or_gelu = 0  # the fused layer knows these two
 
 
 def _convolution(cut: Any, original: Any) -> None:
@@ -164,13 +272,14 @@ def _grouped_evo_norm(cut: Any, original: Any) -> None:
 
 def _transformer(cut: Any, original: Any) -> None:
     """A network of `transformers` with fewer layers: its configuration and its caches number them."""
+    left = dict(cut.named_modules())
     for path, before in original.named_modules():
-        owners = [original.get_submodule(path.rpartition(".")[0])] if path else []
-        if type(before) is not nn.ModuleList or any(
-            getattr(each, "config", None) not in (None, original.config) for each in owners
-        ):
+        parent, _, name = path.rpartition(".")
+        if type(before) is not nn.ModuleList or parent not in left:
             continue
-        after = cut.get_submodule(path)
+        if getattr(original.get_submodule(parent), "config", None) not in (None, original.config):
+            continue
+        after = left[parent]._modules[name]
         kept = [place for place, name in enumerate(before._modules) if name in after._modules]
         if len(kept) == len(before):
             continue
@@ -215,6 +324,8 @@ TORCH: dict[type | str, Adapter] = {
     nn.GroupNorm: _group_norm,
     nn.PReLU: _prelu,
     nn.Embedding: _embedding,
+    nn.MultiheadAttention: _attention,
+    nn.TransformerEncoder: _encoder,
     nn.RNNBase: _recurrent,
     nn.RNNCellBase: _recurrent_cell,
 }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Literal
+from itertools import chain, islice
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -21,9 +23,9 @@ from transprune.reading.layouts import Layout, Sizes, full_size, is_prefix, kept
 from transprune.reading.networks import form_tensors, set_mode, untouched, unwrapped
 from transprune.reading.reading import Reading, read
 from transprune.reading.stages import BlockRun, calls_by_path, is_inside
-from transprune.reading.trace import Example
+from transprune.reading.trace import Example, source_line
 from transprune.runtime.structures import as_inputs, copied
-from transprune.shrinking.adapters import LeftOut, adapt
+from transprune.shrinking.adapters import LeftOut, adapt, turn_off_fused_encoders
 from transprune.shrinking.traced_network import TracedNetwork, sizes_of, traced_network
 
 StudentWeights = Literal["inherit", "scratch"]
@@ -103,6 +105,15 @@ def kept_entries(
     }
 
 
+_Number: TypeAlias = "int | tuple[int, ...]"
+_Numbers: TypeAlias = "dict[tuple[str, str], _Number]"
+"""Values of attributes, by the path of the module and the attribute's name."""
+_Line: TypeAlias = "tuple[str, int, str, int]"
+"""A line of code, which call there, its argument, and which number of that."""
+MOST_GUESSES = 16
+"""So many times is the forward of a student tried at most."""
+
+
 @dataclass(frozen=True)
 class _Shrinking:
     """A model, what was read from it, and the architecture to make."""
@@ -118,9 +129,15 @@ class _Shrinking:
     def student(self, inputs: Example) -> nn.Module:
         """The smaller network, of the model's own classes if its forward can follow."""
         self._drop_branches(own := self._cut_model(), inputs)
+        turn_off_fused_encoders(own)
         traced = traced_network(self.program, copied(own), self.sizes, reason="")
         problem = _disagreement(own, traced, inputs)
-        return own if problem is None else traced_network(self.program, own, self.sizes, reason=problem)
+        if problem is None:
+            return own
+        for changed in self._with_taken_numbers(own):
+            if _disagreement(changed, traced, inputs) is None:
+                return changed
+        return traced_network(self.program, own, self.sizes, reason=problem)
 
     @cached_property
     def program(self) -> Program:
@@ -166,11 +183,13 @@ class _Shrinking:
         structures = _structures(self.model, list(found), inputs) if found else {}
         for path, adds_nothing in found.items():
             parent, _, name = path.rpartition(".")
-            student.get_submodule(parent)._modules[name] = LeftOut(structures.get(path), adds_nothing=adds_nothing)
+            owner = student.get_submodule(parent)
+            replaced = owner.get_submodule(name)
+            owner._modules[name] = LeftOut(structures.get(path), adds_nothing=adds_nothing, replaced=replaced)
         for path in own:  # those of the block itself, which its own forward may read
             parent, _, name = path.rpartition(".")
             module = _module_at(student, parent)
-            if module is not None:
+            if module is not None and not isinstance(module, LeftOut):
                 module._parameters.pop(name, None)
 
     def _parameters_of_branch(self, stage: BlockRun, place: int) -> list[str]:
@@ -246,6 +265,48 @@ class _Shrinking:
             if isinstance(module, nn.LayerNorm) and isinstance(shape, tuple):
                 module.normalized_shape = tuple(size_of(layout, self.sizes) for layout in shape)
 
+    def _with_taken_numbers(self, student: nn.Module) -> Iterator[nn.Module]:
+        """Copies whose modules hold other numbers, those that their forwards hand to operators as sizes.
+
+        A number is the size that a line of a forward asks for if the two are equal in every module of the class. Where
+        chance leaves several answers, each number is also tried alone with another one.
+        """
+        options: list[list[_Numbers]] = []
+        paths: dict[type, list[str]] = {}
+        for path, module in self.model.named_modules():
+            if type(_module_at(student, path)) is type(module):
+                paths.setdefault(type(module), []).append(path)
+        taken = self._taken_sizes()
+        for instances in paths.values():
+            for name in vars(self.model.get_submodule(instances[0])):
+                found = _answers(self.model, name, {path: taken.get(path, {}) for path in instances})
+                if found:
+                    options.append(found)
+        usual = [each[0] for each in options]
+        others = (
+            [*usual[:place], other, *usual[place + 1 :]] for place, each in enumerate(options) for other in each[1:]
+        )
+        for chosen in islice(chain([usual] if usual else [], others), MOST_GUESSES):
+            changed = copied(student)
+            for (path, name), number in chain.from_iterable(each.items() for each in chosen):
+                module = changed.get_submodule(path)
+                setattr(module, name, number if isinstance(number, int) else type(vars(module)[name])(number))
+            yield changed
+
+    def _taken_sizes(self) -> dict[str, dict[_Line, tuple[_Number, _Number]]]:
+        """What each line of a module's forward asks for, in the unpruned network and after the cut."""
+        found: dict[str, dict[_Line, tuple[_Number, _Number]]] = {}
+        calls = Counter[tuple[str, str]]()
+        for node, arguments in self.reading.rewrites.items():
+            place = (self.reading.trace.module_path(node), source_line(node))
+            lines = found.setdefault(place[0], {})
+            for name, given in arguments.items():
+                for which, layout in enumerate((given, *given) if isinstance(given, tuple) else (given,)):
+                    pair = (_number(layout, Sizes()), _number(layout, self.sizes))
+                    lines[place[1], calls[place], name, which] = pair
+            calls[place] += 1
+        return found
+
     def _add_projections(self, student: nn.Module) -> None:
         sums = set(self.program.free_sums.values())
         for facts in self.reading.layers:
@@ -255,6 +316,34 @@ class _Shrinking:
                 added = projection(inputs, outputs, has_norm=total.has_norm).to(next(student.parameters()))
                 nn.init.dirac_(next(added.parameters()))
                 total.shortcut = added.train(total.training)
+
+
+def _number(layout: Layout | tuple[Layout, ...], sizes: Sizes) -> _Number:
+    """How many entries of one layout, or of each of several, are in use."""
+    return tuple(size_of(each, sizes) for each in layout) if isinstance(layout, tuple) else size_of(layout, sizes)
+
+
+def _answers(
+    model: nn.Module, name: str, taken: Mapping[str, Mapping[_Line, tuple[_Number, _Number]]]
+) -> list[_Numbers]:
+    """What an attribute of a class may have to be after a cut, the most likely first; nothing if it need not change."""
+    numbers = {path: _as_number(vars(model.get_submodule(path)).get(name)) for path in taken}
+    lines = dict.fromkeys(line for asked in taken.values() for line in asked)
+    fitting = [
+        line for line in lines if all(numbers[p] == asked[line][0] for p, asked in taken.items() if line in asked)
+    ]
+    each = [{(path, name): asked[line][1] for path, asked in taken.items() if line in asked} for line in fitting]
+    if all(now == numbers[path] for found in each for (path, _), now in found.items()):
+        return []
+    together: _Numbers = {key: now for found in each for key, now in found.items()}
+    if all(together[key] == now for found in each for key, now in found.items()):
+        return [together, {}]
+    return [{}, *each]
+
+
+def _as_number(value: object) -> object:
+    """A value of a module as `_number` gives it; None if it is no number, nor several."""
+    return tuple(value) if isinstance(value, list | tuple) else None if isinstance(value, bool) else value
 
 
 def _structures(model: nn.Module, paths: Sequence[str], inputs: Example) -> dict[str, tuple[int, int]]:
