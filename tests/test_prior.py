@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 import signal
@@ -216,10 +217,25 @@ def test_contenders_are_tried_before_one_is_kept(model: nn.Module) -> None:
     assert found.kept is not None
     for each in found.contenders:
         assert each.trial_epochs == 2
-        assert each.evaluation.loss != untried[each.name].evaluation.loss, "it has learned"
+        assert each.evaluation.loss <= untried[each.name].evaluation.loss
         for name, value in each.student.items():  # what training starts from has not
             torch.testing.assert_close(value, untried[each.name].student[name], rtol=0, atol=0)
+    assert found.kept.evaluation.loss < untried[found.kept.name].evaluation.loss, "it has learned"
     assert found.kept.evaluation.loss == min(each.evaluation.loss for each in found.contenders)
+
+
+def test_a_trial_that_does_harm_is_not_counted(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoilt(bilevel: Bilevel, student: nn.Module, teacher: nn.Module, name: str) -> nn.Module:
+        harmed = copy.deepcopy(student)
+        for parameter in harmed.parameters():
+            nn.init.normal_(parameter, std=100)
+        return harmed
+
+    monkeypatch.setattr("transprune.searching.contenders._tried", spoilt)
+    untried, tried = (
+        search(model, two_colours(), "macs=0.5", replace(SCORES, epochs=1, trial_epochs=epochs)) for epochs in (0, 2)
+    )
+    assert [each.evaluation for each in tried.contenders] == [each.evaluation for each in untried.contenders]
 
 
 def test_a_stopped_trial_goes_on(model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ class Contender:
     name: str
     architecture: Architecture
     evaluation: Evaluation
-    """On the architecture's part of the data, after the epochs of the trial."""
+    """On the architecture's part of the data, after the epochs of the trial, or before them if these did harm."""
     trial_epochs: int = 0
     """Epochs for which it has learned."""
     student: Mapping[str, Tensor] = field(repr=False)
@@ -94,12 +94,13 @@ def _measured(bilevel: Bilevel, prior: Prior, targets: Targets, *, name: str, ar
 
     state = processes.from_first(repaired)  # sums differ from process to process
     student.load_state_dict(state)
-    if bilevel.options.trial_epochs:
-        student = _tried(bilevel, student, prior.network, name)
+    each = [_tried(bilevel, student, prior.network, name)] if bilevel.options.trial_epochs else []
+    # A trial that does harm, as at a rate that is too high for the network, says nothing of the architecture.
+    evaluation = min((_evaluated(bilevel, network) for network in (*each, student)), key=lambda found: found.loss)
     return Contender(
         name=name,
         architecture=architecture,
-        evaluation=_evaluated(bilevel, student),
+        evaluation=evaluation,
         trial_epochs=bilevel.options.trial_epochs,
         student=on_device(state, "cpu"),
     )
