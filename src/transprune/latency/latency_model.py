@@ -216,7 +216,8 @@ class LatencyModel(Cost):
                 f"cannot trust the latency model: on {len(self.validation.errors)} random architectures its median "
                 f"error is {100 * self.validation.median:.1f} % (worst {100 * self.validation.worst:.1f} %), expected "
                 f"at most {100 * bound:.1f} %; stop what else runs on this machine and measure again, with more "
-                f"repeats (repeats=...) or finer (grid=...), or accept it with a higher bound (bound=...)"
+                "repeats (repeats=...; on the command line --latency.repeats and its like) or finer (grid=...), or "
+                "accept it with a higher bound (bound=...)"
             )
 
 

@@ -298,16 +298,25 @@ def _chart(
         for place, point in students.items():
             text = f"run {place + 1}: {measured(metric, point[1])} at {said(point[0])}"
             hovered(axes.plot(*point, "o", color=COLORS[place % len(COLORS)], ms=6), text)
-            axes.annotate(str(place + 1), point, xytext=(4, 3), textcoords="offset points", size=7)
+            axes.annotate(str(place + 1), point, xytext=(4, -9 if place % 2 else 3), textcoords="offset points", size=7)
         axes.set(xlabel="MACs a sample" if key == "macs" else "latency", ylabel=metric_axis(metric))
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: said(value)))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axes.margins(0.08, 0.15)
+        if metric == "top1":
+            axes.set_ylim(*_percents([point[1] for point in (*students.values(), *teachers) if None not in point]))
         axes.grid(axis="y", color=(INK, 0.12), lw=0.6)
         axes.set_axisbelow(True)
         points = "; ".join(f"run {n + 1}: {measured(metric, p[1])} at {said(p[0])}" for n, p in students.items())
         return inline_svg(figure, name, f"Points of {metric_label(metric)} against cost. {points}.")
+
+
+def _percents(shown: Sequence[float]) -> tuple[float, float]:
+    """Limits of an axis that shows these percents, and one percent at least; nothing is above 100."""
+    least, most = min(shown), max(shown)
+    beside = max(0.15 * (most - least), (1 - most + least) / 2)
+    return max(least - beside, 0), min(most + beside, 100.1)
 
 
 def _undominated(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -312,8 +312,8 @@ def _uses(record: RunRecord) -> Iterator[tuple[str, str]]:
         yield (
             "Without PyTorch",
             f"import numpy, onnxruntime\n\nsession = onnxruntime.InferenceSession({f'{file}/student.onnx'!r})\n"
-            f"inputs = {{session.get_inputs()[0].name: numpy.zeros((1, {shape}), dtype=numpy.float32)}}\n"
-            "(answers,) = session.run(None, inputs)",
+            f"name = session.get_inputs()[0].name\ninputs = numpy.zeros((1, {shape}), numpy.float32)\n"
+            "(answers,) = session.run(None, {name: inputs})",
         )
 
 

@@ -36,10 +36,16 @@ def compact(value: float, unit: str = "") -> str:
 
 
 def tick(value: float) -> str:
-    """Formats a figure for an axis, with no more digits than needed."""
-    text = compact(value)
-    figure, _, prefix = text.partition(" ")
-    return f"{float(figure):g} {prefix}".strip()
+    """Formats a figure for an axis, with no more digits than needed.
+
+    Example:
+        >>> tick(1_325_000), tick(1_300_000), tick(0)
+        ('1.325 M', '1.3 M', '0')
+    """
+    for size, prefix in _PREFIXES:
+        if abs(value) >= size:
+            return f"{value / size:.4g} {prefix}"
+    return f"{value:.0f}"
 
 
 def amount(kind: str, value: float) -> str:

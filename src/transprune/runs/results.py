@@ -47,7 +47,9 @@ def show_results(folder: RunFolder) -> None:
     """Prints teacher and student side by side."""
     result = folder.read_json("result.json")
     teacher, student, budgets = result["teacher"], result["student"], result["budgets"]
-    metrics = [(name, name, "{:.4g}") for name in (*result["metrics"], "loss")] if "metrics" in result else []
+    known = {key for _, key, _ in ROWS}
+    own = [name for name in (*result.get("metrics", ()), "loss") if name not in known] if "metrics" in result else []
+    metrics = [(name, name, "{:.4g}") for name in own]
     rows = [
         [label, form.format(teacher[key]), form.format(student[key]), _change(key, teacher[key], student[key])]
         for label, key, form in (*metrics, *ROWS)
