@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import transprune
 from transprune.reading.inspection import inspect
-from transprune.reading.trace import attention_in_parts
+from transprune.reading.trace import in_parts
 from transprune.shrinking.shrink import shrink
 from transprune.shrinking.traced_network import TracedNetwork
 from transprune.tas.sampling import ArchitectureParameters, Selection
@@ -234,7 +234,7 @@ def checked(case: Case) -> dict[str, object]:
     with torch.no_grad():
         for count in (2, 5, 16):
             inputs = case.inputs(count)
-            with attention_in_parts():
+            with in_parts():
                 wanted = network(*inputs)
             gap = float((supernet.eval()(full, *inputs) - wanted).abs().max() / wanted.abs().max())
             found[f"gap{count}"] = gap if gap > 1e-5 else 0

@@ -17,7 +17,7 @@ import oracles
 from transprune.errors import ModelError
 from transprune.kernels.feature_maps import use_channels_last
 from transprune.reading.inspection import inspect
-from transprune.reading.macs import count_macs
+from transprune.reading.macs import count_macs, counting
 from transprune.shrinking.shrink import shrink
 from transprune.shrinking.sort import sort_channels
 from transprune.tas.sampling import Selection
@@ -205,9 +205,8 @@ def test_predicted_counted_and_computed_macs_are_one_number(name):
         assert oracles.count_parameters(student) == space.params(architecture)
 
 
-@pytest.mark.parametrize("name", ["einsum of three", "multi_dot", "addbmm", "cdist"])
-def test_what_no_rule_says_is_a_constant_that_is_shown(name):
-    network, example, macs = network_of(name)
+def test_what_no_rule_says_is_a_constant_that_is_shown():
+    network, example, macs = network_of("addbmm")
     space = inspect(network, example)
     [constant] = [layer for layer in space.layers if layer.operator == "constant"]
     assert constant.macs(1, 1) == macs - LINEAR
@@ -410,6 +409,32 @@ def test_operators_that_run_for_each_head_cost_what_is_counted(names):
     torch.testing.assert_close(
         shrink(network, space.full_architecture(), TOKENS, reading=space.reading)(TOKENS), network(TOKENS)
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "groups"),
+    [
+        ("einsum of three", ["first", "weight", "inside"]),
+        ("multi_dot", ["first", "weight", "inside"]),
+        ("tensordot", ["first", "weight", "inside"]),
+        ("inner", ["first", "weight", "inside"]),
+        ("cdist", ["first", "inside"]),
+    ],
+)
+def test_products_of_many_forms_have_widths(name, groups):
+    network, example, _ = network_of(name)
+    space = inspect(network, example)
+    assert [group.name for group in space.groups] == groups
+    architecture = space.random_architecture(1)
+    student = shrink(network, architecture, example, reading=space.reading)
+    supernet = Supernet(network, space, example, alignment="pad")
+    torch.testing.assert_close(supernet(Selection.of(space, architecture), example), student(example))
+
+
+def test_a_chain_that_ends_in_a_vector_is_counted_from_there():
+    with counting() as counter:
+        torch.linalg.multi_dot([torch.ones(9, 16), torch.ones(16, 7), torch.ones(7)])
+    assert counter.macs == 16 * 7 + 9 * 16
 
 
 @pytest.mark.parametrize("name", ["bare", "experts", "as in GPT-2", "weight norm", "spectral norm", "scattered", "bag"])

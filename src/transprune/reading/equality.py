@@ -23,7 +23,7 @@ from transprune.reading.rules import lookups
 from transprune.reading.trace import (
     Example,
     Trace,
-    attention_in_parts,
+    in_parts,
     inputs_for,
     is_own,
     operator,
@@ -60,8 +60,8 @@ def outputs_of(network: Callable[..., Any], inputs: Example) -> list[Tensor]:
 
     Attention runs in parts, as it does when it is traced: its fused path gives zeros where padding is masked.
     """
-    with torch.no_grad(), attention_in_parts(), seeded(0, "comparing"):
-        return list(tensors_in(called(network, mapped(inputs, Tensor.clone))))
+    with torch.no_grad(), in_parts(), seeded(0, "comparing"):
+        return [each.detach() for each in tensors_in(called(network, mapped(inputs, Tensor.clone)))]
 
 
 def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> str | None:

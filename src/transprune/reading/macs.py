@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transprune.architecture import Architecture
 from transprune.costs import Channels
 from transprune.reading.networks import check_copyable, in_evaluation, untouched
-from transprune.reading.trace import Example, attention_in_parts, inputs_to_run, rebatched, sample_axes
+from transprune.reading.trace import Example, in_parts, inputs_to_run, letters_of, rebatched, sample_axes
 from transprune.runtime.seeds import seeded
 from transprune.runtime.structures import called, tensors_in
 from transprune.space import SearchSpace
@@ -76,7 +76,7 @@ def _counted(model: nn.Module, inputs: Example) -> int:
 def counting() -> Iterator[MacCounter]:
     """Counts the multiply-adds of what runs inside, in `macs`; it draws no random numbers from the caller's."""
     counter = MacCounter()
-    with torch.no_grad(), seeded(0, "counting"), attention_in_parts(), counter.products, counter:
+    with torch.no_grad(), seeded(0, "counting"), counter.products, counter, in_parts():
         yield counter
 
 
@@ -172,24 +172,6 @@ def _pair(args: Any, named: Any, outcome: Any) -> int | None:
         for letter, size in zip(term, tensor.shape, strict=True):
             sizes[letter] = max(int(size), sizes.get(letter, 1))
     return prod(sizes[letter] for letter in multiplied(terms, output)) if summed(terms, output) else 0
-
-
-def letters_of(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
-    """The axes of the tensors of an einsum and those of its result, a letter for each; dots become letters too.
-
-    Example:
-        >>> letters_of("...ij,jk", [3, 2])
-        (['αij', 'jk'], 'αik')
-    """
-    inputs, arrow, output = equation.replace(" ", "").partition("->")
-    terms = inputs.split(",")
-    dots = [rank - len(term) + 3 if "..." in term else 0 for term, rank in zip(terms, ranks, strict=True)]
-    greek = "".join(chr(ord("α") + place) for place in range(max(dots)))
-    if not arrow:
-        named = [letter for term in terms for letter in term if letter != "."]
-        output = greek + "".join(sorted({letter for letter in named if named.count(letter) == 1}))
-    terms = [term.replace("...", greek[len(greek) - count :]) for term, count in zip(terms, dots, strict=True)]
-    return terms, output.replace("...", greek)
 
 
 def summed(terms: Sequence[str], output: str) -> list[str]:

@@ -8,15 +8,17 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from inspect import Signature
 from itertools import islice, product
+from string import ascii_letters
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.overrides import TorchFunctionMode
 
 from transprune.errors import DataError, ModelError, first_line
 from transprune.reading.networks import in_evaluation, set_mode, untouched
@@ -351,7 +353,8 @@ class _Trial:
         with torch.no_grad():
             for parameter in network.parameters():
                 positive = parameter.abs()
-                parameter.copy_(positive / positive[0].sum().clamp(min=0.1) if parameter.dim() > 1 else positive)
+                has_rows = parameter.dim() > 1 and len(parameter) > 0
+                parameter.copy_(positive / positive[0].sum().clamp(min=0.1) if has_rows else positive)
         return network
 
     def _apart(self, network: nn.Module, axes: tuple[int | None, ...], length: int | None) -> bool | None:
@@ -379,8 +382,8 @@ class _Trial:
 
 def _outputs(network: nn.Module, inputs: Example) -> list[Tensor]:
     # Torch's fused encoder treats padding otherwise as soon as one sample of a batch has it in front.
-    with torch.no_grad(), attention_in_parts(), seeded(0, "comparing"), _silent():
-        return list(tensors_in(called(network, inputs)))
+    with torch.no_grad(), in_parts(), seeded(0, "comparing"), _silent():
+        return [each.detach() for each in tensors_in(called(network, inputs))]  # a forward may turn gradients on
 
 
 def _axes_of(tensor: Tensor, size: int) -> list[int | None]:
@@ -558,7 +561,7 @@ def _export(network: nn.Module, inputs: Example) -> _Export:
     flat.training = network.training
     try:
         # Without gradients: what a forward keeps of its results would have a history, which cannot be copied.
-        with _silent(), torch.no_grad(), attention_in_parts():
+        with _silent(), torch.no_grad(), in_parts():
             program = torch.export.export(flat, tuple(tensors_in(inputs)), strict=False)
     except Exception as error:  # torch.export raises many kinds
         raise ModelError(
@@ -575,14 +578,68 @@ def _own_path(path: str) -> str:
 
 
 @contextmanager
-def attention_in_parts() -> Iterator[None]:
-    """Turns off the fused path that attention takes without gradients, which hides its matrix products."""
+def in_parts() -> Iterator[None]:
+    """Takes apart what hides several products in one operator: fused attention, and products of many tensors."""
     was_fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with _InPairs():
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(was_fused)
+
+
+class _InPairs(TorchFunctionMode):
+    """Multiplies several tensors pair by pair, as they are written.
+
+    Torch chooses an order by their sizes, so that no cost would follow the widths.
+    """
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.einsum and isinstance(args[0], str):
+            equation, *tensors = args
+            tensors = list(tensors[0]) if len(tensors) == 1 and isinstance(tensors[0], list | tuple) else tensors
+            if len(tensors) > 2:
+                return _einsum_in_pairs(equation, tensors)
+        elif function in (torch.linalg.multi_dot, torch.chain_matmul) and not kwargs:
+            tensors = list(args[0]) if isinstance(args[0], list | tuple) else list(args)
+            if tensors[-1].dim() == 1:  # what is nearest to a vector comes first
+                return reduce(lambda product, each: each @ product, reversed(tensors))
+            return reduce(torch.matmul, tensors)
+        return function(*args, **(kwargs or {}))
+
+
+def _einsum_in_pairs(equation: str, tensors: Sequence[Tensor]) -> Tensor:
+    terms, output = letters_of(equation, [tensor.dim() for tensor in tensors])
+    plain = dict(zip(dict.fromkeys("".join(terms)), ascii_letters, strict=False))  # torch knows no others
+    found, *others = tensors
+    letters = terms[0]
+    for place, (term, tensor) in enumerate(zip(terms[1:], others, strict=True), start=2):
+        needed = {*output, *"".join(terms[place:])}
+        joint = (
+            output if place == len(terms) else "".join(each for each in dict.fromkeys(letters + term) if each in needed)
+        )
+        pair = f"{letters},{term}->{joint}"
+        found, letters = torch.einsum("".join(plain.get(each, each) for each in pair), found, tensor), joint
+    return found
+
+
+def letters_of(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
+    """The axes of the tensors of an einsum and those of its result, a letter for each; dots become letters too.
+
+    Example:
+        >>> letters_of("...ij,jk", [3, 2])
+        (['αij', 'jk'], 'αik')
+    """
+    inputs, arrow, output = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    dots = [rank - len(term) + 3 if "..." in term else 0 for term, rank in zip(terms, ranks, strict=True)]
+    greek = "".join(chr(ord("α") + place) for place in range(max(dots)))
+    if not arrow:
+        named = [letter for term in terms for letter in term if letter != "."]
+        output = greek + "".join(sorted({letter for letter in named if named.count(letter) == 1}))
+    terms = [term.replace("...", greek[len(greek) - count :]) for term, count in zip(terms, dots, strict=True)]
+    return terms, output.replace("...", greek)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -12,9 +13,9 @@ from torch.nn import functional as F
 from transprune.costs import LayerKind
 from transprune.reading.axes import Axis, fix, mark, multiply
 from transprune.reading.coupling import Arguments, Axes, Call, Function, OperatorRule
-from transprune.reading.macs import letters_of, summed
+from transprune.reading.macs import summed
 from transprune.reading.rules.pointwise import broadcast, without_rule
-from transprune.reading.trace import operator
+from transprune.reading.trace import letters_of, operator
 from transprune.reading.unification import factor
 
 
@@ -212,17 +213,22 @@ def matmul(call: Call) -> Any:
 def _product(call: Call, first: Axes, second: Axes, sources: tuple[Any, Any]) -> Axes:
     call.unify(first[-1], second[-2])
     before = _broadcast_before(call, first[:-2], second[:-2])
-    rows, columns = first[-2], second[-1]
+    _add_matrices(call, before, (first[-2], first[-1], second[-1]), sources)
+    return [*before, first[-2], second[-1]]
+
+
+def _add_matrices(call: Call, before: Axes, own: tuple[Axis, Axis, Axis], sources: tuple[Any, Any]) -> None:
+    """Records a product of matrices with these rows, entries and columns; what a parameter brings in is a width."""
+    rows, shared, columns = own
     behind = [_origin(call, source) for source in sources]
     trace = call.coupling.trace
     has_data = any(trace.state(source) is None for source in behind)  # the norm of a weight is no layer
     if has_data and trace.parameter(behind[1]) is not None and columns.size > 1:
-        _add_bare_layer(call, sources[1], first[-1], columns, [*before, rows], along=-1)
+        _add_bare_layer(call, sources[1], shared, columns, [*before, rows], along=-1)
     elif has_data and trace.parameter(behind[0]) is not None and rows.size > 1:
-        _add_bare_layer(call, sources[0], first[-1], rows, [*before, columns], along=-2)
+        _add_bare_layer(call, sources[0], shared, rows, [*before, columns], along=-2)
     else:
-        _add_product(call, before, rows, first[-1], columns)
-    return [*before, rows, columns]
+        _add_product(call, before, rows, shared, columns)
 
 
 def _origin(call: Call, source: Any) -> Any:
@@ -238,7 +244,7 @@ def _parameter_behind(call: Call, source: Any) -> str | None:
 
 VIEWS = (
     *("t", "transpose", "permute", "numpy_T", "mT", "contiguous", "to", "_to_copy", "unsqueeze", "expand", "squeeze"),
-    *("view", "reshape", "flatten", "clone", "detach", "alias", "select", "unbind", "getitem"),
+    *("view", "reshape", "flatten", "clone", "detach", "alias", "select", "unbind", "getitem", "index", "index_select"),
 )
 """Operators through which the parameter of a product is seen."""
 
@@ -301,36 +307,43 @@ def attention(call: Call) -> Axes:
 
 
 def einsum(call: Call) -> Any:
-    """Multiplies tensors along named axes."""
+    """Multiplies tensors along named axes; of several it is taken apart into pairs before it is traced."""
     tensors = [call.coupling.axes(call.node, source) for source in call["tensors"]]
-    if len(tensors) > 2:  # in which order depends on the sizes
+    if len(tensors) > 2:
         return without_rule(call, "which multiplies several tensors in an order of its own")
     terms, output = letters_of(str(call["equation"]), [len(axes) for axes in tensors])
+    return _named_product(call, call["tensors"], terms, output)
+
+
+def _named_product(call: Call, sources: Sequence[Any], terms: Sequence[str], output: str) -> Axes:
+    """Multiplies tensors along axes that have a letter each, as in an einsum."""
     named: dict[str, Axis] = {}
-    for letters, axes in zip(terms, tensors, strict=True):
-        for letter, axis in zip(letters, axes, strict=True):
+    for letters, source in zip(terms, sources, strict=True):
+        for letter, axis in zip(letters, call.axes_of(source) or [], strict=True):
             if letters.count(letter) > 1:
                 call.fix(axis, "reads its diagonal")
             if named.get(letter, axis).size == axis.size:
                 call.unify(named.setdefault(letter, axis), axis)
             elif axis.size > 1:  # an axis of one entry is broadcast
                 named[letter] = axis
-    shared = [named[letter] for letter in summed(terms, output)] if len(terms) == 2 else []
-    if shared:
-        _add_einsum(call, multiply(shared), terms, output, named)
+    if len(terms) == 2 and summed(terms, output):
+        _add_named(call, sources, terms, output, named)
     return [named[letter] for letter in output]
 
 
-def _add_einsum(call: Call, shared: Axis, terms: list[str], output: str, named: dict[str, Axis]) -> None:
-    """Records an einsum of two tensors; what a parameter alone brings in is a width."""
-    for place, source in reversed(list(enumerate(call["tensors"]))):
+def _add_named(
+    call: Call, sources: Sequence[Any], terms: Sequence[str], output: str, named: Mapping[str, Axis]
+) -> None:
+    """Records a product along named axes; what a parameter alone brings in is a width."""
+    shared = multiply([named[letter] for letter in summed(terms, output)])
+    for place, source in reversed(list(enumerate(sources))):
         own = [letter for letter in output if letter in terms[place] and letter not in terms[1 - place]]
         if own and _parameter_behind(call, source) is not None:
             rest = [named[letter] for letter in output if letter != own[-1]]
             along = output.index(own[-1]) - len(output)
             _add_bare_layer(call, source, shared, named[own[-1]], rest, along=along)
             return
-    _record_product(call, shared, [named[letter] for letter in named if letter in output])
+    _record_product(call, shared, [named[letter] for letter in named if letter in output] or [call.fixed(1)])
 
 
 def deformable(call: Call) -> Axes:
@@ -379,28 +392,36 @@ def weight_norm(call: Call) -> Axes:
 
 def tensordot(call: Call) -> Axes:
     """Multiplies two tensors along pairs of axes."""
-    first, second = call.axes("self") or [], call.axes("other") or []
-    pairs = [
-        (int(one) % len(first), int(other) % len(second))
-        for one, other in zip(call["dims_self"], call["dims_other"], strict=True)
-    ]
-    for one, other in pairs:
-        call.unify(first[one], second[other])
-    left = [axis for place, axis in enumerate(first) if place not in [one for one, _ in pairs]]
-    right = [axis for place, axis in enumerate(second) if place not in [other for _, other in pairs]]
-    _record_product(call, multiply([first[one] for one, _ in pairs]), [*left, *right] or [call.fixed(1)])
-    return [*left, *right]
+    sources = call["self"], call["other"]
+    first, second = (_letters(call.axes_of(source) or [], start) for source, start in zip(sources, "aA", strict=True))
+    for one, other in zip(call["dims_self"], call["dims_other"], strict=True):
+        second[int(other)] = first[int(one)]
+    output = [letter for letter in (*first, *second) if not (letter in first and letter in second)]
+    return _named_product(call, sources, ["".join(first), "".join(second)], "".join(output))
 
 
 def inner(call: Call) -> Axes:
     """Multiplies two tensors along their last axes."""
-    first, second = call.axes("self") or [], call.axes("other") or []
+    sources = call["self"], call["other"]
+    first, second = (_letters(call.axes_of(source) or [], start) for source, start in zip(sources, "aA", strict=True))
     if not first or not second:
-        return broadcast(call, [first, second], call.shape)
-    call.unify(first[-1], second[-1])
-    result = [*first[:-1], *second[:-1]]
-    _record_product(call, first[-1], result or [call.fixed(1)])
-    return result
+        return broadcast(call, call.tensors(), call.shape)
+    second[-1] = first[-1]
+    return _named_product(call, sources, ["".join(first), "".join(second)], "".join([*first[:-1], *second[:-1]]))
+
+
+def _letters(axes: Axes, start: str) -> list[str]:
+    return [chr(ord(start) + place) for place in range(len(axes))]
+
+
+def distances(call: Call) -> Axes:
+    """The distance of each row of one matrix from each row of another."""
+    sources = call["x1"], call["x2"]
+    (*first, rows, entries), (*second, others, own) = (call.axes_of(source) or [] for source in sources)
+    call.unify(entries, own)
+    before = _broadcast_before(call, first, second)
+    _add_matrices(call, before, (rows, entries, others), sources)
+    return [*before, rows, others]
 
 
 def outer(call: Call) -> Axes:
@@ -543,6 +564,7 @@ RULES: dict[str, OperatorRule] = {
     **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), OperatorRule(axes=cell)),
     "_weight_norm": OperatorRule(axes=weight_norm),
     "torchvision::deform_conv2d": OperatorRule(axes=deformable),
+    **dict.fromkeys(("cdist", "_cdist_forward"), OperatorRule(axes=distances)),
     "tensordot": OperatorRule(axes=tensordot),
     "inner": OperatorRule(axes=inner),
     **dict.fromkeys(("outer", "ger"), OperatorRule(axes=outer)),
