@@ -218,6 +218,22 @@ class Dividing(nn.Module):
         return self.outside(self.inside(images) / images.shape[0])
 
 
+class OneByOne(Dividing):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.vmap(lambda image: self.outside(self.inside(image)))(images)
+
+
+class UpToTwelve(Dividing):
+    """Has a shift for each of twelve samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shifts", torch.zeros(12, 1, 1, 1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.outside(self.inside(images) + self.shifts[: len(images)])
+
+
 class Undecided(nn.Module):
     """Runs its layers once more than torch.export sees."""
 
@@ -264,6 +280,8 @@ ways(
     copy_fails=lambda _: inspect(nn.Sequential(Locked(), Locked()), torch.zeros(1, 2)),
     lazy=lambda _: inspect(nn.Sequential(nn.LazyLinear(2)), torch.zeros(1, 2)),
     trace_samples=lambda _: inspect(Dividing(), example()),
+    trace_functions=lambda _: inspect(OneByOne(), example()),
+    score_samples=lambda _: transprune.compress(UpToTwelve(), torch.zeros(32, 3, 8, 8), "macs=0.5"),
     traced_size=lambda _: traced_student()(torch.zeros(1, 3, 16, 16)),
     traced_pickle=lambda _: pickle.dumps(traced_student()),
     shrink_weights=lambda _: transprune.shrink(plain(), Architecture(), example(), weights="new"),

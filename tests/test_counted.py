@@ -14,6 +14,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torchvision.ops import roi_align
 
 import oracles
+from transprune.architecture import Architecture
 from transprune.errors import ModelError
 from transprune.kernels.feature_maps import use_channels_last
 from transprune.reading.inspection import inspect
@@ -748,6 +749,55 @@ def test_widths_that_lie_beside_what_an_operator_mixes(name):
     student = shrink(network, architecture, TOKENS, reading=space.reading)
     assert count_macs(student, TOKENS) == space.macs(architecture)
     assert oracles.count_parameters(student) == space.params(architecture)
+
+
+def test_biases_of_an_attention_count_its_own_outputs():
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside, self.last = nn.MultiheadAttention(12, 3, batch_first=True), nn.Linear(12, 5)
+
+        def forward(self, tokens):
+            return self.last(self.inside(tokens, tokens, tokens, need_weights=False)[0])
+
+    network = Attending().eval()
+    space = inspect(network, TOKENS)
+    architecture = Architecture(widths={"inside.out_proj": 7})
+    student = shrink(network, architecture, TOKENS, reading=space.reading)
+    assert type(student) is Attending
+    assert count_macs(student, TOKENS) == space.macs(architecture)
+
+
+def test_a_causal_mask_that_a_transformer_looks_into_is_traced():
+    class Causal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(12, 4, 16, batch_first=True)
+            self.layers, self.last = nn.TransformerEncoder(layer, 1), nn.Linear(12, 5)
+
+        def forward(self, tokens):
+            return self.last(self.layers(tokens, mask=nn.Transformer.generate_square_subsequent_mask(9)))
+
+    network = Causal().eval()
+    space = inspect(network, TOKENS)
+    student = shrink(network, space.smallest_architecture(), TOKENS, reading=space.reading)
+    assert count_macs(student, TOKENS) == space.macs(space.smallest_architecture())
+    full = shrink(network, space.full_architecture(), TOKENS, reading=space.reading)
+    torch.testing.assert_close(full(TOKENS), network(TOKENS))
+
+
+@pytest.mark.parametrize("name", ["no rows", "gradients"])
+def test_parameters_without_entries_and_gradients_in_a_forward_are_read(name):
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last, self.nothing = nn.Linear(12, 16), nn.Linear(16, 5), nn.Parameter(torch.ones(0, 3))
+
+        def forward(self, tokens):
+            with torch.set_grad_enabled(name == "gradients"):
+                return self.last(self.first(tokens).relu()) + self.nothing.sum()
+
+    assert [group.name for group in inspect(Odd(), TOKENS).groups] == ["first"]
 
 
 def test_an_averaged_model_is_the_network_that_it_averages():

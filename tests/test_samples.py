@@ -122,6 +122,36 @@ def test_sizes_that_are_the_number_of_samples_follow_it(function, monkeypatch):
             torch.testing.assert_close(other(tokens(batch)), expected)
 
 
+class Kept(nn.Module):
+    """Adds what it keeps for each of 64 samples: a state, or a shift."""
+
+    def __init__(self, is_recurrent: bool) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.before, self.cell, self.last = nn.Linear(6, 8), nn.GRU(8, 8, batch_first=True), nn.Linear(8, 5)
+        self.register_buffer("states", torch.randn(1, 64, 8, generator=generator))
+        self.is_recurrent = is_recurrent
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        features, count = self.before(inputs), len(inputs)
+        if self.is_recurrent:
+            return self.last(self.cell(features, self.states[:, :count])[0])
+        return self.last(features + self.states[0].narrow(0, 0, count)[:, None])
+
+
+@pytest.mark.parametrize("is_recurrent", [True, False])
+def test_what_is_kept_for_each_sample_follows_their_number_up_to_all_of_it(is_recurrent):
+    network = Kept(is_recurrent).eval()
+    space = inspect(network, tokens(1))
+    assert [group.name for group in space.groups] == (["before", "cell"] if is_recurrent else ["before"])
+    supernet = Supernet(network, space, tokens(1)).eval()
+    own = shrink(network, space.full_architecture(), tokens(1)).eval()
+    for batch in (1, 3, 40, 64):
+        found = supernet(Selection.of(space, space.full_architecture()), tokens(batch))
+        torch.testing.assert_close(found, network(tokens(batch)))
+        torch.testing.assert_close(own(tokens(batch)), found)
+
+
 class Recurrent(nn.Module):
     """A recurrent layer, whose first state has the samples on its second axis."""
 

@@ -288,6 +288,20 @@ def bound_arguments(node: fx.Node) -> dict[str, Any]:
     return bound
 
 
+def origin_of(source: Any) -> Any:
+    """What a tensor is, or is a view of."""
+    while isinstance(source, fx.Node) and source.op == "call_function" and operator(source) in VIEWS:
+        source = source.all_input_nodes[0]
+    return source
+
+
+VIEWS = (
+    *("t", "transpose", "permute", "numpy_T", "mT", "contiguous", "to", "_to_copy", "unsqueeze", "expand", "squeeze"),
+    *("view", "reshape", "flatten", "clone", "detach", "alias", "select", "unbind", "getitem", "index", "index_select"),
+)
+"""Operators through which a parameter is seen."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class OperatorRule:
     """All that is known about an operator; `transprune.register_rule` makes one."""

@@ -123,10 +123,11 @@ def _own_name(function: Any) -> str:
 def _attention_biases(*args: Any, **named: Any) -> int:
     """Biases that attention adds when it projects queries, keys, values and the result."""
     call = signature(F.multi_head_attention_forward).bind(*args, **named).arguments
-    query = int(call["query"].numel())
-    projected = query + prod(call["key"].shape[:-1]) * int(call["query"].shape[-1]) * 2
-    elements = 0 if call["in_proj_bias"] is None else projected
-    return elements if call["out_proj_bias"] is None else elements + query
+    queries, keys = (prod(call[name].shape[:-1]) for name in ("query", "key"))
+    inside, outside = (
+        0 if call[name] is None else int(call[name].numel()) for name in ("in_proj_bias", "out_proj_bias")
+    )
+    return int((queries + 2 * keys) * inside // 3 + queries * outside)
 
 
 def _recurrent(args: Any, named: Any, outcome: Any) -> int:

@@ -403,6 +403,7 @@ class _Freezing:
                 if any(id(atom) in self.names for atom in inner):
                     searched.add(use.name)
                     continue
+                inner.sort(key=lambda atom: atom.size, reverse=True)  # of a factor that is fixed anyway, no word
                 reasons = [atom.reason for atom in inner if atom.reason is not None]
                 other = (
                     "it has a single channel" if use.outputs.size == 1 else "nothing else reads or writes its channels"

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
 
 from transprune.errors import DataError, ModelError, first_line
@@ -532,7 +533,7 @@ class _Export:
     def trace_of(self, model: nn.Module, batch: int | None, axes: tuple[int | None, ...]) -> Trace:
         program = self.program
         graph = _without_assertions(_inlined(program.graph_module))
-        _check_sizes(model, graph)
+        _check_calls(model, graph)
         kinds: dict[InputKind, dict[str, str]] = {kind: {} for kind in InputKind}
         for spec in program.graph_signature.input_specs:
             kinds[spec.kind][spec.arg.name] = spec.target or ""
@@ -579,14 +580,19 @@ def _own_path(path: str) -> str:
 
 @contextmanager
 def in_parts() -> Iterator[None]:
-    """Takes apart what hides several products in one operator: fused attention, and products of many tensors."""
-    was_fused = torch.backends.mha.get_fastpath_enabled()
+    """Takes apart what hides several products in one operator: fused attention, and products of many tensors.
+
+    Nor does attention look into its mask to see whether it is causal, since a trace knows no values: it applies it.
+    """
+    was_fused, looks = torch.backends.mha.get_fastpath_enabled(), transformer._detect_is_causal_mask
     torch.backends.mha.set_fastpath_enabled(False)
+    transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: is_causal is True
     try:
         with _InPairs():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(was_fused)
+        transformer._detect_is_causal_mask = looks
 
 
 class _InPairs(TorchFunctionMode):
@@ -665,7 +671,12 @@ def _at(error: Exception) -> str:
     return f" at {place}" if place else ""
 
 
-def _check_sizes(model: nn.Module, graph: fx.Graph) -> None:
+def _check_calls(model: nn.Module, graph: fx.Graph) -> None:
+    """Checks that all that was traced runs again, at sizes that do not depend on values.
+
+    Raises:
+        ModelError: It does not.
+    """
     for node in graph.nodes:
         value = node.meta.get("val") if node.op == "call_function" else None
         if isinstance(value, Tensor) and any(isinstance(size, torch.SymInt) for size in value.shape):
@@ -673,6 +684,11 @@ def _check_sizes(model: nn.Module, graph: fx.Graph) -> None:
                 f"cannot read the model {type(model).__name__}: how many entries {operator(node)!r} "
                 f"({source_line(node)}) gives depends on the values of tensors; expected sizes that follow "
                 f"from those of the inputs"
+            )
+        if str(getattr(node.target, "__module__", "")).startswith("torch._functorch"):
+            raise ModelError(
+                f"cannot read the model {type(model).__name__}: its forward transforms functions by torch.func or "
+                f"torch.vmap ({source_line(node)}); expected operators that take the whole batch at once"
             )
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from transprune.architecture import Architecture
+from transprune.errors import DataError, TranspruneError, first_line
 from transprune.reading.coupling import PRODUCERS, Arguments, Function, Use
 from transprune.reading.execution import Program, Step, Surroundings
 from transprune.reading.layouts import Layout, Sizes, is_searched, kept_of
@@ -26,7 +27,7 @@ from transprune.reading.networks import unwrapped
 from transprune.reading.reading import Reading, read
 from transprune.reading.stages import BlockRun
 from transprune.reading.trace import Example, inputs_for, operator, shape
-from transprune.runtime.structures import copied
+from transprune.runtime.structures import copied, tensors_in
 from transprune.scores.least_squares import (
     Moments,
     as_matrix,
@@ -157,7 +158,11 @@ class Watched(Surroundings):
 
 @torch.no_grad()
 def record_targets(network: nn.Module, program: Program, inputs: tuple[Tensor, ...]) -> Targets:
-    """Runs the unpruned network on samples, in evaluation mode, and writes down what each layer gives."""
+    """Runs the unpruned network on samples, in evaluation mode, and writes down what each layer gives.
+
+    Raises:
+        DataError: It fails on them.
+    """
     wanted: dict[fx.Node, Tensor] = {}
 
     def record(node: fx.Node, axis: int, function: Function, arguments: Arguments) -> Any:
@@ -168,7 +173,17 @@ def record_targets(network: nn.Module, program: Program, inputs: tuple[Tensor, .
     layers = fitted_layers(program.reading).values()
     watches = {layer.node: partial(record, layer.node, layer.axis) for layer in layers}
     watches |= {layer.total: partial(record, layer.total, layer.axis) for layer in layers if layer.total is not None}
-    outputs = program.run(Watched(PlainRun(network, program, Sizes()), watches), inputs)
+    try:
+        outputs = program.run(Watched(PlainRun(network, program, Sizes()), watches), inputs)
+    except TranspruneError:
+        raise
+    except Exception as error:  # operators raise many kinds
+        count = program.reading.trace.samples_in(tuple(tensors_in(inputs)))
+        raise DataError(
+            f"cannot score {type(network).__name__} on {count} samples at once: it fails on them "
+            f"({first_line(error)}); expected inputs that its forward takes; where it takes so many samples only, ask "
+            "for fewer (samples=…, --samples)"
+        ) from error
     return Targets(wanted, outputs)
 
 

@@ -119,7 +119,7 @@ def evaluate_batches(network: Callable[..., Any], batches: Iterable[Batch], task
         try:
             outputs = called(network, batch.inputs)
             meter.add(task.loss_of(outputs, batch.targets), outputs, batch)
-        except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
+        except Exception as error:  # a user's forward or loss may raise anything
             problem = None if isinstance(error, TranspruneError) else data_problem(error, batch)
             if problem is None:
                 raise

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from transprune.errors import DataError, DivergenceError, OptionError, ResourceError, TranspruneError
+from transprune.errors import DataError, DivergenceError, OptionError, ResourceError, TranspruneError, first_line
 from transprune.options import Policy
-from transprune.runtime.structures import on_device, outline, tensors_in
+from transprune.runtime.structures import called, on_device, outline, tensors_in
+from transprune.runtime.user_code import own_place
 
 if TYPE_CHECKING:
     from transprune.training.batches import Batch
@@ -54,13 +56,13 @@ def explained(loop: Loop, batch: Batch | None = None) -> Iterator[None]:
 
     Raises:
         ResourceError: Memory ran out, or a data worker died.
-        DataError: A label, a dtype or the number of samples does not suit the network.
+        DataError: A label, a dtype or the number of samples does not suit the network, or its forward fails.
     """
     try:
         yield
     except TranspruneError:
         raise
-    except (RuntimeError, MemoryError, IndexError, ValueError, TypeError, AttributeError) as error:
+    except Exception as error:  # a user's forward or loss may raise anything
         place = loop.place() if batch else f"phase {loop.phase!r}, the figures of epoch {loop.epoch}"
         shape = f"a batch of {outline(plain_inputs(batch))}" if batch else "a batch of the same size"
         if _is_memory(error):
@@ -90,7 +92,24 @@ def _is_memory(error: Exception) -> bool:
 
 def data_problem(error: Exception, batch: Batch) -> str | None:
     """Explains an error about the data; None if the error is about something else."""
-    return _form_problem(error, batch) or _values_problem(str(error))
+    return _form_problem(error, batch) or _values_problem(str(error)) or _forward_problem(error)
+
+
+def _is_of_forward(error: Exception) -> bool:
+    """Whether an error was raised while a network ran, rather than a loss."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(frame.name == called.__name__ and frame.filename == called.__code__.co_filename for frame in frames)
+
+
+def _forward_problem(error: Exception) -> str | None:
+    """Explains any other error of a network."""
+    if not _is_of_forward(error):
+        return None
+    place = own_place(error)
+    return (
+        f"the network fails on it{f' at {place}' if place else ''} ({first_line(error)}); expected as many samples, of "
+        "such sizes and values, as its forward takes"
+    )
 
 
 def _form_problem(error: Exception, batch: Batch) -> str | None:
@@ -107,7 +126,7 @@ def _form_problem(error: Exception, batch: Batch) -> str | None:
             f"its targets are {outline(batch.targets)}, and a loss computes with tensors; number the classes in the "
             "data set, and give labels of torch.int64 [batch]"
         )
-    if any(words in text for words in _OTHER_SHAPES):
+    if any(words in text for words in _OTHER_SHAPES) and not _is_of_forward(error):
         return (
             f"its targets {outline(batch.targets)} do not suit the outputs ({text.strip().splitlines()[0]}); a "
             "classification expects labels of torch.int64 [batch]: squeeze an axis of length 1 away "

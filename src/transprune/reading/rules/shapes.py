@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from transprune.reading.axes import Axis, concatenate, is_fixed, multiply, settle
-from transprune.reading.coupling import Arguments, Axes, Call, OperatorRule
+from transprune.reading.coupling import Arguments, Axes, Call, OperatorRule, origin_of
 from transprune.reading.rules.pointwise import fixed_axes
 from transprune.reading.unification import factor, split, unify_products
 
@@ -218,6 +218,12 @@ def cut(call: Call) -> Axes:
     if step != 1:
         call.fix(axis, "reads it in steps")
         return [*axes[:place], call.fixed(length), *axes[place + 1 :]]
+    is_kept = call.coupling.trace.state(origin_of(call["self"])) is not None  # in a parameter, buffer or constant
+    if is_kept and start == 0 and length == call.coupling.trace.batch:
+        call.fix(axis, "reads as many of it as there are samples")
+        samples = call.new_axis(place, length)
+        call.rewrite(**{"length" if "length" in call.arguments else "end": samples})
+        return [*axes[:place], samples, *axes[place + 1 :]]
     sizes = [start, length, axis.size - start - length]
     before, kept, _ = split(axis, sizes, f"its uses do not fit together in {call.where}")
     if "length" in call.arguments:

@@ -7,15 +7,15 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
-from torch import Tensor, broadcast_shapes, fx
+from torch import Tensor, broadcast_shapes
 from torch.nn import functional as F
 
 from transprune.costs import LayerKind
 from transprune.reading.axes import Axis, fix, mark, multiply
-from transprune.reading.coupling import Arguments, Axes, Call, Function, OperatorRule
+from transprune.reading.coupling import Arguments, Axes, Call, Function, OperatorRule, origin_of
 from transprune.reading.macs import summed
 from transprune.reading.rules.pointwise import broadcast, without_rule
-from transprune.reading.trace import letters_of, operator
+from transprune.reading.trace import letters_of
 from transprune.reading.unification import factor
 
 
@@ -220,7 +220,7 @@ def _product(call: Call, first: Axes, second: Axes, sources: tuple[Any, Any]) ->
 def _add_matrices(call: Call, before: Axes, own: tuple[Axis, Axis, Axis], sources: tuple[Any, Any]) -> None:
     """Records a product of matrices with these rows, entries and columns; what a parameter brings in is a width."""
     rows, shared, columns = own
-    behind = [_origin(call, source) for source in sources]
+    behind = [origin_of(source) for source in sources]
     trace = call.coupling.trace
     has_data = any(trace.state(source) is None for source in behind)  # the norm of a weight is no layer
     if has_data and trace.parameter(behind[1]) is not None and columns.size > 1:
@@ -231,22 +231,8 @@ def _add_matrices(call: Call, before: Axes, own: tuple[Axis, Axis, Axis], source
         _add_product(call, before, rows, shared, columns)
 
 
-def _origin(call: Call, source: Any) -> Any:
-    """What a matrix is, or is a view of."""
-    while isinstance(source, fx.Node) and source.op == "call_function" and operator(source) in VIEWS:
-        source = source.all_input_nodes[0]
-    return source
-
-
 def _parameter_behind(call: Call, source: Any) -> str | None:
-    return call.coupling.trace.parameter(_origin(call, source))
-
-
-VIEWS = (
-    *("t", "transpose", "permute", "numpy_T", "mT", "contiguous", "to", "_to_copy", "unsqueeze", "expand", "squeeze"),
-    *("view", "reshape", "flatten", "clone", "detach", "alias", "select", "unbind", "getitem", "index", "index_select"),
-)
-"""Operators through which the parameter of a product is seen."""
+    return call.coupling.trace.parameter(origin_of(source))
 
 
 def _add_bare_layer(call: Call, source: Any, inputs: Axis, outputs: Axis, positions: Axes, *, along: int) -> None:
