@@ -1,5 +1,6 @@
 """The student as an exported program and as ONNX."""
 
+import io
 import subprocess
 import sys
 
@@ -57,6 +58,15 @@ def batches(*sizes):
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_exported_network_gives_torchs_logits_on_batches_of_any_size(contents, kind):
     assert KINDS[kind][1](contents[kind], network(), batches(1, 2, 5, 33)) < 1e-5
+
+
+def test_files_hold_notes(program):
+    notes = {"preprocessing": '{"mean": [0.5]}'}
+    onnx = onnxruntime.InferenceSession(onnx_bytes(program, notes), providers=["CPUExecutionProvider"])
+    assert onnx.get_modelmeta().custom_metadata_map["preprocessing"] == notes["preprocessing"]
+    held = {"preprocessing": ""}
+    torch.export.load(io.BytesIO(pt2_bytes(program, notes)), extra_files=held)
+    assert held == notes
 
 
 @pytest.mark.parametrize("kind", KINDS)

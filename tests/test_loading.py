@@ -1,6 +1,7 @@
 """A student is rebuilt from its run folder, and the folder never decides which code runs."""
 
 import sys
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ import transprune
 from small_networks import CASES
 from transprune.errors import ModelError, RunFolderError
 from transprune.models.by_name import build_model
+from transprune.runs import phases
 from transprune.runtime import RunFolder
+from transprune.runtime.structures import called
 
 CODE = """
 from pathlib import Path
@@ -32,6 +35,58 @@ def finished_run(path, name: str, model: nn.Module, *, image_size=(3, 32, 32)) -
     folder.write_json("architecture.json", {"format": 1, **architecture.to_json(), "model": described})
     folder.write_tensors("student.safetensors", student.state_dict())
     return student.eval()
+
+
+class Nested(nn.Module):
+    """Takes images, a row of numbers and a flag, nested in any way, and gives images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.row, self.head = nn.Conv2d(3, 8, 3), nn.Linear(4, 8), nn.Conv2d(8, 5, 1)
+
+    def forward(self, parts, is_scaled=False, *, rest=None):
+        images, row = (parts["images"], parts["row"][0]) if isinstance(parts, dict) else parts
+        row = row if rest is None else row + rest
+        features = (self.stem(images) + self.row(row)[..., None, None]).relu()
+        return {"logits": self.head(2 * features if is_scaled else features)}
+
+
+@dataclass
+class Pair:
+    """Inputs in a class of their own."""
+
+    images: Tensor
+    row: Tensor
+
+    def __iter__(self):
+        return iter((self.images, self.row))
+
+
+IMAGES, ROW = torch.ones(1, 3, 8, 8), torch.ones(1, 4)
+STRUCTURES = {
+    "dict": {"parts": {"row": [ROW], "images": IMAGES}, "is_scaled": True},
+    "list": ([IMAGES, ROW],),
+    "named": transprune.Inputs((IMAGES, ROW), False, rest=ROW),
+    "class": (Pair(IMAGES, ROW),),
+}
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_inputs_of_any_structure_need_not_be_given_again_unless_they_are_of_a_class(tmp_path, name):
+    example, model = STRUCTURES[name], Nested()
+    folder, space = RunFolder(tmp_path), transprune.inspect(model, example)
+    architecture = space.smallest_architecture()
+    student = transprune.shrink(model, architecture, example)
+    data = transprune.LoaderData(train=[example], test=[example], example=example)
+    described = {"name": "python:Nested", **phases._inputs(data)}
+    folder.write_json("architecture.json", {"format": 1, **architecture.to_json(), "model": described})
+    folder.write_tensors("student.safetensors", student.state_dict())
+    if name == "class":
+        with pytest.raises(ModelError, match="example="):
+            transprune.load(tmp_path, model=Nested())
+    loaded = transprune.load(tmp_path, model=Nested(), example=example if name == "class" else None)
+    found, expected = (called(each.eval(), example)["logits"] for each in (loaded, student))
+    torch.testing.assert_close(found, expected)
 
 
 def assert_same(found: nn.Module, expected: nn.Module, *, image_size=(3, 32, 32)):

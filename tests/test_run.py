@@ -90,6 +90,8 @@ def test_the_onnx_file_classifies_like_the_student(finished):
     data = load_data("digits")
     images, _ = next(iter(make_loader(data.test, data, batch_size=50, train=False, seed=0, device="cpu")))
     session = onnxruntime.InferenceSession(finished / "student.onnx", providers=["CPUExecutionProvider"])
+    described = json.loads((finished / "architecture.json").read_text())["preprocessing"]
+    assert json.loads(session.get_modelmeta().custom_metadata_map["preprocessing"]) == described
     student = transprune.load(finished)
     for size in (1, 3, 50):
         (found,) = session.run(None, {"images": images[:size].numpy()})

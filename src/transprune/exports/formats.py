@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,13 @@ def export(network: nn.Module, example: Example, path: str | Path) -> Path:
     return path
 
 
-def onnx_bytes(program: ExportedProgram) -> bytes:
+def onnx_bytes(program: ExportedProgram, notes: Mapping[str, str] | None = None) -> bytes:
     """The ONNX file of an exported program, for the batch sizes that the program takes.
 
     Args:
         program: As `export_program` makes it. An input is called `images`; several are `input_0`, `input_1` and so on,
             and outputs likewise `logits`, or `output_0`, `output_1` and so on.
+        notes: Texts that the file holds in its metadata, by name.
 
     Raises:
         ExportError: torch cannot export it to ONNX.
@@ -70,17 +71,18 @@ def onnx_bytes(program: ExportedProgram) -> bytes:
         warnings.simplefilter("ignore")  # the exporter warns about its own internals
         path = Path(folder) / "network.onnx"
         try:
-            torch.onnx.export(
+            exported = torch.onnx.export(
                 program,
                 (),
-                str(path),
                 input_names=_names("images", "input", len(given)),
                 output_names=_names("logits", "output", len(program.graph_signature.user_outputs)),
                 dynamic_shapes=shapes,
                 dynamo=True,
-                external_data=False,
                 verbose=False,
             )
+            assert exported is not None  # it is where dynamo is
+            exported.model.metadata_props.update(notes or {})
+            exported.save(str(path), external_data=False)
         except Exception as error:  # the exporter raises many kinds
             raise ExportError(
                 f"cannot export to ONNX: {first_line(error)}; the weights in student.safetensors are whole"
@@ -180,15 +182,19 @@ def _given(program: ExportedProgram) -> list[Tensor]:
     return [node.meta["val"] for node in program.graph.nodes if node.name in names]
 
 
-def pt2_bytes(program: ExportedProgram) -> bytes:
+def pt2_bytes(program: ExportedProgram, notes: Mapping[str, str] | None = None) -> bytes:
     """The `.pt2` file of a program, which `torch.export.load` reads without the network's code.
+
+    Args:
+        program: The program.
+        notes: Texts that the file holds beside it, by name: `torch.export.load(file, extra_files={name: ""})`.
 
     Raises:
         ExportError: torch cannot write it.
     """
     content = io.BytesIO()
     try:
-        torch.export.save(program, content)
+        torch.export.save(program, content, extra_files=dict(notes or {}))
     except Exception as error:  # the writer does not know every operator
         raise ExportError(
             f"cannot write the exported program: {first_line(error)}; the weights in student.safetensors are whole"

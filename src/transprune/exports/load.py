@@ -17,6 +17,7 @@ from transprune.models.by_name import build_model, is_user_model
 from transprune.reading.reading import Reading
 from transprune.reading.trace import Example
 from transprune.runtime import RunFolder
+from transprune.runtime.structures import Hole, filled, leaves_in, of_plan
 from transprune.shrinking.shrink import shrink
 
 
@@ -34,7 +35,8 @@ def load(
         model: The unpruned network; untouched. Needed only for networks built by a user's function
             (`FILE.py:FUNCTION`); those of transprune, torchvision and timm are built by name.
         reading: The reading of the unpruned network, if there is one already.
-        example: Inputs of the unpruned network, of any structure; None: tensors of the sizes that the run had.
+        example: Inputs of the unpruned network, of any structure; None: tensors of the sizes that the run had, nested
+            as they were. Inputs in a class of your own must be given.
 
     Raises:
         RunFolderError: The folder has no trained student, or a file is damaged or does not fit.
@@ -53,8 +55,7 @@ def load(
     for group, width in architecture.widths.items():
         if width > largest:
             raise _misfit(folder, f"the width of {group!r} is {width}, and no tensor is that large")
-    given = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in origin.inputs)
-    student = shrink(unpruned, architecture, given if example is None else example, reading=reading)
+    student = shrink(unpruned, architecture, _example(folder, origin) if example is None else example, reading=reading)
     difference = _difference(student.state_dict(), tensors)
     if difference and model is not None:
         raise ModelError(
@@ -65,6 +66,20 @@ def load(
         raise _misfit(folder, difference)
     student.load_state_dict(tensors)
     return student.eval()
+
+
+def _example(folder: RunFolder, origin: _Origin) -> Example:
+    """Inputs like those that the run had.
+
+    Raises:
+        ModelError: They were nested in a class, which the folder cannot name.
+    """
+    if origin.structure is None:
+        raise ModelError(
+            f"cannot rebuild the student of '{folder.path}' without inputs: those of its run were objects of a class, "
+            f"which the folder cannot hold; give inputs like them: load({str(folder.path)!r}, model=..., example=...)"
+        )
+    return filled(origin.structure, [torch.zeros(shape, dtype=dtype) for shape, dtype in origin.inputs])
 
 
 LARGEST_IMAGE = 2**26
@@ -78,6 +93,8 @@ class _Origin:
     name: str
     inputs: tuple[tuple[tuple[int, ...], torch.dtype], ...]
     """Shape [1, ...] and type of each."""
+    structure: Any
+    """How the inputs are nested, with holes in their place; None if that is not known."""
     classes: int = 0
     """0: it is no classifier of images."""
 
@@ -102,14 +119,20 @@ def _origin(folder: RunFolder, described: Any) -> _Origin:
             inputs = tuple((tuple(map(int, each["shape"])), _dtype(each["dtype"])) for each in origin["inputs"])
             if not inputs or min(min(shape, default=1) for shape, _ in inputs) < 1:
                 raise ValueError(f"inputs {origin['inputs']} have no sizes")
-            return _Origin(name=str(origin["name"]), inputs=inputs)
+            plan = origin.get("structure", {"tuple": [{"tensor": True}] * len(inputs)})
+            structure = None if plan is None else of_plan(plan)
+            if structure is not None and len(list(leaves_in(structure))) != len(inputs):
+                raise ValueError(f"{plan} has not as many tensors as there are inputs")
+            return _Origin(name=str(origin["name"]), inputs=inputs, structure=structure)
         classes = int(origin["classes"])
         channels, rows, columns = (int(size) for size in origin["input_size"])
         if min(classes, channels, rows, columns) < 1:
             raise ValueError(f"classes {classes} and input_size {channels, rows, columns} are no sizes")
         shape = (1, channels, rows, columns)
-        return _Origin(name=str(origin["name"]), inputs=((shape, torch.float32),), classes=classes)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        return _Origin(
+            name=str(origin["name"]), inputs=((shape, torch.float32),), structure=(Hole(0),), classes=classes
+        )
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise RunFolderError(
             f"cannot rebuild the student of '{folder.path}': architecture.json does not describe its model ({error}); "
             f"expected the file as `transprune search` wrote it"

@@ -31,7 +31,7 @@ from transprune.options import SearchOptions, TrainingOptions
 from transprune.runs.material import check_training_images
 from transprune.runs.run_options import RunOptions
 from transprune.runtime import RunFolder, processes, seeded
-from transprune.runtime.structures import copied, on_device, samples_in, tensors_in
+from transprune.runtime.structures import as_inputs, copied, on_device, samples_in, tensors_in, to_plan
 from transprune.searching.contenders import Contender
 from transprune.searching.search import SearchResult, prior_from_scores, result_of
 from transprune.shrinking.shrink import shrink
@@ -376,7 +376,15 @@ def _inputs(data: Data) -> dict[str, Any]:
     """What the network is given: images of classes, or tensors of some shapes [1, ...] and types."""
     if isinstance(data, ImageData):
         return {"classes": len(data.classes), "input_size": list(data.image_size)}
-    return {"inputs": [{"shape": list(one.shape), "dtype": str(one.dtype)} for one in tensors_in(example_of(data))]}
+    example = as_inputs(example_of(data))
+    tensors = list(tensors_in(example))
+    described = {"inputs": [{"shape": list(one.shape), "dtype": str(one.dtype)} for one in tensors]}
+    if isinstance(example, tuple) and len(example) == len(tensors):  # they are the arguments of the forward
+        return described
+    try:
+        return {**described, "structure": to_plan(example)}
+    except TypeError:
+        return {**described, "structure": None}
 
 
 def _explain(run: Run, found: SearchResult) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -230,8 +231,9 @@ def export_step(run: Run) -> None:
         program = export_program(student, run.example)
         is_any = takes_any_batch(program)
         batches = _check_batches(run, EXPORT_CHECKS if is_any else (1,))
-        pt2 = pt2_bytes(program)
-        onnx = onnx_bytes(program)
+        notes = _notes(run)
+        pt2 = pt2_bytes(program, notes)
+        onnx = onnx_bytes(program, notes)
         difference = max(check_pt2(pt2, student, batches), check_onnx(onnx, student, batches))
     for file, content in zip(EXPORT.files, (onnx, pt2), strict=True):
         run.folder.write_bytes(file, content)
@@ -245,6 +247,12 @@ def export_step(run: Run) -> None:
         largest_difference=difference,
         takes_any_batch=is_any,
     )
+
+
+def _notes(run: Run) -> dict[str, str]:
+    """What the exported files say of their input: how images become it, with mean and standard deviation, as JSON."""
+    described = run.folder.read_json(SEARCH.file).get("preprocessing")
+    return {} if described is None else {"preprocessing": json.dumps(described)}
 
 
 def _check_batches(run: Run, sizes: Sequence[int]) -> list[Example]:

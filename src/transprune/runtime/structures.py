@@ -146,6 +146,48 @@ def form_of(value: Any, _above: tuple[int, ...] = ()) -> Any:
     return kind, tuple((key, form_of(part, (*_above, id(value)))) for key, part in parts.items())
 
 
+def to_plan(value: Any) -> Any:
+    """The structure of a value in types that JSON has, from which `of_plan` makes another one.
+
+    Raises:
+        TypeError: It has objects in it that are no tensors, tuples, lists, mappings of texts, numbers or texts.
+    """
+    match value:
+        case Tensor() | Hole():
+            return {"tensor": True}
+        case Inputs():
+            return {"inputs": [to_plan(each) for each in value.positional], "named": to_plan(value.named)}
+        case Mapping() if all(isinstance(key, str) for key in value):
+            return {"dict": {key: to_plan(value[key]) for key in value}}
+        case tuple() | list() if not hasattr(value, "_fields"):
+            return {"list" if isinstance(value, list) else "tuple": [to_plan(each) for each in value]}
+        case None | bool() | int() | float() | str() if not isinstance(value, Enum):
+            return value
+    raise TypeError(f"{type(value).__name__} is a class of its own")
+
+
+def of_plan(plan: Any) -> Any:
+    """A value of the structure that `to_plan` described, with holes in the place of its tensors.
+
+    Raises:
+        ValueError: It is no such description.
+    """
+    match plan:
+        case {"tensor": True}:
+            return Hole(0)
+        case {"inputs": [*positional], "named": {"dict": {**named}}}:
+            return Inputs(*map(of_plan, positional), **{str(key): of_plan(part) for key, part in named.items()})
+        case {"dict": {**parts}}:
+            return {key: of_plan(part) for key, part in parts.items()}
+        case {"list": [*items]}:
+            return [of_plan(each) for each in items]
+        case {"tuple": [*items]}:
+            return tuple(of_plan(each) for each in items)
+        case None | bool() | int() | float() | str():
+            return plan
+    raise ValueError(f"{plan!r} is no structure of inputs")
+
+
 def as_inputs(example: Any) -> Any:
     """The example as a forward is given it: a single tensor is the only positional argument."""
     return (example,) if isinstance(example, Tensor) else example
