@@ -702,6 +702,14 @@ def student(described, *, widths=None):
 
 
 @way
+def student_of_a_class(place):
+    described = {"name": "python:x", "inputs": [{"shape": [1, 3], "dtype": "torch.float32"}], "structure": None}
+    folder = run_folder(place, architecture_json=json.dumps({"widths": {}, "depths": {}, "model": described}))
+    folder.write_tensors("student.safetensors", {"weight": torch.zeros(2, 3)})
+    transprune.load(place, model=nn.Linear(3, 2))
+
+
+@way
 def student_of_another(place):
     folder = run_folder(place, architecture_json=json.dumps({"widths": {}, "depths": {}, **model()}))
     folder.write_tensors("student.safetensors", transprune.resnet(20, classes=3, image_channels=1).state_dict())

@@ -30,6 +30,8 @@ def load(
 ) -> nn.Module:
     """Rebuilds the trained student of a run, in evaluation mode on the CPU, without running code that the folder names.
 
+    How images become its input (size, mean and standard deviation) is `preprocessing` in `architecture.json`.
+
     Args:
         run_dir: The run folder, of which `architecture.json` and `student.safetensors` are read.
         model: The unpruned network; untouched. Needed only for networks built by a user's function
