@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import transprune
 from transprune.cli import main
@@ -121,7 +122,10 @@ def test_samples_come_from_anything(trained, digits):
     batches = [images for images, _ in loader]
     pairs = [(images, labels) for images, labels in loader]
     data = LoaderData(train=pairs, test=pairs, example=batches[0])
-    for source in (batches, pairs, data, iter(batches), torch.cat(batches[:4])):
+    whole = TensorDataset(*(torch.cat(each) for each in zip(*pairs, strict=True)))
+    loaders = DataLoader(whole, 32), DataLoader(whole, 64)
+    of_two = [loaders, (whole, whole), {"train": loaders[0]}]
+    for source in (batches, pairs, data, iter(batches), torch.cat(batches[:4]), *of_two):
         (found,) = gather_samples(trained, source, 100, task=classification(), seed=0)
         assert found.shape == (100, 1, 8, 8)
     (first,) = gather_samples(trained, digits, 100, task=classification(), seed=0)

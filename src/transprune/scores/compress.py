@@ -25,6 +25,7 @@ from transprune.scores.rounds import Compression, compress_by_scores
 from transprune.scores.score import Measure, Scores, ablation
 from transprune.space import SearchSpace
 from transprune.tas.derivation import check_attainable
+from transprune.training.batches import as_data, is_pair
 from transprune.training.tasks import Task, classification
 
 Samples = ImageData | LoaderData | Tensor | Iterable[Any]
@@ -59,8 +60,9 @@ def compress(
     Args:
         model: The network, trained; it runs where its weights are.
         data: Samples, whose labels are not looked at: an `ImageData` (images of its training split, drawn at random) or
-            a `LoaderData` (the first of its training batches); a tensor [samples, ...]; or any iterable of batches of
-            inputs, each a tensor or a tuple of the forward's positional arguments, behind which targets may stand.
+            a `LoaderData` or a pair of loaders, as `search` takes them (the first of the training batches); a tensor
+            [samples, ...]; or any iterable of batches of inputs, each a tensor or a tuple of the forward's positional
+            arguments, behind which targets may stand.
         budget: What the smaller network may cost, such as `macs=0.5`; or several budgets, all of which are kept.
         samples: How many samples are looked at; fewer where there are fewer.
         space: What may be chosen; None: all that `inspect` finds.
@@ -105,7 +107,7 @@ def gather_samples(model: nn.Module, data: Samples, count: int, *, task: Task, s
         model: The network.
         data: As of `compress`.
         count: How many samples are wanted.
-        task: Takes batches of a `LoaderData` apart.
+        task: Takes batches of a `LoaderData` or of a pair apart.
         seed: Decides which samples are drawn.
 
     Returns:
@@ -114,6 +116,8 @@ def gather_samples(model: nn.Module, data: Samples, count: int, *, task: Task, s
     Raises:
         DataError: There are fewer than `LEAST_SAMPLES`, or a batch holds something else than tensors.
     """
+    if is_pair(data):
+        data = as_data(data, task)
     if isinstance(data, ImageData):
         places = drawn(len(data.train), count, seed=seed)
         loader = make_loader(data.train.subset(places), data, batch_size=count, train=False, seed=seed, device="cpu")

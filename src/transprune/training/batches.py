@@ -350,6 +350,14 @@ def as_data(data: AnyData, task: Task, *, batch_size: int = 64) -> Data:
     return LoaderData(train=loader, test=tested, example=_first_inputs(loader, task))
 
 
+def is_pair(data: Any) -> bool:
+    """Whether data are a part to learn from and one to measure on, rather than batches."""
+    if isinstance(data, Mapping):
+        return "train" in data
+    is_of_two = isinstance(data, tuple) and len(data) == 2
+    return is_of_two and all(isinstance(part, DataLoader) or _is_indexed(part) for part in data)
+
+
 def _is_indexed(data: Any) -> bool:
     is_plain = isinstance(data, Mapping | Sequence | Tensor)
     return hasattr(data, "__getitem__") and hasattr(data, "__len__") and not is_plain
