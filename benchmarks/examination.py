@@ -30,6 +30,8 @@ from zeroing import hindrances, kept_indices, zeroed
 LEARNING = {
     "searches": "one step of a search at 16 samples ends within the budget",
     "distills": "one step of a distillation at 16 samples ends",
+    "own": "of the networks of the transformers library, every student is of their class",
+    "elsewhere": "and runs forward and backward at other batch sizes and lengths",
 }
 CHECKS = {
     "counts": "predicted MACs and parameters are those counted on the student, as integers",
@@ -95,6 +97,8 @@ def examine(listed: ListedModel | OtherNetwork) -> Record:
         check_full(examination, space)
         for label, architecture in architectures(space).items():
             check_student(examination, space, label, architecture)
+            if isinstance(listed, OtherNetwork) and listed.elsewhere is not None:
+                check_elsewhere(examination, label, architecture, listed.elsewhere())
         if not isinstance(listed, OtherNetwork):
             check_zeroing(examination, space)
         elif any(parameter.requires_grad for parameter in examination.model.parameters()):
@@ -165,6 +169,18 @@ def check_student(
     with examination.stage(f"run, {label}"):
         is_finite = runs(student, examination.inputs)
     examination.check("runs", is_finite, f"{label}: outputs or gradients are not finite")
+
+
+def check_elsewhere(
+    examination: Examination, label: str, architecture: transprune.Architecture, elsewhere: tuple[Any, ...]
+) -> None:
+    """The student's class, and that it runs on inputs unlike the example."""
+    with examination.stage(f"elsewhere, {label}"):
+        student = examination.shrunk(architecture)
+        reason = student.reason if isinstance(student, transprune.TracedNetwork) else ""
+        examination.check("own", not reason, f"{label}: {reason}")
+        for inputs in elsewhere if not reason else ():
+            examination.check("elsewhere", runs(student, inputs), f"{label}: outputs or gradients are not finite")
 
 
 def check_zeroing(examination: Examination, space: transprune.SearchSpace) -> None:

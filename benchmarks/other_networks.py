@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
+from transformer_depth import CASES, Case
 from transprune import Inputs
 
 Build = Callable[[], tuple[nn.Module, Any]]
@@ -36,6 +37,8 @@ class OtherNetwork:
     name: str
     family: str
     make: Build
+    elsewhere: Callable[[], tuple[Any, ...]] | None = None
+    """Inputs of other batch sizes and lengths, for networks whose students have to take them; None: not tried."""
 
     @property
     def size(self) -> str:
@@ -2215,6 +2218,21 @@ FOUND += [OtherNetwork(f"structures/{name}", "structures", partial(made, *pair))
 FOUND += [
     OtherNetwork(f"wrappers/{name}", "wrappers", partial(made, network, partial(cast, name)))
     for name, network in WRAPPERS.items()
+]
+
+
+def elsewhere(case: Case) -> tuple[Any, ...]:
+    return case.inputs(1), case.inputs(5, more=3)
+
+
+FOUND += [
+    OtherNetwork(
+        f"transformers/{case.name}",
+        "transformers",
+        partial(made, case.build, partial(case.inputs, 2)),
+        elsewhere=partial(elsewhere, case),
+    )
+    for case in CASES
 ]
 OTHERS: tuple[OtherNetwork, ...] = tuple(FOUND)
 

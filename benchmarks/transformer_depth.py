@@ -5,7 +5,7 @@
 
 Of each it says which stages are found, whether the predicted cost is the counted one, whether the full architecture
 computes what the network does, whether forward and backward run at other batch sizes, whether one step of search runs
-on 16 samples, and whether a student without blocks keeps its own class.
+on 16 samples, and whether a student without blocks keeps its own class. `make coverage` examines them all, with widths.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from importlib import import_module
 from typing import Any
 
 import torch
-import transformers as hf
 from torch import Tensor, nn
 
 import transprune
@@ -31,6 +31,19 @@ from transprune.tas.sampling import ArchitectureParameters, Selection
 from transprune.tas.supernet import Supernet
 
 TOKENS, LENGTH, SIDE = 61, 12, 32
+
+
+class Library:
+    """A library that is imported when something of it is used."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(import_module(self.name), name)
+
+
+hf = Library("transformers")
 SMALL: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 40,
@@ -60,25 +73,34 @@ class Case:
 
     name: str
     build: Callable[[], nn.Module]
-    inputs: Callable[[int], tuple[Tensor, ...]]
+    inputs: Callable[..., tuple[Tensor, ...]]
+    """Inputs of so many samples; also with `more` tokens, where the number of these may differ."""
 
 
 def tokens(count: int, length: int = LENGTH) -> Tensor:
     return torch.randint(1, TOKENS, (count, length), generator=torch.Generator().manual_seed(3))
 
 
-def with_mask(count: int) -> tuple[Tensor, ...]:
-    mask = torch.ones(count, LENGTH, dtype=torch.long)
+def with_mask(count: int, more: int = 0) -> tuple[Tensor, ...]:
+    mask = torch.ones(count, LENGTH + more, dtype=torch.long)
     mask[:, 9:] = 0
-    return tokens(count), mask
+    return tokens(count, LENGTH + more), mask
 
 
-def images(count: int) -> tuple[Tensor, ...]:
-    return (torch.randn(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(3)),)
+def alone(count: int, more: int = 0) -> tuple[Tensor, ...]:
+    return (tokens(count, LENGTH + more),)
+
+
+def drawn(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(3))
+
+
+def images(count: int, more: int = 0) -> tuple[Tensor, ...]:
+    return (drawn(count, 3, SIDE, SIDE),)
 
 
 def text(name: str, build: Callable[[], nn.Module], *, masked: bool = True) -> list[Case]:
-    cases = [Case(name, lambda: First(build(), "input_ids"), lambda count: (tokens(count),))]
+    cases = [Case(name, lambda: First(build(), "input_ids"), alone)]
     if masked:
         cases.append(Case(f"{name}+mask", lambda: First(build(), "input_ids", "attention_mask"), with_mask))
     return cases
@@ -116,6 +138,32 @@ WHISPER: dict[str, Any] = {
     "eos_token_id": 2,
     "decoder_start_token_id": 1,
 }
+ENDS: dict[str, Any] = {"use_cache": False, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+OPT: dict[str, Any] = {
+    "vocab_size": TOKENS,
+    "hidden_size": 32,
+    "word_embed_proj_dim": 32,
+    "ffn_dim": 40,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    **ENDS,
+}
+BLOOM: dict[str, Any] = {"vocab_size": TOKENS, "hidden_size": 32, "n_layer": 4, "n_head": 4, **ENDS}
+FALCON: dict[str, Any] = {**SMALL, "vocab_size": TOKENS, **ENDS}
+BART: dict[str, Any] = {
+    "vocab_size": TOKENS,
+    "d_model": 32,
+    "encoder_layers": 4,
+    "decoder_layers": 4,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 40,
+    "decoder_ffn_dim": 40,
+    "max_position_embeddings": 64,
+    "decoder_start_token_id": 1,
+    **ENDS,
+}
 WAV2VEC: dict[str, Any] = {
     **SMALL,
     "conv_dim": (16, 16),
@@ -133,7 +181,7 @@ def encoder_and_decoder(name: str, build: Callable[[], nn.Module]) -> list[Case]
         Case(
             name,
             lambda: First(build(), "input_ids", "decoder_input_ids"),
-            lambda count: (tokens(count), tokens(count, 7)),
+            lambda count, more=0: (tokens(count, LENGTH + more), tokens(count, 7 + more)),
         )
     ]
 
@@ -170,6 +218,11 @@ CASES: list[Case] = [
             hf.GPT2Config(vocab_size=TOKENS, n_positions=64, n_embd=32, n_layer=4, n_head=4, use_cache=False)
         ),
     ),
+    *text("opt", lambda: hf.OPTForCausalLM(hf.OPTConfig(**OPT)), masked=False),
+    *text("bloom", lambda: hf.BloomForCausalLM(hf.BloomConfig(**BLOOM))),
+    *text("falcon", lambda: hf.FalconForCausalLM(hf.FalconConfig(**FALCON)), masked=False),
+    *text("gpt-neox", lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**TEXT, use_cache=False)), masked=False),
+    *text("phi", lambda: hf.PhiForCausalLM(hf.PhiConfig(**TEXT, use_cache=False)), masked=False),
     *text("llama", lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**DECODER))),
     *text("mistral", lambda: hf.MistralForCausalLM(hf.MistralConfig(**DECODER))),
     *text("qwen2", lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**DECODER))),
@@ -177,17 +230,18 @@ CASES: list[Case] = [
     *text("gemma2", lambda: hf.Gemma2ForCausalLM(hf.Gemma2Config(**DECODER, head_dim=8))),
     *text("gemma3", lambda: hf.Gemma3ForCausalLM(hf.Gemma3TextConfig(**DECODER, head_dim=8))),
     *encoder_and_decoder("t5", lambda: hf.T5ForConditionalGeneration(hf.T5Config(**T5))),
+    *encoder_and_decoder("bart", lambda: hf.BartForConditionalGeneration(hf.BartConfig(**BART))),
     Case(
         "whisper",
         lambda: First(
             hf.WhisperForConditionalGeneration(hf.WhisperConfig(**WHISPER)), "input_features", "decoder_input_ids"
         ),
-        lambda count: (torch.randn(count, 16, 32, generator=torch.Generator().manual_seed(3)), tokens(count, 7)),
+        lambda count, more=0: (drawn(count, 16, 32), tokens(count, 7 + more)),
     ),
     Case(
         "wav2vec2",
         lambda: First(hf.Wav2Vec2ForCTC(hf.Wav2Vec2Config(**WAV2VEC)), "input_values"),
-        lambda count: (torch.randn(count, 400, generator=torch.Generator().manual_seed(3)),),
+        lambda count, more=0: (drawn(count, 400 + 40 * more),),
     ),
     *image("vit", lambda: hf.ViTForImageClassification(hf.ViTConfig(**IMAGE))),
     *image("deit", lambda: hf.DeiTForImageClassification(hf.DeiTConfig(**IMAGE))),
@@ -208,7 +262,7 @@ CASES: list[Case] = [
     Case(
         "nn.TransformerEncoder",
         TorchEncoder,
-        lambda count: (tokens(count), torch.arange(LENGTH).expand(count, LENGTH) >= 9),
+        lambda count, more=0: (tokens(count, LENGTH + more), torch.arange(LENGTH + more).expand(count, -1) >= 9),
     ),
 ]
 

@@ -95,9 +95,19 @@ def samples_second(features: Tensor) -> Tensor:
     return torch.einsum("qbt,btc->qbc", queries, features).mean(0)
 
 
+def table_for_each(features: Tensor) -> Tensor:
+    tables = torch.arange(4.0)[:, None].repeat(features.shape[0], 1)
+    return (features + tables.view(features.shape[0], 4, 1)).mean(1)
+
+
+def read_for_its_shape(features: Tensor) -> Tensor:
+    return features.mean(1) + torch.linspace(0, 0, features[:, :, 3].shape[0])[:, None]
+
+
 FOLLOW = (
     *(at_its_largest, at_its_largest_behind_all, numbered, times_the_identity, flat_numbers, gathered, random_order),
     *(noisy, noisy_by_channel, some_left_out, moved_by_a_grid, repeated, samples_second),
+    *(table_for_each, read_for_its_shape),
 )
 
 

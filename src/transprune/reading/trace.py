@@ -50,6 +50,8 @@ BATCHES = (11, 2)
 axes of size 1; 11 comes first because other axes seldom have that size."""
 ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "_assert", "sym_constrain_range")
 """Checks that torch.export inserts; at another precision they would fail for no reason."""
+SELECTIONS = ("select", "slice", "narrow", "unsqueeze")
+"""Parts of a tensor that forwards take, at times for their shape alone."""
 
 
 @dataclass(frozen=True)
@@ -532,7 +534,7 @@ class _Export:
 
     def trace_of(self, model: nn.Module, batch: int | None, axes: tuple[int | None, ...]) -> Trace:
         program = self.program
-        graph = _without_assertions(_inlined(program.graph_module))
+        graph = _without_unread(_inlined(program.graph_module))
         _check_calls(model, graph)
         kinds: dict[InputKind, dict[str, str]] = {kind: {} for kind in InputKind}
         for spec in program.graph_signature.input_specs:
@@ -717,9 +719,10 @@ def _inlined(module: fx.GraphModule) -> fx.Graph:
     return graph
 
 
-def _without_assertions(graph: fx.Graph) -> fx.Graph:
-    for node in list(graph.nodes):
-        if node.op == "call_function" and operator(node) in ASSERTIONS and not node.users:
+def _without_unread(graph: fx.Graph) -> fx.Graph:
+    """The graph without assertions, and without views that nobody reads: a forward took their shape alone."""
+    for node in reversed(list(graph.nodes)):
+        if node.op == "call_function" and not node.users and operator(node) in (*ASSERTIONS, *SELECTIONS):
             graph.erase_node(node)
     return graph
 

@@ -112,8 +112,9 @@ def repeat(call: Call) -> Axes:
     counts = [int(count) for count in call["repeats"] or call["dims"]]
     axes = [*(call.fixed(1) for _ in range(len(counts) - len(axes))), *axes]
     counts = [*(1 for _ in range(len(axes) - len(counts))), *counts]
+    batch = call.coupling.trace.batch  # of each sample a copy of a table, such as one with an entry for each head
     times = [
-        call.new_axis(place, count) if axis.size == 1 else call.fixed(count)
+        call.new_axis(place, count) if axis.size == 1 or (place == 0 and count == batch) else call.fixed(count)
         for place, (count, axis) in enumerate(zip(counts, axes, strict=True))
     ]
     call.rewrite(**{"repeats" if "repeats" in call.arguments else "dims": list(times)})
