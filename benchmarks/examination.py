@@ -30,6 +30,8 @@ from zeroing import hindrances, kept_indices, zeroed
 LEARNING = {
     "searches": "one step of a search at 16 samples ends within the budget",
     "distills": "one step of a distillation at 16 samples ends",
+}
+OF_TRANSFORMERS = {
     "own": "of the networks of the transformers library, every student is of their class",
     "elsewhere": "and runs forward and backward at other batch sizes and lengths",
 }

@@ -8,7 +8,7 @@ Raw results: `benchmarks/coverage/transprune.json`; the table of them: `docs/cov
 from __future__ import annotations
 
 from coverage_page import write_page
-from examination import CHECKS, LEARNING, examine
+from examination import CHECKS, LEARNING, OF_TRANSFORMERS, examine
 from isolated import RESULTS, Record, read_call, run_benchmark
 from model_list import MODELS
 from other_networks import OTHERS
@@ -22,4 +22,4 @@ def measure(name: str) -> Record:
 
 if __name__ == "__main__":
     run_benchmark(read_call(__doc__), measure, RESULTS / "transprune.json", [each.name for each in LISTED])
-    write_page(CHECKS | LEARNING)
+    write_page(CHECKS | LEARNING | OF_TRANSFORMERS)

@@ -270,6 +270,7 @@ class HoldingSizes(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.parts, self.times, self.heads, self.features = [8, 4], 8, 4, 4
+        self.beside = [torch.ones(2), torch.ones(2)]
         self.first, self.second, self.third = Numbered(6, 12), Numbered(8, 8), Numbered(16, 5)
 
     def forward(self, features: Tensor) -> Tensor:

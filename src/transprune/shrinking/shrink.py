@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain, islice
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -341,9 +341,12 @@ def _answers(
     return [{}, *each]
 
 
-def _as_number(value: object) -> object:
-    """A value of a module as `_number` gives it; None if it is no number, nor several."""
-    return tuple(value) if isinstance(value, list | tuple) else None if isinstance(value, bool) else value
+def _as_number(value: object) -> _Number | None:
+    """A value of a module as `_number` gives it; None if it is no whole number, nor several."""
+    if type(value) in (list, tuple, torch.Size):
+        several = tuple(cast(Sequence[object], value))
+        return cast(tuple[int, ...], several) if all(type(each) is int for each in several) else None
+    return value if type(value) is int else None
 
 
 def _structures(model: nn.Module, paths: Sequence[str], inputs: Example) -> dict[str, tuple[int, int]]:
