@@ -172,6 +172,7 @@ WAV2VEC: dict[str, Any] = {
     "num_feat_extract_layers": 2,
     "num_conv_pos_embeddings": 8,
     "num_conv_pos_embedding_groups": 4,
+    "apply_spec_augment": False,  # numpy decides in training where it writes over tokens
     "vocab_size": TOKENS,
 }
 
