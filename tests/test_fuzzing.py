@@ -250,8 +250,39 @@ def test_containers_of_weights(tmp_path, data):
         assert all(torch.equal(network.state_dict()[name], value) for name, value in found.tensors.items())
 
 
+@st.composite
+def wrapped(draw, weights):
+    """A checkpoint that holds all of the weights once, behind prefixes, in dicts and lists, beside other things."""
+    extras = st.sampled_from([torch.tensor(3), torch.ones(2, 3), torch.zeros(0), "text", None, 1.5, [], {}, {"a": 1}])
+    prefix = draw(PREFIXES)
+    content = {f"{prefix}{name}": value for name, value in weights.items()}
+    for depth in range(draw(st.integers(0, 3))):
+        beside = {f"beside{depth}{number}": draw(extras) for number in range(draw(st.integers(0, 2)))}
+        content = (
+            [*beside.values(), content] if draw(st.booleans()) else {**beside, draw(PREFIXES)[:-1] or "x": content}
+        )
+    return content
+
+
+PREFIXES = st.sampled_from(["", "model.", "module.", "_orig_mod.module.", "net.", "0.", "a.b.", "state_dict.ema."])
+
+
+@given(data=st.data())
+@settings(SHARED_FOLDER, max_examples=30)
+def test_whole_weights_are_found_wherever_they_lie(tmp_path, data):
+    network = small_network()
+    torch.save(data.draw(wrapped(network.state_dict())), tmp_path / "w.th")
+    found = load_weights(tmp_path / "w.th", small_network(seed=1))
+    assert found.is_whole
+    assert found.tensors.keys() == network.state_dict().keys()
+    assert all(torch.equal(network.state_dict()[name], value) for name, value in found.tensors.items())
+
+
 NAMES = st.sampled_from(["train", "val", "test", "cat", "dog", ".cache", "._0.png", "0.png", "1.JPG", "notes", "é.png"])
 TABLES = near("file,label\n0.png,cat\n", "file;label", "\t", '"', "train/cat/0.png,dog\n")
+
+
+WHOLE = [(part, kind, "1.JPG") for part in ("train", "val") for kind in ("cat", "dog")]
 
 
 @given(data=st.data())
@@ -261,19 +292,33 @@ def test_folders_of_images(tmp_path, data):
     shutil.rmtree(root, ignore_errors=True)
     picture = io.BytesIO()
     Image.new("RGB", (8, 8)).save(picture, "PNG")
-    for parts in data.draw(st.lists(st.lists(NAMES, min_size=1, max_size=4), max_size=12)):
+    whole = WHOLE if data.draw(st.booleans()) else []
+    others = data.draw(st.lists(st.lists(NAMES, min_size=1, max_size=4), max_size=12))
+    if whole and data.draw(st.booleans()):  # nothing that counts
+        inside = st.sampled_from([".cache", "._0.png", ".cache/0.png", "notes", "empty/notes"])
+        others = [(*place[:2], *data.draw(inside).split("/")) for place in data.draw(st.lists(st.sampled_from(whole)))]
+    for parts in [*whole, *others]:
         file = root.joinpath(*parts)
         with contextlib.suppress(OSError):  # a part of the path is a file already
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(picture.getvalue() if data.draw(st.integers(0, 9)) else b"no image")
-    for part in data.draw(st.lists(st.sampled_from(["train", "val"]), max_size=2)):
+            is_image = parts in whole or data.draw(st.integers(0, 9))
+            file.write_bytes(picture.getvalue() if is_image else b"no image")
+    tables = data.draw(st.lists(st.sampled_from(["train", "val"]), max_size=2))
+    for part in tables:
         with contextlib.suppress(OSError):
             root.mkdir(exist_ok=True)
             (root / f"{part}.csv").write_bytes(data.draw(TABLES.map(str.encode) | st.binary(max_size=20)))
-    with only_ours:
+    counts_nothing = whole and not tables and all(len(parts) > 2 and is_no_image(parts) for parts in others)
+    with contextlib.nullcontext() if counts_nothing else only_ours:
         found = load_data(f"imagefolder:{root}")
         assert len(found.train) >= len(found.classes)
         assert all(not any(part.startswith(".") for part in file.parts[len(root.parts) :]) for file in files_of(found))
+        if counts_nothing:
+            assert (len(found.train), len(found.test), found.classes) == (2, 2, ("cat", "dog"))
+
+
+def is_no_image(parts):
+    return any(part.startswith(".") for part in parts[2:]) or parts[-1] == "notes"
 
 
 def files_of(found):
