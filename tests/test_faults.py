@@ -141,6 +141,32 @@ def test_skipping_stopped_and_taken_up_again_equals_skipping(tmp_path):
     assert_same_state(alone.state_dict(), again.state_dict())
 
 
+class UpToFour(nn.Module):
+    """Has a shift for each of four samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.inside, self.last = nn.Linear(16, 8), nn.Linear(8, 2)
+        self.register_buffer("shifts", torch.zeros(4, 8))
+
+    def forward(self, images):
+        return self.last(self.inside(images.flatten(1)) + self.shifts[: len(images)])
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate", "search"])
+def test_a_batch_that_the_network_fails_on_is_said_to_be_one(verb):
+    images, labels = torch.zeros(6, 1, 4, 4), torch.tensor([0, 1] * 3)
+    batches = [(images, labels)]
+    data = LoaderData(train=batches, test=batches, search=(batches, batches), example=images[:2])
+    call = {
+        "train": lambda: transprune.train(UpToFour(), data, OPTIONS),
+        "evaluate": lambda: transprune.evaluate(UpToFour(), data),
+        "search": lambda: transprune.search(UpToFour(), data, "macs=0.7", SEARCH),
+    }[verb]
+    with pytest.raises(DataError, match=r"the network fails on it.* \(RuntimeError: .*6.*4"):
+        call()
+
+
 def test_an_unknown_policy_is_refused():
     with pytest.raises(OptionError, match="cannot use on_divergence='ignore': expected stop or skip"):
         transprune.train(small_network(), two_colours(), OPTIONS, setup=Setup(on_divergence="ignore"))
