@@ -20,7 +20,6 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
 import transprune
-from transprune.tas.expected_cost import budget_penalty
 
 
 def digits() -> tuple[TensorDataset, TensorDataset]:
@@ -77,7 +76,7 @@ def main(*, share: float = 0.5, epochs: int = 20) -> nn.Module:
             probabilities = parameters.probabilities()
             expected, likeliest = expected_macs(probabilities), expected_macs(probabilities.one_hot())
             loss = F.cross_entropy(supernet(parameters.sample(temperature), other_images), other_labels)
-            loss = loss + 2 * budget_penalty(expected, likeliest, limit.most, tolerance=0.05)
+            loss = loss + 2 * transprune.budget_penalty(expected, likeliest, limit.most, tolerance=0.05)
             architecture_optimizer.zero_grad()
             accelerator.backward(loss)
             architecture_optimizer.step()

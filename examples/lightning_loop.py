@@ -19,7 +19,6 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
 import transprune
-from transprune.tas.expected_cost import budget_penalty
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)
 
@@ -55,7 +54,7 @@ class Search(lightning.LightningModule):
         probabilities = self.parameters_of_architecture.probabilities()
         count = transprune.ExpectedCost(self.space, device=self.device)
         expected, likeliest = count(probabilities), count(probabilities.one_hot())
-        penalty = budget_penalty(expected, likeliest, self.limit.most, tolerance=0.05)
+        penalty = transprune.budget_penalty(expected, likeliest, self.limit.most, tolerance=0.05)
         self._step(architecture, F.cross_entropy(outputs, labels) + 2 * penalty)
         self.log_dict({"expected_macs": expected, "entropy": self.parameters_of_architecture.entropy()}, prog_bar=True)
 

@@ -12,7 +12,6 @@ import torch
 import tyro
 
 import transprune
-from transprune.training.evaluation import Meter
 
 
 def main(*, budget: str = "macs=0.5", epochs: int = 20, settled: float = 0.2, limit: int | None = None) -> None:
@@ -42,7 +41,7 @@ def main(*, budget: str = "macs=0.5", epochs: int = 20, settled: float = 0.2, li
     search = transprune.Bilevel(teacher, data, options, space=space, limits=limits)
 
     for epoch in range(1, epochs + 1):
-        temperature, search.meter = search.temperature(epoch), Meter(search.task)
+        temperature, search.meter = search.temperature(epoch), transprune.Meter(search.task)
         pairs = zip(search.weight_batches, search.architecture_batches, strict=False)
         for step, (weights_batch, architecture_batch) in enumerate(pairs):
             if step == limit:

@@ -85,11 +85,13 @@ if TYPE_CHECKING:
     from transprune.tas.bilevel import Bilevel as Bilevel
     from transprune.tas.derivation import derive as derive
     from transprune.tas.expected_cost import ExpectedCost as ExpectedCost
+    from transprune.tas.expected_cost import budget_penalty as budget_penalty
     from transprune.tas.probabilities import Probabilities as Probabilities
     from transprune.tas.sampling import ArchitectureParameters as ArchitectureParameters
     from transprune.tas.sampling import Selection as Selection
     from transprune.tas.supernet import Supernet as Supernet
     from transprune.training.evaluation import Evaluation as Evaluation
+    from transprune.training.evaluation import Meter as Meter
     from transprune.training.evaluation import evaluate as evaluate
     from transprune.training.loop import Setup as Setup
     from transprune.training.tasks import Metric as Metric
