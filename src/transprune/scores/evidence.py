@@ -17,9 +17,9 @@ from transprune.reading.execution import Program
 from transprune.reading.layouts import Sizes, groups_of, is_searched, kept_of
 from transprune.reading.reading import Reading
 from transprune.reading.trace import Example
-from transprune.runtime.structures import sliced
+from transprune.runtime.structures import called, sliced
 from transprune.scores.least_squares import Moments, as_matrix, as_weight, fit, shift_of
-from transprune.scores.refit import RIDGE, RUNNING_MEAN, FittedLayer, Refit, Targets, fitted_layers
+from transprune.scores.refit import RIDGE, RUNNING_MEAN, FittedLayer, Refit, Targets, fitted_layers, record_targets
 from transprune.shrinking.sort import channel_orders, tied_groups, units_of
 from transprune.shrinking.traced_network import CutRun, PlainRun, sizes_of
 from transprune.space import SearchSpace
@@ -57,6 +57,35 @@ class OtherSamples:
     inputs: Example = field(repr=False)
     wanted: Any = field(repr=False)
     """What the unpruned network gives for them."""
+
+
+class Halves:
+    """Samples of which layers are fitted on every second one, and candidates tried on the others.
+
+    Few and wide layers look better than they are on the samples that they are fitted on.
+
+    Args:
+        network: The unpruned network, in evaluation mode.
+        program: Its operators.
+        inputs: All samples.
+    """
+
+    def __init__(self, network: nn.Module, program: Program, inputs: Example) -> None:
+        self.network, self.program = network, program
+        self.inputs = program.reading.trace.some_of(inputs, slice(0, None, 2))
+        """Those that layers are fitted on."""
+        self._others = program.reading.trace.some_of(inputs, slice(1, None, 2))
+
+    @cached_property
+    def targets(self) -> Targets:
+        """What the unpruned network gives for those that layers are fitted on."""
+        return record_targets(self.network, self.program, self.inputs)
+
+    @cached_property
+    def others(self) -> OtherSamples:
+        """What candidates are tried on."""
+        with torch.no_grad():
+            return OtherSamples(self._others, called(self.network, self._others))
 
 
 @dataclass(frozen=True)
@@ -152,12 +181,10 @@ def gather_evidence(
     program: Program,
     space: SearchSpace,
     *,
-    inputs: Example,
-    targets: Targets,
+    samples: Halves,
     distance: Distance,
     centre: Architecture,
     orders: Mapping[str, np.ndarray] | None = None,
-    others: OtherSamples | None = None,
 ) -> Evidence:
     """One pass over the samples in an architecture, and the order of the channels that follows from it.
 
@@ -168,23 +195,18 @@ def gather_evidence(
         network: The unpruned network, in evaluation mode.
         program: Its operators.
         space: What is searched of it.
-        inputs: The samples.
-        targets: What the network gives for them.
+        samples: The samples.
         distance: How far outputs have moved.
         centre: The architecture.
         orders: The units of each group, the most important first, as the architecture was derived with them; None: the
             largest weights first.
-        others: Other samples, that candidates are tried on; None: those that layers are fitted on. Few and wide layers
-            look better on these than they are.
     """
     reading = program.reading
     if orders is None:
         orders = channel_orders(reading, dict(network.named_parameters(remove_duplicate=False)))
     run = CutRun(network, program, Sizes(blocks=sizes_of(centre, reading).blocks), reading.first_units)
-    refit = _Masked(run, targets, sizes_of(centre, reading), orders)
-    outputs = program.run(refit, inputs)
-    if others is not None:
-        outputs = program.run(refit.as_fitted(), others.inputs)
+    refit = _Masked(run, samples.targets, sizes_of(centre, reading), orders)
+    program.run(refit, samples.inputs)
     found = dict(orders)
     lost: dict[str, np.ndarray] = {}
     for tied, is_kept in tied_groups(reading):
@@ -198,16 +220,16 @@ def gather_evidence(
         network=network,
         program=program,
         space=space,
-        inputs=inputs,
-        targets=targets,
-        others=others or OtherSamples(inputs, targets.outputs),
+        inputs=samples.inputs,
+        targets=samples.targets,
+        others=samples.others,
         distance=distance,
         centre=centre,
         orders=found,
         lost=lost,
         moments=refit.moments,
         fitted=refit.fitted,
-        outputs=outputs,
+        outputs=program.run(refit.as_fitted(), samples.others.inputs),
     )
 
 

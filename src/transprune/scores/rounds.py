@@ -25,7 +25,7 @@ from transprune.reading.networks import unwrapped
 from transprune.reading.reading import Reading, read_for
 from transprune.reading.trace import Example, inputs_for
 from transprune.runtime.structures import called, sliced
-from transprune.scores.evidence import OtherSamples, check_choices, distance_of, gather_evidence
+from transprune.scores.evidence import Halves, check_choices, distance_of, gather_evidence
 from transprune.scores.refit import Refit, record_targets, repair_read
 from transprune.scores.score import ABLATION_SAMPLES, Measure, Scores, ablation, scores_of
 from transprune.shrinking.shrink import shrink
@@ -220,11 +220,7 @@ class _Compressing:
         self.model, self.reading, self.limits, self.measure = model, reading, limits, measure
         self.program, self.distance = Program(reading), distance_of(task)
         self.inputs = inputs_for(model, samples)
-        self.some = reading.trace.some_of(self.inputs, slice(None, None, 2))
-        self.targets = record_targets(model, self.program, self.some)
-        others = reading.trace.some_of(self.inputs, slice(1, None, 2))
-        with torch.no_grad():
-            self.others = OtherSamples(others, called(model, others))
+        self.halves = Halves(model, self.program, self.inputs)
         self.scores: list[Scores] = list(scores)
         self.space = space
         self.looked_at: dict[str, dict[tuple[int, ...], float]] = {}
@@ -264,9 +260,9 @@ class _Compressing:
         """
         trace, first = self.reading.trace, slice(0, ABLATION_SAMPLES)
         axis = next((each for each in trace.axes if each is not None), 0)
-        few = trace.some_of(self.some, first)
-        count = trace.samples_in(trace.tensors_of(self.some))
-        wanted = self.targets.outputs
+        few = trace.some_of(self.halves.inputs, first)
+        count = trace.samples_in(trace.tensors_of(self.halves.inputs))
+        wanted = self.halves.targets.outputs
         if trace.batch is not None:
             wanted = sliced(wanted, first, count, axis)
 
@@ -345,12 +341,10 @@ class _Compressing:
             self.model,
             self.program,
             self.space,
-            inputs=self.some,
-            targets=self.targets,
+            samples=self.halves,
             distance=self.distance,
             centre=here.architecture,
             orders=self._orders(here) if here.round >= 0 else None,
-            others=self.others,
         )
         scores = scores_of(evidence, self.measure)
         self.scores.append(scores)
@@ -375,10 +369,11 @@ class _Compressing:
         run: Surroundings
         run = cut = CutRun(self.model, self.program, sizes, self._orders(place).__getitem__)
         if is_fitted:
-            refit = Refit(cut, self.targets)
-            self.program.run(refit, self.some)
+            refit = Refit(cut, self.halves.targets)
+            self.program.run(refit, self.halves.inputs)
             run = refit.as_fitted()
-        return float(self.distance(self.program.run(run, self.others.inputs), self.others.wanted))
+        others = self.halves.others
+        return float(self.distance(self.program.run(run, others.inputs), others.wanted))
 
     def student(self, place: _Place, *, is_repaired: bool) -> Compression:
         """The smaller network of an architecture."""

@@ -26,8 +26,8 @@ from transprune.reading.reading import Reading, read, read_for
 from transprune.reading.trace import Example, inputs_for
 from transprune.records import read_record
 from transprune.runtime.structures import tensors_in
-from transprune.scores.evidence import Evidence, check_choices, distance_of, gather_evidence
-from transprune.scores.refit import Watched, record_targets
+from transprune.scores.evidence import Evidence, Halves, check_choices, distance_of, gather_evidence
+from transprune.scores.refit import Watched
 from transprune.shrinking.sort import reorder_channels, units_of
 from transprune.shrinking.traced_network import CutRun
 from transprune.space import DepthStage, SearchSpace
@@ -318,6 +318,7 @@ def score(
         model: The trained network.
         space: The space that `inspect` read from it.
         samples: A batch of inputs, or a tuple of the forward's positional arguments; some hundreds of samples.
+            Layers are fitted on every second one, and candidates tried on the others.
         task: Says how outputs are compared: by its distillation loss, without labels. None: `classification()`.
         measure: What gives the figures: `ablation`, `reconstruction`, `taylor`, or a function of your own.
         around: The architecture to look around from; None: the unpruned network.
@@ -332,8 +333,7 @@ def score(
     reading = read_for(model, samples, space)
     check_choices(space, reading)
     with evaluation_mode(model):
-        inputs, program = inputs_for(model, samples), Program(reading)
-        targets = record_targets(model, program, inputs)
+        program = Program(reading)
         centre = space.full_architecture() if around is None else around
         space.check(centre)
         distance = distance_of(task or classification())
@@ -341,8 +341,7 @@ def score(
             model,
             program,
             space,
-            inputs=inputs,
-            targets=targets,
+            samples=Halves(model, program, inputs_for(model, samples)),
             distance=distance,
             centre=centre,
             orders=orders,
