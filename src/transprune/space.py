@@ -36,6 +36,8 @@ class WidthGroup:
     """Paths of all layers whose outputs are cut together."""
     unit: int = 1
     """Channels per unit of the width: those of one group of a grouped convolution, or of one head of attention."""
+    tie: str = ""
+    """What groups have in common that get the same candidate, each of its own; empty: the group is chosen alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +141,26 @@ class SearchSpace:
         """All groups, then all stages."""
         return (*self.groups, *self.stages)
 
+    @cached_property
+    def leaders(self) -> tuple[int, ...]:
+        """For each group the position of the first one that it is tied to; its own where it is chosen alone."""
+        first: dict[str, int] = {}
+        return tuple(
+            first.setdefault(group.tie, position) if group.tie else position
+            for position, group in enumerate(self.groups)
+        )
+
+    @property
+    def has_ties(self) -> bool:
+        """Whether some groups are tied to others."""
+        return any(leader != position for position, leader in enumerate(self.leaders))
+
+    def is_one_choice(self, source: str | None, other: str | None) -> bool:
+        """Whether two groups, by their names, are the same or tied, so that both get the same candidate."""
+        if source not in self.group_index or other not in self.group_index:
+            return False
+        return self.leaders[self.group_index[source]] == self.leaders[self.group_index[other]]
+
     def architecture_of(self, sizes: Sequence[int]) -> Architecture:
         """The architecture with the given size for each of `choices`."""
         groups = len(self.groups)
@@ -171,7 +193,8 @@ class SearchSpace:
 
     def count(self) -> int:
         """How many architectures there are."""
-        return math.prod(len(choice.candidates) for choice in self.choices)
+        chosen = [group for position, group in enumerate(self.groups) if self.leaders[position] == position]
+        return math.prod(len(choice.candidates) for choice in (*chosen, *self.stages))
 
     def macs(self, architecture: Architecture) -> int:
         """Multiply-adds for one sample (conventions: `transprune.costs`).
@@ -367,8 +390,14 @@ class SearchSpace:
         Raises:
             ValueError: They do not; the message names the place.
         """
-        for group in self.groups:
+        for group, leader in zip(self.groups, self.leaders, strict=True):
             _check_candidates(group.name, group.candidates, group.width)
+            first = self.groups[leader]
+            if len(group.candidates) != len(first.candidates):
+                raise ValueError(
+                    f"{group.name!r} is tied to {first.name!r} with {len(group.candidates)} candidates, expected "
+                    f"{len(first.candidates)} as there"
+                )
         for stage in self.stages:
             _check_candidates(stage.name, stage.candidates, stage.depth)
             _check_order(stage)
@@ -385,7 +414,11 @@ class SearchSpace:
             _check_sources(layer.name, (layer.inputs, layer.outputs), known)
 
     def _pick(self, choose: Callable[[Sequence[int]], int]) -> Architecture:
-        return self.architecture_of([choose(choice.candidates) for choice in self.choices])
+        sizes = [choose(choice.candidates) for choice in self.choices]
+        for position, leader in enumerate(self.leaders):
+            if leader != position:
+                sizes[position] = self.groups[position].candidates[self.groups[leader].candidates.index(sizes[leader])]
+        return self.architecture_of(sizes)
 
 
 def _own_name(name: str, known: Collection[str]) -> str | None:
@@ -436,10 +469,31 @@ def width_candidates(width: int, ratios: Sequence[float] = PAPER_RATIOS, *, divi
         >>> width_candidates(16)
         (4, 6, 8, 9, 11, 12, 14, 16)
     """
-    widths = {int(width * ratio) for ratio in ratios}
-    if divisor > 1:
-        widths = {max(divisor, round(candidate / divisor) * divisor) for candidate in widths}
-    return tuple(sorted({max(1, candidate) for candidate in widths if candidate < width} | {width}))
+    return tied_candidates([(width, divisor)], ratios)[0]
+
+
+def tied_candidates(widths: Sequence[tuple[int, int]], ratios: Sequence[float] = PAPER_RATIOS) -> list[tuple[int, ...]]:
+    """`width_candidates` of several layers at the same shares, of which those stay at which all their widths differ.
+
+    Args:
+        widths: Full width and divisor of each.
+        ratios: As of `width_candidates`.
+
+    Example:
+        >>> tied_candidates([(16, 1), (4, 1)], (0.25, 0.3, 0.5))
+        [(4, 8, 16), (1, 2, 4)]
+    """
+
+    def at(share: float, width: int, divisor: int) -> int:
+        cut = int(width * share)
+        return max(1, cut if divisor == 1 else max(divisor, round(cut / divisor) * divisor))
+
+    kept = [[width for width, _ in widths]]
+    for share in sorted(ratios, reverse=True):
+        smaller = [at(share, width, divisor) for width, divisor in widths]
+        if all(one < other for one, other in zip(smaller, kept[0], strict=True)):
+            kept.insert(0, smaller)
+    return list(zip(*kept, strict=True))
 
 
 def depth_candidates(depth: int) -> tuple[int, ...]:

@@ -27,7 +27,7 @@ from transprune.space import (
     WidthGroup,
     branch_candidates,
     depth_candidates,
-    width_candidates,
+    tied_candidates,
 )
 
 log = logging.getLogger("transprune.run")
@@ -44,6 +44,7 @@ def inspect(
     removable: Removable = "blocks",
     keep: Sequence[str] = (),
     only: Sequence[str] = (),
+    tie: Sequence[str] = (),
     reading: Reading | None = None,
 ) -> SearchSpace:
     """Reads which widths and depths of a model can be chosen, and what each choice costs. The model is untouched.
@@ -62,6 +63,7 @@ def inspect(
             residual sums, one after another: the attention of a transformer's block, or its expansion.
         keep: Patterns (`*`, `?`) of layers that keep their width and of stages that keep their depth.
         only: Patterns of the only layers and stages to search; empty for all.
+        tie: Patterns; the widths of all layers that match one of them get the same share of their full width.
         reading: An earlier reading of the model, which saves reading it again.
 
     Returns:
@@ -71,7 +73,7 @@ def inspect(
         ModelError: The model does not run on the example, cannot be traced, depends on the number of samples, or has
             nothing to search.
         OptionError: A ratio is outside (0, 1], the divisor is below 1, `dimensions` or `removable` is unknown, or a
-            pattern matches nothing.
+            pattern matches nothing, or two of `tie` the same layer.
     """
     if dimensions not in ("both", "width", "depth"):
         raise OptionError(f"cannot inspect with dimensions={dimensions!r}; expected 'both', 'width' or 'depth'")
@@ -95,11 +97,8 @@ def inspect(
             type(model).__name__,
             " and ".join(str(axis) for axis in dict.fromkeys(reading.trace.axes) if axis is not None),
         )
-    choosing = _Choosing(reading, keep, only)
-    choosing.choose_groups(
-        lambda group: width_candidates(group.width, ratios, divisor=_unit_divisor(divisor, group.unit)),
-        is_searched=dimensions != "depth",
-    )
+    choosing = _Choosing(reading, keep, only, tie)
+    choosing.choose_groups(ratios, divisor, is_searched=dimensions != "depth")
     choosing.choose_stages(depths, is_searched=dimensions != "width")
     choosing.check_patterns()
     space = choosing.space()
@@ -125,8 +124,8 @@ def inspect_for(model: nn.Module, example: Example, architecture: Architecture) 
 
 def full_space(reading: Reading) -> SearchSpace:
     """The space of all that can be searched, with the paper's candidates."""
-    choosing = _Choosing(reading, (), ())
-    choosing.choose_groups(lambda group: width_candidates(group.width), is_searched=True, is_complete=True)
+    choosing = _Choosing(reading)
+    choosing.choose_groups(PAPER_RATIOS, 1, is_searched=True, is_complete=True)
     choosing.choose_stages(None, is_searched=True)
     return choosing.space()
 
@@ -139,31 +138,65 @@ def _unit_divisor(divisor: int, unit: int) -> int:
 class _Choosing:
     """Turns what a reading offers into the groups and stages of a search space."""
 
-    def __init__(self, reading: Reading, keep: Sequence[str], only: Sequence[str]) -> None:
+    def __init__(
+        self, reading: Reading, keep: Sequence[str] = (), only: Sequence[str] = (), tie: Sequence[str] = ()
+    ) -> None:
         self.reading = reading
-        self.keep, self.only = keep, only
+        self.keep, self.only, self.tie = keep, only, tie
         self.groups: list[WidthGroup] = []
         self.stages: list[DepthStage] = []
         self.fixed: list[Fixed] = []
 
     def choose_groups(
-        self,
-        candidates: Callable[[GroupFacts], tuple[int, ...]],
-        *,
-        is_searched: bool,
-        is_complete: bool = False,
+        self, ratios: Sequence[float], divisor: int, *, is_searched: bool, is_complete: bool = False
     ) -> None:
+        searched: list[GroupFacts] = []
         for group in self.reading.groups:
-            choices = candidates(group)
             reason = self._kept_reason(group.layers, "widths", is_searched)
-            if reason is None and len(choices) < 2 and not is_complete:
-                reason = "it has a single candidate"
-            if reason is not None:
+            if reason is None:
+                searched.append(group)
+            else:
                 self.fixed.append(Fixed(group.name, reason))
+        ties = {group.name: self._tie_of(group) for group in searched}
+        candidates: dict[str, tuple[int, ...]] = {}
+        for group in searched:
+            if group.name not in candidates:
+                tied = [
+                    each
+                    for each in searched
+                    if each is group or (ties[group.name] and ties[each.name] == ties[group.name])
+                ]
+                widths = [(each.width, _unit_divisor(divisor, each.unit)) for each in tied]
+                candidates |= zip((each.name for each in tied), tied_candidates(widths, ratios), strict=True)
+        for group in searched:
+            choices = candidates[group.name]
+            if len(choices) < 2 and not is_complete:
+                self.fixed.append(Fixed(group.name, "it has a single candidate"))
                 continue
             self.groups.append(
-                WidthGroup(name=group.name, width=group.width, candidates=choices, layers=group.layers, unit=group.unit)
+                WidthGroup(
+                    name=group.name,
+                    width=group.width,
+                    candidates=choices,
+                    layers=group.layers,
+                    unit=group.unit,
+                    tie=ties[group.name],
+                )
             )
+
+    def _tie_of(self, group: GroupFacts) -> str:
+        """The pattern that a group's layers match, if one does.
+
+        Raises:
+            OptionError: Several do.
+        """
+        found = [pattern for pattern in self.tie if any(_matches(name, (pattern,)) for name in group.layers)]
+        if len(found) > 1:
+            raise OptionError(
+                f"cannot tie the width of {group.name!r} by {found[0]!r} and by {found[1]!r}: its layers "
+                f"({', '.join(group.layers)}) match both; expected patterns that share no width"
+            )
+        return found[0] if found else ""
 
     def choose_stages(self, depths: Callable[[int], Sequence[int]] | None, *, is_searched: bool) -> None:
         for run in self.reading.stages:
@@ -199,7 +232,7 @@ class _Choosing:
             OptionError: A pattern matches no layer and no stage.
         """
         names = [layer.use.name for layer in self.reading.layers] + [stage.name for stage in self.reading.stages]
-        for option, patterns in (("keep", self.keep), ("only", self.only)):
+        for option, patterns in (("keep", self.keep), ("only", self.only), ("tie", self.tie)):
             for pattern in patterns:
                 if not any(fnmatchcase(name, pattern) for name in names):
                     raise OptionError(

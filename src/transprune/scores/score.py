@@ -242,6 +242,8 @@ class Scores:
             spread: Logarithm of how much more probable the best candidate of any group or stage is than its worst.
         """
         rows = [np.array(each.lost) - min(each.lost) for each in (*self.groups, *self.stages)]
+        if space.has_ties:
+            rows = _tied(rows, space)
         worst = max((row.max() for row in rows), default=0.0) or 1.0
         masks = candidate_masks(space)
         filled = [torch.zeros(mask.shape, dtype=torch.float64) for mask in masks]
@@ -297,6 +299,14 @@ class Scores:
             return read_record(cls, {name: part for name, part in value.items() if name != "format"})
         except ValueError as error:
             raise SpaceError(f"cannot read scores: {error}") from error
+
+
+def _tied(rows: Sequence[np.ndarray], space: SearchSpace) -> list[np.ndarray]:
+    """Figures of groups, then stages, where tied groups have the sum of theirs."""
+    sums: dict[int, np.ndarray] = {}
+    for leader, row in zip(space.leaders, rows, strict=False):
+        sums[leader] = sums.get(leader, 0.0) + row
+    return [*(sums[leader] for leader in space.leaders), *rows[len(space.groups) :]]
 
 
 def score(

@@ -75,11 +75,8 @@ class CostTerm:
     """The index of the part in the layer's input and in its output; only concatenations have several parts."""
     values: np.ndarray
     """The cost at each pair of widths [possible input widths, possible output widths]; float64, whole numbers."""
-
-    @property
-    def is_diagonal(self) -> bool:
-        """Whether input and output belong to the same group, so that only equal choices can occur."""
-        return self.inputs.source is not None and self.inputs.source == self.outputs.source
+    is_diagonal: bool
+    """Whether input and output belong to the same group, or to tied ones, so that only equal choices can occur."""
 
 
 def alternatives(space: SearchSpace, channels: Channels) -> Iterator[tuple[Depths, Channels]]:
@@ -123,7 +120,8 @@ def _part_terms(space: SearchSpace, cost: Cost, layer: Layer, part: tuple[int, i
             widths = space.possible_widths(before), space.possible_widths(after)
             values = np.array([[cost.of_part(layer, part, one, other) for other in widths[1]] for one in widths[0]])
             if all(depths.values()) and values.any():
-                yield CostTerm(layer, before, after, depths, part, values.astype(float))
+                is_diagonal = space.is_one_choice(before.source, after.source)
+                yield CostTerm(layer, before, after, depths, part, values.astype(float), is_diagonal)
 
 
 def _all_of(*conditions: Depths) -> Depths:

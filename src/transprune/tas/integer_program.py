@@ -94,7 +94,7 @@ class IntegerProgram:
         self.variables = 0
         self.rows: list[tuple[LinearSum, float, float]] = []
         """Each constraint: a sum, its least and its greatest value."""
-        self.groups = [self._one_of(len(group.candidates)) for group in space.groups]
+        self.groups = self._widths()
         self.stages = [self._one_of(len(stage.candidates)) for stage in space.stages]
         self.choices = self.variables
         self.constant = self._new(1)[0]
@@ -143,6 +143,13 @@ class IntegerProgram:
         return self.space.architecture_of(
             [choice.candidates[int(np.argmax(solution[list(variables)]))] for choice, variables in choices]
         )
+
+    def _widths(self) -> list[range]:
+        """The variables of each group; those of its leader where it is tied."""
+        found: list[range] = []
+        for position, (group, leader) in enumerate(zip(self.space.groups, self.space.leaders, strict=True)):
+            found.append(self._one_of(len(group.candidates)) if leader == position else found[leader])
+        return found
 
     def _one_of(self, candidates: int) -> range:
         """New variables of which one is chosen."""

@@ -50,7 +50,8 @@ class _Stepping:
         self.logs = log_probabilities(space, probabilities)
         self.expected = [ExpectedCost(space, limit.cost) for limit in limits]
         self.most = np.array([limit.most for limit in limits], dtype=float)
-        self.at = [int(row.argmax()) for row in self.logs]
+        self.leaders = [*space.leaders, *range(len(space.groups), len(self.choices))]
+        self.at = [int(self.logs[leader].argmax()) for leader in self.leaders]
 
     @property
     def architecture(self) -> Architecture:
@@ -74,7 +75,7 @@ class _Stepping:
                     best, rate = (place, int(rates.argmin())), rates.min()
             if best is None:
                 return False
-            self.at[best[0]] = best[1]
+            self._set(*best)
         return False
 
     def step_up(self) -> None:
@@ -88,7 +89,11 @@ class _Stepping:
                     best, gain = (place, int(gains.argmax())), gains.max()
             if best is None:
                 return
-            self.at[best[0]] = best[1]
+            self._set(*best)
+
+    def _set(self, place: int, candidate: int) -> None:
+        """Takes another candidate, in groups that are tied to this one as well."""
+        self.at = [candidate if leader == place else at for at, leader in zip(self.at, self.leaders, strict=True)]
 
     def _costs(self) -> tuple[np.ndarray, list[np.ndarray]]:
         """The costs now [limits], and for each choice the costs with each candidate instead [candidates, limits]."""
@@ -102,7 +107,12 @@ class _Stepping:
             slopes.append([row.numpy() for part in given for row in part])
         after = []
         for place, choice in enumerate(self.choices):
-            slope = np.stack([each[place][: len(choice.candidates)] for each in slopes], axis=1)
+            members = [position for position, leader in enumerate(self.leaders) if leader == place]
+            if not members:  # it is no choice of its own
+                after.append(np.full((len(choice.candidates), len(costs)), np.inf))
+                continue
+            together = [sum(each[position] for position in members) for each in slopes]
+            slope = np.stack([each[: len(choice.candidates)] for each in together], axis=1)
             after.append(np.round(np.array(costs) + slope - slope[self.at[place]]))
         return np.array(costs), after
 
@@ -113,9 +123,16 @@ def _excess(shares: np.ndarray) -> np.ndarray:
 
 
 def log_probabilities(space: SearchSpace, probabilities: Probabilities) -> list[np.ndarray]:
-    """The logarithm of every candidate's probability, groups first, then stages; at least log 1e-30."""
+    """The logarithm of every candidate's probability, groups first, then stages; at least log 1e-30.
+
+    Tied groups are one choice: the first one's row counts for all, and the others have zeros.
+    """
     rows = [*probabilities.widths.detach().cpu().double(), *probabilities.depths.detach().cpu().double()]
-    return [
+    logs = [
         np.log(np.maximum(row.numpy()[: len(choice.candidates)], 1e-30))
         for row, choice in zip(rows, space.choices, strict=True)
     ]
+    for position, leader in enumerate(space.leaders):
+        if leader != position:
+            logs[position] = np.zeros_like(logs[position])
+    return logs

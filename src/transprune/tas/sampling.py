@@ -64,7 +64,8 @@ class ArchitectureParameters(nn.Module):
     """The logits of all candidates (the paper's α and β), kept apart from the weights.
 
     `widths` is [groups, most candidates of a group] and `depths` [stages, most candidates of a stage]; in rows with
-    fewer candidates the last entries take no part. They start with a standard deviation of 0.01.
+    fewer candidates the last entries take no part. They start with a standard deviation of 0.01. Of groups that are tied
+    only the first one's row is used, and drawn once for all of them.
     """
 
     width_is_candidate: Tensor
@@ -82,7 +83,7 @@ class ArchitectureParameters(nn.Module):
     def probabilities(self) -> Probabilities:
         """Softmax of the logits, with gradient."""
         return Probabilities(
-            masked_log_softmax(self.widths, self.width_is_candidate).exp(),
+            masked_log_softmax(self._tied(self.widths), self.width_is_candidate).exp(),
             masked_log_softmax(self.depths, self.depth_is_candidate).exp(),
         )
 
@@ -117,8 +118,13 @@ class ArchitectureParameters(nn.Module):
         depths = draw_candidates(
             self.depths, self.depth_is_candidate, temperature=temperature, samples=depth_samples, generator=generator
         )
+        widths = Draw(self._tied(widths.indices), self._tied(widths.weights))
         place = device or self.widths.device
         return Selection(_choices(self.space.groups, widths, place), _choices(self.space.stages, depths, place))
+
+    def _tied(self, rows: Tensor) -> Tensor:
+        """Rows of groups [groups, ...], each that of its leader."""
+        return rows[list(self.space.leaders)] if self.space.has_ties else rows
 
     @torch.no_grad()
     def entropy(self) -> float:
