@@ -60,6 +60,8 @@ class DepthStage:
     """Positions of the blocks, the one that stays longest first; empty: the first ones stay, as in the paper."""
     parts: tuple[tuple[str, ...], ...] = ()
     """Where the blocks are branches, the layers and parameters of each; empty: all that lies below a block's path."""
+    tie: str = ""
+    """The number of the network's configuration that says how many blocks there are; empty: it was not looked for."""
 
     def kept(self, depth: int) -> tuple[int, ...]:
         """Positions of the blocks of a candidate, ascending; those of smaller candidates are among them."""

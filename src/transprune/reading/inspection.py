@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from math import gcd
+from math import gcd, lcm
+from typing import Literal
 
 from torch import nn
 
 from transprune.architecture import Architecture
 from transprune.costs import Channels, Layer
 from transprune.errors import ModelError, OptionError, expected_one_of
+from transprune.models.configured import Said, said_of
 from transprune.models.residual import ResidualSum
 from transprune.options import Dimensions, Removable
 from transprune.reading.equality import check_samples
-from transprune.reading.layouts import Searched, channels_of
+from transprune.reading.layouts import Searched, channels_of, groups_of, sizes_with
 from transprune.reading.networks import untouched, unwrapped
 from transprune.reading.reading import GroupFacts, LayerFacts, ParameterFacts, Reading, check_macs, read
 from transprune.reading.trace import Example
@@ -44,7 +46,7 @@ def inspect(
     removable: Removable = "blocks",
     keep: Sequence[str] = (),
     only: Sequence[str] = (),
-    tie: Sequence[str] = (),
+    tie: Sequence[str] | Literal["config"] = (),
     reading: Reading | None = None,
 ) -> SearchSpace:
     """Reads which widths and depths of a model can be chosen, and what each choice costs. The model is untouched.
@@ -63,7 +65,10 @@ def inspect(
             residual sums, one after another: the attention of a transformer's block, or its expansion.
         keep: Patterns (`*`, `?`) of layers that keep their width and of stages that keep their depth.
         only: Patterns of the only layers and stages to search; empty for all.
-        tie: Patterns; the widths of all layers that match one of them get the same share of their full width.
+        tie: Patterns; the widths of all layers that match one of them get the same share of their full width. `config`:
+            widths are tied as the numbers of the network's configuration (`model.config`, as those of transformers have
+            it) say them, and what they do not say is kept, so that `configured` makes the smaller network one of the
+            same class that needs nothing of this library.
         reading: An earlier reading of the model, which saves reading it again.
 
     Returns:
@@ -84,6 +89,11 @@ def inspect(
             f"cannot inspect with ratios={list(ratios)} and divisor={divisor}; "
             f"expected ratios in (0, 1] and a divisor of at least 1"
         )
+    if tie == "config" and removable == "branches":
+        raise OptionError(
+            "cannot inspect with tie='config' and removable='branches': no configuration says which branches are left "
+            "out; expected removable='blocks'"
+        )
     model = unwrapped(model)
     reading = read(model, example, reading)
     with untouched(model):
@@ -97,7 +107,9 @@ def inspect(
             type(model).__name__,
             " and ".join(str(axis) for axis in dict.fromkeys(reading.trace.axes) if axis is not None),
         )
-    choosing = _Choosing(reading, keep, only, tie)
+    choosing = _Choosing(reading, keep, only, () if tie == "config" else tie)
+    if tie == "config":
+        choosing.tie_by_configuration(model)
     choosing.choose_groups(ratios, divisor, is_searched=dimensions != "depth")
     choosing.choose_stages(depths, is_searched=dimensions != "width")
     choosing.check_patterns()
@@ -143,9 +155,20 @@ class _Choosing:
     ) -> None:
         self.reading = reading
         self.keep, self.only, self.tie = keep, only, tie
+        self.said: Said | None = None
         self.groups: list[WidthGroup] = []
         self.stages: list[DepthStage] = []
         self.fixed: list[Fixed] = []
+
+    def tie_by_configuration(self, model: nn.Module) -> None:
+        """Ties what the numbers of the network's configuration say, and keeps the rest."""
+        carried: dict[str, dict[tuple[str, int], frozenset[int]]] = {group.name: {} for group in self.reading.groups}
+        for name, layouts in self.reading.states.items():
+            for axis, layout in enumerate(layouts):
+                for group in groups_of(layout):
+                    carried[group][name, axis] = sizes_with(group, layout)
+        widths = {group.name: (group.width, carried[group.name]) for group in self.reading.groups}
+        self.said = said_of(model, widths, {stage.name: len(stage.blocks) for stage in self.reading.stages})
 
     def choose_groups(
         self, ratios: Sequence[float], divisor: int, *, is_searched: bool, is_complete: bool = False
@@ -166,7 +189,7 @@ class _Choosing:
                     for each in searched
                     if each is group or (ties[group.name] and ties[each.name] == ties[group.name])
                 ]
-                widths = [(each.width, _unit_divisor(divisor, each.unit)) for each in tied]
+                widths = [(each.width, self._divisor(divisor, each, ties[each.name])) for each in tied]
                 candidates |= zip((each.name for each in tied), tied_candidates(widths, ratios), strict=True)
         for group in searched:
             choices = candidates[group.name]
@@ -184,12 +207,19 @@ class _Choosing:
                 )
             )
 
+    def _divisor(self, divisor: int, group: GroupFacts, tie: str) -> int:
+        """The number of units whose multiples a group may have."""
+        step = self.said.steps[tie] if self.said is not None else 1
+        return lcm(_unit_divisor(divisor, group.unit), step)
+
     def _tie_of(self, group: GroupFacts) -> str:
-        """The pattern that a group's layers match, if one does.
+        """The pattern that a group's layers match, or the number of the configuration, if there is one.
 
         Raises:
             OptionError: Several do.
         """
+        if self.said is not None:
+            return self.said.by[group.name]
         found = [pattern for pattern in self.tie if any(_matches(name, (pattern,)) for name in group.layers)]
         if len(found) > 1:
             raise OptionError(
@@ -213,7 +243,14 @@ class _Choosing:
                     f"blocks; expected depths from 1 to {depth}"
                 )
             self.stages.append(
-                DepthStage(name=run.name, depth=depth, candidates=choices, blocks=run.blocks, outputs=())
+                DepthStage(
+                    name=run.name,
+                    depth=depth,
+                    candidates=choices,
+                    blocks=run.blocks,
+                    outputs=(),
+                    tie=self.said.by[run.name] if self.said is not None else "",
+                )
             )
 
     def _kept_reason(self, names: Sequence[str], what: str, is_searched: bool) -> str | None:
@@ -223,7 +260,7 @@ class _Choosing:
             return "it is kept as asked"
         if self.only and not any(_matches(name, self.only) for name in names):
             return "it is not among what is searched only, as asked"
-        return None
+        return None if self.said is None else self.said.reasons.get(names[0])
 
     def check_patterns(self) -> None:
         """Checks that every pattern matches something.
@@ -253,6 +290,7 @@ class _Choosing:
                 outputs=tuple(channels_of(end, searched) for end in reading.ends[stage.name]),
                 free=reading.free[stage.name],
                 parts=reading.parts[stage.name] if in_branches[stage.name] else (),
+                tie=stage.tie,
             )
             for stage in self.stages
         )

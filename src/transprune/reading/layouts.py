@@ -136,6 +136,33 @@ def full_size(layout: Layout) -> int:
             return full_size(main)
 
 
+def sizes_with(group: str, layout: Layout) -> frozenset[int]:
+    """The sizes, in the unpruned network, of what neighbouring factors make up that include a group.
+
+    Example:
+        >>> sorted(sizes_with("heads", Product((Constant(2), Group("heads", 3), Constant(8)))))
+        [3, 6, 24, 48]
+    """
+    match layout:
+        case Group(name, full):
+            return frozenset({full} if name == group else ())
+        case Concatenation(parts):
+            return frozenset.intersection(*(sizes_with(group, part) for part in parts))
+        case Product(factors):
+            sizes = [full_size(factor) for factor in factors]
+            holding = [place for place, factor in enumerate(factors) if group in groups_of(factor)]
+            return frozenset(
+                prod(sizes[start:end])
+                for start in range(min(holding) + 1)
+                for end in range(max(holding) + 1, len(sizes) + 1)
+            )
+        case StageEnd(_, exits):
+            return frozenset.intersection(*(sizes_with(group, part) for part in exits))
+        case FreeSum(_, main, _):
+            return sizes_with(group, main)
+    return frozenset()
+
+
 def size_of(layout: Layout, sizes: Sizes) -> int:
     """How many entries are in use."""
     match layout:

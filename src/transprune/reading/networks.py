@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
 from transprune.errors import ModelError
-from transprune.runtime.structures import copied
+from transprune.runtime.structures import Network, copied
 
 INNER = ("_orig_mod", "_forward_module")
 """Names under which `torch.compile` and Lightning Fabric keep the network that they wrap."""
@@ -152,9 +152,22 @@ def set_mode(network: nn.Module, *, training: bool) -> None:
 
 
 def in_evaluation(model: nn.Module) -> nn.Module:
-    """A copy of a network in evaluation mode."""
-    network = copied(model)
+    """A copy of a network in evaluation mode, as it is read."""
+    network = without_caches(copied(model))
     set_mode(network, training=False)
+    return network
+
+
+def without_caches(network: Network) -> Network:
+    """The network, which returns no keys and values for a next token any more: they would fix the widths of heads.
+
+    Args:
+        network: A copy of a caller's network; its configuration is written to.
+    """
+    for module in network.modules():
+        config = getattr(module, "config", None)
+        if getattr(config, "use_cache", None) is True:
+            config.use_cache = False
     return network
 
 

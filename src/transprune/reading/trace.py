@@ -22,7 +22,7 @@ from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
 
 from transprune.errors import DataError, ModelError, first_line
-from transprune.reading.networks import in_evaluation, set_mode, untouched
+from transprune.reading.networks import in_evaluation, set_mode, untouched, without_caches
 from transprune.runtime.seeds import seeded
 from transprune.runtime.structures import (
     Hole,
@@ -457,7 +457,7 @@ def trace(model: nn.Module, example: Example, *, training: bool = False, batches
 
 
 def _traced(model: nn.Module, example: Example, *, training: bool, batches: Sequence[int]) -> Trace:
-    network = copied(model)
+    network = without_caches(copied(model))
     set_mode(network, training=training)
     frame = _without_values(model)
     inputs = inputs_for(network, example)

@@ -20,7 +20,7 @@ from transprune.reading.equality import difference, outputs_of, probes
 from transprune.reading.execution import Program
 from transprune.reading.inspection import full_space
 from transprune.reading.layouts import Layout, Sizes, full_size, is_prefix, kept_of, size_of
-from transprune.reading.networks import form_tensors, set_mode, untouched, unwrapped
+from transprune.reading.networks import form_tensors, in_evaluation, untouched, unwrapped
 from transprune.reading.reading import Reading, read
 from transprune.reading.stages import BlockRun, calls_by_path, is_inside
 from transprune.reading.trace import Example, source_line
@@ -403,8 +403,7 @@ def _disagreement(own: nn.Module, traced: TracedNetwork, inputs: Example) -> str
     tried = probes(inputs)
     try:
         expected = outputs_of(traced.eval(), tried)
-        set_mode(own, training=False)
-        found = outputs_of(own, tried)
+        found = outputs_of(in_evaluation(own), tried)
     except Exception as error:  # a user's forward may raise anything
         return f"its own forward cannot follow the cut ({first_line(error)})"
     finally:
