@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from small_networks import CLASSES, ConvNorm, FreeBlock, PlainBlock, SumAround
-from transprune.models.residual import ResidualSum
+from transprune.models.resnet import ResidualSum
 
 
 class Depthwise(nn.Module):

@@ -12,8 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from transprune.models.residual import ResidualSum
-from transprune.models.resnet import resnet
+from transprune.models.resnet import ResidualSum, resnet
 from transprune.reading.inspection import inspect
 from transprune.space import SearchSpace
 

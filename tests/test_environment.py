@@ -20,7 +20,7 @@ def test_the_environment_names_versions_and_hardware():
     found = environment()
     assert found["torch"] == torch.__version__
     assert found["numpy"] == np.__version__
-    assert found["transprune"] == transprune._version.__version__
+    assert found["transprune"] == transprune.__version__
     assert found["python"] == platform.python_version()
     assert found["threads"] == torch.get_num_threads()
     assert 1 <= found["cores"] <= os.cpu_count()

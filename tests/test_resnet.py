@@ -10,8 +10,7 @@ from torch.nn import functional as F
 from oracles import count_by_hand, count_parameters
 from transprune.errors import ModelError
 from transprune.models.by_name import NAMES, build_model
-from transprune.models.residual import ResidualSum, initialise, projection
-from transprune.models.resnet import BasicBlock, ResNet, ResNetShape, resnet
+from transprune.models.resnet import BasicBlock, ResidualSum, ResNet, ResNetShape, initialise, projection, resnet
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 SMALL_BOTTLENECK = ResNetShape(

@@ -12,7 +12,7 @@ from test_training import assert_same_state, state_of, two_colours
 from transprune.budget import Limit
 from transprune.costs import MACS, PARAMS
 from transprune.errors import BudgetError, OptionError
-from transprune.models.residual import ResidualSum
+from transprune.models.resnet import ResidualSum
 from transprune.options import SearchOptions
 from transprune.reading.inspection import inspect
 from transprune.searching.search import search

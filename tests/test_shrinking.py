@@ -34,8 +34,7 @@ from small_networks import (
 )
 from transprune.architecture import Architecture
 from transprune.errors import DataError, ModelError, OptionError, SpaceError
-from transprune.models.residual import ResidualSum
-from transprune.models.resnet import ResNet, ResNetShape, resnet
+from transprune.models.resnet import ResidualSum, ResNet, ResNetShape, resnet
 from transprune.reading.inspection import inspect
 from transprune.reading.macs import count_macs
 from transprune.reading.reading import Reading, read

@@ -12,7 +12,7 @@ from small_networks import CASES, ODD_CASES, ConvNorm, PlainBlock, example, plai
 from test_any_network import assert_close, inputs_of, network_of, outputs_of, space_of
 from transprune.architecture import Architecture
 from transprune.errors import OptionError
-from transprune.models.residual import ResidualSum
+from transprune.models.resnet import ResidualSum
 from transprune.reading.axes import Concatenation, FreeSum, Product, StageEnd
 from transprune.reading.inspection import inspect
 from transprune.reading.layouts import Constant, Group

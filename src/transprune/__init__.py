@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from transprune.latency.performance import measure as measure
     from transprune.latency.stopwatch import Latency as Latency
     from transprune.latency.stopwatch import measure_latencies as measure_latencies
-    from transprune.models.residual import ResidualSum as ResidualSum
+    from transprune.models.configured import configured as configured
+    from transprune.models.resnet import ResidualSum as ResidualSum
     from transprune.models.resnet import ResNet as ResNet
     from transprune.models.resnet import ResNetShape as ResNetShape
     from transprune.models.resnet import resnet as resnet

@@ -195,8 +195,8 @@ class SearchSpace:
 
     def count(self) -> int:
         """How many architectures there are."""
-        chosen = [group for position, group in enumerate(self.groups) if self.leaders[position] == position]
-        return math.prod(len(choice.candidates) for choice in (*chosen, *self.stages))
+        chosen = [group.candidates for place, group in enumerate(self.groups) if self.leaders[place] == place]
+        return math.prod(map(len, [*chosen, *(stage.candidates for stage in self.stages)]))
 
     def macs(self, architecture: Architecture) -> int:
         """Multiply-adds for one sample (conventions: `transprune.costs`).

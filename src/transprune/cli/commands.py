@@ -211,6 +211,9 @@ class InspectCommand:
     """Patterns of layers and stages that keep their size, such as 'stem.*' (quoted)."""
     only: tuple[str, ...] = ()
     """Patterns of the layers and stages that are searched; all without it."""
+    tie: tuple[str, ...] = ()
+    """Patterns; all layers that match one of them keep the same share of their width. config: as the numbers of the
+    network's own configuration say."""
     divisor: int = 1
     """Allow only multiples of this as widths, such as 8."""
     as_json: AsJson = False
@@ -220,7 +223,7 @@ class InspectCommand:
         import torch
 
         from transprune.models.by_name import build_model
-        from transprune.reading.inspection import inspect
+        from transprune.reading.inspection import inspect, ties_of
 
         if min(self.input_size) < 1 or self.num_classes < 1:
             raise OptionError(
@@ -234,6 +237,7 @@ class InspectCommand:
             dimensions=self.dimensions,
             keep=self.keep,
             only=self.only,
+            tie=ties_of(self.tie),
             divisor=self.divisor,
         )
         if self.as_json:

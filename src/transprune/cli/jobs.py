@@ -43,6 +43,7 @@ class Job(RunOptions):
     std: Annotated[Normalisation | None, tyro.conf.arg(metavar="NUMBERS|WORD")] = None
     keep: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATTERN...")] = ()
     only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATTERN...")] = ()
+    tie: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATTERN...")] = ()
     pretrained: bool = False
     """Begin with the weights that torchvision or timm publish for the network; the same as --weights pretrained."""
     compress: tyro.conf.Suppress[CompressOptions | None] = None

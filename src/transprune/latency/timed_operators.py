@@ -15,7 +15,7 @@ from torch import fx
 
 from transprune.costs import Layer
 from transprune.errors import SpaceError
-from transprune.models.residual import ResidualSum
+from transprune.models.resnet import ResidualSum
 from transprune.reading.coupling import bound_arguments
 from transprune.reading.reading import LayerFacts, Reading
 from transprune.reading.trace import operator, shape

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import torch
@@ -83,8 +83,8 @@ class Said:
     """What a configuration says of the sizes of a network."""
 
     by: Mapping[str, str]
-    """For each choice that it says something of, by name, what makes up its size: `intermediate_size`; or, of heads that
-    share keys, `num_key_value_heads, num_attention_heads/4`, where its size is each of these."""
+    """For each choice that it says something of, by name, what its size is: `intermediate_size`; or, of heads that
+    share keys, each of `num_key_value_heads, num_attention_heads/4`."""
     steps: Mapping[str, int]
     """For each of these, the number whose multiples the class takes."""
     reasons: Mapping[str, str]
@@ -241,17 +241,20 @@ def configured(student: nn.Module, model: nn.Module, space: SearchSpace, archite
     kept: dict[int, Sequence[int]] = {}
     for choice, size in zip(space.choices, space.sizes_of(architecture), strict=True):
         if not choice.tie or sizes.setdefault(choice.tie, size) != size:
-            found = f"{choice.tie} would be {sizes[choice.tie]} and {size}" if choice.tie else "none is its size alone"
+            problem = (
+                f"{choice.tie} would be {sizes[choice.tie]} and {size}" if choice.tie else "none is its size alone"
+            )
             raise ModelError(
                 f"cannot say the sizes of a smaller {type(model).__name__} by the numbers of its configuration: of "
-                f"{choice.name!r} {found}; expected a space that the configuration ties (inspect with tie='config')"
+                f"{choice.name!r} {problem}; expected a space that the configuration ties (inspect with tie='config')"
             )
     for stage in space.stages:
         kept[stage.depth] = stage.kept_in(architecture)
     numbers = {path: value for tie, size in sizes.items() for path, value in _numbers_in(tie, size).items()}
     found = _built(model, numbers, kept)
+    tensors = _counted_anew(student.state_dict(), [stage.name for stage in space.stages])
     difference = _difference(
-        {name: tuple(tensor.shape) for name, tensor in student.state_dict().items()},
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()},
         {name: tuple(tensor.shape) for name, tensor in found.state_dict().items()},
     )
     if difference is not None:
@@ -259,8 +262,22 @@ def configured(student: nn.Module, model: nn.Module, space: SearchSpace, archite
             f"cannot say the sizes of a smaller {type(model).__name__} in its configuration: {difference}; expected a "
             "student of this network whose sizes the configuration ties (inspect with tie='config')"
         )
-    found.load_state_dict(student.state_dict())
-    return found.to(next(student.parameters()).device).eval()
+    found.load_state_dict(tensors)
+    return found.to(next(student.parameters())).eval()
+
+
+def _counted_anew(tensors: Mapping[str, torch.Tensor], containers: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Tensors by paths in which the blocks of containers are numbered from 0 without gaps."""
+    for container in containers:
+        prefix = f"{container}."
+        own = {name: name.removeprefix(prefix).partition(".") for name in tensors if name.startswith(prefix)}
+        numbers = sorted({int(number) for number, _, _ in own.values() if number.isdigit()})
+        places = {str(number): str(place) for place, number in enumerate(numbers)}
+        tensors = {
+            f"{prefix}{places.get(own[name][0], own[name][0])}.{own[name][2]}" if name in own else name: tensor
+            for name, tensor in tensors.items()
+        }
+    return dict(tensors)
 
 
 def _difference(student: Shapes, built: Shapes) -> str | None:
@@ -273,10 +290,11 @@ def _difference(student: Shapes, built: Shapes) -> str | None:
 
 def _looked_at(model: nn.Module, before: Shapes, path: str, value: int) -> Number | None:
     """A number of the configuration; None if no shape depends on it alone."""
-    for other in (2 * value, value // 2):
+    for other, are_blocks in product((2 * value, value // 2), (False, True)):
         try:
-            # Where it is a number of blocks, lists that say something of each of them have as many entries.
-            after = _shapes(model, {path: other}, {value: [place % value for place in range(other)]})
+            # Lists that say something of each block have as many entries as there are blocks.
+            wanted = {value: [place % value for place in range(other)]} if are_blocks else {}
+            after = _shapes(model, {path: other}, wanted)
         except Exception:  # the class refuses this one: a number that others must fit
             continue
         axes = frozenset(

@@ -14,7 +14,7 @@ from transprune.architecture import Architecture
 from transprune.costs import Channels, Layer
 from transprune.errors import ModelError, OptionError, expected_one_of
 from transprune.models.configured import Said, said_of
-from transprune.models.residual import ResidualSum
+from transprune.models.resnet import ResidualSum
 from transprune.options import Dimensions, Removable
 from transprune.reading.equality import check_samples
 from transprune.reading.layouts import Searched, channels_of, groups_of, sizes_with
@@ -33,6 +33,15 @@ from transprune.space import (
 )
 
 log = logging.getLogger("transprune.run")
+
+
+CONFIGURATION: Literal["config"] = "config"
+"""In place of patterns: what is tied is what the numbers of the network's configuration say."""
+
+
+def ties_of(words: Sequence[str]) -> Sequence[str] | Literal["config"]:
+    """What is tied, from words on a command line: patterns, or the one word for the configuration."""
+    return CONFIGURATION if tuple(words) == (CONFIGURATION,) else words
 
 
 def inspect(
@@ -89,7 +98,7 @@ def inspect(
             f"cannot inspect with ratios={list(ratios)} and divisor={divisor}; "
             f"expected ratios in (0, 1] and a divisor of at least 1"
         )
-    if tie == "config" and removable == "branches":
+    if tie == CONFIGURATION and removable == "branches":
         raise OptionError(
             "cannot inspect with tie='config' and removable='branches': no configuration says which branches are left "
             "out; expected removable='blocks'"
@@ -107,8 +116,8 @@ def inspect(
             type(model).__name__,
             " and ".join(str(axis) for axis in dict.fromkeys(reading.trace.axes) if axis is not None),
         )
-    choosing = _Choosing(reading, keep, only, () if tie == "config" else tie)
-    if tie == "config":
+    choosing = _Choosing(reading, keep, only, () if tie == CONFIGURATION else tie)
+    if tie == CONFIGURATION:
         choosing.tie_by_configuration(model)
     choosing.choose_groups(ratios, divisor, is_searched=dimensions != "depth")
     choosing.choose_stages(depths, is_searched=dimensions != "width")

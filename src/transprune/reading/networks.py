@@ -165,7 +165,7 @@ def without_caches(network: Network) -> Network:
         network: A copy of a caller's network; its configuration is written to.
     """
     for module in network.modules():
-        config = getattr(module, "config", None)
+        config: Any = getattr(module, "config", None)
         if getattr(config, "use_cache", None) is True:
             config.use_cache = False
     return network

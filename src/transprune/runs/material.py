@@ -22,7 +22,7 @@ from transprune.latency.measurement import LatencyMeasurement, trusted_latency
 from transprune.models.by_name import PRETRAINED, build_model, pretrained, published_preprocessing
 from transprune.models.weights import Weights, classes_in, fit_weights, read_tensors
 from transprune.options import Removable
-from transprune.reading.inspection import inspect
+from transprune.reading.inspection import CONFIGURATION, inspect, ties_of
 from transprune.reading.reading import Reading
 from transprune.records import read_record
 from transprune.runs.run_options import RunOptions
@@ -89,6 +89,8 @@ def _removable(options: RunOptions, begun_in: RunFolder | None) -> Removable:
     if begun_in is not None and begun_in.has("space.json"):
         begun = SearchSpace.from_json(begun_in.read_json("space.json"))
         return "branches" if any(stage.parts for stage in begun.stages) else "blocks"
+    if ties_of(options.tie) == CONFIGURATION:
+        return "blocks"
     return options.search.removable if options.compress is None else "branches"
 
 
@@ -139,6 +141,7 @@ def collect(
             dimensions=options.dimensions,
             keep=options.keep,
             only=options.only,
+            tie=ties_of(options.tie),
             divisor=options.divisor,
             removable=_removable(options, begun_in),
             reading=reading,

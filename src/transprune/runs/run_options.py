@@ -81,6 +81,9 @@ class RunOptions:
     """Patterns of layers and stages that keep their size, such as 'stem.*' (quoted)."""
     only: tuple[str, ...] = ()
     """Patterns of the layers and stages that are searched; all without it."""
+    tie: tuple[str, ...] = ()
+    """Patterns; all layers that match one of them keep the same share of their width. config: as the numbers of the
+    network's own configuration say."""
     divisor: int = 1
     """Widths to choose from are multiples of this, such as 8."""
     student: StudentStart = "scratch"

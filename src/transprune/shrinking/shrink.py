@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from transprune.architecture import Architecture
 from transprune.errors import OptionError, SpaceError, first_line
-from transprune.models.residual import ResidualSum, initialise, projection
+from transprune.models.resnet import ResidualSum, initialise, projection
 from transprune.reading.equality import difference, outputs_of, probes
 from transprune.reading.execution import Program
 from transprune.reading.inspection import full_space

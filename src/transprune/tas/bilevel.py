@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transprune.architecture import Architecture
 from transprune.budget import Limit
 from transprune.errors import OptionError
-from transprune.models.residual import initialise
+from transprune.models.resnet import initialise
 from transprune.options import SearchOptions
 from transprune.reading.networks import unwrapped
 from transprune.reading.reading import read_for

@@ -64,8 +64,8 @@ class ArchitectureParameters(nn.Module):
     """The logits of all candidates (the paper's α and β), kept apart from the weights.
 
     `widths` is [groups, most candidates of a group] and `depths` [stages, most candidates of a stage]; in rows with
-    fewer candidates the last entries take no part. They start with a standard deviation of 0.01. Of groups that are tied
-    only the first one's row is used, and drawn once for all of them.
+    fewer candidates the last entries take no part. They start with a standard deviation of 0.01. Of groups that are
+    tied only the first one's row is used, and drawn once for all of them.
     """
 
     width_is_candidate: Tensor

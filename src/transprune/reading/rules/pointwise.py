@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from transprune.models.residual import ResidualSum
+from transprune.models.resnet import ResidualSum
 from transprune.reading.axes import Axis, FreeSum, StageEnd, fix, fixed, has_samples, is_atom, mark, multiply, settle
 from transprune.reading.coupling import Axes, Call, OperatorRule, Use
 from transprune.reading.trace import is_own
