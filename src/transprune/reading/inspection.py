@@ -184,22 +184,20 @@ class _Choosing:
     ) -> None:
         searched: list[GroupFacts] = []
         for group in self.reading.groups:
-            reason = self._kept_reason(group.layers, "widths", is_searched)
+            reason = self._kept_reason(group.layers, "widths", is_searched) or self._unsaid(group.name)
             if reason is None:
                 searched.append(group)
             else:
                 self.fixed.append(Fixed(group.name, reason))
         ties = {group.name: self._tie_of(group) for group in searched}
-        candidates: dict[str, tuple[int, ...]] = {}
+        together: dict[tuple[str, str], list[GroupFacts]] = {}
         for group in searched:
-            if group.name not in candidates:
-                tied = [
-                    each
-                    for each in searched
-                    if each is group or (ties[group.name] and ties[each.name] == ties[group.name])
-                ]
-                widths = [(each.width, self._divisor(divisor, each, ties[each.name])) for each in tied]
-                candidates |= zip((each.name for each in tied), tied_candidates(widths, ratios), strict=True)
+            tie = ties[group.name]
+            together.setdefault((tie, "" if tie else group.name), []).append(group)
+        candidates: dict[str, tuple[int, ...]] = {}
+        for (tie, _), groups in together.items():
+            widths = [(group.width, self._divisor(divisor, group, tie)) for group in groups]
+            candidates |= zip((group.name for group in groups), tied_candidates(widths, ratios), strict=True)
         for group in searched:
             choices = candidates[group.name]
             if len(choices) < 2 and not is_complete:
@@ -239,7 +237,7 @@ class _Choosing:
 
     def choose_stages(self, depths: Callable[[int], Sequence[int]] | None, *, is_searched: bool) -> None:
         for run in self.reading.stages:
-            reason = self._kept_reason((run.name,), "depths", is_searched)
+            reason = self._kept_reason((run.name,), "depths", is_searched) or self._unsaid(run.name)
             if reason is not None:
                 self.fixed.append(Fixed(run.name, reason))
                 continue
@@ -269,7 +267,11 @@ class _Choosing:
             return "it is kept as asked"
         if self.only and not any(_matches(name, self.only) for name in names):
             return "it is not among what is searched only, as asked"
-        return None if self.said is None else self.said.reasons.get(names[0])
+        return None
+
+    def _unsaid(self, choice: str) -> str | None:
+        """Why the configuration does not say the size of a choice, where it is to be said by it."""
+        return None if self.said is None else self.said.reasons.get(choice)
 
     def check_patterns(self) -> None:
         """Checks that every pattern matches something.
