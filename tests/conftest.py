@@ -28,7 +28,14 @@ LARGE = (
 LONG = (
     *("test_tutorials.py::test_the_tutorial_on", "docs/compress.md", "docs/command-line.md", "docs/tutorials/paper.md"),
     *("test_torchrun.py::test_a_process_that_is_killed", "guide_to_watching_a_run", "torchvision/ResNet-resnext"),
-    *("timm/convnext_atto", "torchvision/mnasnet0_5", "SIGTERM-143", "trainer_of_lightning", "loop_of_ones_own_ends"),
+    *(
+        "timm/convnext_atto",
+        "torchvision/mnasnet0_5",
+        "SIGTERM-143",
+        "stock_network[gpt2",
+        "trainer_of_lightning",
+        "loop_of_ones_own_ends",
+    ),
     *(f"at_random_moments_ends_as_one_left_alone[{seed}]" for seed in range(1, 6)),
 )
 """Parts of the ids of tests that `make check` leaves out, and `make test` runs: the longest ones, which go a way from

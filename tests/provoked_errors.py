@@ -197,6 +197,47 @@ ways(
 )
 
 
+class Configuration:
+    """As that of a network of transformers."""
+
+    def __init__(self) -> None:
+        self.width = 8
+
+    def to_dict(self):
+        return vars(self)
+
+
+class Configured(nn.Module):
+    def __init__(self, config: Configuration) -> None:
+        super().__init__()
+        self.config = config
+        self.first, self.last = nn.Conv2d(3, config.width, 3), nn.Conv2d(config.width, 5, 3)
+
+    def forward(self, images):
+        return self.last(self.first(images))
+
+
+class Unbuildable(Configured):
+    def __init__(self, config: Configuration, more: int) -> None:
+        super().__init__(config)
+
+
+def configured_wrongly(tie) -> nn.Module:
+    model = Configured(Configuration())
+    space = inspect(model, example(), tie=tie)
+    return transprune.configured(model, model, space, space.smallest_architecture())
+
+
+ways(
+    inspect_configured_branches=lambda _: inspect(plain(), example(), tie="config", removable="branches"),
+    inspect_tied_twice=lambda _: inspect(plain(), example(), tie=["*", "0"]),
+    configuration_missing=lambda _: inspect(plain(), example(), tie="config"),
+    configuration_building=lambda _: inspect(Unbuildable(Configuration(), 1), example(), tie="config"),
+    configuration_untied=lambda _: configured_wrongly(()),
+    configuration_other=lambda _: configured_wrongly("config"),
+)
+
+
 class Branching(nn.Module):
     def forward(self, images):
         return images if images.sum() > 0 else -images
