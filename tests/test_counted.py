@@ -17,6 +17,7 @@ import oracles
 from transprune.architecture import Architecture
 from transprune.errors import ModelError
 from transprune.kernels.feature_maps import use_channels_last
+from transprune.reading.equality import probes
 from transprune.reading.inspection import inspect
 from transprune.reading.macs import count_macs, counting
 from transprune.shrinking.shrink import shrink
@@ -688,6 +689,9 @@ def test_boxes_of_images_are_the_samples_where_an_output_is_of_a_box():
     boxes = torch.tensor([[0.0, 0, 0, 4, 4], [1.0, 2, 2, 7, 7], [1.0, 0, 1, 6, 5]])  # as many as samples are tried with
     space = inspect(Heads(), (IMAGES, boxes))
     assert space.reading.trace.axes == (None, 0)
+    images, tried = probes((torch.zeros_like(IMAGES), boxes), space.reading.trace)
+    assert images.any()
+    assert torch.equal(tried, boxes)  # drawn at random, they would read outside of the images
     assert [group.name for group in space.groups] == ["body"]
     architecture = space.smallest_architecture()
     student = shrink(Heads(), architecture, (IMAGES, boxes), reading=space.reading)

@@ -42,16 +42,17 @@ OTHER_BATCHES = (2, 3, 4)
 number, so is one above the traced size: a table that has an entry for each traced sample ends there."""
 
 
-def probes(inputs: Example) -> Example:
-    """Inputs of the same shapes and types, with random floating-point numbers."""
+def probes(inputs: Example, traced: Trace) -> Example:
+    """Inputs of the same shapes and types, with random floating-point numbers; boxes stay where they are."""
     generator = torch.Generator().manual_seed(0)
-    return mapped(
+    return filled(
         inputs,
-        lambda tensor: (
+        [
             torch.randn(tensor.shape, generator=generator).to(tensor)
-            if tensor.is_floating_point() and not tensor.is_meta
+            if tensor.is_floating_point() and not tensor.is_meta and place not in traced.boxes
             else tensor
-        ),
+            for place, tensor in enumerate(tensors_in(inputs))
+        ],
     )
 
 
@@ -108,14 +109,15 @@ def _check_one_of(model: nn.Module, reading: Reading, program: Program, inputs: 
     traced = reading.trace.batch
     assert traced is not None
     for batch in sizes:
-        tried = probes(_of_samples(inputs, batch, reading.trace))
+        tried = probes(_of_samples(inputs, batch, reading.trace), reading.trace)
         try:
             expected = outputs_of(in_evaluation(model), tried)
         except Exception:  # a user's forward may raise anything
             continue
         running = _AsTraced(reading.trace, model)
         problem = _problem(program, running, tried, expected)
-        if problem is not None and _holds_as_traced(model, program, probes(_of_samples(inputs, traced, reading.trace))):
+        own = probes(_of_samples(inputs, traced, reading.trace), reading.trace)
+        if problem is not None and _holds_as_traced(model, program, own):
             raise ModelError(
                 f"cannot read the model {type(model).__name__}: its forward writes down how many samples are in a batch"
                 f"{_at(model, reading, tried, batch, running)}: what was traced with {traced} samples {problem} with "

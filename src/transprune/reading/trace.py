@@ -50,6 +50,8 @@ BATCHES = (11, 2)
 axes of size 1; 11 comes first because other axes seldom have that size."""
 ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "_assert", "sym_constrain_range")
 """Checks that torch.export inserts; at another precision they would fail for no reason."""
+BOXED = ("torchvision::roi_align", "torchvision::roi_pool")
+"""Operators whose second argument has a box of an image in each row."""
 SELECTIONS = ("select", "slice", "narrow", "unsqueeze")
 """Parts of a tensor that forwards take, at times for their shape alone."""
 
@@ -81,6 +83,18 @@ class Trace:
     """Samples in the traced batch; None if no axis of the inputs counts samples."""
     axes: tuple[int | None, ...]
     """The axis of each input tensor that counts samples; None for those that all samples share."""
+
+    @cached_property
+    def boxes(self) -> frozenset[int]:
+        """Which inputs say where in which image a box lies: other numbers would be read from outside of the images."""
+        found = set[int]()
+        for node in self.calls:
+            if operator(node) in BOXED:
+                read = node.all_input_nodes[1:]
+                for each in read:  # grows while it is walked
+                    read += [before for before in each.all_input_nodes if before not in read]
+                found |= {place for place, name in enumerate(self.inputs) if name in {each.name for each in read}}
+        return frozenset(found)
 
     def is_with(self, inputs: Example) -> bool:
         """Whether the trace holds for inputs of these shapes and types, whatever their number of samples."""

@@ -131,11 +131,12 @@ class _Shrinking:
         self._drop_branches(own := self._cut_model(), inputs)
         turn_off_fused_encoders(own)
         traced = traced_network(self.program, copied(own), self.sizes, reason="")
-        problem = _disagreement(own, traced, inputs)
+        tried = probes(inputs, self.reading.trace)
+        problem = _disagreement(own, traced, tried)
         if problem is None:
             return own
         for changed in self._with_taken_numbers(own):
-            if _disagreement(changed, traced, inputs) is None:
+            if _disagreement(changed, traced, tried) is None:
                 return changed
         return traced_network(self.program, own, self.sizes, reason=problem)
 
@@ -397,10 +398,9 @@ def _widened(tensor: Tensor, axis: int, size: int, layout: Layout) -> Tensor:
     return torch.cat([tensor, drawn.to(tensor)], dim=axis)
 
 
-def _disagreement(own: nn.Module, traced: TracedNetwork, inputs: Example) -> str | None:
+def _disagreement(own: nn.Module, traced: TracedNetwork, tried: Example) -> str | None:
     """Why a cut network's own forward differs from the traced operators; None if they agree."""
     modes = [(module, module.training) for module in own.modules()]
-    tried = probes(inputs)
     try:
         expected = outputs_of(traced.eval(), tried)
         found = outputs_of(in_evaluation(own), tried)

@@ -11,6 +11,7 @@ from torch import Tensor
 from transprune.reading.axes import Axis, concatenate, is_fixed, multiply, settle
 from transprune.reading.coupling import Arguments, Axes, Call, OperatorRule, origin_of
 from transprune.reading.rules.pointwise import fixed_axes
+from transprune.reading.trace import BOXED
 from transprune.reading.unification import factor, split, unify_products
 
 
@@ -436,7 +437,7 @@ RULES: dict[str, OperatorRule] = {
     **dict.fromkeys(_RESIZED, OperatorRule(axes=resized)),
     **dict.fromkeys(("max_unpool2d", "max_unpool3d"), OperatorRule(axes=unpooled)),
     **dict.fromkeys(("fractional_max_pool2d", "fractional_max_pool3d"), OperatorRule(axes=pooled_at_random)),
-    **dict.fromkeys(("torchvision::roi_align", "torchvision::roi_pool"), OperatorRule(axes=cropped)),
+    **dict.fromkeys(BOXED, OperatorRule(axes=cropped)),
     **dict.fromkeys(_WAVES, OperatorRule(axes=transformed)),
     "view_as_real": OperatorRule(axes=as_pairs),
     "view_as_complex": OperatorRule(axes=from_pairs),
