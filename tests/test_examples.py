@@ -156,6 +156,7 @@ def test_the_notebook_runs_from_its_first_cell_to_its_last(monkeypatch, capsys):
     notebook = json.loads((EXAMPLES / "first_steps.ipynb").read_text())
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert "EPOCHS = 16" in cells[0]
+    assert all(cell["outputs"] for cell in notebook["cells"] if cell["cell_type"] == "code" and "print" in str(cell))
     names = {}
     for number, cell in enumerate(cells):
         exec(compile(cell.replace("EPOCHS = 16", "EPOCHS = 1"), f"cell {number}", "exec"), names)
