@@ -62,7 +62,7 @@ def numbers_of(model: nn.Module, widths: Collection[int] = ()) -> tuple[Number, 
             "with a `config`, as those of transformers have, or patterns of layers"
         )
     try:
-        shapes = _shapes(model, {})
+        shapes = _shapes(model, {}, {})
     except Exception as error:  # whatever a class may raise
         raise ModelError(
             f"cannot build {type(model).__name__} anew from its configuration ({type(error).__name__}: {error}); "
@@ -73,7 +73,7 @@ def numbers_of(model: nn.Module, widths: Collection[int] = ()) -> tuple[Number, 
         _looked_at(model, shapes, path, width)
         for path in _open_numbers(model.config)
         for width in sorted({*widths})
-        if _is_same(model, shapes, path, width)
+        if _shapes_if_taken(model, {path: width}) == shapes
     ]
     return tuple(number for number in numbers if number is not None)
 
@@ -197,16 +197,9 @@ class _Saying:
         """The least number whose multiples the class takes for a width."""
         for step in (each for each in range(1, width) if width % each == 0):
             sizes = [width - step, *([width - 2 * step] if width > 2 * step else [])]
-            if all(self._is_taken(tie, size) for size in sizes):
+            if all(_shapes_if_taken(self.model, _numbers_in(tie, size)) is not None for size in sizes):
                 return step
         return width
-
-    def _is_taken(self, tie: str, size: int) -> bool:
-        try:
-            _shapes(self.model, _numbers_in(tie, size))
-        except Exception:  # the class refuses it
-            return False
-        return True
 
 
 def _numbers_in(tie: str, size: int) -> dict[str, int]:
@@ -238,7 +231,6 @@ def configured(student: nn.Module, model: nn.Module, space: SearchSpace, archite
         ModelError: The configuration cannot say the student's sizes; the message names a tensor that differs.
     """
     sizes: dict[str, int] = {}
-    kept: dict[int, Sequence[int]] = {}
     for choice, size in zip(space.choices, space.sizes_of(architecture), strict=True):
         if not choice.tie or sizes.setdefault(choice.tie, size) != size:
             problem = (
@@ -248,8 +240,7 @@ def configured(student: nn.Module, model: nn.Module, space: SearchSpace, archite
                 f"cannot say the sizes of a smaller {type(model).__name__} by the numbers of its configuration: of "
                 f"{choice.name!r} {problem}; expected a space that the configuration ties (inspect with tie='config')"
             )
-    for stage in space.stages:
-        kept[stage.depth] = stage.kept_in(architecture)
+    kept = {stage.depth: stage.kept_in(architecture) for stage in space.stages}
     numbers = {path: value for tie, size in sizes.items() for path, value in _numbers_in(tie, size).items()}
     found = _built(model, numbers, kept)
     tensors = _counted_anew(student.state_dict(), [stage.name for stage in space.stages])
@@ -291,11 +282,10 @@ def _difference(student: Shapes, built: Shapes) -> str | None:
 def _looked_at(model: nn.Module, before: Shapes, path: str, value: int) -> Number | None:
     """A number of the configuration; None if no shape depends on it alone."""
     for other, are_blocks in product((2 * value, value // 2), (False, True)):
-        try:
-            # Lists that say something of each block have as many entries as there are blocks.
-            wanted = {value: [place % value for place in range(other)]} if are_blocks else {}
-            after = _shapes(model, {path: other}, wanted)
-        except Exception:  # the class refuses this one: a number that others must fit
+        # Lists that say something of each block have as many entries as there are blocks.
+        wanted = {value: [place % value for place in range(other)]} if are_blocks else {}
+        after = _shapes_if_taken(model, {path: other}, wanted)
+        if after is None:  # a number that others must fit
             continue
         axes = frozenset(
             (name, axis)
@@ -321,16 +311,19 @@ def _containers(changed: Iterable[str], common: Collection[str]) -> Iterator[str
                 break
 
 
-def _is_same(model: nn.Module, shapes: Shapes, path: str, value: int) -> bool:
+def _shapes_if_taken(
+    model: nn.Module, changed: Mapping[str, int], kept: Mapping[int, Sequence[int]] | None = None
+) -> Shapes | None:
+    """The shapes of the network that a class builds with some numbers changed; None if it refuses them."""
     try:
-        return _shapes(model, {path: value}) == shapes
-    except Exception:  # it is no number
-        return False
+        return _shapes(model, changed, kept or {})
+    except Exception:  # whatever a class may raise
+        return None
 
 
-def _shapes(model: nn.Module, changed: Mapping[str, int], kept: Mapping[int, Sequence[int]] | None = None) -> Shapes:
+def _shapes(model: nn.Module, changed: Mapping[str, int], kept: Mapping[int, Sequence[int]]) -> Shapes:
     with torch.device("meta"):
-        built = _built(model, changed, kept or {})
+        built = _built(model, changed, kept)
     return {name: tuple(tensor.shape) for name, tensor in built.state_dict().items()}
 
 

@@ -241,9 +241,7 @@ class Scores:
             space: The space that was scored.
             spread: Logarithm of how much more probable the best candidate of any group or stage is than its worst.
         """
-        rows = [np.array(each.lost) - min(each.lost) for each in (*self.groups, *self.stages)]
-        if space.has_ties:
-            rows = _tied(rows, space)
+        rows = _tied([np.array(each.lost) - min(each.lost) for each in (*self.groups, *self.stages)], space)
         worst = max((row.max() for row in rows), default=0.0) or 1.0
         masks = candidate_masks(space)
         filled = [torch.zeros(mask.shape, dtype=torch.float64) for mask in masks]

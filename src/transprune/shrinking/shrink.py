@@ -400,14 +400,10 @@ def _widened(tensor: Tensor, axis: int, size: int, layout: Layout) -> Tensor:
 
 def _disagreement(own: nn.Module, traced: TracedNetwork, tried: Example) -> str | None:
     """Why a cut network's own forward differs from the traced operators; None if they agree."""
-    modes = [(module, module.training) for module in own.modules()]
     try:
         expected = outputs_of(traced.eval(), tried)
         found = outputs_of(in_evaluation(own), tried)
     except Exception as error:  # a user's forward may raise anything
         return f"its own forward cannot follow the cut ({first_line(error)})"
-    finally:
-        for module, was_training in modes:
-            module.training = was_training
     problem = difference(found, expected)
     return None if problem is None else f"its own forward {problem} after the cut"
