@@ -946,6 +946,7 @@ def latency_damaged(place):
 ways(
     measure_options=lambda _: MeasureOptions(batch_size=0),
     latency_backend=lambda _: make_backend(SimpleNamespace(backend="tensorflow")),
+    latency_runtime=lambda _: make_backend(LatencyOptions()).file(b"no model", (example(),)),
     latency_least=lambda _: LatencyOptions(grid=1),
     latency_bound=lambda _: LatencyOptions(bound=2.0),
     latency_batch=lambda _: stopwatch.as_batch(plain(), (torch.zeros(2, 3), torch.zeros(3, 3)), 4),

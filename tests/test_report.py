@@ -195,9 +195,9 @@ def test_the_table_has_ratios_and_differences(full):
     text, _ = full
     rows = [re.sub(r"<[^>]+>", " ", row) for row in re.findall(r"<tr>(.*?)</tr>", text)[1:7]]
     assert [row.split() for row in rows] == [
+        ["Latency", "in", "torch", "on", "cpu,", "1", "thread,", "batch", "1", "1.28", "ms", "0.87", "ms", "67.8", "%"],
         ["Top-1", "accuracy", "99.17", "%", "98.89", "%", "0.28", "points", "lower"],
         ["Top-5", "accuracy", "100.00", "%", "100.00", "%", "unchanged"],
-        ["Latency", "in", "torch", "on", "cpu,", "1", "thread,", "batch", "1", "1.28", "ms", "0.87", "ms", "67.8", "%"],
         ["MACs", "a", "sample", "2.52", "M", "1.25", "M", "49.8", "%"],
         ["Parameters", "268.34", "k", "127.95", "k", "47.7", "%"],
         ["File", "size", "1.10", "MB", "534.53", "kB", "48.7", "%"],

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -66,10 +67,26 @@ def test_the_result_names_accuracy_and_costs_of_teacher_and_student(finished):
         figures = result[network]
         assert 0 <= figures["top1"] <= figures["top5"] <= 100
         assert all(figures[cost] > 0 for cost in ("macs", "params", "latency_ms", "file_bytes"))
+        assert (figures["runtime"], figures["device"], figures["threads"]) == ("onnxruntime", "cpu", 1)
     assert result["teacher"]["macs"] == 2_533_002
     (budget,) = result["budgets"]
     assert budget["kind"] == "macs"
     assert budget["target"] == 2_533_002 // 2
+
+
+def test_a_network_that_the_runtime_cannot_take_is_timed_in_torch(finished, tmp_path, monkeypatch):
+    folder = tmp_path / "copied"
+    shutil.copytree(finished, folder)
+
+    def refuse(*arguments, **options):
+        raise RuntimeError("no operator of this name")
+
+    monkeypatch.setattr(torch.onnx, "export", refuse)
+    main(["evaluate", str(folder), "--device", "cpu"])
+    assert {result_of(folder)[network]["runtime"] for network in ("teacher", "student")} == {"torch"}
+    told = [entry for entry in read_journal(folder / "journal.jsonl") if entry["event"] == "decision"][-1]
+    assert told["what"] == "Latency is measured in torch"
+    assert "RuntimeError: no operator of this name" in told["why"]
 
 
 def test_the_student_keeps_the_budget_and_uses_it(finished):

@@ -79,16 +79,27 @@ class OnnxRuntime(Backend):
         return self.file(network_onnx(network if inputs == tensors else Flat(network, inputs), tensors), tensors)
 
     def file(self, content: bytes, inputs: tuple[Tensor, ...]) -> Call:
-        """An ONNX file, ready to run on the inputs in order."""
+        """An ONNX file that has run once on the inputs in order, and is ready to run again.
+
+        Raises:
+            LatencyError: onnxruntime cannot run it.
+        """
         import onnxruntime
 
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = self.options.threads
         settings.inter_op_num_threads = 1
         settings.log_severity_level = 3  # errors only
-        session = onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
-        names = [each.name for each in session.get_inputs()]
-        feed = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
+        try:
+            session = onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
+            names = [each.name for each in session.get_inputs()]
+            feed = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
+            session.run(None, feed)
+        except Exception as error:  # onnxruntime has a kind of its own for each cause
+            raise LatencyError(
+                f"cannot measure latency in onnxruntime: it does not run what torch wrote as ONNX "
+                f"({type(error).__name__}: {error}); measure it with the backend torch"
+            ) from error
         return lambda: session.run(None, feed)
 
 

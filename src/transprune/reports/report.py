@@ -37,9 +37,9 @@ from transprune.runtime.terminal import duration
 MOST_CLASSES = 24
 """Largest number of rows in the table by class, which shows the classes with the largest changes."""
 _MEASURES = (
+    ("Latency", "latency_ms", "ms"),
     ("Top-1 accuracy", "top1", "%"),
     ("Top-5 accuracy", "top5", "%"),
-    ("Latency", "latency_ms", "ms"),
     ("MACs a sample", "macs", ""),
     ("Parameters", "params", ""),
     ("File size", "file_bytes", "B"),
@@ -127,8 +127,8 @@ def _measures(record: RunRecord) -> Iterator[dict[str, Any]]:
     """The rows of figures of teacher and student; none if neither is measured."""
     teacher, student = part(record.result, "teacher"), part(record.result, "student")
     metrics = [(str(name), str(name), "metric") for name in record.result.get("metrics", [])]
-    others = [each for each in _MEASURES if not metrics or not each[1].startswith("top")]
-    for label, key, unit in [*metrics, *others] if teacher or student else ():
+    latency, *others = (each for each in _MEASURES if not metrics or not each[1].startswith("top"))
+    for label, key, unit in [latency, *metrics, *others] if teacher or student else ():
         before, after = number(teacher.get(key)), number(student.get(key))
         yield {
             "label": f"{label} {timed_in(student or teacher)}" if key == "latency_ms" else label,

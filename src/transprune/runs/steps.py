@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transprune.architecture import Architecture
 from transprune.budget import parse_budgets, points
 from transprune.data import ImageData, make_loader
-from transprune.errors import OptionError
+from transprune.errors import LatencyError, OptionError
 from transprune.exports.formats import check_onnx, check_pt2, export_program, onnx_bytes, pt2_bytes, takes_any_batch
 from transprune.latency.performance import measure, measurements_json, most_time
 from transprune.latency.stopwatch import Latency, measure_latencies
@@ -209,10 +209,19 @@ def _warn_of_other_images(run: Run) -> None:
 
 
 def _latencies(run: Run, networks: Mapping[str, nn.Module]) -> dict[str, Latency]:
-    """Latencies in the runtime of the latency budget; without such a budget, in torch on the run's device."""
-    options = run.options.latency
-    options = options if "latency" in run.costs else replace(options, backend="torch")
-    return measure_latencies(networks, run.example, options, device=run.device)
+    """Latencies in the runtime of the options, by default that of the exported file.
+
+    Without a latency budget it is torch on another device than the CPU, and where the runtime cannot take a network.
+    """
+    options, in_torch = run.options.latency, replace(run.options.latency, backend="torch")
+    if "latency" in run.costs:
+        return measure_latencies(networks, run.example, options, device=run.device)
+    if run.device.type == "cpu" and options != in_torch:
+        try:
+            return measure_latencies(networks, run.example, options)
+        except LatencyError as error:
+            run.decide("Latency is measured in torch", str(error))
+    return measure_latencies(networks, run.example, in_torch, device=run.device)
 
 
 def _predicted(run: Run) -> dict[str, int]:
