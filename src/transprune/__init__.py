@@ -97,10 +97,13 @@ if TYPE_CHECKING:
     from transprune.training.loop import Setup as Setup
     from transprune.training.tasks import Metric as Metric
     from transprune.training.tasks import Task as Task
+    from transprune.training.tasks import causal_lm as causal_lm
     from transprune.training.tasks import classification as classification
     from transprune.training.tasks import multi_label as multi_label
     from transprune.training.tasks import regression as regression
     from transprune.training.tasks import segmentation as segmentation
+    from transprune.training.tasks import text_classification as text_classification
+    from transprune.training.tasks import token_classification as token_classification
     from transprune.training.train import distill as distill
     from transprune.training.train import estimate_statistics as estimate_statistics
     from transprune.training.train import train as train

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -57,7 +57,8 @@ def last_is_target(batch: Any) -> tuple[tuple[Any, ...], Any]:
 class Task:
     """What a network is trained for.
 
-    `classification`, `multi_label`, `regression` and `segmentation` make the common tasks.
+    `classification`, `multi_label`, `regression` and `segmentation` make the common tasks, `causal_lm`,
+    `text_classification` and `token_classification` those of texts.
     """
 
     loss: Loss
@@ -73,6 +74,9 @@ class Task:
     split: Callable[[Any], tuple[Any, Any]] = last_is_target
     """Splits a batch into the network's inputs (a tuple of positional arguments, a mapping of named ones, `Inputs` for
     both, or a single one) and the targets."""
+    predictions: Callable[[Tensor, Any], Tensor] | None = None
+    """Maps the network's logits, and targets or None, to those that a student learns from [predictions, classes, ...],
+    such as the logits of tokens that count; None: all as they are."""
     sample_axis: int = 0
     """The axis of the inputs, and of outputs and targets of their size, that counts samples: 1 for batches [length,
     samples, ...], as recurrent layers take them."""
@@ -117,9 +121,11 @@ class Task:
         """Whether a distillation with this weight λ ignores the teacher."""
         return weight == 0 and self.distillation_loss is None
 
-    def logits_of(self, outputs: Any) -> Tensor:
+    def logits_of(self, outputs: Any, targets: Any = None) -> Tensor:
         """The logits that a student learns from [batch, classes, ...]; binary ones as [batch, 2, classes, ...]."""
         logits = each_logits(outputs)[0]
+        if self.predictions is not None:
+            return self.predictions(logits, targets)
         return torch.stack([logits, torch.zeros_like(logits)], dim=1) if self.outputs == "binary" else logits
 
     def loss_of(self, outputs: Any, targets: Any) -> Tensor:
@@ -143,8 +149,8 @@ class Task:
             loss = self.distillation_loss(*compared)
         elif self.outputs != "values":
             loss = distillation_loss(
-                self.logits_of(student_outputs),
-                self.logits_of(teacher_outputs),
+                self.logits_of(student_outputs, targets),
+                self.logits_of(teacher_outputs, targets),
                 targets,
                 weight=weight,
                 temperature=temperature,
@@ -302,6 +308,91 @@ def segmentation(classes: int, *, ignore_index: int = -100) -> Task:
     )
 
 
+IGNORED = -100
+"""The label of tokens that do not count, such as padding, as in torch and transformers."""
+
+
+def labels_apart(batch: Any) -> tuple[dict[str, Any], Tensor]:
+    """Splits a batch by names, as collators of transformers make it: `labels` are the targets, the rest is given.
+
+    Raises:
+        DataError: The batch is something else.
+    """
+    if not isinstance(batch, Mapping) or not isinstance(batch.get("labels"), Tensor):
+        raise DataError(
+            "expected names and tensors, 'labels' among them, as tokenizers and collators of transformers make them; for "
+            "other batches give the task a split of its own"
+        )
+    return {name: value for name, value in batch.items() if name != "labels"}, batch["labels"]
+
+
+def causal_lm() -> Task:
+    """For language models that tell the next token: `perplexity`, and `token_loss` in nats, both by token.
+
+    Batches are mappings with `input_ids` and `labels` int64 [batch, length], the labels being the tokens themselves,
+    with -100 where one does not count; logits are [batch, length, vocabulary]. The logits of each token are compared
+    with the token after it.
+    """
+
+    def surprise(outputs: Any, labels: Tensor) -> Tensor:
+        """Of each text, the negative logarithms of its tokens' probabilities in all, and how many count [batch, 2]."""
+        logits, following = each_logits(outputs)[0][:, :-1], labels[:, 1:]
+        lost = F.cross_entropy(logits.movedim(-1, 1), following, ignore_index=IGNORED, reduction="none")
+        return torch.stack([lost.sum(1), torch.sum(following != IGNORED, 1)], dim=1)
+
+    return Task(
+        loss=lambda outputs, labels: _token_loss(each_logits(outputs)[0][:, :-1], labels[:, 1:]),
+        metrics={
+            "perplexity": Metric(surprise, finish=lambda means: (means[0] / means[1]).exp()),
+            "token_loss": Metric(surprise, finish=lambda means: means[0] / means[1]),
+        },
+        outputs="logits",
+        split=labels_apart,
+        predictions=lambda logits, labels: _counted(logits[:, :-1], None if labels is None else labels[:, 1:]),
+    )
+
+
+def text_classification() -> Task:
+    """As `classification`, for texts: batches are mappings, with `labels` int64 [batch] among them."""
+    return replace(classification(), split=labels_apart)
+
+
+def token_classification() -> Task:
+    """Cross-entropy for every token, with the share of tokens answered right, `token_accuracy`, in percent.
+
+    Batches are mappings with `labels` int64 [batch, length] among them, -100 where a token does not count, such as in
+    padding; logits are [batch, length, classes].
+    """
+
+    def hits(outputs: Any, labels: Tensor) -> Tensor:
+        """Of each text, the tokens that are answered right, and how many count [batch, 2]."""
+        is_right = each_logits(outputs)[0].argmax(-1) == labels
+        return torch.stack([is_right.sum(1), torch.sum(labels != IGNORED, 1)], dim=1)
+
+    return Task(
+        loss=lambda outputs, labels: _token_loss(each_logits(outputs)[0], labels),
+        metrics={"token_accuracy": Metric(hits, finish=lambda means: 100 * means[0] / means[1])},
+        outputs="logits",
+        split=labels_apart,
+        predictions=_counted,
+    )
+
+
+def _token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    if logits.shape[:-1] != labels.shape:
+        raise DataError(
+            f"cannot compare logits {list(logits.shape)} with labels {list(labels.shape)}: expected logits [batch, "
+            "length, classes] and a label for each token [batch, length]"
+        )
+    total = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    return total / (labels != IGNORED).sum().clamp(min=1)  # no token of a batch may count
+
+
+def _counted(logits: Tensor, labels: Tensor | None) -> Tensor:
+    """The logits of all tokens that count [tokens, classes]."""
+    return logits.flatten(0, -2) if labels is None else logits[labels != IGNORED]
+
+
 def _top(count: int) -> Callable[[Tensor, Tensor], Tensor]:
     def is_hit(outputs: Any, labels: Tensor) -> Tensor:
         """Whether the label of each sample is among its `count` most probable classes [batch]."""
@@ -441,5 +532,11 @@ def _check_same_shapes(student: Any, teacher: Any) -> None:
         )
 
 
-READY: Mapping[str, Callable[[], Task]] = {"multi_label": multi_label, "regression": regression}
+TEXTS: Mapping[str, Callable[[], Task]] = {
+    "causal-lm": causal_lm,
+    "text-classification": text_classification,
+    "token-classification": token_classification,
+}
+"""Tasks of texts, by the names that transformers has for them."""
+READY: Mapping[str, Callable[[], Task]] = {"multi_label": multi_label, "regression": regression, **TEXTS}
 """Tasks that the command line knows by name, beside classification."""
