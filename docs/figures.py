@@ -24,8 +24,8 @@ from matplotlib.figure import Figure
 import transprune
 from transprune.runtime import to_plain
 from transprune.runtime.environment import environment
-from transprune.tas.alignment import align_channels
 from transprune.tas.expected_cost import budget_penalty
+from transprune.tas.mixing import align_channels
 from transprune.tas.sampling import draw_candidates
 
 ROOT = Path(__file__).parent.parent

@@ -27,9 +27,9 @@ with atheris.instrument_imports(include=["transprune"]):
     from transprune.errors import TranspruneError
     from transprune.models.by_name import build_model, is_user_model
     from transprune.options import get_preset
+    from transprune.records import to_toml
     from transprune.runs import RunOptions
     from transprune.runtime import Checkpoints, RunFolder, choose_device, read_journal
-    from transprune.runtime.configuration import to_toml
     from transprune.space import SearchSpace
 
 from test_fuzzing import CONFIG

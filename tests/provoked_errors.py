@@ -28,6 +28,7 @@ from torch import nn
 
 import oracles
 import transprune
+import transprune.runs
 from fake_run import fake_run
 from hard_networks import FlattenedToANumber
 from small_networks import ConvNorm, example, plain, staged
@@ -35,7 +36,7 @@ from transprune import space as spaces
 from transprune.architecture import Architecture
 from transprune.budget import Budget, Limit, points
 from transprune.cli.arguments import read_command
-from transprune.cli.commands import CompareCommand, InspectCommand
+from transprune.cli.commands import CompareCommand, ExportCommand, InspectCommand
 from transprune.cli.jobs import refuse_frontier
 from transprune.costs import MACS, PARAMS, Channels
 from transprune.data import (
@@ -55,6 +56,7 @@ from transprune.latency.latency_model import LatencyModel, Validation
 from transprune.latency.model_cache import load_model
 from transprune.latency.timed_operators import operators_of
 from transprune.models.by_name import build_model, pretrained
+from transprune.models.hugging_face import Origin
 from transprune.models.resnet import ResNetShape, resnet_from_torchvision
 from transprune.models.weights import load_weights
 from transprune.options import CheckpointOptions, CompressOptions, LatencyOptions, MeasureOptions
@@ -86,7 +88,15 @@ from transprune.tas.sampling import Selection, draw_candidates
 from transprune.tas.supernet import Supernet
 from transprune.training import batches
 from transprune.training.evaluation import evaluate
-from transprune.training.tasks import Metric, Task, classification, last_is_target, multi_label, regression
+from transprune.training.tasks import (
+    Metric,
+    Task,
+    classification,
+    last_is_target,
+    multi_label,
+    regression,
+    token_classification,
+)
 from transprune.training.train import softening
 from transprune.training.update import optimizer_of
 
@@ -405,6 +415,85 @@ ways(
 def model_no_timm(_):
     with mock.patch.dict(sys.modules, {"timm": None}):
         build("timm:resnet10t")
+
+
+def hugging_face(act, write="write_language_model", **changes):
+    """Acts on the name of a folder of transformers with something changed."""
+
+    def provoke(place):
+        import hugging_face_folders
+
+        folder = getattr(hugging_face_folders, write)(place / "net")
+        act(hugging_face_folders.changed(folder, **changes))
+
+    return provoke
+
+
+def refused_by_hub(name):
+    def provoke(_):
+        import hugging_face_folders
+
+        error = getattr(hugging_face_folders, name)("refused")
+        with mock.patch("transformers.AutoConfig.from_pretrained", side_effect=error):
+            build("hf:own/name")
+
+    return provoke
+
+
+def stock(name):
+    import transformers
+
+    return transformers.LlamaForCausalLM.from_pretrained(name.removeprefix("hf:"))
+
+
+def written(name, folder="small", **changes):
+    tokens = torch.zeros(1, 4, dtype=torch.long)
+    transprune.export_pretrained(stock(name), Path(name.removeprefix("hf:")) / folder, tokens, origin=name, **changes)
+
+
+def written_apart(name):
+    with mock.patch("transprune.models.hugging_face.CLOSE", -1.0):
+        written(name)
+
+
+def written_to_hub(name):
+    with mock.patch("huggingface_hub.HfApi", side_effect=OSError("no network")):
+        written(name, push_to_hub="me/small")
+
+
+def without_transformers(_):
+    with mock.patch.dict(sys.modules, {"transformers": None}):
+        build("hf:own/name")
+
+
+def untied_run(place):
+    run = SimpleNamespace(options=SimpleNamespace(tie=()), folder=SimpleNamespace(path=place))
+    transprune.runs.export_pretrained_step(run, place / "small")
+
+
+ways(
+    hf_library=without_transformers,
+    hf_gated=refused_by_hub("GatedRepoError"),
+    hf_missing=refused_by_hub("RepositoryNotFoundError"),
+    hf_channels=hugging_face(lambda name: build(name, channels=3), "write_image_classifier"),
+    hf_class=hugging_face(build, config={"architectures": None}),
+    hf_pickled=hugging_face(
+        lambda name: pretrained(name, image_channels=3), without="model.safetensors", pytorch_model__bin="x"
+    ),
+    hf_empty=hugging_face(lambda name: pretrained(name, image_channels=3), without="model.safetensors"),
+    hf_damaged=hugging_face(lambda name: pretrained(name, image_channels=3), model__safetensors="x"),
+    hf_tokenizer=hugging_face(lambda name: Origin(name).tokenizer(100)),
+    hf_onto_origin=hugging_face(lambda name: written(name, ".")),
+    hf_apart=hugging_face(written_apart),
+    hf_upload=hugging_face(written_to_hub),
+    hf_kind=lambda place: transprune.export_pretrained(plain(), place, example()),
+    hf_untied=untied_run,
+    hf_upload_alone=lambda _: ExportCommand(run="runs/x", push_to_hub="me/small")(),
+    labels_missing=lambda _: transprune.evaluate(
+        plain(), LoaderData(train=[BATCH], test=[BATCH], example=example()), task=transprune.text_classification()
+    ),
+    labels_of_tokens=lambda _: token_classification().loss(torch.zeros(2, 3), torch.zeros(3, dtype=torch.long)),
+)
 
 
 LINEAR = {"weight": torch.zeros(3, 2), "bias": torch.zeros(3)}

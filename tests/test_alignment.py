@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import oracles
 from transprune.options import ALIGNMENTS
-from transprune.tas.alignment import align_channels, interpolation_matrix, pad_channels
+from transprune.tas.mixing import align_channels, interpolation_matrix, pad_channels
 
 DOUBLE = torch.zeros((), dtype=torch.float64)
 WIDTHS = st.integers(1, 40)

@@ -12,9 +12,9 @@ from test_fuzzing import SHARED_FOLDER, changed, damaged, only_ours
 from transprune.cli.arguments import read_command
 from transprune.errors import OptionError
 from transprune.options import PRESETS, get_preset
+from transprune.records import FORMAT, to_toml
 from transprune.runs import RunOptions
 from transprune.runs.run_options import preset_options, read_config
-from transprune.runtime.configuration import FORMAT, to_toml
 
 
 def command(place, text, *arguments, verb="run"):

@@ -25,10 +25,10 @@ from transprune.errors import TranspruneError
 from transprune.models.by_name import build_model, is_user_model
 from transprune.models.weights import load_weights
 from transprune.options import get_preset
+from transprune.records import to_toml
 from transprune.reports.run_record import read_record
 from transprune.runs import RunOptions, open_run
 from transprune.runtime import Checkpoints, FolderLock, RunFolder, choose_device, read_journal
-from transprune.runtime.configuration import to_toml
 from transprune.space import SearchSpace
 
 SHARED_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

@@ -18,9 +18,9 @@ from transprune.models.resnet import resnet
 from transprune.options import ALIGNMENTS
 from transprune.reading.inspection import inspect
 from transprune.tas import reference
-from transprune.tas.alignment import align_channels
 from transprune.tas.derivation import derive
 from transprune.tas.expected_cost import ExpectedCost, budget_penalty
+from transprune.tas.mixing import align_channels
 from transprune.tas.probabilities import Probabilities, candidate_masks
 from transprune.tas.sampling import ArchitectureParameters, draw_candidates, masked_log_softmax
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from transprune.latency.stopwatch import Latency as Latency
     from transprune.latency.stopwatch import measure_latencies as measure_latencies
     from transprune.models.configured import configured as configured
+    from transprune.models.hugging_face import export_pretrained as export_pretrained
     from transprune.models.resnet import ResidualSum as ResidualSum
     from transprune.models.resnet import ResNet as ResNet
     from transprune.models.resnet import ResNetShape as ResNetShape

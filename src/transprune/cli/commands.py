@@ -101,13 +101,26 @@ class EvaluateCommand(Step):
             runs.show_results(folder)
 
 
+@dataclass(frozen=True, kw_only=True)
 class ExportCommand(Step):
-    """Write the student as student.onnx and student.pt2, checked against torch.
+    """Write the student as student.onnx and student.pt2, or for transformers, checked.
 
-    transprune export runs/first
+    transprune export runs/first --hf smaller
     """
 
+    hf: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Write this folder instead, which transformers loads: config.json, model.safetensors, tokenizer or image
+    processor, and a model card. For runs with --tie config."""
+    push_to_hub: Annotated[str | None, tyro.conf.arg(metavar="OWNER/NAME")] = None
+    """Upload that folder to the Hub of Hugging Face; needs `hf auth login` first."""
+
     def __call__(self) -> None:
+        if self.hf is not None:
+            with runs.open_run(self.run, device=self.device) as run, runs.logging_to(run):
+                print(f"wrote {runs.export_pretrained_step(run, self.hf, push_to_hub=self.push_to_hub)}")
+            return
+        if self.push_to_hub is not None:
+            raise OptionError("cannot use --push-to-hub alone: expected the folder to upload too (--hf FOLDER)")
         folder = self._do("export")
         print(f"wrote {folder.file('student.onnx')} and {folder.file('student.pt2')}")
 

@@ -73,6 +73,7 @@ class Job(RunOptions):
             OptionError: No data are named for a network that says nothing of them, or two kinds of weights are.
         """
         from transprune.models.by_name import PRETRAINED, refuse_weights  # torch takes seconds to load
+        from transprune.models.hugging_face import is_hugging_face
 
         refuse_weights(self.model)
         given = {item.name: getattr(self, item.name) for item in fields(RunOptions)}
@@ -87,7 +88,7 @@ class Job(RunOptions):
             raise OptionError(
                 f"cannot use --pretrained with --weights {self.weights}: expected published weights or those of a file"
             )
-        if self.pretrained:
+        if self.pretrained or (self.weights is None and is_hugging_face(self.model)):  # which are trained networks
             given["weights"] = PRETRAINED
         return RunOptions(**given)
 

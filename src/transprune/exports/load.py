@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transprune.architecture import Architecture
 from transprune.errors import ModelError, RunFolderError, newer_format
 from transprune.models.by_name import build_model, is_user_model
+from transprune.models.hugging_face import is_hugging_face
 from transprune.reading.reading import Reading
 from transprune.reading.trace import Example
 from transprune.runtime import RunFolder
@@ -35,7 +36,7 @@ def load(
     Args:
         run_dir: The run folder, of which `architecture.json` and `student.safetensors` are read.
         model: The unpruned network; untouched. Needed only for networks built by a user's function
-            (`FILE.py:FUNCTION`); those of transprune, torchvision and timm are built by name.
+            (`FILE.py:FUNCTION`); those of transprune, torchvision, timm and transformers are built by name.
         reading: The reading of the unpruned network, if there is one already.
         example: Inputs of the unpruned network, of any structure; None: tensors of the sizes that the run had, nested
             as they were. Inputs in a class of your own must be given.
@@ -167,6 +168,9 @@ def _misfit(folder: RunFolder, problem: str) -> RunFolderError:
 
 
 def _build(folder: RunFolder, origin: _Origin) -> nn.Module:
+    if is_hugging_face(origin.name):
+        channels = origin.inputs[0][0][1] if origin.classes else None
+        return build_model(origin.name, classes=origin.classes or None, image_channels=channels)
     if is_user_model(origin.name) or not origin.classes:
         made = "made in Python" if origin.name.startswith("python:") else f"built by {origin.name!r}"
         raise ModelError(

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from transprune.errors import ModelError, expected_one_of
+from transprune.models.hugging_face import Origin, is_hugging_face
 from transprune.models.resnet import IMAGENET_BLOCKS, Halving, resnet
 from transprune.runtime import UserFunction
 
@@ -19,8 +20,8 @@ NAMES = (
     *(f"resnet{depth}" for depth in RESNET_DEPTHS),
     *(f"resnet{depth}{STRIDED}" for depth in IMAGENET_BLOCKS),
 )
-LIBRARIES = ("torchvision", "timm")
-FORMS = (*NAMES, "torchvision:NAME", "timm:NAME", "FILE.py:FUNCTION", "package.module:FUNCTION")
+LIBRARIES = ("torchvision", "timm", "hf")
+FORMS = (*NAMES, "torchvision:NAME", "timm:NAME", "hf:FOLDER_OR_NAME", "FILE.py:FUNCTION", "package.module:FUNCTION")
 """The forms that a model's name may have."""
 WEIGHTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".tar", ".pkl")
 """Endings of files in which trained weights are kept."""
@@ -40,6 +41,8 @@ def build_model(name: str, *, classes: int | None, image_channels: int | None) -
     refuse_weights(name)
     if is_user_model(name):
         return _from_user(name, classes=classes, image_channels=image_channels)
+    if is_hugging_face(name):
+        return Origin(name).built(classes=classes, image_channels=image_channels)
     if classes is None or image_channels is None:
         raise ModelError(
             f"cannot build the model {name!r} for data of your own, whose classes are not known: expected a function "
@@ -125,12 +128,15 @@ def pretrained(name: str, *, image_channels: int) -> dict[str, Tensor]:
     """The trained weights that torchvision or timm publish for a network, downloaded where they are not kept yet.
 
     Args:
-        name: `torchvision:NAME`, `timm:NAME`, or one of ours that torchvision has too, such as resnet50-strided.
+        name: `torchvision:NAME`, `timm:NAME`, `hf:FOLDER_OR_NAME`, or one of ours that torchvision has too, such as
+            resnet50-strided.
         image_channels: Channels of the images, to which timm adapts a first layer.
 
     Raises:
         ModelError: None are published for it, or they cannot be fetched.
     """
+    if is_hugging_face(name):
+        return Origin(name).tensors()
     library, _, rest = name.rpartition(":")
     try:
         if library == "timm":
@@ -153,10 +159,12 @@ def pretrained(name: str, *, image_channels: int) -> dict[str, Tensor]:
 
 
 def published_preprocessing(name: str) -> object:
-    """What torchvision's published weights expect of images, with `mean` and `std`; None for other networks.
+    """What published weights expect of images, with `mean` and `std`; None where nothing says it.
 
     timm's networks say it themselves, as `pretrained_cfg`.
     """
+    if is_hugging_face(name):
+        return Origin(name).image_statistics()
     found = _published(name)
     return None if found is None else found.transforms()
 
@@ -172,9 +180,7 @@ def _published(name: str) -> Any:
 
 def _from_user(name: str, *, classes: int | None, image_channels: int | None) -> nn.Module:
     """Builds a model with a function of the user."""
-    wanted = UserFunction(
-        name=name, purpose="build the model", error=ModelError, fits=_can_build, near=("torchvision", "timm")
-    )
+    wanted = UserFunction(name=name, purpose="build the model", error=ModelError, fits=_can_build, near=LIBRARIES)
     with wanted.imported() as builder, wanted.reported("calling it"):
         model = builder(**_arguments(builder, classes, image_channels))
     if not isinstance(model, nn.Module):

@@ -18,9 +18,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from transprune.errors import OptionError
+from transprune.records import to_toml
 from transprune.reports.figures import short_names
 from transprune.runtime import is_epoch, read_journal
-from transprune.runtime.configuration import to_toml
 from transprune.runtime.files import StrPath
 
 if TYPE_CHECKING:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from transprune.runs.steps import compress_all as compress_all
     from transprune.runs.steps import distill_step as distill_step
     from transprune.runs.steps import evaluate_step as evaluate_step
+    from transprune.runs.steps import export_pretrained_step as export_pretrained_step
     from transprune.runs.steps import export_step as export_step
     from transprune.runs.steps import measure_step as measure_step
     from transprune.runs.steps import report as report

@@ -10,6 +10,7 @@ from typing import Any
 from transprune.architecture import Architecture
 from transprune.costs import COSTS
 from transprune.latency.stopwatch import Latency
+from transprune.models.hugging_face import Origin
 from transprune.reports.words import amount, compact, measured, metric_label, named, percent, timed_in
 from transprune.runs.run import Run, costs_in
 from transprune.runtime import RunFolder, print_table, read_journal
@@ -46,18 +47,10 @@ ROWS = (
 def show_results(folder: RunFolder) -> None:
     """Prints teacher and student side by side."""
     result = folder.read_json("result.json")
-    teacher, student, budgets = result["teacher"], result["student"], result["budgets"]
-    known = {key for _, key, _ in ROWS}
-    own = [name for name in (*result.get("metrics", ()), "loss") if name not in known] if "metrics" in result else []
-    metrics = [(name, name, "{:.4g}") for name in own]
-    rows = [
-        [label, form.format(teacher[key]), form.format(student[key]), _change(key, teacher[key], student[key])]
-        for label, key, form in (*metrics, *ROWS)
-        if key in teacher and key in student
-    ]
+    student, budgets = result["student"], result["budgets"]
     asked = ", ".join(budget["text"] for budget in budgets)
     title = f"{named(result['model'])} on {named(result['data'])}, {asked}"
-    print_table(title, ["", "teacher", "student", "change"], rows)
+    print_table(title, ["", "teacher", "student", "change"], _rows(result))
     if not result.get("is_trained", True):
         print("nothing was trained: the student has the teacher's weights, cut and fitted to the samples")
     if "top1" not in student and "agreement" in result:
@@ -74,6 +67,39 @@ def show_results(folder: RunFolder) -> None:
         print(f"report: {folder.file('report.html')}")
     else:
         print(f"next: transprune export {folder.path}; transprune report {folder.path}")
+
+
+def model_card(folder: RunFolder, origin: Origin | None) -> str:
+    """A model card for the Hub: what the student is made from and how, its figures, and the licence of the origin."""
+    result = folder.read_json("result.json") if folder.has("result.json") else None
+    architecture = folder.read_json("architecture.json")
+    name = architecture["model"]["name"].removeprefix("hf:")
+    licence = origin.licence() if origin else ""
+    on_hub = origin is not None and not Path(origin.place).is_dir()
+    front = ["library_name: transformers", "tags: [transprune, pruning]"]
+    front += [f"license: {licence}"] if licence else []
+    front += [f"base_model: {name}"] if on_hub else []
+    commands = [entry["command"] for entry in read_journal(folder.file("journal.jsonl")) if entry.get("command")]
+    lines = ["---", *front, "---", "", f"# {Path(name).name}, smaller", ""]
+    lines += [f"Made from `{name if on_hub else Path(name).name}` by transprune:", "", "```"]
+    lines += [*dict.fromkeys(commands), "```"]
+    if result is not None:
+        lines += ["", "| | before | after |", "|---|---|---|"]
+        lines += [f"| {row[0]} | {row[1]} | {row[2]} |" for row in _rows(result)]
+    licensed = f"The origin's licence is {licence}." if licence else "The origin names no licence: look there for it."
+    return "\n".join([*lines, "", licensed, ""])
+
+
+def _rows(result: Mapping[str, Any]) -> list[list[str]]:
+    """Each figure of teacher and student, and how it changed."""
+    teacher, student = result["teacher"], result["student"]
+    known = {key for _, key, _ in ROWS}
+    own = [name for name in (*result.get("metrics", ()), "loss") if name not in known] if "metrics" in result else []
+    return [
+        [label, form.format(teacher[key]), form.format(student[key]), _change(key, teacher[key], student[key])]
+        for label, key, form in (*((name, name, "{:.4g}") for name in own), *ROWS)
+        if key in teacher and key in student
+    ]
 
 
 def _show_indecision(folder: RunFolder) -> None:

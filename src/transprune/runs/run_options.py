@@ -22,9 +22,8 @@ from transprune.options import (
     TrainingOptions,
     get_preset,
 )
-from transprune.records import read_record
+from transprune.records import FORMAT, read_record, read_toml
 from transprune.runtime import UserFunction
-from transprune.runtime.configuration import FORMAT, read_toml
 
 if TYPE_CHECKING:
     from transprune.runtime import Tracker
@@ -40,8 +39,8 @@ class RunOptions:
 
     model: str
     """The network to make smaller: resnet20, resnet32, resnet44, resnet56, resnet110 or resnet164 for small images;
-    resnet18, resnet34 or resnet50 for large ones; torchvision:NAME or timm:NAME; FILE.py:FUNCTION or
-    package.module:FUNCTION, whose code is run."""
+    resnet18, resnet34 or resnet50 for large ones; torchvision:NAME or timm:NAME; hf:FOLDER or hf:OWNER/NAME, a trained
+    network of transformers; FILE.py:FUNCTION or package.module:FUNCTION, whose code is run."""
     data: str
     """What it classifies: digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR or parquet:DIR; or your own
     FILE.py:FUNCTION."""

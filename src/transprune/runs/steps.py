@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from transprune.architecture import Architecture
 from transprune.budget import parse_budgets, points
 from transprune.data import ImageData, make_loader
-from transprune.errors import LatencyError, OptionError
+from transprune.errors import LatencyError, ModelError, OptionError
 from transprune.exports.formats import check_onnx, check_pt2, export_program, onnx_bytes, pt2_bytes, takes_any_batch
 from transprune.latency.performance import measure, measurements_json, most_time
 from transprune.latency.stopwatch import Latency, measure_latencies
+from transprune.models.configured import configured
+from transprune.models.hugging_face import Origin, export_pretrained, is_hugging_face
 from transprune.options import DEFAULT_PRESET, MeasureOptions
-from transprune.reading.inspection import inspect_for
+from transprune.reading.inspection import CONFIGURATION, inspect_for, ties_of
 from transprune.reading.macs import count_macs, friendliness
 from transprune.reading.networks import unwrapped
 from transprune.reading.trace import Example
@@ -53,7 +55,7 @@ from transprune.runs.phases import (
     write_architecture,
 )
 from transprune.runs.preparation import prepare, read_options
-from transprune.runs.results import network_figures
+from transprune.runs.results import model_card, network_figures
 from transprune.runs.run import Run, log, logging_to
 from transprune.runs.run_options import RunOptions, Safety, preset_options
 from transprune.runtime import RunFolder, announce, choose_device, processes
@@ -256,6 +258,25 @@ def export_step(run: Run) -> None:
         largest_difference=difference,
         takes_any_batch=is_any,
     )
+
+
+def export_pretrained_step(run: Run, folder: str | Path, *, push_to_hub: str | None = None) -> Path:
+    """Writes the student as a folder that transformers loads, with tokenizer or image processor and a model card.
+
+    Raises:
+        ModelError: The widths are not tied as the configuration says, so that no stock class has them.
+    """
+    if ties_of(run.options.tie) != CONFIGURATION:
+        raise ModelError(
+            f"cannot write the student of '{run.folder.path}' for transformers: its widths differ from layer to layer, "
+            "which no configuration says; expected a run whose widths are tied by it (--tie config); this one is "
+            f"loaded by transprune.load({str(run.folder.path)!r})"
+        )
+    architecture = load_architecture(run)
+    stock = configured(load_student(run), load_teacher(run), run.space, architecture)
+    origin = run.options.model if is_hugging_face(run.options.model) else None
+    card = model_card(run.folder, Origin(origin) if origin else None)
+    return export_pretrained(stock, folder, run.example, origin=origin, card=card, push_to_hub=push_to_hub)
 
 
 def _notes(run: Run) -> dict[str, str]:

@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from transprune.errors import RunFolderError, newer_format
+from transprune.records import FORMAT, HEADER, differences, read_toml, to_toml
 from transprune.runtime.checkpoint import CHECKPOINT_FILES
-from transprune.runtime.configuration import FORMAT, HEADER, differences, read_toml, to_toml
 from transprune.runtime.files import BLANK, KEY, StrPath, disk_errors, is_whole, leftovers, seal, write_atomically
 from transprune.runtime.journal import read_journal
 from transprune.runtime.structures import to_plain

@@ -42,8 +42,7 @@ from transprune.reading.trace import Example, operator
 from transprune.runtime.structures import copied, inputs_of, on_device
 from transprune.shrinking.traced_network import cut_constant, in_mode, tensor_at
 from transprune.space import SearchSpace
-from transprune.tas.alignment import align_channels
-from transprune.tas.mixing import Mixture, map_along, mix_along, mixed, mixture_of
+from transprune.tas.mixing import Mixture, align_channels, map_along, mix_along, mixed, mixture_of
 from transprune.tas.sampling import Drawn, Selection
 
 AFFINE = ("weight", "bias")

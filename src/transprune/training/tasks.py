@@ -320,8 +320,8 @@ def labels_apart(batch: Any) -> tuple[dict[str, Any], Tensor]:
     """
     if not isinstance(batch, Mapping) or not isinstance(batch.get("labels"), Tensor):
         raise DataError(
-            "expected names and tensors, 'labels' among them, as tokenizers and collators of transformers make them; for "
-            "other batches give the task a split of its own"
+            "expected names and tensors, 'labels' among them, as tokenizers and collators of transformers make them; "
+            "for other batches give the task a split of its own"
         )
     return {name: value for name, value in batch.items() if name != "labels"}, batch["labels"]
 

@@ -1,0 +1,174 @@
+"""Networks of transformers by name, and students as folders that transformers loads."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import transprune
+from hugging_face_folders import (
+    GatedRepoError,
+    RepositoryNotFoundError,
+    changed,
+    write_image_classifier,
+    write_language_model,
+)
+from transprune.errors import ExportError, ModelError
+from transprune.models import hugging_face
+from transprune.models.by_name import build_model, pretrained
+from transprune.models.hugging_face import Origin
+from transprune.training.tasks import IGNORED
+
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: Any) -> Path:
+    return write_language_model(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory: Any) -> Path:
+    return write_image_classifier(tmp_path_factory.mktemp("vit"))
+
+
+def test_a_folder_names_a_network_and_its_weights(llama: Path) -> None:
+    name = f"hf:{llama}"
+    network = build_model(name, classes=None, image_channels=None)
+    assert type(network) is transformers.LlamaForCausalLM
+    network.load_state_dict(pretrained(name, image_channels=3))
+    stock = transformers.LlamaForCausalLM.from_pretrained(llama).eval()
+    tokens = torch.arange(12).view(1, 12)
+    with torch.no_grad():
+        assert torch.equal(network.eval()(tokens).logits, stock(tokens).logits)
+
+
+def test_a_classifier_gets_as_many_classes_as_the_data(vit: Path) -> None:
+    network = build_model(f"hf:{vit}", classes=7, image_channels=1)
+    assert network(torch.zeros(2, 1, 8, 8)).logits.shape == (2, 7)
+    assert Origin(f"hf:{vit}").image_statistics() == {"mean": [0.25], "std": [0.5]}
+    with pytest.raises(ModelError, match=r"images with 3 channels: it reads 1; .*--image-size 1 ROWS COLUMNS"):
+        build_model(f"hf:{vit}", classes=7, image_channels=3)
+
+
+def test_folders_that_hold_no_network_are_refused(llama: Path) -> None:
+    pickled = changed(llama, without="model.safetensors", pytorch_model__bin="x")
+    with pytest.raises(ModelError, match=r"they are pickled \(pytorch_model.bin\), which may run code; .*save_pretra"):
+        pretrained(pickled, image_channels=3)
+    with pytest.raises(ModelError, match=r"there are none in the folder; expected model.safetensors"):
+        pretrained(changed(llama, without="model.safetensors"), image_channels=3)
+    with pytest.raises(ModelError, match="cannot read the weights of"):
+        pretrained(changed(llama, model__safetensors="damaged"), image_channels=3)
+    with pytest.raises(ModelError, match=r"names no class; expected under 'architectures' a class of transformers"):
+        build_model(changed(llama, config={"architectures": None}), classes=None, image_channels=None)
+    with pytest.raises(ModelError, match=r"names Own, which transformers does not have"):
+        build_model(changed(llama, config={"architectures": ["Own"]}), classes=None, image_channels=None)
+    with pytest.raises(ModelError, match=r"the tokenizer of .*: it has 280 tokens, and the network knows 100"):
+        Origin(f"hf:{llama}").tokenizer(100)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (GatedRepoError("401"), r"accept its terms.*accept them.*hf auth login"),
+        (RepositoryNotFoundError("404"), r"no such repository on the Hub; expected hf:FOLDER or hf:OWNER/NAME"),
+        (OSError("own/name does not appear to have a file named model.safetensors"), r"pickled weights.*are not read"),
+        (OSError("We couldn't connect"), r"the Hub does not give it \(OSError: We couldn't.*hf download own/name"),
+    ],
+)
+def test_what_the_hub_does_not_give_is_a_sentence(error: OSError, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(str(error)) from error
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse)
+    with pytest.raises(ModelError, match=said):
+        Origin("hf:own/name").config()
+
+
+def test_a_written_folder_is_read_by_the_stock_class(llama: Path, tmp_path: Path) -> None:
+    model = transformers.LlamaForCausalLM.from_pretrained(llama).eval()
+    tokens = {"input_ids": torch.randint(2, 280, (2, 12), generator=torch.Generator().manual_seed(0))}
+    space = transprune.inspect(model, tokens, tie="config")
+    architecture = space.smallest_architecture()
+    architecture = space.random_architecture(3)
+    student = transprune.shrink(model, architecture, tokens, reading=space.reading)
+    stock = transprune.configured(student, model, space, architecture)
+    folder = transprune.export_pretrained(stock, tmp_path / "small", tokens, origin=f"hf:{llama}", card="# Small")
+    assert (folder / "README.md").read_text() == "# Small"
+    again = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(again(**tokens).logits, student.eval()(**tokens).logits, rtol=0, atol=1e-5)
+    written = transformers.pipeline("text-generation", folder)("The cat", max_new_tokens=4, do_sample=False)
+    assert written[0]["generated_text"].startswith("The cat")
+
+
+def test_what_is_no_stock_network_is_not_written(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelError, match=r"write Linear as a folder of transformers: expected .*--tie config"):
+        transprune.export_pretrained(nn.Linear(2, 2), tmp_path, torch.zeros(1, 2))
+    stock, tokens = transformers.LlamaForCausalLM.from_pretrained(llama), torch.zeros(1, 4, dtype=torch.long)
+    with pytest.raises(ExportError, match="that is where the unpruned network is"):
+        transprune.export_pretrained(stock, llama, tokens, origin=f"hf:{llama}")
+    monkeypatch.setattr(hugging_face, "CLOSE", -1.0)
+    with pytest.raises(ExportError, match="its class keeps something that its configuration does not say"):
+        transprune.export_pretrained(stock, tmp_path / "off", tokens)
+
+
+def test_uploads_go_to_the_named_repository(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    calls: list[Any] = []
+
+    class Hub:
+        def create_repo(self, name: str, *, exist_ok: bool) -> None:
+            calls.append((name, exist_ok))
+
+        def upload_folder(self, *, repo_id: str, folder_path: Path) -> None:
+            calls.append((repo_id, sorted(file.name for file in folder_path.iterdir())))
+            raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    stock, tokens = transformers.LlamaForCausalLM.from_pretrained(llama), torch.zeros(1, 4, dtype=torch.long)
+    with pytest.raises(ExportError, match=r"upload .* as 'me/small': OSError: no network; the folder is whole; log in"):
+        transprune.export_pretrained(stock, tmp_path / "up", tokens, push_to_hub="me/small")
+    assert calls[0] == ("me/small", True)
+    assert "model.safetensors" in calls[1][1]
+
+
+def test_the_figures_of_tokens_are_those_of_their_definition() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(3, 5, 7), torch.randint(0, 7, (3, 5))
+    labels[0, 3:] = IGNORED
+    task = transprune.causal_lm()
+    lost = [
+        -float(logits[text, at].log_softmax(0)[labels[text, at + 1]])
+        for text in range(3)
+        for at in range(4)
+        if labels[text, at + 1] != IGNORED
+    ]
+    wanted = sum(lost) / len(lost)
+    assert float(task.loss({"logits": logits}, labels)) == pytest.approx(wanted, rel=1e-6)
+    means = task.metric("token_loss").measure(logits, labels).double().mean(0)
+    assert float(task.metric("token_loss").finish(means)) == pytest.approx(wanted, rel=1e-6)
+    assert float(task.metric("perplexity").finish(means)) == pytest.approx(torch.tensor(wanted).exp().item(), rel=1e-6)
+    assert task.logits_of(logits, labels).shape == (len(lost), 7)
+    tagging = transprune.token_classification()
+    is_right = (logits.argmax(2) == labels) & (labels != IGNORED)
+    share = 100 * int(is_right.sum()) / int((labels != IGNORED).sum())
+    means = tagging.metric("token_accuracy").measure(logits, labels).double().mean(0)
+    assert float(tagging.metric("token_accuracy").finish(means)) == pytest.approx(share)
+
+
+def test_a_student_does_not_learn_from_padding() -> None:
+    torch.manual_seed(0)
+    student, teacher, labels = torch.randn(2, 6, 5), torch.randn(2, 6, 5), torch.randint(0, 5, (2, 6))
+    labels[1, 4:] = IGNORED
+    task = transprune.token_classification()
+    given = {"weight": 0.5, "temperature": 2.0}
+    before = task.distillation_loss_of(student, teacher, labels, **given)
+    changed = teacher.clone()
+    changed[1, 4:] += 3
+    assert torch.equal(task.distillation_loss_of(student, changed, labels, **given), before)
+    changed[1, 3] += torch.randn(5)
+    assert not torch.equal(task.distillation_loss_of(student, changed, labels, **given), before)
