@@ -18,7 +18,7 @@ import statistics
 import struct
 import time
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -45,9 +45,9 @@ SHOWN = 128
 BUDGET = "params=0.5"
 BEGIN = 1
 """The token that a story begins with."""
-TOKENS = 600_000
+TOKENS = 200_000
 """Tokens that the teacher writes."""
-EPOCHS = 6
+EPOCHS = 4
 RATES = {"scratch": 5e-3, "scratch_tied": 5e-3}
 """Learning rates of networks with new weights."""
 RATE = 2e-3
@@ -129,7 +129,7 @@ def read_tokens(folder: Path) -> list[int]:
     def merged(word: str) -> list[int]:
         pieces = [letter.encode() for letter in word]
         while True:
-            pairs = [(scores[a + b], -at) for at, (a, b) in enumerate(zip(pieces, pieces[1:])) if a + b in scores]
+            pairs = [(scores[a + b], -at) for at, (a, b) in enumerate(pairwise(pieces)) if a + b in scores]
             if not pairs:
                 return [each for piece in pieces for each in ([ids[piece]] if piece in ids else [b + 3 for b in piece])]
             at = -max(pairs)[1]
@@ -322,7 +322,7 @@ def measured(network: nn.Module, data: transprune.LoaderData) -> float:
     return transprune.evaluate(network, data, task=TASK).metrics["token_loss"]
 
 
-def run(name: str, seed: int, asked: argparse.Namespace, teacher: nn.Module, texts: Tensor, tokens: Tensor) -> dict:
+def run(name: str, asked: argparse.Namespace, teacher: nn.Module, texts: Tensor, tokens: Tensor, *, seed: int) -> dict:
     """One network: made, distilled, measured."""
     torch.manual_seed(seed)
     rows, batch = Packed(texts), {"batch_size": 16}
@@ -398,7 +398,7 @@ def main() -> None:
         for name in asked.arms:
             file = asked.out / f"{name}-{seed}.json"
             if not file.exists():
-                found = run(name, seed, asked, teacher, texts, tokens)
+                found = run(name, asked, teacher, texts, tokens, seed=seed)
                 file.write_text(json.dumps(found, indent=2) + "\n")
                 print({key: value for key, value in found.items() if key != "made"}, flush=True)
     for name in ARMS:
