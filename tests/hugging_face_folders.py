@@ -39,6 +39,16 @@ def write_language_model(folder: Path) -> Path:
     return folder
 
 
+def write_token_classifier(folder: Path) -> Path:
+    """A small random BERT that labels tokens, with the tokenizer of the language model."""
+    torch.manual_seed(0)
+    write_language_model(folder)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.BertConfig(**sizes, vocab_size=280, max_position_embeddings=64, num_labels=3)
+    transformers.BertForTokenClassification(config).save_pretrained(folder)
+    return folder
+
+
 def write_image_classifier(folder: Path) -> Path:
     torch.manual_seed(0)
     config = transformers.ViTConfig(

@@ -49,6 +49,7 @@ from transprune.data import (
     make_loader,
     split_halves,
 )
+from transprune.data.texts import load_texts
 from transprune.exports.formats import check_agreement, check_onnx, check_pt2, export_program, onnx_bytes, pt2_bytes
 from transprune.latency import stopwatch
 from transprune.latency.backends import make_backend, network_onnx
@@ -67,7 +68,7 @@ from transprune.reports.run_record import read_record
 from transprune.reports.watch import watch_server
 from transprune.runs import RunOptions, Tracking, open_run, plan_run, prepare, resume_run
 from transprune.runs.compression import _probabilities, derive_run
-from transprune.runs.material import _check_images, collect, task_of
+from transprune.runs.material import _check_images, collect, data_of, task_of
 from transprune.runs.phases import load_teacher
 from transprune.runs.run_options import preset_options, read_config
 from transprune.runs.steps import measure_step, teach_step
@@ -471,7 +472,41 @@ def untied_run(place):
     transprune.runs.export_pretrained_step(run, place / "small")
 
 
+def texts(spec, **changes):
+    """Loads texts of the place by the tokenizer of a small language model."""
+
+    def provoke(place):
+        import hugging_face_folders
+
+        (place / "data").mkdir()
+        (place / "data" / "some.txt").write_bytes(changes.pop("content", b"A cat."))
+        folder = hugging_face_folders.write_language_model(place / "net")
+        given = {"task": "causal-lm", "length": 16, "batch_size": 4, **changes}
+        load_texts(spec.format(place), Origin(f"hf:{folder}").tokenizer(), **given)
+
+    return provoke
+
+
+def without_datasets(_):
+    with mock.patch.dict(sys.modules, {"datasets": None}):
+        load_texts("hf-dataset:some", None, task="causal-lm", length=8, batch_size=4)
+
+
+def texts_without_tokenizer(_):
+    data_of(replace(preset_options("quick"), model="net.py:build", data="text:some.txt"))
+
+
 ways(
+    texts_task=texts("text:{}/data", task="regression"),
+    texts_length=texts("text:{}/data", length=1),
+    texts_short=texts("text:{}/data"),
+    texts_missing=texts("text:{}/nothing"),
+    texts_encoding=texts("text:{}/data", content=b"\xff\xfe"),
+    texts_empty=texts("text:{}/data", content=b" "),
+    texts_library=without_datasets,
+    texts_data_set=texts("hf-dataset:{}/nothing"),
+    texts_column=texts("text:{}/data", task="text-classification"),
+    texts_tokenizer=texts_without_tokenizer,
     hf_library=without_transformers,
     hf_gated=refused_by_hub("GatedRepoError"),
     hf_missing=refused_by_hub("RepositoryNotFoundError"),

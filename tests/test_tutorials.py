@@ -1,11 +1,14 @@
 """The tutorials run, one block after the other in an empty folder, and end with what they promise."""
 
 import json
+import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
+import transprune
 from documents import ROOT, run_page
 from fake_latency import use_fake_backend
 from transprune.latency import performance
@@ -66,3 +69,23 @@ def test_the_tutorial_shows_files_and_commands_of_its_own_only(own_model):
     assert {path.name for path in folder.iterdir()} - {"__pycache__"} == {
         *("images.py", "net.py", "train.py", "classify.py", "net.safetensors", "digits", "runs")
     }
+
+
+@pytest.mark.long
+def test_the_tutorial_on_a_language_model_ends_with_a_folder_that_transformers_loads(tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    printed = run_page(ROOT / "docs" / "tutorials" / "language-model.md", tmp_path).printed
+    assert printed["python tell.py\n"].startswith("Once there was a cat")
+    monkeypatch.chdir(tmp_path)
+    result = json.loads(Path("runs/small/result.json").read_text())
+    teacher, student = result["teacher"], result["student"]
+    assert student["params"] <= 0.7 * teacher["params"]
+    assert student["token_loss"] < 0.5
+    assert student["perplexity"] == pytest.approx(math.exp(student["token_loss"]), rel=1e-4)
+    stock = transformers.AutoModelForCausalLM.from_pretrained("small").eval()
+    tokens = torch.arange(2, 34).view(1, 32)
+    with torch.no_grad():
+        wanted = transprune.load("runs/small")(input_ids=tokens).logits
+        torch.testing.assert_close(stock(tokens).logits, wanted, rtol=0, atol=1e-5)
+    card = Path("small/README.md").read_text()
+    assert f"| parameters | {teacher['params']:,} | {student['params']:,} |" in card

@@ -213,9 +213,11 @@ class InspectCommand:
     """
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
-    """The network, named as for `run`: resnet20, torchvision:NAME, timm:NAME, FILE.py:FUNCTION, ..."""
+    """The network, named as for `run`: resnet20, torchvision:NAME, timm:NAME, hf:FOLDER, FILE.py:FUNCTION, ..."""
     input_size: tuple[int, int, int] = (3, 32, 32)
     """Channels, rows and columns of an image."""
+    length: int = 0
+    """Tokens of a text, for networks of texts; 0: images are given."""
     num_classes: int = 10
     """Outputs of the classifier."""
     dimensions: Dimensions = "both"
@@ -238,15 +240,19 @@ class InspectCommand:
         from transprune.models.by_name import build_model
         from transprune.reading.inspection import inspect, ties_of
 
-        if min(self.input_size) < 1 or self.num_classes < 1:
+        if min(self.input_size) < 1 or self.num_classes < 1 or self.length < 0:
             raise OptionError(
-                f"cannot inspect with --input-size {self.input_size} and --num-classes {self.num_classes}: "
-                f"expected numbers of at least 1"
+                f"cannot inspect with --input-size {self.input_size}, --num-classes {self.num_classes} and --length "
+                f"{self.length}: expected numbers of at least 1"
             )
-        model = build_model(self.model, classes=self.num_classes, image_channels=self.input_size[0])
+        if self.length:
+            model = build_model(self.model, classes=None, image_channels=None)
+        else:
+            model = build_model(self.model, classes=self.num_classes, image_channels=self.input_size[0])
+        tokens = torch.zeros(1, self.length, dtype=torch.long)
         space = inspect(
             model,
-            torch.zeros(1, *self.input_size),
+            {"input_ids": tokens} if self.length else torch.zeros(1, *self.input_size),
             dimensions=self.dimensions,
             keep=self.keep,
             only=self.only,

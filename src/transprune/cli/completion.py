@@ -5,6 +5,7 @@ tyro can write such scripts too; decision 16 says why they do not serve.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -65,7 +66,7 @@ def options_of(kind: Any) -> Words:
 
     untyped = {
         "--preset": tuple(PRESETS),
-        "--data": tuple(specification.removesuffix("DIR") for specification in SPECIFICATIONS),
+        "--data": tuple(re.sub("[A-Z_]+$", "", specification) for specification in SPECIFICATIONS),
         "--device": ("auto", "cpu", "cuda"),
     }
     return {"--help": (), **{option: words or untyped.get(option, ()) for option, words in _options(kind, "--")}}

@@ -34,6 +34,7 @@ from transprune.runs.run import Run, costs_in, logging_to, record_start
 from transprune.runs.run_options import RunOptions
 from transprune.runtime import FolderLock, RunFolder, announce
 from transprune.runtime.environment import environment
+from transprune.runtime.structures import as_inputs, emptied, filled, tensors_in
 from transprune.scores.compress import check_enough, drawn, gather_samples
 from transprune.scores.rounds import Compression, compress_by_scores
 from transprune.scores.score import Scores
@@ -201,7 +202,7 @@ def _drawn_samples(run: Run) -> dict[str, Tensor]:
     data, count = run.data, _options(run).samples
     if not isinstance(data, ImageData):
         inputs = gather_samples(run.model, data, count, task=run.task, seed=run.options.seed)
-        return {str(place): each for place, each in enumerate(inputs)}
+        return {str(place): each for place, each in enumerate(tensors_in(inputs))}
     places = drawn(len(data.train), count, seed=run.options.seed)
     check_enough(len(places))
     return {IMAGES: held(data.train.subset(places), data.image_size).images}
@@ -229,7 +230,8 @@ def _inputs(run: Run) -> Example:
     """The samples in one batch, preprocessed for the network."""
     kept = run.folder.read_tensors(SAMPLES)
     if IMAGES not in kept:
-        return tuple(kept[str(place)].to(run.device) for place in range(len(kept)))
+        tensors = [kept[str(place)].to(run.device) for place in range(len(kept))]
+        return filled(emptied(as_inputs(run.example)), tensors)
     data = _samples(run)
     loader = make_loader(data.train, data, batch_size=len(data.train), train=False, seed=0, device=run.device)
     images, _ = next(iter(loader))

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from transprune.budget import Budget, limits_of, points
 from transprune.costs import COSTS, Cost
-from transprune.data import ImageData, Split, halves_of, load_data
+from transprune.data import ImageData, LoaderData, Split, halves_of, load_data
 from transprune.data.encoded_images import sample_places
 from transprune.data.sources import NAMED_STATISTICS, normalised
+from transprune.data.texts import is_texts, load_texts
 from transprune.errors import DataError, ModelError, OptionError, RunFolderError
 from transprune.latency.measurement import LatencyMeasurement, trusted_latency
 from transprune.models.by_name import PRETRAINED, build_model, pretrained, published_preprocessing
+from transprune.models.hugging_face import Origin, is_hugging_face
 from transprune.models.weights import Weights, classes_in, fit_weights, read_tensors
 from transprune.options import Removable
 from transprune.reading.inspection import CONFIGURATION, inspect, ties_of
@@ -379,6 +381,29 @@ def _own_data(options: RunOptions) -> Data:
     return as_data(found, task_of(options))
 
 
+def _texts(options: RunOptions) -> LoaderData:
+    """The texts that the options name, as tokens of the network.
+
+    Raises:
+        OptionError: The network has no tokenizer.
+    """
+    if not is_hugging_face(options.model):
+        raise OptionError(
+            f"cannot make tokens of {options.data!r} for {options.model!r}: it names no tokenizer; expected a network "
+            "of transformers with one beside it (hf:FOLDER), or data of your own (FILE.py:FUNCTION)"
+        )
+    origin = Origin(options.model)
+    vocabulary = getattr(origin.config().get_text_config(), "vocab_size", None)
+    return load_texts(
+        options.data,
+        origin.tokenizer(vocabulary),
+        task=options.task,
+        length=options.length,
+        batch_size=options.distill.batch_size,
+        seed=options.seed,
+    )
+
+
 def is_user_data(name: str) -> bool:
     """Whether data are what a function of the user gives: FILE.py:FUNCTION or package.module:FUNCTION."""
     place, _, function = name.rpartition(":")
@@ -399,6 +424,8 @@ def data_of(options: RunOptions, begun_in: RunFolder | None = None) -> Data:
     _check_named(options.data, "data")
     if is_user_data(options.data):
         return _own_data(options)
+    if is_texts(options.data):
+        return _texts(options)
     begun = None if begun_in is None else read_begun(begun_in)
     image_size = options.image_size if begun is None else begun.image_size
     data = load_data(

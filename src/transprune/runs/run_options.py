@@ -42,8 +42,8 @@ class RunOptions:
     resnet18, resnet34 or resnet50 for large ones; torchvision:NAME or timm:NAME; hf:FOLDER or hf:OWNER/NAME, a trained
     network of transformers; FILE.py:FUNCTION or package.module:FUNCTION, whose code is run."""
     data: str
-    """What it classifies: digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR or parquet:DIR; or your own
-    FILE.py:FUNCTION."""
+    """What it classifies: digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR or parquet:DIR; text:FILE_OR_FOLDER or
+    hf-dataset:FOLDER_OR_NAME for hf: networks of texts; or your own FILE.py:FUNCTION."""
     budget: tuple[str, ...]
     """What the smaller network may cost: macs=0.5 (a share), macs=20.4M, params=100K or latency=4ms (absolute). Given
     several times, all hold. One may name several amounts, macs=0.3,0.5,0.7: a search for each from one supernet, and
@@ -52,8 +52,8 @@ class RunOptions:
     """Recipe whose figures the options below start from: quick, demo, short, medium, paper-cifar or paper-imagenet."""
     task: str | None = None
     """What the networks are trained for, if not to tell images apart: multi_label (images with several classes each, or
-    none), regression, or FILE.py:FUNCTION or package.module:FUNCTION, a function of yours that makes a
-    `transprune.Task`."""
+    none), regression, causal-lm, text-classification or token-classification, or FILE.py:FUNCTION or
+    package.module:FUNCTION, a function of yours that makes a `transprune.Task`."""
     seed: int = 0
     """The same seed on the same machine gives the same result."""
     weights: str | None = None
@@ -63,6 +63,8 @@ class RunOptions:
     """Take what fits of the weights, and train the network first where something is missing."""
     image_size: tuple[int, int, int] | None = None
     """Channels, rows and columns to bring the images to."""
+    length: int = 128
+    """Tokens of a sequence, for texts; MACs and latency are those of one sequence."""
     mean: Normalisation | None = None
     """Mean of each channel that images are normalised by, pixels from 0 to 1: numbers, imagenet, cifar10, cifar100,
     none, or data for that of the training images. A trained network expects the one that it was trained with; without
