@@ -5,7 +5,6 @@ tyro can write such scripts too; decision 16 says why they do not serve.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -62,11 +61,12 @@ class CompletionCommand:
 def options_of(kind: Any) -> Words:
     """The options of a command, with the values that each may take."""
     from transprune.data.sources import SPECIFICATIONS
+    from transprune.data.texts import HF_DATASET, TEXT
     from transprune.options import PRESETS
 
     untyped = {
         "--preset": tuple(PRESETS),
-        "--data": tuple(re.sub("[A-Z_]+$", "", specification) for specification in SPECIFICATIONS),
+        "--data": (*(specification.removesuffix("DIR") for specification in SPECIFICATIONS), TEXT, HF_DATASET),
         "--device": ("auto", "cpu", "cuda"),
     }
     return {"--help": (), **{option: words or untyped.get(option, ()) for option, words in _options(kind, "--")}}

@@ -23,10 +23,7 @@ from transprune.runtime.files import expanded
 
 _log = logging.getLogger("transprune.data")
 
-SPECIFICATIONS = (
-    *("digits", "cifar10:DIR", "cifar100:DIR", "imagefolder:DIR", "parquet:DIR", "images:DIR"),
-    *("text:FILE_OR_FOLDER", "hf-dataset:FOLDER_OR_NAME"),
-)
+SPECIFICATIONS = ("digits", "cifar10:DIR", "cifar100:DIR", "imagefolder:DIR", "parquet:DIR", "images:DIR")
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel; pixels count from 0 to 1."""
