@@ -296,6 +296,7 @@ def origin_of(source: Any) -> Any:
 
 
 VIEWS = (
+    *("swapaxes", "swapdims", "movedim", "moveaxis", "mH", "adjoint", "matrix_H"),
     *("t", "transpose", "permute", "numpy_T", "mT", "contiguous", "to", "_to_copy", "unsqueeze", "expand", "squeeze"),
     *("view", "reshape", "flatten", "clone", "detach", "alias", "select", "unbind", "getitem", "index", "index_select"),
 )

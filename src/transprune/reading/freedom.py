@@ -136,7 +136,7 @@ def _choose_factors(coupling: Coupling) -> bool:
 
 
 def _limit_costs(coupling: Coupling) -> bool:
-    """Fixes axes until each layer's cost depends on two widths at most; its outputs and inputs come first."""
+    """Fixes axes until each cost depends on two widths at most; of a layer its outputs and inputs come first."""
     for use in coupling.uses:
         why = f"the cost of {use.name!r} would depend on three widths at once"
         varying = [axis for axis in (use.outputs, use.inputs, *use.positions) if searchable(axis)]
@@ -151,6 +151,11 @@ def _limit_costs(coupling: Coupling) -> bool:
                 for factor in [each for each in free if each is not chosen] or free:  # or a width with itself
                     fix(factor, why)
                 return True
+    for name in coupling.trace.parameters.values():  # of a stack of kernels, say, for each expert one
+        varying = [axis for axis in coupling.states.get(name, ()) if searchable(axis)]
+        if len(varying) > 2:
+            fix(min(varying, key=lambda axis: axis.size), f"the size of {name!r} would depend on three widths at once")
+            return True
     return False
 
 
