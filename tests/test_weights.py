@@ -381,3 +381,25 @@ def test_a_tensor_that_bears_the_name_of_the_prefix_is_left_out(tmp_path):
     found = load_weights(tmp_path / "w.ckpt", network)
     assert found.is_whole
     assert found.left_out == ("model",)
+
+
+@pytest.mark.parametrize(("kind", "is_whole"), [(torch.float16, True), (torch.float64, True), (torch.bfloat16, False)])
+def test_counts_that_were_cast_with_all_weights_are_counts(tmp_path, kind, is_whole):
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    network[1].num_batches_tracked += 7
+    state = {name: value.to(kind) for name, value in network.state_dict().items()}
+    if not is_whole:
+        state["1.num_batches_tracked"] += 0.5
+    torch.save(state, tmp_path / "w.pth")
+    found = load_weights(tmp_path / "w.pth", network, partial=True)
+    assert found.is_whole == is_whole
+    if is_whole:
+        assert found.tensors["1.num_batches_tracked"].dtype == torch.int64
+        assert found.tensors["1.num_batches_tracked"] == 7
+
+
+def test_weights_without_values_are_refused(tmp_path):
+    network = torch.nn.Linear(2, 2)
+    torch.save({name: value.to("meta") for name, value in network.state_dict().items()}, tmp_path / "w.pth")
+    with pytest.raises(ModelError, match="has no values"):
+        load_weights(tmp_path / "w.pth", network)

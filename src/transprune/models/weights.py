@@ -309,7 +309,7 @@ def _fit(file: Path, found: dict[str, Tensor], model: nn.Module) -> Weights:
     others = [name for name in named.tensors if name not in expected]
     unexpected = [name for name in others if _is_of(name, named.tensors[name], expected)]
     return Weights(
-        tensors={name: tensors[name] for name in known if not misfits[name]},
+        tensors={name: _counting(tensors[name], expected[name]) for name in known if not misfits[name]},
         filled=tuple(counts),
         missing=tuple(name for name in expected if name not in tensors),
         unexpected=tuple(unexpected),
@@ -423,11 +423,26 @@ def _misfit(found: Tensor, expected: Tensor) -> str:
     """Why a tensor cannot replace another; empty if it can."""
     if found.shape != expected.shape:
         return f"has shape {list(found.shape)}, expected {list(expected.shape)}"
+    if found.is_meta:
+        return "has no values (it is on the meta device)"
+    found = _counting(found, expected)
     if found.dtype != expected.dtype and not (found.is_floating_point() and expected.is_floating_point()):
         return f"has type {found.dtype}, expected {expected.dtype}"
     if found.layout != torch.strided:
         return f"is {found.layout}, expected {torch.strided}"
     return ""
+
+
+def _counting(found: Tensor, expected: Tensor) -> Tensor:
+    """A tensor as whole numbers where such are expected: a count of batches may be cast with all weights."""
+    is_count = (
+        expected.dtype in (torch.int64, torch.int32) and found.is_floating_point() and found.layout == torch.strided
+    )
+    return (
+        found.to(expected.dtype)
+        if is_count and bool((found == found.trunc()).all() & found.isfinite().all())
+        else found
+    )
 
 
 def _first(names: tuple[str, ...], most: int = 3) -> str:
