@@ -25,6 +25,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn.attention.flex_attention import flex_attention
 
 import oracles
 import transprune
@@ -304,6 +305,42 @@ class Locked(nn.Linear):
         self.lock = threading.Lock()
 
 
+class Remembering(nn.Linear):
+    def get_extra_state(self):
+        return {"steps": 3}
+
+    def set_extra_state(self, state):
+        pass
+
+
+class Grouped(nn.Sequential):
+    def parameters(self, recurse=True):
+        return iter([{"params": list(super().parameters()), "lr": 0.1}])
+
+
+class Later(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = ConvNorm(3, 8)
+
+    def forward(self, images):
+        return (features for features in [self.conv(images)])
+
+
+class Either(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, rows):
+        return torch.cond(rows.sum() > 0, self.last, lambda given: -self.last(given), (self.first(rows),))
+
+
+class Flexible(nn.Module):
+    def forward(self, heads):
+        return flex_attention(heads, heads, heads)
+
+
 class Counting(nn.Module):
     def __init__(self):
         super().__init__()
@@ -332,6 +369,14 @@ ways(
     copy_fails=lambda _: inspect(nn.Sequential(Locked(), Locked()), torch.zeros(1, 2)),
     lazy=lambda _: inspect(nn.Sequential(nn.LazyLinear(2)), torch.zeros(1, 2)),
     trace_samples=lambda _: inspect(Dividing(), example()),
+    extra_state=lambda _: inspect(nn.Sequential(Remembering(2, 2)), torch.zeros(1, 2)),
+    told_otherwise=lambda _: inspect(Grouped(nn.Linear(2, 2)), torch.zeros(1, 2)),
+    writes_inputs=lambda _: inspect(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(2, 2)), torch.ones(1, 2)),
+    example_sparse=lambda _: inspect(plain(), example().to_sparse()),
+    example_empty=lambda _: inspect(plain(), example()[:0]),
+    trace_no_tensor=lambda _: inspect(Later(), example()),
+    trace_hands_on=lambda _: inspect(Either(), torch.zeros(2, 8)),
+    macs_unwatched=lambda _: transprune.count_macs(Flexible(), torch.zeros(1, 2, 4, 8)),
     trace_functions=lambda _: inspect(OneByOne(), example()),
     score_samples=lambda _: transprune.compress(UpToTwelve(), torch.zeros(32, 3, 8, 8), "macs=0.5"),
     traced_size=lambda _: traced_student()(torch.zeros(1, 3, 16, 16)),

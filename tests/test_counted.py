@@ -14,6 +14,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torchvision.ops import roi_align
 
 import oracles
+import transprune
 from transprune.architecture import Architecture
 from transprune.errors import ModelError
 from transprune.kernels.feature_maps import use_channels_last
@@ -821,3 +822,98 @@ def test_parameters_of_four_axes_that_are_no_kernels_keep_their_layout():
     use_channels_last(network)
     assert network.modes.is_contiguous()
     assert network.conv.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+class Routed(nn.Module):
+    """A kernel that is the mean of several, which a network weighs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.route, self.last = nn.Conv2d(3, 8, 3), nn.Linear(8, 4), nn.Linear(10, 3)
+        self.kernels = nn.Parameter(torch.randn(4, 10, 8, 3, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.stem(images).relu()
+        shares = self.route(features.mean((2, 3))).softmax(-1).mean(0)
+        kernel = (shares.view(-1, 1, 1, 1, 1) * self.kernels).sum(0)
+        return self.last(nn.functional.conv2d(features, kernel).relu().mean((2, 3)))
+
+
+class SharedKeys(nn.Module):
+    """Attention in which two queries share a key and a value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = nn.Linear(12, 6 * 4), nn.Linear(12, 3 * 4), nn.Linear(12, 3 * 4)
+        self.last = nn.Linear(6 * 4, 5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        layers = (self.query, self.key, self.value)
+        parts = [layer(tokens).unflatten(-1, (-1, 4)).transpose(1, 2) for layer in layers]
+        return self.last(nn.functional.scaled_dot_product_attention(*parts, enable_gqa=True).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize(("make", "example"), [(Routed, IMAGES), (SharedKeys, TOKENS)])
+def test_three_widths_of_a_parameter_and_shared_keys_are_counted(make, example):
+    torch.manual_seed(0)
+    network = make().eval()
+    space = inspect(network, example)
+    assert space.groups
+    for architecture in (space.smallest_architecture(), space.random_architecture(1)):
+        student = shrink(network, architecture, example, reading=space.reading)
+        assert oracles.count_parameters(student) == space.params(architecture)
+        assert count_macs(student, example) == space.macs(architecture)
+
+
+class Strange(nn.Sequential):
+    """Its `train` begins a training, its `eval` does nothing."""
+
+    def train(self, data, epochs=1):
+        raise AssertionError("a training began")
+
+    def eval(self):
+        return self
+
+
+class Frozen(nn.Sequential):
+    """Keeps its norms as they are, and returns nothing when it is put into a mode."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        self[1].eval()
+
+
+@pytest.mark.parametrize("kind", [Strange, Frozen])
+def test_networks_learn_whatever_their_train_does_otherwise(kind):
+    torch.manual_seed(0)
+    network = kind(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    batches = [(torch.randn(16, 4), torch.arange(16) % 2)] * 2
+    data = transprune.LoaderData(train=batches, test=batches, search=(batches, batches), example=torch.zeros(2, 4))
+    short = transprune.TrainingOptions(epochs=1, warm_up_epochs=0)
+    trained = transprune.train(network, data, short)
+    assert not any(module.training for module in trained.modules())
+    assert trained[1].num_batches_tracked == (0 if kind is Frozen else 2)
+    found = transprune.search(trained, data, "macs=0.6", transprune.SearchOptions(epochs=1, warm_up_epochs=0))
+    student = transprune.distill(
+        found.student, trained, data, transprune.DistillationOptions(epochs=1, warm_up_epochs=0)
+    )
+    assert transprune.evaluate(student, data).top1 is not None
+
+
+def test_parameters_that_are_no_floats_are_left_as_they_are_when_samples_are_told():
+    network = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))
+    network.mask = nn.Parameter(torch.ones(3, dtype=torch.bool), requires_grad=False)
+    assert inspect(network, torch.randn(4, 6)).groups
+
+
+@pytest.mark.parametrize("turn", ["H", "mH", "T"])
+def test_a_parameter_that_is_turned_before_a_product_is_a_layer(turn):
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.last = nn.Parameter(torch.randn(16, 12)), nn.Linear(16, 5)
+
+        def forward(self, rows: Tensor) -> Tensor:
+            return self.last((rows @ getattr(self.weight, turn)).relu())
+
+    assert [group.width for group in inspect(Turned(), torch.randn(4, 12)).groups] == [16]

@@ -241,6 +241,20 @@ def test_an_example_without_a_tensor_is_refused():
         LoaderData(train=[1], test=[1], example={"rows": 3})
 
 
+def test_a_forward_may_write_into_containers_but_not_over_tensors():
+    given = {"rows": rows(), "more": {}, "others": [rows()]}
+
+    def writing(given):
+        given["more"]["seen"] = given.pop("rows")
+        return given["others"].pop()
+
+    assert torch.equal(called(writing, (given,)), rows())
+    assert given.keys() == {"rows", "more", "others"}
+    assert (given["more"], len(given["others"])) == ({}, 1)
+    with pytest.raises(ModelError, match=r"cannot call relu_: it writes over its inputs"):
+        called(torch.relu_, rows())
+
+
 # Structures themselves.
 
 

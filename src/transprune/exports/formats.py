@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from transprune.errors import ExportError, first_line
+from transprune.reading.networks import switched
 from transprune.reading.trace import Example, Flat, rebatched, sample_axes
 from transprune.runtime.files import write_atomically
 from transprune.runtime.journal import quiet
@@ -141,7 +142,7 @@ def export_program(network: nn.Module, example: Example) -> ExportedProgram:
     Raises:
         ExportError: torch cannot export the network.
     """
-    exported = copied(network).eval().cpu()
+    exported = switched(copied(network), training=False).cpu()
     inputs = on_device(as_inputs(example), "cpu")
     axes = sample_axes(exported, inputs)
     one = inputs if axes is None else rebatched(inputs, 1, axes)
@@ -242,7 +243,7 @@ def check_agreement(kind: str, run: Callable[..., Any], network: nn.Module, batc
     Raises:
         ExportError: The logits differ by more than rounding.
     """
-    reference = copied(network).eval().cpu()
+    reference = switched(copied(network), training=False).cpu()
     largest = 0.0
     for inputs in (on_device(as_inputs(batch), "cpu") for batch in batches):
         with torch.no_grad():

@@ -15,6 +15,7 @@ from transprune.architecture import Architecture
 from transprune.errors import ModelError, RunFolderError, newer_format
 from transprune.models.by_name import build_model, is_user_model
 from transprune.models.hugging_face import is_hugging_face
+from transprune.reading.networks import switched
 from transprune.reading.reading import Reading
 from transprune.reading.trace import Example
 from transprune.runtime import RunFolder
@@ -68,7 +69,7 @@ def load(
     if difference:
         raise _misfit(folder, difference)
     student.load_state_dict(tensors)
-    return student.eval()
+    return switched(student, training=False)
 
 
 def _example(folder: RunFolder, origin: _Origin) -> Example:

@@ -23,7 +23,7 @@ from transprune.latency.model_cache import cache_key, cache_path, load_model, sa
 from transprune.latency.stopwatch import Advance, as_batch, time_all
 from transprune.latency.timed_operators import TimedOperator, operators_of
 from transprune.options import LatencyOptions
-from transprune.reading.networks import unwrapped
+from transprune.reading.networks import switched, unwrapped
 from transprune.reading.reading import Reading, read_for
 from transprune.reading.trace import Example
 from transprune.runtime import choose_device, progress_bar
@@ -193,7 +193,7 @@ class _Measuring:
     def _network_times(self, architectures: Sequence[Architecture], reference: Call, advance: Advance) -> list[float]:
         def ready(architecture: Architecture) -> Call:
             student = shrink(self.network, architecture, self.inputs, reading=self.reading)
-            return self.backend.network(student.eval(), self.inputs)
+            return self.backend.network(switched(student, training=False), self.inputs)
 
         makers: list[Callable[[], Call]] = [partial(ready, architecture) for architecture in architectures]
         return time_all(

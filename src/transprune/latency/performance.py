@@ -18,6 +18,7 @@ from transprune.exports.formats import export_program, onnx_bytes, pt2_bytes, ta
 from transprune.latency.backends import Backend, Call, OnnxRuntime, make_backend
 from transprune.latency.stopwatch import Latency, time_networks
 from transprune.options import BackendName, LatencyOptions, MeasureOptions
+from transprune.reading.networks import switched
 from transprune.runtime import choose_device, track
 from transprune.runtime.environment import environment
 from transprune.runtime.structures import copied
@@ -97,7 +98,7 @@ class _Subject:
 
     def __init__(self, name: str, network: nn.Module, example: Tensor, folder: Path) -> None:
         self.name, self.example = name, example
-        self.network = copied(network).eval().cpu()
+        self.network = switched(copied(network), training=False).cpu()
         program = export_program(self.network, example)
         self.takes_any_batch = takes_any_batch(program)
         self.onnx = onnx_bytes(program)

@@ -17,6 +17,7 @@ from torch import nn
 from transprune.errors import LatencyError
 from transprune.latency.backends import Backend, Call, make_backend
 from transprune.options import LEAST_REPEATS, LatencyOptions
+from transprune.reading.networks import switched
 from transprune.reading.trace import Example, rebatched, sample_axes
 from transprune.runtime import choose_device
 from transprune.runtime.structures import as_inputs, copied, mapped
@@ -76,7 +77,9 @@ def measure_latencies(
     backend = make_backend(options, choose_device(device, first))
     inputs = as_batch(first, example, options.batch_size)
     with backend.running():
-        calls = [backend.network(copied(network).cpu().eval(), inputs) for network in networks.values()]
+        calls = [
+            backend.network(switched(copied(network), training=False).cpu(), inputs) for network in networks.values()
+        ]
         return dict(zip(networks, time_networks(calls, backend, repeats=2 * options.repeats), strict=True))
 
 

@@ -17,8 +17,18 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from transprune.architecture import Architecture
 from transprune.costs import Channels
+from transprune.errors import ModelError, first_line
 from transprune.reading.networks import check_copyable, in_evaluation, untouched
-from transprune.reading.trace import Example, in_parts, inputs_to_run, letters_of, rebatched, sample_axes
+from transprune.reading.trace import (
+    Example,
+    check_example,
+    check_forward,
+    in_parts,
+    inputs_to_run,
+    letters_of,
+    rebatched,
+    sample_axes,
+)
 from transprune.runtime.seeds import seeded
 from transprune.runtime.structures import called, tensors_in
 from transprune.space import SearchSpace
@@ -39,8 +49,12 @@ def count_macs(model: nn.Module, example: Example) -> int:
         model: The network; untouched.
         example: An input batch [batch, ...], or a tuple of the forward's positional arguments; its first sample is run.
             Inputs without a common first axis count as one sample.
+
+    Raises:
+        ModelError: It cannot be copied, or does not run on the example, or not where products are counted.
     """
     check_copyable(model)
+    check_example(model, example)
     inputs = inputs_to_run(model, example)
     axes = sample_axes(model, inputs)
     if axes is None:
@@ -67,8 +81,15 @@ def _counted_for_one(model: nn.Module, single: Example, several: Example, sample
 
 def _counted(model: nn.Module, inputs: Example) -> int:
     network = in_evaluation(model).requires_grad_(False)
-    with untouched(model), counting() as counter:
-        called(network, inputs)
+    try:
+        with untouched(model), counting() as counter:
+            called(network, inputs)
+    except Exception as error:  # a user's forward may raise anything
+        check_forward(model, inputs)
+        raise ModelError(
+            f"cannot count the MACs of {type(model).__name__}: its forward runs, but not where each operator is "
+            f"watched ({first_line(error)}); expected operators that torch's FlopCounterMode can see"
+        ) from error
     return counter.macs
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
 from functools import partial
+from inspect import signature
 from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -41,6 +42,11 @@ def unwrapped(network: nn.Module) -> nn.Module:
         ModelError: It cannot be copied.
     """
     check_copyable(network)
+    return inside(network)
+
+
+def inside(network: nn.Module) -> nn.Module:
+    """The same, of a network that need only run."""
     while True:
         inner = network.module if isinstance(network, WRAPPERS) else None
         for name in INNER:
@@ -51,22 +57,55 @@ def unwrapped(network: nn.Module) -> nn.Module:
 
 
 def check_copyable(network: nn.Module) -> None:
-    """Checks that a network can be copied.
+    """Checks that a network can be copied, and that it says of itself what is in it.
 
     Raises:
-        ModelError: It was compiled by `torch.jit`, or a lazy module of it has not run.
+        ModelError: It or a part of it was compiled by `torch.jit`, a lazy module of it has not run, it keeps a state
+            that is no tensor, or a method of its class tells of other parameters than it has.
     """
-    if isinstance(network, torch.jit.ScriptModule):
-        raise ModelError(
-            f"cannot use the {type(network).__name__}: torch.jit has compiled it, so it cannot be read or cut; "
-            "expected the nn.Module that it was made from"
-        )
+    for path, module in network.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ModelError(
+                f"cannot use the {type(network).__name__}: torch.jit has compiled {repr(path) if path else 'it'}, so "
+                "it cannot be read or cut; expected the nn.Module that it was made from"
+            )
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            raise ModelError(
+                f"cannot use the {type(network).__name__}: {repr(path) if path else 'it'} has an extra state "
+                "(`get_extra_state`), which would be lost in files of tensors; expected a network whose state are its "
+                "parameters and buffers"
+            )
+    for name in TELLING:
+        if getattr(type(network), name) is not getattr(nn.Module, name) and not _tells_all(network, name):
+            raise ModelError(
+                f"cannot use the {type(network).__name__}: its class overrides `{name}`, which tells of other things "
+                f"than it holds, so neither costs nor weights can be told by it; expected a class with torch's own "
+                f"`{name}`: give the other another name"
+            )
     for name, tensor in (*network.named_parameters(), *network.named_buffers()):
         if is_lazy(tensor):
             raise ModelError(
                 f"cannot use the {type(network).__name__}: its {name!r} has no shape yet, as in a lazy module that has "
                 f"not run; expected a network that was called once, model(example), before"
             )
+
+
+TELLING = ("parameters", "named_parameters", "buffers", "named_buffers", "state_dict")
+"""Methods by which a network tells what it holds."""
+
+
+def _tells_all(network: nn.Module, name: str) -> bool:
+    """Whether a method gives what torch's own would."""
+    try:
+        told, held = getattr(network, name)(), getattr(nn.Module, name)(network)
+        if isinstance(held, Mapping):
+            return list(told) == list(held)
+        pairs = zip(told, held, strict=True)
+        return all(
+            one is other or (type(one) is tuple and one[0] == other[0] and one[1] is other[1]) for one, other in pairs
+        )
+    except (TypeError, ValueError):  # it takes or gives something else
+        return False
 
 
 def _with_own_forward(network: nn.Module) -> nn.Module:
@@ -149,6 +188,22 @@ def set_mode(network: nn.Module, *, training: bool) -> None:
     """Puts a network into training or evaluation mode, without calling a `train` of its own, which may do anything."""
     for module in network.modules():
         module.training = training
+
+
+def switched(network: Network, *, training: bool) -> Network:
+    """A network that was put into a mode by the `train` of its classes, as one that keeps norms frozen needs it.
+
+    A `train` that takes no mode is something else, such as the start of a training, and is not called; an `eval` of its
+    own is not either.
+    """
+    own = getattr(network.train, "__func__", network.train)
+    if own is not nn.Module.train and list(signature(network.train).parameters)[:1] == ["mode"]:
+        network.train(training)
+        return network
+    network.training = training
+    for child in network.children():
+        switched(child, training=training)
+    return network
 
 
 def in_evaluation(model: nn.Module) -> nn.Module:

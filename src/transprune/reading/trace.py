@@ -239,7 +239,7 @@ def is_own(node: fx.Node) -> bool:
     return "::" in operator(node) and not operator(node).startswith("torchvision::")
 
 
-NOT_THE_USERS = ("/torch/", "/transprune/reading/", "/transprune/runtime/")
+NOT_THE_USERS = ("/torch/", "<eval_with_key>", "/transprune/reading/", "/transprune/runtime/")
 """Parts of the paths of code between us and a user's forward."""
 
 
@@ -369,6 +369,8 @@ class _Trial:
         network = copied(self.network)
         with torch.no_grad():
             for parameter in network.parameters():
+                if not (parameter.is_floating_point() or parameter.is_complex()):
+                    continue
                 positive = parameter.abs()
                 has_rows = parameter.dim() > 1 and len(parameter) > 0
                 parameter.copy_(positive / positive[0].sum().clamp(min=0.1) if has_rows else positive)
@@ -460,14 +462,36 @@ def trace(model: nn.Module, example: Example, *, training: bool = False, batches
     Raises:
         ModelError: The model does not run on the example, or cannot be exported.
     """
-    if next(tensors_in(example), None) is None:
+    check_example(model, example)
+    with untouched(model):
+        return _traced(model, example, training=training, batches=batches)
+
+
+def check_example(model: nn.Module, example: Example) -> None:
+    """Checks that an example can be run and its samples counted.
+
+    Raises:
+        ModelError: There is no tensor in it, none with an entry, or one that is sparse or nested.
+    """
+    tensors = list(tensors_in(example))
+    if not tensors:
         raise ModelError(
             f"cannot read the model {type(model).__name__}: the example is {outline(example)}; expected a tensor such "
             "as torch.zeros(1, 3, 32, 32), a tuple of what the forward takes by position, a dict of what it takes by "
             "name, or transprune.Inputs for both, with tensors in it"
         )
-    with untouched(model):
-        return _traced(model, example, training=training, batches=batches)
+    for tensor in tensors:
+        if tensor.layout != torch.strided or tensor.is_nested:
+            kind = "nested" if tensor.is_nested else "sparse"
+            raise ModelError(
+                f"cannot read the model {type(model).__name__}: the example holds a {kind} tensor, whose size depends "
+                "on its values; expected plain ones: a padded batch and its mask, say, or places and values apart"
+            )
+    if not any(tensor.numel() for tensor in tensors):
+        raise ModelError(
+            f"cannot read the model {type(model).__name__}: the example, {outline(example)}, has no sample; expected "
+            "at least one"
+        )
 
 
 def _traced(model: nn.Module, example: Example, *, training: bool, batches: Sequence[int]) -> Trace:
@@ -506,6 +530,8 @@ def check_forward(model: nn.Module, example: Example) -> None:
     try:
         with untouched(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
             called(network, inputs)
+    except ModelError:
+        raise
     except Exception as error:  # a user's forward may raise anything
         raise ModelError(
             f"cannot read the model {type(network).__name__}: its forward fails{_at(error)} on an example of "
@@ -555,6 +581,11 @@ class _Export:
             kinds[spec.kind][spec.arg.name] = spec.target or ""
         found = graph.output_node().args[0]
         assert isinstance(found, tuple | list)  # torch.export returns a flat sequence
+        if next(leaves_in(self.returned), None) is None:
+            raise ModelError(
+                f"cannot read the model {type(model).__name__}: its forward returns {outline(self.returned)}; expected "
+                "tensors, as they are or in lists, dicts, tuples and records"
+            )
         specs = program.graph_signature.output_specs
         constants = {name: program.constants[target] for name, target in kinds[InputKind.CONSTANT_TENSOR].items()}
         return Trace(
@@ -700,6 +731,11 @@ def _check_calls(model: nn.Module, graph: fx.Graph) -> None:
                 f"cannot read the model {type(model).__name__}: how many entries {operator(node)!r} "
                 f"({source_line(node)}) gives depends on the values of tensors; expected sizes that follow "
                 f"from those of the inputs"
+            )
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            raise ModelError(
+                f"cannot read the model {type(model).__name__}: its forward hands functions to {str(node.target)!r} "
+                f"({source_line(node)}); expected operators of tensors, and loops and branches of Python"
             )
         if str(getattr(node.target, "__module__", "")).startswith("torch._functorch"):
             raise ModelError(

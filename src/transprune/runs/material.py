@@ -25,6 +25,7 @@ from transprune.models.hugging_face import Origin, is_hugging_face
 from transprune.models.weights import Weights, classes_in, fit_weights, read_tensors
 from transprune.options import Removable
 from transprune.reading.inspection import CONFIGURATION, inspect, ties_of
+from transprune.reading.networks import switched
 from transprune.reading.reading import Reading
 from transprune.records import read_record
 from transprune.runs.run_options import RunOptions
@@ -469,7 +470,7 @@ def _given_tensors(options: RunOptions, image_channels: int) -> tuple[dict[str, 
 
 def _outputs_of(model: nn.Module, example: Tensor) -> int:
     with torch.no_grad():
-        logits = each_logits(model.eval()(example))
+        logits = each_logits(switched(model, training=False)(example))
     return logits[0].shape[1] if logits and isinstance(logits[0], Tensor) and logits[0].dim() > 1 else 2
 
 
@@ -501,7 +502,7 @@ def _check_logits(model: nn.Module, example: Tensor, classes: int) -> None:
     Raises:
         ModelError: It does not.
     """
-    network = copied(model).train()
+    network = switched(copied(model), training=True)
     with torch.no_grad():
         outputs = network(torch.cat([example, example]))
     found = each_logits(outputs)

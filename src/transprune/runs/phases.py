@@ -28,6 +28,7 @@ from transprune.data import ImageData, preprocessing
 from transprune.errors import BudgetError, RunFolderError
 from transprune.exports.load import load
 from transprune.options import SearchOptions, TrainingOptions
+from transprune.reading.networks import switched
 from transprune.runs.material import check_training_images
 from transprune.runs.run_options import RunOptions
 from transprune.runtime import RunFolder, processes, seeded
@@ -239,7 +240,7 @@ def load_teacher(run: Run) -> nn.Module:
             f"{run.options.model} any more ({str(error).splitlines()[-1].strip().rstrip('.')}); bring back the code "
             "that the run began with, or start anew with --overwrite"
         ) from error
-    return teacher.eval()
+    return switched(teacher, training=False)
 
 
 def _fit(source: Run | Material, start: Start, setup: Setup, options: TrainingOptions) -> Loop:

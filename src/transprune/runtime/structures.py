@@ -259,9 +259,33 @@ def called(function: Callable[..., Any], inputs: Any) -> Any:
     Example:
         >>> called(lambda image, scale=1: image.shape[0] * scale, {"image": torch.zeros(8, 3), "scale": 2})
         16
+
+    Containers are handed over anew, so that a forward may write into them. Tensors are not: several networks are given
+    the same.
+
+    Raises:
+        ModelError: The function wrote over a tensor of the inputs.
     """
-    positional, named = arguments_of(function, inputs)
-    return function(*positional, **named)
+    positional, named = arguments_of(function, _anew(inputs))
+    tensors = [] if torch.compiler.is_compiling() else [each for each in tensors_in(inputs) if not each.is_inference()]
+    before = [each._version for each in tensors]
+    outputs = function(*positional, **named)
+    if [each._version for each in tensors] != before:
+        raise ModelError(
+            f"cannot call {getattr(function, '__name__', type(function).__name__)}: it writes over its inputs, which "
+            "others are given after it; expected one that works on a copy (`x = x.clone()` before the first operator "
+            "that ends in `_` or has inplace=True)"
+        )
+    return outputs
+
+
+def _anew(value: Any, _above: tuple[int, ...] = ()) -> Any:
+    """The same tensors in new containers."""
+    parts = None if id(value) in _above else parts_of(value)
+    if parts is None:
+        return value
+    anew = {key: _anew(part, (*_above, id(value))) for key, part in parts.items()}
+    return _with_parts(value, anew, anew) if anew else copy.copy(value)
 
 
 def on_device(value: Any, device: torch.device | str) -> Any:

@@ -18,7 +18,7 @@ from transprune.costs import COSTS, Cost
 from transprune.latency.measurement import trusted_latency
 from transprune.options import DEFAULT_PRESET, LatencyOptions, SearchOptions, from_preset
 from transprune.reading.inspection import inspect
-from transprune.reading.networks import unwrapped
+from transprune.reading.networks import switched, unwrapped
 from transprune.reading.trace import Example
 from transprune.runtime import choose_device, processes, seeded
 from transprune.runtime.structures import copied, form_of, joined, on_device, samples_in, sliced, tensors_in
@@ -179,7 +179,7 @@ class SearchResult:
             for module in student.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.reset_running_stats()
-        return student.to(self.device).eval()
+        return switched(student.to(self.device), training=False)
 
     def __repr__(self) -> str:
         each = zip(self.limits, self.spent, strict=True)

@@ -20,7 +20,7 @@ from transprune.budget import Limit
 from transprune.errors import OptionError
 from transprune.models.resnet import initialise
 from transprune.options import SearchOptions
-from transprune.reading.networks import unwrapped
+from transprune.reading.networks import switched, unwrapped
 from transprune.reading.reading import read_for
 from transprune.reading.trace import Trace
 from transprune.runtime import KeptGenerator, choose_device, processes
@@ -87,7 +87,8 @@ class Bilevel(Loop):
             initialise(start)
         elif prior is None and (importance is not None or options.importance == "magnitude"):
             start = sort_channels(start, example, importance or magnitude, reading=space.reading)
-        self.supernet = Supernet(start, space, example, alignment=options.alignment).to(device).train()
+        supernet = Supernet(start, space, example, alignment=options.alignment).to(device)
+        self.supernet = switched(supernet, training=True)
         # On the CPU, since the sizes that are drawn are wanted there: no step of the weights waits for a device.
         self.parameters = ArchitectureParameters(space)
         if prior is not None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from transprune.data import ImageData, make_loader
 from transprune.errors import DataError, OptionError, TranspruneError
+from transprune.reading.networks import switched
 from transprune.runtime import choose_device, processes
 from transprune.runtime.structures import called, outline
 from transprune.training.batches import AnyData, Batch, as_data, feed
@@ -131,7 +132,7 @@ def evaluate_batches(network: Callable[..., Any], batches: Iterable[Batch], task
 def evaluation_mode(network: nn.Module) -> Iterator[None]:
     """Puts a network into evaluation mode inside the block, then restores the mode of each module."""
     modes = [(module, module.training) for module in network.modules()]
-    network.eval()
+    switched(network, training=False)
     try:
         yield
     finally:

@@ -20,7 +20,7 @@ from transprune.options import (
     TrainingOptions,
     from_preset,
 )
-from transprune.reading.networks import unwrapped
+from transprune.reading.networks import inside, switched, unwrapped
 from transprune.runtime import choose_device, seeded
 from transprune.runtime.structures import called, copied, on_device, outline, tensors_in
 from transprune.training.batches import AnyData, Batch, Data, Feed, as_data, example_of, feed
@@ -132,7 +132,7 @@ class Fit(Loop):
         device = choose_device(setup.device)
         self.network = copied(unwrapped(start)).to(device)
         example = on_device(example_of(data), device)
-        is_channels_last = use_channels_last_if_suited(self.network.train(), example)
+        is_channels_last = use_channels_last_if_suited(switched(self.network, training=True), example)
         has_fast_norms = is_channels_last and device.type == "cpu" and not options.compile
         options = settled(options, self.network)
         self.compute = compiled(self.network, options)
@@ -175,7 +175,7 @@ class Fit(Loop):
         return float(self.optimizer.param_groups[0]["lr"])
 
     def step(self, batch: Batch) -> None:
-        self.network.train()
+        switched(self.network, training=True)
         soften = self._soften
         learned = self.update.step(batch if soften is None else soften(batch), self._forward)
         for loss, outputs, part in learned:
@@ -198,7 +198,7 @@ class Fit(Loop):
 
     def finished(self) -> nn.Module:
         """The trained network in evaluation mode, in torch's default memory format."""
-        return self.kept.to(memory_format=torch.contiguous_format).eval()
+        return switched(self.kept.to(memory_format=torch.contiguous_format), training=False)
 
     def end_of_epoch(self) -> dict[str, Any]:
         if self.epoch % self.options.evaluate_every and self.epoch != self.epochs:
@@ -317,7 +317,7 @@ def _guide(teacher: Teacher, example: Any) -> Callable[..., Any]:
         content.seek(0)
         restored: Callable[..., Any] = torch.jit.load(content, map_location=device).eval()
         return restored
-    guide = copied(unwrapped(teacher)).to(device).eval().requires_grad_(False)
+    guide = switched(copied(inside(teacher)).to(device), training=False).requires_grad_(False)
     use_channels_last_if_suited(guide, example)
     return guide
 
@@ -343,7 +343,7 @@ def estimate_statistics(
         batch_size: Images per forward, for `ImageData`.
         seed: Decides order and augmentation of the samples.
     """
-    network, task = copied(network).train(), task or classification()
+    network, task = switched(copied(network), training=True), task or classification()
     data = as_data(data, task, batch_size=batch_size)
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -352,4 +352,4 @@ def estimate_statistics(
     with seeded(seed, "statistics"), average_norms():
         for batch in feed(data, "train", task, batch_size=batch_size, seed=seed, device=device):
             called(network, batch.inputs)
-    return network.eval()
+    return switched(network, training=False)
