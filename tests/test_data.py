@@ -390,6 +390,7 @@ class TestImageFolder:
             ("", "not enough values"),
             ("file\n0.png\n", "it has the columns file"),
             ("file,label\n", "0 rows"),
+            ("0.png,cat\n0.png,cat\n", "its first line, where the heading belongs, names the image '0.png'"),
             ("file,label\n0.png,\n", "line 2 names no file or no class"),
             ("file,label\n0.png,cat\n9.png,dog\n", r"line 3: neither .*9\.png nor .*train/9\.png is there"),
             ("file,label\n0.png,cat\n0.png,dog\n", "gives '0.png' a second class, and an image has one"),

@@ -169,6 +169,8 @@ def _rows(table: Path) -> Iterator[Row]:
         raise _malformed(table, f"it is no table of text ({error})") from error
     if len(heading) < 2 or not rows:
         raise _malformed(table, f"it has the columns {', '.join(heading)} and {len(rows)} rows below them")
+    if any(place.is_file() for place in _places(table, heading[0].strip())):
+        raise _malformed(table, f"its first line, where the heading belongs, names the image {heading[0].strip()!r}")
     names = [name.strip().lower() for name in heading]
     column = next((place for place, name in enumerate(names) if name in (*LABEL_COLUMNS, *SEVERAL_COLUMNS)), None)
     has_each = column is None and len(names) > 2 and all(_says_each(row, len(names)) for row in rows if any(row))
@@ -181,7 +183,7 @@ def _rows(table: Path) -> Iterator[Row]:
             continue
         if len(cells) <= column or not cells[0] or not (cells[column] or is_several):
             raise _malformed(table, f"line {number} names no file or no class: {', '.join(cells)}")
-        places = (table.parent / cells[0], table.with_suffix("") / cells[0])
+        places = _places(table, cells[0])
         found = next((place for place in places if place.is_file()), None)
         if found is None:
             raise _malformed(table, f"line {number}: neither {places[0]} nor {places[1]} is there")
@@ -191,6 +193,11 @@ def _rows(table: Path) -> Iterator[Row]:
         if seen.setdefault(found, label) != label:
             raise _malformed(table, f"line {number} gives {cells[0]!r} a second class, and an image has one")
         yield found, label
+
+
+def _places(table: Path, file: str) -> tuple[Path, Path]:
+    """Where a file may be that a table names."""
+    return table.parent / file, table.with_suffix("") / file
 
 
 def _says_each(row: list[str], columns: int) -> bool:
