@@ -91,11 +91,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if list(arguments[:1]) == ["--version"]:
         print(f"transprune {__version__}")
         sys.exit(0)
-    from transprune.cli.arguments import read_command
-
     keep_kernels()
     say_what_can_be_said()
     with explaining():
+        from transprune.cli.arguments import read_command  # takes long enough for a Ctrl-C
+
         _call(read_command(arguments))
 
 
