@@ -23,6 +23,7 @@ from isolated import Record, first_line
 from model_list import ListedModel
 from other_networks import OtherNetwork
 from transprune.errors import TranspruneError
+from transprune.reading.networks import switched
 from transprune.reading.trace import rebatched
 from transprune.runtime.structures import as_inputs, called, tensors_in
 from zeroing import hindrances, kept_indices, zeroed
@@ -156,7 +157,7 @@ def searched_macs(space: transprune.SearchSpace) -> int:
 def check_full(examination: Examination, space: transprune.SearchSpace) -> None:
     with examination.stage("shrink"):
         student = examination.shrunk(space.full_architecture())
-    difference = distance(examination.model, student.eval(), examination.inputs)
+    difference = distance(examination.model, switched(student, training=False), examination.inputs)
     examination.check("full", difference <= SAME, f"differs by {difference:.1e} of the largest output")
 
 
@@ -252,7 +253,7 @@ def squared_error(outputs: Any, targets: Any) -> Tensor:
 
 def runs(student: nn.Module, inputs: Any) -> bool:
     """Whether outputs and gradients are finite numbers after a step forward and backward."""
-    outputs = called(student.train(), inputs)
+    outputs = called(switched(student, training=True), inputs)
     parts = [each.abs() for each in tensors_in(outputs) if each.requires_grad]
     if not any(parameter.requires_grad for parameter in student.parameters()):
         return all(bool(each.isfinite().all()) for each in tensors_in(outputs))

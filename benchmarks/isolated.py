@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib.metadata import version
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,9 @@ def command() -> str:
 
 
 def described_environment() -> Record:
-    packages = {name.replace("-", "_"): version(name) for name in ("timm", "torch-pruning")}
+    packages = {
+        name.replace("-", "_"): version(name) for name in ("timm", "torch-pruning") if find_spec(name.replace("-", "_"))
+    }
     return environment() | packages | {"threads": 1}
 
 

@@ -26,6 +26,7 @@ from torch.nn.utils import parametrizations, prune
 
 from transformer_depth import CASES, Case
 from transprune import Inputs
+from transprune.reading.networks import switched
 
 Build = Callable[[], tuple[nn.Module, Any]]
 
@@ -49,7 +50,7 @@ class OtherNetwork:
         """The network in evaluation mode, and its inputs; the same for the same seed."""
         torch.manual_seed(seed)
         network, inputs = self.make()
-        return network.eval(), inputs
+        return switched(network, training=False), inputs
 
 
 FOUND: list[OtherNetwork] = []
@@ -2202,6 +2203,418 @@ WRAPPERS: dict[str, Callable[[], nn.Module]] = {
         weights=nn.ParameterDict({"a": torch.randn(6, 16), "b": torch.randn(16, 3)}),
     ),
     "loop_over_samples": lambda: Do(lambda self, x: torch.stack([self.body(each) for each in x]), body=Body()),
+}
+
+
+# Odd ones: what no family above has, each found by trying what had not been thought of.
+
+
+@listed("odd")
+def splines() -> tuple[nn.Module, Any]:
+    """Functions on edges instead of weights, as Kolmogorov-Arnold networks have them."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        def curve(values: Tensor, weights: Tensor) -> Tensor:
+            return torch.einsum("big,oig->bo", torch.exp(-((values.unsqueeze(-1) - self.grid) ** 2)), weights)
+
+        x = self.enter(x)
+        return curve(curve(x, self.first) + self.beside(F.silu(x)), self.second)
+
+    first, second = nn.Parameter(torch.randn(14, 10, 6)), nn.Parameter(torch.randn(3, 14, 6))
+    modules = {"enter": nn.Linear(5, 10), "beside": nn.Linear(10, 14)}
+    return Do(forward, **modules, grid=torch.linspace(-1, 1, 6), first=first, second=second), torch.randn(4, 5)
+
+
+@listed("odd")
+def described_by_centres() -> tuple[nn.Module, Any]:
+    """Residuals to centres, summed, as NetVLAD has them."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        found = self.body(x)
+        share = self.assign(found).flatten(2).softmax(1)
+        apart = torch.bmm(share, found.flatten(2).transpose(1, 2)) - share.sum(-1, keepdim=True) * self.centres
+        return self.last(F.normalize(F.normalize(apart, dim=2).flatten(1)))
+
+    modules = {"body": conv(3, 10), "assign": nn.Conv2d(10, 4, 1), "last": nn.Linear(40, 5)}
+    return Do(forward, **modules, centres=nn.Parameter(torch.randn(4, 10))), images(size=8)
+
+
+@listed("odd")
+def slots() -> tuple[nn.Module, Any]:
+    """Slots that compete for tokens and are updated by a recurrent cell."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        keys, values, found = self.keys(x), self.values(x), self.start.expand(len(x), -1, -1)
+        for _ in range(2):
+            share = (self.queries(self.norm(found)) @ keys.transpose(1, 2)).softmax(1)
+            share = share / (share.sum(-1, keepdim=True) + 1e-6)
+            found = self.cell((share @ values).flatten(0, 1), found.reshape(-1, 10)).view(len(x), -1, 10)
+            found = found + self.mlp(found)
+        return self.last(found)
+
+    modules = {"keys": nn.Linear(4, 8), "values": nn.Linear(4, 12), "queries": nn.Linear(10, 8)}
+    modules |= {"norm": nn.LayerNorm(10), "cell": nn.GRUCell(12, 10), "mlp": mlp(10, 14, 10), "last": nn.Linear(10, 4)}
+    return Do(forward, **modules, start=nn.Parameter(torch.randn(1, 3, 10))), torch.randn(2, 7, 4)
+
+
+@listed("odd")
+def tensor_train() -> tuple[nn.Module, Any]:
+    """A linear layer as a product of small tensors."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        cells = self.enter(x).view(-1, 3, 4)
+        return self.last(torch.einsum("bij,ioa,ajp->bop", cells, self.first, self.second).flatten(1).relu())
+
+    cores = {"first": nn.Parameter(torch.randn(3, 4, 2)), "second": nn.Parameter(torch.randn(2, 4, 5))}
+    return Do(forward, enter=nn.Linear(5, 12), last=nn.Linear(20, 3), **cores), torch.randn(4, 5)
+
+
+@listed("odd")
+def involution() -> tuple[nn.Module, Any]:
+    """A kernel for each pixel, computed from it."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        batch, _, rows, columns = x.shape
+        kernels = self.span(self.reduce(x)).view(batch, 2, 9, rows, columns).unsqueeze(2)
+        patches = F.unfold(x, 3, padding=1).view(batch, 2, 4, 9, rows, columns)
+        return self.last((patches * kernels).sum(3).flatten(1, 2).mean((2, 3)))
+
+    modules = {"stem": conv(3, 8), "reduce": conv(8, 6), "span": nn.Conv2d(6, 18, 1), "last": nn.Linear(8, 5)}
+    return Do(forward, **modules), images(size=8)
+
+
+@listed("odd")
+def tagger_with_transitions() -> tuple[nn.Module, Any]:
+    """A score of a sequence of tags, as a conditional random field gives it."""
+
+    def forward(self: Any, words: Tensor, tags: Tensor) -> Tensor:
+        found = self.last(self.rnn(self.words(words))[0])
+        score = found.gather(2, tags.unsqueeze(-1)).squeeze(-1).sum(1) + self.steps[tags[:, :-1], tags[:, 1:]].sum(1)
+        paths = found[:, 0]
+        for place in range(1, found.shape[1]):
+            paths = torch.logsumexp(paths.unsqueeze(2) + self.steps, 1) + found[:, place]
+        return score - paths.logsumexp(1)
+
+    rnn = nn.LSTM(8, 6, bidirectional=True, batch_first=True)
+    modules = {"words": nn.Embedding(20, 8), "rnn": rnn, "last": nn.Linear(12, 5)}
+    example = torch.randint(20, (3, 6)), torch.randint(5, (3, 6))
+    return Do(forward, **modules, steps=nn.Parameter(torch.randn(5, 5))), example
+
+
+@listed("odd")
+def weighed_kernels() -> tuple[nn.Module, Any]:
+    """A kernel that is the mean of several, by shares of the whole batch."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        shares = self.route(x.mean((2, 3))).softmax(-1).mean(0)
+        kernel = (shares.view(-1, 1, 1, 1, 1) * self.kernels).sum(0)
+        return self.last(F.conv2d(x, kernel, padding=1).relu().mean((2, 3)))
+
+    modules = {"stem": conv(3, 8), "route": nn.Linear(8, 4), "last": nn.Linear(10, 3)}
+    return Do(forward, **modules, kernels=nn.Parameter(torch.randn(4, 10, 8, 3, 3))), images(size=8)
+
+
+@listed("odd")
+def kernels_for_each_sample() -> tuple[nn.Module, Any]:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        batch, channels, rows, columns = x.shape
+        kernels = (self.route(x.mean((2, 3))).sigmoid() @ self.kernels.view(4, -1)).view(batch * 10, channels, 3, 3)
+        found = F.conv2d(x.view(1, batch * channels, rows, columns), kernels, padding=1, groups=batch)
+        return self.last(found.view(batch, 10, rows, columns).relu().mean((2, 3)))
+
+    modules = {"stem": conv(3, 8), "route": nn.Linear(8, 4), "last": nn.Linear(10, 3)}
+    return Do(forward, **modules, kernels=nn.Parameter(torch.randn(4, 10, 8, 3, 3))), images(size=8)
+
+
+@listed("odd")
+def shared_keys() -> tuple[nn.Module, Any]:
+    """Two queries share a key and a value, as `enable_gqa` says."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        heads = [layer(x).unflatten(-1, (-1, 5)).transpose(1, 2) for layer in (self.query, self.key, self.value)]
+        return self.last(
+            F.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True).transpose(1, 2).flatten(2)
+        )
+
+    modules = {"query": nn.Linear(7, 20), "key": nn.Linear(7, 10), "value": nn.Linear(7, 10), "last": nn.Linear(20, 3)}
+    return Do(forward, **modules), torch.randn(3, 6, 7)
+
+
+@listed("odd")
+def attention_of_channels() -> tuple[nn.Module, Any]:
+    """Channels attend to channels, so that a cost grows with the square of a width."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        query, key, value = self.qkv(self.enter(x)).view(len(x), 6, 3, 2, 8).permute(2, 0, 3, 4, 1)
+        share = (F.normalize(query, dim=-1) @ F.normalize(key, dim=-1).mT * self.heat).softmax(-1)
+        return self.last((share @ value).permute(0, 3, 1, 2).flatten(2).mean(1))
+
+    modules = {"enter": nn.Linear(5, 10), "qkv": nn.Linear(10, 48), "last": nn.Linear(16, 3)}
+    return Do(forward, **modules, heat=nn.Parameter(torch.ones(2, 1, 1))), torch.randn(4, 6, 5)
+
+
+@listed("odd")
+def gram_matrix() -> tuple[nn.Module, Any]:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        found = self.body(x).flatten(2)
+        return self.last(((found @ found.mT).softmax(-1) @ found).mean(2))
+
+    return Do(forward, body=conv(3, 8), last=nn.Linear(8, 3)), images(size=8)
+
+
+@listed("odd")
+def channels_in_space() -> tuple[nn.Module, Any]:
+    """A convolution that runs along the channels of another."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        found = self.body(x)
+        gate = self.gate(found.mean((2, 3)).unsqueeze(1)).sigmoid().transpose(1, 2).unsqueeze(-1)
+        return self.last((found * gate).mean((2, 3)))
+
+    gate = nn.Sequential(nn.Conv1d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv1d(6, 1, 3, padding=1))
+    return Do(forward, body=conv(3, 12), gate=gate, last=nn.Linear(12, 3)), images(size=8)
+
+
+@listed("odd")
+def rows_then_columns() -> tuple[nn.Module, Any]:
+    """Recurrent layers along the rows of a map and then along its columns."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        found = self.stem(x).permute(0, 2, 3, 1)
+        batch, rows, columns, width = found.shape
+        found = self.along(found.reshape(batch * rows, columns, width))[0].view(batch, rows, columns, -1)
+        found = found.transpose(1, 2).reshape(batch * columns, rows, found.shape[-1])
+        return self.last(self.down(found)[0].view(batch, columns, rows, -1).mean((1, 2)))
+
+    along = nn.GRU(8, 6, bidirectional=True, batch_first=True)
+    down = nn.LSTM(12, 5, bidirectional=True, batch_first=True)
+    return Do(forward, stem=conv(3, 8, 2), along=along, down=down, last=nn.Linear(10, 3)), images(size=8)
+
+
+@listed("odd")
+def last_states() -> tuple[nn.Module, Any]:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        hidden, cell = self.rnn(x)[1]
+        hidden = hidden.view(2, 2, len(x), 7)
+        return self.last(torch.cat([hidden[-1].transpose(0, 1).flatten(1), cell[-1]], 1))
+
+    rnn = nn.LSTM(5, 7, 2, bidirectional=True, batch_first=True)
+    return Do(forward, rnn=rnn, last=nn.Linear(21, 3)), torch.randn(4, 6, 5)
+
+
+@listed("odd")
+def captions() -> tuple[nn.Module, Any]:
+    """A recurrent layer that begins from an image."""
+
+    def forward(self: Any, photos: Tensor, words: Tensor) -> Tensor:
+        hidden = self.begin(self.body(photos).mean((2, 3))).tanh()[None]
+        return self.last(self.rnn(self.words(words), (hidden, torch.zeros_like(hidden)))[0])
+
+    modules = {"body": conv(3, 8), "begin": nn.Linear(8, 9), "words": nn.Embedding(11, 6)}
+    modules |= {"rnn": nn.LSTM(6, 9, batch_first=True), "last": nn.Linear(9, 11)}
+    return Do(forward, **modules), (images(size=8), torch.randint(11, (2, 5)))
+
+
+@listed("odd")
+def attentive_decoder() -> tuple[nn.Module, Any]:
+    def forward(self: Any, heard: Tensor, words: Tensor) -> Tensor:
+        encoded, hidden = self.encoder(self.words(heard))
+        hidden, found = hidden[0], []
+        for place in range(words.shape[1]):
+            share = self.score((self.of(encoded) + self.asked(hidden)[:, None]).tanh()).softmax(1)
+            context = (share * encoded).sum(1)
+            hidden = self.cell(torch.cat([self.words(words[:, place]), context], -1), hidden)
+            found.append(self.last(torch.cat([hidden, context], -1)))
+        return torch.stack(found, 1)
+
+    modules = {"words": nn.Embedding(11, 6), "encoder": nn.GRU(6, 8, batch_first=True), "of": nn.Linear(8, 7)}
+    modules |= {
+        "asked": nn.Linear(8, 7),
+        "score": nn.Linear(7, 1),
+        "cell": nn.GRUCell(14, 8),
+        "last": nn.Linear(16, 11),
+    }
+    return Do(forward, **modules), (torch.randint(11, (3, 5)), torch.randint(11, (3, 4)))
+
+
+@listed("odd")
+def soft_experts() -> tuple[nn.Module, Any]:
+    """Every expert reads a mean of all tokens, and every token a mean of all experts."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        scores = torch.einsum("bnd,dep->bnep", x, self.places)
+        slots = torch.einsum("bnd,bnep->bepd", x, scores.softmax(1))
+        found = torch.einsum("beph,ehd->bepd", torch.einsum("bepd,edh->beph", slots, self.grow).relu(), self.fall)
+        return self.last(torch.einsum("bepd,bnep->bnd", found, scores.flatten(2).softmax(-1).view_as(scores)))
+
+    shapes = {"places": (8, 3, 2), "grow": (3, 8, 10), "fall": (3, 10, 8)}
+    weights = {name: nn.Parameter(torch.randn(*shape)) for name, shape in shapes.items()}
+    return Do(forward, enter=nn.Linear(5, 8), last=nn.Linear(8, 3), **weights), torch.randn(4, 6, 5)
+
+
+@listed("odd")
+def looked_up_weights() -> tuple[nn.Module, Any]:
+    """Each sample says which matrices it is multiplied with."""
+
+    def forward(self: Any, x: Tensor, kind: Tensor) -> Tensor:
+        hidden = torch.bmm(self.enter(x)[:, None], self.first[kind]).squeeze(1) + self.shift[kind]
+        return self.last((hidden.relu()[:, None] @ self.second[kind])[:, 0])
+
+    shapes = {"first": (3, 8, 10), "shift": (3, 10), "second": (3, 10, 7)}
+    weights = {name: nn.Parameter(torch.randn(*shape)) for name, shape in shapes.items()}
+    example = torch.randn(4, 5), torch.randint(3, (4,))
+    return Do(forward, enter=nn.Linear(5, 8), last=nn.Linear(7, 3), **weights), example
+
+
+@listed("odd")
+def streams_between_blocks() -> tuple[nn.Module, Any]:
+    """Several residual streams, mixed before and after each block, as hyper-connections do."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        streams = self.enter(x)[:, None].expand(-1, 3, -1)
+        for place, block in enumerate(self.blocks):
+            found = block(self.read[place] @ streams)
+            mixed = torch.einsum("ij,bjc->bic", self.mix[place], streams)
+            streams = mixed + self.write[place][:, None] * found[:, None]
+        return self.last(streams.sum(1))
+
+    shapes = {"read": (3, 3), "mix": (3, 3, 3), "write": (3, 3)}
+    weights = {name: nn.Parameter(torch.randn(*shape)) for name, shape in shapes.items()}
+    blocks = nn.ModuleList(mlp(10, 16, 10) for _ in range(3))
+    return Do(forward, enter=nn.Linear(6, 10), blocks=blocks, last=nn.Linear(10, 3), **weights), torch.randn(4, 6)
+
+
+@listed("odd")
+def reversible() -> tuple[nn.Module, Any]:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        one, other = self.enter(x).chunk(2, -1)
+        for first, second in zip(self.first, self.second, strict=True):
+            one = one + first(other)
+            other = other + second(one)
+        return self.last(torch.cat([one, other], -1))
+
+    first, second = (nn.ModuleList(mlp(10, width, 10) for _ in range(2)) for width in (16, 14))
+    return Do(forward, enter=nn.Linear(6, 20), first=first, second=second, last=nn.Linear(20, 3)), torch.randn(4, 6)
+
+
+@listed("odd")
+def ternary_weights() -> tuple[nn.Module, Any]:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        size = self.weight.abs().mean()
+        rounded = (self.weight / (size + 1e-5)).round().clamp(-1, 1) * size
+        weight = self.weight + (rounded - self.weight).detach()
+        return self.last(F.linear(F.rms_norm(self.enter(x), (12,)), weight).relu())
+
+    weight = nn.Parameter(torch.randn(10, 12))
+    return Do(forward, enter=nn.Linear(6, 12), weight=weight, last=nn.Linear(10, 3)), torch.randn(4, 6)
+
+
+@listed("odd")
+def turned_by_complex_numbers() -> tuple[nn.Module, Any]:
+    """Places of tokens as turns of pairs of features."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        def turned(heads: Tensor) -> Tensor:
+            pairs = torch.view_as_complex(heads.reshape(*heads.shape[:-1], 4, 2))
+            return torch.view_as_real(pairs * turns).flatten(-2)
+
+        query, key, value = (layer(x).view(len(x), 6, 2, 8) for layer in (self.query, self.key, self.value))
+        turns = torch.polar(torch.ones(6, 4), torch.outer(torch.arange(6.0), 0.1 ** torch.arange(4.0)))[:, None]
+        share = torch.einsum("bqhd,bkhd->bhqk", turned(query), turned(key)).softmax(-1)
+        return self.last(torch.einsum("bhqk,bkhd->bqhd", share, value).flatten(2))
+
+    modules = {name: nn.Linear(7, 16) for name in ("query", "key", "value")}
+    return Do(forward, **modules, last=nn.Linear(16, 3)), torch.randn(3, 6, 7)
+
+
+@listed("odd")
+def few_shots() -> tuple[nn.Module, Any]:
+    """Distances to the means of five classes of two samples, which come along in the batch."""
+
+    def forward(self: Any, known: Tensor, asked: Tensor) -> Tensor:
+        means = self.body(known.flatten(0, 1)).view(len(known), 5, 2, 12).mean(2)
+        return -((self.body(asked)[:, :, None] - means[:, None]) ** 2).sum(-1)
+
+    return Do(forward, body=mlp(6, 16, 12, last=True)), (torch.randn(3, 10, 6), torch.randn(3, 4, 6))
+
+
+class StrangeTrain(nn.Sequential):
+    """Its `train` begins a training, and its `eval` does nothing."""
+
+    def train(self, data: Any, epochs: int = 3) -> Any:  # type: ignore[override]
+        raise RuntimeError("a training began")
+
+    def eval(self) -> StrangeTrain:
+        return self
+
+
+class GroupedParameters(nn.Sequential):
+    """Its `parameters` are groups for an optimizer."""
+
+    def parameters(self, recurse: bool = True) -> Any:
+        return iter([{"params": list(super().parameters(recurse)), "lr": 0.1}])
+
+
+class ExtraState(nn.Linear):
+    """Keeps something beside its tensors."""
+
+    def get_extra_state(self) -> Any:
+        return {"calls": 0}
+
+    def set_extra_state(self, state: Any) -> None:
+        pass
+
+
+def _scripted_part() -> nn.Module:
+    network = Body()
+    network.second = torch.jit.script(network.second)
+    return network
+
+
+def _whole_numbers_as_parameters() -> nn.Module:
+    network = of(lambda body, x: body(torch.where(body.chosen, x, -x)))
+    network.body.chosen = nn.Parameter(torch.ones(6, dtype=torch.bool), requires_grad=False)
+    return network
+
+
+WRAPPERS |= {
+    "complex_weights": lambda: Do(
+        lambda self, x: self.last(self.first(x.to(torch.cfloat))).abs(),
+        first=nn.Linear(6, 12, dtype=torch.cfloat),
+        last=nn.Linear(12, 3, dtype=torch.cfloat),
+    ),
+    "half_in_the_middle": lambda: Do(
+        lambda self, x: self.last(self.half(self.first(x).bfloat16()).float()),
+        first=mlp(6, 12, last=True),
+        half=nn.Linear(12, 10).bfloat16(),
+        last=nn.Linear(10, 3),
+    ),
+    "strange_train": lambda: StrangeTrain(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 3)),
+    "parameters_of_booleans": _whole_numbers_as_parameters,
+    "writes_into_its_inputs": lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Linear(6, 12), nn.Linear(12, 3)),
+    "scripted_part": _scripted_part,
+    "grouped_parameters": lambda: GroupedParameters(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)),
+    "extra_state": lambda: nn.Sequential(ExtraState(6, 12), nn.ReLU(), nn.Linear(12, 3)),
+    "torch_cond": lambda: of(
+        lambda body, x: torch.cond(x.sum() > 0, body.last, body.last, (body.second(body.first(x)),))
+    ),
+    "returns_a_generator": lambda: of(lambda body, x: (body(each) for each in (x, -x))),
+}
+STRUCTURES |= {
+    "keys_of_any_kind": (
+        lambda: of(lambda body, given: body(given[0] + given[1, 2])),
+        lambda: ({0: rows(), (1, 2): rows()},),
+    ),
+    "writes_into_its_dict": (
+        lambda: of(lambda body, given: given.update(y=body(given.pop("x"))) or given),
+        lambda: ({"x": rows()},),
+    ),
+    "sparse": (lambda: of(lambda body, near, x: near @ body(x)), lambda: (torch.eye(4).to_sparse(), rows())),
+    "no_sample": (Body, lambda: torch.randn(0, 6)),
 }
 
 
