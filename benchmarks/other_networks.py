@@ -2588,9 +2588,9 @@ WRAPPERS |= {
         last=nn.Linear(12, 3, dtype=torch.cfloat),
     ),
     "half_in_the_middle": lambda: Do(
-        lambda self, x: self.last(self.half(self.first(x).bfloat16()).float()),
+        lambda self, x: self.last(self.middle(self.first(x).bfloat16()).float()),
         first=mlp(6, 12, last=True),
-        half=nn.Linear(12, 10).bfloat16(),
+        middle=nn.Linear(12, 10).bfloat16(),
         last=nn.Linear(10, 3),
     ),
     "strange_train": lambda: StrangeTrain(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 3)),
