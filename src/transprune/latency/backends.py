@@ -174,7 +174,8 @@ def network_onnx(network: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
         try:
             with warnings.catch_warnings(), quiet("torch.onnx"):
                 warnings.simplefilter("ignore")  # the exporters warn about their own internals
-                program = torch.onnx.export(network, inputs, None if is_newer else content, dynamo=is_newer)  # type: ignore[arg-type]
+                place: Any = None if is_newer else content
+                program = torch.onnx.export(network, inputs, place, dynamo=is_newer, verbose=False)
                 return content.getvalue() if program is None else program.model_proto.SerializeToString()
         except Exception as error:  # the exporters raise many kinds
             problem = error
