@@ -141,7 +141,7 @@ def to_toml(config: Mapping[str, Any]) -> str:
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Describes every key in which two configurations differ; a missing key counts as None.
+    """Describes every key in which two configurations differ; a missing key counts as None, and so does an empty list.
 
     Args:
         found: The configuration in a config.toml.
@@ -180,7 +180,7 @@ def _leaves(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tu
     for key, value in table.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, (*path, key))
-        else:
+        elif value != []:  # an option that an earlier version did not have
             yield (*path, key), value
 
 
