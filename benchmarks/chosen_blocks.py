@@ -6,8 +6,8 @@ FOLDER holds a trained Llama as karpathy/llama2.c writes it: `stories260K.bin` (
 `tok512.bin` (its tokens) and a text of stories, `*.txt`. Nothing is trained. The order of the blocks is found on the
 first pieces of the text, and losses (nats a token) are those of other pieces. For each number of blocks it prints the
 loss with the blocks that stay by their order, with the first ones, and with the best of all choices. With `--branches`
-attention and expansion go by themselves: for each budget the branches that are chosen, and the best of all sets within
-it.
+attention and expansion go by themselves: for each budget the branches that are chosen, those that an exhaustive search
+finds on the same pieces (the least loss of all sets within the budget), and those that turn out best on the others.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def branches_within(network: Llama, seen: Tensor, unseen: Tensor, budgets: Seque
     """For each budget the branches that are chosen, and the best of all sets within it."""
     space = inspect(network, seen[:2, :-1], dimensions="depth", removable="branches")
     [stage] = space.stages
-    losses, rows = every_loss(network, unseen), []
+    looked_at, losses, rows = every_loss(network, seen), every_loss(network, unseen), []
 
     def architecture(kept: Sequence[int]) -> transprune.Architecture:
         return transprune.Architecture(blocks={stage.name: tuple(stage.blocks[place] for place in kept)})
@@ -216,7 +216,7 @@ def branches_within(network: Llama, seen: Tensor, unseen: Tensor, budgets: Seque
         seconds, kept = time.process_time() - started, stage.kept_in(found.architecture)
         assert abs(loss(found.student, unseen) - losses[kept]) < 1e-4
         within = [each for each in losses if each and space.macs(architecture(each)) <= limit.most]
-        best = min(within, key=losses.__getitem__)
+        searched, best = (min(within, key=each.__getitem__) for each in (looked_at, losses))
         first = max((each for each in within if each == tuple(range(len(each)))), key=len, default=None)
         rows.append(
             {
@@ -224,6 +224,10 @@ def branches_within(network: Llama, seen: Tensor, unseen: Tensor, budgets: Seque
                 "sets": len(within),
                 "chosen": [stage.blocks[place] for place in kept],
                 "chosen_loss": losses[kept],
+                "chosen_loss_looked_at": looked_at[kept],
+                "searched": [stage.blocks[place] for place in searched],
+                "searched_loss": losses[searched],
+                "searched_loss_looked_at": looked_at[searched],
                 "best": [stage.blocks[place] for place in best],
                 "best_loss": losses[best],
                 "first_loss": None if first is None else losses[first],

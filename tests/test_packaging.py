@@ -99,4 +99,4 @@ def test_the_version_is_written_in_one_place():
     assert configured["project"]["dynamic"] == ["version"]
     version = transprune.__version__
     files = [file for file in (ROOT / "src").rglob("*.py") if f'"{version}"' in file.read_text()]
-    assert [file.name for file in files] == ["_version.py"]
+    assert [file.name for file in files] == ["__init__.py"]

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from transprune.on_demand import on_demand
 
+__version__ = "0.2.0"
+
 if TYPE_CHECKING:
-    from transprune._version import __version__ as __version__
     from transprune.architecture import Architecture as Architecture
     from transprune.budget import Budget as Budget
     from transprune.budget import Limit as Limit

@@ -5,6 +5,7 @@ They stand apart from the code that they control, so that parsing options and pr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -148,9 +149,13 @@ class DistillationOptions(TrainingOptions):
     """λ: share of the teacher in the loss; 0 trains on the targets alone. A task's own distillation loss ignores it."""
     distillation_temperature: float = 4.0
     """T: how much logits are softened; outputs other than logits ignore it."""
+    hints: float = 0.0
+    """Weight of what is left of the teacher's last feature maps, as a share of their variance; 0: no hints."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 <= self.hints < math.inf:
+            raise OptionError(f"cannot distill with hints={self.hints}: expected a weight of at least 0")
         if not 0 <= self.weight <= 1 or not self.distillation_temperature > 0:
             raise OptionError(
                 f"cannot distill with weight={self.weight} and distillation_temperature="
@@ -418,8 +423,10 @@ def _from_trained(*, epochs: int, trial_epochs: int, batch_size: int) -> SearchO
     )
 
 
+HINTS = 100.0
+"""Weight of hints in the scaled-down presets and in the trials of a search."""
 _trained = partial(TrainingOptions, optimizer=None, learning_rate=None)
-_distilled = partial(DistillationOptions, optimizer=None, learning_rate=None)
+_distilled = partial(DistillationOptions, optimizer=None, learning_rate=None, hints=HINTS)
 """By the kind of network."""
 
 DEFAULT_PRESET = "medium"

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
-from transprune._version import __version__
+from transprune import __version__
 from transprune.errors import StoppedError, TranspruneError
 from transprune.runtime import Terminated, keep_kernels, raising_on_sigterm
 

@@ -14,7 +14,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from transprune._version import __version__
+from transprune import __version__
 from transprune.budget import points
 from transprune.costs import COSTS, Cost
 from transprune.errors import StoppedError

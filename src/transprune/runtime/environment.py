@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from transprune._version import __version__
+from transprune import __version__
 
 _PACKAGES = ("torchvision", "onnxruntime", "numpy")
 KERNELS_VARIABLE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"

@@ -37,7 +37,7 @@ from transprune.training.evaluation import Evaluation, evaluate_batches, evaluat
 from transprune.training.faults import check_first_loss
 from transprune.training.loop import Loop, Setup
 from transprune.training.tasks import Task, classification
-from transprune.training.train import loss_function
+from transprune.training.train import guide_of, loss_function
 from transprune.training.update import Update, anneal, cosine_schedule, optimizer_of, settled
 
 log = logging.getLogger("transprune.run")
@@ -121,7 +121,8 @@ class Bilevel(Loop):
         )
         # A distillation loss of the task's own would ask the teacher for answers even if its share is zero.
         guide = (model if teacher is None else teacher) if options.distillation else None
-        self.loss = loss_function(guide, task, on_device(example, device), weight=options.distillation)
+        ask = None if guide is None else guide_of(guide, on_device(example, device))
+        self.loss = loss_function(ask, task, weight=options.distillation)
         epochs = options.epochs - math.floor(options.architecture_after * options.epochs)
         self._architecture_steps = max(1, self.steps_an_epoch * epochs)
         rate, decay = architecture_rates(options, self._architecture_steps)

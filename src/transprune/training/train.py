@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -26,9 +27,12 @@ from transprune.runtime.structures import called, copied, on_device, outline, te
 from transprune.training.batches import AnyData, Batch, Data, Feed, as_data, example_of, feed
 from transprune.training.evaluation import evaluate_batches, evaluation_mode
 from transprune.training.faults import check_first_loss
+from transprune.training.hints import Hints, hint_place
 from transprune.training.loop import Loop, Setup
 from transprune.training.tasks import Task, classification, each_logits
 from transprune.training.update import Update, cosine_schedule, optimizer_of, settled
+
+log = logging.getLogger("transprune.run")
 
 Teacher = nn.Module | Callable[..., Any]
 """Whatever gives outputs for inputs."""
@@ -141,18 +145,16 @@ class Fit(Loop):
         )
         super().__init__(epochs=options.epochs, batches=batches, task=task, network=self.network, setup=setup)
         self.options = options
-        if not isinstance(options, DistillationOptions):
-            self.loss = loss_function(None, task, example, weight=0)
+        self.hints: Hints | None = None
+        if isinstance(options, DistillationOptions) and not task.ignores_teacher(options.weight):
+            guide = guide_of(teacher, example)
+            if options.hints:
+                self.hints = _hints(self.network, guide, example)
+            ask: Callable[..., Any] = torch.compile(guide) if options.compile else guide
+            self.loss = loss_function(ask, task, weight=options.weight, temperature=options.distillation_temperature)
         else:
-            self.loss = loss_function(
-                teacher,
-                task,
-                example,
-                weight=options.weight,
-                temperature=options.distillation_temperature,
-                compile_teacher=options.compile,
-            )
-        weights = list(self.network.parameters())
+            self.loss = loss_function(None, task, weight=0)
+        weights = [*self.network.parameters(), *([] if self.hints is None else self.hints.parameters())]
         self.optimizer = optimizer_of(weights, options, setup.optimizer)
         self.update = Update(
             self.optimizer,
@@ -168,8 +170,9 @@ class Fit(Loop):
         self.schedule = cosine_schedule(self.optimizer, self.steps_an_epoch, options.epochs, options.warm_up_epochs)
 
     def parts(self) -> dict[str, Any]:
-        average = {} if self.average is None else {"average": self.average}
-        return {"network": self.network, "optimizer": self.update, "schedule": self.schedule, **average}
+        others = {"average": self.average, "hints": self.hints}
+        known = {name: part for name, part in others.items() if part is not None}
+        return {"network": self.network, "optimizer": self.update, "schedule": self.schedule, **known}
 
     def learning_rate(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
@@ -187,6 +190,8 @@ class Fit(Loop):
     def _forward(self, batch: Batch) -> tuple[Tensor, Any]:
         outputs = called(self.compute, batch.inputs)
         loss = self.loss(outputs, batch)
+        if self.hints is not None and isinstance(self.options, DistillationOptions):
+            loss = loss + self.options.hints * self.hints()
         if self.schedule.last_epoch == 0:
             check_first_loss(loss, self.phase)
         return loss, outputs
@@ -198,6 +203,8 @@ class Fit(Loop):
 
     def finished(self) -> nn.Module:
         """The trained network in evaluation mode, in torch's default memory format."""
+        if self.hints is not None:
+            self.hints.stop()
         return switched(self.kept.to(memory_format=torch.contiguous_format), training=False)
 
     def end_of_epoch(self) -> dict[str, Any]:
@@ -266,39 +273,33 @@ PARTS: tuple[Literal["train"], Literal["test"]] = ("train", "test")
 
 
 def loss_function(
-    teacher: Teacher | None,
-    task: Task,
-    example: Any,
-    *,
-    weight: float,
-    temperature: float = 4.0,
-    compile_teacher: bool = False,
+    guide: Callable[..., Any] | None, task: Task, *, weight: float, temperature: float = 4.0
 ) -> Callable[[Any, Batch], Tensor]:
-    """The loss as a function of outputs and batch: the task's loss, or its distillation loss if there is a teacher.
+    """The loss as a function of outputs and batch: the task's loss, or its distillation loss if there is a guide.
 
     Args:
-        teacher: The trained network to imitate; untouched. None: learn from the targets alone.
+        guide: Answers in the place of the teacher (see `guide_of`). None: learn from the targets alone.
         task: The task.
-        example: An input batch, on the device of the batches.
         weight: λ, the weight of the teacher's term.
         temperature: T, which softens the logits.
-        compile_teacher: Compile the teacher with `torch.compile`.
     """
-    if teacher is None or task.ignores_teacher(weight):
+    if guide is None or task.ignores_teacher(weight):
         return lambda outputs, batch: task.loss_of(outputs, batch.targets)
-    guide = _guide(teacher, example)
-    ask: Callable[..., Any] = torch.compile(guide) if compile_teacher else guide
 
     def loss(outputs: Any, batch: Batch) -> Tensor:
         with torch.no_grad():
-            guidance = called(ask, batch.inputs)
+            guidance = called(guide, batch.inputs)
         return task.distillation_loss_of(outputs, guidance, batch.targets, weight=weight, temperature=temperature)
 
     return loss
 
 
-def _guide(teacher: Teacher, example: Any) -> Callable[..., Any]:
+def guide_of(teacher: Teacher | None, example: Any) -> Callable[..., Any]:
     """What is asked in the place of a teacher, which need only run: a copy of a network, or a function as it is.
+
+    Args:
+        teacher: The trained network to imitate; untouched.
+        example: An input batch, on the device of the batches.
 
     Raises:
         OptionError: It cannot be called.
@@ -320,6 +321,17 @@ def _guide(teacher: Teacher, example: Any) -> Callable[..., Any]:
     guide = switched(copied(inside(teacher)).to(device), training=False).requires_grad_(False)
     use_channels_last_if_suited(guide, example)
     return guide
+
+
+def _hints(student: nn.Module, guide: Callable[..., Any], example: Any) -> Hints | None:
+    """Hints where student and guide have a place for them; says which."""
+    place = hint_place(student, guide, example)
+    if place is None or not isinstance(guide, nn.Module):
+        log.info("No hints: no module of the student has features that can be held against the teacher's")
+        return None
+    log.info("Hints: features of %s, %d channels for %d", place.module, place.student, place.teacher)
+    device = next(tensors_in(example)).device
+    return Hints(student, guide, place).to(device)
 
 
 def compiled(network: nn.Module, options: TrainingOptions) -> Callable[..., Any]:
