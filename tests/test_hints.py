@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ from transprune.budget import limits_of
 from transprune.costs import COSTS
 from transprune.data import load_data, make_loader
 from transprune.errors import OptionError
-from transprune.options import DistillationOptions, TrainingOptions
+from transprune.options import HINTS, DistillationOptions, TrainingOptions
 from transprune.tas.baselines import uniform_architecture
 from transprune.training.hints import HintPlace, Hints, hint_place
+from transprune.training.update import settled
 
 EXAMPLE = torch.zeros(1, 3, 16, 16)
 torch.manual_seed(0)
@@ -156,3 +158,20 @@ def test_nothing_watches_any_network_afterwards(distilled):
 def test_a_weight_below_zero_is_refused():
     with pytest.raises(OptionError, match=r"cannot distill with hints=-1.0: expected a weight of at least 0"):
         DistillationOptions(hints=-1.0)
+
+
+@pytest.mark.parametrize(
+    ("network", "weight"),
+    [
+        (Pyramid((4, 6), 7), HINTS),
+        (Tokens(8), 0.0),
+        (nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2)), 0.0),
+    ],
+    ids=["batch-norms", "layer-norms", "no-norms"],
+)
+def test_the_kind_of_network_decides_where_the_recipe_leaves_it_open(network, weight):
+    recipe = transprune.get_preset("medium").distill
+    assert recipe.hints is None
+    assert settled(recipe, network).hints == weight
+    assert settled(replace(recipe, hints=3.0), network).hints == 3.0
+    assert settled(transprune.get_preset("paper-cifar").distill, network).hints == 0

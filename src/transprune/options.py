@@ -149,12 +149,15 @@ class DistillationOptions(TrainingOptions):
     """λ: share of the teacher in the loss; 0 trains on the targets alone. A task's own distillation loss ignores it."""
     distillation_temperature: float = 4.0
     """T: how much logits are softened; outputs other than logits ignore it."""
-    hints: float = 0.0
-    """Weight of what is left of the teacher's last feature maps, as a share of their variance; 0: no hints."""
+    hints: float | None = 0.0
+    """Weight of what is left of the teacher's last feature maps, as a share of their variance; 0: no hints.
+
+    None: by the kind of network, `HINTS` where it has batch norms, else 0.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.hints < math.inf:
+        if self.hints is not None and not 0 <= self.hints < math.inf:
             raise OptionError(f"cannot distill with hints={self.hints}: expected a weight of at least 0")
         if not 0 <= self.weight <= 1 or not self.distillation_temperature > 0:
             raise OptionError(
@@ -424,9 +427,9 @@ def _from_trained(*, epochs: int, trial_epochs: int, batch_size: int) -> SearchO
 
 
 HINTS = 100.0
-"""Weight of hints in the scaled-down presets and in the trials of a search."""
+"""Weight of hints in the scaled-down presets and in the trials of a search, for networks with batch norms."""
 _trained = partial(TrainingOptions, optimizer=None, learning_rate=None)
-_distilled = partial(DistillationOptions, optimizer=None, learning_rate=None, hints=HINTS)
+_distilled = partial(DistillationOptions, optimizer=None, learning_rate=None, hints=None)
 """By the kind of network."""
 
 DEFAULT_PRESET = "medium"

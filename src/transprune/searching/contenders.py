@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from transprune.architecture import Architecture
 from transprune.errors import BudgetError
-from transprune.options import HINTS, DistillationOptions, StepOptions
+from transprune.options import DistillationOptions, StepOptions
 from transprune.reading.execution import Program
 from transprune.reading.trace import inputs_for
 from transprune.runtime import processes, seeded
@@ -119,7 +119,7 @@ def _tried(bilevel: Bilevel, student: nn.Module, teacher: nn.Module, name: str) 
         momentum=options.momentum,
         weight_decay=options.weight_decay,
         evaluate_every=options.trial_epochs,
-        hints=HINTS,
+        hints=None,
     )
     phase = f"trial of {name}"
     kept = setup.checkpoints and setup.checkpoints.below(phase.replace(" ", "-"))

@@ -191,7 +191,7 @@ class Fit(Loop):
         outputs = called(self.compute, batch.inputs)
         loss = self.loss(outputs, batch)
         if self.hints is not None and isinstance(self.options, DistillationOptions):
-            loss = loss + self.options.hints * self.hints()
+            loss = loss + (self.options.hints or 0.0) * self.hints()
         if self.schedule.last_epoch == 0:
             check_first_loss(loss, self.phase)
         return loss, outputs

@@ -15,7 +15,15 @@ from torch.autograd.graph import get_gradient_edge
 from transprune.errors import OptionError
 from transprune.kernels.feature_maps import SoundConvolutions
 from transprune.kernels.norm_modes import fast_norms, joint_norms
-from transprune.options import Precision, Schedule, SearchOptions, StepOptions, TrainingOptions
+from transprune.options import (
+    HINTS,
+    DistillationOptions,
+    Precision,
+    Schedule,
+    SearchOptions,
+    StepOptions,
+    TrainingOptions,
+)
 from transprune.runtime import UserFunction, processes
 from transprune.training.batches import Batch
 from transprune.training.faults import Sentinel
@@ -24,22 +32,31 @@ Recipe = TypeVar("Recipe", bound=TrainingOptions | SearchOptions)
 
 
 def settled(options: Recipe, network: nn.Module) -> Recipe:
-    """The options with the optimizer and the learning rate that they leave to the kind of network.
+    """The options with the optimizer, the learning rate and the hints that they leave to the kind of network.
 
     Networks normed as transformers are (by LayerNorm or RMSNorm, also those of other libraries, rather than by batch
-    norms) learn by AdamW, all others by SGD.
+    norms) learn by AdamW, all others by SGD. Those with batch norms learn from hints: without norms a step along hints
+    is easily too long, and transformers were not seen to gain.
     """
     optimizer = options.optimizer or usual_optimizer(network)[0]
     usual = options.usual_rates.get(optimizer, options.usual_rates["sgd"])
     rate = usual if options.learning_rate is None else options.learning_rate
-    return replace(options, optimizer=optimizer, learning_rate=rate)
+    found = replace(options, optimizer=optimizer, learning_rate=rate)
+    if isinstance(found, DistillationOptions) and found.hints is None:
+        tokens, batches = _norms(network)
+        return replace(found, hints=HINTS if batches > tokens else 0.0)
+    return found
+
+
+def _norms(network: nn.Module) -> tuple[int, int]:
+    """Norms of tokens and norms of batches, told apart by their classes."""
+    names = [type(module).__name__ for module in network.modules()]
+    return sum("LayerNorm" in name or "RMSNorm" in name for name in names), sum("BatchNorm" in name for name in names)
 
 
 def usual_optimizer(network: nn.Module) -> tuple[str, str]:
-    """The optimizer that suits a network, and why: norms of tokens are told from norms of batches by their classes."""
-    names = [type(module).__name__ for module in network.modules()]
-    tokens = sum("LayerNorm" in name or "RMSNorm" in name for name in names)
-    batches = sum("BatchNorm" in name for name in names)
+    """The optimizer that suits a network, and why."""
+    tokens, batches = _norms(network)
     counted = f"it has {tokens} layer or RMS norms and {batches} batch norms"
     if tokens > batches:
         return "adamw", f"{counted}, as transformers have"
