@@ -12,7 +12,7 @@ from test_resume import StopsAfter
 from test_searching import OPTIONS, Residual
 from test_training import SHORT, assert_same_state, small_network, two_colours
 from transprune.errors import OptionError, StoppedError
-from transprune.options import TrainingOptions, get_preset
+from transprune.options import DistillationOptions, TrainingOptions, get_preset
 from transprune.training.batches import Batch
 from transprune.training.loop import Setup
 from transprune.training.tasks import classification
@@ -70,7 +70,8 @@ def test_presets_let_transformers_learn_by_adamw_and_all_others_by_sgd(network, 
     rates = {"sgd": (0.1, 0.02, 0.01), "adamw": (1e-3, 5e-4, 5e-4)}[optimizer]
     for options, rate in zip((preset.teacher, preset.search, preset.distill), rates, strict=True):
         chosen = settled(options, network)
-        assert chosen == replace(options, optimizer=optimizer, learning_rate=rate)
+        hints = {"hints": chosen.hints} if isinstance(options, DistillationOptions) else {}
+        assert chosen == replace(options, optimizer=optimizer, learning_rate=rate, **hints)
         assert settled(replace(options, optimizer="sgd", learning_rate=0.3), network).learning_rate == 0.3
         assert settled(replace(options, optimizer="sgd"), network).optimizer == "sgd"
         assert (

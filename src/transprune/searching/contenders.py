@@ -114,7 +114,7 @@ def _tried(bilevel: Bilevel, student: nn.Module, teacher: nn.Module, name: str) 
         **{each.name: getattr(options, each.name) for each in fields(StepOptions)},
         epochs=options.trial_epochs,
         batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
+        learning_rate=None,  # as the student will learn, and not as the supernet
         warm_up_epochs=options.trial_epochs / 10,
         momentum=options.momentum,
         weight_decay=options.weight_decay,

@@ -105,15 +105,21 @@ class Hints(nn.Module):
         student: The smaller network; it is watched until `stop`.
         teacher: The network to imitate; watched too.
         place: Where both are compared.
+        weight: What the difference is multiplied by in the loss. The map learns as if it were 1: a step that suits the
+            student's weights would be too long for it.
     """
 
     is_fitted: Tensor
+    centre: Tensor
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, place: HintPlace) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, place: HintPlace, weight: float = 1.0) -> None:
         super().__init__()
-        self._axis = place.axis
+        self._axis, self._weight = place.axis, weight
         self.map = nn.Linear(place.student, place.teacher)
+        for parameter in self.map.parameters():
+            parameter.register_hook(lambda gradient: gradient / weight)
         self.register_buffer("is_fitted", torch.tensor(False))
+        self.register_buffer("centre", torch.zeros(place.student))
         self._seen: dict[str, Tensor] = {}
         self._handles = [
             self._watch("student", student.get_submodule(place.module)),
@@ -127,15 +133,20 @@ class Hints(nn.Module):
         return module.register_forward_hook(record)
 
     def forward(self) -> Tensor:
-        """The mean square that is left of the teacher's features in the last batch, as a share of their variance."""
+        """The mean square that is left of the teacher's features in the last batch, as a share of their variance.
+
+        It is multiplied by the weight. Above 1, where a constant would be nearer, it grows with its logarithm only: a
+        step that was too long is not followed by a longer one.
+        """
         feature, wanted = (self._seen.pop(whose, None) for whose in ("student", "teacher"))
         if feature is None or wanted is None:  # left out at random, as layers are in the training of some networks
             return self.map.weight.new_zeros(())
         feature, wanted = feature.movedim(self._axis, -1), wanted.movedim(self._axis, -1).float()
         if not self.is_fitted:
             self._fit(feature.detach().flatten(0, -2), wanted.flatten(0, -2))
-        left: Tensor = self.map(feature).float() - wanted
-        return left.square().mean() / wanted.var().clamp_min(torch.finfo(torch.float32).tiny)
+        left: Tensor = self.map(feature - self.centre).float() - wanted
+        share = left.square().mean() / wanted.var().clamp_min(torch.finfo(torch.float32).tiny)
+        return self._weight * torch.where(share > 1, 1 + share.clamp_min(1).log(), share)
 
     @torch.no_grad()
     def _fit(self, feature: Tensor, wanted: Tensor) -> None:
@@ -143,14 +154,13 @@ class Hints(nn.Module):
         known, answer = feature.double(), wanted.double()
         centre, target = known.mean(0), answer.mean(0)
         known = known - centre
+        self.centre.copy_(centre)
         squares = known.T @ known
         squares.diagonal().add_(RIDGE * squares.diagonal().mean().clamp_min(1e-12))
-        weight = torch.linalg.solve(squares, known.T @ (answer - target)).T
-        self.map.weight.copy_(weight)
-        assert self.map.bias is not None
-        self.map.bias.copy_(target - weight @ centre)
+        self.map.weight.copy_(torch.linalg.solve(squares, known.T @ (answer - target)).T)
+        self.map.bias.copy_(target)
         self.is_fitted.fill_(True)
-        processes.align(self.map.parameters())
+        processes.align([*self.map.parameters(), self.centre])
 
     def stop(self) -> None:
         """Watches no longer."""

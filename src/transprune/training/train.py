@@ -149,7 +149,7 @@ class Fit(Loop):
         if isinstance(options, DistillationOptions) and not task.ignores_teacher(options.weight):
             guide = guide_of(teacher, example)
             if options.hints:
-                self.hints = _hints(self.network, guide, example)
+                self.hints = _hints(self.network, guide, example, options.hints)
             ask: Callable[..., Any] = torch.compile(guide) if options.compile else guide
             self.loss = loss_function(ask, task, weight=options.weight, temperature=options.distillation_temperature)
         else:
@@ -190,8 +190,8 @@ class Fit(Loop):
     def _forward(self, batch: Batch) -> tuple[Tensor, Any]:
         outputs = called(self.compute, batch.inputs)
         loss = self.loss(outputs, batch)
-        if self.hints is not None and isinstance(self.options, DistillationOptions):
-            loss = loss + (self.options.hints or 0.0) * self.hints()
+        if self.hints is not None:
+            loss = loss + self.hints()
         if self.schedule.last_epoch == 0:
             check_first_loss(loss, self.phase)
         return loss, outputs
@@ -323,7 +323,7 @@ def guide_of(teacher: Teacher | None, example: Any) -> Callable[..., Any]:
     return guide
 
 
-def _hints(student: nn.Module, guide: Callable[..., Any], example: Any) -> Hints | None:
+def _hints(student: nn.Module, guide: Callable[..., Any], example: Any, weight: float) -> Hints | None:
     """Hints where student and guide have a place for them; says which."""
     place = hint_place(student, guide, example)
     if place is None or not isinstance(guide, nn.Module):
@@ -331,7 +331,7 @@ def _hints(student: nn.Module, guide: Callable[..., Any], example: Any) -> Hints
         return None
     log.info("Hints: features of %s, %d channels for %d", place.module, place.student, place.teacher)
     device = next(tensors_in(example)).device
-    return Hints(student, guide, place).to(device)
+    return Hints(student, guide, place, weight).to(device)
 
 
 def compiled(network: nn.Module, options: TrainingOptions) -> Callable[..., Any]:
