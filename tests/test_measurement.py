@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import oracles
 from small_networks import CASES, ODD_CASES, example, inline_residual, plain
-from transprune.latency.backends import Backend
+from transprune.errors import LatencyError
+from transprune.latency.backends import Backend, network_onnx
 from transprune.latency.stopwatch import measure_latencies, time_networks
 from transprune.options import LEAST_REPEATS, LatencyOptions
 from transprune.reading.macs import count_macs
@@ -176,3 +177,13 @@ def test_a_real_network_is_timed_without_a_trace_of_it(backend):
     assert network.training
     assert torch.get_num_threads() == threads
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_a_graph_that_cannot_be_exported_is_not_printed(capfd):
+    class Inverse(nn.Module):
+        def forward(self, matrices):
+            return torch.linalg.inv(matrices)
+
+    with pytest.raises(LatencyError, match="torch cannot write it as ONNX"):
+        network_onnx(Inverse(), (torch.eye(3)[None],))
+    assert capfd.readouterr().out == ""

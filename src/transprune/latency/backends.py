@@ -172,7 +172,7 @@ def network_onnx(network: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
     for is_newer in (False, True):
         content = io.BytesIO()
         try:
-            with warnings.catch_warnings(), quiet("torch.onnx"):
+            with warnings.catch_warnings(), quiet("torch.onnx"), _no_printed_graph():
                 warnings.simplefilter("ignore")  # the exporters warn about their own internals
                 place: Any = None if is_newer else content
                 program = torch.onnx.export(network, inputs, place, dynamo=is_newer, verbose=False)
@@ -183,3 +183,18 @@ def network_onnx(network: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
         f"cannot measure the latency of {type(network).__name__} in onnxruntime: torch cannot write it as ONNX "
         f"({type(problem).__name__}: {problem}); measure it with the backend torch"
     ) from problem
+
+
+@contextmanager
+def _no_printed_graph() -> Iterator[None]:
+    """Keeps torch's older exporter from printing the graph that it fails at, which it does whatever `verbose` says."""
+    name = "_jit_onnx_log"
+    printing = getattr(torch._C, name, None)
+    if printing is None:
+        yield
+        return
+    setattr(torch._C, name, lambda *parts: None)
+    try:
+        yield
+    finally:
+        setattr(torch._C, name, printing)
