@@ -175,3 +175,31 @@ def test_the_kind_of_network_decides_where_the_recipe_leaves_it_open(network, we
     assert settled(recipe, network).hints == weight
     assert settled(replace(recipe, hints=3.0), network).hints == 3.0
     assert settled(transprune.get_preset("paper-cifar").distill, network).hints == 0
+
+
+def test_a_map_that_was_read_back_is_not_fitted_again():
+    student, teacher = Pyramid((4, 6), 7).eval(), Pyramid((8, 12), 9).eval()
+    place = hint_place(student, teacher, EXAMPLE)
+    hints, later = (Hints(student, teacher, place) for _ in range(2))
+    assert not later.is_fitted
+    student(EXAMPLE), teacher(EXAMPLE)
+    hints()
+    later.load_state_dict(hints.state_dict())
+    student(EXAMPLE + 1), teacher(EXAMPLE + 1)
+    later()
+    torch.testing.assert_close(later.map.weight, hints.map.weight, rtol=0, atol=0)
+    hints.stop(), later.stop()
+
+
+def test_a_student_that_is_further_off_than_a_constant_is_not_driven_harder():
+    student, teacher = Pyramid((4, 6), 7).eval(), Pyramid((8, 12), 9).eval()
+    images = torch.randn(16, 3, 16, 16)
+    hints = Hints(student, teacher, hint_place(student, teacher, EXAMPLE), weight=2.0)
+    student(images), teacher(images)
+    hints()
+    with torch.no_grad():
+        hints.map.weight.mul_(100)
+    student(images), teacher(images)
+    far = hints()
+    assert 2 < far.item() < 2 * (1 + np.log(1e6))
+    hints.stop()

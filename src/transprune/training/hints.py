@@ -105,21 +105,17 @@ class Hints(nn.Module):
         student: The smaller network; it is watched until `stop`.
         teacher: The network to imitate; watched too.
         place: Where both are compared.
-        weight: What the difference is multiplied by in the loss. The map learns as if it were 1: a step that suits the
-            student's weights would be too long for it.
+        weight: What the difference is multiplied by in the loss.
     """
 
-    is_fitted: Tensor
     centre: Tensor
 
     def __init__(self, student: nn.Module, teacher: nn.Module, place: HintPlace, weight: float = 1.0) -> None:
         super().__init__()
         self._axis, self._weight = place.axis, weight
         self.map = nn.Linear(place.student, place.teacher)
-        for parameter in self.map.parameters():
-            parameter.register_hook(lambda gradient: gradient / weight)
-        self.register_buffer("is_fitted", torch.tensor(False))
         self.register_buffer("centre", torch.zeros(place.student))
+        self.is_fitted = False
         self._seen: dict[str, Tensor] = {}
         self._handles = [
             self._watch("student", student.get_submodule(place.module)),
@@ -159,8 +155,15 @@ class Hints(nn.Module):
         squares.diagonal().add_(RIDGE * squares.diagonal().mean().clamp_min(1e-12))
         self.map.weight.copy_(torch.linalg.solve(squares, known.T @ (answer - target)).T)
         self.map.bias.copy_(target)
-        self.is_fitted.fill_(True)
+        self.is_fitted = True
         processes.align([*self.map.parameters(), self.centre])
+
+    def get_extra_state(self) -> Tensor:
+        """Whether the map was fitted; not a buffer, which a step on a GPU would have to wait for."""
+        return torch.tensor(self.is_fitted)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.is_fitted = bool(state)
 
     def stop(self) -> None:
         """Watches no longer."""
