@@ -815,6 +815,7 @@ NAN = (torch.full((4, 2), float("nan")), BATCH[1])
 ways(
     training_least=lambda _: transprune.TrainingOptions(epochs=0),
     training_warm_up=lambda _: transprune.TrainingOptions(epochs=3, warm_up_epochs=3),
+    distillation_hints=lambda _: transprune.DistillationOptions(hints=-1.0),
     distillation_options=lambda _: transprune.DistillationOptions(weight=2.0),
     search_shares=lambda _: transprune.SearchOptions(weights_share=1.0),
     search_warm_up=lambda _: transprune.SearchOptions(epochs=2, warm_up_epochs=2),
@@ -1243,6 +1244,9 @@ ways(
     images_unlabelled=lambda place: transprune.train(plain(), load_data(images_folder(place))),
     samples_few=lambda _: transprune.compress(staged(), torch.zeros(3, 3, 8, 8), "macs=0.5"),
     samples_strange=lambda _: transprune.compress(staged(), [("a", "b")], "macs=0.5"),
+    samples_unlike=lambda _: transprune.compress(
+        staged(), [torch.zeros(8, 3, 8, 8), torch.zeros(8, 3, 6, 6)], "macs=0.5"
+    ),
     samples_kind=lambda _: transprune.compress(staged(), 7, "macs=0.5"),
     samples_held=lambda _: held([1, 2], (3, 8, 8)),
     scores_of_another_space=lambda _: transprune.compress(

@@ -171,7 +171,16 @@ def _joined(batches: Iterator[Example], count: int, axis: int) -> Example:
         held.append(batch)
         found += samples_in(batch, axis=axis)
     check_enough(found)
-    return sliced(joined(held, axis), slice(0, count), found, axis)
+    try:
+        whole = joined(held, axis)
+    except (RuntimeError, ValueError) as error:
+        other = next((each for each in held if outline(each) != outline(held[0])), held[-1])
+        raise DataError(
+            f"cannot put the batches {outline(held[0])} and {outline(other)} together: {error}; expected batches that "
+            "differ in the number of their samples alone (pad longer and shorter ones; the inputs of a network that "
+            "takes several are one batch, [(first, second)])"
+        ) from error
+    return sliced(whole, slice(0, count), found, axis)
 
 
 def _without_targets(model: nn.Module, batch: Any) -> Example:
