@@ -116,7 +116,7 @@ class Grouped(nn.Module):
 """The file of the networks that are no ResNets."""
 SHORT = """
 --data digits --device cpu --preset quick --teacher.epochs 2 --teacher.warm-up-epochs 0 --search.epochs 2
---distill.epochs 2 --distill.warm-up-epochs 0 --search.prior none --search.sharpening 1
+--distill.epochs 2 --distill.warm-up-epochs 0 --search.prior none --search.sharpening 1 --distill.hints 0
 """
 """What is common to the runs; what the preset has become since they were recorded is taken back."""
 RUNS = {
