@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import oracles
 from small_networks import CASES, ODD_CASES, example, inline_residual, plain
-from transprune.errors import LatencyError
+from transprune.errors import LatencyError, ModelError
 from transprune.latency.backends import Backend, network_onnx
 from transprune.latency.stopwatch import measure_latencies, time_networks
 from transprune.options import LEAST_REPEATS, LatencyOptions
@@ -90,7 +90,7 @@ def test_counting_leaves_torchs_settings_as_they_were(is_fused):
     torch.backends.mha.set_fastpath_enabled(is_fused)
     try:
         count_macs(plain(), example())
-        with pytest.raises(RuntimeError):
+        with pytest.raises(ModelError, match="expected input"):
             count_macs(plain(), torch.zeros(1, 7, 8, 8))
         assert torch.backends.mha.get_fastpath_enabled() == is_fused
     finally:

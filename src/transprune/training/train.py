@@ -146,7 +146,11 @@ class Fit(Loop):
         super().__init__(epochs=options.epochs, batches=batches, task=task, network=self.network, setup=setup)
         self.options = options
         self.hints: Hints | None = None
-        if isinstance(options, DistillationOptions) and not task.ignores_teacher(options.weight):
+        if (
+            isinstance(options, DistillationOptions)
+            and teacher is not None
+            and not task.ignores_teacher(options.weight)
+        ):
             guide = guide_of(teacher, example)
             if options.hints:
                 self.hints = _hints(self.network, guide, example, options.hints)
