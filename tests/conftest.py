@@ -27,6 +27,12 @@ LARGE = (
 """Parts of the names of tests that `make quick` leaves out of these files: they take seconds each."""
 LONG = (
     *("test_tutorials.py::test_the_tutorial_on", "docs/compress.md", "docs/command-line.md", "docs/tutorials/paper.md"),
+    *(
+        "test_the_exported_model_of_the_tutorial",
+        "test_the_tutorial_shows",
+        "test_two_nodes_that_share_no_disk",
+        "is_quantised_to_a_third",
+    ),
     *("test_torchrun.py::test_a_process_that_is_killed", "guide_to_watching_a_run", "torchvision/ResNet-resnext"),
     *(
         "timm/convnext_atto",
