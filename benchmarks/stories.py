@@ -27,12 +27,14 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers.models.llama import modeling_llama
 
 import transprune
+from chosen_blocks import read_tokens
 from transprune.budget import parse_budgets
 from transprune.costs import COSTS
+from transprune.data.texts import packed
 from transprune.models.configured import configured
 from transprune.runtime.environment import environment
 from transprune.shrinking.shrink import shrink
@@ -114,24 +116,18 @@ def read_teacher(path: Path) -> nn.Module:
     return model.eval()
 
 
-def read_tokens(folder: Path) -> list[int]:
+def read_stories(folder: Path) -> list[int]:
     """The stories of the text as tokens: byte pairs merged by the best score first, as llama2.c does."""
-    content = (folder / "tok512.bin").read_bytes()
-    place, scores, ids = 4, dict[bytes, float](), dict[bytes, int]()
-    while place < len(content):
-        score, length = struct.unpack_from("fi", content, place)
-        piece = content[place + 8 : place + 8 + length]
-        ids.setdefault(piece, len(ids))
-        scores[piece] = score
-        place += 8 + length
+    tokens = read_tokens(folder / "tok512.bin")
     known: dict[bytes, list[int]] = {}
 
     def merged(word: str) -> list[int]:
         pieces = [letter.encode() for letter in word]
         while True:
-            pairs = [(scores[a + b], -at) for at, (a, b) in enumerate(pairwise(pieces)) if a + b in scores]
+            pairs = [(tokens[a + b][1], -at) for at, (a, b) in enumerate(pairwise(pieces)) if a + b in tokens]
             if not pairs:
-                return [each for piece in pieces for each in ([ids[piece]] if piece in ids else [b + 3 for b in piece])]
+                spelt = ([tokens[each][0]] if each in tokens else [byte + 3 for byte in each] for each in pieces)
+                return [number for numbers in spelt for number in numbers]
             at = -max(pairs)[1]
             pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
 
@@ -150,20 +146,6 @@ def read_tokens(folder: Path) -> list[int]:
 
 
 # --- data
-
-
-class Packed(Dataset):
-    """Sequences of a stream of tokens, cut so that each token follows another once."""
-
-    def __init__(self, tokens: Tensor) -> None:
-        count = (len(tokens) - 1) // (LENGTH - 1)
-        self.rows = tokens[: count * (LENGTH - 1) + 1].unfold(0, LENGTH, LENGTH - 1).contiguous()
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, place: int) -> dict[str, Tensor]:
-        return {"input_ids": self.rows[place], "labels": self.rows[place]}
 
 
 @torch.no_grad()
@@ -325,12 +307,13 @@ def measured(network: nn.Module, data: transprune.LoaderData) -> float:
 def run(name: str, asked: argparse.Namespace, teacher: nn.Module, texts: Tensor, tokens: Tensor, *, seed: int) -> dict:
     """One network: made, distilled, measured."""
     torch.manual_seed(seed)
-    rows, batch = Packed(texts), {"batch_size": 16}
-    train = DataLoader(rows, shuffle=True, drop_last=True, generator=torch.Generator().manual_seed(seed), **batch)
-    test = DataLoader(Packed(tokens), batch_size=64)
-    data = transprune.LoaderData(train=train, test=test, example={"input_ids": rows.rows[:1]})
+    sequences, batch = packed(texts, LENGTH), {"batch_size": 16}
+    rows = sequences.columns["input_ids"]
+    train = DataLoader(sequences, shuffle=True, drop_last=True, generator=torch.Generator().manual_seed(seed), **batch)
+    test = DataLoader(packed(tokens, LENGTH), batch_size=64)
+    data = transprune.LoaderData(train=train, test=test, example={"input_ids": rows[:1]})
     started = time.process_time()
-    looked_at = rows.rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:64]][:, :SHOWN]
+    looked_at = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:64]][:, :SHOWN]
     student, said = getattr(Halved(teacher, looked_at, seed), name)()
     made, before = time.process_time() - started, measured(student, data)
     options = transprune.DistillationOptions(
@@ -377,7 +360,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     asked.out.mkdir(parents=True, exist_ok=True)
-    teacher, tokens = read_teacher(asked.folder / "stories260K.bin"), torch.tensor(read_tokens(asked.folder))
+    teacher, tokens = read_teacher(asked.folder / "stories260K.bin"), torch.tensor(read_stories(asked.folder))
     kept = asked.texts or asked.out / "texts.npy"
     if not kept.exists():
         started = time.process_time()
@@ -386,7 +369,7 @@ def main() -> None:
     texts = torch.from_numpy(np.load(kept).astype(np.int64))
     about = asked.out / "teacher.json"
     if not about.exists():
-        test = DataLoader(Packed(tokens), batch_size=64)
+        test = DataLoader(packed(tokens, LENGTH), batch_size=64)
         data = transprune.LoaderData(train=test, test=test, example={"input_ids": tokens[None, :LENGTH]})
         said = {
             "token_loss": measured(teacher, data),

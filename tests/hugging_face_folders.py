@@ -10,6 +10,8 @@ import torch
 import transformers
 
 TEXT = "Once there was a cat. The cat saw a dog, and the dog saw the cat.\n" * 60
+SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+"""Of all these networks."""
 
 
 def write_language_model(folder: Path) -> Path:
@@ -25,10 +27,7 @@ def write_language_model(folder: Path) -> Path:
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>")
     config = transformers.LlamaConfig(
         vocab_size=280,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
+        **SIZES,
         num_key_value_heads=1,
         max_position_embeddings=64,
         bos_token_id=0,
@@ -43,8 +42,7 @@ def write_token_classifier(folder: Path) -> Path:
     """A small random BERT that labels tokens, with the tokenizer of the language model."""
     torch.manual_seed(0)
     write_language_model(folder)
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = transformers.BertConfig(**sizes, vocab_size=280, max_position_embeddings=64, num_labels=3)
+    config = transformers.BertConfig(**SIZES, vocab_size=280, max_position_embeddings=64, num_labels=3)
     transformers.BertForTokenClassification(config).save_pretrained(folder)
     return folder
 
@@ -55,10 +53,7 @@ def write_image_classifier(folder: Path) -> Path:
         image_size=8,
         patch_size=4,
         num_channels=1,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
+        **SIZES,
         num_labels=10,
     )
     transformers.ViTForImageClassification(config).save_pretrained(folder)

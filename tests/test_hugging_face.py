@@ -15,11 +15,11 @@ from hugging_face_folders import (
     write_image_classifier,
     write_language_model,
 )
+from transprune.data.texts import IGNORED
 from transprune.errors import ExportError, ModelError
 from transprune.models import hugging_face
 from transprune.models.by_name import build_model, pretrained
 from transprune.models.hugging_face import Origin
-from transprune.training.tasks import IGNORED
 
 transformers = pytest.importorskip("transformers")
 
@@ -91,7 +91,6 @@ def test_a_written_folder_is_read_by_the_stock_class(llama: Path, tmp_path: Path
     model = transformers.LlamaForCausalLM.from_pretrained(llama).eval()
     tokens = {"input_ids": torch.randint(2, 280, (2, 12), generator=torch.Generator().manual_seed(0))}
     space = transprune.inspect(model, tokens, tie="config")
-    architecture = space.smallest_architecture()
     architecture = space.random_architecture(3)
     student = transprune.shrink(model, architecture, tokens, reading=space.reading)
     stock = transprune.configured(student, model, space, architecture)

@@ -22,8 +22,8 @@ LEAST_SEQUENCES = 8
 """Fewer sequences cannot be divided for a search and a test."""
 TEST_SHARE = 0.1
 """Share of the sequences that is tested on where the data have no test part."""
-UNCOUNTED = -100
-"""The label of tokens that do not count."""
+IGNORED = -100
+"""The label of tokens that do not count, such as padding, as in torch and transformers."""
 TEST_PARTS = ("test", "validation", "val")
 
 
@@ -178,18 +178,26 @@ def _column(spec: str, part: Part, names: Iterable[str], kind: type) -> list[Any
     return found
 
 
+def packed(stream: Tensor, length: int) -> Sequences:
+    """A stream of tokens in full sequences, of which each begins with the last token of the one before.
+
+    So each token follows another once. There is no sequence if the stream is shorter than one.
+    """
+    count = max(0, (len(stream) - 1) // (length - 1))
+    tokens = stream[: count * (length - 1) + 1]
+    rows = tokens.unfold(0, length, length - 1).contiguous() if count else tokens.new_zeros(0, length)
+    return Sequences({"input_ids": rows, "labels": rows})
+
+
 def _packed(texts: Sequence[str], tokenizer: Any, length: int) -> Sequences:
-    """One stream of all texts, in sequences of which each begins with the last token of the one before."""
+    """All texts as one stream, packed."""
     begin, end = ([each] if each is not None else [] for each in (tokenizer.bos_token_id, tokenizer.eos_token_id))
     stream = [
         token
         for text in texts
         for token in [*begin, *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], *end]
     ]
-    count = max(0, (len(stream) - 1) // (length - 1))
-    tokens = torch.tensor(stream[: count * (length - 1) + 1], dtype=torch.long)
-    rows = tokens.unfold(0, length, length - 1).contiguous() if count else tokens.new_zeros(0, length)
-    return Sequences({"input_ids": rows, "labels": rows})
+    return packed(torch.tensor(stream, dtype=torch.long), length)
 
 
 def _padded(tokenizer: Any, texts: Any, length: int, **how: Any) -> Any:
@@ -202,7 +210,7 @@ def _padded(tokenizer: Any, texts: Any, length: int, **how: Any) -> Any:
 def _tagged(tokenizer: Any, words: list[list[str]], tags: list[list[int]], length: int) -> Sequences:
     """Words told apart, each by its first token."""
     found = _padded(tokenizer, words, length, is_split_into_words=True)
-    labels = torch.full(found["input_ids"].shape, UNCOUNTED)
+    labels = torch.full(found["input_ids"].shape, IGNORED)
     for row, own in enumerate(tags):
         before = None
         for place, word in enumerate(found.word_ids(row)):

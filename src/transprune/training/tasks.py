@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from transprune.data.texts import IGNORED
 from transprune.errors import DataError, OptionError
 from transprune.runtime.structures import outline, tensors_in
 
@@ -306,10 +307,6 @@ def segmentation(classes: int, *, ignore_index: int = -100) -> Task:
         metrics={"mean_iou": Metric(overlaps, finish=_mean_iou), "pixel_accuracy": Metric(overlaps, finish=_accuracy)},
         outputs="logits",
     )
-
-
-IGNORED = -100
-"""The label of tokens that do not count, such as padding, as in torch and transformers."""
 
 
 def labels_apart(batch: Any) -> tuple[dict[str, Any], Tensor]:

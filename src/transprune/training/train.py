@@ -287,7 +287,7 @@ def loss_function(
         weight: λ, the weight of the teacher's term.
         temperature: T, which softens the logits.
     """
-    if guide is None or task.ignores_teacher(weight):
+    if guide is None:
         return lambda outputs, batch: task.loss_of(outputs, batch.targets)
 
     def loss(outputs: Any, batch: Batch) -> Tensor:
@@ -298,7 +298,7 @@ def loss_function(
     return loss
 
 
-def guide_of(teacher: Teacher | None, example: Any) -> Callable[..., Any]:
+def guide_of(teacher: Teacher, example: Any) -> Callable[..., Any]:
     """What is asked in the place of a teacher, which need only run: a copy of a network, or a function as it is.
 
     Args:
