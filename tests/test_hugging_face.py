@@ -94,7 +94,10 @@ def test_a_written_folder_is_read_by_the_stock_class(llama: Path, tmp_path: Path
     architecture = space.random_architecture(3)
     student = transprune.shrink(model, architecture, tokens, reading=space.reading)
     stock = transprune.configured(student, model, space, architecture)
+    stock.train().model.norm.eval()
+    modes = [module.training for module in stock.modules()]
     folder = transprune.export_pretrained(stock, tmp_path / "small", tokens, origin=f"hf:{llama}", card="# Small")
+    assert [module.training for module in stock.modules()] == modes
     assert (folder / "README.md").read_text() == "# Small"
     again = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     with torch.no_grad():

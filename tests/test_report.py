@@ -557,6 +557,23 @@ def test_each_file_of_the_student_has_lines_that_use_it(tmp_path):
     assert lines.count("(1, 1, 8, 8)") == 3
 
 
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("resnet20", ""),
+        ("timm:resnet18", ""),
+        ("hf:owner/name", ""),
+        ("net.py:build", ", model=build()"),
+        ("python:Net", ", model=build()"),
+    ],
+)
+def test_a_network_of_ones_own_is_built_before_its_student_is_loaded(tmp_path, name, own):
+    folder = fake_run(tmp_path)
+    (folder / "student.safetensors").touch()
+    change(folder, "architecture.json", lambda described: described.update(model={"name": name}))
+    assert f"transprune.load('{folder}'{own})" in Page(write_report(folder).read_text()).text("code")
+
+
 def test_the_contents_lead_to_every_section(full):
     _, page = full
     places = [each["id"] for each in page.all("h2")]

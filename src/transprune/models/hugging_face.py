@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from transprune.errors import ExportError, ModelError, TranspruneError, first_line
 from transprune.runtime.files import disk_errors, expanded
-from transprune.runtime.structures import called, tensors_in
+from transprune.runtime.structures import called, copied, tensors_in
 
 HUGGING_FACE = "hf:"
 """Begins the names of such networks: `hf:FOLDER`, or `hf:OWNER/NAME` for one of the Hub."""
@@ -256,12 +256,12 @@ def export_pretrained(
             f"cannot write {build.__name__} as a folder of transformers: expected one of its classes, as "
             "`transprune.configured` gives them where a space is tied by the configuration (--tie config)"
         )
-    source = Origin(origin or str(path))
-    if origin is not None and path.exists() and path.resolve() == Path(source.place).resolve():
+    source = None if origin is None else Origin(origin)
+    if source is not None and path.exists() and path.resolve() == Path(source.place).resolve():
         raise ExportError(f"cannot write to '{path}': that is where the unpruned network is; expected another folder")
     with disk_errors("write", path), _quiet():
         network.save_pretrained(path)  # type: ignore[operator]
-        for each in source.companions() if origin is not None else ():
+        for each in () if source is None else source.companions():
             each.save_pretrained(path)
         if card:
             (path / "README.md").write_text(card, encoding="utf-8")
@@ -274,14 +274,10 @@ def export_pretrained(
 
 @torch.no_grad()
 def _check_same(network: nn.Module, again: nn.Module, example: Any, path: Path) -> None:
-    was_training = network.training
-    try:
-        outputs = [
-            [each for each in tensors_in(called(one, example)) if each.is_floating_point()]
-            for one in (network.eval(), again)
-        ]
-    finally:
-        network.train(was_training)
+    outputs = [
+        [each for each in tensors_in(called(one, example)) if each.is_floating_point()]
+        for one in (copied(network).eval(), again)
+    ]
     worst = max((float((one - other).abs().max()) for one, other in zip(*outputs, strict=True)), default=0.0)
     if not worst <= CLOSE:
         raise ExportError(

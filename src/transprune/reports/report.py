@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from transprune.models.by_name import is_user_model
 from transprune.reports.charts import (
     accuracy_figures,
     cost_figures,
@@ -51,8 +52,6 @@ _SAID = {
     "both_wrong": "both are wrong, each in its own way",
     "same_mistake": "both make the same mistake",
 }
-LIBRARIES = ("torchvision:", "timm:")
-"""What a model's name begins with if a library builds it."""
 _PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/=]+")
 
 
@@ -293,8 +292,8 @@ def _uses(record: RunRecord) -> Iterator[tuple[str, str]]:
     described = part(record.architecture, "model")
     name, inputs = str(described.get("name", "")), described.get("inputs")
     size = inputs[0]["shape"][1:] if inputs else described.get("input_size")
-    is_own = ":" in name and not name.startswith(LIBRARIES)
-    own, shape = ", model=build()" if is_own else "", ", ".join(map(str, size)) if isinstance(size, list) else "…"
+    own = ", model=build()" if is_user_model(name) else ""
+    shape = ", ".join(map(str, size)) if isinstance(size, list) else "…"
     file = record.folder
     if "student.safetensors" in record.files:
         yield (
