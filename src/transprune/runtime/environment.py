@@ -9,8 +9,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from transprune import __version__
-
 _PACKAGES = ("torchvision", "onnxruntime", "numpy")
 KERNELS_VARIABLE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 KERNELS = 16384
@@ -29,7 +27,7 @@ def environment() -> dict[str, Any]:
     import torch
 
     return {
-        "transprune": __version__,
+        "transprune": _version("transprune"),
         "python": platform.python_version(),
         "torch": str(torch.__version__),  # unlike the package's version, it names the build (+cpu, +cu132)
         **{package: _version(package) for package in _PACKAGES},
