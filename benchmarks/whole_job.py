@@ -65,13 +65,11 @@ def one_seed(asked: argparse.Namespace, data: transprune.ImageData, teacher: nn.
     """A search, and the student of each of its contenders."""
     place = asked.out / f"{asked.budget.replace('=', '-')}-{asked.prior}-seed-{seed}"
     place.mkdir(parents=True, exist_ok=True)
-    recipe, example = transprune.get_preset("medium"), torch.zeros(1, *data.image_size)
-    weights = place / "starts.pt"
+    recipe = transprune.get_preset("medium")
 
     def searched() -> Record:
         options = replace(recipe.search, epochs=asked.search_epochs, prior=asked.prior)
         found = transprune.search(teacher, data, asked.budget, options, setup=setup(place, seed, "search"))
-        torch.save({each.name: each.student for each in found.contenders}, weights)
         return {
             "epochs": asked.search_epochs,
             "images": asked.images,
@@ -87,10 +85,12 @@ def one_seed(asked: argparse.Namespace, data: transprune.ImageData, teacher: nn.
         }
 
     search = once(place / "search.json", searched)
-    starts: dict[str, Mapping[str, Tensor]] = torch.load(weights)
     architectures = {name: each["architecture"] for name, each in search["contenders"].items()}
+    scored = transprune.compress(teacher, data, asked.budget, seed=seed)
+    (samples,) = gather_samples(teacher, data, SAMPLES, task=transprune.classification(), seed=seed)
+    ordered = transprune.sort_by_scores(teacher, scored.scores[-1], samples)
     if asked.torch_pruning:
-        architectures[OTHERS], starts[OTHERS] = others(asked.budget, teacher, data, place, seed)
+        architectures[OTHERS] = others(teacher, data, scored, place)["architecture"]
     trained_already: dict[str, str] = {}
     for name, widths in architectures.items():
         if asked.only is not None and name not in asked.only:
@@ -100,8 +100,8 @@ def one_seed(asked: argparse.Namespace, data: transprune.ImageData, teacher: nn.
             print(f"{name}: {same}", flush=True)
             continue
         architecture = transprune.Architecture.from_json(widths)
-        student = transprune.shrink(teacher, architecture, example)
-        student.load_state_dict(starts[name])
+        student = transprune.shrink(ordered, architecture, samples)
+        student = transprune.repair(student, ordered, architecture, samples)
 
         def trained(student: nn.Module = student, name: str = name) -> Record:
             options = replace(recipe.distill, epochs=asked.distill_epochs, warm_up_epochs=asked.distill_epochs / 10)
@@ -115,22 +115,15 @@ def one_seed(asked: argparse.Namespace, data: transprune.ImageData, teacher: nn.
 OTHERS = "Torch-Pruning"
 
 
-def others(
-    budget: str, teacher: nn.Module, data: transprune.ImageData, place: Path, seed: int
-) -> tuple[Record, Mapping[str, Tensor]]:
-    """The widths that Torch-Pruning keeps, cut in the order of the scores and repaired as all others are."""
-    file, start = place / "torch-pruning-widths.json", place / "torch-pruning.pt"
+def others(teacher: nn.Module, data: transprune.ImageData, scored: transprune.Compression, place: Path) -> Record:
+    """The widths that Torch-Pruning keeps."""
 
     def found() -> Record:
-        made = transprune.compress(teacher, data, budget, seed=seed)
-        architecture = magnitude_pruned(teacher, made.space, made.limits[0].most, torch.zeros(1, *data.image_size))
-        (samples,) = gather_samples(teacher, data, SAMPLES, task=transprune.classification(), seed=seed)
-        ordered = transprune.sort_by_scores(teacher, made.scores[-1], samples)
-        student = transprune.shrink(ordered, architecture, samples)
-        torch.save(transprune.repair(student, ordered, architecture, samples).state_dict(), start)
+        example = torch.zeros(1, *data.image_size)
+        architecture = magnitude_pruned(teacher, scored.space, scored.limits[0].most, example)
         return {"architecture": architecture.to_json()}
 
-    return once(file, found)["architecture"], torch.load(start)
+    return once(place / "torch-pruning-widths.json", found)
 
 
 def magnitude_pruned(
