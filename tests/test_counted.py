@@ -917,3 +917,48 @@ def test_a_parameter_that_is_turned_before_a_product_is_a_layer(turn):
             return self.last((rows @ getattr(self.weight, turn)).relu())
 
     assert [group.width for group in inspect(Turned(), torch.randn(4, 12)).groups] == [16]
+
+
+class Heard(nn.Module):
+    """A spectrogram [batch, frequencies, frames] as an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, 8, 3, padding=1), nn.Linear(8, 3)
+        self.register_buffer("window", torch.hann_window(32))
+
+    def forward(self, sounds):
+        heard = torch.stft(sounds, 32, 16, window=self.window, return_complex=True).abs()
+        return self.last(self.first(heard[:, None]).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("frames", [10, 11, 13])
+def test_an_axis_as_long_as_the_traced_batch_is_not_taken_for_it(frames):
+    network, sounds = Heard().eval(), torch.randn(2, 16 * (frames - 1))
+    space = inspect(network, sounds)
+    assert [group.name for group in space.groups] == ["first"]
+    smallest = space.smallest_architecture()
+    student = shrink(network, smallest, sounds, reading=space.reading)
+    assert count_macs(student, sounds) == space.macs(smallest) < count_macs(network, sounds)
+
+
+class Halved(nn.Module):
+    """Computes a part of its forward at half the precision."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(6, 16), nn.Linear(16, 12), nn.Linear(12, 3)
+
+    def forward(self, rows):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            hidden = self.second(self.first(rows).relu())
+        return self.last(hidden.float())
+
+
+def test_a_student_keeps_the_regions_of_another_precision():
+    network, rows = Halved().eval(), torch.randn(4, 6)
+    space = inspect(network, rows)
+    student = shrink(network, space.full_architecture(), rows)
+    assert type(student) is Halved
+    assert torch.equal(student(rows), network(rows))
+    assert type(shrink(network, space.smallest_architecture(), rows)) is Halved

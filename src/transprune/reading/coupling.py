@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from transprune.costs import LayerKind
 from transprune.reading.axes import Axis, StageEnd, fix, fixed, produce, settle
 from transprune.reading.stages import BlockRun
-from transprune.reading.trace import BATCHES, Trace, operator, shape, source_line
+from transprune.reading.trace import BATCHES, OTHER_BATCH, Trace, operator, shape, source_line
 from transprune.reading.unification import unify
 
 Axes = list[Axis]
@@ -209,7 +209,7 @@ class Call:
     def new_axis(self, place: int, size: int) -> Axis:
         """An axis of a created or expanded tensor, which becomes whatever axis it is combined with."""
         axis, batch = Axis(size), self.coupling.trace.batch
-        if size == batch and (place == 0 or batch == BATCHES[0]):
+        if size == batch and (place == 0 or batch in (BATCHES[0], OTHER_BATCH)):
             self.coupling.created.append(axis)
         return axis
 

@@ -20,7 +20,7 @@ from transprune.reading.layouts import Constant, Layout, Searched, channels_of, 
 from transprune.reading.macs import count_traced
 from transprune.reading.networks import blueprint, unwrapped
 from transprune.reading.stages import BlockRun, find_stages, is_in_place
-from transprune.reading.trace import Example, Trace, check_forward, is_own, trace
+from transprune.reading.trace import BATCHES, OTHER_BATCH, Example, Trace, check_forward, is_own, trace
 from transprune.runtime.structures import as_inputs
 from transprune.space import SearchSpace
 
@@ -192,10 +192,11 @@ def read(model: nn.Module, example: Example, known: Reading | None = None) -> Re
     model = unwrapped(model)
     if known is not None and known.is_of(model, example):
         return known
-    traced = trace(model, example)
-    in_training = _training_trace(model, example, traced)
-    reading = _reading(model, traced, in_training, {})
-    counted = _counted(model, example, traced)
+    traced, in_training, reading, counted = _read_with(model, example, BATCHES)
+    if reading.macs != counted and traced.batch == BATCHES[0]:
+        other = _read_with(model, example, (OTHER_BATCH,))
+        if other[0].batch == OTHER_BATCH and other[2].macs == other[3]:
+            traced, in_training, reading, counted = other
     if reading.macs != counted:
         from transprune.reading.equality import counted_calls
 
@@ -207,6 +208,13 @@ def read(model: nn.Module, example: Example, known: Reading | None = None) -> Re
             constants = {}
         reading = _reading(model, traced, in_training, constants)
     return replace(reading, counted=counted)
+
+
+def _read_with(model: nn.Module, example: Example, batches: Sequence[int]) -> tuple[Trace, Trace | None, Reading, int]:
+    """A trace, that of training where it is needed, and what is read of them with the MACs that are counted."""
+    traced = trace(model, example, batches=batches)
+    in_training = _training_trace(model, example, traced, batches)
+    return traced, in_training, _reading(model, traced, in_training, {}), _counted(model, example, traced)
 
 
 def read_for(model: nn.Module, example: Example, space: SearchSpace) -> Reading:
@@ -256,13 +264,13 @@ def check_macs(model: nn.Module, reading: Reading) -> None:
         )
 
 
-def _training_trace(model: nn.Module, example: Example, reading: Trace) -> Trace | None:
+def _training_trace(model: nn.Module, example: Example, reading: Trace, batches: Sequence[int]) -> Trace | None:
     """The trace in training mode, if evaluation leaves parameters unused that training may use."""
     parameters = {node for node in reading.graph.nodes if node.name in reading.parameters}
     if parameters <= _behind(reading):
         return None
     try:
-        return trace(model, example, training=True)
+        return trace(model, example, training=True, batches=batches)
     except ModelError:
         return None
 

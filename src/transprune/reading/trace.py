@@ -48,6 +48,8 @@ Example = Any
 BATCHES = (11, 2)
 """Batch sizes to trace with; the first that the forward accepts is used. More than one sample, to tell samples from
 axes of size 1; 11 comes first because other axes seldom have that size."""
+OTHER_BATCH = 13
+"""Traced with where 11 seems to be the size of another axis too, which was taken for the samples."""
 ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "_assert", "sym_constrain_range")
 """Checks that torch.export inserts; at another precision they would fail for no reason."""
 BOXED = ("torchvision::roi_align", "torchvision::roi_pool")
@@ -629,17 +631,22 @@ def _own_path(path: str) -> str:
 def in_parts() -> Iterator[None]:
     """Takes apart what hides several products in one operator: fused attention, and products of many tensors.
 
-    Nor does attention look into its mask to see whether it is causal, since a trace knows no values: it applies it.
+    Nor does attention look into its mask to see whether it is causal, since a trace knows no values: it applies it. And
+    regions of another precision have that of the weights, as what is traced has: rounding would hide what differs.
     """
     was_fused, looks = torch.backends.mha.get_fastpath_enabled(), transformer._detect_is_causal_mask
+    enter, leave = torch.autocast.__enter__, torch.autocast.__exit__
     torch.backends.mha.set_fastpath_enabled(False)
     transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: is_causal is True
+    torch.autocast.__enter__ = lambda region: region  # type: ignore[method-assign]
+    torch.autocast.__exit__ = lambda *_: None  # type: ignore[method-assign]
     try:
         with _InPairs():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(was_fused)
         transformer._detect_is_causal_mask = looks
+        torch.autocast.__enter__, torch.autocast.__exit__ = enter, leave  # type: ignore[method-assign]
 
 
 class _InPairs(TorchFunctionMode):
