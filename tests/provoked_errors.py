@@ -773,6 +773,11 @@ def distilled(teacher):
     return transprune.distill(nn.Linear(2, 3), teacher, data, transprune.DistillationOptions(**TRAINING))
 
 
+class Doubling(nn.Module):
+    def forward(self, features):
+        return features.mul_(2)
+
+
 class Failing:
     def __init__(self, error):
         self.error = error
@@ -832,6 +837,9 @@ ways(
         train(task=scored(Metric(lambda outputs, _: outputs)))
         and evaluate(nn.Linear(2, 3), stream([BATCH], (1, 2)), task=scored(Metric(lambda outputs, _: outputs)))
     ),
+    metric_finish=lambda _: train(task=scored(Metric(number, finish=lambda mean: mean.nothing))),
+    batch_gradients=lambda _: train(nn.Sequential(nn.Linear(2, 3), nn.Sigmoid(), Doubling())),
+    batch_loss=lambda _: train(task=Task(loss=lambda outputs, targets: outputs["loss"])),
     task_outputs=lambda _: Task(loss=number, outputs="words"),
     task_name=lambda _: Task(loss=number, metrics={"loss": number}),
     task_several=lambda _: classification().metric("top1").measure(BATCH[0][:, :3], BATCH[0][:, :3]),

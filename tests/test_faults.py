@@ -34,6 +34,7 @@ from transprune.training.tasks import classification
 from transprune.training.update import cosine_schedule
 
 OPTIONS = transprune.TrainingOptions(**SHORT | {"epochs": 2})
+DISTILLATION = transprune.DistillationOptions(**SHORT | {"epochs": 2})
 
 
 def batches_with(bad, *, at=2, count=6, classes=2):
@@ -165,6 +166,38 @@ def test_a_batch_that_the_network_fails_on_is_said_to_be_one(verb):
     }[verb]
     with pytest.raises(DataError, match=r"the network fails on it.* \(RuntimeError: .*6.*4"):
         call()
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate", "search", "distill"])
+def test_what_functions_of_a_task_raise_is_said_with_their_line(verb):
+    def lost(outputs, targets):
+        return outputs["loss"]
+
+    tasks = {
+        "train": transprune.Task(loss=lost),
+        "evaluate": transprune.Task(loss=nn.functional.cross_entropy, metrics={"found": lost}),
+        "search": transprune.Task(loss=lost),
+        "distill": transprune.Task(loss=nn.functional.cross_entropy, distillation_loss=lambda *given: lost(*given[:2])),
+    }
+    data, task = two_colours(), tasks[verb]
+    call = {
+        "train": lambda: transprune.train(small_network(), data, OPTIONS, task=task),
+        "evaluate": lambda: transprune.evaluate(small_network(), data, task=task),
+        "search": lambda: transprune.search(small_network(), data, "macs=0.7", SEARCH, task=task),
+        "distill": lambda: transprune.distill(small_network(), small_network(), data, DISTILLATION, task=task),
+    }[verb]
+    with pytest.raises(DataError, match=r"a loss or metric of the task fails on .* at .*test_faults.py:\d+ \("):
+        call()
+
+
+def test_a_backward_that_fails_is_said_to_be_one():
+    class Doubled(nn.Module):
+        def forward(self, features):
+            return features.mul_(2)
+
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 2), nn.Sigmoid(), Doubled())
+    with pytest.raises(DataError, match=r"the gradients of its loss cannot be computed \(RuntimeError: one of the"):
+        transprune.train(network, two_colours(), OPTIONS)
 
 
 def test_an_unknown_policy_is_refused():

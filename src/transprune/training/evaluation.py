@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from transprune.data import ImageData, make_loader
-from transprune.errors import DataError, OptionError, TranspruneError
+from transprune.errors import DataError, OptionError, TranspruneError, first_line
 from transprune.reading.networks import switched
 from transprune.runtime import choose_device, processes
 from transprune.runtime.structures import called, outline
@@ -100,7 +100,13 @@ class Meter:
             return float("nan")
         mean = self._sums[name] / self._samples
         finish = None if name == "loss" else self._task.metric(name).finish
-        figure = mean if finish is None else torch.as_tensor(finish(mean))
+        try:
+            figure = mean if finish is None else torch.as_tensor(finish(mean))
+        except Exception as error:  # a user's function may raise anything
+            raise OptionError(
+                f"cannot use the metric {name!r}: its finish fails ({first_line(error)}); expected a function of the "
+                f"averages {outline(mean)} of what it measures for each sample"
+            ) from error
         if figure.numel() != 1:
             raise OptionError(
                 f"cannot use the metric {name!r}: it ends in {outline(figure)}; expected one number, give it a finish"

@@ -92,13 +92,22 @@ def _is_memory(error: Exception) -> bool:
 
 def data_problem(error: Exception, batch: Batch) -> str | None:
     """Explains an error about the data; None if the error is about something else."""
-    return _form_problem(error, batch) or _values_problem(str(error)) or _forward_problem(error)
+    return (
+        _form_problem(error, batch)
+        or _values_problem(str(error))
+        or _forward_problem(error)
+        or _gradient_problem(error)
+        or _task_problem(error, batch)
+    )
 
 
 def _is_of_forward(error: Exception) -> bool:
     """Whether an error was raised while a network ran, rather than a loss."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return any(frame.name == called.__name__ and frame.filename == called.__code__.co_filename for frame in frames)
+    return any(frame.name == called.__name__ and frame.filename == called.__code__.co_filename for frame in _way(error))
+
+
+def _way(error: Exception) -> traceback.StackSummary:
+    return traceback.extract_tb(error.__traceback__)
 
 
 def _forward_problem(error: Exception) -> str | None:
@@ -109,6 +118,28 @@ def _forward_problem(error: Exception) -> str | None:
     return (
         f"the network fails on it{f' at {place}' if place else ''} ({first_line(error)}); expected as many samples, of "
         "such sizes and values, as its forward takes"
+    )
+
+
+def _gradient_problem(error: Exception) -> str | None:
+    """Explains an error of torch's in the backward."""
+    if not any(frame.name == "_engine_run_backward" for frame in _way(error)):
+        return None
+    return (
+        f"the gradients of its loss cannot be computed ({first_line(error)}); expected a forward and a loss that write "
+        "over no result that a gradient needs (`x = x + y` rather than `x += y`, and no inplace=True behind it)"
+    )
+
+
+def _task_problem(error: Exception, batch: Batch) -> str | None:
+    """Explains any other error of a function of the task; None where no code of a user's or of the task's ran."""
+    place = own_place(error)
+    if place is None and not any(frame.name in ("loss_of", "distillation_loss_of") for frame in _way(error)):
+        return None
+    return (
+        f"a loss or metric of the task fails on the outputs for it{f' at {place}' if place else ''} "
+        f"({first_line(error)}); expected functions of what the network returns and of the targets, "
+        f"{outline(batch.targets)}"
     )
 
 
