@@ -292,6 +292,28 @@ def test_a_name_that_a_package_offers_is_no_module_of_it():
         assert all(getattr(package, name) is not None for name in package.__all__)
 
 
+INTERRUPTED = """
+import builtins
+import sys
+from transprune.cli import main
+usual = builtins.__import__
+def interrupted(name, *rest):
+    if name == sys.argv[1]:
+        raise KeyboardInterrupt
+    return usual(name, *rest)
+builtins.__import__ = interrupted
+main(["inspect", "resnet20"])
+"""
+
+
+@pytest.mark.parametrize("module", ["cli.entry", "errors", "cli.arguments", "cli.jobs"])
+def test_ctrl_c_while_the_command_line_is_imported_is_answered(module):
+    ask = [sys.executable, "-c", INTERRUPTED, f"transprune.{module}"]
+    done = subprocess.run(ask, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (130, 1), done.stderr
+    assert done.stderr.startswith("transprune: interrupted; ")
+
+
 @pytest.mark.parametrize(("encoding", "written"), [("ascii", b"\\udcff \\xd7"), ("utf-8", b"\xff \xc3\x97")])
 def test_no_character_ends_a_command_on_a_terminal_or_pipe_of_another_encoding(encoding, written):
     code = "from transprune.cli.entry import say_what_can_be_said as say; say(); print('\\udcff \xd7')"

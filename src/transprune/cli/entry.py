@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
 from transprune import __version__
+from transprune.cli import INTERRUPTED
 from transprune.errors import StoppedError, TranspruneError
 from transprune.runtime import Terminated, keep_kernels, raising_on_sigterm
 
@@ -45,7 +46,7 @@ def explaining() -> Iterator[None]:
         _say(error)
         sys.exit(FAILED)
     except KeyboardInterrupt as error:
-        print("transprune: interrupted; what is finished is kept, and the same command goes on", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         sys.exit(STOPPED["SIGTERM" if isinstance(error, Terminated) else "SIGINT"])
     finally:
         logger.removeHandler(logging.lastResort)
@@ -85,16 +86,15 @@ def _nobody_reads(descriptor: int) -> bool:
     return any(event & select.POLLERR for _, event in waiting.poll(0))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The entry point; `docs/faults.md` lists the exit codes."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+def run_command(arguments: Sequence[str]) -> None:
+    """Runs one command, and ends the process if it fails or is stopped."""
     if list(arguments[:1]) == ["--version"]:
         print(f"transprune {__version__}")
         sys.exit(0)
     keep_kernels()
     say_what_can_be_said()
     with explaining():
-        from transprune.cli.arguments import read_command  # takes long enough for a Ctrl-C
+        from transprune.cli.arguments import read_command
 
         _call(read_command(arguments))
 
