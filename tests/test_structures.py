@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict, UserDict, namedtuple
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -394,6 +394,32 @@ def test_a_sequence_first_network_is_searched_and_distilled_along_its_samples():
     assert found.actual <= found.target
     with pytest.raises(DataError, match="sample_axis"):
         transprune.search(Recurrent(), data, "macs=0.5", SEARCH, task=Task(loss=task.loss))
+
+
+class TwoOrders(nn.Module):
+    """Reads figures [samples, ...] beside sequences [length, samples, ...]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other, self.last = nn.Linear(5, 8), nn.GRU(4, 10), nn.Linear(18, 3)
+
+    def forward(self, figures: Tensor, sequences: Tensor) -> Tensor:
+        return self.last(torch.cat([self.one(figures), self.other(sequences)[0].mean(0)], -1))
+
+
+@pytest.mark.parametrize("length", [6, 16])
+def test_samples_may_lie_along_another_axis_of_each_input(length):
+    torch.manual_seed(0)
+    network = TwoOrders()
+    batches = [((torch.randn(16, 5), torch.randn(length, 16, 4)), torch.zeros(16, 3)) for _ in range(2)]
+    task = Task(loss=lambda outputs, targets: (outputs - targets).square().mean(), split=lambda pair: pair)
+    data = LoaderData(train=batches, test=batches, search=(batches, batches), example=batches[0][0])
+    small = transprune.compress(network, data, "macs=0.5", task=task)
+    assert transprune.count_macs(small.student, batches[0][0]) <= small.space.macs(small.space.full_architecture()) // 2
+    assert small.student(*batches[0][0]).shape == (16, 3)
+    prior = replace(SEARCH, prior="scores", start="model")
+    found = transprune.search(network, data, "macs=0.5", prior, task=task)
+    assert found.actual <= found.target
 
 
 # Hugging Face.

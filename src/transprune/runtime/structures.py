@@ -297,16 +297,23 @@ def on_device(value: Any, device: torch.device | str) -> Any:
     return mapped(value, lambda tensor: on_device(tensor, device))
 
 
-def sliced(value: Any, places: slice, samples: int, axis: int = 0) -> Any:
+SampleAxes = int | Sequence[int | None]
+"""The axis of all tensors that counts samples, or that of each of them; None for those that all samples share."""
+
+
+def sliced(value: Any, places: slice, samples: int, axis: SampleAxes = 0) -> Any:
     """A value cut to some of its samples: slices of its tensors and lists with `samples` entries, all else unchanged.
 
     Example:
         >>> sliced({"image": torch.zeros(8, 3), "sizes": [1] * 8, "scale": torch.tensor(2.0)}, slice(0, 2), 8)["sizes"]
         [1, 1]
     """
+    if not isinstance(axis, int):
+        pairs = zip(tensors_in(value), axis, strict=True)
+        return filled(value, [each if along is None else each[_along(along, places)] for each, along in pairs])
     if isinstance(value, Tensor):
         place = next((each for each in (axis, 0) if each < value.dim() and value.shape[each] == samples), None)
-        return value if place is None else value[(slice(None),) * place + (places,)]
+        return value if place is None else value[_along(place, places)]
     if isinstance(value, list) and len(value) == samples and not _shares_samples(value, samples):
         return value[places]
     parts = parts_of(value)
@@ -316,29 +323,39 @@ def sliced(value: Any, places: slice, samples: int, axis: int = 0) -> Any:
     return _with_parts(value, {key: part for key, part in cut.items() if part is not parts[key]}, cut)
 
 
+def _along(axis: int, places: slice) -> tuple[slice, ...]:
+    return (slice(None),) * axis + (places,)
+
+
 def _shares_samples(values: list[Any], samples: int) -> bool:
     return any(isinstance(each, Tensor) and each.dim() > 0 and len(each) == samples for each in values)
 
 
-def samples_in(inputs: Any, targets: Any = None, axis: int = 0) -> int:
+def samples_in(inputs: Any, targets: Any = None, axis: SampleAxes = 0) -> int:
     """The number of samples of a batch: the size of that axis of the first input tensor that has one; 1 if none has.
 
     A list of tensors beside a list of as many targets, as detectors take, has one sample for each entry.
     """
+    if not isinstance(axis, int):
+        pairs = zip(tensors_in(inputs), axis, strict=True)
+        return next((tensor.shape[along] for tensor, along in pairs if along is not None), 1)
     first = inputs[0] if isinstance(inputs, tuple) and inputs else inputs
     if isinstance(first, list) and isinstance(targets, list) and len(first) == len(targets):
         return len(first)
     return next((tensor.shape[axis] for tensor in tensors_in(inputs) if tensor.dim() > axis), 1)
 
 
-def joined(values: Sequence[Any], axis: int = 0) -> Any:
+def joined(values: Sequence[Any], axis: SampleAxes = 0) -> Any:
     """Batches of one form as a single batch: their tensors one behind the other along the axis of their samples.
 
     Tensors without samples, of which the first input tensor decides how many there are, come from the first batch.
     """
     counts = [samples_in(value, axis=axis) for value in values]
-    columns = zip(*(tensors_in(value) for value in values), strict=True)
-    return filled(values[0], [_joined(column, counts, axis) for column in columns])
+    columns = list(zip(*(tensors_in(value) for value in values), strict=True))
+    if isinstance(axis, int):
+        return filled(values[0], [_joined(column, counts, axis) for column in columns])
+    pairs = zip(columns, axis, strict=True)
+    return filled(values[0], [column[0] if along is None else torch.cat(column, along) for column, along in pairs])
 
 
 def _joined(tensors: tuple[Tensor, ...], counts: Sequence[int], axis: int) -> Tensor:

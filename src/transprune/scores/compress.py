@@ -18,9 +18,19 @@ from transprune.options import LEAST_SAMPLES, CompressOptions, LatencyOptions
 from transprune.reading.inspection import inspect
 from transprune.reading.networks import unwrapped
 from transprune.reading.reading import read
-from transprune.reading.trace import Example
+from transprune.reading.trace import Example, inputs_to_run, sample_axes
 from transprune.runtime import choose_device
-from transprune.runtime.structures import as_inputs, copied, joined, on_device, outline, samples_in, sliced, tensors_in
+from transprune.runtime.structures import (
+    SampleAxes,
+    as_inputs,
+    copied,
+    joined,
+    on_device,
+    outline,
+    samples_in,
+    sliced,
+    tensors_in,
+)
 from transprune.scores.rounds import Compression, compress_by_scores
 from transprune.scores.score import Measure, Scores, ablation
 from transprune.space import SearchSpace
@@ -88,8 +98,8 @@ def compress(
     model = unwrapped(model) if device is None else copied(unwrapped(model)).to(choose_device(device))
     task = task or classification()
     inputs = gather_samples(model, data, samples, task=task, seed=seed)
-    held = samples_in(inputs, axis=task.sample_axis)
-    example = on_device(sliced(inputs, slice(0, 1), held, task.sample_axis), "cpu")
+    axes = axes_of(model, inputs, task)
+    example = on_device(sliced(inputs, slice(0, 1), samples_in(inputs, axis=axes), axes), "cpu")
     space = space or inspect(copied(model).cpu(), example, removable="branches")
     task.check_axis(read(model, example, space.reading).trace.axes)
     if any(each.kind == "latency" for each in budgets) and "latency" not in costs:
@@ -133,7 +143,14 @@ def gather_samples(model: nn.Module, data: Samples, count: int, *, task: Task, s
             f"cannot take samples from a {type(data).__name__}; expected an ImageData, a LoaderData, a tensor of "
             "samples, or an iterable of batches of inputs"
         )
-    return _joined(batches, count, task.sample_axis)
+    return _joined(model, batches, count, task)
+
+
+def axes_of(model: nn.Module, inputs: Example, task: Task) -> SampleAxes:
+    """The axis of each input that counts samples, if they lie along different ones; else that of the task."""
+    is_one = len(list(tensors_in(inputs))) < 2
+    axes = () if is_one else sample_axes(model, inputs_to_run(model, inputs)) or ()
+    return axes if len({axis for axis in axes if axis is not None}) > 1 else task.sample_axis
 
 
 def drawn(total: int, count: int, *, seed: int) -> Tensor:
@@ -155,10 +172,10 @@ def check_enough(count: int) -> None:
         )
 
 
-def _joined(batches: Iterator[Example], count: int, axis: int) -> Example:
+def _joined(model: nn.Module, batches: Iterator[Example], count: int, task: Task) -> Example:
     """The first samples of several batches."""
     held: list[Example] = []
-    found = 0
+    found, axis, axes = 0, task.sample_axis, None
     while found < count:
         batch = next(batches, None)
         if batch is None:
@@ -168,11 +185,12 @@ def _joined(batches: Iterator[Example], count: int, axis: int) -> Example:
                 f"cannot take samples from {outline(batch)}; expected tensors [samples, ...], nested as the network's "
                 "forward takes them"
             )
+        axes = axes_of(model, batch, task) if axes is None else axes
         held.append(batch)
-        found += samples_in(batch, axis=axis)
+        found += samples_in(batch, axis=axes)
     check_enough(found)
     try:
-        whole = joined(held, axis)
+        whole = joined(held, axis if axes is None else axes)
     except (RuntimeError, ValueError) as error:
         other = next((each for each in held if outline(each) != outline(held[0])), held[-1])
         raise DataError(
@@ -180,7 +198,7 @@ def _joined(batches: Iterator[Example], count: int, axis: int) -> Example:
             "differ in the number of their samples alone (pad longer and shorter ones; the inputs of a network that "
             "takes several are one batch, [(first, second)])"
         ) from error
-    return sliced(whole, slice(0, count), found, axis)
+    return sliced(whole, slice(0, count), found, axis if axes is None else axes)
 
 
 def _without_targets(model: nn.Module, batch: Any) -> Example:

@@ -21,7 +21,8 @@ from transprune.reading.inspection import inspect
 from transprune.reading.networks import switched, unwrapped
 from transprune.reading.trace import Example
 from transprune.runtime import choose_device, processes, seeded
-from transprune.runtime.structures import copied, form_of, joined, on_device, samples_in, sliced, tensors_in
+from transprune.runtime.structures import SampleAxes, copied, form_of, joined, on_device, samples_in, sliced, tensors_in
+from transprune.scores.compress import axes_of
 from transprune.scores.rounds import compress_by_scores
 from transprune.searching.contenders import Contender, best_of, contenders
 from transprune.shrinking.shrink import shrink
@@ -65,7 +66,7 @@ def prior_from_scores(
 
     def scored() -> dict[str, Any]:
         with processes.alone(), seeded(setup.seed, "prior"):
-            samples = first_samples(data, options, task, seed=setup.seed)
+            samples = first_samples(start, data, options, task, seed=setup.seed)
             network = copied(start).to(choose_device(setup.device))
             found = compress_by_scores(network, space, limits, samples, task=task)
         at_the_budget = found.scores[-1]
@@ -89,7 +90,7 @@ def prior_from_scores(
     return Prior(network=start, **known)
 
 
-def first_samples(data: Data, options: SearchOptions, task: Task, *, seed: int) -> Example:
+def first_samples(model: nn.Module, data: Data, options: SearchOptions, task: Task, *, seed: int) -> Example:
     """The inputs of at most `SAMPLES` samples that the architecture learns from, on the CPU, not augmented.
 
     Batches after the first join it while they hold tensors of the same shapes.
@@ -99,21 +100,22 @@ def first_samples(data: Data, options: SearchOptions, task: Task, *, seed: int) 
         data, task, batch_size=options.batch_size, weights_share=options.weights_share, seed=seed, device=cpu
     )
     found: list[Example] = []
+    axes: SampleAxes = task.sample_axis
     with closing(iter(feeds.validation)) as batches:  # type: ignore[type-var]
         for batch in batches:
-            if found and _of_one(batch.inputs, task) != _of_one(found[0], task):
+            axes = axes if found else axes_of(model, batch.inputs, task)
+            if found and _of_one(batch.inputs, axes) != _of_one(found[0], axes):
                 break
             found.append(batch.inputs)
-            held = sum(samples_in(inputs, axis=task.sample_axis) for inputs in found)
+            held = sum(samples_in(inputs, axis=axes) for inputs in found)
             if held >= SAMPLES:
                 break
-    return sliced(joined(found, task.sample_axis), slice(0, SAMPLES), held, task.sample_axis)
+    return sliced(joined(found, axes), slice(0, SAMPLES), held, axes)
 
 
-def _of_one(inputs: Example, task: Task) -> Any:
+def _of_one(inputs: Example, axes: SampleAxes) -> Any:
     """Structure and shapes of one sample of inputs."""
-    held = samples_in(inputs, axis=task.sample_axis)
-    one = sliced(inputs, slice(0, 1), held, task.sample_axis)
+    one = sliced(inputs, slice(0, 1), samples_in(inputs, axis=axes), axes)
     return form_of(one), [tensor.shape for tensor in tensors_in(one)]
 
 
