@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 from dataclasses import replace
 from hashlib import md5
@@ -377,6 +378,13 @@ class TestImageFolder:
         assert data.train.labels.tolist() == [[0, 1], [1, 1], [0, 0]]
         assert data.test.labels.tolist() == [[0, 1]]
 
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+    def test_what_is_no_file_is_refused_and_not_waited_for(self, tmp_path):
+        write_folder(tmp_path)
+        os.mkfifo(tmp_path / "train" / "cat" / "0.png.png")
+        with pytest.raises(DataError, match=r"cannot read the image .*0\.png\.png"):
+            load_data(f"imagefolder:{tmp_path}")
+
     def test_links_to_folders_do_not_lead_back(self, tmp_path):
         write_folder(tmp_path)
         expected = len(load_data(f"imagefolder:{tmp_path}").train)
@@ -391,6 +399,10 @@ class TestImageFolder:
             ("file\n0.png\n", "it has the columns file"),
             ("file,label\n", "0 rows"),
             ("0.png,cat\n0.png,cat\n", "its first line, where the heading belongs, names the image '0.png'"),
+            (
+                "file,fold,breed\n0.png,1,cat\n0.png,2,cat\n",
+                "none of its columns file, fold, breed is called label, class",
+            ),
             ("file,label\n0.png,\n", "line 2 names no file or no class"),
             ("file,label\n0.png,cat\n9.png,dog\n", r"line 3: neither .*9\.png nor .*train/9\.png is there"),
             ("file,label\n0.png,cat\n0.png,dog\n", "gives '0.png' a second class, and an image has one"),

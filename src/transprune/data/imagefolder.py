@@ -2,7 +2,7 @@
 
 `imagefolder:DIR` has a folder for each class, under `train/` and `val/` or `test/`. Alternatively, tables list the
 classes: `train.csv` and `val.csv` or `test.csv` in DIR. The first column names the files, relative to DIR or to the
-folder of the split; the column `label` (or `class`, otherwise the second) names their classes. A column `labels` (or
+folder of the split; the column `label` (or `class`, or the second of two) names their classes. A column `labels` (or
 `classes`) names several for each image, or none, with `;`, `|` or commas between them, or else spaces; so does a column
 of 0 and 1 for each class. Without test images, a share of the training images is used. Names with a leading dot are
 ignored. `images:DIR` has images without labels.
@@ -55,7 +55,12 @@ class FolderFiles:
         return str(self.paths[row])
 
     def open(self, row: int) -> BinaryIO:
-        return self.paths[row].open("rb")
+        return open(self.paths[row], "rb", opener=_at_once)
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Opens a file without waiting for a writer, as a named pipe would."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def read_imagefolder(folder: Path) -> EncodedData:
@@ -174,6 +179,10 @@ def _rows(table: Path) -> Iterator[Row]:
     names = [name.strip().lower() for name in heading]
     column = next((place for place, name in enumerate(names) if name in (*LABEL_COLUMNS, *SEVERAL_COLUMNS)), None)
     has_each = column is None and len(names) > 2 and all(_says_each(row, len(names)) for row in rows if any(row))
+    if column is None and len(names) > 2 and not has_each:
+        raise _malformed(
+            table, f"none of its columns {', '.join(names)} is called {', '.join((*LABEL_COLUMNS, *SEVERAL_COLUMNS))}"
+        )
     column = 1 if column is None else column
     is_several = names[column] in SEVERAL_COLUMNS
     seen: dict[Path, Label] = {}
