@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from pathlib import Path
 from typing import Any
 
 from transprune import __version__
@@ -64,7 +65,10 @@ def _say(error: Exception) -> None:
 
 @contextmanager
 def _closed_output() -> Iterator[None]:
-    """Exits quietly if the reader of standard output is gone; other broken pipes remain errors."""
+    """Exits quietly if the reader of standard output is gone, and with a sentence if it is full.
+
+    Other broken pipes remain errors.
+    """
     try:
         try:
             yield
@@ -73,8 +77,18 @@ def _closed_output() -> Iterator[None]:
     except BrokenPipeError:
         if not _nobody_reads(sys.stdout.fileno()):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at exit
+        _write_to_nothing()
         sys.exit(CLOSED)
+    except OSError as error:
+        if error.filename is not None:  # of a file, not of a stream
+            raise
+        _write_to_nothing()
+        print(f"transprune: cannot write to standard output: {error.strerror}", file=sys.stderr)
+        sys.exit(FAILED)
+
+
+def _write_to_nothing() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at exit
 
 
 def _nobody_reads(descriptor: int) -> bool:
@@ -100,7 +114,13 @@ def run_command(arguments: Sequence[str]) -> None:
 
 
 def say_what_can_be_said() -> None:
-    """Writes what a terminal or pipe cannot show as escapes, and paths as their bytes, rather than fail at the end."""
+    """Writes what a terminal or pipe cannot show as escapes, and paths as their bytes, rather than fail at the end.
+
+    Streams that were closed (`>&-`) are written to nothing.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - until the end
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             is_utf8 = stream.encoding.lower().replace("-", "") == "utf8"
