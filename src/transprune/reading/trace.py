@@ -26,6 +26,7 @@ from transprune.reading.networks import in_evaluation, set_mode, untouched, with
 from transprune.runtime.seeds import seeded
 from transprune.runtime.structures import (
     Hole,
+    SampleAxes,
     as_inputs,
     bound,
     called,
@@ -318,6 +319,14 @@ def sample_axes(network: nn.Module, inputs: Example) -> tuple[int | None, ...] |
         if found is not None and first in trial.taken and trial.compares(found, first):
             return first
         return found or (first if first in trial.taken else None)
+
+
+def axes_along(network: nn.Module, inputs: Example, axis: int) -> SampleAxes:
+    """The axis of each input tensor that counts samples, if they lie along different ones; else the given one."""
+    if len(list(tensors_in(inputs))) < 2:
+        return axis
+    axes = sample_axes(network, inputs_to_run(network, inputs)) or ()
+    return axes if len({each for each in axes if each is not None}) > 1 else axis
 
 
 IMAGE_AXES = 4

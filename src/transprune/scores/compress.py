@@ -18,10 +18,9 @@ from transprune.options import LEAST_SAMPLES, CompressOptions, LatencyOptions
 from transprune.reading.inspection import inspect
 from transprune.reading.networks import unwrapped
 from transprune.reading.reading import read
-from transprune.reading.trace import Example, inputs_to_run, sample_axes
+from transprune.reading.trace import Example, axes_along
 from transprune.runtime import choose_device
 from transprune.runtime.structures import (
-    SampleAxes,
     as_inputs,
     copied,
     joined,
@@ -98,7 +97,7 @@ def compress(
     model = unwrapped(model) if device is None else copied(unwrapped(model)).to(choose_device(device))
     task = task or classification()
     inputs = gather_samples(model, data, samples, task=task, seed=seed)
-    axes = axes_of(model, inputs, task)
+    axes = axes_along(model, inputs, task.sample_axis)
     example = on_device(sliced(inputs, slice(0, 1), samples_in(inputs, axis=axes), axes), "cpu")
     space = space or inspect(copied(model).cpu(), example, removable="branches")
     task.check_axis(read(model, example, space.reading).trace.axes)
@@ -146,13 +145,6 @@ def gather_samples(model: nn.Module, data: Samples, count: int, *, task: Task, s
     return _joined(model, batches, count, task)
 
 
-def axes_of(model: nn.Module, inputs: Example, task: Task) -> SampleAxes:
-    """The axis of each input that counts samples, if they lie along different ones; else that of the task."""
-    is_one = len(list(tensors_in(inputs))) < 2
-    axes = () if is_one else sample_axes(model, inputs_to_run(model, inputs)) or ()
-    return axes if len({axis for axis in axes if axis is not None}) > 1 else task.sample_axis
-
-
 def drawn(total: int, count: int, *, seed: int) -> Tensor:
     """The places of so many of all samples, drawn at random, ascending; of all of them where there are fewer."""
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
@@ -185,7 +177,7 @@ def _joined(model: nn.Module, batches: Iterator[Example], count: int, task: Task
                 f"cannot take samples from {outline(batch)}; expected tensors [samples, ...], nested as the network's "
                 "forward takes them"
             )
-        axes = axes_of(model, batch, task) if axes is None else axes
+        axes = axes_along(model, batch, task.sample_axis) if axes is None else axes
         held.append(batch)
         found += samples_in(batch, axis=axes)
     check_enough(found)

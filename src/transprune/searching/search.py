@@ -19,10 +19,9 @@ from transprune.latency.measurement import trusted_latency
 from transprune.options import DEFAULT_PRESET, LatencyOptions, SearchOptions, from_preset
 from transprune.reading.inspection import inspect
 from transprune.reading.networks import switched, unwrapped
-from transprune.reading.trace import Example
+from transprune.reading.trace import Example, axes_along
 from transprune.runtime import choose_device, processes, seeded
 from transprune.runtime.structures import SampleAxes, copied, form_of, joined, on_device, samples_in, sliced, tensors_in
-from transprune.scores.compress import axes_of
 from transprune.scores.rounds import compress_by_scores
 from transprune.searching.contenders import Contender, best_of, contenders
 from transprune.shrinking.shrink import shrink
@@ -103,7 +102,7 @@ def first_samples(model: nn.Module, data: Data, options: SearchOptions, task: Ta
     axes: SampleAxes = task.sample_axis
     with closing(iter(feeds.validation)) as batches:  # type: ignore[type-var]
         for batch in batches:
-            axes = axes if found else axes_of(model, batch.inputs, task)
+            axes = axes if found else axes_along(model, batch.inputs, task.sample_axis)
             if found and _of_one(batch.inputs, axes) != _of_one(found[0], axes):
                 break
             found.append(batch.inputs)
