@@ -838,6 +838,7 @@ ways(
         and evaluate(nn.Linear(2, 3), stream([BATCH], (1, 2)), task=scored(Metric(lambda outputs, _: outputs)))
     ),
     metric_finish=lambda _: train(task=scored(Metric(number, finish=lambda mean: mean.nothing))),
+    no_values=lambda _: train(nn.Linear(2, 3, device="meta")),
     batch_gradients=lambda _: train(nn.Sequential(nn.Linear(2, 3), nn.Sigmoid(), Doubling())),
     batch_loss=lambda _: train(task=Task(loss=lambda outputs, targets: outputs["loss"])),
     task_outputs=lambda _: Task(loss=number, outputs="words"),

@@ -308,3 +308,19 @@ def test_a_data_set_of_hugging_face_is_data():
     measured = transprune.evaluate(trained, (rows, rows), task=task)
     by_hand = nn.functional.mse_loss(trained(NUMBERS).detach(), NUMBERS.sum(1, keepdim=True))
     assert measured.mse == pytest.approx(by_hand.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate", "search", "compress"])
+def test_weights_without_values_are_refused(verb):
+    with torch.device("meta"):
+        network = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+    batches = [(torch.randn(16, 6), torch.zeros(16, dtype=torch.int64))]
+    data = transprune.LoaderData(train=batches, test=batches, search=(batches, batches), example=torch.randn(2, 6))
+    call = {
+        "train": lambda: transprune.train(network, data),
+        "evaluate": lambda: transprune.evaluate(network, data),
+        "search": lambda: transprune.search(network, data, "macs=0.5"),
+        "compress": lambda: transprune.compress(network, data, "macs=0.5"),
+    }[verb]
+    with pytest.raises(OptionError, match="its weights have no values"):
+        call()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import logging
 import random
 import re
@@ -100,11 +99,16 @@ def choose_device(name: torch.device | str | None = "auto", network: torch.nn.Mo
         network: What is to be computed; without weights it is nowhere, and None means `auto`.
 
     Raises:
-        OptionError: The name is unknown, or the device does not exist.
+        OptionError: The name is unknown, or the device does not exist, or the network's weights have no values.
     """
+    held = [] if network is None else [*network.parameters(), *network.buffers()]
+    if any(each.is_meta for each in held):
+        raise OptionError(
+            f"cannot compute with the {type(network).__name__}: its weights have no values (they are on the meta "
+            "device); expected them to be read first: model.to_empty(device='cpu'), then model.load_state_dict(...)"
+        )
     if name is None:
-        held = None if network is None else next(itertools.chain(network.parameters(), network.buffers()), None)
-        name = "auto" if held is None else held.device
+        name = held[0].device if held else "auto"
     if isinstance(name, torch.device):
         return name
     if name == "auto":

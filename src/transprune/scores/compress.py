@@ -94,7 +94,8 @@ def compress(
     """
     CompressOptions(samples=samples)  # checks the number
     budgets = parse_budgets(budget)
-    model = unwrapped(model) if device is None else copied(unwrapped(model)).to(choose_device(device))
+    place, model = choose_device(device, model), unwrapped(model)
+    model = model if device is None else copied(model).to(place)
     task = task or classification()
     inputs = gather_samples(model, data, samples, task=task, seed=seed)
     axes = axes_along(model, inputs, task.sample_axis)

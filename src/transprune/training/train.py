@@ -316,6 +316,7 @@ def guide_of(teacher: Teacher, example: Any) -> Callable[..., Any]:
     if not isinstance(teacher, nn.Module):
         return teacher
     device = next(tensors_in(example)).device
+    choose_device(device, teacher)  # which looks whether it has weights
     if isinstance(teacher, torch.jit.ScriptModule):
         content = io.BytesIO()  # its parameters do not survive deepcopy
         torch.jit.save(teacher, content)
