@@ -865,6 +865,87 @@ def test_three_widths_of_a_parameter_and_shared_keys_are_counted(make, example):
         assert count_macs(student, example) == space.macs(architecture)
 
 
+class SharedBy(nn.Module):
+    """Attention in which several queries share each of two keys and values, written out in one way or another."""
+
+    def __init__(self, way: str, queries: int) -> None:
+        super().__init__()
+        self.way, self.heads, self.times = way, 2 * queries, queries
+        self.query, self.key, self.value = nn.Linear(12, 8 * queries), nn.Linear(12, 8), nn.Linear(12, 8)
+        self.out, self.last = nn.Linear(8 * queries, 12), nn.Linear(12, 5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        query = self.query(tokens).unflatten(-1, (self.heads, 4)).transpose(1, 2)
+        key, value = (each(tokens).unflatten(-1, (-1, 4)).transpose(1, 2) for each in (self.key, self.value))
+        if self.way == "repeat":
+            key, value = (each.repeat_interleave(self.times, dim=1) for each in (key, value))
+        elif self.way == "expand":
+            key, value = (each[:, :, None].expand(-1, -1, self.times, -1, -1).flatten(1, 2) for each in (key, value))
+        found = nn.functional.scaled_dot_product_attention(query, key, value, enable_gqa=self.way == "asked")
+        return self.last(self.out(found.transpose(1, 2).flatten(2)).mean(1))
+
+
+@pytest.mark.parametrize("way", ["repeat", "expand", "asked"])
+def test_of_many_queries_that_share_a_key_some_can_go(way):
+    torch.manual_seed(0)
+    network = SharedBy(way, queries=5).eval()
+    space = inspect(network, TOKENS)
+    group = next(each for each in space.groups if each.name == "query")
+    assert (group.width, group.unit) == (5, 8)
+    assert "key" in {each.name for each in space.fixed}
+    architecture = transprune.Architecture(widths={"query": 3})
+    student = shrink(network, architecture, TOKENS, reading=space.reading)
+    assert type(student) is SharedBy
+    assert student.key.out_features == 8
+    with torch.no_grad():  # each key is left with its first three queries
+        network.out.weight.view(12, 2, 5, 4)[:, :, 3:] = 0
+    torch.testing.assert_close(student(TOKENS), network(TOKENS))
+    assert oracles.count_parameters(student) == space.params(architecture)
+    assert count_macs(student, TOKENS) == space.macs(architecture)
+    few = inspect(SharedBy(way, queries=2).eval(), TOKENS)  # as many as keys: they go with these
+    assert {each.name: (each.width, each.unit) for each in few.groups}["query"] == (2, 8)
+    assert "key" not in {each.name for each in few.fixed}
+
+
+class FusedQueries(nn.Module):
+    """One projection of several queries, a key and a value for each of some heads, as Falcon writes it."""
+
+    def __init__(self, keys: int, queries: int, place: list[int]) -> None:
+        super().__init__()
+        self.keys, self.place = keys, place
+        self.fused, self.out = nn.Linear(12, keys * (queries + 2) * 4), nn.Linear(keys * queries * 4, 12)
+        self.last = nn.Linear(12, 5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        fused = self.fused(tokens).unflatten(-1, (self.keys, -1, 4))
+        query = fused[:, :, :, :-2]
+        key, value = (fused[:, :, :, place].expand_as(query) for place in (self.place, [-1]))
+        heads = [each.flatten(2, 3).transpose(1, 2) for each in (query, key, value)]
+        return self.last(self.out(nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)))
+
+
+@pytest.mark.parametrize(("keys", "queries"), [(1, 6), (2, 6)])
+def test_queries_are_cut_where_key_and_value_are_looked_up_from_the_end(keys, queries):
+    torch.manual_seed(0)
+    network = FusedQueries(keys, queries, [-2]).eval()
+    space = inspect(network, TOKENS)
+    group = next(each for each in space.groups if each.name == "fused")
+    assert (group.width, group.unit) == (queries, 4 * keys)
+    architecture = transprune.Architecture(widths={"fused": 2})
+    student = shrink(network, architecture, TOKENS, reading=space.reading)
+    assert type(student) is FusedQueries
+    with torch.no_grad():
+        network.out.weight.view(12, keys, queries, 4)[:, :, 2:] = 0
+    torch.testing.assert_close(student(TOKENS), network(TOKENS))
+    assert oracles.count_parameters(student) == space.params(architecture)
+    assert count_macs(student, TOKENS) == space.macs(architecture)
+
+
+def test_queries_are_whole_where_a_key_is_looked_up_from_the_start():
+    space = inspect(FusedQueries(1, 6, [6]).eval(), TOKENS)
+    assert "reads it by number" in {each.name: each.reason for each in space.fixed}["fused"]
+
+
 class Strange(nn.Sequential):
     """Its `train` begins a training, its `eval` does nothing."""
 

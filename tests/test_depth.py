@@ -215,9 +215,34 @@ class SideBySide(Stack):
         return self.head(sum(block(tokens, given)[0] for block in self.blocks).mean(1))
 
 
+class Twice(Stack):
+    """Runs all its blocks twice, one after another."""
+
+    def forward(self, images: Tensor, lengths: Tensor) -> Tensor:
+        tokens, given = self.stem(images), self.given(images, lengths)
+        for block in (*self.blocks, *self.blocks):
+            tokens, _ = block(tokens, given)
+        return self.head(tokens.mean(1))
+
+
+class Relative(Block):
+    """The same block as another class."""
+
+
+class Alternating(Stack):
+    """Every second block is of another class."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__(blocks)
+        for place in range(1, blocks, 2):
+            self.blocks[place] = Relative("sum", frozenset())
+
+
 @pytest.mark.parametrize(
     ("network", "reason"),
     [
+        (lambda: Twice(3), "'blocks.0' runs several times, with the same weights"),
+        (lambda: Alternating(4), "'blocks.1' is of another class than 'blocks.0'"),
         (lambda: OneForAll(1), "its only block 'blocks.0' runs several times, with the same weights"),
         (lambda: Tapped(3), "something beside 'blocks.1' reads the output of 'blocks.0'"),
         (lambda: PassedOn(3), "'blocks.0' hands on 2 tensors rather than one"),
@@ -235,6 +260,68 @@ def test_what_looks_like_a_run_of_blocks_and_is_not_searched_is_listed(network, 
 def test_blocks_side_by_side_do_not_look_like_a_run():
     space = inspect(SideBySide(3).eval(), inputs(2))
     assert "blocks" not in {each.name for each in space.fixed}
+
+
+class Counting(Stack):
+    """Its forward counts its blocks, in one way or another; those that are kept are written by hand.
+
+    Args:
+        way: `range`: by their numbers. `slices`: half of them at a time. `table`: each reads the row of its number.
+            `first`: the first one is asked for what it is. `backwards`: the last one runs first. `names`: each has one.
+    """
+
+    def __init__(self, way: str) -> None:
+        super().__init__(4)
+        self.counted, self.kept, self.count = way, {0, 1, 2, 3}, 4
+        self.rows = nn.Linear(3, 4 * 3)
+        if way == "names":
+            self.blocks = nn.ModuleDict({f"block{place}": block for place, block in enumerate(self.blocks)})
+
+    def forward(self, images: Tensor, lengths: Tensor) -> Tensor:
+        tokens, given = self.stem(images), self.given(images, lengths)
+        rows = self.rows(images.mean(1)).chunk(4, -1)
+        for place, block in self.numbered():
+            if place in self.kept:
+                own = {**given, "time": rows[place]} if self.counted == "table" else given
+                tokens, _ = block(tokens, own)
+        return self.head(tokens.mean(1))
+
+    def numbered(self):
+        match self.counted:
+            case "range":
+                return [(place, self.blocks[place]) for place in range(self.count)]
+            case "slices":
+                return [*enumerate(self.blocks[:2]), *enumerate(self.blocks[2:], 2)]
+            case "first":
+                assert self.blocks[0].kind == "before"
+            case "backwards":
+                return reversed([*enumerate(self.blocks)])
+            case "names":
+                return enumerate(self.blocks.values())
+        return enumerate(self.blocks)
+
+
+@pytest.mark.parametrize("kept", [{1, 3}, {2}])
+@pytest.mark.parametrize("way", ["range", "slices", "table", "first", "backwards", "names"])
+def test_a_forward_that_counts_its_blocks_is_kept(way, kept):
+    torch.manual_seed(0)
+    network = Counting(way).eval()
+    space = inspect(network, inputs(2), dimensions="depth")
+    stage = next(each for each in space.stages if each.name == "blocks")
+    assert stage.free == (0, 1, 2, 3)
+    names = tuple(path for path in stage.blocks if int(path[-1]) in kept)
+    architecture = Architecture(blocks={"blocks": names})
+    student = shrink(network, architecture, inputs(2), reading=space.reading)
+    assert type(student) is Counting
+    by_hand = copy.deepcopy(network)
+    by_hand.kept = kept
+    for samples in (1, 16):
+        assert torch.equal(student(*inputs(samples)), by_hand(*inputs(samples)))
+    assert set(student.state_dict()) <= set(network.state_dict())
+    assert count_macs(student, inputs(2)) == space.macs(architecture)
+    assert oracles.count_parameters(student) == space.params(architecture)
+    if way == "first" and len(names) > 1:  # what is left of a list is one
+        assert [each.blocks for each in inspect(student, inputs(2), dimensions="depth").stages] == [names]
 
 
 class Positions(nn.Module):

@@ -174,3 +174,65 @@ def test_a_student_does_not_learn_from_padding() -> None:
     assert torch.equal(task.distillation_loss_of(student, changed, labels, **given), before)
     changed[1, 3] += torch.randn(5)
     assert not torch.equal(task.distillation_loss_of(student, changed, labels, **given), before)
+
+
+def attention(queries: int, keys: int) -> nn.Module:
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=1,
+            num_attention_heads=queries,
+            num_key_value_heads=keys,
+            vocab_size=31,
+            use_cache=False,
+        )
+    )
+
+
+def falcon(queries: int, keys: int) -> nn.Module:
+    return transformers.FalconForCausalLM(
+        transformers.FalconConfig(
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=queries,
+            num_kv_heads=keys,
+            new_decoder_architecture=keys > 1,
+            vocab_size=31,
+            use_cache=False,
+        )
+    )
+
+
+@pytest.mark.parametrize("build", [attention, falcon])
+@pytest.mark.parametrize(("queries", "keys"), [(8, 2), (4, 1), (8, 4)])
+def test_queries_that_share_keys_are_cut_in_the_stock_class(build: Any, queries: int, keys: int) -> None:
+    torch.manual_seed(0)
+    network = build(queries, keys).eval()
+    example = {"input_ids": torch.ones(2, 5, dtype=torch.long)}
+    space = transprune.inspect(network, example)
+    [group] = [each for each in space.groups if each.width == max(keys, queries // keys) and "down" not in each.name]
+    architecture = transprune.Architecture(widths={group.name: group.width // 2})
+    student = transprune.shrink(network, architecture, example, reading=space.reading)
+    assert type(student) is type(network)
+    assert transprune.count_macs(student, example) == space.macs(architecture)
+    ids = torch.arange(12).view(2, 6) % 31
+    mask = torch.ones_like(ids).index_fill_(1, torch.tensor([0]), 0)  # with a mask a forward may repeat the keys
+    assert student(input_ids=ids, attention_mask=mask).logits.isfinite().all()
+    assert student.generate(ids, max_new_tokens=3, use_cache=True, pad_token_id=0).shape == (2, 9)
+
+
+def test_what_segformer_reads_by_its_convolution_over_tokens_is_cut_in_its_class() -> None:
+    torch.manual_seed(0)
+    network = transformers.SegformerForSemanticSegmentation(
+        transformers.SegformerConfig(
+            hidden_sizes=[8, 8, 8, 8], depths=[1] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=8
+        )
+    ).eval()
+    example = {"pixel_values": torch.randn(2, 3, 32, 32)}
+    space = transprune.inspect(network, example, keep=["*.v_proj"])
+    architecture = space.smallest_architecture()
+    student = transprune.shrink(network, architecture, example, reading=space.reading)
+    assert type(student) is type(network)
+    assert transprune.count_macs(student, example) == space.macs(architecture)
+    assert student(pixel_values=torch.randn(3, 3, 64, 32)).logits.isfinite().all()

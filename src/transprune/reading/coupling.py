@@ -299,6 +299,7 @@ VIEWS = (
     *("swapaxes", "swapdims", "movedim", "moveaxis", "mH", "adjoint", "matrix_H"),
     *("t", "transpose", "permute", "numpy_T", "mT", "contiguous", "to", "_to_copy", "unsqueeze", "expand", "squeeze"),
     *("view", "reshape", "flatten", "clone", "detach", "alias", "select", "unbind", "getitem", "index", "index_select"),
+    *("lift_fresh", "lift_fresh_copy"),
 )
 """Operators through which a parameter is seen."""
 

@@ -128,7 +128,8 @@ def _choose_factors(coupling: Coupling) -> bool:
             for atom in squared:
                 fix(atom, "it is multiplied with itself")
             continue
-        chosen = _best(free, preferred, alone)
+        produced = [factor for factor in free if any(atom.layers for atom in searchable(factor))]
+        chosen = _best(produced or free, preferred, alone)
         for other in free:
             if other is not chosen:
                 fix(other, "another part of the same axis is searched instead")
@@ -173,13 +174,14 @@ def _is_run(axis: Axis) -> bool:
 def _best(free: Sequence[Axis], preferred: set[int], alone: set[int]) -> Axis:
     """Which of several factors is searched.
 
-    In this order: what an operator is repeated for (heads), the only free factor of another product, the outermost if
-    there are `MANY` of it, the largest.
+    In this order: what an operator is repeated for (heads; where several queries share a key and a value, their keys or
+    the queries of each, of which there are more), the only free factor of another product, the outermost if there are
+    `MANY` of it, the largest.
     """
     for wanted in (preferred, alone):
-        for axis in free:
-            if any(id(atom) in wanted for atom in atoms(axis)):
-                return axis
+        found = [axis for axis in free if any(id(atom) in wanted for atom in atoms(axis))]
+        if found:
+            return max(found, key=lambda axis: axis.size) if wanted is preferred else found[0]
     return free[0] if free[0].size >= MANY else max(free, key=lambda axis: axis.size)
 
 

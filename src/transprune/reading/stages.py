@@ -16,10 +16,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise, takewhile
+from typing import Any
 
 from torch import fx, nn
 
 from transprune.reading.trace import Trace, operator, shape
+
+
+class KeptBlocks(nn.ModuleList):
+    """A list without some of its blocks. The others have the names that they had, and the places that are left."""
+
+    def __getitem__(self, place: int | slice) -> Any:
+        found = list(self._modules.values())[place]
+        return nn.ModuleList(found) if isinstance(found, list) else found
+
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, KeptBlocks)
+"""Classes that hold blocks."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +75,7 @@ class Stages:
 
 
 def find_stages(trace: Trace) -> Stages:
-    """The outermost runs of blocks in `nn.Sequential` and `nn.ModuleList` containers.
+    """The outermost runs of blocks in `nn.Sequential`, `nn.ModuleList` and `nn.ModuleDict` containers.
 
     A run is two or more neighbours in a container, of one class and with submodules, with outputs of one shape. Each
     reads the output of the one before, which nothing else does, and at most what no block of the run makes.
@@ -72,7 +85,7 @@ def find_stages(trace: Trace) -> Stages:
     missed: dict[str, str] = {}
     for name, module in trace.model.named_modules():
         is_inside_another = any(is_inside(name, block) for stage in stages for block in stage.blocks)
-        if not name or is_inside_another or type(module) not in (nn.Sequential, nn.ModuleList):
+        if not name or is_inside_another or type(module) not in CONTAINERS:
             continue
         children = list(module.named_children())
         if len(children) == len(list(module.children())) == _entries(module):
@@ -91,7 +104,7 @@ def find_stages(trace: Trace) -> Stages:
 
 def _entries(module: nn.Module) -> int:
     """Entries of a container; a module that stands in it twice counts twice."""
-    return len(module) if isinstance(module, nn.Sequential | nn.ModuleList) else 0
+    return len(module) if isinstance(module, CONTAINERS) else 0
 
 
 def calls_by_path(trace: Trace) -> dict[str, list[fx.Node]]:
@@ -111,9 +124,18 @@ class _Container:
         self, trace: Trace, name: str, children: Sequence[tuple[str, nn.Module]], calls: Mapping[str, list[fx.Node]]
     ) -> None:
         self.trace, self.name = trace, name
-        self.blocks = {f"{name}.{each}": module for each, module in children}
-        self.nodes = {path: frozenset(calls.get(path, ())) for path in self.blocks}
+        self.nodes = {f"{name}.{each}": frozenset(calls.get(f"{name}.{each}", ())) for each, _ in children}
+        modules = {f"{name}.{each}": module for each, module in children}
+        self.blocks = {path: modules[path] for path in self._as_they_run(list(modules))}
         self.sharing = _sharing(trace.model, list(self.blocks))
+
+    def _as_they_run(self, paths: Sequence[str]) -> list[str]:
+        """The blocks in the order in which they run; one that does not run stays behind the one before it."""
+        places = {node: place for place, node in enumerate(self.trace.calls)}
+        starts, start = dict[str, int](), -1
+        for path in paths:
+            start = starts[path] = min(map(places.__getitem__, self.nodes[path]), default=start)
+        return sorted(paths, key=starts.__getitem__)
 
     def stages(self) -> Iterator[BlockRun]:
         """The runs of neighbours."""
@@ -136,10 +158,18 @@ class _Container:
             return (
                 {self.name: f"its only block {path!r} runs several times, with the same weights"} if is_repeated else {}
             )
-        for (before, first), (path, second) in pairwise(self.blocks.items()):
-            if type(first) is type(second) and _is_block(first) and self._depends(path, before):
+        following = [
+            (before, path)
+            for (before, first), (path, second) in pairwise(self.blocks.items())
+            if _is_block(first) and _is_block(second) and self._depends(path, before)
+        ]
+        for before, path in following:
+            if type(self.blocks[before]) is type(self.blocks[path]):
                 why = self._break(before, path)
                 return {self.name: why if why is not None else "what follows writes over the output of its last block"}
+        kinds = [type(self.blocks[path]) for path in dict.fromkeys(path for pair in following for path in pair)]
+        if len(set(kinds)) < len(kinds):  # those of a class take turns with others
+            return {self.name: str(self._break(*following[0]))}
         return {}
 
     def _break(self, before: str, path: str) -> str | None:
@@ -166,6 +196,8 @@ class _Container:
             return f"{path!r} shares parameters with other parts of the network"
         if not exits:
             return f"{path!r} does not run, or nothing reads its outputs"
+        if len(exits) > 1 and self._is_repeated(path):
+            return f"{path!r} runs several times, with the same weights"
         if len(exits) > 1:
             return f"{path!r} hands on {len(exits)} tensors rather than one"
         return None if shape(exits[0]) is not None else f"{path!r} hands on something else than a tensor"
@@ -330,7 +362,7 @@ def is_in_place(call: fx.Node, value: fx.Node) -> bool:
 
 def _is_block(module: nn.Module) -> bool:
     """Whether a module has submodules; a plain container of blocks is not a block itself."""
-    is_container = type(module) in (nn.Sequential, nn.ModuleList)
+    is_container = type(module) in CONTAINERS
     return any(module.children()) and not (is_container and any(_is_block(child) for child in module.children()))
 
 

@@ -9,7 +9,7 @@ place of its modules. Torch's own attention cannot have fewer heads than its wid
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -271,11 +271,21 @@ def _grouped_evo_norm(cut: Any, original: Any) -> None:
 
 
 def _transformer(cut: Any, original: Any) -> None:
-    """A network of `transformers` with fewer layers: its configuration and its caches number them."""
+    """A network of `transformers`.
+
+    With fewer layers its configuration and its caches number them, and with fewer queries for each key its attention,
+    which reads that number or not, by what it is called with.
+    """
     left = dict(cut.named_modules())
+    for path, after in left.items():
+        if isinstance(getattr(after, "num_key_value_groups", None), int) and hasattr(after, "k_proj"):
+            before = original.get_submodule(path)
+            queries, keys = after.q_proj.out_features, after.k_proj.out_features
+            shared = before.num_key_value_groups * queries * before.k_proj.out_features
+            after.num_key_value_groups = shared // (before.q_proj.out_features * keys)
     for path, before in original.named_modules():
         parent, _, name = path.rpartition(".")
-        if type(before) is not nn.ModuleList or parent not in left:
+        if not isinstance(before, nn.ModuleList) or parent not in left:
             continue
         if getattr(original.get_submodule(parent), "config", None) not in (None, original.config):
             continue
@@ -313,8 +323,35 @@ TIMM: dict[str, Adapter] = {
 }
 """Modules of timm that store numbers of channels, by name, so that timm is not imported for them."""
 
-TRANSFORMERS: dict[str, Adapter] = {"transformers.modeling_utils.PreTrainedModel": _transformer}
-"""The base of all networks of transformers."""
+
+def _falcon_attention(cut: Any, original: Any) -> None:
+    """One projection makes all queries, and a key and a value for some of them."""
+    cut.num_heads = cut.dense.in_features // cut.head_dim
+    cut.num_kv_heads = (cut.query_key_value.out_features // cut.head_dim - cut.num_heads) // 2
+
+
+class ReducedSequence(nn.Module):
+    """SegFormer's convolution over tokens, whose outputs may be fewer than what it reads."""
+
+    sequence_reduction: nn.Conv2d
+    layer_norm: nn.LayerNorm
+
+    def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        image = tokens.transpose(1, 2).unflatten(-1, (height, width))
+        return cast(Tensor, self.layer_norm(self.sequence_reduction(image).flatten(2).transpose(1, 2)))
+
+
+def _sequence_reduction(cut: Any, original: Any) -> None:
+    if cut.sequence_reduction.in_channels != cut.sequence_reduction.out_channels:
+        cut.__class__ = ReducedSequence
+
+
+TRANSFORMERS: dict[str, Adapter] = {
+    "transformers.modeling_utils.PreTrainedModel": _transformer,
+    "transformers.models.falcon.modeling_falcon.FalconAttention": _falcon_attention,
+    "transformers.models.segformer.modeling_segformer.SegformerSequenceReduction": _sequence_reduction,
+}
+"""The base of all networks of transformers, and some of their modules."""
 
 TORCH: dict[type | str, Adapter] = {
     nn.modules.conv._ConvNd: _convolution,

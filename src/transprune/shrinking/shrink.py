@@ -22,7 +22,7 @@ from transprune.reading.inspection import full_space
 from transprune.reading.layouts import Layout, Sizes, full_size, is_prefix, kept_of, size_of
 from transprune.reading.networks import form_tensors, in_evaluation, untouched, unwrapped
 from transprune.reading.reading import Reading, read
-from transprune.reading.stages import BlockRun, calls_by_path, is_inside
+from transprune.reading.stages import BlockRun, KeptBlocks, calls_by_path, is_inside
 from transprune.reading.trace import Example, source_line
 from transprune.runtime.structures import as_inputs, copied
 from transprune.shrinking.adapters import LeftOut, adapt, turn_off_fused_encoders
@@ -128,17 +128,39 @@ class _Shrinking:
 
     def student(self, inputs: Example) -> nn.Module:
         """The smaller network, of the model's own classes if its forward can follow."""
-        self._drop_branches(own := self._cut_model(), inputs)
-        turn_off_fused_encoders(own)
+        own = self._own(inputs)
         traced = traced_network(self.program, copied(own), self.sizes, reason="")
         tried = probes(inputs, self.reading.trace)
         problem = _disagreement(own, traced, tried)
         if problem is None:
             return own
-        for changed in self._with_taken_numbers(own):
+        for changed in self._other_ways(own, inputs):
             if _disagreement(changed, traced, tried) is None:
                 return changed
         return traced_network(self.program, own, self.sizes, reason=problem)
+
+    def _other_ways(self, own: nn.Module, inputs: Example) -> Iterator[nn.Module]:
+        """Networks of the model's own classes whose forwards may follow where that of the first one does not."""
+        yield from self._with_taken_numbers(own)
+        if self._blocks_gone:
+            for student in (_by_place(copied(own)), self._own(inputs, keeps_places=True)):
+                yield student
+                yield from self._with_taken_numbers(student)
+
+    def _own(self, inputs: Example, *, keeps_places: bool = False) -> nn.Module:
+        """The smaller network of the model's own classes, whether or not its forward can follow.
+
+        Args:
+            inputs: The inputs of a forward.
+            keeps_places: Whether modules without weights stand where blocks went, for forwards that count blocks.
+        """
+        student = self._cut_model()
+        gone = self._modules_of_branches()
+        if keeps_places:
+            gone |= dict.fromkeys(self._blocks_gone, False)
+        self._leave_out(student, gone, inputs)
+        turn_off_fused_encoders(student)
+        return student
 
     @cached_property
     def program(self) -> Program:
@@ -150,7 +172,9 @@ class _Shrinking:
 
     def _cut_model(self) -> nn.Module:
         student = copied(self.model)
-        self._drop_blocks(student)
+        for path in self._blocks_gone:
+            container, _, name = path.rpartition(".")
+            del student.get_submodule(container)._modules[name]
         self._cut_parameters(student)
         form_tensors(student)
         self._set_numbers(student)
@@ -161,37 +185,50 @@ class _Shrinking:
         self._add_projections(student)
         return student
 
-    def _drop_blocks(self, student: nn.Module) -> None:
+    @cached_property
+    def _blocks_gone(self) -> list[str]:
+        """Paths of the blocks of which nothing is kept."""
+        found: list[str] = []
         for stage in self.reading.stages:
             owners = stage.owners or stage.blocks
             in_use = {owners[place] for place in self.architecture.kept(stage.name, stage.blocks)}
-            container = student.get_submodule(stage.container)
-            for path in dict.fromkeys(owners):
-                if path not in in_use:
-                    del container._modules[path.rpartition(".")[2]]
+            found += [path for path in dict.fromkeys(owners) if path not in in_use]
+        return found
 
-    def _drop_branches(self, student: nn.Module, inputs: Example) -> None:
-        """Puts modules without weights in place of those of branches that are left out of blocks that stay."""
-        found: dict[str, bool] = {}
-        own: list[str] = []
+    @property
+    def _branches_gone(self) -> Iterator[tuple[BlockRun, int]]:
+        """Stage and position of the branches that are left out of blocks that stay."""
         for stage in self.reading.stages:
             kept = self.architecture.kept(stage.name, stage.blocks)
-            in_use = {stage.owners[place] for place in kept} if stage.owners else set()
-            gone = [place for place, owner in enumerate(stage.owners) if place not in kept and owner in in_use]
-            for place in gone:
-                found |= self._modules_of_branch(stage, place)
-                own += self._parameters_of_branch(stage, place)
-        structures = _structures(self.model, list(found), inputs) if found else {}
-        for path, adds_nothing in found.items():
+            for place, owner in enumerate(stage.owners):
+                if place not in kept and owner not in self._blocks_gone:
+                    yield stage, place
+
+    def _modules_of_branches(self) -> dict[str, bool]:
+        """The modules that go with branches, and whether each is to add nothing; else it hands on what it reads."""
+        found: dict[str, bool] = {}
+        for stage, place in self._branches_gone:
+            found |= self._modules_of_branch(stage, place)
+        return found
+
+    def _leave_out(self, student: nn.Module, gone: Mapping[str, bool], inputs: Example) -> None:
+        """Puts modules without weights in place of some, and takes the parameters of what else a branch reads."""
+        structures = _structures(self.model, list(gone), inputs) if gone else {}
+        for path, adds_nothing in gone.items():
             parent, _, name = path.rpartition(".")
-            owner = student.get_submodule(parent)
-            replaced = owner.get_submodule(name)
-            owner._modules[name] = LeftOut(structures.get(path), adds_nothing=adds_nothing, replaced=replaced)
-        for path in own:  # those of the block itself, which its own forward may read
-            parent, _, name = path.rpartition(".")
-            module = _module_at(student, parent)
-            if module is not None and not isinstance(module, LeftOut):
-                module._parameters.pop(name, None)
+            replaced = self.model.get_submodule(path)
+            left_out = LeftOut(structures.get(path), adds_nothing=adds_nothing, replaced=replaced)
+            modules = student.get_submodule(parent)._modules
+            modules[name] = left_out.train(replaced.training)
+            if path in self._blocks_gone:  # it was dropped, and stands at the end now
+                order = [each for each in self.model.get_submodule(parent)._modules if each in modules]
+                modules.update({each: modules.pop(each) for each in order})
+        for stage, place in self._branches_gone:
+            for path in self._parameters_of_branch(stage, place):  # of the block itself, whose forward may read them
+                parent, _, name = path.rpartition(".")
+                module = _module_at(student, parent)
+                if module is not None and not isinstance(module, LeftOut):
+                    module._parameters.pop(name, None)
 
     def _parameters_of_branch(self, stage: BlockRun, place: int) -> list[str]:
         """The parameters that only a branch reads."""
@@ -319,6 +356,14 @@ class _Shrinking:
                 total.shortcut = added.train(total.training)
 
 
+def _by_place(student: nn.Module) -> nn.Module:
+    """The same network; lists that lost a block give the others by their places, as torch does by their names."""
+    for module in student.modules():
+        if type(module) is nn.ModuleList and [*module._modules] != [*map(str, range(len(module)))]:
+            module.__class__ = KeptBlocks
+    return student
+
+
 def _number(layout: Layout | tuple[Layout, ...], sizes: Sizes) -> _Number:
     """How many entries of one layout, or of each of several, are in use."""
     return tuple(size_of(each, sizes) for each in layout) if isinstance(layout, tuple) else size_of(layout, sizes)
@@ -339,7 +384,7 @@ def _answers(
     together: _Numbers = {key: now for found in each for key, now in found.items()}
     if all(together[key] == now for found in each for key, now in found.items()):
         return [together, {}]
-    return [{}, *each]
+    return [{}, *(found for place, found in enumerate(each) if found not in each[:place])]
 
 
 def _as_number(value: object) -> _Number | None:

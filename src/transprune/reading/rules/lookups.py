@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from transprune.reading.coupling import Axes, Call, OperatorRule
+import torch
+from torch import fx
+
+from transprune.reading.axes import Axis, has_samples
+from transprune.reading.coupling import Axes, Call, OperatorRule, origin_of
 from transprune.reading.rules.pointwise import broadcast, fixed_axes
 from transprune.reading.rules.shapes import fixed_result
+from transprune.reading.unification import split
 
 
 def index(call: Call) -> Any:
@@ -16,7 +21,12 @@ def index(call: Call) -> Any:
     places = [place for place, number in enumerate(numbers) if number is not None]
     by_number = [call.axes_of(numbers[place]) or [] for place in places]
     for place in places:
-        if not call.coupling.may_count_samples(axes[place]):  # else the numbers are those of the samples
+        last = _from_the_end(call, axes[place], numbers[place])
+        if last is not None:  # it is found at any width of what stands before it
+            before = axes[place].size - last
+            for axis in split(axes[place], [before, 1, last - 1])[1:]:
+                call.fix(axis, "reads it by number")
+        elif not call.coupling.may_count_samples(axes[place]):  # else the numbers are those of the samples
             call.fix(axes[place], "reads it by number")
     if not places:
         return fixed_result(call)
@@ -25,6 +35,15 @@ def index(call: Call) -> Any:
     start = places[0] if are_neighbours else 0
     looked_up = broadcast(call, by_number, call.shape[start : start + len(call.shape) - len(rest)])
     return [*rest[:start], *looked_up, *rest[start:]]
+
+
+def _from_the_end(call: Call, axis: Axis, number: Any) -> int | None:
+    """How far from the end the one entry lies that is looked up, where the forward writes it so: `x[:, [-1]]`."""
+    trace, source = call.coupling.trace, origin_of(number)
+    constant = trace.constants.get(trace.state(source) or "") if isinstance(source, fx.Node) else None
+    if constant is None or constant.dtype == torch.bool or constant.numel() != 1 or has_samples(axis):
+        return None
+    return -int(constant) if constant < 0 else None
 
 
 def index_select(call: Call) -> Axes:

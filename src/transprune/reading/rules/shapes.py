@@ -129,7 +129,7 @@ def repeat_interleave(call: Call) -> Any:
     if dim is None or not isinstance(count, int):
         return fixed_result(call)
     place = int(dim) % len(axes)
-    times = call.new_axis(place, count) if axes[place].size == 1 else call.fixed(count)
+    times = call.new_axis(place, count) if axes[place].size == 1 else Axis(count)
     call.rewrite(repeats=times)
     axes[place] = multiply([axes[place], times])
     return axes

@@ -282,7 +282,7 @@ def attention(call: Call) -> Axes:
     query, key, value = (list(call.axes(name) or []) for name in ("query", "key", "value"))
     if call["enable_gqa"]:  # several queries, one after another, share a key and a value
         for shared in (key, value):
-            shared[-3] = multiply([shared[-3], call.fixed(query[-3].size // shared[-3].size)])
+            shared[-3] = multiply([shared[-3], Axis(query[-3].size // shared[-3].size)])
     before = broadcast(call, [query[:-2], key[:-2], value[:-2]], call.shape[:-2])
     call.unify(query[-1], key[-1])
     call.fix(query[-1], "scales by its size")
