@@ -4,11 +4,10 @@
 
 FOLDER holds a trained Llama as karpathy/llama2.c writes it: `stories260K.bin` (7 int32, then float32 weights),
 `tok512.bin` (its tokens) and a text of stories, `*.txt`. Nothing is trained. The order of the blocks is found on the
-beginnings of the first stories, and losses (nats a token) are those of all other stories. For each number of blocks it
-prints the loss with the blocks that stay by their order, with the first ones, and with the best of all choices. With
-`--branches` attention and expansion go by themselves: for each budget the branches that are chosen, those that an
-exhaustive search finds on the same pieces (the least loss of all sets within the budget), and those that turn out best
-on the others.
+first pieces of the text, and losses (nats a token) are those of other pieces. For each number of blocks it prints the
+loss with the blocks that stay by their order, with the first ones, and with the best of all choices. With `--branches`
+attention and expansion go by themselves: for each budget the branches that are chosen, those that an exhaustive search
+finds on the same pieces (the least loss of all sets within the budget), and those that turn out best on the others.
 """
 
 from __future__ import annotations
@@ -152,13 +151,17 @@ def encoded(text: str, tokens: dict[bytes, tuple[int, float]]) -> list[int]:
         parts[place : place + 2] = [parts[place] + parts[place + 1]]
 
 
-def pieces(text: str, tokens: dict[bytes, tuple[int, float]], length: int, seen: int) -> tuple[Tensor, Tensor]:
-    """The beginnings of the first stories [seen, length], and of the others all that is as long [pieces, length]."""
+def pieces(text: str, tokens: dict[bytes, tuple[int, float]], count: int, length: int) -> Tensor:
+    """The beginnings of stories [count, length]."""
     stories = re.split(r"\n+(?=Once upon a time|One day)", text)
-    encodings = [ids for story in stories if len(ids := encoded(story, tokens)) >= length]
-    first = [ids[:length] for ids in encodings[:seen]]
-    rest = [ids[at : at + length] for ids in encodings[seen:] for at in range(0, len(ids) - length + 1, length)]
-    return torch.tensor(first), torch.tensor(rest)
+    found = []
+    for story in stories:
+        ids = encoded(story[: 6 * length], tokens)
+        if len(ids) >= length:
+            found.append(ids[:length])
+        if len(found) == count:
+            break
+    return torch.tensor(found)
 
 
 def loss(network: nn.Module, ids: Tensor) -> float:
@@ -247,7 +250,8 @@ def main() -> None:
     network = read_llama(options.folder / "stories260K.bin")
     tokens = read_tokens(options.folder / "tok512.bin")
     text = "".join(file.read_text() for file in sorted(options.folder.glob("*.txt")))
-    seen, unseen = pieces(text, tokens, options.length, options.samples)
+    ids = pieces(text, tokens, 2 * options.samples, options.length)
+    seen, unseen = ids[: len(ids) // 2], ids[len(ids) // 2 :]
     if options.branches:
         rows = branches_within(network, seen, unseen, options.budgets)
         print(json.dumps({"pieces": len(seen), "tested": len(unseen), "rows": rows}))
