@@ -55,7 +55,7 @@ from transprune.exports.formats import check_agreement, check_onnx, check_pt2, e
 from transprune.latency import stopwatch
 from transprune.latency.backends import make_backend, network_onnx
 from transprune.latency.latency_model import LatencyModel, Validation
-from transprune.latency.model_cache import load_model
+from transprune.latency.measurement import load_model
 from transprune.latency.timed_operators import operators_of
 from transprune.models.by_name import build_model, pretrained
 from transprune.models.hugging_face import Origin

@@ -17,8 +17,7 @@ import torch
 
 from transprune.data import ImageData, said_of_left_out
 from transprune.errors import OptionError, RunFolderError
-from transprune.latency.measurement import LatencyMeasurement
-from transprune.latency.model_cache import model_json
+from transprune.latency.measurement import LatencyMeasurement, model_json
 from transprune.options import OPTIMIZERS
 from transprune.reports.comparison import is_frontier, whole_frontier
 from transprune.runs.material import (

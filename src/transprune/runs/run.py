@@ -18,7 +18,7 @@ from transprune import __version__
 from transprune.budget import points
 from transprune.costs import COSTS, Cost
 from transprune.errors import StoppedError
-from transprune.latency.model_cache import load_model
+from transprune.latency.measurement import load_model
 from transprune.models.weights import Weights
 from transprune.reading.reading import Reading, read, read_for
 from transprune.reading.trace import Example
