@@ -21,8 +21,8 @@ from torch import nn
 from torchvision import models
 
 import transprune
-from transprune.exports.formats import export_program, onnx_bytes
-from transprune.latency.backends import OnnxRuntime
+from transprune.exports.formats import export_program
+from transprune.latency.backends import Deployed
 from transprune.latency.stopwatch import low_quantile, take_turns
 from transprune.runtime.environment import environment
 
@@ -69,12 +69,12 @@ def examine(name: str, threads: int, count: int, *, is_exported: bool) -> dict[s
     learned = transprune.measure_latency(network, space, example, options)
     architectures = [space.full_architecture(), space.smallest_architecture()]
     architectures += [space.random_architecture(FIRST_SEED + seed) for seed in range(count)]
-    backend = OnnxRuntime(options, torch.device("cpu"))
+    backend = Deployed(options, torch.device("cpu"))
     calls = []
     for architecture in architectures:
         student = transprune.shrink(network, architecture, example).eval()
         calls.append(
-            backend.file(onnx_bytes(export_program(student, example)), (example,))
+            backend.file(backend.runtime.write(export_program(student, example)), (example,))
             if is_exported
             else backend.network(student, (example,))
         )

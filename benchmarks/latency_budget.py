@@ -25,7 +25,7 @@ import transprune
 from latency import NETWORKS, RESULTS
 from transprune.budget import Budget
 from transprune.costs import COSTS
-from transprune.latency.backends import OnnxRuntime
+from transprune.latency.backends import Deployed
 from transprune.latency.stopwatch import low_quantile, take_turns
 from transprune.runtime.environment import environment
 
@@ -120,7 +120,7 @@ def searched(options: transprune.LatencyOptions) -> list[dict[str, object]]:
 
 def timed(networks: list[nn.Module], example: Tensor, options: transprune.LatencyOptions) -> list[float]:
     """Times in nanoseconds, each at a low quantile."""
-    backend = OnnxRuntime(options, torch.device("cpu"))
+    backend = Deployed(options, torch.device("cpu"))
     calls = [backend.network(network.eval(), (example,)) for network in networks]
     times = take_turns(calls, clock=backend.clock, repeats=REPEATS, turns=9)
     print(f"spread of the unpruned network: {statistics.quantiles(times[0], n=4)} ns", flush=True)

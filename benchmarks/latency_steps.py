@@ -15,7 +15,7 @@ import torch
 
 import transprune
 from latency import RESULTS
-from transprune.latency.backends import OnnxRuntime
+from transprune.latency.backends import Deployed
 from transprune.latency.stopwatch import time_all
 from transprune.latency.timed_operators import TimedOperator
 from transprune.runtime.environment import environment
@@ -38,7 +38,7 @@ CASES = {
 
 
 def main() -> None:
-    backend = OnnxRuntime(transprune.LatencyOptions(), torch.device("cpu"))
+    backend = Deployed(transprune.LatencyOptions(), torch.device("cpu"))
     found = {}
     for name, (operator, widths) in CASES.items():
         reference = backend.operator(operator, *widths[-1])

@@ -51,7 +51,8 @@ from transprune.data import (
     split_halves,
 )
 from transprune.data.texts import load_texts
-from transprune.exports.formats import check_agreement, check_onnx, check_pt2, export_program, onnx_bytes, pt2_bytes
+from transprune.exports.formats import check_agreement, check_pt2, export_program, onnx_bytes, pt2_bytes
+from transprune.exports.runtimes import RUNTIMES, check_files, find_runtime
 from transprune.latency import stopwatch
 from transprune.latency.backends import make_backend, network_onnx
 from transprune.latency.latency_model import LatencyModel, Validation
@@ -1161,10 +1162,17 @@ def pt2_fails(_):
         pt2_bytes(SimpleNamespace())
 
 
+def runtime_not_installed(_):
+    with mock.patch.object(type(RUNTIMES["openvino"]), "packages", {"no_such_package": "none"}):
+        find_runtime("openvino")
+
+
 ways(
-    export_disagrees=lambda _: check_agreement("ONNX", lambda images: torch.ones(2, 5) * 99, plain(), IMAGES),
+    export_disagrees=lambda _: check_agreement(".onnx", lambda images: torch.ones(2, 5) * 99, plain(), IMAGES),
     export_program=lambda _: export_program(Branching(), IMAGES[0]),
-    onnx_unreadable=lambda _: check_onnx(b"nonsense", plain(), IMAGES),
+    onnx_unreadable=lambda _: check_files(RUNTIMES["onnxruntime"], {".onnx": b"nonsense"}, plain(), IMAGES),
+    runtime_unknown=lambda _: find_runtime("onnxruntim"),
+    runtime_not_installed=runtime_not_installed,
     pt2_unreadable=lambda _: check_pt2(b"nonsense", plain(), IMAGES),
 )
 

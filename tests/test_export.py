@@ -1,17 +1,20 @@
-"""The student as an exported program and as ONNX."""
+"""The student as an exported program, as ONNX, and as the files of every runtime that is installed."""
 
 import io
 import subprocess
 import sys
+from functools import partial
 
 import onnxruntime
 import pytest
 import torch
 from torch import nn
 
+import transprune
 from small_networks import CASES, example
 from transprune.errors import ExportError
-from transprune.exports.formats import check_onnx, check_pt2, export_program, onnx_bytes, pt2_bytes, takes_any_batch
+from transprune.exports.formats import check_pt2, export_program, onnx_bytes, pt2_bytes, takes_any_batch
+from transprune.exports.runtimes import RUNTIMES, check_files, find_runtime
 
 
 def network(seed=0):
@@ -37,7 +40,12 @@ class Secretive(nn.Module):
         return images.flatten(1)[:, :2] if float(images.sum()) > 0 else images.flatten(1)[:, :3]
 
 
-KINDS = {"onnx": (onnx_bytes, check_onnx), "pt2": (pt2_bytes, check_pt2)}
+INSTALLED = {name: runtime for name, runtime in RUNTIMES.items() if runtime.is_installed}
+OF_ANY_BATCH = {name: runtime for name, runtime in INSTALLED.items() if runtime.takes_any_batch}
+KINDS = {
+    "pt2": (pt2_bytes, check_pt2),
+    **{name: (runtime.write, partial(check_files, runtime)) for name, runtime in OF_ANY_BATCH.items()},
+}
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +56,12 @@ def program():
 @pytest.fixture(scope="module")
 def contents(program):
     return {kind: write(program) for kind, (write, _) in KINDS.items()}
+
+
+def half(files):
+    if isinstance(files, bytes):
+        return files[: len(files) // 2]
+    return {suffix: half(content) for suffix, content in files.items()}
 
 
 def batches(*sizes):
@@ -81,13 +95,53 @@ def test_an_export_of_another_number_of_classes_is_not_trusted(contents, kind):
         KINDS[kind][1](contents[kind], nn.Sequential(*network(), nn.Linear(5, 4)), batches(2))
 
 
-@pytest.mark.parametrize(
-    ("kind", "message"), [("onnx", "cannot run the exported"), ("pt2", "cannot load the exported")]
-)
-def test_a_damaged_file_is_refused(contents, kind, message):
-    content = contents[kind]
-    with pytest.raises(ExportError, match=message):
-        KINDS[kind][1](content[: len(content) // 2], network(), batches(1))
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_file_is_refused(contents, kind):
+    name = "cannot load the exported" if kind == "pt2" else f"cannot run the network for {RUNTIMES[kind].title}"
+    with pytest.raises(ExportError, match=name):
+        KINDS[kind][1](half(contents[kind]), network(), batches(1))
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+def test_every_runtime_gives_torchs_logits_of_single_samples(name):
+    runtime = RUNTIMES[name]
+    program = export_program(network(), torch.zeros(2, 3, 4, 4), any_batch=False)
+    files = runtime.write(program)
+    assert tuple(files) == runtime.suffixes
+    assert check_files(runtime, files, network(), [batches(1)[0], -batches(1)[0]]) < 1e-5
+    with pytest.raises(ExportError, match="differ from torch's by"):
+        check_files(runtime, files, network(seed=1), batches(1))
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+def test_several_inputs_and_outputs_keep_their_order(name):
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Linear(3, 2), nn.Linear(4, 2)
+
+        def forward(self, first, second):
+            return self.one(first) - 2 * self.other(second), self.one(first)
+
+    torch.manual_seed(0)
+    inputs = torch.randn(1, 3), torch.randn(1, 4)
+    model = Two().eval()
+    files = RUNTIMES[name].write(export_program(model, inputs, any_batch=False))
+    assert check_files(RUNTIMES[name], files, model, [inputs]) < 1e-5
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+def test_a_name_says_the_runtime(name, tmp_path):
+    suffix = RUNTIMES[name].suffixes[0]
+    assert transprune.export(network(), torch.zeros(3, 3, 4, 4), tmp_path / f"net{suffix}").is_file()
+    left = {each.suffix for each in tmp_path.iterdir()}
+    assert left == set(RUNTIMES[name].suffixes)
+
+
+def test_what_is_not_installed_is_named_with_the_way_to_install_it(monkeypatch):
+    monkeypatch.setattr(type(RUNTIMES["litert"]), "packages", {"no_such_package": "none"})
+    with pytest.raises(ExportError, match=r"LiteRT: it is not installed; pip install 'transprune\[litert\]'"):
+        find_runtime("litert")
 
 
 def test_exporting_leaves_the_network_in_its_mode():
@@ -115,7 +169,7 @@ def test_a_forward_that_fixes_the_batch_is_exported_for_one_image():
 
 
 def test_the_batch_of_the_onnx_file_is_named(contents):
-    (image,) = onnxruntime.InferenceSession(contents["onnx"]).get_inputs()
+    (image,) = onnxruntime.InferenceSession(contents["onnxruntime"][".onnx"]).get_inputs()
     assert image.shape == ["batch", 3, 4, 4]
 
 

@@ -12,7 +12,7 @@ from torch import nn
 import small_networks as zoo
 from fake_latency import CALL, DISPATCH, REORDER, alone, network_time, use_fake_backend
 from transprune.errors import LatencyError, OptionError, SpaceError
-from transprune.latency.backends import BACKENDS, OnnxRuntime, make_backend
+from transprune.latency.backends import BACKENDS, Deployed, make_backend
 from transprune.latency.latency_model import Correction, LatencyModel, TimeTable, Validation
 from transprune.latency.measurement import grid_of, measure_latency
 from transprune.latency.stopwatch import low_quantile, take_turns, time_all
@@ -292,7 +292,9 @@ def test_options_out_of_range_are_refused(option, message):
 
 
 def test_an_unknown_backend_is_refused():
-    with pytest.raises(OptionError, match="expected one of onnxruntime, torch; did you mean 'torch'"):
+    with pytest.raises(
+        OptionError, match="expected one of onnxruntime, openvino, litert, executorch, torch; did you mean 'torch'"
+    ):
         make_backend(LatencyOptions(backend="torhc"))
 
 
@@ -374,7 +376,7 @@ def test_a_network_that_the_older_exporter_cannot_write_is_written_by_the_newer_
         return export(*args, dynamo=dynamo, **named)
 
     monkeypatch.setattr(torch.onnx, "export", newer_only)
-    backend = OnnxRuntime(LatencyOptions(), torch.device("cpu"))
+    backend = Deployed(LatencyOptions(), torch.device("cpu"))
     [logits] = backend.network(zoo.plain().eval(), (zoo.example(1),))()
     assert logits.shape == (1, zoo.CLASSES)
 

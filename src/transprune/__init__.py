@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from transprune.data import make_loader as make_loader
     from transprune.data.texts import load_texts as load_texts
     from transprune.errors import TranspruneError as TranspruneError
-    from transprune.exports.formats import export as export
     from transprune.exports.load import load as load
+    from transprune.exports.runtimes import export as export
     from transprune.latency.latency_model import LatencyModel as LatencyModel
     from transprune.latency.measurement import LatencyMeasurement as LatencyMeasurement
     from transprune.latency.measurement import measure_latency as measure_latency

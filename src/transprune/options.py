@@ -32,7 +32,8 @@ AugmentationName = Literal["standard", "none", "shift", "imagenet"]
 """Augmentations that can be asked for by name."""
 Normalisation = tuple[float, ...] | Literal["imagenet", "cifar10", "cifar100", "none", "data"]
 """Figures of each channel by which images are normalised, pixels from 0 to 1: themselves, or whose they are."""
-BackendName = Literal["onnxruntime", "torch"]
+RuntimeName = Literal["onnxruntime", "openvino", "litert", "executorch"]
+BackendName = Literal["onnxruntime", "openvino", "litert", "executorch", "torch"]
 """What runs a network whose latency is measured."""
 
 OPTIMIZERS = ("sgd", "adamw")
@@ -296,7 +297,8 @@ class LatencyOptions:
     """Where latency is measured, how thoroughly, and how far its model may be off."""
 
     backend: BackendName = "onnxruntime"
-    """What runs the network: `onnxruntime` on the CPU, as a deployed model, or `torch` on the device of the run."""
+    """What runs the network: on the CPU, as it will be deployed, `onnxruntime`, or with the extra of that name
+    `openvino`, `litert` or `executorch`; or `torch`, on the device of the run."""
     threads: int = 1
     """Threads that compute on the CPU: as many as the network will have where it is deployed."""
     batch_size: int = 1

@@ -13,7 +13,7 @@ import tyro
 
 from transprune import runs
 from transprune.errors import OptionError
-from transprune.options import Dimensions, MeasureOptions
+from transprune.options import Dimensions, MeasureOptions, RuntimeName
 from transprune.runs.run_options import Safety, Tracking
 
 if TYPE_CHECKING:
@@ -105,9 +105,12 @@ class EvaluateCommand(Step):
 class ExportCommand(Step):
     """Write the student as student.onnx and student.pt2, or for transformers, checked.
 
+    transprune export runs/first --runtime openvino litert
     transprune export runs/first --hf smaller
     """
 
+    runtime: Annotated[tuple[RuntimeName, ...], tyro.conf.arg(metavar="NAME ...")] = ()
+    """Write the files of these runtimes too: openvino, litert, executorch; each is an extra that pip installs."""
     hf: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Write this folder instead, which transformers loads: config.json, model.safetensors, tokenizer or image
     processor, and a model card. For runs with --tie config."""
@@ -121,8 +124,9 @@ class ExportCommand(Step):
             return
         if self.push_to_hub is not None:
             raise OptionError("cannot use --push-to-hub alone: expected the folder to upload too (--hf FOLDER)")
-        folder = self._do("export")
-        print(f"wrote {folder.file('student.onnx')} and {folder.file('student.pt2')}")
+        with runs.open_run(self.run, device=self.device) as run, runs.logging_to(run):
+            written = runs.export_step(run, self.runtime)
+        print(f"wrote {', '.join(str(run.folder.file(name)) for name in written)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Exports a network as a program of `torch.export` (`.pt2`) and as an ONNX file, both checked against torch."""
+"""Exports a network as a program of `torch.export` (`.pt2`) and as ONNX, and checks files against the network."""
 
 from __future__ import annotations
 
@@ -16,39 +16,8 @@ from torch.export import ExportedProgram
 from transprune.errors import ExportError, first_line
 from transprune.reading.networks import switched
 from transprune.reading.trace import Example, Flat, rebatched, sample_axes
-from transprune.runtime.files import write_atomically
 from transprune.runtime.journal import quiet
-from transprune.runtime.structures import as_inputs, called, copied, mapped, on_device, samples_in, tensors_in
-
-
-def export(network: nn.Module, example: Example, path: str | Path) -> Path:
-    """Writes a network to a file that runs without its code, and compares the file with torch.
-
-    Args:
-        network: The network, in evaluation mode in the file; untouched.
-        example: Inputs of the forward, of any structure. The file takes their tensors one after another, and any number
-            of samples, where the forward does.
-        path: Where to: `NAME.onnx` for ONNX, `NAME.pt2` for a program that `torch.export.load` reads.
-
-    Raises:
-        ExportError: The name ends otherwise, torch cannot export the network, or the file gives something else.
-        RunFolderError: The file cannot be written.
-    """
-    path = Path(path)
-    if path.suffix not in (".onnx", ".pt2"):
-        raise ExportError(f"cannot export to '{path}': expected a name that ends in .onnx or .pt2")
-    program = export_program(network, example)
-    inputs = mapped(as_inputs(example), lambda tensor: tensor.detach().cpu())
-    axes = None if takes_any_batch(program) else sample_axes(network, inputs)
-    batch = inputs if axes is None else rebatched(inputs, 1, axes)
-    if path.suffix == ".onnx":
-        content = onnx_bytes(program)
-        check_onnx(content, network, [batch])
-    else:
-        content = pt2_bytes(program)
-        check_pt2(content, network, [batch])
-    write_atomically(path, content)
-    return path
+from transprune.runtime.structures import as_inputs, called, copied, on_device, samples_in, tensors_in
 
 
 def onnx_bytes(program: ExportedProgram, notes: Mapping[str, str] | None = None) -> bytes:
@@ -62,7 +31,7 @@ def onnx_bytes(program: ExportedProgram, notes: Mapping[str, str] | None = None)
     Raises:
         ExportError: torch cannot export it to ONNX.
     """
-    given, shapes = _given(program), None
+    given, shapes = given_to(program), None
     if takes_any_batch(program):
         axes = tuple(
             {axis: "batch" for axis, size in enumerate(each.shape) if not isinstance(size, int)} for each in given
@@ -100,36 +69,7 @@ def _is_of_flat(program: ExportedProgram) -> bool:
     return str(program.graph_signature.user_inputs[0]).startswith("tensors_")
 
 
-def check_onnx(content: bytes, network: nn.Module, batches: Sequence[Example]) -> float:
-    """Runs an ONNX file with onnxruntime and compares it with the network.
-
-    Args:
-        content: The file.
-        network: The network that was exported.
-        batches: Inputs of the network, of several batch sizes if the file takes any.
-
-    Returns:
-        The largest difference of any logit.
-
-    Raises:
-        ExportError: The file cannot be run, or its logits differ by more than rounding.
-    """
-    import onnxruntime
-
-    try:
-        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's errors have no common base in its public API
-        raise ExportError(f"cannot run the exported ONNX file: {first_line(error)}") from error
-
-    def run(*tensors: Tensor) -> list[Tensor]:
-        names = [each.name for each in session.get_inputs()]
-        feed = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
-        return [torch.from_numpy(each) for each in session.run(None, feed)]
-
-    return check_agreement("ONNX", run, network, batches)
-
-
-def export_program(network: nn.Module, example: Example) -> ExportedProgram:
+def export_program(network: nn.Module, example: Example, *, any_batch: bool = True) -> ExportedProgram:
     """Exports a network in evaluation mode for any number of samples, or for one if its forward allows no other.
 
     A program from one tensor to another has the network's own interface. Where inputs or outputs are nested, it takes
@@ -138,6 +78,7 @@ def export_program(network: nn.Module, example: Example) -> ExportedProgram:
     Args:
         network: Any network; untouched.
         example: Inputs of the size to export for, of any structure.
+        any_batch: Whether the program may take any number of samples; else it takes one.
 
     Raises:
         ExportError: torch cannot export the network.
@@ -146,7 +87,7 @@ def export_program(network: nn.Module, example: Example) -> ExportedProgram:
     inputs = on_device(as_inputs(example), "cpu")
     axes = sample_axes(exported, inputs)
     one = inputs if axes is None else rebatched(inputs, 1, axes)
-    if axes is not None:
+    if axes is not None and any_batch:
         two = rebatched(inputs, 2, axes)  # torch.export treats a batch of one as fixed
         batch = torch.export.Dim("batch", min=1)
         shapes = tuple(None if axis is None else {axis: batch} for axis in axes)
@@ -174,10 +115,10 @@ def _exported(network: nn.Module, inputs: Example, shapes: tuple[Any, ...] | Non
 
 def takes_any_batch(program: ExportedProgram) -> bool:
     """Whether a program takes any number of samples; otherwise it takes one."""
-    return any(not isinstance(size, int) for tensor in _given(program) for size in tensor.shape)
+    return any(not isinstance(size, int) for tensor in given_to(program) for size in tensor.shape)
 
 
-def _given(program: ExportedProgram) -> list[Tensor]:
+def given_to(program: ExportedProgram) -> list[Tensor]:
     """The input tensors of a program, without values."""
     names = program.graph_signature.user_inputs
     return [node.meta["val"] for node in program.graph.nodes if node.name in names]
@@ -232,7 +173,7 @@ def check_agreement(kind: str, run: Callable[..., Any], network: nn.Module, batc
     """Compares an exported file with the network.
 
     Args:
-        kind: The kind of file for messages, such as "ONNX".
+        kind: The ending of the file, such as ".onnx".
         run: Runs the file on the tensors of inputs, in order.
         network: The network that was exported; untouched.
         batches: Inputs of the network, of several batch sizes.

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transprune.errors import LatencyError, OptionError, expected_one_of
+from transprune.errors import LatencyError, OptionError, expected_one_of, first_line
+from transprune.exports.runtimes import RUNTIMES, Files, Runtime, find_runtime
 from transprune.latency.operator_networks import operator_inputs, operator_module, operator_onnx
 from transprune.latency.timed_operators import TimedOperator
 from transprune.options import LatencyOptions
+from transprune.reading.networks import switched
 from transprune.reading.trace import Example, Flat
 from transprune.runtime import choose_device
 from transprune.runtime.environment import environment
@@ -60,47 +62,56 @@ class Backend:
         raise NotImplementedError
 
 
-class OnnxRuntime(Backend):
-    """onnxruntime on the CPU."""
+class Deployed(Backend):
+    """A runtime on the CPU that reads files, and onnxruntime itself.
+
+    Operators are timed from ONNX that is built node by node. Where a runtime does not read that, writing each of some
+    hundreds would take seconds: they are timed in onnxruntime then, and the correction that is fitted to whole networks
+    of the runtime makes the difference, as far as the validation bears it out.
+    """
 
     def __init__(self, options: LatencyOptions, device: torch.device) -> None:
         super().__init__(options, torch.device("cpu"))
+        self.runtime = find_runtime(options.backend)
+        self._operators = self.runtime if self.runtime.reads_onnx else RUNTIMES["onnxruntime"]
 
     def surroundings(self) -> dict[str, Any]:
         found = environment()
-        return {name: found[name] for name in ("cpu", "onnxruntime", "torch")}
+        return {
+            **{name: found[name] for name in ("cpu", "onnxruntime", "torch")},
+            self.runtime.name: self.runtime.version,
+        }
 
     def operator(self, operator: TimedOperator, inputs: int, outputs: int) -> Call:
-        content = operator_onnx(operator, self.options.batch_size, inputs, outputs)
-        return self.file(content, operator_inputs(operator, self.options.batch_size, inputs, outputs))
+        files = {".onnx": operator_onnx(operator, self.options.batch_size, inputs, outputs)}
+        return self._ready(self._operators, files, operator_inputs(operator, self.options.batch_size, inputs, outputs))
 
     def network(self, network: nn.Module, inputs: Example) -> Call:
         tensors = tuple(tensors_in(inputs))
-        return self.file(network_onnx(network if inputs == tensors else Flat(network, inputs), tensors), tensors)
+        one = network if inputs == tensors else Flat(network, inputs)
+        if self.runtime.reads_onnx:
+            return self._ready(self.runtime, {".onnx": network_onnx(one, tensors)}, tensors)
+        program = torch.export.export(switched(one, training=False), tensors, strict=False)
+        return self.file(self.runtime.write(program), tensors)
 
-    def file(self, content: bytes, inputs: tuple[Tensor, ...]) -> Call:
-        """An ONNX file that has run once on the inputs in order, and is ready to run again.
+    def file(self, files: Files, inputs: tuple[Tensor, ...]) -> Call:
+        """Files of the runtime, which have run once on the inputs in order, ready to run again.
 
         Raises:
-            LatencyError: onnxruntime cannot run it.
+            LatencyError: The runtime cannot run them.
         """
-        import onnxruntime
+        return self._ready(self.runtime, files, inputs)
 
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = self.options.threads
-        settings.inter_op_num_threads = 1
-        settings.log_severity_level = 3  # errors only
+    def _ready(self, runtime: Runtime, files: Files, inputs: tuple[Tensor, ...]) -> Call:
         try:
-            session = onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
-            names = [each.name for each in session.get_inputs()]
-            feed = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
-            session.run(None, feed)
-        except Exception as error:  # onnxruntime has a kind of its own for each cause
+            run = runtime.load(files, self.options.threads).on(*inputs)
+            run()
+        except Exception as error:  # each runtime has kinds of its own
             raise LatencyError(
-                f"cannot measure latency in onnxruntime: it does not run what torch wrote as ONNX "
-                f"({type(error).__name__}: {error}); measure it with the backend torch"
+                f"cannot measure latency in {runtime.title}: it does not run what torch wrote for it "
+                f"({first_line(error)}); measure it with the backend torch"
             ) from error
-        return lambda: session.run(None, feed)
+        return run
 
 
 class Torch(Backend):
@@ -139,7 +150,7 @@ class Torch(Backend):
         return run
 
 
-BACKENDS: dict[str, type[Backend]] = {"onnxruntime": OnnxRuntime, "torch": Torch}
+BACKENDS: dict[str, type[Backend]] = {**dict.fromkeys(RUNTIMES, Deployed), "torch": Torch}
 
 
 def make_backend(options: LatencyOptions, device: torch.device | str = "cpu") -> Backend:
@@ -147,10 +158,11 @@ def make_backend(options: LatencyOptions, device: torch.device | str = "cpu") ->
 
     Args:
         options: Backend, threads and batch size.
-        device: Where torch computes; onnxruntime computes on the CPU.
+        device: Where torch computes; the others compute on the CPU.
 
     Raises:
         OptionError: There is no such backend.
+        ExportError: It is not installed.
     """
     if options.backend not in BACKENDS:
         raise OptionError(

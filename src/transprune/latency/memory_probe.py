@@ -2,12 +2,13 @@
 
     python -m transprune.latency.memory_probe KIND FILE DEVICE SHAPE…
 
-KIND is `torch` (FILE is a program of `torch.export`) or `onnxruntime` (FILE is ONNX), SHAPE that of the images. Loads
-the file, runs it twice, and prints the growth of peak memory in bytes.
+KIND is `torch` (FILE is a program of `torch.export`) or the name of a runtime (FILE is its first file; others lie
+beside it), SHAPE that of the images. Loads the file, runs it twice, and prints the growth of peak memory in bytes.
 """
 
 from __future__ import annotations
 
+import importlib
 import io
 import sys
 from collections.abc import Callable
@@ -18,22 +19,24 @@ from pathlib import Path
 def main(kind: str, file: str, device: str, *shape: str) -> None:
     """Prints the peak memory in bytes."""
     extent = tuple(map(int, shape))
-    measure = _onnxruntime if kind == "onnxruntime" else _torch_on_cpu if device == "cpu" else _torch_on_cuda
-    print(measure(file, device, extent))
+    if kind == "torch":
+        print((_torch_on_cpu if device == "cpu" else _torch_on_cuda)(file, device, extent))
+    else:
+        print(_deployed(kind, Path(file), extent))
 
 
-def _onnxruntime(file: str, device: str, shape: tuple[int, ...]) -> int:
-    import numpy as np
-    import onnxruntime
+def _deployed(kind: str, file: Path, shape: tuple[int, ...]) -> int:
+    import torch
 
-    images = np.zeros(shape, np.float32)
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = 1
+    from transprune.exports.runtimes import RUNTIMES
+
+    runtime, images = RUNTIMES[kind], torch.zeros(shape)
+    importlib.import_module(next(iter(runtime.packages)))
 
     def run() -> None:
-        session = onnxruntime.InferenceSession(file, settings, providers=["CPUExecutionProvider"])
+        loaded = runtime.load({suffix: file.with_suffix(suffix).read_bytes() for suffix in runtime.suffixes})
         for _ in range(2):
-            session.run(None, {session.get_inputs()[0].name: images})
+            loaded(images)
 
     return _growth(run)
 

@@ -16,7 +16,8 @@ from transprune.architecture import Architecture
 from transprune.budget import parse_budgets, points
 from transprune.data import ImageData, make_loader
 from transprune.errors import LatencyError, ModelError, OptionError
-from transprune.exports.formats import check_onnx, check_pt2, export_program, onnx_bytes, pt2_bytes, takes_any_batch
+from transprune.exports.formats import check_pt2, export_program, pt2_bytes, takes_any_batch
+from transprune.exports.runtimes import check_files, find_runtime
 from transprune.latency.performance import measure, measurements_json, most_time
 from transprune.latency.stopwatch import Latency, measure_latencies
 from transprune.models.configured import configured
@@ -235,29 +236,55 @@ def _predicted(run: Run) -> dict[str, int]:
     return {name: run.space.cost(cost, architecture) for name, architecture in architectures.items()}
 
 
-def export_step(run: Run) -> None:
-    """Exports the student as a program and as ONNX, both compared with torch on real images."""
+def export_step(run: Run, runtimes: Sequence[str] = ()) -> list[str]:
+    """Exports the student as a program and for runtimes, all compared with torch on real samples.
+
+    Args:
+        run: The run.
+        runtimes: Names of runtimes beside onnxruntime and the one that the run's latency is measured in.
+
+    Returns:
+        The names of the files.
+
+    Raises:
+        ExportError: A runtime is not installed, or does not take the student; then nothing is written.
+    """
+    names = dict.fromkeys(["onnxruntime", run.options.latency.backend, *runtimes])
+    wanted = [find_runtime(name) for name in names if name != "torch"]
     student = load_student(run)
     with run.phase(EXPORT.name):
         program = export_program(student, run.example)
-        is_any = takes_any_batch(program)
+        is_any, one = takes_any_batch(program), None
         batches = _check_batches(run, EXPORT_CHECKS if is_any else (1,))
         notes = _notes(run)
-        pt2 = pt2_bytes(program, notes)
-        onnx = onnx_bytes(program, notes)
-        difference = max(check_pt2(pt2, student, batches), check_onnx(onnx, student, batches))
-    for file, content in zip(EXPORT.files, (onnx, pt2), strict=True):
-        run.folder.write_bytes(file, content)
+        contents = {"student.pt2": pt2_bytes(program, notes)}
+        differences = {"student.pt2": check_pt2(contents["student.pt2"], student, batches)}
+        for runtime in wanted:
+            checked = batches if runtime.takes_any_batch else batches[:1]
+            if not runtime.takes_any_batch and one is None:
+                one = export_program(student, run.example, any_batch=False)
+            files = runtime.write(program if one is None or runtime.takes_any_batch else one, notes)
+            differences[f"student{runtime.suffixes[0]}"] = check_files(runtime, files, student, checked)
+            contents |= {f"student{suffix}": content for suffix, content in files.items()}
+    for name, content in contents.items():
+        run.folder.write_bytes(name, content)
     sizes = f"batches of {EXPORT_CHECKS}" if is_any else "single"
     is_image = isinstance(run.data, ImageData)
-    one, outputs = ("image", "logits") if is_image else ("sample", "outputs")
-    fixed = "" if is_any else f"; they take one {one} at a time, since torch cannot export this forward for any batch"
+    sample, outputs = ("image", "logits") if is_image else ("sample", "outputs")
+    fixed = (
+        "" if is_any else f"; they take one {sample} at a time, since torch cannot export this forward for any batch"
+    )
+    singly = [f"student{each.suffixes[0]}" for each in wanted if is_any and not each.takes_any_batch]
+    if singly:
+        fixed = f"; {' and '.join(singly)} {'takes' if len(singly) == 1 else 'take'} one {sample} at a time"
+    difference = max(differences.values())
     run.decide(
-        "Exported student.onnx and student.pt2",
-        f"their {outputs} differ from torch's by at most {difference:.2g} on {sizes} test {one}s{fixed}",
+        f"Exported {' and '.join(differences)}",
+        f"their {outputs} differ from torch's by at most {difference:.2g} on {sizes} test {sample}s{fixed}",
         largest_difference=difference,
         takes_any_batch=is_any,
     )
+    return list(contents)
 
 
 def export_pretrained_step(run: Run, folder: str | Path, *, push_to_hub: str | None = None) -> Path:
