@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from transprune.latency.measurement import LatencyMeasurement as LatencyMeasurement
     from transprune.latency.measurement import measure_latency as measure_latency
     from transprune.latency.performance import Performance as Performance
+    from transprune.latency.performance import Quantised as Quantised
     from transprune.latency.performance import measure as measure
+    from transprune.latency.performance import quantise as quantise
     from transprune.latency.stopwatch import Latency as Latency
     from transprune.latency.stopwatch import measure_latencies as measure_latencies
     from transprune.models.configured import configured as configured

@@ -111,6 +111,8 @@ class ExportCommand(Step):
 
     runtime: Annotated[tuple[RuntimeName, ...], tyro.conf.arg(metavar="NAME ...")] = ()
     """Write the files of these runtimes too: openvino, litert, executorch; each is an extra that pip installs."""
+    int8: bool = False
+    """Write student.int8.onnx too, in 8 bits, and measure accuracy, latency and size beside 32 bits."""
     hf: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Write this folder instead, which transformers loads: config.json, model.safetensors, tokenizer or image
     processor, and a model card. For runs with --tie config."""
@@ -126,6 +128,9 @@ class ExportCommand(Step):
             raise OptionError("cannot use --push-to-hub alone: expected the folder to upload too (--hf FOLDER)")
         with runs.open_run(self.run, device=self.device) as run, runs.logging_to(run):
             written = runs.export_step(run, self.runtime)
+            if self.int8:
+                runs.show_quantised(runs.quantise_step(run))
+                written.append("student.int8.onnx")
         print(f"wrote {', '.join(str(run.folder.file(name)) for name in written)}")
 
 

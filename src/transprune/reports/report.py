@@ -95,6 +95,7 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "size": network_size(record),
         "measurements": list(_measurements(record)),
         "measured_on": _measured_on(record),
+        "int8": list(_int8(record)),
         "layers": [_layer(layer) for layer in record.layers],
         "layers_drawing": layers_figure(record.layers) if record.layers else None,
         "examples": _examples(record.examples),
@@ -180,6 +181,15 @@ def _measurements(record: RunRecord) -> Iterator[dict[str, Any]]:
                 "memory": _change("peak_memory_bytes", teacher, student),
                 "file": _change("file_bytes", teacher, student),
             }
+
+
+def _int8(record: RunRecord) -> Iterator[tuple[str, str, str]]:
+    """The student's figures in 32 and in 8 bits."""
+    units = {"latency_ms": ("Latency", "ms"), "file_bytes": ("File", "B")}
+    before, after = part(record.int8, "float"), part(record.int8, "int8")
+    for name in before:
+        label, unit = units.get(name, (name.replace("_", " "), "metric"))
+        yield label, _measure(number(before[name]), unit), _measure(number(after.get(name)), unit)
 
 
 def _measured_on(record: RunRecord) -> tuple[Any, Any, Any]:

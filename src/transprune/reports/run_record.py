@@ -87,6 +87,8 @@ class RunRecord:
     result: Mapping[str, Any]
     measurements: Mapping[str, Any]
     """The measurements of `transprune measure`."""
+    int8: Mapping[str, Any]
+    """The student in 32 and in 8 bits, of `transprune export --int8`."""
     examples: Mapping[str, Any]
     """Accuracy by class, and pictures on which teacher and student disagree."""
     entries: Sequence[Mapping[str, Any]]
@@ -191,6 +193,7 @@ def _read(folder: RunFolder) -> RunRecord:
         architecture=architecture,
         result=result,
         measurements=folder.read_json("measurements.json") if folder.has("measurements.json") else {},
+        int8=folder.read_json("int8.json") if folder.has("int8.json") else {},
         examples=folder.read_json("examples.json") if folder.has("examples.json") else {},
         entries=folder.read_journal(),
         groups=[_width_row(group, space, architecture) for group in space.get("groups", [])],

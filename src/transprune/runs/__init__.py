@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transprune.runs.results import show_derived as show_derived
     from transprune.runs.results import show_frontier as show_frontier
     from transprune.runs.results import show_measurements as show_measurements
+    from transprune.runs.results import show_quantised as show_quantised
     from transprune.runs.results import show_results as show_results
     from transprune.runs.results import show_space as show_space
     from transprune.runs.results import space_as_json as space_as_json
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from transprune.runs.steps import export_pretrained_step as export_pretrained_step
     from transprune.runs.steps import export_step as export_step
     from transprune.runs.steps import measure_step as measure_step
+    from transprune.runs.steps import quantise_step as quantise_step
     from transprune.runs.steps import report as report
     from transprune.runs.steps import report_step as report_step
     from transprune.runs.steps import run_all as run_all

@@ -196,6 +196,20 @@ def show_measurements(content: dict[str, Any]) -> None:
     )
 
 
+def show_quantised(content: dict[str, Any]) -> None:
+    """Prints the student in 32 and in 8 bits."""
+    units = {"latency_ms": ("latency (ms)", ".3f"), "file_bytes": ("file (bytes)", ",")}
+    rows = []
+    for name in content["float"]:
+        label, form = units.get(name, (name, ".4g"))
+        rows.append([label, *(format(content[bits][name], form) for bits in ("float", "int8"))])
+    print_table(
+        f"the student in onnxruntime, {content['threads']} CPU thread(s), batch {content['batch_size']}",
+        ["", "32 bits", "8 bits"],
+        rows,
+    )
+
+
 def show_architecture(run: Run) -> None:
     """Prints what a search chose, and what it costs."""
     space = run.space

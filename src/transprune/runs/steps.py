@@ -18,7 +18,7 @@ from transprune.data import ImageData, make_loader
 from transprune.errors import LatencyError, ModelError, OptionError
 from transprune.exports.formats import check_pt2, export_program, pt2_bytes, takes_any_batch
 from transprune.exports.runtimes import check_files, find_runtime
-from transprune.latency.performance import measure, measurements_json, most_time
+from transprune.latency.performance import measure, measurements_json, most_time, quantise
 from transprune.latency.stopwatch import Latency, measure_latencies
 from transprune.models.configured import configured
 from transprune.models.hugging_face import Origin, export_pretrained, is_hugging_face
@@ -61,6 +61,7 @@ from transprune.runs.run import Run, log, logging_to
 from transprune.runs.run_options import RunOptions, Safety, preset_options
 from transprune.runtime import RunFolder, announce, choose_device, processes
 from transprune.runtime.structures import copied, tensors_in
+from transprune.runtime.terminal import milliseconds
 from transprune.scores.rounds import Compression
 from transprune.searching.search import SearchResult
 from transprune.space import SearchSpace
@@ -285,6 +286,32 @@ def export_step(run: Run, runtimes: Sequence[str] = ()) -> list[str]:
         takes_any_batch=is_any,
     )
     return list(contents)
+
+
+def quantise_step(run: Run) -> dict[str, Any]:
+    """Writes the student in 8 bits, measured beside itself in 32; writes and returns `int8.json`."""
+    student = load_student(run)
+    with run.phase("quantise"):
+        found = quantise(
+            student,
+            run.data,
+            run.folder.file("student.int8.onnx"),
+            task=run.task,
+            latency=run.options.latency,
+            seed=run.options.seed,
+        )
+    content = found.to_json()
+    run.folder.write_json("int8.json", content)
+    name = next(iter(found.before.metrics), "loss")
+    before, after = (each.to_json()[name] for each in (found.before, found.after))
+    run.decide(
+        "Wrote student.int8.onnx",
+        f"in 8 bits its {name} is {after:.4g} where it is {before:.4g} in 32, its latency "
+        f"{milliseconds(round(1e6 * found.latency_after.latency_ms))} where it is "
+        f"{milliseconds(round(1e6 * found.latency_before.latency_ms))}",
+        **content,
+    )
+    return content
 
 
 def export_pretrained_step(run: Run, folder: str | Path, *, push_to_hub: str | None = None) -> Path:

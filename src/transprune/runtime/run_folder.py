@@ -43,6 +43,8 @@ RUN_FILES = (
     "student.bin",
     "student.tflite",
     "student.pte",
+    "student.int8.onnx",
+    "int8.json",
     "result.json",
     "examples.json",
     "measurements.json",
