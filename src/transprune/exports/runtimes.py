@@ -84,8 +84,12 @@ class Runtime:
         """
         raise NotImplementedError
 
-    def load(self, files: Files, threads: int = 1) -> Loaded:
+    def load(self, files: Files, threads: int | None = None) -> Loaded:
         """A network, ready to run on the CPU.
+
+        Args:
+            files: As `write` makes them.
+            threads: How many it computes on; None: the runtime's default.
 
         Raises:
             ExportError: The runtime does not take the files.
@@ -122,11 +126,11 @@ class OnnxRuntime(Runtime):
     def write(self, program: ExportedProgram, notes: Mapping[str, str] | None = None) -> Files:
         return {".onnx": onnx_bytes(program, notes)}
 
-    def load(self, files: Files, threads: int = 1) -> Loaded:
+    def load(self, files: Files, threads: int | None = None) -> Loaded:
         import onnxruntime
 
         settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = threads
+        settings.intra_op_num_threads = threads or 0  # 0: as many as there are cores
         settings.inter_op_num_threads = 1
         settings.log_severity_level = 3  # errors only
         with _refused("run", self):
@@ -161,10 +165,10 @@ class OpenVino(Runtime):
             openvino.save_model(model, path, compress_to_fp16=False)
             return {suffix: path.with_suffix(suffix).read_bytes() for suffix in self.suffixes}
 
-    def load(self, files: Files, threads: int = 1) -> Loaded:
+    def load(self, files: Files, threads: int | None = None) -> Loaded:
         import openvino
 
-        settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+        settings = {"INFERENCE_NUM_THREADS": threads or 0, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
         with _refused("run", self):
             core = openvino.Core()
             model = (
@@ -190,7 +194,7 @@ class LiteRT(Runtime):
             litert_torch.convert(program.module(), _zeros(program)).export(str(path))
             return {".tflite": path.read_bytes()}
 
-    def load(self, files: Files, threads: int = 1) -> Loaded:
+    def load(self, files: Files, threads: int | None = None) -> Loaded:
         from ai_edge_litert.interpreter import Interpreter
 
         with _refused("run", self):
@@ -217,6 +221,7 @@ class ExecuTorch(Runtime):
     """ExecuTorch, its operators handed to XNNPACK where that has them, from `.pte`."""
 
     name, title, suffixes = "executorch", "ExecuTorch", (".pte",)
+    _is_in_use = False
     packages: ClassVar[Mapping[str, str]] = {"executorch": "executorch"}
     takes_any_batch = False
 
@@ -228,17 +233,32 @@ class ExecuTorch(Runtime):
             lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
             return {".pte": bytes(lowered.to_executorch().buffer)}
 
-    def load(self, files: Files, threads: int = 1) -> Loaded:
+    def load(self, files: Files, threads: int | None = None) -> Loaded:
         with _without_chatter():
             from executorch.extension.pybindings import portable_lib
             from executorch.runtime import Runtime as Runner
 
         with _refused("run", self):
-            # One pool of threads serves all networks of a process, and this is the only way to say how many it has.
-            portable_lib._unsafe_reset_threadpool(threads)
-            method = Runner.get().load_program(files[".pte"]).load_method("forward")
+            if threads not in (None, portable_lib._threadpool_get_thread_count()):
+                self._change_threads(threads, portable_lib._unsafe_reset_threadpool)
+            program = Runner.get().load_program(files[".pte"])
+            method = program.load_method("forward")
+        type(self)._is_in_use = True
+        held = program, method  # a method whose program is gone reads memory that is gone
 
-        return Loaded(list, method.execute)
+        def run(feed: list[Tensor]) -> Any:
+            return held[1].execute(feed)
+
+        return Loaded(list, run)
+
+    def _change_threads(self, threads: int, change: Callable[[int], None]) -> None:
+        """Makes the pool of threads anew that all networks of a process share, as long as none is there to share it."""
+        if self._is_in_use:
+            raise ExportError(
+                f"cannot run the network for ExecuTorch on {threads} threads: others of this process run on another "
+                "number already, and all share one pool; run it in a process of its own"
+            )
+        change(threads)
 
 
 RUNTIMES: dict[str, Runtime] = {each.name: each for each in (OnnxRuntime(), OpenVino(), LiteRT(), ExecuTorch())}
