@@ -51,12 +51,13 @@ from transprune.data import (
     split_halves,
 )
 from transprune.data.texts import load_texts
-from transprune.exports.formats import check_agreement, check_pt2, export_program, onnx_bytes, pt2_bytes
-from transprune.exports.runtimes import RUNTIMES, check_files, find_runtime
+from transprune.exports.formats import check_agreement, check_pt2, export_program, onnx_bytes, pt2_bytes, quantised_onnx
+from transprune.exports.runtimes import RUNTIMES, ExecuTorch, check_files, find_runtime
 from transprune.latency import stopwatch
 from transprune.latency.backends import make_backend, network_onnx
 from transprune.latency.latency_model import LatencyModel, Validation
 from transprune.latency.measurement import load_model
+from transprune.latency.performance import quantise
 from transprune.latency.timed_operators import operators_of
 from transprune.models.by_name import build_model, pretrained
 from transprune.models.hugging_face import Origin
@@ -1126,7 +1127,7 @@ def latency_damaged(place):
 ways(
     measure_options=lambda _: MeasureOptions(batch_size=0),
     latency_backend=lambda _: make_backend(SimpleNamespace(backend="tensorflow")),
-    latency_runtime=lambda _: make_backend(LatencyOptions()).file(b"no model", (example(),)),
+    latency_runtime=lambda _: make_backend(LatencyOptions()).file({".onnx": b"no model"}, (example(),)),
     latency_least=lambda _: LatencyOptions(grid=1),
     latency_bound=lambda _: LatencyOptions(bound=2.0),
     latency_batch=lambda _: stopwatch.as_batch(plain(), (torch.zeros(2, 3), torch.zeros(3, 3)), 4),
@@ -1162,6 +1163,11 @@ def pt2_fails(_):
         pt2_bytes(SimpleNamespace())
 
 
+def executorch_threads(_):
+    with mock.patch.object(ExecuTorch, "_is_in_use", True):
+        ExecuTorch()._change_threads(3, print)
+
+
 def runtime_not_installed(_):
     with mock.patch.object(type(RUNTIMES["openvino"]), "packages", {"no_such_package": "none"}):
         find_runtime("openvino")
@@ -1171,6 +1177,9 @@ ways(
     export_disagrees=lambda _: check_agreement(".onnx", lambda images: torch.ones(2, 5) * 99, plain(), IMAGES),
     export_program=lambda _: export_program(Branching(), IMAGES[0]),
     onnx_unreadable=lambda _: check_files(RUNTIMES["onnxruntime"], {".onnx": b"nonsense"}, plain(), IMAGES),
+    executorch_threads=executorch_threads,
+    int8_name=lambda _: quantise(plain(), None, "net.pt2"),
+    int8_fails=lambda _: quantised_onnx(b"nonsense", []),
     runtime_unknown=lambda _: find_runtime("onnxruntim"),
     runtime_not_installed=runtime_not_installed,
     pt2_unreadable=lambda _: check_pt2(b"nonsense", plain(), IMAGES),

@@ -19,6 +19,9 @@ from transprune.shrinking.shrink import shrink
 
 QUICK = MeasureOptions(batch_size=3, repeats=5, seconds=0.1)
 
+BOTH = ["torch", "onnxruntime"]
+"""The runtimes that are always there."""
+
 
 @pytest.fixture(scope="module")
 def found():
@@ -26,16 +29,14 @@ def found():
     student = shrink(teacher, inspect(teacher, zoo.example()).smallest_architecture(), zoo.example())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(performance._Subject, "peak_memory", lambda *_: 1)  # every one is a process of its own
+        patch.setattr(performance, "_runtimes", lambda: BOTH)
         return measure({"teacher": teacher, "student": student}, zoo.example(), QUICK)
 
 
 def test_every_network_is_measured_in_every_runtime_at_both_batch_sizes(found):
     cases = [(each.runtime, each.batch_size, each.network) for each in found]
     assert cases == [
-        (runtime, batch, network)
-        for runtime in ("torch", "onnxruntime")
-        for batch in (1, 3)
-        for network in ("teacher", "student")
+        (runtime, batch, network) for runtime in BOTH for batch in (1, 3) for network in ("teacher", "student")
     ]
 
 
@@ -48,7 +49,8 @@ def test_quartiles_enclose_the_median_and_throughput_is_its_inverse(found):
 def test_the_peak_memory_of_a_process_is_at_least_that_of_the_weights_it_loads(tmp_path):
     network = nn.Sequential(nn.Flatten(), nn.Linear(192, 20_000), nn.Linear(20_000, 5))
     subject = performance._Subject("teacher", network, zoo.example(1), tmp_path)
-    for runtime in ("torch", "onnxruntime"):
+    for runtime in BOTH:
+        assert subject.has_files_for(runtime)
         memory = subject.peak_memory(runtime, 1, torch.device("cpu"))
         assert memory is not None
         assert memory > 0.9 * subject.sizes[runtime]
@@ -56,6 +58,7 @@ def test_the_peak_memory_of_a_process_is_at_least_that_of_the_weights_it_loads(t
 
 def test_memory_can_be_left_out_and_the_time_is_announced(monkeypatch):
     monkeypatch.setattr(performance._Subject, "peak_memory", lambda *_: pytest.fail("it was left out"))
+    monkeypatch.setattr(performance, "_runtimes", lambda: BOTH)
     options = MeasureOptions(batch_size=1, repeats=5, seconds=0.1, memory=False)
     found = measure({"student": nn.Sequential(nn.Flatten(), nn.Linear(192, 5))}, zoo.example(), options)
     assert [each.peak_memory_bytes for each in found] == [None, None]
@@ -67,7 +70,7 @@ def test_memory_can_be_left_out_and_the_time_is_announced(monkeypatch):
 
 def test_memory_that_cannot_be_told_is_left_open(tmp_path):
     subject = performance._Subject("teacher", zoo.plain(), zoo.example(1), tmp_path)
-    subject.files["onnxruntime"].write_bytes(b"no network")
+    subject.files["onnxruntime"] = {".onnx": b"no network"}
     assert subject.peak_memory("onnxruntime", 1, torch.device("cpu")) is None
 
 
@@ -121,7 +124,7 @@ def performances(memory=2_000_000):
             peak_memory_bytes=memory,
             file_bytes=1_100_000,
         )
-        for runtime in ("torch", "onnxruntime")
+        for runtime in BOTH
         for batch in (1, 64)
         for network, milliseconds in (("teacher", 4.0 * batch), ("student", 1.0 * batch))
     ]

@@ -77,28 +77,27 @@ def quantised_onnx(onnx: bytes, batches: Iterable[Sequence[Tensor]]) -> bytes:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    names = [each.name for each in load_from_string(onnx).graph.input]
-
     class Samples(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.left = iter(batches)
+        def __init__(self, names: Sequence[str]) -> None:
+            self.names, self.left = names, iter(batches)
 
         def get_next(self) -> dict[str, Any] | None:
             tensors = next(self.left, None)
             if tensors is None:
                 return None
-            return {name: each.numpy() for name, each in zip(names, tensors, strict=True)}
+            return {name: each.numpy() for name, each in zip(self.names, tensors, strict=True)}
 
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), quiet(""):
         warnings.simplefilter("ignore")
         before, prepared, after = (Path(folder) / f"{name}.onnx" for name in ("before", "prepared", "after"))
         before.write_bytes(onnx)
         try:
+            names = [each.name for each in load_from_string(onnx).graph.input]
             quant_pre_process(str(before), str(prepared))
             quantize_static(
                 str(prepared),
                 str(after),
-                Samples(),
+                Samples(names),
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
