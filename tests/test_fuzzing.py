@@ -431,3 +431,18 @@ def test_a_width_that_would_fill_the_memory_is_refused_before_anything_is_made(f
         TranspruneError, match=r"the width of 'stem.conv' is 1000000000000, and no tensor is that large"
     ):
         transprune.load(path)
+
+
+@pytest.mark.parametrize("named", ["architecture.json", "space.json"])
+def test_a_depth_that_would_fill_the_memory_is_read_without_counting_to_it(finished, tmp_path, named):
+    path = copied(finished, tmp_path)
+    described = without_checksum((path / named).read_bytes())
+    if named == "space.json":
+        described["stages"][1]["depth"] = 10**12
+    else:
+        described["depths"]["stages.1"] = 10**12
+    (path / named).write_text(json.dumps(described))
+    with only_ours:
+        read_record(path)
+    with only_ours:
+        transprune.load(path)

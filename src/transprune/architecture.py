@@ -63,7 +63,7 @@ class Architecture:
             blocks: Paths of all its blocks.
         """
         if stage not in self.blocks:
-            return tuple(range(self.depths.get(stage, len(blocks))))
+            return tuple(range(min(self.depths.get(stage, len(blocks)), len(blocks))))
         return tuple(place for place, path in enumerate(blocks) if path in self.blocks[stage])
 
     def __repr__(self) -> str:

@@ -65,7 +65,7 @@ class DepthStage:
 
     def kept(self, depth: int) -> tuple[int, ...]:
         """Positions of the blocks of a candidate, ascending; those of smaller candidates are among them."""
-        return tuple(sorted(self.order[:depth])) if self.order else tuple(range(depth))
+        return tuple(sorted(self.order[:depth])) if self.order else tuple(range(min(depth, self.depth)))
 
     def kept_in(self, architecture: Architecture) -> tuple[int, ...]:
         """Positions of the blocks that an architecture keeps, ascending."""

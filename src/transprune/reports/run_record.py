@@ -235,7 +235,8 @@ def _kept(stage: Mapping[str, Any], architecture: Mapping[str, Any]) -> set[int]
     named = architecture.get("blocks", {}).get(stage["name"])
     if named is not None:
         return {place for place, path in enumerate(stage["blocks"]) if path in named}
-    return set(range(int(architecture.get("depths", {}).get(stage["name"], stage["depth"]))))
+    depth = int(architecture.get("depths", {}).get(stage["name"], stage["depth"]))
+    return set(range(min(depth, len(stage["blocks"]))))  # a damaged file may say any depth
 
 
 def _layer_rows(space_json: Mapping[str, Any], architecture_json: Mapping[str, Any]) -> list[LayerRow]:
