@@ -56,6 +56,16 @@ def test_the_guide_to_latency_runs_and_prints_what_it_says(monkeypatch, tmp_path
     assert re.match(r"\d+\.\d{3} ms\n\d+\.\d{3} ms\noff by \d\.\d% \(median\), \d\.\d% \(worst\)\n$", printed)
 
 
+@pytest.mark.usefixtures("_one_thread")
+def test_the_guide_to_runtimes_runs_and_prints_what_it_says(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names, printed = run_blocks("runtimes.md")
+    assert names["found"].bytes_after < names["found"].bytes_before
+    assert len(printed.split()) == 4
+    assert {"student.onnx", "student.int8.onnx"} <= {each.name for each in tmp_path.iterdir()}
+
+
 class StandIn:
     """A module whose functions only note what they were called with."""
 
