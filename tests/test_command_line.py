@@ -304,6 +304,11 @@ def test_a_standard_output_that_is_full_or_closed_ends_without_a_traceback(place
     assert "Traceback" not in done.stderr
 
 
+def test_another_error_of_the_system_is_not_blamed_on_standard_output():
+    with pytest.raises(OSError, match="no route"), explaining():
+        raise OSError(113, "no route to the host")
+
+
 INTERRUPTED = """
 import builtins
 import sys

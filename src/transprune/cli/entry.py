@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from transprune import __version__
 from transprune.cli import INTERRUPTED
@@ -80,11 +80,21 @@ def _closed_output() -> Iterator[None]:
         _write_to_nothing()
         sys.exit(CLOSED)
     except OSError as error:
-        if error.filename is not None:  # of a file, not of a stream
+        if error.filename is not None or _takes_a_line(sys.stdout):  # it was of a file, or of something else
             raise
         _write_to_nothing()
         print(f"transprune: cannot write to standard output: {error.strerror}", file=sys.stderr)
         sys.exit(FAILED)
+
+
+def _takes_a_line(stream: TextIO) -> bool:
+    """Whether a line can be written to a stream; nothing less tells."""
+    try:
+        stream.write("\n")
+        stream.flush()
+    except OSError:
+        return False
+    return True
 
 
 def _write_to_nothing() -> None:
