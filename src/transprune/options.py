@@ -341,7 +341,7 @@ class MeasureOptions:
     seconds: float = 20.0
     """Time after which a slow network need not run again, in each runtime and at each batch size."""
     memory: bool = True
-    """Measure peak memory too, each time in a process of its own, which takes seconds."""
+    """Peak memory is measured too, in a process of its own each time, which takes seconds (`--no-memory`: left out)."""
 
     def __post_init__(self) -> None:
         if min(self.batch_size, self.threads) < 1 or self.repeats < LEAST_REPEATS or not self.seconds > 0:

@@ -164,7 +164,7 @@ class CompressCommand(Job):
     samples: int = CompressOptions.samples
     """Training images to use; needs no labels."""
     repair: bool = CompressOptions.repair
-    """Fit what is left to the outputs of the whole network."""
+    """What is left is fitted to the outputs of the whole network (`--no-repair`: it keeps the weights that it had)."""
 
     def options(self) -> RunOptions:
         return replace(super().options(), compress=CompressOptions(samples=self.samples, repair=self.repair))
