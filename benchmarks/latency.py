@@ -1,11 +1,12 @@
 """How well the latency model predicts whole networks, and what it takes to learn it.
 
-    python benchmarks/latency.py [NETWORK ...] [--threads N] [--architectures N]
+    python benchmarks/latency.py [NETWORK ...] [--backend NAME] [--threads N] [--architectures N]
 
 For each network: learns the latency model on this machine (anew), then draws random architectures that the model has
-not seen, shrinks each for real, writes it as ONNX (with `--exported` as a run does, which takes longer), and times it
-in onnxruntime, all in turn. Beside the model's error stands that of MACs times one factor, fitted on the same
-measurements. Writes `benchmarks/latency/NETWORK-threadsN.json`.
+not seen, shrinks each for real, writes it for the runtime (with `--exported` as a run writes ONNX, which takes longer),
+and times it there, all in turn. Beside the model's error stands that of MACs times one factor, fitted on the same
+measurements. Writes `benchmarks/latency/NETWORK-threadsN.json`; a backend other than onnxruntime stands before
+`threads`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torchvision import models
 
 import transprune
 from transprune.exports.formats import export_program
+from transprune.exports.runtimes import RUNTIMES
 from transprune.latency.backends import Deployed
 from transprune.latency.stopwatch import low_quantile, take_turns
 from transprune.runtime.environment import environment
@@ -43,13 +45,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", default=list(NETWORKS))
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--backend", choices=tuple(RUNTIMES), default="onnxruntime")
     parser.add_argument("--architectures", type=int, default=30)
     parser.add_argument("--exported", action="store_true")
     arguments = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     for name in arguments.networks:
-        content = examine(name, arguments.threads, arguments.architectures, is_exported=arguments.exported)
-        path = RESULTS / f"{name}-threads{arguments.threads}.json"
+        options = transprune.LatencyOptions(backend=arguments.backend, threads=arguments.threads, remeasure=True)
+        content = examine(name, options, arguments.architectures, is_exported=arguments.exported)
+        runtime = "" if arguments.backend == "onnxruntime" else f"{arguments.backend}-"
+        path = RESULTS / f"{name}-{runtime}threads{arguments.threads}.json"
         path.write_text(json.dumps(content, indent=1) + "\n")
         print(
             f"{name}, {arguments.threads} thread(s): off by {100 * content['median_error']:.1f} % (median), "
@@ -60,12 +65,11 @@ def main() -> None:
         )
 
 
-def examine(name: str, threads: int, count: int, *, is_exported: bool) -> dict[str, object]:
+def examine(name: str, options: transprune.LatencyOptions, count: int, *, is_exported: bool) -> dict[str, object]:
     make, size = NETWORKS[name]
     torch.manual_seed(0)
     network, example = make().eval(), torch.zeros(1, 3, size, size)
     space = transprune.inspect(network, example)
-    options = transprune.LatencyOptions(threads=threads, remeasure=True)
     learned = transprune.measure_latency(network, space, example, options)
     architectures = [space.full_architecture(), space.smallest_architecture()]
     architectures += [space.random_architecture(FIRST_SEED + seed) for seed in range(count)]
@@ -96,7 +100,9 @@ def examine(name: str, threads: int, count: int, *, is_exported: bool) -> dict[s
     return {
         "network": name,
         "input": [1, 3, size, size],
-        "threads": threads,
+        "backend": options.backend,
+        "backend_version": backend.runtime.version,
+        "threads": options.threads,
         "exported": is_exported,
         "seconds": learned.seconds,
         "correction": vars(learned.model.correction),
