@@ -102,7 +102,8 @@ def choose_device(name: torch.device | str | None = "auto", network: torch.nn.Mo
         OptionError: The name is unknown, or the device does not exist, or the network's weights have no values.
     """
     held = [] if network is None else [*network.parameters(), *network.buffers()]
-    if any(each.is_meta for each in held):
+    is_wanted = str(name) == "meta"  # to follow shapes alone, as the tests do that look for waits
+    if not is_wanted and any(each.is_meta for each in held):
         raise OptionError(
             f"cannot compute with the {type(network).__name__}: its weights have no values (they are on the meta "
             "device); expected them to be read first: model.to_empty(device='cpu'), then model.load_state_dict(...)"
