@@ -176,7 +176,9 @@ class OpenVino(Runtime):
             )
             request = core.compile_model(model, "CPU", settings).create_infer_request()
 
-        return Loaded(lambda tensors: [each.numpy() for each in tensors], lambda feed: request.infer(feed).values())
+        return Loaded(
+            lambda tensors: [each.numpy() for each in tensors], lambda feed: list(request.infer(feed).values())
+        )
 
 
 class LiteRT(Runtime):
