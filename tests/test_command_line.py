@@ -42,7 +42,7 @@ def printed(capsys, *arguments, code=0):
 
 
 def flags(text):
-    return set(re.findall(r"(?<![\w-])--[a-z][a-z.-]*", text))
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z0-9.-]*", text))
 
 
 @pytest.mark.parametrize("arguments", [[], *([verb] for verb in VERBS), ["run", "--resume"]], ids=" ".join)

@@ -105,8 +105,7 @@ class EvaluateCommand(Step):
 class ExportCommand(Step):
     """Write the student as student.onnx and student.pt2, or for transformers, checked.
 
-    transprune export runs/first --runtime openvino litert
-    transprune export runs/first --hf smaller
+    transprune export runs/first --int8 --runtime openvino
     """
 
     runtime: Annotated[tuple[RuntimeName, ...], tyro.conf.arg(metavar="NAME ...")] = ()
