@@ -21,6 +21,7 @@ from transprune.reading.reading import read
 from transprune.reading.trace import Example, axes_along
 from transprune.runtime import choose_device
 from transprune.runtime.structures import (
+    SampleAxes,
     as_inputs,
     copied,
     joined,
@@ -168,22 +169,23 @@ def check_enough(count: int) -> None:
 def _joined(model: nn.Module, batches: Iterator[Example], count: int, task: Task) -> Example:
     """The first samples of several batches."""
     held: list[Example] = []
-    found, axis, axes = 0, task.sample_axis, None
+    axes: SampleAxes = task.sample_axis
+    found = 0
     while found < count:
         batch = next(batches, None)
         if batch is None:
             break
-        if not any(tensor.dim() > axis for tensor in tensors_in(batch)):
+        if not any(tensor.dim() > task.sample_axis for tensor in tensors_in(batch)):
             raise DataError(
                 f"cannot take samples from {outline(batch)}; expected tensors [samples, ...], nested as the network's "
                 "forward takes them"
             )
-        axes = axes_along(model, batch, task.sample_axis) if axes is None else axes
+        axes = axes if held else axes_along(model, batch, task.sample_axis)
         held.append(batch)
         found += samples_in(batch, axis=axes)
     check_enough(found)
     try:
-        whole = joined(held, axis if axes is None else axes)
+        whole = joined(held, axes)
     except (RuntimeError, ValueError) as error:
         other = next((each for each in held if outline(each) != outline(held[0])), held[-1])
         raise DataError(
@@ -191,7 +193,7 @@ def _joined(model: nn.Module, batches: Iterator[Example], count: int, task: Task
             "differ in the number of their samples alone (pad longer and shorter ones; the inputs of a network that "
             "takes several are one batch, [(first, second)])"
         ) from error
-    return sliced(whole, slice(0, count), found, axis if axes is None else axes)
+    return sliced(whole, slice(0, count), found, axes)
 
 
 def _without_targets(model: nn.Module, batch: Any) -> Example:
