@@ -151,12 +151,9 @@ class OpenVino(Runtime):
     reads_onnx = True
 
     def write(self, program: ExportedProgram, notes: Mapping[str, str] | None = None) -> Files:
-        return self.converted(onnx_bytes(program), notes)
-
-    def converted(self, onnx: bytes, notes: Mapping[str, str] | None = None) -> Files:
-        """The files of a network that is there as ONNX."""
         import openvino
 
+        onnx = onnx_bytes(program)
         with _refused("write", self), tempfile.TemporaryDirectory() as folder:
             model = openvino.Core().read_model(onnx)
             for name, text in (notes or {}).items():
