@@ -252,22 +252,21 @@ _RESNET = {
     "search_epochs": 2,
     "epochs": 4,
 }
-_SMALL = {"data": cifar(20_000), "task": transprune.classification(), "figure": "top1", "teacher_epochs": 15}
+_SMALL = {
+    "budget": "macs=0.5",
+    "data": cifar(20_000),
+    "task": transprune.classification(),
+    "figure": "top1",
+    "teacher_epochs": 15,
+    "search_epochs": 2,
+    "epochs": 4,
+}
 CELLS = {
     "resnet20-0.73": Cell(title="ResNet-20, CIFAR-10, 73 % of the MACs", budget="macs=0.73", **_RESNET),
     "resnet20-0.5": Cell(title="ResNet-20, CIFAR-10, half", budget="macs=0.5", **_RESNET),
     "resnet20-0.25": Cell(title="ResNet-20, CIFAR-10, a quarter", budget="macs=0.25", **_RESNET),
-    "mobilenetv2": Cell(
-        title="MobileNetV2, CIFAR-10, half", budget="macs=0.5", network=mobilenet, search_epochs=2, epochs=4, **_SMALL
-    ),
-    "vit": Cell(
-        title="ViT, CIFAR-10, half",
-        budget="macs=0.5",
-        network=lambda sources: ViT(),
-        search_epochs=2,
-        epochs=4,
-        **_SMALL,
-    ),
+    "mobilenetv2": Cell(title="MobileNetV2, CIFAR-10, half", network=mobilenet, **_SMALL),
+    "vit": Cell(title="ViT, CIFAR-10, half", network=lambda sources: ViT(), **_SMALL),
     "spoken-digits": Cell(
         title="spoken digits, a quarter",
         budget="macs=0.25",
