@@ -277,6 +277,23 @@ def find_runtime(name: str) -> Runtime:
     return RUNTIMES[name]
 
 
+def files_for(
+    runtime: Runtime,
+    network: nn.Module,
+    example: Example,
+    program: ExportedProgram,
+    notes: Mapping[str, str] | None = None,
+) -> Files:
+    """The files of a network, from its program, or from one for single samples where the runtime takes no other.
+
+    Raises:
+        ExportError: torch cannot export the network, or an operator is not known to the runtime.
+    """
+    if takes_any_batch(program) and not runtime.takes_any_batch:
+        program = export_program(network, example, any_batch=False)
+    return runtime.write(program, notes)
+
+
 def check_files(runtime: Runtime, files: Files, network: nn.Module, batches: Sequence[Example]) -> float:
     """Runs files and compares what comes out with the network.
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from transprune.errors import ExportError
 from transprune.exports.formats import export_program, onnx_bytes, pt2_bytes, quantised_onnx, takes_any_batch
-from transprune.exports.runtimes import RUNTIMES, Files, Loaded
+from transprune.exports.runtimes import RUNTIMES, Files, Loaded, files_for
 from transprune.latency.backends import Backend, Call, Deployed, make_backend
 from transprune.latency.stopwatch import Latency, as_batch, time_networks
 from transprune.options import LatencyOptions, MeasureOptions
@@ -133,11 +133,8 @@ class _Subject:
         """Whether the runtime takes the network; its files are written for it."""
         if runtime == "torch":
             return True
-        program = self._program
-        if self.takes_any_batch and not RUNTIMES[runtime].takes_any_batch:
-            program = export_program(self.network, self.example, any_batch=False)
         try:
-            self.files[runtime] = RUNTIMES[runtime].write(program)
+            self.files[runtime] = files_for(RUNTIMES[runtime], self.network, self.example, self._program)
         except ExportError as error:
             if runtime == next(iter(RUNTIMES)):
                 raise

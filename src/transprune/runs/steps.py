@@ -17,7 +17,7 @@ from transprune.budget import parse_budgets, points
 from transprune.data import ImageData, make_loader
 from transprune.errors import LatencyError, ModelError, OptionError
 from transprune.exports.formats import check_pt2, export_program, pt2_bytes, takes_any_batch
-from transprune.exports.runtimes import check_files, find_runtime
+from transprune.exports.runtimes import check_files, files_for, find_runtime
 from transprune.latency.performance import measure, measurements_json, most_time, quantise
 from transprune.latency.stopwatch import Latency, measure_latencies
 from transprune.models.configured import configured
@@ -255,16 +255,14 @@ def export_step(run: Run, runtimes: Sequence[str] = ()) -> list[str]:
     student = load_student(run)
     with run.phase(EXPORT.name):
         program = export_program(student, run.example)
-        is_any, one = takes_any_batch(program), None
+        is_any = takes_any_batch(program)
         batches = _check_batches(run, EXPORT_CHECKS if is_any else (1,))
         notes = _notes(run)
         contents = {"student.pt2": pt2_bytes(program, notes)}
         differences = {"student.pt2": check_pt2(contents["student.pt2"], student, batches)}
         for runtime in wanted:
             checked = batches if runtime.takes_any_batch else batches[:1]
-            if not runtime.takes_any_batch and one is None:
-                one = export_program(student, run.example, any_batch=False)
-            files = runtime.write(program if one is None or runtime.takes_any_batch else one, notes)
+            files = files_for(runtime, student, run.example, program, notes)
             differences[f"student{runtime.suffixes[0]}"] = check_files(runtime, files, student, checked)
             contents |= {f"student{suffix}": content for suffix, content in files.items()}
     for name, content in contents.items():
