@@ -5,6 +5,7 @@ import subprocess
 import sys
 from functools import partial
 
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -81,6 +82,15 @@ def test_files_hold_notes(program):
     held = {"preprocessing": ""}
     torch.export.load(io.BytesIO(pt2_bytes(program, notes)), extra_files=held)
     assert held == notes
+
+
+def test_an_onnx_file_tells_nothing_of_the_code_that_made_it(contents):
+    content = contents["onnxruntime"][".onnx"]
+    graph = onnx.load_from_string(content).graph
+    assert b".py" not in content
+    assert b"ExportedProgram" not in content
+    weights = sum(len(each.raw_data) for each in graph.initializer)
+    assert len(content) - weights < 400 * len(graph.node)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -51,6 +51,7 @@ def onnx_bytes(program: ExportedProgram, notes: Mapping[str, str] | None = None)
                 verbose=False,
             )
             assert exported is not None  # it is where dynamo is
+            _forget_origin(exported.model.graph)
             exported.model.metadata_props.update(notes or {})
             exported.save(str(path), external_data=False)
         except Exception as error:  # the exporter raises many kinds
@@ -58,6 +59,18 @@ def onnx_bytes(program: ExportedProgram, notes: Mapping[str, str] | None = None)
                 f"cannot export to ONNX: {first_line(error)}; the weights in student.safetensors are whole"
             ) from error
         return path.read_bytes()
+
+
+def _forget_origin(graph: Any) -> None:
+    """Leaves out what the exporter notes of the graph and its nodes.
+
+    That is the program that they come from, line by line, with paths of files on this machine. No runtime reads it,
+    and in small networks it takes more than the weights do.
+    """
+    nodes = list(graph.all_nodes())
+    values = (value for node in nodes for value in node.outputs)
+    for each in (graph, *nodes, *values, *graph.inputs, *graph.initializers.values()):
+        each.metadata_props.clear()
 
 
 def quantised_onnx(onnx: bytes, batches: Iterable[Sequence[Tensor]]) -> bytes:
