@@ -51,8 +51,9 @@ from transprune.data import (
     split_halves,
 )
 from transprune.data.texts import load_texts
+from transprune.exports import runtimes
 from transprune.exports.formats import check_agreement, check_pt2, export_program, onnx_bytes, pt2_bytes, quantised_onnx
-from transprune.exports.runtimes import RUNTIMES, ExecuTorch, check_files, find_runtime
+from transprune.exports.runtimes import RUNTIMES, ExecuTorch, OpenVino, check_files, file_size, find_runtime
 from transprune.latency import stopwatch
 from transprune.latency.backends import make_backend, network_onnx
 from transprune.latency.latency_model import LatencyModel, Validation
@@ -71,7 +72,7 @@ from transprune.reports.run_record import read_record
 from transprune.reports.watch import watch_server
 from transprune.runs import RunOptions, Tracking, open_run, plan_run, prepare, resume_run
 from transprune.runs.compression import _probabilities, derive_run
-from transprune.runs.material import _check_images, collect, data_of, task_of
+from transprune.runs.material import _check_images, collect, data_of, known_file_size, task_of
 from transprune.runs.phases import load_teacher
 from transprune.runs.run_options import preset_options, read_config
 from transprune.runs.steps import measure_step, teach_step
@@ -1122,6 +1123,26 @@ def latency_onnx(_):
 def latency_damaged(place):
     (place / "latency.json").write_text("{}")
     load_model(place / "latency.json", {}, SPACE)
+
+
+@way
+def file_size_damaged(place):
+    folder = run_folder(place)
+    folder.write_text("file_size.json", '{"weight": "heavy"}')
+    known_file_size(folder)
+
+
+@way
+def file_size_eight_bits(_):
+    with mock.patch.object(OpenVino, "is_installed", True):
+        file_size(staged(), SPACE, example(), "openvino", int8=True)
+
+
+@way
+def file_size_inexact(_):
+    files = [{".onnx": b"x" * size} for size in (1000, 9000, 200, 50_000, 3, 77, 1_000_000, 5)]
+    with mock.patch.object(runtimes, "files_for", side_effect=files):
+        file_size(staged(), SPACE, example())
 
 
 ways(

@@ -134,6 +134,17 @@ def test_a_student_is_quantised_to_a_third_of_its_bytes_and_says_the_same(finish
         assert (small(images) - wanted).abs().mean() < 0.1 * wanted.abs().mean()
 
 
+def test_whistles_are_told_apart_by_a_network_of_few_bytes(tmp_path, monkeypatch):
+    monkeypatch.delenv("KEYWORDS", raising=False)
+    place = EXAMPLES / "keywords.py"
+    words = (
+        f"run {place}:network --data {place}:sounds --budget file=64KB --int8 --preset quick --out {tmp_path / 'run'}"
+    )
+    brief = "--teacher.epochs 2 --teacher.warm-up-epochs 0 --search.epochs 1 --search.prior none --distill.epochs 1"
+    command_line([*words.split(), *brief.split(), "--distill.warm-up-epochs", "0", "--search.warm-up-epochs", "0"])
+    assert 50_000 < (tmp_path / "run" / "student.int8.onnx").stat().st_size <= 64_000
+
+
 def test_an_exported_student_runs_without_torch(finished_run, photos):
     forbidden = "import sys; sys.modules.update(torch=None, transprune=None); import runpy; "
     start = f"sys.argv[0] = {str(EXAMPLES / 'deploy_onnx.py')!r}; runpy.run_path(sys.argv[0], run_name='__main__')"

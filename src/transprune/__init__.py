@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transprune.budget import Budget as Budget
     from transprune.budget import Limit as Limit
     from transprune.costs import Cost as Cost
+    from transprune.costs import FileSize as FileSize
     from transprune.data import Augmentation as Augmentation
     from transprune.data import ImageData as ImageData
     from transprune.data import LoaderData as LoaderData
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from transprune.errors import TranspruneError as TranspruneError
     from transprune.exports.load import load as load
     from transprune.exports.runtimes import export as export
+    from transprune.exports.runtimes import file_size as file_size
     from transprune.latency.latency_model import LatencyModel as LatencyModel
     from transprune.latency.measurement import LatencyMeasurement as LatencyMeasurement
     from transprune.latency.measurement import measure_latency as measure_latency

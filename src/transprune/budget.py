@@ -17,7 +17,13 @@ from transprune.space import SearchSpace
 
 _THOUSANDS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 _TIMES = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}
-UNITS: Mapping[str, Mapping[str, int]] = {"macs": _THOUSANDS, "params": _THOUSANDS, "latency": _TIMES}
+_BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+UNITS: Mapping[str, Mapping[str, int]] = {
+    "macs": _THOUSANDS,
+    "params": _THOUSANDS,
+    "latency": _TIMES,
+    "file": _BYTES,
+}
 """The worth of each kind's units, ascending. A kind without the empty unit needs a unit in every figure."""
 _TEXT = re.compile(r"(?P<kind>[a-z_]+)=(?P<number>\d+(?:\.\d*)?|\.\d+)(?P<unit>[a-z]*|\s?%)", re.IGNORECASE | re.ASCII)
 _EXPONENT = re.compile(r"(?P<kind>[a-z]+)=(?P<number>(?:\d+(?:\.\d*)?|\.\d+)e[+-]?\d{1,2})", re.IGNORECASE | re.ASCII)
@@ -56,7 +62,7 @@ class Budget:
     kind: str
     """The kind of cost (`transprune.costs`)."""
     amount: float
-    """A share in (0, 1], or MACs per sample, parameters, or nanoseconds per batch."""
+    """A share in (0, 1], or MACs per sample, parameters, nanoseconds per batch, or bytes of the exported file."""
     is_share: bool
 
     def __post_init__(self) -> None:
@@ -70,9 +76,10 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """Reads `macs=0.5` or `macs=50%` (a share), `macs=20.4M` (K, M, G are powers of 1000) or `latency=4ms`.
+        """Reads `macs=0.5` or `macs=50%` (a share), `macs=20.4M`, `latency=4ms` or `file=64KB`.
 
-        A figure of at most 1 without a unit is a share. Units of time are ns, us, ms and s.
+        A figure of at most 1 without a unit is a share. K, M and G are powers of 1000. Units of time are ns, us, ms and
+        s, those of a file B, KB, MB and GB.
 
         Raises:
             BudgetError: The text is malformed, of an unknown kind, or not above zero.
@@ -85,7 +92,7 @@ class Budget:
         if match is None or not units or not (is_share or match["unit"].lower() in found):
             raise BudgetError(
                 f"cannot read the budget {text!r}; expected KIND=SHARE such as macs=0.5 or KIND=FIGURE such as "
-                f"macs=20.4M or latency=4ms, where KIND is {' or '.join(UNITS)}{_meant(text)}"
+                f"macs=20.4M, latency=4ms or file=64KB, where KIND is {' or '.join(UNITS)}{_meant(text)}"
             )
         worth = Decimal(1 if is_share else units[found[match["unit"].lower()]]) / (100 if is_per_cent else 1)
         amount = float(Decimal(match["number"]) * worth)
@@ -143,13 +150,14 @@ def out_of_reach(asked: str, cost: Cost, least: int, full: int) -> BudgetError:
 
 
 def _meant(text: str) -> str:
-    """A hint for a budget in FLOPs, with an exponent or without its unit of time; empty for other texts."""
+    """A hint for a budget in FLOPs, with an exponent or without its unit; empty for other texts."""
     kind, equals, amount = text.strip().partition("=")
     if equals and kind.lower() in _FLOPS:
         return f"; a multiply-add is one MAC and, as some count, two FLOPs; did you mean macs={amount.strip()}?"
     match = _TEXT.fullmatch(text.strip())
     if match and not match["unit"] and "" not in UNITS.get(match["kind"].lower(), {"": 1}):
-        return f"; {match['number']} of what? Did you mean {match['kind']}={match['number']}ms, in milliseconds?"
+        unit, name = ("B", "bytes") if match["kind"].lower() == "file" else ("ms", "milliseconds")
+        return f"; {match['number']} of what? Did you mean {match['kind']}={match['number']}{unit}, in {name}?"
     match = _EXPONENT.fullmatch(text.strip())
     if match and "" in UNITS.get(match["kind"].lower(), {}) and float(match["number"]) > 0:
         return f"; did you mean {_without_unit(match['kind'].lower(), float(match['number']))}?"
@@ -163,7 +171,7 @@ def _without_unit(kind: str, figure: float) -> Budget:
 
 def _example(kind: str) -> str:
     """An absolute figure of a kind."""
-    return "4ms" if kind == "latency" else "20.4M"
+    return {"latency": "4ms", "file": "64KB"}.get(kind, "20.4M")
 
 
 def parse_budgets(budgets: Budget | str | Sequence[Budget | str]) -> tuple[Budget, ...]:

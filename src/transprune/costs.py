@@ -8,6 +8,7 @@ may be measured.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -61,6 +62,77 @@ class Params(Cost):
 MACS, PARAMS = Macs(), Params()
 COSTS: Mapping[str, Cost] = {cost.kind: cost for cost in (MACS, PARAMS)}
 """The kinds that follow from the search space alone."""
+
+
+def with_kinds(others: Iterable[Cost]) -> Mapping[str, Cost]:
+    """All costs by kind: those that follow from the space, and others that were measured."""
+    return {**COSTS, **{cost.kind: cost for cost in others}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileSize(Cost):
+    """Size of the file that a runtime reads, in bytes: its weights, and what describes the graph.
+
+    Some runtimes fold norms into the layers before them. In 8 bits each channel has a scale beside its weights. And
+    every layer has a name and attributes. What each of these takes is fitted to files (`transprune.file_size`).
+    """
+
+    kind, name = "file", "bytes"
+
+    weight: float
+    """Bytes of each parameter that is no norm's."""
+    norm: float
+    """Bytes of each channel of a norm."""
+    channel: float
+    """Bytes of each output of a layer that has parameters, beside these."""
+    layer: float
+    """Bytes of each layer."""
+    product: float
+    """Bytes of each product of features, beside these."""
+    rest: float
+    """Bytes of all else."""
+    bearer: str
+    """The layer that the rest is counted with; every network of the space has it."""
+    runtime: str = "onnxruntime"
+    """What reads the file."""
+    int8: bool = False
+    """Whether its weights and activations have 8 bits."""
+    errors: tuple[float, ...] = ()
+    """Of files that it was not fitted to, as shares of their sizes; above 0 where it says more than they have."""
+
+    def of_part(self, layer: Layer, part: tuple[int, int], inputs: int, outputs: int) -> int:
+        factors = self.weight, self.norm, self.channel, self.layer, self.product
+        counts = self.counts(layer, part, inputs, outputs)
+        own = sum(factor * count for factor, count in zip(factors, counts, strict=True))
+        return math.ceil(own + (self.rest if layer.name == self.bearer and part == (0, 0) else 0.0))
+
+    @staticmethod
+    def counts(layer: Layer, part: tuple[int, int], inputs: int, outputs: int) -> tuple[int, ...]:
+        """Parameters, channels of norms, outputs, layers and products, as `of_part` counts them."""
+        if layer.operator == "projection" and inputs == outputs:
+            return (0,) * 5
+        is_first_input, one = part[0] == 0, int(part == (0, 0))
+        has_norm = layer.operator == "norm" or layer.has_norm
+        norms = outputs if has_norm and is_first_input else 0
+        weights = 0 if layer.operator == "norm" else PARAMS.of_part(layer, part, inputs, outputs) - 2 * norms
+        channels = outputs if weights and is_first_input else 0
+        return weights, norms, channels, one, one if layer.operator == "matmul" else 0
+
+    def written(self, amount: float) -> str:
+        return in_bytes(amount)
+
+
+def in_bytes(amount: float) -> str:
+    """A size in bytes, with its unit.
+
+    Example:
+        >>> in_bytes(64_200), in_bytes(812)
+        ('64.2 kB', '812 B')
+    """
+    for worth, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if amount >= worth:
+            return f"{amount / worth:,.1f} {unit}"
+    return f"{amount:,.0f} B"
 
 
 LayerKind = Literal["conv", "depthwise", "linear", "norm", "projection", "matmul", "parameter", "constant"]

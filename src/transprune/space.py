@@ -193,6 +193,23 @@ class SearchSpace:
         """Every size drawn uniformly from its candidates; equal seeds give equal architectures."""
         return self._pick(random.Random(seed).choice)
 
+    def spread_architectures(self, count: int, seed: int) -> list[Architecture]:
+        """Architectures spread evenly from the smallest to the full one, each with sizes varied at random.
+
+        Args:
+            count: Number of architectures, at least 2.
+            seed: Decides the random sizes.
+        """
+        drawing = random.Random(seed)
+
+        def drawn(candidates: Sequence[int], share: float) -> int:
+            return candidates[sum(drawing.random() < share for _ in range(len(candidates) - 1))]
+
+        return [
+            self.architecture_of([drawn(choice.candidates, place / (count - 1)) for choice in self.choices])
+            for place in range(count)
+        ]
+
     def count(self) -> int:
         """How many architectures there are."""
         chosen = [group.candidates for place, group in enumerate(self.groups) if self.leaders[place] == place]

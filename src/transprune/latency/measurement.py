@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import os
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -17,13 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from transprune.architecture import Architecture
-from transprune.costs import Channels, Layer
+from transprune.budget import Budget
+from transprune.costs import COSTS, Channels, Cost, Layer
 from transprune.errors import LatencyError
+from transprune.exports.runtimes import file_size
 from transprune.latency.backends import Backend, Call, make_backend
 from transprune.latency.latency_model import Correction, LatencyModel, TimeTable, Validation, fit_correction
 from transprune.latency.stopwatch import Advance, as_batch, time_all
@@ -33,7 +33,7 @@ from transprune.reading.networks import switched, unwrapped
 from transprune.reading.reading import Reading, read_for
 from transprune.reading.trace import Example
 from transprune.records import read_record
-from transprune.runtime import choose_device, progress_bar
+from transprune.runtime import choose_device, processes, progress_bar
 from transprune.runtime.files import disk_errors, write_atomically
 from transprune.runtime.structures import tensors_in
 from transprune.shrinking.shrink import shrink
@@ -121,6 +121,33 @@ def trusted_latency(
     return found
 
 
+def costs_for(
+    budgets: Sequence[Budget],
+    model: nn.Module,
+    space: SearchSpace,
+    example: Example,
+    *,
+    costs: Mapping[str, Cost] = COSTS,
+    latency: LatencyOptions | None = None,
+    device: torch.device | str | None = None,
+) -> Mapping[str, Cost]:
+    """The costs by kind, with those that budgets speak of and that have to be measured; on the first process alone.
+
+    Raises:
+        LatencyError: As in `trusted_latency`.
+        ExportError: As in `file_size`.
+    """
+    wanted = {budget.kind for budget in budgets} - set(costs)
+    found: dict[str, Cost] = {}
+    if "latency" in wanted:
+        found["latency"] = processes.from_first(
+            lambda: trusted_latency(model, space, example, latency, device=device).model
+        )
+    if "file" in wanted:
+        found["file"] = processes.from_first(lambda: file_size(model, space, example))
+    return {**costs, **found}
+
+
 class _Measuring:
     """One measurement in progress."""
 
@@ -148,7 +175,7 @@ class _Measuring:
                 for outputs in grids[layer][1]
             )
         )
-        fitted = spread_architectures(self.space, self.options.architectures, seed=0)
+        fitted = self.space.spread_architectures(self.options.architectures, seed=0)
         held_out = [self.space.random_architecture(seed) for seed in range(self.options.validations)]
         with self.backend.running(), progress_bar("latency", len(points) + len(fitted) + len(held_out)) as progress:
 
@@ -247,25 +274,6 @@ def _part_widths(space: SearchSpace, part: Channels) -> list[int]:
     stage = space.stages[space.stage_index[part.source]]
     ends = {width * part.repeat for end in stage.outputs for width in _totals(space, end)}
     return sorted(ends)
-
-
-def spread_architectures(space: SearchSpace, count: int, seed: int) -> list[Architecture]:
-    """Architectures spread evenly from the smallest to the full one, each with sizes varied at random.
-
-    Args:
-        space: The search space.
-        count: Number of architectures, at least 2.
-        seed: Decides the random sizes.
-    """
-    drawing = random.Random(seed)
-
-    def drawn(candidates: Sequence[int], share: float) -> int:
-        return candidates[sum(drawing.random() < share for _ in range(len(candidates) - 1))]
-
-    return [
-        space.architecture_of([drawn(choice.candidates, share) for choice in space.choices])
-        for share in np.linspace(0, 1, count)
-    ]
 
 
 # --- the cache

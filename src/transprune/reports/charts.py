@@ -87,7 +87,7 @@ def cost_figures(record: RunRecord) -> Iterator[Drawing]:
         )
         if cost:
             note = f"{name} expected under the probabilities, and of the most probable network of each epoch"
-            label_of = partial(amount, kind) if kind == "latency" else None
+            label_of = partial(amount, kind) if kind in ("latency", "file") else None
             said = _describe(cost, label_of or compact)
             picture = line_chart(f"cost-{place}", cost, said, label_of=label_of or tick)
             yield Drawing(f"{name} over the search", picture, note)

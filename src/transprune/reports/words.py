@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from transprune.costs import in_bytes
 from transprune.reports.run_record import PHASES, RunRecord, number, part
 from transprune.runtime.terminal import milliseconds
 from transprune.tas.probabilities import UNDECIDED
 
-COST_NAMES = {"macs": "MACs", "params": "parameters", "latency": "latency"}
+COST_NAMES = {"macs": "MACs", "params": "parameters", "latency": "latency", "file": "file size"}
 PHASE_NAMES = {
     "teacher": "teacher training",
     "search": "search",
@@ -49,7 +50,7 @@ def tick(value: float) -> str:
 
 
 def amount(kind: str, value: float) -> str:
-    """Formats a cost: latencies, in nanoseconds, as milliseconds, and all others as plain numbers.
+    """Formats a cost: latencies, in nanoseconds, as milliseconds, files in units of bytes, others as plain numbers.
 
     Example:
         >>> amount("latency", 4_200_000)
@@ -57,6 +58,8 @@ def amount(kind: str, value: float) -> str:
         >>> amount("macs", 40813194)
         '40,813,194 MACs'
     """
+    if kind == "file":
+        return in_bytes(value)
     return milliseconds(value) if kind == "latency" else f"{value:,.0f} {COST_NAMES.get(kind, kind)}"
 
 
@@ -266,7 +269,7 @@ def _against_free(record: RunRecord) -> str:
     said = [f"{name} {_score(figures[name], losses[name])}" for name in losses if name != kept]
     return (
         f"{when}, on images that the weights did not learn from, {kept} had "
-        f"{_score(figures[kept], losses[kept])}; at the same budget, repaired alike, {' and '.join(said)}."
+        f"{_score(figures[kept], losses[kept])}; at the same budget, treated alike, {' and '.join(said)}."
     )
 
 

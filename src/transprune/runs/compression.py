@@ -17,7 +17,7 @@ from transprune.data import Augmentation, ImageData, MemorySplit, held, make_loa
 from transprune.errors import RunFolderError
 from transprune.options import CompressOptions
 from transprune.reading.trace import Example
-from transprune.runs.material import DATA_FILE, read_begun
+from transprune.runs.material import DATA_FILE, FILE_SIZE, read_begun
 from transprune.runs.phases import (
     COMPRESS,
     COMPRESSED,
@@ -43,7 +43,7 @@ from transprune.tas.derivation import check_attainable, derive_with_proof
 from transprune.tas.probabilities import Probabilities
 
 SAMPLES, SCORES, _ = COMPRESS.files
-TAKEN_OVER = (DATA_FILE, "space.json", "latency.json", TEACHER.file, SUPERNET_WEIGHTS, SAMPLES, SCORES)
+TAKEN_OVER = (DATA_FILE, "space.json", "latency.json", FILE_SIZE, TEACHER.file, SUPERNET_WEIGHTS, SAMPLES, SCORES)
 """The files that a derived run copies from its source, if they exist."""
 
 

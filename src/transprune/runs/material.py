@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from transprune.budget import Budget, limits_of, points
-from transprune.costs import COSTS, Cost
+from transprune.costs import Cost, FileSize, with_kinds
 from transprune.data import ImageData, LoaderData, Split, halves_of, load_data
 from transprune.data.encoded_images import sample_places
 from transprune.data.sources import NAMED_STATISTICS, normalised
 from transprune.data.texts import is_texts, load_texts
 from transprune.errors import DataError, ModelError, OptionError, RunFolderError
+from transprune.exports.runtimes import file_size
 from transprune.latency.measurement import LatencyMeasurement, trusted_latency
 from transprune.models.by_name import PRETRAINED, build_model, pretrained, published_preprocessing
 from transprune.models.hugging_face import Origin, is_hugging_face
@@ -74,6 +75,8 @@ class Material:
     """The distinct budgets of all points of a frontier."""
     latency: LatencyMeasurement | None
     """The latency model; None without a latency budget."""
+    file: FileSize | None
+    """What the exported file takes; None without a budget of it."""
 
     @property
     def reading(self) -> Reading:
@@ -84,7 +87,24 @@ class Material:
     @property
     def costs(self) -> Mapping[str, Cost]:
         """How each kind of cost is counted."""
-        return COSTS if self.latency is None else {**COSTS, "latency": self.latency.model}
+        measured: list[Cost] = [] if self.latency is None else [self.latency.model]
+        return with_kinds([*measured, *([self.file] if self.file else [])])
+
+
+def known_file_size(folder: RunFolder | None) -> FileSize | None:
+    """What the exported file takes, as the run in a folder has found; None where it asks for no such budget.
+
+    Raises:
+        RunFolderError: The record is damaged.
+    """
+    if folder is None or not folder.has(FILE_SIZE):
+        return None
+    try:
+        return read_record(FileSize, folder.read_json(FILE_SIZE))
+    except ValueError as error:
+        raise RunFolderError(
+            f"cannot read '{folder.file(FILE_SIZE)}': {error}; expected the file as `transprune run` wrote it"
+        ) from error
 
 
 def _removable(options: RunOptions, begun_in: RunFolder | None) -> Removable:
@@ -155,6 +175,9 @@ def collect(
     is_measuring = processes.is_first()  # the others get its measurement, and rely on its check
     if is_measuring and any(budget.kind == "latency" for budget in budgets):
         measured = trusted_latency(model, space, example, options.latency, device=device)
+    size = None
+    if is_measuring and any(budget.kind == "file" for budget in budgets):
+        size = known_file_size(begun_in) or file_size(model, space, example, int8=options.int8)
     found = Material(
         options=options,
         data=data,
@@ -164,6 +187,7 @@ def collect(
         space=space,
         budgets=budgets,
         latency=measured,
+        file=size,
     )
     if is_measuring:
         for point in points(options.budget):
@@ -515,6 +539,7 @@ def _check_logits(model: nn.Module, example: Tensor, classes: int) -> None:
 
 
 DATA_FILE = "data.json"
+FILE_SIZE = "file_size.json"
 """The file with the `BegunData` of a run; folders of earlier versions have none, and use the data as they are."""
 
 SHOWN = 5

@@ -22,6 +22,7 @@ from transprune.options import OPTIMIZERS
 from transprune.reports.comparison import is_frontier, whole_frontier
 from transprune.runs.material import (
     DATA_FILE,
+    FILE_SIZE,
     BegunData,
     Given,
     GivenTeacher,
@@ -117,6 +118,9 @@ def _prepare(
     measured = material.latency
     if measured is not None and not folder.has("latency.json"):  # a run keeps its first latency model
         folder.write_json("latency.json", model_json(measured.key, material.space, measured.model))
+    if material.file is not None and not folder.has(FILE_SIZE):
+        folder.write_json(FILE_SIZE, asdict(material.file))
+        run.journal.record("file", **asdict(material.file))
     record_start(run)
     run.journal.record("configuration", **asdict(options))
     if isinstance(data, ImageData) and begun is None:

@@ -60,7 +60,7 @@ def show_results(folder: RunFolder) -> None:
         share = budget["actual"] / budget["target"]
         kept = "kept" if budget["actual"] <= budget["target"] else "NOT kept"
         kind, actual, target = budget["kind"], budget["actual"], budget["target"]
-        said = "predicted " if kind == "latency" else ""
+        said = "predicted " if kind in ("latency", "file") else ""
         print(f"budget {kept}: {said}{amount(kind, actual)} of {amount(kind, target)} ({100 * share:.1f} %)")
     _show_indecision(folder)
     if folder.has("report.html"):

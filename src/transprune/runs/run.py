@@ -16,13 +16,13 @@ from torch import nn
 
 from transprune import __version__
 from transprune.budget import points
-from transprune.costs import COSTS, Cost
+from transprune.costs import Cost, with_kinds
 from transprune.errors import StoppedError
 from transprune.latency.measurement import load_model
 from transprune.models.weights import Weights
 from transprune.reading.reading import Reading, read, read_for
 from transprune.reading.trace import Example
-from transprune.runs.material import data_of, model_of, task_of, weights_of
+from transprune.runs.material import data_of, known_file_size, model_of, task_of, weights_of
 from transprune.runs.run_options import MakeTracker, RunOptions, Safety
 from transprune.runtime import (
     Checkpoints,
@@ -237,8 +237,8 @@ class Run:
 
 def costs_in(folder: RunFolder, space: SearchSpace) -> Mapping[str, Cost]:
     """The costs, by kind, of the run in a folder."""
-    model = load_model(folder.file("latency.json"), None, space)
-    return COSTS if model is None else {**COSTS, model.kind: model}
+    measured = load_model(folder.file("latency.json"), None, space), known_file_size(folder)
+    return with_kinds([each for each in measured if each is not None])
 
 
 def record_start(run: Run) -> None:

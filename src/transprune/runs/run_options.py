@@ -45,9 +45,9 @@ class RunOptions:
     """What it classifies: digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR or parquet:DIR; text:FILE_OR_FOLDER or
     hf-dataset:FOLDER_OR_NAME for hf: networks of texts; or your own FILE.py:FUNCTION."""
     budget: tuple[str, ...]
-    """What the smaller network may cost: macs=0.5 (a share), macs=20.4M, params=100K or latency=4ms (absolute). Given
-    several times, all hold. One may name several amounts, macs=0.3,0.5,0.7: a search for each from one supernet, and
-    the curve."""
+    """What the smaller network may cost: macs=0.5 (a share), macs=20.4M, params=100K, latency=4ms or file=64KB, the
+    size of student.onnx (absolute). Given several times, all hold. One may name several amounts, macs=0.3,0.5,0.7: a
+    search for each from one supernet, and the curve."""
     preset: str
     """Recipe whose figures the options below start from: quick, demo, short, medium, paper-cifar or paper-imagenet."""
     task: str | None = None
@@ -88,12 +88,16 @@ class RunOptions:
     divisor: int = 1
     """Widths to choose from are multiples of this, such as 8."""
     student: StudentStart = "scratch"
-    """Weights that the student starts from: new ones, the teacher's, the supernet's, or the teacher's repaired where
-    they were cut, as a search that starts from scores leaves them (after another search, the supernet's)."""
+    """Weights that the student starts from: new ones, the teacher's, the supernet's, or repaired: what a search that
+    starts from scores has kept, the teacher's repaired where they were cut or the supernet's, whichever did better,
+    after its trial (after another search, the supernet's)."""
     teacher: TrainingOptions = field(default_factory=TrainingOptions)
     search: SearchOptions = field(default_factory=SearchOptions)
     distill: DistillationOptions = field(default_factory=DistillationOptions)
     latency: LatencyOptions = field(default_factory=LatencyOptions)
+    int8: bool = False
+    """Write student.int8.onnx too, weights and activations in 8 bits, and measure it beside 32 bits; a budget of
+    file= is then its size."""
     compress: CompressOptions | None = None
     """How the network is made smaller without training; None: by a search."""
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from transprune.architecture import Architecture
-from transprune.budget import parse_budgets, points
+from transprune.budget import Budget, parse_budgets, points
+from transprune.costs import COSTS
 from transprune.data import ImageData, make_loader
 from transprune.errors import LatencyError, ModelError, OptionError
 from transprune.exports.formats import check_pt2, export_program, pt2_bytes, takes_any_batch
@@ -41,6 +42,7 @@ from transprune.runs.phases import (
     EXPORT,
     MEASURE,
     ONE_BUDGET,
+    QUANTISE,
     REPORT,
     SEARCH,
     SHARED,
@@ -99,6 +101,8 @@ def conclude(run: Run) -> None:
             evaluate_step(run)
         if not _is_newer(run.folder, EXPORT, TEACHER, DISTILL):
             export_step(run)
+        if run.options.int8 and not _is_newer(run.folder, QUANTISE, TEACHER, DISTILL):
+            quantise_step(run)
         if not _is_newer(run.folder, REPORT, TEACHER, DISTILL, EVALUATE):
             report_step(run)
 
@@ -154,7 +158,7 @@ def evaluate_step(run: Run) -> None:
             for (name, network), phase in zip(networks.items(), (TEACHER, DISTILL), strict=True)
         }
         for name, predicted in _predicted(run).items():
-            figures[name]["latency"] = predicted
+            figures[name] |= predicted
     answers_file, result_file = EVALUATE.files
     if told is not None and is_labelled:
         run.folder.write_json(answers_file, examples_record(told, **answered))
@@ -228,13 +232,14 @@ def _latencies(run: Run, networks: Mapping[str, nn.Module]) -> dict[str, Latency
     return measure_latencies(networks, run.example, in_torch, device=run.device)
 
 
-def _predicted(run: Run) -> dict[str, int]:
-    """Latencies of teacher and student predicted by the latency model, in nanoseconds; empty without a model."""
-    cost = run.costs.get("latency")
-    if cost is None:
-        return {}
+def _predicted(run: Run) -> dict[str, dict[str, int]]:
+    """What teacher and student cost by kinds that are predicted: latency in nanoseconds, bytes of a file."""
     architectures = {"teacher": run.space.full_architecture(), "student": load_architecture(run)}
-    return {name: run.space.cost(cost, architecture) for name, architecture in architectures.items()}
+    predicted = [cost for kind, cost in run.costs.items() if kind not in COSTS]
+    return {
+        name: {cost.kind: run.space.cost(cost, architecture) for cost in predicted}
+        for name, architecture in architectures.items()
+    }
 
 
 def export_step(run: Run, runtimes: Sequence[str] = ()) -> list[str]:
@@ -288,22 +293,22 @@ def export_step(run: Run, runtimes: Sequence[str] = ()) -> list[str]:
 
 def quantise_step(run: Run) -> dict[str, Any]:
     """Writes the student in 8 bits, measured beside itself in 32; writes and returns `int8.json`."""
-    student = load_student(run)
-    with run.phase("quantise"):
+    student, (file, record) = load_student(run), QUANTISE.files
+    with run.phase(QUANTISE.name):
         found = quantise(
             student,
             run.data,
-            run.folder.file("student.int8.onnx"),
+            run.folder.file(file),
             task=run.task,
             latency=run.options.latency,
             seed=run.options.seed,
         )
     content = found.to_json()
-    run.folder.write_json("int8.json", content)
+    run.folder.write_json(record, content)
     name = next(iter(found.before.metrics), "loss")
     before, after = (each.to_json()[name] for each in (found.before, found.after))
     run.decide(
-        "Wrote student.int8.onnx",
+        f"Wrote {file}",
         f"in 8 bits its {name} is {after:.4g} where it is {before:.4g} in 32, its latency "
         f"{milliseconds(round(1e6 * found.latency_after.latency_ms))} where it is "
         f"{milliseconds(round(1e6 * found.latency_before.latency_ms))}",
@@ -530,7 +535,7 @@ def save(
     space = inspect_for(network, example_of(prepared_data), found) if isinstance(found, Architecture) else found.space
     architecture = found if isinstance(found, Architecture) else found.architecture
     limits = () if isinstance(found, Architecture) else found.limits
-    budgets = [f"{each.cost.kind}={each.most}{'ns' if each.cost.kind == 'latency' else ''}" for each in limits]
+    budgets = [str(Budget(kind=each.cost.kind, amount=each.most, is_share=False)) for each in limits]
     described = replace(
         preset_options(DEFAULT_PRESET),
         **_names(network, prepared_data, task, is_trained=True),

@@ -32,6 +32,7 @@ RUN_FILES = (
     "repaired.safetensors",
     "space.json",
     "latency.json",
+    "file_size.json",
     "samples.safetensors",
     "scores.json",
     "architecture.json",

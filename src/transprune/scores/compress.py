@@ -13,7 +13,7 @@ from transprune.budget import Budget, parse_budgets
 from transprune.costs import COSTS, Cost
 from transprune.data import ImageData, LoaderData, make_loader
 from transprune.errors import DataError
-from transprune.latency.measurement import trusted_latency
+from transprune.latency.measurement import costs_for
 from transprune.options import LEAST_SAMPLES, CompressOptions, LatencyOptions
 from transprune.reading.inspection import inspect
 from transprune.reading.networks import unwrapped
@@ -90,6 +90,7 @@ def compress(
         ModelError: The model cannot be read.
         SpaceError: The space or the scores are another network's.
         LatencyError: The latency cannot be measured, or its model not be trusted.
+        ExportError: A budget speaks of a file, and the network cannot be exported.
         DataError: There are too few samples, or they are no inputs of the network.
         OptionError: Too few samples are asked for, or the measure does not give a figure for every candidate.
     """
@@ -103,9 +104,7 @@ def compress(
     example = on_device(sliced(inputs, slice(0, 1), samples_in(inputs, axis=axes), axes), "cpu")
     space = space or inspect(copied(model).cpu(), example, removable="branches")
     task.check_axis(read(model, example, space.reading).trace.axes)
-    if any(each.kind == "latency" for each in budgets) and "latency" not in costs:
-        place = next(model.parameters()).device
-        costs = {**costs, "latency": trusted_latency(model, space, example, latency, device=place).model}
+    costs = costs_for(budgets, model, space, example, costs=costs, latency=latency)
     limits = tuple(each.limit(space, costs) for each in budgets)
     check_attainable(space, limits)
     return compress_by_scores(model, space, limits, inputs, task=task, measure=measure, scores=scores, repair=repair)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transprune.architecture import Architecture
 from transprune.budget import Budget, Limit, parse_budgets
 from transprune.costs import COSTS, Cost
-from transprune.latency.measurement import trusted_latency
+from transprune.latency.measurement import costs_for
 from transprune.options import DEFAULT_PRESET, LatencyOptions, SearchOptions, from_preset
 from transprune.reading.inspection import inspect
 from transprune.reading.networks import switched, unwrapped
@@ -162,9 +162,9 @@ class SearchResult:
     def student(self) -> nn.Module:
         """The smaller network, for `distill` to start from.
 
-        After a search that began with scores it is repaired without training, and can be used as it is. After another
-        one that started from the model's weights, it has those of the supernet, and its norms have seen no data; else
-        new weights, as in the paper.
+        After a search that began with scores it is what the search has kept (`Contender.student`), and can be used as
+        it is. After another one that started from the model's weights, it has those of the supernet, and its norms have
+        seen no data; else new weights, as in the paper.
         """
         origin, reading = copied(self.model).cpu(), self.space.reading
         is_new = self.kept is None and not self.has_trained_weights
@@ -251,6 +251,7 @@ def search(
         SpaceError: The space is another network's.
         ModelError: The model cannot be read.
         LatencyError: The latency cannot be measured, or its model not be trusted.
+        ExportError: A budget speaks of a file, and the network cannot be exported.
         DataError: The data cannot be read or divided, or a batch not be taken apart.
         OptionError: The task's loss or a metric gives something else than expected.
         DivergenceError: The loss or a gradient is not finite.
@@ -261,10 +262,8 @@ def search(
     budgets, task = parse_budgets(budget), task or classification()
     data = as_data(data, task, batch_size=options.batch_size)
     space = space or inspect(copied(unwrapped(model)).cpu(), example_of(data), removable=options.removable)
-    if any(each.kind == "latency" for each in budgets) and "latency" not in costs:
-        example, device = example_of(data), choose_device(setup.device)
-        measured = processes.from_first(lambda: trusted_latency(model, space, example, latency, device=device).model)
-        costs = {**costs, "latency": measured}
+    device = choose_device(setup.device)
+    costs = costs_for(budgets, model, space, example_of(data), costs=costs, latency=latency, device=device)
     limits = tuple(each.limit(space, costs) for each in budgets)
     check_attainable(space, limits)
     prior = prior_from_scores(model, data, options, space=space, limits=limits, task=task, setup=setup)

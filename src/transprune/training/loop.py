@@ -13,6 +13,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
+from transprune.costs import in_bytes
 from transprune.errors import OptionError
 from transprune.options import Policy
 from transprune.runtime import Checkpoints, choose_device, phase_seed, processes, random_states, set_random_states
@@ -254,6 +255,10 @@ class Loop(ABC):
         return {"batches": self._batches, "sentinel": self.sentinel, **self.parts()}
 
 
+_SAID: Mapping[str, Callable[[float], str]] = {"latency": milliseconds, "file": in_bytes}
+"""How the figures of some kinds of cost are said."""
+
+
 def described(figures: Mapping[str, Any]) -> str:
     """The figures of an epoch, or of a part of one, as one short line."""
     names = list(figures)
@@ -267,7 +272,7 @@ def described(figures: Mapping[str, Any]) -> str:
         kind = key.removeprefix("actual_")
         if kind != key:
             target = figures[f"target_{kind}"]
-            said = f"{kind} {milliseconds(value)}," if kind == "latency" else kind
+            said = f"{kind} {_SAID[kind](value)}," if kind in _SAID else kind
             parts.append(f"{said} {value / target:.2f} × budget (expected {figures[f'expected_{kind}'] / target:.2f})")
     if "entropy" in figures:
         parts.append(f"entropy {figures['entropy']:.2f}")
