@@ -4,11 +4,13 @@
         --images 20000 --budget macs=0.5 --search-epochs 5 --distill-epochs 10 --seeds 0 1 2 \
         --out benchmarks/scores/whole-job
 
-The search has the preset `medium`, and so have the students, which all start repaired; only the epochs are fewer.
-Beside what was derived there are the scores' own answer, uniform widths and, with `--torch-pruning`, the widths that
-Torch-Pruning keeps: by group magnitude, over all layers that are not cut together with others. Students of one shape
-are trained once. Each seed leaves a JSON file for the search and one for each student, so a stopped study goes on;
-inside a phase it goes on from its checkpoint. Seconds are those of the processor in the process that ended the phase.
+The search has the preset `medium`, and so have the students; only the epochs are fewer. All start repaired, but for the
+one that the search has kept, which goes on from what the search has trained, as in a run; `kept.safetensors` beside
+the search's figures holds it. Beside what was derived there are the scores' own answer, uniform widths and, with
+`--torch-pruning`, the widths that Torch-Pruning keeps: by group magnitude, over all layers that are not cut together
+with others. Students of one shape are trained once. Each seed leaves a JSON file for the search and one for each
+student, so a stopped study goes on; inside a phase it goes on from its checkpoint. Seconds are those of the processor
+in the process that ended the phase.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import transprune
@@ -34,6 +37,7 @@ from transprune.scores.compress import gather_samples
 
 Record = dict[str, Any]
 SAMPLES = CompressOptions.samples
+KEPT = "kept.safetensors"
 
 
 def main() -> None:
@@ -48,7 +52,9 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--prior", choices=("none", "scores"), default="scores")
     parser.add_argument("--torch-pruning", action="store_true")
-    parser.add_argument("--only", nargs="+", default=None, metavar="NAME", help="train these students alone")
+    parser.add_argument(
+        "--only", nargs="+", default=None, metavar="NAME", help="train these students alone, by name, or kept"
+    )
     parser.add_argument("--normalisation", choices=("imagenet", "none"), default=None)
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
@@ -70,13 +76,19 @@ def one_seed(asked: argparse.Namespace, data: transprune.ImageData, teacher: nn.
     def searched() -> Record:
         options = replace(recipe.search, epochs=asked.search_epochs, prior=asked.prior)
         found = transprune.search(teacher, data, asked.budget, options, setup=setup(place, seed, "search"))
+        if found.kept is not None:
+            save_file(dict(found.kept.student), place / KEPT)
         return {
             "epochs": asked.search_epochs,
             "images": asked.images,
             "entropy": found.entropy,
             "kept": None if found.kept is None else found.kept.name,
             "contenders": {
-                each.name: {"architecture": each.architecture.to_json(), "validation": each.evaluation.to_json()}
+                each.name: {
+                    "architecture": each.architecture.to_json(),
+                    "origin": each.origin,
+                    "validation": each.evaluation.to_json(),
+                }
                 for each in found.contenders
             },
             "architecture": found.architecture.to_json(),
@@ -93,7 +105,8 @@ def one_seed(asked: argparse.Namespace, data: transprune.ImageData, teacher: nn.
         architectures[OTHERS] = others(teacher, data, scored, place)["architecture"]
     trained_already: dict[str, str] = {}
     for name, widths in architectures.items():
-        if asked.only is not None and name not in asked.only:
+        is_kept = name == search["kept"]
+        if asked.only is not None and name not in asked.only and not (is_kept and "kept" in asked.only):
             continue
         same = trained_already.setdefault(json.dumps(widths, sort_keys=True), name)
         if same != name:
@@ -101,7 +114,10 @@ def one_seed(asked: argparse.Namespace, data: transprune.ImageData, teacher: nn.
             continue
         architecture = transprune.Architecture.from_json(widths)
         student = transprune.shrink(ordered, architecture, samples)
-        student = transprune.repair(student, ordered, architecture, samples)
+        if is_kept:
+            student.load_state_dict(load_file(place / KEPT))
+        else:
+            student = transprune.repair(student, ordered, architecture, samples)
 
         def trained(student: nn.Module = student, name: str = name) -> Record:
             options = replace(recipe.distill, epochs=asked.distill_epochs, warm_up_epochs=asked.distill_epochs / 10)

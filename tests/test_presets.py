@@ -60,7 +60,7 @@ def test_the_overview_has_every_preset_with_its_epochs_and_rates():
         assert overview["begins with"][name] == {"none": "nothing", "scores": "scores"}[search.prior]
         starts = {"scratch": "new weights", "model": "teacher"}
         assert overview["search starts from"][name] == starts[search.start]
-        assert overview["student starts from"][name] == {**starts, "repaired": "teacher, repaired"}[preset.student]
+        assert overview["student starts from"][name] == {**starts, "repaired": "what was kept"}[preset.student]
 
 
 def epochs_of_full_training(preset):

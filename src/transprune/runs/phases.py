@@ -412,12 +412,16 @@ def _explain(run: Run, found: SearchResult) -> None:
     if found.kept is not None:
         run.decide(
             f"Kept {found.kept.name}: an architecture of {cost(found.architecture)}",
-            f"of networks of the same budget, cut and repaired alike{_tried(found.kept)}, it has the least loss on the "
-            f"architecture's images: {'; '.join(map(_compared, found.contenders))}",
+            f"of networks of the same budget{_tried(found.kept)}, it has the least loss on the architecture's images: "
+            f"{'; '.join(map(_compared, found.contenders))}",
             architecture=found.architecture.to_json(),
             trial_epochs=found.kept.trial_epochs,
             contenders={
-                each.name: {"architecture": each.architecture.to_json(), **each.evaluation.to_json()}
+                each.name: {
+                    "architecture": each.architecture.to_json(),
+                    "origin": each.origin,
+                    **each.evaluation.to_json(),
+                }
                 for each in found.contenders
             },
         )
@@ -427,7 +431,7 @@ def _explain(run: Run, found: SearchResult) -> None:
 
 def _tried(contender: Contender) -> str:
     epochs = contender.trial_epochs
-    return f" and distilled for a trial (search.trial_epochs = {epochs})" if epochs else ", not trained"
+    return f", distilled for a trial (search.trial_epochs = {epochs})" if epochs else ", not trained by themselves"
 
 
 def _compared(contender: Contender) -> str:
@@ -436,7 +440,8 @@ def _compared(contender: Contender) -> str:
         f"top-1 {value:.2f} %" if name == "top1" else f"{name} {value:.4g}"
         for name, value in list(figures.metrics.items())[:1]
     ]
-    return ", ".join([f"{contender.name} {figures.loss:.3f}", *said])
+    cut = "repaired" if contender.origin == "teacher" else "the supernet's weights"
+    return ", ".join([f"{contender.name} {figures.loss:.3f}", *said, cut])
 
 
 def amounts(space: SearchSpace, limits: Sequence[Limit], architecture: Architecture) -> str:
@@ -499,7 +504,7 @@ def _note_on_student(material: Material) -> str:
         "scratch": "new weights",
         "teacher": "the teacher's weights",
         "supernet": "the supernet's weights",
-        "repaired": "the teacher's weights, repaired",
+        "repaired": "what the search kept",
     }
     return f"from {starts[material.options.student]}"
 
@@ -509,7 +514,7 @@ def _note_on_student(material: Material) -> str:
 SUPERNET_WEIGHTS = "supernet.safetensors"
 """What a student of `student = "supernet"` starts from."""
 REPAIRED_WEIGHTS = "repaired.safetensors"
-"""What a student of `student = "repaired"` starts from, after a search that began with scores."""
+"""What a student of `student = "repaired"` starts from after a search that began with scores: what that has kept."""
 COMPRESSED = "compressed.safetensors"
 """What a student starts from that was made without training."""
 

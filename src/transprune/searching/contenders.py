@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -15,14 +15,14 @@ from transprune.options import DistillationOptions, StepOptions
 from transprune.reading.execution import Program
 from transprune.reading.trace import inputs_for
 from transprune.runtime import processes, seeded
-from transprune.runtime.structures import on_device
+from transprune.runtime.structures import copied, on_device
 from transprune.scores.refit import Targets, record_targets, repair_read
 from transprune.shrinking.shrink import shrink
 from transprune.tas.baselines import uniform_architecture
 from transprune.tas.bilevel import Bilevel
 from transprune.tas.prior import Prior
 from transprune.training.evaluation import Evaluation, evaluate_batches, evaluation_mode
-from transprune.training.train import Fit
+from transprune.training.train import Fit, with_statistics
 
 SEARCHED, SCORES, UNIFORM = "what the search derived", "what the scores say", "uniform widths"
 KEEPING_BLOCKS = "what the scores say, keeping blocks"
@@ -30,27 +30,37 @@ CONTENDERS = (SEARCHED, SCORES, KEEPING_BLOCKS, UNIFORM)
 """The names of all that may be compared."""
 
 
+Origin = Literal["teacher", "supernet"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """An architecture within the budget, cut from the trained network, repaired, and tried."""
+    """An architecture within the budget, as a network with weights that has been tried."""
 
     name: str
     architecture: Architecture
     evaluation: Evaluation
     """On the architecture's part of the data, after the epochs of the trial, or before them if these did harm."""
+    origin: Origin
+    """Whose weights it was cut from: those of the trained network, which were repaired, or those that the supernet has
+    learned; what did better before the trial."""
     trial_epochs: int = 0
     """Epochs for which it has learned."""
     student: Mapping[str, Tensor] = field(repr=False)
-    """The repaired network's parameters and buffers, under the names of the shrunk network."""
+    """The parameters and buffers that were evaluated, under the names of the shrunk network: what its training goes on
+    from."""
 
 
 def contenders(bilevel: Bilevel, derived: Architecture) -> tuple[Contender, ...]:
     """What a search that knew scores beforehand found, and what is free at the same budget, all treated alike.
 
-    Each is cut from the trained network, its channels in the order of the scores, repaired on the same samples,
-    distilled for a few epochs on the data that the weights learned from if the options ask for it, and measured on the
-    data that the architecture learned from. The trial has the search's rates, which fall to zero in it: what a network
-    is worth untrained says little of what it will be worth, where blocks are left out.
+    Each is cut from the trained network, its channels in the order of the scores, and repaired on the same samples; and
+    cut from the supernet, its norms seeing the samples that the weights learned from. The better of the two is
+    distilled for a few epochs on these samples if the options ask for it, and measured on the data that the
+    architecture learned from. What a network is worth untrained says little of what it will be worth, where blocks are
+    left out.
+
+    Deviation: the paper's student begins anew. Here it goes on from what did best in the trial (`Contender.student`).
 
     Returns:
         None of them where the search knew nothing beforehand; without the uniform widths where none are in the budget.
@@ -85,6 +95,31 @@ def best_of(all_alike: tuple[Contender, ...]) -> Contender | None:
 
 
 def _measured(bilevel: Bilevel, prior: Prior, targets: Targets, *, name: str, architecture: Architecture) -> Contender:
+    starts: dict[Origin, nn.Module] = {
+        "teacher": _repaired(bilevel, prior, targets, architecture),
+        "supernet": _inherited(bilevel, prior, architecture),
+    }
+    found = {origin: _evaluated(bilevel, network) for origin, network in starts.items()}
+    origin = min(found, key=lambda each: found[each].loss)
+    student, evaluation = starts[origin], found[origin]
+    if bilevel.options.trial_epochs:
+        tried = _tried(bilevel, student, prior.network, name)
+        after = _evaluated(bilevel, tried)
+        # A trial that does harm, as at a rate that is too high for the network, says nothing of the architecture.
+        if after.loss < evaluation.loss:
+            student, evaluation = tried, after
+    return Contender(
+        name=name,
+        architecture=architecture,
+        evaluation=evaluation,
+        origin=origin,
+        trial_epochs=bilevel.options.trial_epochs,
+        student=on_device(dict(student.state_dict()), "cpu"),
+    )
+
+
+def _repaired(bilevel: Bilevel, prior: Prior, targets: Targets, architecture: Architecture) -> nn.Module:
+    """A smaller network with the trained network's weights, fitted to what that gives."""
     student = shrink(prior.network, architecture, prior.samples, reading=bilevel.space.reading)
 
     def repaired() -> dict[str, Any]:
@@ -92,18 +127,22 @@ def _measured(bilevel: Bilevel, prior: Prior, targets: Targets, *, name: str, ar
             fitted = repair_read(student, bilevel.space.reading, targets, architecture, prior.samples)
         return dict(fitted.state_dict())
 
-    state = processes.from_first(repaired)  # sums differ from process to process
-    student.load_state_dict(state)
-    each = [_tried(bilevel, student, prior.network, name)] if bilevel.options.trial_epochs else []
-    # A trial that does harm, as at a rate that is too high for the network, says nothing of the architecture.
-    evaluation = min((_evaluated(bilevel, network) for network in (*each, student)), key=lambda found: found.loss)
-    return Contender(
-        name=name,
-        architecture=architecture,
-        evaluation=evaluation,
-        trial_epochs=bilevel.options.trial_epochs,
-        student=on_device(state, "cpu"),
-    )
+    student.load_state_dict(processes.from_first(repaired))  # sums differ from process to process
+    return student
+
+
+def _inherited(bilevel: Bilevel, prior: Prior, architecture: Architecture) -> nn.Module:
+    """A smaller network with the supernet's weights, its norms with statistics of the samples that these learned on."""
+    origin = copied(prior.network)
+    origin.load_state_dict(bilevel.plain_weights(architecture), strict=False)
+    student = shrink(origin, architecture, prior.samples, reading=bilevel.space.reading).to(bilevel.device)
+
+    def estimated() -> dict[str, Any]:
+        with processes.alone():
+            return dict(with_statistics(student, bilevel.feeds().weights).state_dict())
+
+    student.load_state_dict(processes.from_first(estimated))
+    return student
 
 
 def _tried(bilevel: Bilevel, student: nn.Module, teacher: nn.Module, name: str) -> nn.Module:

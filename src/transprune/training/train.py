@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
@@ -345,7 +345,6 @@ def compiled(network: nn.Module, options: TrainingOptions) -> Callable[..., Any]
     return forward
 
 
-@torch.no_grad()
 def estimate_statistics(
     network: nn.Module, data: AnyData, *, task: Task | None = None, batch_size: int = 256, seed: int = 0
 ) -> nn.Module:
@@ -360,13 +359,20 @@ def estimate_statistics(
         batch_size: Images per forward, for `ImageData`.
         seed: Decides order and augmentation of the samples.
     """
-    network, task = switched(copied(network), training=True), task or classification()
-    data = as_data(data, task, batch_size=batch_size)
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.reset_running_stats()
-    device = next(network.parameters()).device
-    with seeded(seed, "statistics"), average_norms():
-        for batch in feed(data, "train", task, batch_size=batch_size, seed=seed, device=device):
+    task = task or classification()
+    data, device = as_data(data, task, batch_size=batch_size), next(network.parameters()).device
+    with seeded(seed, "statistics"):
+        return with_statistics(network, feed(data, "train", task, batch_size=batch_size, seed=seed, device=device))
+
+
+@torch.no_grad()
+def with_statistics(network: nn.Module, batches: Iterable[Batch]) -> nn.Module:
+    """A copy of a network whose batch norms have the mean statistics of some batches; untouched itself."""
+    network = switched(copied(network), training=True)
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.reset_running_stats()
+    with average_norms():
+        for batch in batches if norms else ():
             called(network, batch.inputs)
     return switched(network, training=False)
