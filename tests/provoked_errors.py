@@ -51,13 +51,12 @@ from transprune.data import (
     split_halves,
 )
 from transprune.data.texts import load_texts
-from transprune.exports import runtimes
 from transprune.exports.formats import check_agreement, check_pt2, export_program, onnx_bytes, pt2_bytes, quantised_onnx
-from transprune.exports.runtimes import RUNTIMES, ExecuTorch, OpenVino, check_files, file_size, find_runtime
-from transprune.latency import stopwatch
+from transprune.exports.runtimes import RUNTIMES, ExecuTorch, OpenVino, check_files, find_runtime
+from transprune.latency import measurement, stopwatch
 from transprune.latency.backends import make_backend, network_onnx
 from transprune.latency.latency_model import LatencyModel, Validation
-from transprune.latency.measurement import load_model
+from transprune.latency.measurement import file_size, load_model
 from transprune.latency.performance import quantise
 from transprune.latency.timed_operators import operators_of
 from transprune.models.by_name import build_model, pretrained
@@ -1141,7 +1140,7 @@ def file_size_eight_bits(_):
 @way
 def file_size_inexact(_):
     files = [{".onnx": b"x" * size} for size in (1000, 9000, 200, 50_000, 3, 77, 1_000_000, 5)]
-    with mock.patch.object(runtimes, "files_for", side_effect=files):
+    with mock.patch.object(measurement, "files_for", side_effect=files):
         file_size(staged(), SPACE, example())
 
 

@@ -15,7 +15,8 @@ from transprune.costs import COSTS, FileSize
 from transprune.errors import BudgetError, ExportError, RunFolderError
 from transprune.exports import runtimes
 from transprune.exports.formats import export_program, onnx_bytes, quantised_onnx
-from transprune.exports.runtimes import file_size
+from transprune.latency import measurement
+from transprune.latency.measurement import file_size
 from transprune.options import get_preset
 from transprune.reading.inspection import inspect
 from transprune.runs.material import known_file_size
@@ -65,8 +66,8 @@ def learned(model):
 
 @pytest.fixture(autouse=True)
 def _few_files(monkeypatch):
-    monkeypatch.setattr(runtimes, "SIZED", 6)
-    monkeypatch.setattr(runtimes, "TRIED", 1)
+    monkeypatch.setattr(measurement, "SIZED", 6)
+    monkeypatch.setattr(measurement, "TRIED", 1)
 
 
 def written(model, architecture, *, int8):
@@ -131,7 +132,7 @@ def test_bytes_without_a_unit_are_answered():
 
 def test_sizes_that_follow_from_nothing_are_refused(monkeypatch):
     sizes = iter([1000, 9000, 200, 50_000, 3, 77, 1_000_000, 5])
-    monkeypatch.setattr(runtimes, "files_for", lambda *_: {".onnx": b"x" * next(sizes)})
+    monkeypatch.setattr(measurement, "files_for", lambda *_: {".onnx": b"x" * next(sizes)})
     model = Convolving().eval()
     with pytest.raises(ExportError, match="cannot say what files take: of 1 networks it is off by"):
         file_size(model, inspect(model, zoo.example()), zoo.example())
@@ -172,7 +173,7 @@ def test_a_run_keeps_to_the_bytes_of_its_file(tmp_path, capsys, monkeypatch):
     (entry,) = [entry for entry in read_journal(folder.file("journal.jsonl")) if entry["event"] == "file"]
     assert entry["int8"]
 
-    monkeypatch.setattr(runtimes, "files_for", None)  # what is known of the file is not found again
+    monkeypatch.setattr(measurement, "files_for", None)  # what is known of the file is not found again
     again = runs.prepare(options, folder.path, device="cpu", resume=True)
     assert again.costs["file"] == known_file_size(folder)
     again.close()

@@ -19,7 +19,7 @@ from transprune.cli import main
 from transprune.data import load_data, make_loader
 from transprune.errors import RunFolderError
 from transprune.runs import steps
-from transprune.runs.phases import EVALUATE, EXPORT, REPORT
+from transprune.runs.phases import EVALUATE, EXPORT, QUANTISE, REPORT
 from transprune.runtime import RUN_FILES, RunFolder, read_journal
 
 pytestmark = pytest.mark.usefixtures("few_digits")
@@ -288,7 +288,12 @@ def test_with_json_nothing_but_the_result_is_on_standard_output(finished, capsys
 
 def test_what_is_there_of_the_same_networks_is_not_made_again(tmp_path, monkeypatch):
     folder, done = RunFolder(tmp_path), []
-    run = SimpleNamespace(folder=folder, data=SimpleNamespace(is_labelled=True), decide=lambda *_: None)
+    run = SimpleNamespace(
+        folder=folder,
+        data=SimpleNamespace(is_labelled=True),
+        options=SimpleNamespace(int8=False),
+        decide=lambda *_: None,
+    )
 
     def write(name, seconds):
         folder.write_text(name, "x")
@@ -304,7 +309,7 @@ def test_what_is_there_of_the_same_networks_is_not_made_again(tmp_path, monkeypa
 
     def concluded(seconds):
         done.clear()
-        for phase in (EVALUATE, EXPORT, REPORT):
+        for phase in (EVALUATE, EXPORT, QUANTISE, REPORT):
             monkeypatch.setattr(steps, f"{phase.name}_step", step(phase, seconds))
         steps.conclude(run)
         return [*done]
@@ -317,5 +322,8 @@ def test_what_is_there_of_the_same_networks_is_not_made_again(tmp_path, monkeypa
     assert concluded(5) == ["export"]
     folder.file("report.html").unlink()
     assert concluded(6) == ["report"]
-    write("student.safetensors", 7)  # trained after it was made without training
-    assert concluded(8) == ["evaluate", "export", "report"]
+    run.options.int8 = True
+    assert concluded(7) == ["quantise", "report"]
+    assert concluded(8) == []
+    write("student.safetensors", 8)  # trained after it was made without training
+    assert concluded(9) == ["evaluate", "export", "quantise", "report"]

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from transprune.errors import TranspruneError as TranspruneError
     from transprune.exports.load import load as load
     from transprune.exports.runtimes import export as export
-    from transprune.exports.runtimes import file_size as file_size
     from transprune.latency.latency_model import LatencyModel as LatencyModel
     from transprune.latency.measurement import LatencyMeasurement as LatencyMeasurement
+    from transprune.latency.measurement import file_size as file_size
     from transprune.latency.measurement import measure_latency as measure_latency
     from transprune.latency.performance import Performance as Performance
     from transprune.latency.performance import Quantised as Quantised

@@ -12,17 +12,14 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from transprune.architecture import Architecture
-from transprune.costs import FileSize
 from transprune.errors import ExportError, OptionError, expected_one_of, first_line
 from transprune.exports.formats import (
     check_agreement,
@@ -31,18 +28,12 @@ from transprune.exports.formats import (
     given_to,
     onnx_bytes,
     pt2_bytes,
-    quantised_onnx,
     takes_any_batch,
 )
-from transprune.reading.networks import unwrapped
-from transprune.reading.reading import read_for
 from transprune.reading.trace import Example, rebatched, sample_axes
-from transprune.runtime import track
 from transprune.runtime.files import write_atomically
 from transprune.runtime.journal import quiet
-from transprune.runtime.structures import as_inputs, copied, mapped, tensors_in
-from transprune.shrinking.shrink import shrink
-from transprune.space import SearchSpace
+from transprune.runtime.structures import as_inputs, mapped
 
 Files = Mapping[str, bytes]
 """The contents of a network's files by their endings."""
@@ -301,105 +292,6 @@ def files_for(
     if takes_any_batch(program) and not runtime.takes_any_batch:
         program = export_program(network, example, any_batch=False)
     return runtime.write(program, notes)
-
-
-SIZED, TRIED = 6, 2
-"""Files that the cost of a file is fitted to, and others that it is tried on."""
-INEXACT = 0.01
-"""What is said of the size of other files may be off by so much of it."""
-
-
-def file_size(
-    model: nn.Module, space: SearchSpace, example: Example, runtime: str = "onnxruntime", *, int8: bool = False
-) -> FileSize:
-    """What the file of each network of a search space takes, as a cost; fitted to files that are written now.
-
-    Of none of these it says less than they take: a network within a budget is to have a file within it.
-
-    Args:
-        model: The unpruned network; untouched.
-        space: The search space that `inspect` read from it.
-        example: Inputs of the forward.
-        runtime: What reads the file.
-        int8: Whether the file is that of 8 bits (`quantise`), which onnxruntime alone has.
-
-    Raises:
-        ExportError: The runtime is not installed or has no 8 bits, a network cannot be exported, or the sizes of files
-            do not follow from widths and depths.
-        ModelError: The model cannot be read.
-    """
-    network, reader = unwrapped(model), find_runtime(runtime)
-    if int8 and not isinstance(reader, OnnxRuntime):
-        raise ExportError(f"cannot write 8 bits for {reader.title}: expected onnxruntime")
-    reading, axes = read_for(network, example, space), sample_axes(network, as_inputs(example))
-    example = as_inputs(example) if axes is None else rebatched(as_inputs(example), 1, axes)
-
-    def size(architecture: Architecture) -> int:
-        student = _with_distinct_values(shrink(network, architecture, example, reading=reading))
-        program = export_program(student, example)
-        files = files_for(reader, student, example, program)
-        if int8:  # the ranges of activations do not change the size
-            noise = [torch.randn_like(each) if each.is_floating_point() else each for each in tensors_in(example)]
-            return len(quantised_onnx(files[".onnx"], [noise]))
-        return sum(map(len, files.values()))
-
-    fitted = space.spread_architectures(SIZED, seed=0)
-    others = [space.random_architecture(seed) for seed in range(TRIED)]
-    sizes = [size(each) for each in track([*fitted, *others], "file", SIZED + TRIED)]
-    counts = np.array([_counts(space, each) for each in fitted], dtype=float)
-    found = _fitted_above(counts, np.array(sizes[:SIZED], dtype=float))
-    bearer = next(each.name for each in space.layers if space.is_kept(each.name, space.smallest_architecture()))
-    weight, norm, channel, layer, product, rest = map(float, found)
-    cost = FileSize(
-        weight=weight,
-        norm=norm,
-        channel=channel,
-        layer=layer,
-        product=product,
-        rest=rest,
-        bearer=bearer,
-        runtime=runtime,
-        int8=int8,
-    )
-    errors = tuple(space.cost(cost, each) / true - 1 for each, true in zip(others, sizes[SIZED:], strict=True))
-    if max(map(abs, errors)) > INEXACT:
-        raise ExportError(
-            f"cannot say what files take: of {TRIED} networks it is off by {100 * max(errors, key=abs):+.1f} %, "
-            f"expected at most {100 * INEXACT:g} %; a budget in parameters (params=) says nearly the same"
-        )
-    return replace(cost, errors=errors)
-
-
-@torch.no_grad()
-def _with_distinct_values(network: nn.Module) -> nn.Module:
-    """A copy on the CPU that has no two equal tensors, as those of new norms are: exporters write equal ones once."""
-    found, generator = copied(network).cpu(), torch.Generator().manual_seed(0)
-    for tensor in found.state_dict().values():
-        if tensor.is_floating_point():
-            share, shift = torch.rand(2, *tensor.shape, generator=generator)
-            tensor.mul_(0.9 + 0.2 * share).add_(0.01 * shift)
-    return found
-
-
-def _counts(space: SearchSpace, architecture: Architecture) -> list[int]:
-    """What a file holds: weights, channels of norms, outputs, layers, products, and the rest once."""
-    each = [
-        FileSize.counts(layer, (row, column), space.resolve(inputs, architecture), space.resolve(outputs, architecture))
-        for layer in space.layers
-        if space.is_kept(layer.name, architecture)
-        for row, inputs in enumerate(layer.inputs.parts)
-        for column, outputs in enumerate(layer.outputs.parts)
-    ]
-    return [*map(sum, zip(*each, strict=True)), 1]
-
-
-def _fitted_above(counts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """The factors with which no sum is below its size, and all together exceed them least, as shares."""
-    from scipy.optimize import linprog
-
-    shares = counts / sizes[:, None]
-    found = linprog(shares.sum(0), A_ub=-shares, b_ub=-np.ones(len(sizes)), bounds=(0, None))
-    return np.asarray(found.x)
 
 
 def check_files(runtime: Runtime, files: Files, network: nn.Module, batches: Sequence[Example]) -> float:

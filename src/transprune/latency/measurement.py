@@ -1,6 +1,7 @@
-"""Measures a latency model: times operators in isolation, fits whole networks, and validates on other networks.
+"""Measures the costs that shapes do not tell: latency, and the size of files.
 
-A model is kept in a cache on disk, so that a machine measures a network only once.
+A latency model times operators in isolation, is fitted to whole networks, and validated on other networks. It is kept
+in a cache on disk, so that a machine measures a network only once. What the parts of a file take is fitted to files.
 """
 
 from __future__ import annotations
@@ -11,19 +12,21 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from transprune.architecture import Architecture
 from transprune.budget import Budget
-from transprune.costs import COSTS, Channels, Cost, Layer
-from transprune.errors import LatencyError
-from transprune.exports.runtimes import file_size
+from transprune.costs import COSTS, Channels, Cost, FileSize, Layer
+from transprune.errors import ExportError, LatencyError
+from transprune.exports.formats import export_program, quantised_onnx
+from transprune.exports.runtimes import OnnxRuntime, files_for, find_runtime
 from transprune.latency.backends import Backend, Call, make_backend
 from transprune.latency.latency_model import Correction, LatencyModel, TimeTable, Validation, fit_correction
 from transprune.latency.stopwatch import Advance, as_batch, time_all
@@ -31,11 +34,11 @@ from transprune.latency.timed_operators import TimedOperator, operators_of
 from transprune.options import LatencyOptions
 from transprune.reading.networks import switched, unwrapped
 from transprune.reading.reading import Reading, read_for
-from transprune.reading.trace import Example
+from transprune.reading.trace import Example, rebatched, sample_axes
 from transprune.records import read_record
-from transprune.runtime import choose_device, processes, progress_bar
+from transprune.runtime import choose_device, processes, progress_bar, track
 from transprune.runtime.files import disk_errors, write_atomically
-from transprune.runtime.structures import tensors_in
+from transprune.runtime.structures import as_inputs, copied, tensors_in
 from transprune.shrinking.shrink import shrink
 from transprune.space import SearchSpace
 
@@ -274,6 +277,107 @@ def _part_widths(space: SearchSpace, part: Channels) -> list[int]:
     stage = space.stages[space.stage_index[part.source]]
     ends = {width * part.repeat for end in stage.outputs for width in _totals(space, end)}
     return sorted(ends)
+
+
+# --- the size of files
+
+SIZED, TRIED = 6, 2
+"""Files that the cost of a file is fitted to, and others that it is tried on."""
+INEXACT = 0.01
+"""What is said of the size of other files may be off by so much of it."""
+
+
+def file_size(
+    model: nn.Module, space: SearchSpace, example: Example, runtime: str = "onnxruntime", *, int8: bool = False
+) -> FileSize:
+    """What the file of each network of a search space takes, as a cost; fitted to files that are written now.
+
+    Of none of these it says less than they take: a network within a budget is to have a file within it.
+
+    Args:
+        model: The unpruned network; untouched.
+        space: The search space that `inspect` read from it.
+        example: Inputs of the forward.
+        runtime: What reads the file.
+        int8: Whether the file is that of 8 bits (`quantise`), which onnxruntime alone has.
+
+    Raises:
+        ExportError: The runtime is not installed or has no 8 bits, a network cannot be exported, or the sizes of files
+            do not follow from widths and depths.
+        ModelError: The model cannot be read.
+    """
+    network, reader = unwrapped(model), find_runtime(runtime)
+    if int8 and not isinstance(reader, OnnxRuntime):
+        raise ExportError(f"cannot write 8 bits for {reader.title}: expected onnxruntime")
+    reading, axes = read_for(network, example, space), sample_axes(network, as_inputs(example))
+    example = as_inputs(example) if axes is None else rebatched(as_inputs(example), 1, axes)
+
+    def size(architecture: Architecture) -> int:
+        student = _with_distinct_values(shrink(network, architecture, example, reading=reading))
+        program = export_program(student, example)
+        files = files_for(reader, student, example, program)
+        if int8:  # the ranges of activations do not change the size
+            noise = [torch.randn_like(each) if each.is_floating_point() else each for each in tensors_in(example)]
+            return len(quantised_onnx(files[".onnx"], [noise]))
+        return sum(map(len, files.values()))
+
+    fitted = space.spread_architectures(SIZED, seed=0)
+    others = [space.random_architecture(seed) for seed in range(TRIED)]
+    sizes = [size(each) for each in track([*fitted, *others], "file", SIZED + TRIED)]
+    counts = np.array([_counts(space, each) for each in fitted], dtype=float)
+    found = _fitted_above(counts, np.array(sizes[:SIZED], dtype=float))
+    bearer = next(each.name for each in space.layers if space.is_kept(each.name, space.smallest_architecture()))
+    weight, norm, channel, layer, product, rest = map(float, found)
+    cost = FileSize(
+        weight=weight,
+        norm=norm,
+        channel=channel,
+        layer=layer,
+        product=product,
+        rest=rest,
+        bearer=bearer,
+        runtime=runtime,
+        int8=int8,
+    )
+    errors = tuple(space.cost(cost, each) / true - 1 for each, true in zip(others, sizes[SIZED:], strict=True))
+    if max(map(abs, errors)) > INEXACT:
+        raise ExportError(
+            f"cannot say what files take: of {TRIED} networks it is off by {100 * max(errors, key=abs):+.1f} %, "
+            f"expected at most {100 * INEXACT:g} %; a budget in parameters (params=) says nearly the same"
+        )
+    return replace(cost, errors=errors)
+
+
+@torch.no_grad()
+def _with_distinct_values(network: nn.Module) -> nn.Module:
+    """A copy on the CPU that has no two equal tensors, as those of new norms are: exporters write equal ones once."""
+    found, generator = copied(network).cpu(), torch.Generator().manual_seed(0)
+    for tensor in found.state_dict().values():
+        if tensor.is_floating_point():
+            share, shift = torch.rand(2, *tensor.shape, generator=generator)
+            tensor.mul_(0.9 + 0.2 * share).add_(0.01 * shift)
+    return found
+
+
+def _counts(space: SearchSpace, architecture: Architecture) -> list[int]:
+    """What a file holds: weights, channels of norms, outputs, layers, products, and the rest once."""
+    each = [
+        FileSize.counts(layer, (row, column), space.resolve(inputs, architecture), space.resolve(outputs, architecture))
+        for layer in space.layers
+        if space.is_kept(layer.name, architecture)
+        for row, inputs in enumerate(layer.inputs.parts)
+        for column, outputs in enumerate(layer.outputs.parts)
+    ]
+    return [*map(sum, zip(*each, strict=True)), 1]
+
+
+def _fitted_above(counts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """The factors with which no sum is below its size, and all together exceed them least, as shares."""
+    from scipy.optimize import linprog
+
+    shares = counts / sizes[:, None]
+    found = linprog(shares.sum(0), A_ub=-shares, b_ub=-np.ones(len(sizes)), bounds=(0, None))
+    return np.asarray(found.x)
 
 
 # --- the cache

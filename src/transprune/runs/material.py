@@ -19,8 +19,7 @@ from transprune.data.encoded_images import sample_places
 from transprune.data.sources import NAMED_STATISTICS, normalised
 from transprune.data.texts import is_texts, load_texts
 from transprune.errors import DataError, ModelError, OptionError, RunFolderError
-from transprune.exports.runtimes import file_size
-from transprune.latency.measurement import LatencyMeasurement, trusted_latency
+from transprune.latency.measurement import LatencyMeasurement, file_size, trusted_latency
 from transprune.models.by_name import PRETRAINED, build_model, pretrained, published_preprocessing
 from transprune.models.hugging_face import Origin, is_hugging_face
 from transprune.models.weights import Weights, classes_in, fit_weights, read_tensors

@@ -101,9 +101,10 @@ def conclude(run: Run) -> None:
             evaluate_step(run)
         if not _is_newer(run.folder, EXPORT, TEACHER, DISTILL):
             export_step(run)
-        if run.options.int8 and not _is_newer(run.folder, QUANTISE, TEACHER, DISTILL):
+        in_eight_bits = [QUANTISE] if run.options.int8 else []
+        if in_eight_bits and not _is_newer(run.folder, QUANTISE, TEACHER, DISTILL):
             quantise_step(run)
-        if not _is_newer(run.folder, REPORT, TEACHER, DISTILL, EVALUATE):
+        if not _is_newer(run.folder, REPORT, TEACHER, DISTILL, EVALUATE, *in_eight_bits):
             report_step(run)
 
 
