@@ -111,6 +111,11 @@ def test_what_is_out_of_reach_is_said_in_bytes():
         Budget.parse("file=1KB").limit(space, {**COSTS, "file": cost})
 
 
+def test_a_kind_that_is_measured_has_to_be():
+    with pytest.raises(BudgetError, match=r"file is measured, and only macs, params are known here.*file_size"):
+        Budget.parse("file=64KB").limit(inspect(Convolving().eval(), zoo.example()))
+
+
 @pytest.mark.parametrize(
     ("text", "number", "said"),
     [

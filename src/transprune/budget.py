@@ -106,10 +106,17 @@ class Budget:
             costs: How each kind is counted.
 
         Raises:
-            BudgetError: No architecture of the space costs that little, or the unpruned network costs less already; the
-                message states the attainable range. `check_attainable` covers spaces whose cheapest architecture may
-                not be the smallest.
+            BudgetError: No such kind is among the costs, no architecture of the space costs that little, or the
+                unpruned network costs less already; the message states the attainable range. `check_attainable` covers
+                spaces whose cheapest architecture may not be the smallest.
         """
+        if self.kind not in costs:
+            raise BudgetError(
+                f"cannot tell what the budget {self} allows: {self.kind} is measured, and only {', '.join(costs)} are "
+                f"known here; expected costs={{**COSTS, {self.kind!r}: …}} with what "
+                f"{'file_size' if self.kind == 'file' else 'measure_latency'} gives, or search or compress, which "
+                "measure it themselves"
+            )
         cost = costs[self.kind]
         full = space.cost(cost, space.full_architecture())
         least = space.cost(cost, space.smallest_architecture()) if space.smallest_is_cheapest(cost) else 0
