@@ -344,6 +344,24 @@ class Flexible(nn.Module):
         return flex_attention(heads, heads, heads)
 
 
+class Sometimes(nn.Module):
+    """Reads its second layer where there are many tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, tokens):
+        hidden = self.first(tokens)
+        return self.head(self.second(hidden) if tokens.shape[1] > 6 else hidden)
+
+
+def longer_than_the_example():
+    network, example = Sometimes(), torch.zeros(2, 5, 3)
+    space = inspect(network, example)
+    return Supernet(network, space, example)(Selection.of(space, space.full_architecture()), torch.zeros(4, 9, 3))
+
+
 class Counting(nn.Module):
     def __init__(self):
         super().__init__()
@@ -387,6 +405,7 @@ ways(
     shrink_weights=lambda _: transprune.shrink(plain(), Architecture(), example(), weights="new"),
     sort_importance=lambda _: transprune.sort_channels(plain(), example(), lambda weights, width: torch.zeros(3)),
     supernet_alignment=lambda _: Supernet(plain(), inspect(plain(), example()), example(), alignment="stretch"),
+    supernet_sizes=lambda _: longer_than_the_example(),
     supernet_space=lambda _: Supernet(plain(), SPACE, example()),
     sampling=lambda _: draw_candidates(torch.zeros(1, 2), torch.ones(1, 2).bool(), temperature=0.0, samples=2),
 )

@@ -15,7 +15,7 @@ from hard_networks import HARD_FOR_A_SUPERNET, IteratedStage
 from oracles import mix_prefixes
 from small_networks import CASES, example, residual, space_of
 from transprune.architecture import Architecture
-from transprune.errors import OptionError, SpaceError
+from transprune.errors import DataError, OptionError, SpaceError
 from transprune.models.resnet import ResNet, ResNetShape, resnet
 from transprune.reading.axes import Concatenation, Product
 from transprune.reading.inspection import inspect
@@ -515,3 +515,62 @@ def test_a_residual_sum_that_others_share_the_width_of_is_as_wide_as_its_main_si
 def test_the_space_of_another_network_is_refused():
     with pytest.raises(SpaceError, match=r"width group 'body\.0\.conv' of 4, and the model has none of that name"):
         Supernet(resnet(8), space_of(residual), IMAGES)
+
+
+class Sequence(nn.Module):
+    """Attention over any number of tokens that counts them in its forward; of many it reads a second layer."""
+
+    def __init__(self, many: int = 99) -> None:
+        super().__init__()
+        self.many = many
+        self.stem, self.query, self.key = nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.second, self.head = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        length = tokens.shape[1]
+        places = torch.arange(length)[None, :, None] / length
+        hidden = (self.stem(tokens) + places.cos()).relu()
+        if length > self.many:
+            hidden = hidden + self.second(hidden)
+        weights = (self.query(hidden) @ self.key(hidden).transpose(1, 2)).softmax(-1)
+        return self.head((weights @ hidden).view(-1, length, 8).sum(1) / length)
+
+
+def words(samples: int, length: int) -> Tensor:
+    return torch.randn(samples, length, 3, generator=torch.Generator().manual_seed(length))
+
+
+@pytest.mark.parametrize("length", [1, 4, 9])
+def test_inputs_of_other_lengths_run_as_the_network_runs_them(length):
+    torch.manual_seed(0)
+    network = Sequence().eval()
+    space = inspect(network, words(2, 5))
+    supernet = Supernet(network, space, words(2, 5))
+    full = Selection.of(space, space.full_architecture())
+    for samples in (3, 7):
+        torch.testing.assert_close(supernet(full, words(samples, length)), network(words(samples, length)))
+    parameters = ArchitectureParameters(space)
+    copy.deepcopy(supernet)(parameters.sample(temperature=1.0), words(16, length)).square().sum().backward()
+    assert all(each.grad is not None and each.grad.isfinite().all() for each in parameters.parameters() if each.numel())
+
+
+def test_a_network_that_is_another_one_at_other_lengths_is_refused_there():
+    network = Sequence(many=6).eval()
+    space = inspect(network, words(2, 5))
+    supernet = Supernet(network, space, words(2, 5))
+    full = Selection.of(space, space.full_architecture())
+    assert supernet(full, words(2, 6)).shape == (2, 4)
+    with pytest.raises(DataError, match=r"\[2, 7, 3\]: .* another way .*expected inputs of the example's sizes"):
+        supernet(full, words(2, 7))
+
+
+def test_images_of_other_sizes_run_with_the_norms_of_their_candidates():
+    torch.manual_seed(0)
+    network = resnet(8)
+    space = inspect(network, torch.randn(2, 3, 16, 16))
+    supernet = Supernet(network, space, torch.randn(2, 3, 16, 16))
+    drawn = ArchitectureParameters(space).sample(temperature=1.0)
+    for size in (16, 24):
+        images = torch.randn(4, 3, size, size)
+        alone = Supernet(network, inspect(network, images), images)
+        assert torch.equal(supernet(drawn, images), alone(drawn, images))

@@ -13,6 +13,7 @@ from transprune.architecture import Architecture
 from transprune.errors import BudgetError
 from transprune.options import DistillationOptions, StepOptions
 from transprune.reading.execution import Program
+from transprune.reading.reading import Reading, read_for
 from transprune.reading.trace import inputs_for
 from transprune.runtime import processes, seeded
 from transprune.runtime.structures import copied, on_device
@@ -72,10 +73,9 @@ def contenders(bilevel: Bilevel, derived: Architecture) -> tuple[Contender, ...]
         found[KEEPING_BLOCKS] = prior.keeping_blocks
     with suppress(BudgetError):  # blocks have to go as well
         found[UNIFORM] = uniform_architecture(bilevel.space, bilevel.limits)
+    reading = read_for(prior.network, prior.samples, bilevel.space)
     with evaluation_mode(prior.network):
-        targets = record_targets(
-            prior.network, Program(bilevel.space.reading), inputs_for(prior.network, prior.samples)
-        )
+        targets = record_targets(prior.network, Program(reading), inputs_for(prior.network, prior.samples))
     compared: list[Contender] = []
     kept = bilevel.setup.checkpoints
     if kept is not None and bilevel.options.trial_epochs:
@@ -84,7 +84,7 @@ def contenders(bilevel: Bilevel, derived: Architecture) -> tuple[Contender, ...]
         known = next((each for each in compared if each.architecture == architecture), None)
         if known is None:
             with seeded(bilevel.setup.seed, "contenders"):  # samples of a user's may be drawn at random
-                known = _measured(bilevel, prior, targets, name=name, architecture=architecture)
+                known = _measured(bilevel, prior, reading, targets, name=name, architecture=architecture)
         compared.append(replace(known, name=name))
     return tuple(compared)
 
@@ -94,9 +94,11 @@ def best_of(all_alike: tuple[Contender, ...]) -> Contender | None:
     return min(all_alike, key=lambda each: each.evaluation.loss, default=None)
 
 
-def _measured(bilevel: Bilevel, prior: Prior, targets: Targets, *, name: str, architecture: Architecture) -> Contender:
+def _measured(
+    bilevel: Bilevel, prior: Prior, reading: Reading, targets: Targets, *, name: str, architecture: Architecture
+) -> Contender:
     starts: dict[Origin, nn.Module] = {
-        "teacher": _repaired(bilevel, prior, targets, architecture),
+        "teacher": _repaired(prior, reading, targets, architecture),
         "supernet": _inherited(bilevel, prior, architecture),
     }
     found = {origin: _evaluated(bilevel, network) for origin, network in starts.items()}
@@ -118,13 +120,13 @@ def _measured(bilevel: Bilevel, prior: Prior, targets: Targets, *, name: str, ar
     )
 
 
-def _repaired(bilevel: Bilevel, prior: Prior, targets: Targets, architecture: Architecture) -> nn.Module:
+def _repaired(prior: Prior, reading: Reading, targets: Targets, architecture: Architecture) -> nn.Module:
     """A smaller network with the trained network's weights, fitted to what that gives."""
-    student = shrink(prior.network, architecture, prior.samples, reading=bilevel.space.reading)
+    student = shrink(prior.network, architecture, prior.samples, reading=reading)
 
     def repaired() -> dict[str, Any]:
         with processes.alone():
-            fitted = repair_read(student, bilevel.space.reading, targets, architecture, prior.samples)
+            fitted = repair_read(student, reading, targets, architecture, prior.samples)
         return dict(fitted.state_dict())
 
     student.load_state_dict(processes.from_first(repaired))  # sums differ from process to process

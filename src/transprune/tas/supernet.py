@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from transprune.architecture import Architecture
-from transprune.errors import OptionError, SpaceError
+from transprune.errors import DataError, OptionError, SpaceError
 from transprune.kernels.feature_maps import (
     SoundConvolutions,
     add_padded,
@@ -39,7 +39,7 @@ from transprune.reading.networks import unwrapped
 from transprune.reading.reading import Reading, read_for
 from transprune.reading.stages import BlockRun
 from transprune.reading.trace import Example, operator
-from transprune.runtime.structures import copied, inputs_of, on_device
+from transprune.runtime.structures import copied, filled, inputs_of, on_device, outline
 from transprune.shrinking.traced_network import cut_constant, in_mode, tensor_at
 from transprune.space import SearchSpace
 from transprune.tas.mixing import Mixture, align_channels, map_along, mix_along, mixed, mixture_of
@@ -61,6 +61,9 @@ class Supernet(nn.Module):
     changes at every step would describe none of its members.
 
     For the paper's networks, it computes the same as `reference.SlowSupernet`.
+
+    Sizes of the example, such as the length of a text, are written into the trace: where inputs of other sizes come,
+    the model is read again, once for each.
 
     Deviation: norms over channels (layer norm, group norm) normalise the mixture, not each candidate separately. A
     recurrent layer runs once, at the widest candidate in use; a narrower one is its first units.
@@ -102,13 +105,25 @@ class Supernet(nn.Module):
         _check_space(model, space, reading)
         self.network = copied(model)
         use_channels_last(self.network)
-        self.plan = _Plan(reading, space, self.network)
+        self.plans = _Plans(model, reading, space)
+        self.plan.give_rows(self.network)
+
+    @property
+    def plan(self) -> _Plan:
+        """How inputs of the example's sizes run."""
+        return self.plans.first
 
     def forward(self, selection: Selection, *inputs: Any, **named: Any) -> Any:
-        """The model's outputs for the selected candidates; the inputs are those of the model's forward."""
+        """The model's outputs for the selected candidates; the inputs are those of the model's forward.
+
+        Raises:
+            DataError: The model is another network for inputs of these sizes than for the example.
+            ModelError: It cannot be read at these sizes.
+        """
+        given = inputs_of(inputs, named)
+        plan = self.plans.of(given)
         with SoundConvolutions():
-            given = inputs_of(inputs, named)
-            return self.plan.program.run(_Mixing(self, selection, given), given)
+            return plan.program.run(_Mixing(self, plan, selection, given), given)
 
     @torch.no_grad()
     def plain_weights(self, architecture: Architecture) -> dict[str, torch.Tensor]:
@@ -146,16 +161,61 @@ def _check_space(model: nn.Module, space: SearchSpace, reading: Reading) -> None
                 )
 
 
+class _Plans:
+    """How inputs of each size run: sizes are written into a trace, so that others are read when they first come.
+
+    Args:
+        model: The model, which is kept to be read again.
+        reading: Its reading for the example.
+        space: Its search space.
+    """
+
+    def __init__(self, model: nn.Module, reading: Reading, space: SearchSpace) -> None:
+        self.model, self.space, self.trace = model, space, reading.trace
+        self.first = _Plan(reading, space)
+        self._by_sizes = {self._sizes(reading.trace.tensors): self.first}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Plans:
+        return self  # of the same model, and what is read for one copy serves all
+
+    def of(self, inputs: Example) -> _Plan:
+        """How inputs run, whatever their number of samples.
+
+        Raises:
+            DataError: They are nested otherwise than the example, or the model is another network at their sizes.
+            ModelError: The model cannot be read at their sizes.
+        """
+        tensors = self.trace.tensors_of(inputs)
+        sizes = self._sizes(tensors)
+        if sizes not in self._by_sizes:
+            with torch.autocast(tensors[0].device.type, enabled=False):  # casts would be traced
+                plan = _Plan(read_for(self.model, inputs, self.space), self.space)
+            self._check(plan, inputs)
+            self._by_sizes[sizes] = plan
+        return self._by_sizes[sizes]
+
+    def _sizes(self, tensors: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:
+        return tuple(map(tuple, self.trace.shapes_of(tensors, 0)))
+
+    def _check(self, plan: _Plan, inputs: Example) -> None:
+        if plan.described() != self.first.described():
+            raise DataError(
+                f"cannot run the supernet of {type(self.model).__name__} on inputs of {outline(inputs)}: at these "
+                f"sizes its blocks or channels depend on each other in another way than at those of the "
+                f"example, {outline(filled(self.trace.given, self.trace.tensors))}; expected inputs of the example's "
+                "sizes, or an example of the sizes that come"
+            )
+
+
 class _Plan:
     """Where a supernet mixes its candidates, decided once at construction.
 
     Args:
         reading: The reading of the model.
         space: Its search space.
-        network: The copy of the model; changed in place: scales and shifts of norms get a row for each candidate.
     """
 
-    def __init__(self, reading: Reading, space: SearchSpace, network: nn.Module) -> None:
+    def __init__(self, reading: Reading, space: SearchSpace) -> None:
         self.program = Program(reading)
         self.searched = {group.name: len(group.candidates) for group in space.groups}
         self.candidate_norms: dict[fx.Node, str] = {}
@@ -173,7 +233,7 @@ class _Plan:
         """ReLUs that may overwrite their input."""
         for node in reading.trace.calls:
             if operator(node) == "batch_norm":
-                self._place_norm(reading, node, network)
+                self._place_norm(reading, node)
         for facts in reading.layers:
             node = facts.use.node
             is_layer = facts.use.operator in ("conv", "linear") and node not in self.mixed_layers
@@ -203,7 +263,7 @@ class _Plan:
             and len(node.users) == 1
         )
 
-    def _place_norm(self, reading: Reading, node: fx.Node, network: nn.Module) -> None:
+    def _place_norm(self, reading: Reading, node: fx.Node) -> None:
         channels: Layout = reading.values[node][1]
         if not self._is_searched(channels):
             return
@@ -222,15 +282,23 @@ class _Plan:
             name = reading.trace.parameter(source_node)
             if name is None or not isinstance(source_node, fx.Node) or len(source_node.users) > 1:
                 continue
+            self.rows[name] = channels.name
+
+    def described(self) -> tuple[Any, ...]:
+        """All that decides which part of a parameter a candidate reads."""
+        reading = self.program.reading
+        constants = reading.trace.constants
+        states = {name: layouts for name, layouts in reading.states.items() if name not in constants}
+        return states, {stage.name: stage.blocks for stage in reading.stages}, reading.free, reading.ends, self.rows
+
+    def give_rows(self, network: nn.Module) -> None:
+        """Gives scales and shifts of a copy of the model a row for each candidate."""
+        for name, group in self.rows.items():
             parent, _, own = name.rpartition(".")
             module = network.get_submodule(parent)
             parameter: nn.Parameter = getattr(module, own)
-            rows = parameter.detach().repeat(self.searched[channels.name], 1)
+            rows = parameter.detach().repeat(self.searched[group], 1)
             setattr(module, own, nn.Parameter(rows, parameter.requires_grad))
-            self.rows[name] = channels.name
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Plan:
-        return self  # never changes after construction, and its keys are graph nodes, compared by identity
 
 
 class _Mixing(Surroundings):
@@ -239,18 +307,18 @@ class _Mixing(Surroundings):
     `Program.run` calls `function` for every operator and `stage_end` after every stage.
     """
 
-    def __init__(self, supernet: Supernet, selection: Selection, inputs: Example) -> None:
+    def __init__(self, supernet: Supernet, plan: _Plan, selection: Selection, inputs: Example) -> None:
         widths = {name: max(choice.sizes) for name, choice in selection.widths.items()}
         self.shares: dict[tuple[str, int], Tensor] = {}
         """Weight of each block that only some of the candidates in use keep, where blocks are mixed one by one."""
         blocks = {name: self._in_use(supernet.space, name, drawn) for name, drawn in selection.depths.items()}
-        trace = supernet.plan.program.reading.trace
+        trace = plan.program.reading.trace
         samples = trace.samples_in(trace.tensors_of(inputs))
         super().__init__(Sizes(widths, blocks, samples, is_supernet=True))
         self.supernet = supernet
         self.selection = selection
-        self.plan = supernet.plan
-        self.reading = supernet.plan.program.reading
+        self.plan = plan
+        self.reading = plan.program.reading
         self.alignment = supernet.alignment
 
     def _in_use(self, space: SearchSpace, name: str, drawn: Drawn) -> tuple[tuple[int, ...], ...]:
