@@ -257,6 +257,25 @@ def test_what_looks_like_a_run_of_blocks_and_is_not_searched_is_listed(network, 
     assert {each.name: each.reason for each in space.fixed}.get("blocks") == reason
 
 
+class Biased(Stack):
+    """Its first block makes what the others read, as that of T5 does with the bias of its positions."""
+
+    def forward(self, images: Tensor, lengths: Tensor) -> Tensor:
+        tokens, given = self.stem(images), self.given(images, lengths)
+        for block in self.blocks:
+            tokens, cache = block(tokens, given)
+            given = {"cache": cache, "time": given["time"] + cache, **given} if "cache" not in given else given
+        return self.head((tokens + given["cache"]).mean(1))
+
+
+def test_a_block_beside_a_run_is_listed_with_the_reason_why_it_stays():
+    space = inspect(Biased(4, "before", frozenset({"time"})).eval(), inputs(2))
+    assert [stage.blocks for stage in space.stages] == [("blocks.1", "blocks.2", "blocks.3")]
+    reasons = {each.name: each.reason for each in space.fixed}
+    assert reasons["blocks.0"] == "'blocks.0' hands on 2 tensors rather than one"
+    assert not reasons.keys() & {"blocks", "blocks.1", "blocks.2", "blocks.3"}
+
+
 def test_blocks_side_by_side_do_not_look_like_a_run():
     space = inspect(SideBySide(3).eval(), inputs(2))
     assert "blocks" not in {each.name for each in space.fixed}

@@ -149,9 +149,10 @@ class _Container:
         yield from self._stage(run)
 
     def missed(self) -> dict[str, str]:
-        """Why there is no run, if blocks of one class follow each other."""
-        if any(True for _ in self.stages()):
-            return {}
+        """Why there is no run, if blocks of one class follow each other; else why blocks like those of a run stay."""
+        runs = list(self.stages())
+        if runs:
+            return self._left_alone({path for run in runs for path in run.blocks})
         if len(self.blocks) == 1:
             [(path, module)] = self.blocks.items()
             is_repeated = _is_block(module) and self._is_repeated(path)
@@ -171,6 +172,16 @@ class _Container:
         if len(set(kinds)) < len(kinds):  # those of a class take turns with others
             return {self.name: str(self._break(*following[0]))}
         return {}
+
+    def _left_alone(self, in_runs: set[str]) -> dict[str, str]:
+        """Why blocks stay whose neighbours, of the same class and with outputs of the same shape, are in a run."""
+        found: dict[str, str] = {}
+        for before, path in pairwise(self.blocks):
+            shapes = [{shape(node) for node in self._exits(each)} for each in (before, path)]
+            is_alike = type(self.blocks[before]) is type(self.blocks[path]) and bool(shapes[0] & shapes[1])
+            for alone in {before, path} - in_runs if is_alike and {before, path} & in_runs else ():
+                found[alone] = self._break(before, path) or "what follows writes over its output"
+        return found
 
     def _break(self, before: str, path: str) -> str | None:
         """Why a block cannot follow the one before it in a run; None if it can."""
