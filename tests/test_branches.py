@@ -231,6 +231,54 @@ def test_torchs_encoder_keeps_its_class_without_some_branches_and_with_fewer_hea
         torch.testing.assert_close(fused, student(inputs), rtol=1e-4, atol=1e-5)
 
 
+class Handing(Attention):
+    """Makes a bias where it is given none, and hands it on, as the attention of T5 does."""
+
+    def forward(self, tokens: Tensor, mask: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor, None]:
+        bias = torch.zeros_like(mask) if bias is None else bias
+        return super().forward(tokens, mask + bias)[0], bias, None
+
+
+class HandingBlock(Block):
+    """Gives the next block the bias that its attention hands on."""
+
+    def __init__(self) -> None:
+        super().__init__("ae", is_after=False)
+        self.attention0 = Handing()
+
+    def forward(self, tokens: Tensor, mask: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if 0 in self.kept:
+            found, bias, _ = self.attention0(self.norm0(tokens), mask=mask, bias=bias)
+            tokens = found + tokens
+        return (self.branch(1, self.norm1(tokens), mask) + tokens if 1 in self.kept else tokens), bias
+
+
+class HandedOn(Stack):
+    """Its blocks hand on a bias, which the forward makes before the first."""
+
+    def __init__(self) -> None:
+        super().__init__(3, "ae", is_after=False)
+        self.blocks = nn.ModuleList(HandingBlock() for _ in range(3))
+
+    def forward(self, inputs: Tensor, mask: Tensor) -> Tensor:
+        tokens, bias = self.stem(inputs), inputs.mean((1, 2))[:, None, None, None] * mask
+        for block in self.blocks:
+            tokens, bias = block(tokens, mask, bias)
+        return self.head(tokens)
+
+
+def test_a_branch_that_is_left_out_hands_on_what_it_was_given_for_others():
+    torch.manual_seed(0)
+    network = HandedOn().eval()
+    [stage] = inspect(network, inputs(2), removable="branches").stages
+    kept = [1, 3, 4, 5]
+    student = shrink(
+        network, Architecture(blocks={stage.name: tuple(stage.blocks[place] for place in kept)}), inputs(2)
+    )
+    assert type(student) is HandedOn
+    assert_close(outputs_of(student, inputs(7)), outputs_of(without(network, kept), inputs(7)))
+
+
 class CastNorm(nn.Module):
     """A norm that casts what it reads, to a type that it has already."""
 

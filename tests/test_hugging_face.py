@@ -236,3 +236,43 @@ def test_what_segformer_reads_by_its_convolution_over_tokens_is_cut_in_its_class
     assert type(student) is type(network)
     assert transprune.count_macs(student, example) == space.macs(architecture)
     assert student(pixel_values=torch.randn(3, 3, 64, 32)).logits.isfinite().all()
+
+
+def sliding(**kinds: Any) -> nn.Module:
+    return transformers.Gemma3ForCausalLM(
+        transformers.Gemma3TextConfig(
+            **{"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2},
+            **{"head_dim": 4, "vocab_size": 31, "sliding_window": 4, "pad_token_id": 0, **kinds},
+        )
+    )
+
+
+def learned_positions() -> nn.Module:
+    return transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=31, n_positions=32, n_embd=16, n_layer=4, n_head=4, pad_token_id=0)
+    )
+
+
+TWO_KINDS = ["sliding_attention", "full_attention"] * 2
+
+
+@pytest.mark.parametrize("gone", [{0}, {0, 1}, {0, 2}, {1, 2}], ids=str)
+@pytest.mark.parametrize("build", [learned_positions, lambda: sliding(num_hidden_layers=4, layer_types=TWO_KINDS)])
+def test_a_student_without_its_first_attention_generates_with_a_cache_as_without(build: Any, gone: set[int]) -> None:
+    torch.manual_seed(0)
+    network = build().eval()
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    ids = torch.arange(14).view(2, 7) % 29 + 1
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    [stage] = transprune.inspect(network, example, removable="branches").stages
+    kept = tuple(each for place, each in enumerate(stage.blocks) if place not in {2 * block for block in gone})
+    student = transprune.shrink(network, transprune.Architecture(blocks={stage.name: kept}), example)
+    assert type(student) is type(network)
+    longer = [
+        student.eval().generate(ids, attention_mask=mask, max_new_tokens=9, do_sample=False, use_cache=use)
+        for use in (True, False)
+    ]
+    assert torch.equal(*longer)

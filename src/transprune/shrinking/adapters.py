@@ -9,6 +9,7 @@ place of its modules. Torch's own attention cannot have fewer heads than its wid
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -49,26 +50,36 @@ def adapt(cut: nn.Module, original: nn.Module) -> None:
                 _ADAPTERS[name](cut, original)
 
 
+@dataclass(frozen=True)
+class Returned:
+    """What a module returned, where that was several values."""
+
+    tensor: int
+    """Place of the tensor that is handed on."""
+    inputs: tuple[int | str | None, ...]
+    """For each value, the place or the name of the input that it is; None if it is none of them."""
+
+
 class LeftOut(nn.Module):
     """Takes the place of a module that ran in nothing but a branch that is left out; it has no weights.
 
     Args:
-        structure: How many values the module returned, and which of them was the tensor that is handed on; None: that
-            tensor alone.
+        returned: What the module returned, if that was several values; None: one tensor. Inputs among the values are
+            handed on as they are, since T5's attention, say, gives the next block the bias of its positions.
         adds_nothing: Whether it gives zeros, because they are added to what the branch reads. Else it gives the first
             tensor that it is called with.
         replaced: The module itself. Its plain values stay, because the forward around it may read them; its parameters
             are None.
     """
 
-    def __init__(self, structure: tuple[int, int] | None, *, adds_nothing: bool, replaced: nn.Module) -> None:
+    def __init__(self, returned: Returned | None, *, adds_nothing: bool, replaced: nn.Module) -> None:
         super().__init__()
         for name, value in vars(replaced).items():
             if isinstance(value, bool | int | float | str) and name not in vars(self):
                 setattr(self, name, value)
         for name in replaced._parameters:
             self.register_parameter(name, None)
-        self.structure, self.adds_nothing = structure, adds_nothing
+        self.returned, self.adds_nothing = returned, adds_nothing
 
     def extra_repr(self) -> str:
         return "adds nothing" if self.adds_nothing else "hands on what it reads"
@@ -76,10 +87,11 @@ class LeftOut(nn.Module):
     def forward(self, *inputs: Any, **named: Any) -> Any:
         given = next(each for each in (*inputs, *named.values()) if isinstance(each, Tensor))
         result = torch.zeros_like(given) if self.adds_nothing else given
-        if self.structure is None:
+        if self.returned is None:
             return result
-        count, place = self.structure
-        return tuple(result if each == place else None for each in range(count))
+        given_by: dict[Any, Any] = {**dict(enumerate(inputs)), **named}
+        others = [None if key is None else given_by.get(key) for key in self.returned.inputs]
+        return tuple(result if place == self.returned.tensor else each for place, each in enumerate(others))
 
 
 class AttentionOfHeads(nn.MultiheadAttention):
@@ -172,14 +184,36 @@ def _encoder(cut: Any, original: Any) -> None:
     cut.num_layers = len(cut.layers)
 
 
-def turn_off_fused_encoders(network: nn.Module) -> None:
-    """Makes torch's encoders run their parts one by one where a part is not torch's own any more."""
+def follow_left_out(network: nn.Module) -> None:
+    """Updates what reads modules of which some are left out."""
     for module in network.modules():
         if any(isinstance(each, LeftOut | AttentionOfHeads) for each in module.modules()):
             if isinstance(module, nn.TransformerEncoder):
-                module.use_nested_tensor = False
+                module.use_nested_tensor = False  # torch's encoders run their parts one by one
             elif isinstance(module, nn.TransformerEncoderLayer):
                 module.activation_relu_or_gelu = 0  # the fused layer knows these two
+        for blocks in module.children():
+            if isinstance(blocks, nn.ModuleList):
+                _fill_first_of_cache(list(blocks), getattr(module, "config", None))
+
+
+def _fill_first_of_cache(blocks: list[nn.Module], config: Any) -> None:
+    """Has the first attention that is left fill the first layer of a cache.
+
+    Caches of `transformers` ask that one how many tokens they hold, and the first of each kind, full or sliding, too:
+    so the layers that stay empty are of the kind of the first.
+    """
+    inside = [dict(block.named_modules()) for block in blocks]
+    for name in dict.fromkeys(path for modules in inside for path in modules):
+        each = [modules.get(name, block) for modules, block in zip(inside, blocks, strict=True)]
+        numbers = [getattr(one, "layer_idx", None) for one in each]
+        left = [place for place, one in enumerate(each) if not isinstance(one, LeftOut)]
+        if not left or len(left) == len(each) or not all(isinstance(number, int) for number in numbers):
+            continue
+        each[left[0]].layer_idx = numbers[0]
+        kinds = getattr(config, "layer_types", None) or ()
+        if len(kinds) == len(each):
+            config.layer_types = [kind if place in left else kinds[left[0]] for place, kind in enumerate(kinds)]
 
 
 def _convolution(cut: Any, original: Any) -> None:

@@ -25,7 +25,7 @@ from transprune.reading.reading import Reading, read
 from transprune.reading.stages import BlockRun, KeptBlocks, calls_by_path, is_inside
 from transprune.reading.trace import Example, source_line
 from transprune.runtime.structures import as_inputs, copied
-from transprune.shrinking.adapters import LeftOut, adapt, turn_off_fused_encoders
+from transprune.shrinking.adapters import LeftOut, Returned, adapt, follow_left_out
 from transprune.shrinking.traced_network import TracedNetwork, sizes_of, traced_network
 
 StudentWeights = Literal["inherit", "scratch"]
@@ -159,7 +159,7 @@ class _Shrinking:
         if keeps_places:
             gone |= dict.fromkeys(self._blocks_gone, False)
         self._leave_out(student, gone, inputs)
-        turn_off_fused_encoders(student)
+        follow_left_out(student)
         return student
 
     @cached_property
@@ -395,16 +395,18 @@ def _as_number(value: object) -> _Number | None:
     return value if type(value) is int else None
 
 
-def _structures(model: nn.Module, paths: Sequence[str], inputs: Example) -> dict[str, tuple[int, int]]:
-    """For modules that return several values, how many, and which is the first tensor."""
-    found: dict[str, tuple[int, int]] = {}
+def _structures(model: nn.Module, paths: Sequence[str], inputs: Example) -> dict[str, Returned]:
+    """What modules return, where it is several values."""
+    found: dict[str, Returned] = {}
 
-    def note(path: str, module: nn.Module, arguments: Any, outputs: Any) -> None:
+    def note(path: str, module: nn.Module, arguments: Any, named: Any, outputs: Any) -> None:
         if isinstance(outputs, tuple):
             tensors = [place for place, each in enumerate(outputs) if isinstance(each, Tensor)]
-            found[path] = (len(outputs), tensors[0] if tensors else 0)
+            given = {**dict(enumerate(arguments)), **named}.items()
+            keys = [next((key for key, one in given if one is each and one is not None), None) for each in outputs]
+            found[path] = Returned(tensors[0] if tensors else 0, tuple(keys))
 
-    handles = [model.get_submodule(path).register_forward_hook(partial(note, path)) for path in paths]
+    handles = [model.get_submodule(path).register_forward_hook(partial(note, path), with_kwargs=True) for path in paths]
     try:
         outputs_of(model, inputs)
     finally:
