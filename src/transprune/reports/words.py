@@ -188,8 +188,8 @@ def _progress(record: RunRecord) -> str:
     return "no student is measured yet"
 
 
-CHANCE = 1.96
-"""Standard errors within which a difference may be chance, 95 % of the time."""
+CHANCE = 20
+"""A difference is more than chance explains where chance makes it as large in fewer than one of so many cases."""
 SLOWER = 0.15
 """How much larger the share of the time may be than that of the MACs before it is worth a word."""
 
@@ -206,11 +206,29 @@ def verdict(record: RunRecord) -> list[str]:
     return [sentence for sentence in found if sentence]
 
 
-def lost_images(record: RunRecord) -> tuple[int, float, int] | None:
+def by_chance(tosses: int) -> int:
+    """The largest difference between heads and tails that tosses of a fair coin make in one case of `CHANCE` or more.
+
+    Counted exactly, for the normal approximation would call four of four more than chance.
+
+    Example:
+        >>> by_chance(4), by_chance(6), by_chance(10_000)
+        (4, 4, 196)
+    """
+    enough, ways, sequences = 2**tosses, 1, 1  # with at most so many heads, with exactly so many
+    for heads in range(tosses // 2 + 1):
+        if 2 * ways * CHANCE >= enough:
+            return tosses - 2 * heads
+        sequences = sequences * (tosses - heads) // (heads + 1)
+        ways += sequences
+    return 0
+
+
+def lost_images(record: RunRecord) -> tuple[int, int, int] | None:
     """How many test images the student gets wrong beyond the teacher, what of that may be chance, and of how many.
 
     Only images on which one of the two is right tell them apart. If chance alone decided which of the two that is,
-    their difference would have the variance of as many tosses of a coin (McNemar's test).
+    their difference would be that of as many tosses of a coin (McNemar's test, exact).
 
     Returns:
         Images lost (negative: gained), the largest difference that may be chance, and test images; None: not known.
@@ -219,7 +237,7 @@ def lost_images(record: RunRecord) -> tuple[int, float, int] | None:
     teacher, student = (number(counts.get(name)) for name in ("teacher_only", "student_only"))
     if teacher is None or student is None or not samples:
         return None
-    return int(teacher - student), CHANCE * math.sqrt(teacher + student), int(samples)
+    return int(teacher - student), by_chance(int(teacher + student)), int(samples)
 
 
 def _lost(record: RunRecord) -> str:
@@ -241,7 +259,7 @@ def _lost(record: RunRecord) -> str:
     if abs(lost) > chance:
         return f"{start} and gets {said} right ({share}), more than chance explains."
     return (
-        f"{start} and gets {said} right ({share}); differences up to {chance:.0f} images may be chance here, so this "
+        f"{start} and gets {said} right ({share}); differences up to {chance} images may be chance here, so this "
         "one may be."
     )
 
