@@ -244,6 +244,13 @@ def task():
 """
 
 
+WIDE = """
+def wide():
+    error = transprune.Metric(lambda outputs, targets: (outputs - targets).expand(-1, 3) ** 2, finish=torch.sqrt)
+    return transprune.Task(loss=nn.functional.mse_loss, metrics={"rmse": error})
+"""
+
+
 def test_the_command_line_takes_data_and_a_task_of_the_users(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("own.py").write_text(OWN)
@@ -254,6 +261,23 @@ def test_the_command_line_takes_data_and_a_task_of_the_users(tmp_path, monkeypat
     assert "r2" in capsys.readouterr().out
     assert "mse" in (tmp_path / "run" / "report.html").read_text()
     main(["evaluate", "run"])
+
+
+@pytest.mark.parametrize(
+    ("task", "found"),
+    [
+        ([], r"cannot tell samples apart by targets .*\[16, 1\].*regression\(\)"),
+        (["--task", "own.py:wide"], r"cannot use the metric 'rmse': it ends in \[3\].*its finish makes of"),
+        (["--task", "regresion"], r"cannot make the task 'regresion': .*did you mean 'regression'\?"),
+    ],
+)
+def test_a_task_that_does_not_suit_is_refused_before_any_training(tmp_path, monkeypatch, capsys, task, found):
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(OWN + WIDE)
+    with pytest.raises(SystemExit):
+        main(["run", "own.py:build", "--data", "own.py:data", *task, "--budget", "params=0.5", "--out", "run"])
+    assert re.search(found, " ".join(capsys.readouterr().err.split()))
+    assert not Path("run").exists()
 
 
 # --- what a notebook and a terminal show

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from transprune.data import ImageData, LoaderData, Split, halves_of, load_data
 from transprune.data.encoded_images import sample_places
 from transprune.data.sources import NAMED_STATISTICS, normalised
 from transprune.data.texts import is_texts, load_texts
-from transprune.errors import DataError, ModelError, OptionError, RunFolderError
+from transprune.errors import DataError, ModelError, OptionError, RunFolderError, expected_one_of
 from transprune.latency.measurement import LatencyMeasurement, file_size, trusted_latency
 from transprune.models.by_name import PRETRAINED, build_model, pretrained, published_preprocessing
 from transprune.models.hugging_face import Origin, is_hugging_face
@@ -33,8 +34,8 @@ from transprune.runtime import RunFolder, UserFunction, announce, processes, see
 from transprune.runtime.structures import copied, outline
 from transprune.space import SearchSpace
 from transprune.tas.derivation import check_attainable
-from transprune.training.batches import Data, as_data, example_of
-from transprune.training.evaluation import answers
+from transprune.training.batches import Data, as_data, example_of, feed
+from transprune.training.evaluation import answers, evaluate_batches, evaluation_mode
 from transprune.training.tasks import READY, Task, classification, each_logits
 
 if TYPE_CHECKING:
@@ -170,6 +171,8 @@ def collect(
         )
     if isinstance(data, ImageData) and options.task is None:
         _check_logits(model, example[0], len(data.classes))
+    elif not isinstance(data, ImageData) or data.is_labelled:
+        _check_task(model, data, task, device)
     measured = None
     is_measuring = processes.is_first()  # the others get its measurement, and rely on its check
     if is_measuring and any(budget.kind == "latency" for budget in budgets):
@@ -372,6 +375,10 @@ def task_of(options: RunOptions) -> Task:
     if options.task in READY:
         return READY[options.task]()
     _check_named(options.task, "task")
+    if ":" not in options.task:
+        raise OptionError(
+            f"cannot make the task {options.task!r}: {expected_one_of(options.task, READY)}, or FILE.py:FUNCTION"
+        )
     function = UserFunction(name=options.task, purpose="make the task", error=OptionError)
     with function.imported() as make, function.reported("calling it"):
         task = make()
@@ -535,6 +542,19 @@ def _check_logits(model: nn.Module, example: Tensor, classes: int) -> None:
             f"expected the logits [2, {classes}] of the data's {classes} classes; let its function take the number of "
             f"classes (`classes` or `num_classes`)"
         )
+
+
+def _check_task(model: nn.Module, data: Data, task: Task, device: torch.device) -> None:
+    """Measures one test batch, so that a task that does not suit network or data is refused before any training.
+
+    Raises:
+        DataError, OptionError: It does not.
+    """
+    network = copied(model).to(device)
+    tested = feed(data, "test", task, batch_size=2, seed=0, device=device)
+    stream = closing(iter(tested))  # type: ignore[type-var]
+    with processes.alone(), seeded(0, "task"), evaluation_mode(network), stream as batches:
+        evaluate_batches(network, itertools.islice(batches, 1), task)
 
 
 DATA_FILE = "data.json"

@@ -108,8 +108,10 @@ class Meter:
                 f"averages {outline(mean)} of what it measures for each sample"
             ) from error
         if figure.numel() != 1:
+            way = "give it a finish" if finish is None else f"which its finish makes of the averages {outline(mean)}"
             raise OptionError(
-                f"cannot use the metric {name!r}: it ends in {outline(figure)}; expected one number, give it a finish"
+                f"cannot use the metric {name!r}: it ends in {outline(figure)}; expected one number, {way}; or let it "
+                "measure one number for each sample"
             )
         return float(figure)
 

@@ -394,10 +394,12 @@ def _top(count: int) -> Callable[[Tensor, Tensor], Tensor]:
     def is_hit(outputs: Any, labels: Tensor) -> Tensor:
         """Whether the label of each sample is among its `count` most probable classes [batch]."""
         logits = each_logits(outputs)[0]
-        if labels.dim() == 2 and labels.shape == logits.shape:
+        if labels.dim() != 1:
             raise DataError(
                 f"cannot tell samples apart by targets {outline(labels)}: expected the class of each, int64 [batch]; "
-                "where a sample may have several classes, the task is transprune.multi_label() (--task multi_label)"
+                "where a sample may have several classes, the task is transprune.multi_label() (--task multi_label); "
+                "where numbers or classes of each pixel are learned, regression() or segmentation(classes); or one of "
+                "your own (--task FILE.py:FUNCTION)"
             )
         ranks = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         return ranks[:, :count].any(1)
