@@ -722,3 +722,8 @@ class TestPixels:
         assert sample_places(3).tolist() == [0, 1, 2]
         places = sample_places(100, most=10).tolist()
         assert places == list(range(0, 100, 10))
+
+
+def test_one_number_normalises_all_channels():
+    data = load_data("digits", image_size=(3, 8, 8), mean=0.5, std=0.25)
+    assert (data.mean, data.std) == ((0.5,) * 3, (0.25,) * 3)

@@ -47,8 +47,8 @@ def load_data(
     image_size: tuple[int, int, int] | None = None,
     augmentation: Augmentation | AugmentationName | None = None,
     download: bool = False,
-    mean: Normalisation | None = None,
-    std: Normalisation | None = None,
+    mean: Normalisation | float | None = None,
+    std: Normalisation | float | None = None,
 ) -> ImageData:
     """Loads a data set.
 
@@ -61,7 +61,7 @@ def load_data(
         image_size: Channels (1 or 3), rows and columns; None: those of the data set.
         augmentation: Random changes of the training images, or their name; None: the standard ones.
         download: Download `cifar10` or `cifar100` if it is missing.
-        mean: Mean of each channel to normalise with, for pixels from 0 to 1; one number for all channels; or the name
+        mean: Mean of each channel to normalise with, for pixels from 0 to 1; a number for all channels; or the name
             of known figures: `imagenet`, `cifar10`, `cifar100` or `none`. None or `data`: those of the training images.
         std: Standard deviation of each channel, likewise; a name given for only one of the two applies to both.
 
@@ -85,7 +85,7 @@ def load_data(
     return normalised(data, mean, std)
 
 
-def normalised(data: ImageData, mean: Normalisation | None, std: Normalisation | None) -> ImageData:
+def normalised(data: ImageData, mean: Normalisation | float | None, std: Normalisation | float | None) -> ImageData:
     """The data set with another normalisation, as `load_data` takes it.
 
     Raises:
@@ -96,8 +96,12 @@ def normalised(data: ImageData, mean: Normalisation | None, std: Normalisation |
     return replace(data, mean=given[0], std=given[1])
 
 
-def _figures(data: ImageData, asked: Normalisation | None, part: int, own: tuple[float, ...]) -> tuple[float, ...]:
+def _figures(
+    data: ImageData, asked: Normalisation | float | None, part: int, own: tuple[float, ...]
+) -> tuple[float, ...]:
     """Figures for each channel; a single one is that of all of them."""
+    if isinstance(asked, int | float):
+        asked = (float(asked),)
     if asked is None or asked == "data":
         return own
     if isinstance(asked, str) and asked not in NAMED_STATISTICS:
