@@ -49,7 +49,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        data = data.replace("\xa0", " ")
+        data = data.replace("&nbsp;", " ")
         if data.strip():
             holder = self.open[-1] if self.open else ""
             self.texts.append(("hover" if holder == "title" and "svg" in self.open else holder, data))
@@ -575,20 +575,72 @@ def test_each_file_of_the_student_has_lines_that_use_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "own"),
+    ("name", "needed", "own"),
     [
-        ("resnet20", ""),
-        ("timm:resnet18", ""),
-        ("hf:owner/name", ""),
-        ("net.py:build", ", model=build()"),
-        ("python:Net", ", model=build()"),
+        ("resnet20", "", ""),
+        ("timm:resnet18", "", ""),
+        ("hf:owner/name", "", ""),
+        ("net.py:build", "from net import build\n", ", model=build()"),
+        ("code/net.py:Net", "from net import Net  # code/net.py\n", ", model=Net()"),
+        ("package.nets:small", "from package.nets import small\n", ", model=small()"),
+        ("python:Net", "# network: ", ", model=network"),
     ],
 )
-def test_a_network_of_ones_own_is_built_before_its_student_is_loaded(tmp_path, name, own):
+def test_a_network_of_ones_own_is_built_before_its_student_is_loaded(tmp_path, name, needed, own):
     folder = fake_run(tmp_path)
     (folder / "student.safetensors").touch()
     change(folder, "architecture.json", lambda described: described.update(model={"name": name}))
-    assert f"transprune.load('{folder}'{own})" in Page(write_report(folder).read_text()).text("code")
+    lines = Page(write_report(folder).read_text()).text("code")
+    assert f"import torch, transprune\n{needed}" in lines
+    assert f"transprune.load('{folder}'{own})" in lines
+
+
+def test_inputs_are_described_with_their_figures_and_answers_with_their_classes(tmp_path):
+    folder = fake_run(tmp_path)
+    (folder / "student.onnx").touch()
+    known = {"how": "pixels less mean", "mean": [0.4914, 0.5], "std": [0.25], "classes": ["cat", "dog"]}
+    change(folder, "architecture.json", lambda described: described.update(preprocessing=known))
+    page = write_report(folder).read_text().replace("&nbsp;", " ")
+    assert "Inputs: pixels less mean; mean 0.4914, 0.5; std 0.25." in page
+    assert "Answers: a logit for each class, in this order: cat, dog." in page
+
+
+def test_the_latency_in_the_headline_is_the_one_in_the_table(tmp_path):
+    folder = fake_run(tmp_path)
+    budget = {"kind": "latency", "target": 700_000, "actual": 630_000, "share": 0.7, "text": "latency=0.7"}
+
+    def timed(result: dict) -> None:
+        result["budgets"] = [budget]
+        result["teacher"] |= {"latency_ms": 2.0, "latency": 1_000_000}
+        result["student"] |= {"latency_ms": 1.3, "latency": 630_000}
+
+    change(folder, "result.json", timed)
+    assert "65.0 % of the latency" in headline(read_record(folder))
+    page = write_report(folder).read_text().replace("&nbsp;", " ")
+    assert "predicted 0.6300 ms of at most 0.7000 ms (latency=0.7)" in page
+    assert "The machine was slower in the end" in page
+    change(folder, "result.json", lambda result: result["teacher"].update(latency_ms=1.1))
+    assert "The machine was slower" not in write_report(folder).read_text()
+
+
+def test_a_student_that_lost_by_being_trained_is_told(tmp_path):
+    folder = fake_run(tmp_path)
+    noted(folder, what="Kept what the search derived: 1 MACs", contenders={"what the search derived": {"top1": 97.0}})
+    counts = {"both_right": 150, "teacher_only": 200, "student_only": 0, "both_wrong": 0, "same_mistake": 10}
+    changed(folder, "examples.json", counts=counts)
+    assert not any("took away more than it gave" in each for each in verdict(read_record(folder)))
+    change(folder, "result.json", lambda result: result["student"].update(top1=42.8))
+    assert any("It had 97.0 % before it was trained" in each for each in verdict(read_record(folder)))
+
+
+def test_a_run_made_in_python_has_the_measures_of_others_and_no_command(tmp_path):
+    folder = fake_run(tmp_path)
+    change(folder, "architecture.json", lambda described: described.update(model={"name": "python:Net"}))
+    change(folder, "result.json", lambda result: result.update(metrics=["top1", "top5"]))
+    page = write_report(folder).read_text().replace("&nbsp;", " ")
+    assert "Top-1 accuracy" in page
+    assert "0.28 points lower" in page
+    assert "It was made in Python" in page
 
 
 def test_the_contents_lead_to_every_section(full):

@@ -33,7 +33,7 @@ from transprune.reports.words import (
     verdict,
 )
 from transprune.runtime import RunFolder
-from transprune.runtime.terminal import duration
+from transprune.runtime.terminal import duration, milliseconds
 
 MOST_CLASSES = 24
 """Largest number of rows in the table by class, which shows the classes with the largest changes."""
@@ -106,8 +106,9 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "accuracy_figures": list(accuracy_figures(record)),
         "loss_figures": list(loss_figures(record)),
         "uses": list(_uses(record)),
-        "preprocessing": part(record.architecture, "preprocessing").get("how"),
+        "inputs": _inputs(record),
         "commands": "\n".join(_command(entry.get("command", "")) for entry in record.events("start")),
+        "is_of_python": str(part(record.architecture, "model").get("name", "")).startswith("python:"),
         "environment": [(name.replace("_", " "), _plain(value)) for name, value in record.environment.items()],
         "remarks": list(_remarks(record)),
     }
@@ -126,7 +127,8 @@ def _times(record: RunRecord) -> str:
 def _measures(record: RunRecord) -> Iterator[dict[str, Any]]:
     """The rows of figures of teacher and student; none if neither is measured."""
     teacher, student = part(record.result, "teacher"), part(record.result, "student")
-    metrics = [(str(name), str(name), "metric") for name in record.result.get("metrics", [])]
+    known = {key: (label, key, unit) for label, key, unit in _MEASURES}
+    metrics = [known.get(str(name), (str(name), str(name), "metric")) for name in record.result.get("metrics", [])]
     latency, *others = (each for each in _MEASURES if not metrics or not each[1].startswith("top"))
     for label, key, unit in [latency, *metrics, *others] if teacher or student else ():
         before, after = number(teacher.get(key)), number(student.get(key))
@@ -155,15 +157,33 @@ def _budgets(record: RunRecord) -> Iterator[dict[str, Any]]:
             continue
         kind = str(budget.get("kind", "macs"))
         asked = f" ({budget['text']})" if "text" in budget else ""
+        how, pace = ("predicted ", _other_pace(record)) if kind == "latency" else ("", "")
+        said = f"{how}{amount(kind, actual)} of at most {amount(kind, target)}{asked}, {percent(actual / target)}"
         yield {
             "state": "kept" if actual <= target else "exceeded",
-            "said": f"{amount(kind, actual)} of at most {amount(kind, target)}{asked}, {percent(actual / target)} of "
-            f"what is allowed.",
+            "said": f"{said} of what is allowed.{pace}",
             "name": COST_NAMES.get(kind, kind),
             "full": number(part(record.result, "teacher").get(kind)),
             "target": target,
             "actual": actual,
         }
+
+
+PACE = 1.2
+"""How much slower or faster a machine may be than when the latencies of a budget were measured, unsaid."""
+
+
+def _other_pace(record: RunRecord) -> str:
+    """A word where the machine was not as fast in the end as when the latencies of the budget were measured."""
+    teacher = part(record.result, "teacher")
+    measured, predicted = number(teacher.get("latency_ms")), number(teacher.get("latency"))
+    if not measured or not predicted or 1 / PACE < 1e6 * measured / predicted < PACE:
+        return ""
+    was = "slower" if 1e6 * measured > predicted else "faster"
+    return (
+        f" The machine was {was} in the end than when it was measured for the budget (the teacher takes "
+        f"{milliseconds(1e6 * measured)} now, and took {milliseconds(predicted)}): compare shares, not milliseconds."
+    )
 
 
 def _measurements(record: RunRecord) -> Iterator[dict[str, Any]]:
@@ -302,13 +322,13 @@ def _uses(record: RunRecord) -> Iterator[tuple[str, str]]:
     described = part(record.architecture, "model")
     name, inputs = str(described.get("name", "")), described.get("inputs")
     size = inputs[0]["shape"][1:] if inputs else described.get("input_size")
-    own = ", model=build()" if is_user_model(name) else ""
+    needed, own = _built(name)
     shape = ", ".join(map(str, size)) if isinstance(size, list) else "…"
     file = record.folder
     if "student.safetensors" in record.files:
         yield (
             "In PyTorch, to run it or to train it further",
-            f"import torch, transprune\n\nstudent = transprune.load({file!r}{own})\n"
+            f"import torch, transprune\n{needed}\nstudent = transprune.load({file!r}{own})\n"
             f"answers = student(torch.zeros(1, {shape}))",
         )
     if "student.pt2" in record.files:
@@ -324,6 +344,36 @@ def _uses(record: RunRecord) -> Iterator[tuple[str, str]]:
             f"name = session.get_inputs()[0].name\ninputs = numpy.zeros((1, {shape}), numpy.float32)\n"
             "(answers,) = session.run(None, {name: inputs})",
         )
+
+
+def _built(name: str) -> tuple[str, str]:
+    """The line that imports what builds a network of the user's own, and the argument that builds it; else empty."""
+    if name.startswith("python:"):
+        return "# network: the one that was made smaller, built by your code\n", ", model=network"
+    if not is_user_model(name):
+        return "", ""
+    place, _, function = name.rpartition(":")
+    file = Path(place)
+    is_beside = place.endswith(".py") and file.name != place
+    module = file.stem if place.endswith(".py") else place
+    beside = f"  # {place}" if is_beside else ""
+    return f"from {module} import {function}{beside}\n", f", model={function}()"
+
+
+def _inputs(record: RunRecord) -> str:
+    """How images become inputs and what the outputs stand for; empty where the run does not know."""
+    known = part(record.architecture, "preprocessing")
+    if not known.get("how"):
+        return ""
+    figures = [
+        f"{name} {', '.join(f'{value:.4g}' for value in known[name])}" for name in ("mean", "std") if known.get(name)
+    ]
+    said = f"Inputs: {'; '.join([str(known['how']), *figures])}."
+    classes = list(map(str, known.get("classes", [])))
+    if not classes:
+        return said
+    named = ", ".join(classes[:MOST_CLASSES]) + (", …, as in architecture.json" if len(classes) > MOST_CLASSES else "")
+    return f"{said} Answers: a logit for each class, in this order: {named}."
 
 
 def _friendliness(record: RunRecord) -> str:

@@ -265,30 +265,61 @@ def _lost(record: RunRecord) -> str:
 
 
 def _shares(record: RunRecord, whose: str) -> list[str]:
-    """What the student has of each cost that a budget limits."""
+    """What the student has of each cost that a budget limits; of the latency what was measured in the end."""
     return [
         f"{percent(after / before)} of {whose} {COST_NAMES.get(kind, kind)}"
         for kind in record.cost_kinds
-        for before, after in _pair(record, kind)
+        for before, after in [*_pair(record, "latency_ms" if kind == "latency" else kind), *_pair(record, kind)][:1]
         if before
     ]
 
 
+def _contenders(record: RunRecord) -> tuple[Mapping[str, Any], float]:
+    """The students that a search compared, by name, and how long each was trained before; none if it did not."""
+    decided = [entry for entry in record.events("decision") if part(entry, "contenders")]
+    return (part(decided[-1], "contenders"), number(decided[-1].get("trial_epochs")) or 0) if decided else ({}, 0)
+
+
+def _losses(compared: Mapping[str, Any]) -> dict[str, float]:
+    return {name: number(part(compared, name).get("loss")) or math.inf for name in compared}
+
+
+def _kept(compared: Mapping[str, Any]) -> str:
+    """The name of the student that was kept, that of the least loss."""
+    losses = _losses(compared)
+    return min(losses, key=losses.__getitem__)
+
+
 def _against_free(record: RunRecord) -> str:
     """What was compared before the student's training, if the search compared anything."""
-    decided = [entry for entry in record.events("decision") if part(entry, "contenders")]
-    if not decided:
+    compared, epochs = _contenders(record)
+    if not compared:
         return ""
-    compared, epochs = part(decided[-1], "contenders"), number(decided[-1].get("trial_epochs"))
     when = f"After a trial each (search.trial_epochs = {epochs:.0f})" if epochs else "Before training"
-    losses = {name: number(part(compared, name).get("loss")) or math.inf for name in compared}
-    kept = min(losses, key=losses.__getitem__)
+    losses, kept = _losses(compared), _kept(compared)
     figures = {name: number(part(compared, name).get("top1")) for name in compared}
     said = [f"{name} {_score(figures[name], losses[name])}" for name in losses if name != kept]
     return (
         f"{when}, on images that the weights did not learn from, {kept} had "
         f"{_score(figures[kept], losses[kept])}; at the same budget, treated alike, {' and '.join(said)}."
     )
+
+
+SPOILT = 10.0
+"""Percentage points below its beginning at which a student has lost by being trained."""
+
+
+def _spoilt(record: RunRecord) -> Iterator[str]:
+    """A word on a student that ends far below what it began with."""
+    compared, epochs = _contenders(record)
+    before = number(part(compared, _kept(compared)).get("top1")) if compared and not epochs else None
+    after = number(part(record.result, "student").get("top1"))
+    if before is not None and after is not None and after < before - SPOILT:
+        yield (
+            f"It had {before:.1f} % before it was trained, so training took away more than it gave: the first epochs "
+            "move the weights far, and there were too few to come back, or the learning rate "
+            "(`distill.learning_rate`) is too high."
+        )
 
 
 def _score(top1: float | None, loss: float) -> str:
@@ -316,6 +347,7 @@ def _next(record: RunRecord) -> Iterator[str]:
             "Next: more epochs of distillation (`distill.epochs`) win back most; if they do not suffice, a larger "
             "budget does."
         )
+        yield from _spoilt(record)
     elif known is not None:
         little = "so little was lost that" if known[0] > 0 else "nothing was lost, so"
         yield f"Next: {little} a smaller budget may do."
