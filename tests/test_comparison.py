@@ -56,6 +56,14 @@ def test_what_differs_is_named_with_who_has_which_value(runs, different):
     assert found == {"model": "resnet20 (1, 2); resnet32 (3)", "seed": "0 (1, 3); 1 (2)"}
 
 
+def test_the_same_number_is_no_difference_however_it_is_written(tmp_path):
+    folders = [fake_run(tmp_path / name, epochs=1) for name in ("one", "other")]
+    for folder, value in zip(folders, ("1", "1.0"), strict=True):
+        with (folder / "config.toml").open("a") as config:
+            config.write(f"\n[distill]\nwarm_up_epochs = {value}\n")
+    assert differing(comparison(list(map(str, folders)))) == []
+
+
 def test_runs_that_differ_in_their_seed_alone_are_taken_together(different, capsys):
     (group,) = seeds_together(comparison(different[:3]))
     assert group["places"] == "1, 2, 3"

@@ -105,7 +105,13 @@ def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
         elif name != "format":
-            yield prefix + name, " ".join(map(str, value)) if isinstance(value, list) else str(value)
+            each = value if isinstance(value, list) else [value]
+            yield prefix + name, " ".join(map(_text, each))
+
+
+def _text(value: Any) -> str:
+    """A value as text, the same for 1 and 1.0."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def differing(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
