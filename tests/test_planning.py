@@ -172,6 +172,9 @@ def test_the_plan_for_people_shows_every_figure(place, capsys):
     plan = plan_run(options(), "out", device="cpu", measured_steps=0)
     main(job("macs=0.5", "--plan"))
     text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    assert re.search(r"^normalised by mean 0\.\d+ and std 0\.\d+ \(--mean, --std\)$", text, re.MULTILINE)
+    text = re.sub(r"\n  (?=\S)", " ", text)  # lines that went on
     (budget,) = plan.budgets
     for figure in (budget.target, budget.full, budget.smallest, *(phase.steps for phase in plan.phases)):
         assert f"{figure:,}" in text

@@ -218,6 +218,10 @@ class Plan:
     """None, as what follows, for data of the user's own."""
     image_size: tuple[int, int, int] | None
     """Channels, rows and columns."""
+    mean: tuple[float, ...] | None
+    """What images are normalised by, for pixels from 0 to 1: the mean of each channel."""
+    std: tuple[float, ...] | None
+    """Likewise the standard deviation."""
     training_images: int | None
     test_images: int | None
     left_out: str
@@ -302,6 +306,8 @@ def plan_run(
         data=options.data,
         classes=len(images.classes) if images else None,
         image_size=images.image_size if images else None,
+        mean=images.mean if images else None,
+        std=images.std if images else None,
         training_images=len(images.train) if images else None,
         test_images=len(images.test) if images else None,
         left_out=said_of_left_out(images) if images else "",
@@ -405,27 +411,35 @@ def _budgets(material: Material) -> tuple[PlannedBudget, ...]:
     return tuple(found)
 
 
+def _say(line: str) -> None:
+    """Prints a line, broken where a terminal that is not wide would break it."""
+    print(textwrap.fill(line, LINE, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False))
+
+
 def show_plan(plan: Plan) -> None:
     """Prints a plan."""
-    print(f"{plan.model} on {plan.data}: a plan, nothing is written")
+    _say(f"{plan.model} on {plan.data}: a plan, nothing is written")
     if plan.image_size:
         size = " × ".join(map(str, plan.image_size))
         images = f"{plan.training_images:,} training and {plan.test_images:,} test images"
-        print(f"data: {images} of {size}, {plan.classes} classes")
+        _say(f"data: {images} of {size}, {plan.classes} classes")
+    if plan.mean and plan.std:
+        mean, std = (", ".join(f"{value:.4g}" for value in figures) for figures in (plan.mean, plan.std))
+        _say(f"normalised by mean {mean} and std {std} (--mean, --std)")
     if plan.left_out:
-        print(f"left out: {plan.left_out}")
+        _say(f"left out: {plan.left_out}")
     if plan.divided:
-        print(f"divided: {plan.divided}")
+        _say(f"divided: {plan.divided}")
     if plan.teacher:
-        print(f"teacher: {plan.teacher}")
+        _say(f"teacher: {plan.teacher}")
         for doubt in plan.teacher.doubts:
-            print(f"look at this first: {doubt}")
+            _say(f"look at this first: {doubt}")
     if plan.optimizers:
-        print(plan.optimizers)
-    print(f"to choose: {plan.groups} widths and {plan.stages} depths, {plan.architectures:.3g} architectures")
+        _say(plan.optimizers)
+    _say(f"to choose: {plan.groups} widths and {plan.stages} depths, {plan.architectures:.3g} architectures")
     for reason in dict.fromkeys(fixed.reason for fixed in plan.fixed):
         first, *others = [fixed.name for fixed in plan.fixed if fixed.reason == reason]
-        print(f"fixed: {first}{f' and {len(others)} more' if others else ''}: {reason}")
+        _say(f"fixed: {first}{f' and {len(others)} more' if others else ''}: {reason}")
     print_table(
         "",
         ["budget", "target", "unpruned", "smallest attainable"],
@@ -436,17 +450,22 @@ def show_plan(plan: Plan) -> None:
     )
     print_table(
         f"on {plan.device}",
-        ["phase", "epochs", "steps", "about", ""],
+        ["phase", "epochs", "steps", "about"],
         [
             [
                 f"{phase.folder} {phase.phase}".strip(),
                 phase.epochs,
                 f"{phase.steps:,}",
                 "?" if phase.seconds is None else duration(phase.seconds),
-                phase.note,
             ]
             for phase in plan.phases
         ],
     )
+    notes: dict[str, list[str]] = {}
+    for phase in plan.phases:
+        notes.setdefault(phase.note, []).append(f"{phase.folder} {phase.phase}".strip())
+    for note, phases in notes.items():
+        if note:
+            _say(f"{', '.join(phases)}: {note}")
     if plan.seconds is not None:
-        print(f"about {duration(plan.seconds)} in all, and then evaluation, export and report")
+        _say(f"about {duration(plan.seconds)} in all, and then evaluation, export and report")
