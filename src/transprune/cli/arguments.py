@@ -152,8 +152,8 @@ def _is_resumed(arguments: Sequence[str]) -> bool:
 
 EVERYTHING = "--help-all"
 EVERYDAY = (
-    *("model", "data", "budget", "out", "preset", "config", "plan", "as_json", "weights", "download", "device"),
-    *("pretrained", "image_size", "mean", "std", "seed", "keep", "divisor", "overwrite", "resume", "samples", "repair"),
+    *("model", "data", "task", "budget", "out", "preset", "config", "plan", "as_json", "weights", "download", "device"),
+    *("image_size", "mean", "std", "seed", "keep", "divisor", "overwrite", "resume", "samples", "repair"),
 )
 """Options in the short help of commands that start a run; `--help-all` shows the others too."""
 MORE = f"The everyday options; all of them, in whole sentences: {EVERYTHING}"

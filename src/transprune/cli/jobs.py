@@ -33,10 +33,14 @@ class Job(RunOptions):
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     data: Annotated[str, tyro.conf.arg(metavar="DATA")] = ""
-    """What it classifies: digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR or parquet:DIR; or your own
-    FILE.py:FUNCTION. Without it, the ResNets of transprune itself get digits."""
+    """What it learns from: digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR, parquet:DIR, to compress images:DIR;
+    or your own FILE.py:FUNCTION. Without it, the ResNets of transprune itself get digits."""
     budget: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="KIND=AMOUNT")]
     preset: Annotated[str, tyro.conf.arg(metavar="NAME")] = DEFAULT_PRESET
+    task: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """What it is for, if not to tell images apart: regression, multi_label, causal-lm or FILE.py:FUNCTION, say.
+    multi_label is for images with several classes each, or none; text-classification and token-classification are known
+    too; a function of yours makes a `transprune.Task`."""
     weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     image_size: Annotated[tuple[int, int, int] | None, tyro.conf.arg(metavar="CHANNELS ROWS COLUMNS")] = None
     mean: Annotated[Normalisation | None, tyro.conf.arg(metavar="NUMBERS|WORD")] = None

@@ -70,7 +70,7 @@ class RunOptions:
     none, or data for that of the training images. A trained network expects the one that it was trained with; without
     this, given weights have the one in the network's own configuration, as timm's do, all else that of the data."""
     std: Normalisation | None = None
-    """Standard deviation of each channel, likewise; a word that is given for one of the two holds for both."""
+    """Standard deviation of each channel, likewise. A word that is given for one of the two holds for both."""
     augment: AugmentationName = "standard"
     """Random changes of the training images: what is customary for the data set, none, shift (no mirroring: for digits,
     letters, signs), or imagenet (the paper's: crops, flips, colours, lighting)."""
