@@ -31,7 +31,7 @@ from transprune.options import SearchOptions, TrainingOptions
 from transprune.reading.networks import switched
 from transprune.runs.material import check_training_images
 from transprune.runs.run_options import RunOptions
-from transprune.runtime import RunFolder, processes, seeded
+from transprune.runtime import RunFolder, announce, processes, seeded
 from transprune.runtime.structures import as_inputs, copied, on_device, samples_in, tensors_in, to_plan
 from transprune.searching.contenders import Contender
 from transprune.searching.search import SearchResult, prior_from_scores, result_of
@@ -270,6 +270,8 @@ def _supernet_start(run: Run) -> Start:
 def _search_start(run: Run) -> Start:
     """The same, with what the trained network shows of its own accord where that is asked for."""
     start, space = _supernet_start(run), _read_space(run)
+    if run.options.search.prior != "none" and run.options.search.start != "scratch":
+        announce("search: looks first at what the network can do without, which takes a while")
     limits = limits_of(run.options.budget, space, run.costs)
     prior = prior_from_scores(
         start.network,
