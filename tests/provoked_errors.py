@@ -897,6 +897,7 @@ ways(
     ),
     data_kind_of_loops=lambda _: batches.example_of([BATCH]),
     task_kind=lambda place: task_of(named_task(place)),
+    task_word=lambda _: task_of(preset_options("quick", {"task": "regresion"})),
     task_in_python=lambda _: task_of(preset_options("quick", {"task": "python:r2"})),
     classes_unknown=lambda _: build_model("resnet20", classes=None, image_channels=None),
     measured_inputs=lambda place: measure_step(SimpleNamespace(folder=RunFolder(place), example=BATCH)),
