@@ -101,6 +101,51 @@ def test_nothing_of_the_callers_is_changed(trained, digits):
     assert all(torch.equal(tensor, before[name]) for name, tensor in trained.state_dict().items())
 
 
+class WritesDown(nn.Module):
+    """Counts in buffers and attributes what it has seen, in evaluation as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 3)
+        self.register_buffer("seen", torch.zeros(16))
+        self.register_buffer("calls", torch.tensor(0))
+        self.kept: list[int] = []
+
+    def forward(self, inputs):
+        features = self.first(inputs).relu()
+        self.seen += features.detach().sum(0)
+        self.calls = self.calls + 1
+        self.kept.append(len(inputs))
+        return self.last(features)
+
+
+SAMPLES = torch.randn(32, 6, generator=torch.Generator().manual_seed(0))
+LABELLED = [(SAMPLES, torch.arange(32) % 3)]
+RUNNING = {
+    "count_macs": lambda model, _: transprune.count_macs(model, SAMPLES),
+    "compress": lambda model, _: transprune.compress(model, SAMPLES, "macs=0.5"),
+    "score": lambda model, space: transprune.score(model, space, SAMPLES),
+    "repair": lambda model, space: transprune.repair(
+        transprune.shrink(model, space.smallest_architecture(), SAMPLES), model, space.smallest_architecture(), SAMPLES
+    ),
+    "evaluate": lambda model, _: transprune.evaluate(model, LoaderData(train=LABELLED, test=LABELLED, example=SAMPLES)),
+}
+
+
+@pytest.mark.parametrize("verb", RUNNING)
+def test_what_a_forward_writes_down_is_put_back(verb):
+    torch.manual_seed(0)
+    model = WritesDown()
+    space = transprune.inspect(model, SAMPLES)
+    seen, calls = model.seen, model.calls
+    RUNNING[verb](model, space)
+    assert model.seen is seen
+    assert not seen.any()
+    assert model.calls is calls
+    assert model.kept == []
+    assert model.training
+
+
 def test_another_budget_from_the_same_scores_is_what_compressing_gives(half, trained, digits):
     derived = transprune.compress(trained, digits, "macs=0.3", samples=128, scores=half.scores)
     anew = transprune.compress(trained, digits, "macs=0.3", samples=128)

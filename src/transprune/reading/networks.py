@@ -117,11 +117,20 @@ def _with_own_forward(network: nn.Module) -> nn.Module:
 
 @contextmanager
 def untouched(network: nn.Module) -> Iterator[None]:
-    """Puts back what is written into a network while its copies run, through hooks that they share with it."""
+    """Puts back what is written into a network while it runs, or its copies do, through hooks that they share with it.
+
+    That is the modules' attributes, such as modes, and buffers.
+    """
     before: list[tuple[Any, Any]] = [(holder, copy.copy(holder)) for holder in _holders(network)]
+    buffers = [each for each in network.buffers() if not (is_lazy(each) or each.is_inference())]
+    contents = [(each, each._version, each.detach().clone()) for each in buffers]
     try:
         yield
     finally:
+        with torch.no_grad():
+            for buffer, version, kept in contents:
+                if buffer._version != version:
+                    buffer.copy_(kept)
         for holder, content in before:
             if isinstance(holder, list):
                 holder[:] = content

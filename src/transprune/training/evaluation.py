@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from transprune.data import ImageData, make_loader
 from transprune.errors import DataError, OptionError, TranspruneError, first_line
-from transprune.reading.networks import switched
+from transprune.reading.networks import switched, untouched
 from transprune.runtime import choose_device, processes
 from transprune.runtime.structures import called, outline
 from transprune.training.batches import AnyData, Batch, as_data, feed
@@ -138,14 +138,13 @@ def evaluate_batches(network: Callable[..., Any], batches: Iterable[Batch], task
 
 @contextlib.contextmanager
 def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Puts a network into evaluation mode inside the block, then restores the mode of each module."""
-    modes = [(module, module.training) for module in network.modules()]
-    switched(network, training=False)
-    try:
+    """Puts a network into evaluation mode inside the block, then restores the mode of each module.
+
+    What its forward writes into buffers and attributes is put back, too.
+    """
+    with untouched(network):
+        switched(network, training=False)
         yield
-    finally:
-        for module, was_training in modes:
-            module.training = was_training
 
 
 def evaluate(
