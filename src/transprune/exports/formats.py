@@ -17,7 +17,7 @@ from transprune.errors import ExportError, first_line
 from transprune.reading.networks import switched
 from transprune.reading.trace import Example, Flat, rebatched, sample_axes
 from transprune.runtime.journal import quiet
-from transprune.runtime.structures import as_inputs, called, copied, on_device, samples_in, tensors_in
+from transprune.runtime.structures import as_inputs, as_numbers, called, copied, on_device, samples_in, tensors_in
 
 
 def onnx_bytes(program: ExportedProgram, notes: Mapping[str, str] | None = None) -> bytes:
@@ -249,8 +249,8 @@ def check_agreement(kind: str, run: Callable[..., Any], network: nn.Module, batc
     largest = 0.0
     for inputs in (on_device(as_inputs(batch), "cpu") for batch in batches):
         with torch.no_grad():
-            expected = list(tensors_in(called(reference, inputs)))
-            found = list(tensors_in(run(*tensors_in(inputs))))
+            expected = [as_numbers(each) for each in tensors_in(called(reference, inputs))]
+            found = [as_numbers(each) for each in tensors_in(run(*tensors_in(inputs)))]
         difference = _largest_difference(found, expected)
         if not difference <= TOLERANCE * max(1.0, *(float(each.abs().max()) for each in expected if each.numel())):
             raise ExportError(
@@ -265,5 +265,5 @@ def _largest_difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> 
     if [each.shape for each in found] != [each.shape for each in expected]:
         return float("inf")
     pairs = zip(found, expected, strict=True)
-    differences = [float((one.float() - other.float()).abs().max()) for one, other in pairs if one.numel()]
+    differences = [float((one - other).abs().max()) for one, other in pairs if one.numel()]
     return float(torch.tensor(differences or [0.0]).max())  # NaN stays NaN

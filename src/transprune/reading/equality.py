@@ -31,7 +31,7 @@ from transprune.reading.trace import (
     trace,
 )
 from transprune.runtime.seeds import seeded
-from transprune.runtime.structures import called, copied, filled, inputs_of, mapped, tensors_in
+from transprune.runtime.structures import as_numbers, called, copied, filled, inputs_of, mapped, tensors_in
 
 AGREEMENT = 1e-3
 """Largest difference between outputs that counts as rounding, as a share of the largest output."""
@@ -71,11 +71,11 @@ def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> str | Non
         return "gives outputs of another shape"
     if any(tensor.is_meta for tensor in (*found, *expected)):
         return None
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(map(as_numbers, found), map(as_numbers, expected), strict=True):
         finite = other[other.isfinite()]
         largest = float(finite.abs().max()) if finite.numel() else 0.0
         tolerance = max(AGREEMENT * largest, ROUNDING)
-        if not torch.allclose(one.float(), other.float(), rtol=0.0, atol=tolerance, equal_nan=True):
+        if not torch.allclose(one, other, rtol=0.0, atol=tolerance, equal_nan=True):
             return "computes something else"
     return None
 

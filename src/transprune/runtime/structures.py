@@ -120,6 +120,11 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     return (leaf for leaf in leaves_in(value) if isinstance(leaf, Tensor))
 
 
+def as_numbers(tensor: Tensor) -> Tensor:
+    """The values of a tensor of any type, such as flags and labels, as numbers with which one can compute."""
+    return tensor.to(torch.complex64 if tensor.is_complex() else torch.float32)
+
+
 def emptied(value: Any) -> Any:
     """A value of the same structure with holes in the place of its tensors, which `filled` puts in again."""
     numbers = itertools.count()
