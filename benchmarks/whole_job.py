@@ -99,7 +99,7 @@ def one_seed(asked: argparse.Namespace, data: transprune.ImageData, teacher: nn.
     search = once(place / "search.json", searched)
     architectures = {name: each["architecture"] for name, each in search["contenders"].items()}
     scored = transprune.compress(teacher, data, asked.budget, seed=seed)
-    (samples,) = gather_samples(teacher, data, SAMPLES, task=transprune.classification(), seed=seed)
+    (samples,), _ = gather_samples(teacher, data, SAMPLES, task=transprune.classification(), seed=seed)
     ordered = transprune.sort_by_scores(teacher, scored.scores[-1], samples)
     if asked.torch_pruning:
         architectures[OTHERS] = others(teacher, data, scored, place)["architecture"]

@@ -171,13 +171,51 @@ def test_samples_come_from_anything(trained, digits):
     loaders = DataLoader(whole, 32), DataLoader(whole, 64)
     of_two = [loaders, (whole, whole), {"train": loaders[0]}]
     for source in (batches, pairs, data, iter(batches), torch.cat(batches[:4]), *of_two):
-        (found,) = gather_samples(trained, source, 100, task=classification(), seed=0)
+        (found,), _ = gather_samples(trained, source, 100, task=classification(), seed=0)
         assert found.shape == (100, 1, 8, 8)
-    (first,) = gather_samples(trained, digits, 100, task=classification(), seed=0)
-    (again,) = gather_samples(trained, digits, 100, task=classification(), seed=0)
-    (other,) = gather_samples(trained, digits, 100, task=classification(), seed=1)
+    (first,), _ = gather_samples(trained, digits, 100, task=classification(), seed=0)
+    (again,), _ = gather_samples(trained, digits, 100, task=classification(), seed=0)
+    (other,), _ = gather_samples(trained, digits, 100, task=classification(), seed=1)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+class OnAGraph(nn.Module):
+    """Takes figures [nodes, ...] and edges [2, edges]; no axis counts samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 12), nn.Linear(12, 3)
+
+    def forward(self, nodes, edges):
+        features = self.first(nodes).relu()
+        sent = torch.zeros_like(features).index_add(0, edges[1], features[edges[0]])
+        return self.last(features + sent)
+
+
+ON_A_GRAPH = transprune.Task(loss=lambda outputs, targets: (outputs - targets).square().mean(), split=lambda pair: pair)
+
+
+@pytest.mark.parametrize("nodes", [20, 700])
+@pytest.mark.parametrize("form", ["batches", "LoaderData"])
+def test_a_graph_is_taken_whole(nodes, form):
+    torch.manual_seed(0)
+    graph = torch.randn(nodes, 5), torch.randint(nodes, (2, 60))
+    batches = [(graph, torch.zeros(nodes, 3))] * 2
+    data = LoaderData(train=batches, test=batches, example=graph) if form == "LoaderData" else [graph]
+    found = transprune.compress(OnAGraph(), data, "macs=0.5", task=ON_A_GRAPH)
+    assert found.spent == (transprune.count_macs(found.student, graph),)
+    assert found.student(*graph).shape == (nodes, 3)
+
+
+def test_a_search_scores_on_a_whole_graph():
+    torch.manual_seed(0)
+    graph = torch.randn(700, 5), torch.randint(700, (2, 60))
+    batches = [(graph, torch.zeros(700, 3))]
+    data = LoaderData(train=batches, test=batches, search=(batches, batches), example=graph)
+    options = transprune.SearchOptions(epochs=1, warm_up_epochs=0, start="model", prior="scores", trial_epochs=0)
+    found = transprune.search(OnAGraph(), data, "macs=0.5", options, task=ON_A_GRAPH)
+    assert found.actual <= found.target
 
 
 def test_a_mask_beside_the_tokens_is_an_input():
@@ -186,7 +224,7 @@ def test_a_mask_beside_the_tokens_is_an_input():
             return tokens * mask
 
     batch = (torch.ones(20, 3), torch.zeros(20, 3))
-    assert len(gather_samples(Masked(), [batch], 20, task=classification(), seed=0)) == 2
+    assert len(gather_samples(Masked(), [batch], 20, task=classification(), seed=0)[0]) == 2
 
 
 def test_what_cannot_be_compressed_is_refused(half, trained, digits):

@@ -424,6 +424,82 @@ def test_samples_may_lie_along_another_axis_of_each_input(length):
     assert found.actual <= found.target
 
 
+class WithATable(nn.Module):
+    """Adds figures [samples, ...] to what all samples share, which comes first and is as long as a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other, self.last = nn.Linear(5, 8), nn.Linear(8, 10), nn.Linear(10, 3)
+
+    def forward(self, table: Tensor, figures: Tensor) -> Tensor:
+        return self.last(self.other(self.one(figures) + table.mean(0)).relu())
+
+
+class Graph(nn.Module):
+    """Takes figures [nodes, ...] and edges [2, edges]; no axis counts samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.last = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, nodes: Tensor, edges: Tensor) -> Tensor:
+        features = self.one(nodes).relu()
+        return self.last(features + torch.zeros_like(features).index_add(0, edges[1], features[edges[0]]))
+
+
+UNLIKE = {
+    "other axes": (TwoOrders, lambda: (torch.randn(16, 5), torch.randn(16, 16, 4))),
+    "a table": (WithATable, lambda: (torch.randn(16, 8), torch.randn(16, 5))),
+    "a graph": (Graph, lambda: (torch.randn(16, 5), torch.randint(16, (2, 40)))),
+}
+
+
+@pytest.mark.parametrize("verb", ["train", "search"])
+@pytest.mark.parametrize("name", UNLIKE)
+def test_a_step_in_parts_is_a_whole_step_whatever_the_axes_of_samples(name, verb):
+    make, inputs = UNLIKE[name]
+    torch.manual_seed(0)
+    network = make()
+    batches = [(inputs(), torch.randn(16, 3)) for _ in range(2)]
+    task = Task(loss=lambda outputs, targets: (outputs - targets).square().mean(), split=lambda pair: pair)
+    data = LoaderData(train=batches, test=batches, search=(batches, batches), example=batches[0][0])
+    found = []
+    for parts in (1, 4):
+        if verb == "train":
+            options = transprune.TrainingOptions(epochs=1, warm_up_epochs=0, learning_rate=0.1, accumulate=parts)
+            found.append(dict(transprune.train(network, data, options, task=task).state_dict()))
+        else:
+            options = replace(SEARCH, start="model", accumulate=parts)
+            found.append(dict(transprune.search(network, data, "macs=0.7", options, task=task).weights))
+    assert found[0]
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
+
+
+class Labels(nn.Module):
+    """Returns flags and labels beside figures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.last = nn.Linear(6, 12), nn.Linear(12, 3)
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        figures = self.last(self.one(inputs).relu())
+        return {"figures": figures, "label": figures.argmax(-1), "is_sure": figures.softmax(-1).amax(-1) > 0.5}
+
+
+def test_flags_and_labels_are_outputs_like_any_other(tmp_path):
+    torch.manual_seed(0)
+    network, inputs = Labels().eval(), torch.randn(4, 6)
+    space = transprune.inspect(network, inputs)
+    student = transprune.shrink(network, space.smallest_architecture(), inputs)
+    assert {name: each.dtype for name, each in student(inputs).items()} == {
+        "figures": torch.float32,
+        "label": torch.int64,
+        "is_sure": torch.bool,
+    }
+    transprune.export(student, inputs, tmp_path / "student.pt2")
+
+
 # Hugging Face.
 
 

@@ -128,7 +128,7 @@ def random(problem: Problem) -> nn.Module:
 
 
 def _cut(problem: Problem, architecture: transprune.Architecture) -> nn.Module:
-    (samples,) = gather_samples(problem.teacher, problem.data, SAMPLES, task=problem.cell.task, seed=problem.seed)
+    (samples,), _ = gather_samples(problem.teacher, problem.data, SAMPLES, task=problem.cell.task, seed=problem.seed)
     origin = transprune.sort_channels(problem.teacher, problem.example)
     student = transprune.shrink(origin, architecture, problem.example)
     return transprune.repair(student, origin, architecture, samples)

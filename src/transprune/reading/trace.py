@@ -322,11 +322,17 @@ def sample_axes(network: nn.Module, inputs: Example) -> tuple[int | None, ...] |
 
 
 def axes_along(network: nn.Module, inputs: Example, axis: int) -> SampleAxes:
-    """The axis of each input tensor that counts samples, if they lie along different ones; else the given one."""
-    if len(list(tensors_in(inputs))) < 2:
+    """The given axis, if samples lie along it in all input tensors that have it; else the axis of each of them.
+
+    That is None for a tensor that all samples share, and for all of them where no axis counts samples, as in a graph. A
+    list, such as that of a detector's images, may have an entry for each sample; then there is nothing to tell.
+    """
+    if isinstance(inputs[0] if isinstance(inputs, tuple) and inputs else inputs, list):
         return axis
-    axes = sample_axes(network, inputs_to_run(network, inputs)) or ()
-    return axes if len({each for each in axes if each is not None}) > 1 else axis
+    tensors = list(tensors_in(inputs))
+    axes = sample_axes(network, inputs_to_run(network, inputs)) or (None,) * len(tensors)
+    is_one = all(each == axis or tensor.dim() <= axis for tensor, each in zip(tensors, axes, strict=True))
+    return axis if is_one else axes
 
 
 IMAGE_AXES = 4
@@ -347,12 +353,17 @@ class _Trial:
         """Axes along which the network took another number of samples than the example has."""
 
     def found(self) -> tuple[int | None, ...] | None:
-        """The axes along which the network keeps apart what lies there, of as many tensors as may be; None: none."""
+        """The axes along which the network keeps apart what lies there, of as many tensors as may be; None: none.
+
+        It has to take another number of samples, too: a node without edges changes nothing of the others, but the edges
+        of a graph name them by number, and what they name must be there.
+        """
         sizes = dict.fromkeys(size for tensor in self.tensors for size in tensor.shape[:IMAGE_AXES] if size)
         candidates = [axes for size in sizes for axes in product(*(_axes_of(tensor, size) for tensor in self.tensors))]
         candidates.sort(key=lambda axes: axes.count(None))
         candidates = [axes for axes in candidates if axes.count(None) < len(axes)]
-        return next((axes for axes in candidates[:MOST_TRIALS] if self.keeps_apart(axes)), None)
+        tried = candidates[:MOST_TRIALS]
+        return next((axes for axes in tried if self.keeps_apart(axes) and axes in self.taken), None)
 
     def compares(self, axes: tuple[int | None, ...], first: tuple[int | None, ...]) -> bool:
         """Whether the network compares each sample of some tensors with each of the others, as contrastive ones do.

@@ -201,7 +201,7 @@ def _drawn_samples(run: Run) -> dict[str, Tensor]:
     """Random training images, uint8 [samples, channels, rows, columns], or the first inputs of other data."""
     data, count = run.data, _options(run).samples
     if not isinstance(data, ImageData):
-        inputs = gather_samples(run.model, data, count, task=run.task, seed=run.options.seed)
+        inputs, _ = gather_samples(run.model, data, count, task=run.task, seed=run.options.seed)
         return {str(place): each for place, each in enumerate(tensors_in(inputs))}
     places = drawn(len(data.train), count, seed=run.options.seed)
     check_enough(len(places))

@@ -306,6 +306,11 @@ SampleAxes = int | Sequence[int | None]
 """The axis of all tensors that counts samples, or that of each of them; None for those that all samples share."""
 
 
+def has_samples(axis: SampleAxes) -> bool:
+    """Whether any axis counts samples."""
+    return isinstance(axis, int) or any(each is not None for each in axis)
+
+
 def sliced(value: Any, places: slice, samples: int, axis: SampleAxes = 0) -> Any:
     """A value cut to some of its samples: slices of its tensors and lists with `samples` entries, all else unchanged.
 

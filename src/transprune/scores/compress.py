@@ -18,24 +18,22 @@ from transprune.options import LEAST_SAMPLES, CompressOptions, LatencyOptions
 from transprune.reading.inspection import inspect
 from transprune.reading.networks import unwrapped
 from transprune.reading.reading import read
-from transprune.reading.trace import Example, axes_along
+from transprune.reading.trace import Example
 from transprune.runtime import choose_device
 from transprune.runtime.structures import (
     SampleAxes,
     as_inputs,
     copied,
-    joined,
+    has_samples,
     on_device,
-    outline,
     samples_in,
     sliced,
-    tensors_in,
 )
 from transprune.scores.rounds import Compression, compress_by_scores
 from transprune.scores.score import Measure, Scores, ablation
 from transprune.space import SearchSpace
 from transprune.tas.derivation import check_attainable
-from transprune.training.batches import as_data, is_pair
+from transprune.training.batches import as_data, first_samples, is_pair
 from transprune.training.tasks import Task, classification
 
 Samples = ImageData | LoaderData | Tensor | Iterable[Any]
@@ -99,8 +97,7 @@ def compress(
     place, model = choose_device(device, model), unwrapped(model)
     model = model if device is None else copied(model).to(place)
     task = task or classification()
-    inputs = gather_samples(model, data, samples, task=task, seed=seed)
-    axes = axes_along(model, inputs, task.sample_axis)
+    inputs, axes = gather_samples(model, data, samples, task=task, seed=seed)
     example = on_device(sliced(inputs, slice(0, 1), samples_in(inputs, axis=axes), axes), "cpu")
     space = space or inspect(copied(model).cpu(), example, removable="branches")
     task.check_axis(read(model, example, space.reading).trace.axes)
@@ -110,7 +107,7 @@ def compress(
     return compress_by_scores(model, space, limits, inputs, task=task, measure=measure, scores=scores, repair=repair)
 
 
-def gather_samples(model: nn.Module, data: Samples, count: int, *, task: Task, seed: int) -> Example:
+def gather_samples(model: nn.Module, data: Samples, count: int, *, task: Task, seed: int) -> tuple[Example, SampleAxes]:
     """Inputs of a network as one batch, on the CPU where they are not tensors of the caller's.
 
     Args:
@@ -121,7 +118,7 @@ def gather_samples(model: nn.Module, data: Samples, count: int, *, task: Task, s
         seed: Decides which samples are drawn.
 
     Returns:
-        The forward's inputs; fewer samples where there are fewer.
+        The forward's inputs, fewer samples where there are fewer, and the axes along which samples lie.
 
     Raises:
         DataError: There are fewer than `LEAST_SAMPLES`, or a batch holds something else than tensors.
@@ -143,7 +140,9 @@ def gather_samples(model: nn.Module, data: Samples, count: int, *, task: Task, s
             f"cannot take samples from a {type(data).__name__}; expected an ImageData, a LoaderData, a tensor of "
             "samples, or an iterable of batches of inputs"
         )
-    return _joined(model, batches, count, task)
+    inputs, axes = first_samples(model, batches, count, task.sample_axis)
+    check_enough(samples_in(inputs, axis=axes if has_samples(axes) else task.sample_axis))
+    return inputs, axes
 
 
 def drawn(total: int, count: int, *, seed: int) -> Tensor:
@@ -163,36 +162,6 @@ def check_enough(count: int) -> None:
             f"cannot score a network on {count} sample{'s' if count != 1 else ''}: expected at least {LEAST_SAMPLES}, "
             "better some hundreds; labels are not needed"
         )
-
-
-def _joined(model: nn.Module, batches: Iterator[Example], count: int, task: Task) -> Example:
-    """The first samples of several batches."""
-    held: list[Example] = []
-    axes: SampleAxes = task.sample_axis
-    found = 0
-    while found < count:
-        batch = next(batches, None)
-        if batch is None:
-            break
-        if not any(tensor.dim() > task.sample_axis for tensor in tensors_in(batch)):
-            raise DataError(
-                f"cannot take samples from {outline(batch)}; expected tensors [samples, ...], nested as the network's "
-                "forward takes them"
-            )
-        axes = axes if held else axes_along(model, batch, task.sample_axis)
-        held.append(batch)
-        found += samples_in(batch, axis=axes)
-    check_enough(found)
-    try:
-        whole = joined(held, axes)
-    except (RuntimeError, ValueError) as error:
-        other = next((each for each in held if outline(each) != outline(held[0])), held[-1])
-        raise DataError(
-            f"cannot put the batches {outline(held[0])} and {outline(other)} together: {error}; expected batches that "
-            "differ in the number of their samples alone (pad longer and shorter ones; the inputs of a network that "
-            "takes several are one batch, [(first, second)])"
-        ) from error
-    return sliced(whole, slice(0, count), found, axes)
 
 
 def _without_targets(model: nn.Module, batch: Any) -> Example:

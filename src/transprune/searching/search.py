@@ -19,9 +19,9 @@ from transprune.latency.measurement import costs_for
 from transprune.options import DEFAULT_PRESET, LatencyOptions, SearchOptions, from_preset
 from transprune.reading.inspection import inspect
 from transprune.reading.networks import switched, unwrapped
-from transprune.reading.trace import Example, axes_along
+from transprune.reading.trace import Example
 from transprune.runtime import choose_device, processes, seeded
-from transprune.runtime.structures import SampleAxes, copied, form_of, joined, on_device, samples_in, sliced, tensors_in
+from transprune.runtime.structures import copied, on_device
 from transprune.scores.rounds import compress_by_scores
 from transprune.searching.contenders import Contender, best_of, contenders
 from transprune.shrinking.shrink import shrink
@@ -32,7 +32,7 @@ from transprune.tas.derivation import Derivation, check_attainable, derive_with_
 from transprune.tas.prior import Prior, starting_probabilities
 from transprune.tas.probabilities import DECIDED, UNDECIDED, Probabilities
 from transprune.tas.sampling import mean_entropy
-from transprune.training.batches import AnyData, Data, as_data, example_of, search_feeds
+from transprune.training.batches import AnyData, Data, as_data, example_of, first_samples, search_feeds
 from transprune.training.loop import Setup
 from transprune.training.tasks import Task, classification
 
@@ -65,7 +65,7 @@ def prior_from_scores(
 
     def scored() -> dict[str, Any]:
         with processes.alone(), seeded(setup.seed, "prior"):
-            samples = first_samples(start, data, options, task, seed=setup.seed)
+            samples = _not_augmented(start, data, options, task, seed=setup.seed)
             network = copied(start).to(choose_device(setup.device))
             found = compress_by_scores(network, space, limits, samples, task=task)
         at_the_budget = found.scores[-1]
@@ -89,33 +89,15 @@ def prior_from_scores(
     return Prior(network=start, **known)
 
 
-def first_samples(model: nn.Module, data: Data, options: SearchOptions, task: Task, *, seed: int) -> Example:
-    """The inputs of at most `SAMPLES` samples that the architecture learns from, on the CPU, not augmented.
-
-    Batches after the first join it while they hold tensors of the same shapes.
-    """
+def _not_augmented(network: nn.Module, data: Data, options: SearchOptions, task: Task, *, seed: int) -> Example:
+    """The inputs of at most `SAMPLES` samples that the architecture learns from, on the CPU."""
     cpu = torch.device("cpu")
     feeds = search_feeds(
         data, task, batch_size=options.batch_size, weights_share=options.weights_share, seed=seed, device=cpu
     )
-    found: list[Example] = []
-    axes: SampleAxes = task.sample_axis
     with closing(iter(feeds.validation)) as batches:  # type: ignore[type-var]
-        for batch in batches:
-            axes = axes if found else axes_along(model, batch.inputs, task.sample_axis)
-            if found and _of_one(batch.inputs, axes) != _of_one(found[0], axes):
-                break
-            found.append(batch.inputs)
-            held = sum(samples_in(inputs, axis=axes) for inputs in found)
-            if held >= SAMPLES:
-                break
-    return sliced(joined(found, axes), slice(0, SAMPLES), held, axes)
-
-
-def _of_one(inputs: Example, axes: SampleAxes) -> Any:
-    """Structure and shapes of one sample of inputs."""
-    one = sliced(inputs, slice(0, 1), samples_in(inputs, axis=axes), axes)
-    return form_of(one), [tensor.shape for tensor in tensors_in(one)]
+        inputs = (batch.inputs for batch in batches)
+        return first_samples(network, inputs, SAMPLES, task.sample_axis, while_alike=True)[0]
 
 
 log = logging.getLogger("transprune.run")

@@ -22,7 +22,7 @@ from transprune.models.resnet import initialise
 from transprune.options import SearchOptions
 from transprune.reading.networks import switched, unwrapped
 from transprune.reading.reading import read_for
-from transprune.reading.trace import Trace
+from transprune.reading.trace import Trace, axes_along
 from transprune.runtime import KeptGenerator, choose_device, processes
 from transprune.runtime.structures import called, copied, on_device
 from transprune.shrinking.sort import Importance, magnitude, sort_channels
@@ -129,8 +129,9 @@ class Bilevel(Loop):
         self.architecture_optimizer = torch.optim.Adam(
             self.parameters.parameters(), lr=rate, betas=options.architecture_betas, weight_decay=decay
         )
+        axes = axes_along(start, example, task.sample_axis) if options.accumulate > 1 else None
         self.weight_update, self.architecture_update = (
-            Update(optimizer, self.supernet, options, device, self.sentinel, clip=clip)
+            Update(optimizer, self.supernet, options, device, self.sentinel, clip=clip, axes=axes)
             for optimizer, clip in ((self.weight_optimizer, options.gradient_clip), (self.architecture_optimizer, None))
         )
 

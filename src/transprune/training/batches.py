@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from transprune.data import (
@@ -26,9 +26,21 @@ from transprune.data import (
     split_halves,
 )
 from transprune.errors import DataError, TranspruneError
+from transprune.reading.trace import axes_along
 from transprune.runtime import processes, random_states, seeded, set_random_states
 from transprune.runtime.interruption import start_loading
-from transprune.runtime.structures import as_inputs, on_device, outline, samples_in, sliced
+from transprune.runtime.structures import (
+    SampleAxes,
+    as_inputs,
+    form_of,
+    has_samples,
+    joined,
+    on_device,
+    outline,
+    samples_in,
+    sliced,
+    tensors_in,
+)
 from transprune.training.faults import worker_died
 from transprune.training.tasks import Task
 
@@ -51,18 +63,76 @@ class Batch(NamedTuple):
     targets: Any
     """What the loss compares the outputs with."""
     axis: int = 0
-    """The axis of inputs that counts samples."""
+    """The axis of targets that counts samples."""
+    axes: SampleAxes | None = None
+    """Those of the inputs, where they are known to be others."""
 
     @property
     def samples(self) -> int:
         """The number of samples."""
-        return samples_in(self.inputs, self.targets, self.axis)
+        return samples_in(self.inputs, self.targets, self._axes)
 
     def part(self, places: slice) -> Batch:
         """Some of the samples."""
         samples = self.samples
-        inputs, targets = (sliced(value, places, samples, self.axis) for value in (self.inputs, self.targets))
-        return Batch(inputs, targets, self.axis)
+        inputs = sliced(self.inputs, places, samples, self._axes)
+        return self._replace(inputs=inputs, targets=sliced(self.targets, places, samples, self.axis))
+
+    @property
+    def _axes(self) -> SampleAxes:
+        return self.axis if self.axes is None else self.axes
+
+
+def first_samples(
+    network: nn.Module, batches: Iterable[Any], count: int, axis: int, *, while_alike: bool = False
+) -> tuple[Any, SampleAxes]:
+    """The first samples of several batches as one batch of inputs, and the axes along which they lie.
+
+    Where no axis of the inputs counts samples, as in a graph, the first batch is taken whole.
+
+    Args:
+        network: What takes the inputs; untouched.
+        batches: Batches of inputs.
+        count: How many samples are wanted; there may be fewer.
+        axis: The axis that counts samples, where the network does not keep others apart.
+        while_alike: End before the first batch with samples of other shapes.
+
+    Raises:
+        DataError: There is no batch, it holds no tensors with such an axis, or the batches cannot be put together.
+    """
+    held: list[Any] = []
+    axes: SampleAxes = axis
+    found = 0
+    for batch in batches:
+        if not any(tensor.dim() > axis for tensor in tensors_in(batch)):
+            raise DataError(
+                f"cannot take samples from {outline(batch)}; expected tensors [samples, ...], nested as the network's "
+                "forward takes them"
+            )
+        axes = axes if held else axes_along(network, batch, axis)
+        if while_alike and held and _of_one(batch, axes) != _of_one(held[0], axes):
+            break
+        held.append(batch)
+        found += samples_in(batch, axis=axes)
+        if found >= count or not has_samples(axes):
+            break
+    if not held:
+        raise DataError("cannot take samples: there is no batch of them; expected at least one")
+    try:
+        return sliced(joined(held, axes), slice(0, count), found, axes), axes
+    except (RuntimeError, ValueError) as error:
+        other = next((each for each in held if outline(each) != outline(held[0])), held[-1])
+        raise DataError(
+            f"cannot put the batches {outline(held[0])} and {outline(other)} together: {error}; expected batches that "
+            "differ in the number of their samples alone (pad longer and shorter ones; the inputs of a network that "
+            "takes several are one batch, [(first, second)])"
+        ) from error
+
+
+def _of_one(inputs: Any, axes: SampleAxes) -> Any:
+    """Structure and shapes of one sample of inputs."""
+    one = sliced(inputs, slice(0, 1), samples_in(inputs, axis=axes), axes)
+    return form_of(one), [tensor.shape for tensor in tensors_in(one)]
 
 
 class Feed:

@@ -22,6 +22,7 @@ from transprune.options import (
     from_preset,
 )
 from transprune.reading.networks import inside, switched, unwrapped
+from transprune.reading.trace import axes_along
 from transprune.runtime import choose_device, seeded
 from transprune.runtime.structures import called, copied, on_device, outline, tensors_in
 from transprune.training.batches import AnyData, Batch, Data, Feed, as_data, example_of, feed
@@ -168,6 +169,7 @@ class Fit(Loop):
             self.sentinel,
             has_fast_norms=has_fast_norms,
             clip=options.gradient_clip,
+            axes=axes_along(self.network, example, task.sample_axis) if options.accumulate > 1 else None,
         )
         self.average = averaged(self.network, options.average)
         self._soften = softening(self.network, options, example)

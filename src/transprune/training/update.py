@@ -25,6 +25,7 @@ from transprune.options import (
     TrainingOptions,
 )
 from transprune.runtime import UserFunction, processes
+from transprune.runtime.structures import SampleAxes
 from transprune.training.batches import Batch
 from transprune.training.faults import Sentinel
 
@@ -133,6 +134,7 @@ class Update:
         sentinel: Checks loss and gradients of every step.
         has_fast_norms: Whether batch norms are computed inside `fast_norms`.
         clip: Norm to which the gradient is shortened; None: never.
+        axes: The axes of inputs that count samples; None: that of the batch.
     """
 
     def __init__(
@@ -145,9 +147,10 @@ class Update:
         *,
         has_fast_norms: bool = False,
         clip: float | None = None,
+        axes: SampleAxes | None = None,
     ) -> None:
         self.optimizer, self._network, self._options, self._sentinel = optimizer, network, options, sentinel
-        self.has_fast_norms, self._clip = has_fast_norms, clip
+        self.has_fast_norms, self._clip, self._axes = has_fast_norms, clip, axes
         self._device = device
         self._learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         own = set(self._learning)
@@ -171,6 +174,7 @@ class Update:
         Raises:
             DivergenceError: A loss or a gradient is not finite.
         """
+        batch = batch._replace(axes=self._axes)
         self._sentinel.remember()
         self.optimizer.zero_grad()
         samples = processes.total(batch.samples)
