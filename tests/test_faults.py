@@ -1,8 +1,11 @@
 """Numbers that are not finite, data that do not suit, memory that runs out: noticed at once, said in full, survived."""
 
+import gc
+import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 import zipfile
@@ -13,7 +16,8 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 import torture
 import transprune
@@ -350,6 +354,41 @@ def test_a_process_that_dies_while_loading_is_reported_and_not_waited_for():
     data = loaded(DataLoader(Samples(dies=True), batch_size=4, num_workers=1))
     with pytest.raises(ResourceError, match=r"cannot load batch [12] of the train loader: a process that loads data d"):
         transprune.train(small_network(), data, OPTIONS)
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_process_that_dies_while_it_hands_a_batch_over_is_reported(error, monkeypatch):
+    def fails(_):
+        raise error
+
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_next_data", fails)
+    data = loaded(DataLoader(Samples(), batch_size=4, num_workers=1))
+    with pytest.raises(ResourceError, match=rf"a process that loads data died \(.*{type(error).__name__}\)"):
+        transprune.train(small_network(), data, OPTIONS)
+
+
+class EndsItsLoaders(nn.Module):
+    """Ends the processes that load its data in the middle of a step, one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(16, 2)
+
+    def forward(self, images):
+        for process in multiprocessing.active_children()[-1:] if self.training else ():
+            os.kill(process.pid, signal.SIGKILL)
+            time.sleep(1)
+        return self.last(images.flatten(1))
+
+
+def test_a_process_that_dies_in_a_step_is_reported_and_nothing_else_is(monkeypatch):
+    ignored = []
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+    loader = DataLoader(TensorDataset(torch.zeros(64, 1, 4, 4), torch.zeros(64).long()), batch_size=2, num_workers=2)
+    with pytest.raises(ResourceError, match="a process that loads data died"):
+        transprune.train(EndsItsLoaders(), loaded(loader), OPTIONS)
+    gc.collect()
+    assert ignored == []
 
 
 class NotHandedOver(Dataset):

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, TypeVar
@@ -135,14 +135,27 @@ def _watched(loader: Any) -> Iterator[None]:
 
 
 def _handed_over(batches: Iterator[Item]) -> Iterator[Item]:
+    try:
+        yield from _each_handed_over(batches)
+    finally:
+        # Where one worker has died, torch raises it again whenever another one ends, in the iterator's __del__ as well.
+        if not getattr(batches, "_persistent_workers", False):
+            with suppress(RuntimeError):
+                getattr(batches, "_shutdown_workers", lambda: None)()
+
+
+def _each_handed_over(batches: Iterator[Item]) -> Iterator[Item]:
     while True:
         try:
             batch = next(batches)
         except StopIteration:
             return
         except Exception as error:  # what a worker raised comes as it was, its traceback as its text
-            if "in DataLoader worker process" in str(error) and any(word in str(error) for word in SHARED):
+            is_workers = "in DataLoader worker process" in str(error)
+            if is_workers and any(word in str(error) for word in SHARED):
                 raise _not_handed_over(error) from error
+            if isinstance(error, ConnectionError | EOFError) and not is_workers:  # of the pipe in which it came
+                raise RuntimeError(f"DataLoader worker is gone: {type(error).__name__}") from error
             if "DataLoader timed out" not in str(error):
                 raise
             raise DataError(
