@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -62,6 +63,13 @@ def test_the_same_number_is_no_difference_however_it_is_written(tmp_path):
         with (folder / "config.toml").open("a") as config:
             config.write(f"\n[distill]\nwarm_up_epochs = {value}\n")
     assert differing(comparison(list(map(str, folders)))) == []
+
+
+def test_copies_of_a_run_are_one_seed(different, tmp_path):
+    copies = [shutil.copytree(different[place], tmp_path / str(place)) for place in (0, 1)]
+    assert seeds_together(comparison([different[0], copies[0]])) == []
+    (group,) = seeds_together(comparison([different[0], *map(str, copies)]))
+    assert (group["places"], group["count"]) == ("1, 3", 2)
 
 
 def test_runs_that_differ_in_their_seed_alone_are_taken_together(different, capsys):

@@ -128,12 +128,15 @@ def differing(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 
 def seeds_together(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Evaluated runs that differ in their seed alone, two or more together, with mean and standard deviation."""
-    alike: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
+    """Evaluated runs that differ in their seed alone, two or more together, with mean and standard deviation.
+
+    Of runs with the same seed, such as a copy of a folder, the first stands for all: they say nothing of the spread.
+    """
+    alike: dict[str, dict[Any, tuple[int, Mapping[str, Any]]]] = {}
     for place, run in enumerate(runs, start=1):
         if run["student"]:
             others = {name: value for name, value in run["options"].items() if name != "seed"}
-            alike.setdefault(json.dumps(others, sort_keys=True), []).append((place, run))
+            alike.setdefault(json.dumps(others, sort_keys=True), {}).setdefault(run["seed"], (place, run))
     return [
         {
             "places": ", ".join(str(place) for place, _ in group),
@@ -143,7 +146,7 @@ def seeds_together(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "teacher": _spread(group, "teacher", group[0][1]["metric"]),
             **{key: _spread(group, "student", key) for key, _, _ in COSTS},
         }
-        for group in alike.values()
+        for group in map(list, map(dict.values, alike.values()))
         if len(group) > 1
     ]
 
