@@ -328,6 +328,14 @@ def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
         load_weights(tmp_path / "w.pth", plain())
 
 
+def test_a_single_tensor_is_refused_as_one_without_a_name(tmp_path):
+    torch.save(torch.zeros(4, 3), tmp_path / "one.pt")
+    with pytest.raises(
+        ModelError, match=r"there is a single tensor \[4, 3\] without a name in it; expected a state dict"
+    ):
+        load_weights(tmp_path / "one.pt", nn.Linear(3, 4))
+
+
 def written(name: str) -> bytes:
     buffer = io.BytesIO()
     if name.endswith("safetensors"):

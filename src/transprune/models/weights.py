@@ -174,9 +174,10 @@ def _read_whole(file: Path, key: str) -> dict[str, Tensor]:
             f"cannot load weights from '{file}': {_problem(file, error)}; expected tensors only, as "
             "`safetensors.torch.save_file` or `torch.save(model.state_dict(), file)` writes them"
         ) from error
-    if not found:
+    if not found or isinstance(content, Tensor):
+        what = "no tensor" if not found else f"a single tensor {list(content.shape)} without a name"
         raise ModelError(
-            f"cannot load weights from '{file}': there is no tensor in it; expected a state dict, a map from names to "
+            f"cannot load weights from '{file}': there is {what} in it; expected a state dict, a map from names to "
             "tensors, or a checkpoint that holds one"
         )
     under = {name.removeprefix(f"{key}."): value for name, value in found.items() if name.startswith(f"{key}.")}
