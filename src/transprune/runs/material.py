@@ -558,8 +558,9 @@ def _check_task(model: nn.Module, data: Data, task: Task, device: torch.device) 
 
 
 DATA_FILE = "data.json"
-FILE_SIZE = "file_size.json"
 """The file with the `BegunData` of a run; folders of earlier versions have none, and use the data as they are."""
+FILE_SIZE = "file_size.json"
+"""The file with the `FileSize` of a run with a budget of bytes."""
 
 SHOWN = 5
 """Number of classes that a message names."""

@@ -99,7 +99,7 @@ def _measured(
 ) -> Contender:
     starts: dict[Origin, nn.Module] = {
         "teacher": _repaired(prior, reading, targets, architecture),
-        "supernet": _inherited(bilevel, prior, architecture),
+        "supernet": _inherited(bilevel, prior, reading, architecture),
     }
     found = {origin: _evaluated(bilevel, network) for origin, network in starts.items()}
     origin = min(found, key=lambda each: found[each].loss)
@@ -133,11 +133,11 @@ def _repaired(prior: Prior, reading: Reading, targets: Targets, architecture: Ar
     return student
 
 
-def _inherited(bilevel: Bilevel, prior: Prior, architecture: Architecture) -> nn.Module:
+def _inherited(bilevel: Bilevel, prior: Prior, reading: Reading, architecture: Architecture) -> nn.Module:
     """A smaller network with the supernet's weights, its norms with statistics of the samples that these learned on."""
     origin = copied(prior.network)
     origin.load_state_dict(bilevel.plain_weights(architecture), strict=False)
-    student = shrink(origin, architecture, prior.samples, reading=bilevel.space.reading).to(bilevel.device)
+    student = shrink(origin, architecture, prior.samples, reading=reading).to(bilevel.device)
 
     def estimated() -> dict[str, Any]:
         with processes.alone():
