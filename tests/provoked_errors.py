@@ -1310,6 +1310,7 @@ ways(
     images_none=lambda place: load_data(f"images:{place}"),
     images_unlabelled=lambda place: transprune.train(plain(), load_data(images_folder(place))),
     samples_few=lambda _: transprune.compress(staged(), torch.zeros(3, 3, 8, 8), "macs=0.5"),
+    samples_none=lambda _: batches.first_samples(plain(), [], 16, 0),
     samples_strange=lambda _: transprune.compress(staged(), [("a", "b")], "macs=0.5"),
     samples_unlike=lambda _: transprune.compress(
         staged(), [torch.zeros(8, 3, 8, 8), torch.zeros(8, 3, 6, 6)], "macs=0.5"

@@ -146,6 +146,13 @@ def test_what_a_forward_writes_down_is_put_back(verb):
     assert model.training
 
 
+def test_hooks_of_the_callers_collect_in_an_evaluation():
+    model, collected = WritesDown(), []
+    model.first.register_forward_hook(lambda module, inputs, outputs: collected.append(outputs.shape))
+    RUNNING["evaluate"](model, None)
+    assert collected == [(32, 16)]
+
+
 def test_another_budget_from_the_same_scores_is_what_compressing_gives(half, trained, digits):
     derived = transprune.compress(trained, digits, "macs=0.3", samples=128, scores=half.scores)
     anew = transprune.compress(trained, digits, "macs=0.3", samples=128)

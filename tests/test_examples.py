@@ -134,6 +134,7 @@ def test_a_student_is_quantised_to_a_third_of_its_bytes_and_says_the_same(finish
         assert (small(images) - wanted).abs().mean() < 0.1 * wanted.abs().mean()
 
 
+@pytest.mark.long
 def test_whistles_are_told_apart_by_a_network_of_few_bytes(tmp_path, monkeypatch):
     monkeypatch.delenv("KEYWORDS", raising=False)
     place = EXAMPLES / "keywords.py"
@@ -162,6 +163,7 @@ def test_an_exported_student_runs_without_torch(finished_run, photos):
     assert said == transprune.load(finished_run)(normalised).argmax(1).tolist()
 
 
+@pytest.mark.long
 def test_the_notebook_runs_from_its_first_cell_to_its_last(monkeypatch, capsys):
     monkeypatch.setenv("MPLBACKEND", "agg")
     notebook = json.loads((EXAMPLES / "first_steps.ipynb").read_text())

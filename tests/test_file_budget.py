@@ -77,7 +77,14 @@ def written(model, architecture, *, int8):
     return len(quantised_onnx(onnx, [(images,)]) if int8 else onnx)
 
 
-@pytest.mark.parametrize(("build", "int8"), [(Convolving, True), (Convolving, False), (Attentive, False)])
+@pytest.mark.parametrize(
+    ("build", "int8"),
+    [
+        (Convolving, True),
+        pytest.param(Convolving, False, marks=pytest.mark.long),
+        pytest.param(Attentive, False, marks=pytest.mark.long),
+    ],
+)
 def test_what_a_file_takes_is_known_before_it_is_written(build, int8):
     model = build().eval()
     space = inspect(model, zoo.example())

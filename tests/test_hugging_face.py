@@ -256,7 +256,9 @@ def learned_positions() -> nn.Module:
 TWO_KINDS = ["sliding_attention", "full_attention"] * 2
 
 
-@pytest.mark.parametrize("gone", [{0}, {0, 1}, {0, 2}, {1, 2}], ids=str)
+@pytest.mark.parametrize(
+    "gone", [{0}, *(pytest.param(gone, marks=pytest.mark.long) for gone in ({0, 1}, {0, 2}, {1, 2}))], ids=str
+)
 @pytest.mark.parametrize("build", [learned_positions, lambda: sliding(num_hidden_layers=4, layer_types=TWO_KINDS)])
 def test_a_student_without_its_first_attention_generates_with_a_cache_as_without(build: Any, gone: set[int]) -> None:
     torch.manual_seed(0)

@@ -49,7 +49,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        data = data.replace("&nbsp;", " ")
+        data = data.replace("\xa0", " ")
         if data.strip():
             holder = self.open[-1] if self.open else ""
             self.texts.append(("hover" if holder == "title" and "svg" in self.open else holder, data))

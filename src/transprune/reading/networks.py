@@ -116,12 +116,16 @@ def _with_own_forward(network: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def untouched(network: nn.Module) -> Iterator[None]:
+def untouched(network: nn.Module, *, with_hooks: bool = True) -> Iterator[None]:
     """Puts back what is written into a network while it runs, or its copies do, through hooks that they share with it.
 
     That is the modules' attributes, such as modes, and buffers.
+
+    Args:
+        network: The network.
+        with_hooks: Whether what its hooks have collected is put back, too.
     """
-    before: list[tuple[Any, Any]] = [(holder, copy.copy(holder)) for holder in _holders(network)]
+    before: list[tuple[Any, Any]] = [(holder, copy.copy(holder)) for holder in _holders(network, with_hooks=with_hooks)]
     buffers = [each for each in network.buffers() if not (is_lazy(each) or each.is_inference())]
     contents = [(each, each._version, each.detach().clone()) for each in buffers]
     try:
@@ -139,11 +143,11 @@ def untouched(network: nn.Module) -> Iterator[None]:
                 holder.update(content)
 
 
-def _holders(network: nn.Module) -> list[dict[Any, Any] | list[Any]]:
-    """The attributes of the modules and of what their hooks know, and dicts and lists in these."""
+def _holders(network: nn.Module, *, with_hooks: bool) -> list[dict[Any, Any] | list[Any]]:
+    """The attributes of the modules, and of what their hooks know if asked for, and dicts and lists in these."""
     found: dict[int, Any] = {}
     waiting: list[Any] = [vars(module) for module in network.modules()]
-    for module in network.modules():
+    for module in network.modules() if with_hooks else ():
         for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
             waiting += [cell.cell_contents for cell in getattr(hook, "__closure__", None) or () if _is_filled(cell)]
             waiting.append(getattr(hook, "__self__", None))

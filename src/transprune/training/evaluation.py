@@ -140,9 +140,9 @@ def evaluate_batches(network: Callable[..., Any], batches: Iterable[Batch], task
 def evaluation_mode(network: nn.Module) -> Iterator[None]:
     """Puts a network into evaluation mode inside the block, then restores the mode of each module.
 
-    What its forward writes into buffers and attributes is put back, too.
+    What its forward writes into buffers and attributes is put back, too; what hooks collect is left to them.
     """
-    with untouched(network):
+    with untouched(network, with_hooks=False):
         switched(network, training=False)
         yield
 
