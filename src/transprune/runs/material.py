@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -97,14 +97,7 @@ def known_file_size(folder: RunFolder | None) -> FileSize | None:
     Raises:
         RunFolderError: The record is damaged.
     """
-    if folder is None or not folder.has(FILE_SIZE):
-        return None
-    try:
-        return read_record(FileSize, folder.read_json(FILE_SIZE))
-    except ValueError as error:
-        raise RunFolderError(
-            f"cannot read '{folder.file(FILE_SIZE)}': {error}; expected the file as `transprune run` wrote it"
-        ) from error
+    return None if folder is None else _recorded(FileSize, folder, FILE_SIZE)
 
 
 def _removable(options: RunOptions, begun_in: RunFolder | None) -> Removable:
@@ -608,13 +601,21 @@ def read_begun(folder: RunFolder) -> BegunData | None:
     Raises:
         RunFolderError: The file is damaged.
     """
-    if not folder.has(DATA_FILE):
+    return _recorded(BegunData, folder, DATA_FILE)
+
+
+Record = TypeVar("Record")
+
+
+def _recorded(kind: type[Record], folder: RunFolder, name: str) -> Record | None:
+    """What a file of a run holds; None if there is no such file."""
+    if not folder.has(name):
         return None
     try:
-        return read_record(BegunData, folder.read_json(DATA_FILE))
+        return read_record(kind, folder.read_json(name))
     except ValueError as error:
         raise RunFolderError(
-            f"cannot read '{folder.file(DATA_FILE)}': {error}; expected the file as `transprune run` wrote it"
+            f"cannot read '{folder.file(name)}': {error}; expected the file as `transprune run` wrote it"
         ) from error
 
 
