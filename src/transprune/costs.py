@@ -102,12 +102,12 @@ class FileSize(Cost):
 
     def of_part(self, layer: Layer, part: tuple[int, int], inputs: int, outputs: int) -> int:
         factors = self.weight, self.norm, self.channel, self.layer, self.product
-        counts = self.counts(layer, part, inputs, outputs)
+        counts = self._counts(layer, part, inputs, outputs)
         own = sum(factor * count for factor, count in zip(factors, counts, strict=True))
         return math.ceil(own + (self.rest if layer.name == self.bearer and part == (0, 0) else 0.0))
 
     @staticmethod
-    def counts(layer: Layer, part: tuple[int, int], inputs: int, outputs: int) -> tuple[int, ...]:
+    def _counts(layer: Layer, part: tuple[int, int], inputs: int, outputs: int) -> tuple[int, ...]:
         """Parameters, channels of norms, outputs, layers and products, as `of_part` counts them."""
         if layer.operator == "projection" and inputs == outputs:
             return (0,) * 5
@@ -120,6 +120,10 @@ class FileSize(Cost):
 
     def written(self, amount: float) -> str:
         return in_bytes(amount)
+
+
+FILE_FACTORS = ("weight", "norm", "channel", "layer", "product", "rest")
+"""The fields of a `FileSize` that are fitted: what it says is a sum of these, each times how often it occurs."""
 
 
 def in_bytes(amount: float) -> str:

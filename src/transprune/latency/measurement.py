@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from torch import nn
 
 from transprune.architecture import Architecture
 from transprune.budget import Budget
-from transprune.costs import COSTS, Channels, Cost, FileSize, Layer
+from transprune.costs import COSTS, FILE_FACTORS, Channels, Cost, FileSize, Layer
 from transprune.errors import ExportError, LatencyError
 from transprune.exports.formats import export_program, quantised_onnx
 from transprune.exports.runtimes import OnnxRuntime, files_for, find_runtime
@@ -324,21 +324,15 @@ def file_size(
     fitted = space.spread_architectures(SIZED, seed=0)
     others = [space.random_architecture(seed) for seed in range(TRIED)]
     sizes = [size(each) for each in track([*fitted, *others], "file", SIZED + TRIED)]
-    counts = np.array([_counts(space, each) for each in fitted], dtype=float)
-    found = _fitted_above(counts, np.array(sizes[:SIZED], dtype=float))
     bearer = next(each.name for each in space.layers if space.is_kept(each.name, space.smallest_architecture()))
-    weight, norm, channel, layer, product, rest = map(float, found)
-    cost = FileSize(
-        weight=weight,
-        norm=norm,
-        channel=channel,
-        layer=layer,
-        product=product,
-        rest=rest,
-        bearer=bearer,
-        runtime=runtime,
-        int8=int8,
-    )
+
+    def cost_of(factors: Iterable[float]) -> FileSize:
+        each: dict[str, Any] = dict(zip(FILE_FACTORS, map(float, factors), strict=True))
+        return FileSize(**each, bearer=bearer, runtime=runtime, int8=int8)
+
+    units = [cost_of(row) for row in np.eye(len(FILE_FACTORS))]
+    counts = np.array([[space.cost(unit, each) for unit in units] for each in fitted], dtype=float)
+    cost = cost_of(_fitted_above(counts, np.array(sizes[:SIZED], dtype=float)))
     errors = tuple(space.cost(cost, each) / true - 1 for each, true in zip(others, sizes[SIZED:], strict=True))
     if max(map(abs, errors)) > INEXACT:
         raise ExportError(
@@ -357,18 +351,6 @@ def _with_distinct_values(network: nn.Module) -> nn.Module:
             share, shift = torch.rand(2, *tensor.shape, generator=generator)
             tensor.mul_(0.9 + 0.2 * share).add_(0.01 * shift)
     return found
-
-
-def _counts(space: SearchSpace, architecture: Architecture) -> list[int]:
-    """What a file holds: weights, channels of norms, outputs, layers, products, and the rest once."""
-    each = [
-        FileSize.counts(layer, (row, column), space.resolve(inputs, architecture), space.resolve(outputs, architecture))
-        for layer in space.layers
-        if space.is_kept(layer.name, architecture)
-        for row, inputs in enumerate(layer.inputs.parts)
-        for column, outputs in enumerate(layer.outputs.parts)
-    ]
-    return [*map(sum, zip(*each, strict=True)), 1]
 
 
 def _fitted_above(counts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
