@@ -294,10 +294,15 @@ def test_a_name_that_a_package_offers_is_no_module_of_it():
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is always full")
 @pytest.mark.parametrize(
-    ("place", "code", "said"), [(">/dev/full", 2, "cannot write to"), (">&-", 0, ""), ("2>&-", 0, "")]
+    ("verb", "place", "code", "said"),
+    [
+        ("inspect resnet20", ">/dev/full", 2, "cannot write to"),
+        ("completion bash", ">&-", 0, ""),
+        ("completion bash", "2>&-", 0, ""),
+    ],
 )
-def test_a_standard_output_that_is_full_or_closed_ends_without_a_traceback(place, code, said):
-    command = f'"{sys.executable}" -m transprune inspect resnet20 {place}'
+def test_a_standard_output_that_is_full_or_closed_ends_without_a_traceback(verb, place, code, said):
+    command = f'"{sys.executable}" -m transprune {verb} {place}'
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stderr
     assert said in done.stderr

@@ -21,6 +21,7 @@ from transprune.errors import RunFolderError
 from transprune.runs import steps
 from transprune.runs.phases import EVALUATE, EXPORT, QUANTISE, REPORT
 from transprune.runtime import RUN_FILES, RunFolder, read_journal
+from whole_runs import NET
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 
@@ -31,8 +32,8 @@ FAST = [
 ]
 
 
-def run(out, *more, budget="macs=0.5", verb="run"):
-    main([verb, "resnet20", "--data", "digits", "--budget", budget, "--out", str(out), *FAST, *more])
+def run(out, *more, budget="macs=0.5", verb="run", model="resnet20"):
+    main([verb, model, "--data", "digits", "--budget", budget, "--out", str(out), *FAST, *more])
 
 
 def run_to_the_student(out, *more):
@@ -163,7 +164,8 @@ def test_a_folder_with_a_different_run_is_refused_and_left_alone(finished, capsy
 
 def test_each_step_runs_alone_on_the_folder(tmp_path, capsys):
     folder = str(tmp_path / "steps")
-    run(folder, budget="params=0.6", verb="search")
+    (tmp_path / "net.py").write_text(NET)
+    run(folder, budget="params=0.6", verb="search", model=f"{tmp_path / 'net.py'}:build")
     assert not (Path(folder) / "student.safetensors").exists()
     capsys.readouterr()
     for step, said in [
