@@ -33,7 +33,12 @@ LONG = (
         "test_two_nodes_that_share_no_disk",
         "is_quantised_to_a_third",
     ),
-    *("docs/quick-start.md", "guide_to_any_model", "timm/deit3", "unpruned_network_to_the_golden_figures[resnet164-100"),
+    *(
+        "docs/quick-start.md",
+        "guide_to_any_model",
+        "timm/deit3",
+        "unpruned_network_to_the_golden_figures[resnet164-100",
+    ),
     *(f"all_are_counted[{name}" for name in ("densenet", "efficientnet", "regnet_y", "mobilenet_v3", "convnext")),
     *("test_torchrun.py::test_a_process_that_is_killed", "guide_to_watching_a_run", "torchvision/ResNet-resnext"),
     *(

@@ -25,6 +25,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.attention.flex_attention import flex_attention
 
 import oracles
@@ -92,6 +93,7 @@ from transprune.tas.sampling import Selection, draw_candidates
 from transprune.tas.supernet import Supernet
 from transprune.training import batches
 from transprune.training.evaluation import evaluate
+from transprune.training.parts import average_precisions
 from transprune.training.tasks import (
     Metric,
     Task,
@@ -1320,6 +1322,103 @@ ways(
     scores_of_another_space=lambda _: transprune.compress(
         staged(), torch.randn(16, 3, 8, 8), "macs=0.5", space=coarse(), scores=[scores_of_staged()]
     ),
+)
+
+
+# --- detectors --------------------------------------------------------------------------------------------------
+
+
+class Pieces(nn.Module):
+    """Two convolutions of which the second is given what is computed between them."""
+
+    def __init__(self, between=1.0) -> None:
+        super().__init__()
+        self.between = between
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)
+
+    def forward(self, images):
+        if len(images) > 2:
+            return torch.stack(images)
+        return self.second(self.first(torch.stack(images[:1])) + self.between)
+
+
+class Changing(Pieces):
+    """A network that answers otherwise whenever it is called."""
+
+    def forward(self, images):
+        return self.first(torch.stack(images)) + torch.rand(1)
+
+
+class Unlike(nn.Module):
+    """A network that gives its part now one tensor and now two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = Summing()
+
+    def forward(self, images):
+        return self.first(images)
+
+
+class Summing(nn.Linear):
+    """A linear layer of the sum of several tensors."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 4)
+
+    def forward(self, tensors):
+        return super().forward(torch.stack(tensors).sum(0))
+
+
+IMAGE = [torch.rand(3, 8, 8)]
+OBJECTS = {"boxes": torch.tensor([[0, 0, 4.0, 4.0]]), "labels": torch.tensor([1])}
+
+
+def precisions_without_the_package(_):
+    with mock.patch.dict(sys.modules, {"faster_coco_eval": None}):
+        average_precisions([])
+
+
+class TakesTargets(Pieces):
+    """A detector by its arguments, whose losses are none."""
+
+    def forward(self, images, targets=None):
+        return super().forward(images)
+
+
+def without_losses(_):
+    task = transprune.detection(transprune.part_of(TakesTargets(), (IMAGE,)))
+    _, targets = task.split((IMAGE, [OBJECTS]))
+    task.loss_of({"first": torch.zeros(1, 4, 6, 6)}, targets)
+
+
+def taken_apart(objects):
+    transprune.detection(transprune.part_of(TakesTargets(), (IMAGE,))).split((IMAGE, objects))
+
+
+ways(
+    part_none=lambda _: transprune.part_of(nn.Flatten(), torch.zeros(2, 3)),
+    part_between=lambda _: transprune.part_of(Pieces(), (IMAGE,), ["first", "second"]),
+    part_named=lambda _: transprune.part_of(Pieces(), (IMAGE,), ["third"]),
+    part_changing=lambda _: transprune.part_of(Changing(), (IMAGE,)),
+    part_not_reached=lambda _: transprune.Surroundings(transprune.part_of(Pieces(), (IMAGE,))).inputs_of((3 * IMAGE,)),
+    part_given_more=lambda _: transprune.Surroundings(transprune.part_of(Unlike(), ([torch.zeros(2, 4)],))).inputs_of(
+        (2 * [torch.zeros(2, 4)],)
+    ),
+    metric_of_all=lambda _: evaluate(
+        plain(),
+        2 * ([(example(2), torch.zeros(2).long())],),
+        task=transprune.Task(
+            loss=F.cross_entropy,
+            metrics={"odd": transprune.Metric(lambda *_: [1], finish=len, of_all=True)},
+        ),
+    ),
+    detection_losses=without_losses,
+    detection_package=precisions_without_the_package,
+    detection_batch=lambda _: taken_apart({}),
+    detection_objects=lambda _: taken_apart([{"boxes": OBJECTS["boxes"]}]),
+    detection_shapes=lambda _: taken_apart([OBJECTS | {"labels": torch.tensor([1, 2])}]),
+    detection_box=lambda _: taken_apart([OBJECTS | {"boxes": torch.tensor([[0, 0, 9.0, 4.0]])}]),
 )
 
 

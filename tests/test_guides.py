@@ -35,6 +35,7 @@ def test_the_guide_to_tasks_runs_and_prints_what_it_says(tmp_path, monkeypatch):
     assert printed.count("Evaluation(loss=") == printed.count("metrics={'r2': ") == 2
     assert "% mean IoU" in printed
     assert "model repaired" in printed
+    assert type(names["smaller"].whole) is type(names["detector"])
     assert names["student"].head.out_channels == 2
     assert names["found"].actual <= names["found"].target
 

@@ -6,8 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transprune.kernels import normalisation
-from transprune.kernels.norm_modes import fast_norms, joint_norms
-from transprune.kernels.normalisation import normalise_and_mix
+from transprune.kernels.normalisation import fast_norms, joint_norms, normalise_and_mix
 
 SHAPES = [(6, 3), (5, 3, 7), (4, 3, 4, 6), (3, 5, 3, 3), (2, 3, 2, 3, 2), (1, 2, 1, 2), (8, 200, 2, 2), (4, 1, 6, 8)]
 FORMATS = [torch.contiguous_format, torch.channels_last]

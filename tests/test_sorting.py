@@ -145,10 +145,12 @@ def test_channels_that_are_read_together_with_their_neighbours_keep_their_order(
 )
 def test_blocks_can_still_be_left_out_of_a_sorted_network(name):
     network, inputs = flat_stage() if name == "flat_stage" else network_of(name), inputs_of(name, 3)
-    shallow = Architecture(depths={stage.name: 1 for stage in inspect(network, inputs).stages})
+    space = inspect(network, inputs)
+    shallow, known = Architecture(depths={stage.name: 1 for stage in space.stages}), {"reading": space.reading}
     assert shallow.depths
-    expected = outputs_of(shrink(network, shallow, inputs), inputs)
-    assert_close(outputs_of(shrink(sort_channels(network, inputs), shallow, inputs), inputs), expected)
+    expected = outputs_of(shrink(network, shallow, inputs, **known), inputs)
+    ordered = sort_channels(network, inputs, **known)
+    assert_close(outputs_of(shrink(ordered, shallow, inputs, **known), inputs), expected)
 
 
 def test_a_channel_that_is_added_to_one_that_keeps_its_place_keeps_its_own():
@@ -231,7 +233,7 @@ def test_equal_channels_keep_their_order():
 def test_the_callers_network_is_untouched(name):
     network = copy.deepcopy(network_of(name)).train()
     before = {path: value.clone() for path, value in network.state_dict().items()}
-    ordered = sort_channels(network, inputs_of(name))
+    ordered = sort_channels(network, inputs_of(name), reading=space_of(name).reading)
     with torch.no_grad():
         for value in ordered.state_dict().values():
             value.add_(1)

@@ -102,6 +102,10 @@ if TYPE_CHECKING:
     from transprune.training.evaluation import Meter as Meter
     from transprune.training.evaluation import evaluate as evaluate
     from transprune.training.loop import Setup as Setup
+    from transprune.training.parts import Part as Part
+    from transprune.training.parts import Surroundings as Surroundings
+    from transprune.training.parts import detection as detection
+    from transprune.training.parts import part_of as part_of
     from transprune.training.tasks import Metric as Metric
     from transprune.training.tasks import Task as Task
     from transprune.training.tasks import causal_lm as causal_lm

@@ -19,7 +19,7 @@ from transprune.kernels.feature_maps import (
     use_channels_last,
     weighted_sum,
 )
-from transprune.kernels.norm_modes import normalise_and_mix_over_processes
+from transprune.kernels.normalisation import normalise_and_mix_over_processes
 from transprune.options import ALIGNMENTS, Alignment
 from transprune.reading.axes import FreeSum, StageEnd
 from transprune.reading.coupling import Arguments, Function

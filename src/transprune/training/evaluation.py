@@ -45,11 +45,20 @@ class Evaluation:
 
 
 class Meter:
-    """Sums loss and metrics over the batches of this process, on the device, until `evaluation` reads them."""
+    """Sums loss and metrics over the batches of this process, on the device, until `evaluation` reads them.
 
-    def __init__(self, task: Task) -> None:
+    Args:
+        task: Has the metrics.
+        training: Leave out the metrics of all samples (`Metric.of_all`).
+    """
+
+    def __init__(self, task: Task, *, training: bool = False) -> None:
         self._task = task
+        self._metrics = {
+            name: task.metric(name) for name in task.metrics if not (training and task.metric(name).of_all)
+        }
         self._sums: dict[str, Tensor] = {}
+        self._seen: dict[str, list[Any]] = {name: [] for name, metric in self._metrics.items() if metric.of_all}
         self._samples = 0
 
     @torch.no_grad()
@@ -60,26 +69,33 @@ class Meter:
             OptionError: A metric returns neither one number nor one row per sample.
         """
         self._count("loss", loss, batch.samples)
-        for name in self._task.metrics:
-            self._count(name, self._task.metric(name).measure(outputs, batch.targets), batch.samples)
+        for name, metric in self._metrics.items():
+            value = metric.measure(outputs, batch.targets)
+            if metric.of_all:
+                self._seen[name] += _of_each(name, value, batch.samples)
+            else:
+                self._count(name, value, batch.samples)
         self._samples += batch.samples
 
     def state_dict(self) -> dict[str, Any]:
         """The sums so far, on the CPU."""
-        return {"sums": {name: value.cpu() for name, value in self._sums.items()}, "samples": self._samples}
+        sums = {name: value.cpu() for name, value in self._sums.items()}
+        return {"sums": sums, "samples": self._samples, **({"seen": self._seen} if self._seen else {})}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Adds the `state_dict` of another meter."""
         for name, value in state["sums"].items():
             self._add(name, value.to(device))
+        for name, values in state.get("seen", {}).items():
+            self._seen[name] += values
         self._samples += state["samples"]
 
     def evaluation(self) -> Evaluation:
         """The means over the batches of all processes so far; NaN if there were none."""
-        joint = Meter(self._task)
+        joint = Meter(self._task, training=len(self._metrics) < len(self._task.metrics))
         for state in processes.gathered(self.state_dict()):
             joint.load_state_dict(state, torch.device("cpu"))
-        figures = {name: joint._figure(name) for name in ("loss", *self._task.metrics)}
+        figures = {name: joint._figure(name) for name in ("loss", *self._metrics)}
         return Evaluation(figures.pop("loss"), figures)
 
     def _count(self, name: str, value: Tensor, samples: int) -> None:
@@ -96,12 +112,12 @@ class Meter:
         self._sums[name] = self._sums[name] + total if name in self._sums else total
 
     def _figure(self, name: str) -> float:
-        if name not in self._sums:
+        if not self._samples:
             return float("nan")
-        mean = self._sums[name] / self._samples
-        finish = None if name == "loss" else self._task.metric(name).finish
+        mean: Any = self._seen[name] if name in self._seen else self._sums[name] / self._samples
+        finish = None if name == "loss" else self._metrics[name].finish
         try:
-            figure = mean if finish is None else torch.as_tensor(finish(mean))
+            figure: Tensor = mean if finish is None else torch.as_tensor(finish(mean))
         except Exception as error:  # a user's function may raise anything
             raise OptionError(
                 f"cannot use the metric {name!r}: its finish fails ({first_line(error)}); expected a function of the "
@@ -114,6 +130,20 @@ class Meter:
                 "measure one number for each sample"
             )
         return float(figure)
+
+
+def _of_each(name: str, values: Any, samples: int) -> list[Any]:
+    """What a metric measured of each sample.
+
+    Raises:
+        OptionError: It is no list with as many values.
+    """
+    if isinstance(values, list) and len(values) == samples:
+        return values
+    raise OptionError(
+        f"cannot use the metric {name!r}: for {samples} samples it returned {outline(values)}; expected of one of all "
+        "samples (of_all) a list with a value for each"
+    )
 
 
 @torch.no_grad()

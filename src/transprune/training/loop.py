@@ -95,7 +95,7 @@ class Loop(ABC):
         self.steps = 0
         """Steps done in the current epoch."""
         self.steps_an_epoch = len(batches)
-        self.meter = Meter(task)
+        self.meter = Meter(task, training=True)
         """Loss and metrics of the current epoch so far."""
         self.history: list[Mapping[str, Any]] = []
         """Figures of the epochs before."""
@@ -190,7 +190,7 @@ class Loop(ABC):
         begun = time.perf_counter()
         earlier, total = self._seconds, self._total_seconds
         if self.steps == 0:
-            self.meter, self._rate = Meter(self.task), self.learning_rate()
+            self.meter, self._rate = Meter(self.task, training=True), self.learning_rate()
         for batch in self._batches:
             with explained(self, batch):
                 self.step(batch)
@@ -229,7 +229,7 @@ class Loop(ABC):
         self._seconds, self._total_seconds = state["seconds"], state["total_seconds"]
         self.history = list(state["history"])
         kept = state["processes"]
-        self.meter = Meter(self.task)
+        self.meter = Meter(self.task, training=True)
         for own in kept[processes.rank() :: processes.count()]:
             self.meter.load_state_dict(own["meter"], self.device)
         for name, part in self._all_parts().items():

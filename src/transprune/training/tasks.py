@@ -34,10 +34,13 @@ class Metric:
         'rmse'
     """
 
-    measure: Callable[[Any, Any], Tensor]
+    measure: Callable[[Any, Any], Any]
     """Maps outputs and targets to numbers for each sample [batch, ...], or to one number, the mean over the batch."""
-    finish: Callable[[Tensor], Tensor] | None = None
+    finish: Callable[[Any], Tensor | float] | None = None
     """Maps the averages [...], in float64, to the figure; None: there is a single average, and it is the figure."""
+    of_all: bool = False
+    """Whether nothing is averaged: `measure` gives a list with a value of any kind for each sample, and `finish` makes
+    the figure of the list of all of them, as mean average precision needs. It is measured in evaluations alone."""
 
 
 def last_is_target(batch: Any) -> tuple[tuple[Any, ...], Any]:

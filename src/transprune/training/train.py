@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from transprune.errors import OptionError
 from transprune.kernels.feature_maps import use_channels_last_if_suited
-from transprune.kernels.norm_modes import average_norms
+from transprune.kernels.normalisation import average_norms
 from transprune.options import (
     DEFAULT_PRESET,
     DistillationOptions,

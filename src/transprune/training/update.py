@@ -14,7 +14,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from transprune.errors import OptionError
 from transprune.kernels.feature_maps import SoundConvolutions
-from transprune.kernels.norm_modes import fast_norms, joint_norms
+from transprune.kernels.normalisation import fast_norms, joint_norms
 from transprune.options import (
     HINTS,
     DistillationOptions,
