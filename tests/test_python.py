@@ -20,14 +20,77 @@ from test_searching import OPTIONS, Residual
 from test_training import SHORT, assert_same_state, small_network, two_colours
 from transprune.cli import main
 from transprune.errors import ExportError, ModelError, OptionError, RunFolderError
-from transprune.options import DEFAULT_PRESET, PRESETS, SearchOptions, TrainingOptions, from_preset
+from transprune.options import DEFAULT_PRESET, PRESETS, MeasureOptions, SearchOptions, TrainingOptions, from_preset
 from transprune.runs.run_options import preset_options
 from transprune.runtime import choose_device
+from transprune.training import batches as training_batches
 from transprune.training import loop
 from transprune.training.batches import as_data
 from transprune.training.loop import Setup
 
 ONE = TrainingOptions(**{**SHORT, "epochs": 2})
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (
+            lambda net, x: transprune.inspect(x, net),
+            "inspect: its argument model is of the kind Tensor, expected Module",
+        ),
+        (lambda net, x: transprune.search(type(net), [x], "macs=0.5"), "model is the class Sequential"),
+        (lambda net, x: transprune.distill(x, net, [x]), "student is of the kind Tensor, expected Module;"),
+        (
+            lambda net, x: transprune.train(net, [x], {"epochs": 3}),
+            "options is of the kind dict, expected TrainingOptions",
+        ),
+        (
+            lambda net, x: transprune.evaluate(net, [x], task="regression"),
+            "task is of the kind str, expected Task or None",
+        ),
+        (
+            lambda net, x: transprune.export(net, "s.onnx", x),
+            "path is of the kind Tensor, .* are network, example, path",
+        ),
+        (
+            lambda net, x: transprune.shrink(net, transprune.inspect(net, x), x),
+            "architecture is of the kind SearchSpace",
+        ),
+        (lambda net, x: transprune.load(net), "run_dir is of the kind Sequential, expected str or Path;"),
+        (
+            lambda net, x: transprune.measure("runs/first", x),
+            "cannot measure what is of the kind str: expected a network",
+        ),
+    ],
+)
+def test_an_argument_of_another_kind_is_named_before_anything_is_done(call, said):
+    with pytest.raises(OptionError, match=said):
+        call(small_network(), torch.zeros(2, 1, 4, 4))
+
+
+def test_calls_that_suit_are_not_held_up(tmp_path):
+    network, x = small_network(), torch.zeros(2, 1, 4, 4)
+    space = transprune.inspect(network, x)
+    assert transprune.count_macs(model=network, example=x) == space.macs(space.full_architecture())
+    assert transprune.count_macs.__doc__
+    assert inspect.signature(transprune.count_macs).parameters["model"]
+    with pytest.raises(TypeError, match=r"count_macs\(\) missing 1 required positional argument: 'example'"):
+        transprune.count_macs(network)
+    [alone, *_] = transprune.measure(network, x, MeasureOptions(batch_size=1, memory=False))
+    assert alone.network == "network"
+    assert len(repr(alone)) < 140
+    assert "samples/s, file" in repr(alone)
+
+
+def test_one_loader_serves_to_measure_on_without_a_word(monkeypatch):
+    batches = DataLoader(TensorDataset(torch.randn(8, 1, 4, 4), torch.arange(8) % 2), batch_size=4)
+    said = []
+    monkeypatch.setattr(training_batches.log, "warning", said.append)
+    transprune.evaluate(small_network(), batches)
+    assert not said
+    transprune.train(small_network(), batches, ONE)
+    assert len(said) == 1
+    assert "measured on the training data" in said[0]
 
 
 @pytest.mark.parametrize("verb", [transprune.train, transprune.search, transprune.distill])

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, wraps
 from importlib import import_module
 from importlib.machinery import ModuleSpec
-from typing import Any, cast
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Union, cast, get_args, get_origin, get_type_hints
+
+from transprune.errors import OptionError
 
 _LISTED = re.compile(r"^    from (\S+) import (\w+) as \2$", re.MULTILINE)
 """A name and its module; parsing the file would take a tenth of the time of --help."""
@@ -32,7 +39,59 @@ def on_demand(spec: ModuleSpec) -> tuple[list[str], Callable[[str], Any], Callab
         if name not in home:
             raise AttributeError(f"module {spec.name!r} has no attribute {name!r}")
         value = getattr(import_module(home[name]), name)
+        if "." not in spec.name and inspect.isfunction(value):  # what users call; the parts of the library know
+            value = checked(value)
         setattr(sys.modules[spec.name], name, value)
         return value
 
     return sorted(home), load, lambda: sorted(home)
+
+
+_PLAIN = (str, int, float, bool, NoneType)
+_LEFT = (Any, Callable, Iterable, Sequence, Mapping, list, tuple, dict)
+"""What comes in several forms is checked by what reads them."""
+
+
+def checked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that first says which argument is of a kind that it cannot be, as when two are interchanged.
+
+    Kinds are those of its annotations. What is only text or a number, or may be anything, is left to the function.
+    """
+
+    @cache
+    def expected() -> tuple[inspect.Signature, dict[str, tuple[type, ...]]]:
+        hints = get_type_hints(function)
+        return inspect.signature(function), {name: _kinds(hint) for name, hint in hints.items()}
+
+    @wraps(function)
+    def call(*args: Any, **named: Any) -> Any:
+        signature, kinds = expected()
+        try:
+            given = signature.bind(*args, **named).arguments
+        except TypeError:  # too few or too many, which Python says better
+            return function(*args, **named)
+        for name, value in given.items():
+            if kinds.get(name) and not isinstance(value, kinds[name]):
+                named_kinds = ("None" if kind is NoneType else kind.__name__ for kind in kinds[name])
+                wanted = " or ".join(kind for kind in named_kinds if kind != "PathLike")
+                raise OptionError(
+                    f"cannot call {function.__name__}: its argument {name} is {_said(value)}, expected {wanted}; the "
+                    f"arguments are {', '.join(signature.parameters)}"
+                )
+        return function(*args, **named)
+
+    return call
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    """The classes that an annotation allows; none if it cannot be told by classes, or is left to the function."""
+    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kinds = [get_origin(part) or part for part in parts]
+    is_told = all(isinstance(kind, type) and kind not in _LEFT for kind in kinds)
+    if not is_told or all(kind in _PLAIN for kind in kinds):
+        return ()
+    return (*kinds, *([os.PathLike] if Path in kinds else []))
+
+
+def _said(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else f"of the kind {type(value).__name__}"

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transprune.errors import ExportError
+from transprune.costs import in_bytes
+from transprune.errors import ExportError, OptionError
 from transprune.exports.formats import export_program, onnx_bytes, pt2_bytes, quantised_onnx, takes_any_batch
 from transprune.exports.runtimes import RUNTIMES, Files, Loaded, files_for
 from transprune.latency.backends import Backend, Call, Deployed, make_backend
@@ -44,7 +45,7 @@ PROBE_SECONDS = 60.0
 """So long a process that measures memory may take; what takes longer has no figure."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Performance(Latency):
     """Latency, throughput, memory and file size of one network in one runtime at one batch size."""
 
@@ -57,9 +58,17 @@ class Performance(Latency):
     file_bytes: int
     """Size of the weights as safetensors, or of the runtime's files together."""
 
+    def __repr__(self) -> str:
+        memory = "" if self.peak_memory_bytes is None else f", {in_bytes(self.peak_memory_bytes)} of memory"
+        return (
+            f"Performance({self.network} in {self.runtime} on {self.device}, {self.threads} thread(s), batch "
+            f"{self.batch_size}: {self.latency_ms:.3f} ms ({self.lower_ms:.3f} to {self.upper_ms:.3f}), "
+            f"{self.throughput:,.0f} samples/s{memory}, file {in_bytes(self.file_bytes)})"
+        )
+
 
 def measure(
-    networks: Mapping[str, nn.Module],
+    networks: Mapping[str, nn.Module] | nn.Module,
     example: Tensor,
     options: MeasureOptions | None = None,
     *,
@@ -72,14 +81,22 @@ def measure(
     left out, which the log says.
 
     Args:
-        networks: Networks by name, such as `{"teacher": …, "student": …}`; untouched.
+        networks: Networks by name, such as `{"teacher": …, "student": …}`, or a single one; untouched.
         example: Images [batch, channels, rows, columns]; only the first is used.
         options: Batch size, threads and repeats; None: the defaults.
         device: Where torch computes: a device or its name, or `auto`; None: where the first network is.
 
     Raises:
         ExportError: torch cannot export a network.
+        OptionError: What is given are no networks.
     """
+    if isinstance(networks, nn.Module):
+        networks = {"network": networks}
+    if not isinstance(networks, Mapping):
+        raise OptionError(
+            f"cannot measure what is of the kind {type(networks).__name__}: expected a network, or several by name, "
+            "such as {'student': student}"
+        )
     options, place = options or MeasureOptions(), choose_device(device, next(iter(networks.values()), None))
     with tempfile.TemporaryDirectory() as folder:
         subjects = [_Subject(name, network, example[:1].cpu(), Path(folder)) for name, network in networks.items()]

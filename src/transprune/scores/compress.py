@@ -124,7 +124,7 @@ def gather_samples(model: nn.Module, data: Samples, count: int, *, task: Task, s
         DataError: There are fewer than `LEAST_SAMPLES`, or a batch holds something else than tensors.
     """
     if is_pair(data):
-        data = as_data(data, task)
+        data = as_data(data, task, is_tested=False)
     if isinstance(data, ImageData):
         places = drawn(len(data.train), count, seed=seed)
         loader = make_loader(data.train.subset(places), data, batch_size=count, train=False, seed=seed, device="cpu")

@@ -242,7 +242,7 @@ def search(
     """
     options, setup = from_preset(options, lambda preset: preset.search), (setup or Setup()).named("search", model)
     budgets, task = parse_budgets(budget), task or classification()
-    data = as_data(data, task, batch_size=options.batch_size)
+    data = as_data(data, task, batch_size=options.batch_size, is_tested=False)
     space = space or inspect(copied(unwrapped(model)).cpu(), example_of(data), removable=options.removable)
     device = choose_device(setup.device)
     costs = costs_for(budgets, model, space, example_of(data), costs=costs, latency=latency, device=device)

@@ -389,13 +389,14 @@ def search_feeds(
     )
 
 
-def as_data(data: AnyData, task: Task, *, batch_size: int = 64) -> Data:
+def as_data(data: AnyData, task: Task, *, batch_size: int = 64, is_tested: bool = True) -> Data:
     """Data as the loops take them.
 
     Args:
         data: What is taken for data; an example of the inputs is taken from the first sample.
         task: Splits batches into inputs and targets.
         batch_size: Samples per batch, for data sets that come without a loader.
+        is_tested: Whether there is learning and measuring; it is said then where a single part serves for both.
 
     Raises:
         DataError: The data is of an unknown kind, or its first batch cannot be taken apart.
@@ -414,7 +415,7 @@ def as_data(data: AnyData, task: Task, *, batch_size: int = 64) -> Data:
             "indexed data set, or a pair of these, to learn from and to measure on"
         )
     loader = _loader_of(train, batch_size, is_training=True)
-    if test is None:
+    if test is None and is_tested:
         log.warning("what is measured is measured on the training data: give a pair, (train, test), to have both")
     tested = _loader_of(train if test is None else test, batch_size, is_training=False)
     return LoaderData(train=loader, test=tested, example=_first_inputs(loader, task))

@@ -362,7 +362,8 @@ def estimate_statistics(
         seed: Decides order and augmentation of the samples.
     """
     task = task or classification()
-    data, device = as_data(data, task, batch_size=batch_size), next(network.parameters()).device
+    data = as_data(data, task, batch_size=batch_size, is_tested=False)
+    device = next(network.parameters()).device
     with seeded(seed, "statistics"):
         return with_statistics(network, feed(data, "train", task, batch_size=batch_size, seed=seed, device=device))
 
