@@ -16,6 +16,7 @@ import torture
 from transprune.runtime import interruption, processes, progress_bar, track
 from transprune.runtime.interruption import deferred_signals
 from transprune.runtime.terminal import REFRESH_SECONDS, SILENCE_SECONDS, TimeLeft, duration, phase_progress
+from transprune.training.loop import brief, described
 
 SEARCH = """
 from transprune.runtime import terminal as module
@@ -127,8 +128,32 @@ def test_without_a_terminal_each_epoch_is_one_plain_line_with_the_time_left(caps
         progress.epoch(3, "loss 0.4", 60.0)
     assert capsys.readouterr() == (
         "",
-        "search: epoch 2 of 3: loss 0.5  1 min 0 s  about 1 min 0 s left\nsearch: epoch 3 of 3: loss 0.4  1 min 0 s\n",
+        "search: epoch 2 of 3: loss 0.5  1 min 0 s  1 min 0 s left\nsearch: epoch 3 of 3: loss 0.4  1 min 0 s\n",
     )
+
+
+def test_a_plain_line_of_a_search_fits_80_columns_and_a_terminal_has_all_figures(monkeypatch, capsys, clock):
+    costs = {"expected_macs": 11.0, "actual_macs": 9.0, "target_macs": 10.0}
+    figures = {"phase": "search", "epoch": 12, "loss": 0.00098, "top1": 99.61, "learning_rate": 0.1, **costs}
+    figures |= {"validation_top1": 99.2, "entropy": 0.45}
+    all_of_it = "loss 0.00098  top-1 99.6 %  validation 99.2 %  macs 0.90 × budget (expected 1.10)  entropy 0.45"
+    assert described(figures) == all_of_it
+    for is_on_terminal in (False, True):
+        terminal = use_terminal(monkeypatch) if is_on_terminal else None
+        with phase_progress("search", 30, done=11) as progress:
+            for step in (1, 2):
+                progress.step(12, step, 2, str)
+            clock[0] += 42.0
+            progress.epoch(12, described(figures), 61.0, brief=brief(figures))
+        if terminal is None:
+            line = capsys.readouterr().err
+            assert line == "search: epoch 12 of 30: validation 99.2 %  macs 0.90 × budget  12 min 36 s left\n"
+            assert len(line) <= 80
+        else:
+            assert "entropy 0.45" in terminal.getvalue().replace("\n", " ")
+    learned = {"loss": 21.4731, "r2": 0.98, "test_r2": 0.5, "learning_rate": 0.1}
+    assert brief(learned) == "loss 21.47  r2 0.98  test 0.5"
+    assert brief({"loss": 0.0012, "learning_rate": 0.1}) == "loss 0.0012"
 
 
 def test_without_a_terminal_a_long_epoch_is_not_silent_and_a_short_one_has_one_line(capsys, clock):
@@ -138,8 +163,8 @@ def test_without_a_terminal_a_long_epoch_is_not_silent_and_a_short_one_has_one_l
             progress.step(1, step, 10, lambda step=step: f"loss 0.{step}")
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        "search: epoch 1, step 4 of 10: loss 0.4  about 40 min 0 s left",
-        "search: epoch 1, step 8 of 10: loss 0.8  about 30 min 0 s left",
+        "search: epoch 1, step 4 of 10: loss 0.4  40 min 0 s left",
+        "search: epoch 1, step 8 of 10: loss 0.8  30 min 0 s left",
     ]
 
 
@@ -218,7 +243,7 @@ def test_a_pipe_gets_lines_without_control_characters(tmp_path):
     said = said_through(ours, os.open(tmp_path / "pipe", os.O_WRONLY), tmp_path / "pipe")
     assert re.search(r"[\x00-\x09\x0b-\x1f]", said) is None
     assert len(said.splitlines()) == 6
-    assert "entropy 0.81  1 min 1 s  about" in said
+    assert re.search(r"entropy 0.81  1 min 1 s  \S.* left", said)
 
 
 def shown_on_terminal(**variables):

@@ -178,7 +178,7 @@ def complete(run: Run, phase: TrainingPhase) -> None:
         run.decide(f"Kept {phase.file}", "the folder holds it already, from the same configuration")
         return
     if phase.is_given(run):
-        with run.phase(phase.name):
+        with run.phase(phase.name, said="is given, and not trained"):
             run.folder.write_tensors(phase.file, phase.begin(run).network.state_dict())
         return
     check_training_images(run.data, run.folder)

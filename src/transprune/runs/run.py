@@ -157,18 +157,20 @@ class Run:
         return found[0] if type(found) is tuple and len(found) == 1 else found
 
     @contextmanager
-    def phase(self, name: str, *, earlier: float = 0.0, **details: Any) -> Iterator[None]:
+    def phase(self, name: str, *, earlier: float = 0.0, said: str = "", **details: Any) -> Iterator[None]:
         """Records the beginning and end of a phase, with its duration.
 
         Args:
             name: The phase.
             earlier: Seconds that it took before an interruption.
+            said: What it does, if it does not begin to learn or compute.
             details: Other fields of the record of its beginning.
         """
         started = perf_counter() - earlier
         self.journal.record("phase", phase=name, status="begin", device=str(self.device), **details)
-        log.info("%s: begins on %s", name, self.device)
-        announce(f"{name}: begins on {self.device}")
+        said = f"{name}: {said or f'begins on {self.device}'}"
+        log.info("%s", said)
+        announce(said)
         try:
             yield
         except StoppedError as error:
@@ -188,7 +190,7 @@ class Run:
         done, steps = state["epoch"] - 1, state["steps"]
         is_resumed = done > 0 or steps > 0
         self.journal.forget(lambda entry: is_epoch(entry, name) and entry["epoch"] > done)
-        details = {"resumed": {"epoch": state["epoch"], "step": steps}} if is_resumed else {}
+        details: dict[str, Any] = {"resumed": {"epoch": state["epoch"], "step": steps}} if is_resumed else {}
         if is_resumed:
             log.info("%s: goes on in epoch %d after step %d", name, state["epoch"], steps)
             self._compare_processes(name, before=len(state["processes"]))

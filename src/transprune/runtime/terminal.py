@@ -225,23 +225,25 @@ class PhaseProgress:
             line = f"epoch {epoch}, step {steps} of {total}: {figures()}"
         self._say(epoch - 1 + min(1.0, steps / total), line, self._last)
 
-    def epoch(self, epoch: int, figures: str, seconds: float) -> None:
+    def epoch(self, epoch: int, figures: str, seconds: float, *, brief: str = "") -> None:
         """Shows a finished epoch.
 
         Args:
             epoch: The epoch, from 1.
             figures: Its figures.
             seconds: The time that it took.
+            brief: What a plain line says instead, with the time left.
         """
-        self._last = f"epoch {epoch} of {self._epochs}: {figures}  {duration(seconds)}"
-        self._say(epoch, self._last)
+        start = f"epoch {epoch} of {self._epochs}: "
+        self._last = f"{start}{figures}  {duration(seconds)}"
+        self._say(epoch, self._last if is_terminal() or not brief else f"{start}{brief}")
 
     def _say(self, done: float, *lines: str) -> None:
         """Shows the newest line and, on a terminal, that of the last epoch below it."""
         left = "" if self._steps == 1 else self._left.at(done / self._epochs)  # the first step has more to do
         self._bar.set(done, left, below=[line for line in lines if line])
         if not is_terminal():
-            announce(f"{self._phase}: {lines[0]}" + (f"  {left}" if left else ""))
+            announce(f"{self._phase}: {lines[0]}" + (f"  {left.removeprefix('about ')}" if left else ""))
         self._spoke = time.monotonic()
 
 

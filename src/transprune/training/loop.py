@@ -168,7 +168,7 @@ class Loop(ABC):
                 if setup.on_epoch is not None:
                     setup.on_epoch(figures)
                 if progress is not None:
-                    progress.epoch(figures["epoch"], described(figures), figures["seconds"])
+                    progress.epoch(figures["epoch"], described(figures), figures["seconds"], brief=brief(figures))
                 keep()
 
     def _say_if_long(self) -> None:
@@ -260,23 +260,48 @@ _SAID: Mapping[str, Callable[[float], str]] = {"latency": milliseconds, "file": 
 
 
 def described(figures: Mapping[str, Any]) -> str:
-    """The figures of an epoch, or of a part of one, as one short line."""
-    names = list(figures)
-    main = names[names.index("loss") + 1 : names.index("loss") + 2]
-    parts = [f"loss {figures['loss']:.3f}"]
-    for name in main if main != ["learning_rate"] else ():
-        parts.append(_shown(name, "top-1" if name == "top1" else name, figures[name]))
-        tested = [part for part in ("test", "validation") if f"{part}_{name}" in figures]
-        parts += [_shown(name, part, figures[f"{part}_{name}"]) for part in tested]
-    for key, value in figures.items():
-        kind = key.removeprefix("actual_")
-        if kind != key:
-            target = figures[f"target_{kind}"]
-            said = f"{kind} {_SAID[kind](value)}," if kind in _SAID else kind
-            parts.append(f"{said} {value / target:.2f} × budget (expected {figures[f'expected_{kind}'] / target:.2f})")
+    """The figures of an epoch, or of a part of one, as one line."""
+    parts = [f"loss {figures['loss']:.4g}", *_measured(figures)]
+    for kind, value in _costs(figures).items():
+        target = figures[f"target_{kind}"]
+        said = f"{kind} {_SAID[kind](value)}," if kind in _SAID else kind
+        parts.append(f"{said} {value / target:.2f} × budget (expected {figures[f'expected_{kind}'] / target:.2f})")
     if "entropy" in figures:
         parts.append(f"entropy {figures['entropy']:.2f}")
     return "  ".join(parts)
+
+
+def brief(figures: Mapping[str, Any]) -> str:
+    """The figures of an epoch in few enough words for a line of 80 columns: `described` has more in a search alone.
+
+    There it is the metric on samples that the weights did not learn from, and what of each budget is spent.
+    """
+    costs = _costs(figures)
+    shares = [f"{kind} {value / figures[f'target_{kind}']:.2f} × budget" for kind, value in costs.items()]
+    measured = [f"loss {figures['loss']:.4g}", *_measured(figures)]
+    return "  ".join([*(measured[-1:] if costs else measured), *shares])
+
+
+def _costs(figures: Mapping[str, Any]) -> dict[str, float]:
+    """By kind, what the most probable architecture costs; empty but in a search."""
+    return {key.removeprefix("actual_"): value for key, value in figures.items() if key.startswith("actual_")}
+
+
+def _measured(figures: Mapping[str, Any]) -> list[str]:
+    """The main metric on what is learned from and what is measured on; empty if the task has none."""
+    names = list(figures)
+    main = names[names.index("loss") + 1 : names.index("loss") + 2]
+    return [
+        _shown(name, label, figures[key])
+        for name in main
+        if name != "learning_rate"
+        for key, label in (
+            (name, "top-1" if name == "top1" else name),
+            (f"test_{name}", "test"),
+            (f"validation_{name}", "validation"),
+        )
+        if key in figures
+    ]
 
 
 def _shown(metric: str, label: str, value: float) -> str:
