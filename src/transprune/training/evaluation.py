@@ -95,7 +95,8 @@ class Meter:
         joint = Meter(self._task, training=len(self._metrics) < len(self._task.metrics))
         for state in processes.gathered(self.state_dict()):
             joint.load_state_dict(state, torch.device("cpu"))
-        figures = {name: joint._figure(name) for name in ("loss", *self._metrics)}
+        told = (name for name in self._metrics if name not in joint._sums or joint._sums[name].numel())
+        figures = {name: joint._figure(name) for name in ("loss", *told)}
         return Evaluation(figures.pop("loss"), figures)
 
     def _count(self, name: str, value: Tensor, samples: int) -> None:
@@ -198,7 +199,7 @@ def evaluate(
         DataError: The data cannot be read, or a batch does not suit the network.
     """
     task, place = task or classification(), choose_device(device, network)
-    data = as_data(data, task, batch_size=batch_size)
+    data = as_data(data, task, batch_size=batch_size, is_tested=False)
     batches = feed(data, "test", task, batch_size=batch_size, seed=0, device=place)
     placed = network.to(place)
     with evaluation_mode(placed):

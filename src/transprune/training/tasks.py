@@ -35,7 +35,8 @@ class Metric:
     """
 
     measure: Callable[[Any, Any], Any]
-    """Maps outputs and targets to numbers for each sample [batch, ...], or to one number, the mean over the batch."""
+    """Maps outputs and targets to numbers for each sample [batch, ...], or to one number, the mean over the batch;
+    no numbers [batch, 0] leave the figure out, where it says nothing of such outputs."""
     finish: Callable[[Any], Tensor | float] | None = None
     """Maps the averages [...], in float64, to the figure; None: there is a single average, and it is the figure."""
     of_all: bool = False
@@ -176,7 +177,7 @@ def _one_number(what: str, value: Any) -> Tensor:
 
 
 def classification(*, auxiliary_weight: float = 0.3) -> Task:
-    """The default task: cross-entropy of logits [batch, classes], with `top1` and `top5` in percent.
+    """The default task: cross-entropy of logits [batch, classes], with `top1` and, of over five, `top5` in percent.
 
     If a network returns a tuple in training, as GoogLeNet and Inception do, the first element is its logits and the
     others are logits of auxiliary heads, whose cross-entropy is added.
@@ -395,7 +396,7 @@ def _counted(logits: Tensor, labels: Tensor | None) -> Tensor:
 
 def _top(count: int) -> Callable[[Tensor, Tensor], Tensor]:
     def is_hit(outputs: Any, labels: Tensor) -> Tensor:
-        """Whether the label of each sample is among its `count` most probable classes [batch]."""
+        """Whether the label of each sample is among its `count` most probable classes [batch], if it may not be."""
         logits = each_logits(outputs)[0]
         if labels.dim() != 1:
             raise DataError(
@@ -404,6 +405,8 @@ def _top(count: int) -> Callable[[Tensor, Tensor], Tensor]:
                 "where numbers or classes of each pixel are learned, regression() or segmentation(classes); or one of "
                 "your own (--task FILE.py:FUNCTION)"
             )
+        if count > 1 and count >= logits.shape[1]:
+            return labels.new_empty(len(labels), 0)  # it always is
         ranks = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         return ranks[:, :count].any(1)
 
