@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 
 from transprune.errors import ExportError, first_line
 from transprune.reading.networks import switched
-from transprune.reading.trace import Example, Flat, rebatched, sample_axes
+from transprune.reading.trace import Example, Flat, rebatched, sample_axes, silent
 from transprune.runtime.journal import quiet
 from transprune.runtime.structures import as_inputs, as_numbers, called, copied, on_device, samples_in, tensors_in
 
@@ -168,10 +168,10 @@ def _exported(network: nn.Module, inputs: Example, shapes: tuple[Any, ...] | Non
     tensors = tuple(tensors_in(inputs))
     with torch.no_grad():
         is_flat = isinstance(inputs, tuple) and len(inputs) == 1 and isinstance(called(network, inputs), Tensor)
-    if is_flat and isinstance(inputs[0], Tensor):
+    if not (is_flat and isinstance(inputs[0], Tensor)):
+        network, shapes = Flat(network, inputs).eval(), None if shapes is None else (shapes,)
+    with silent():
         return torch.export.export(network, tensors, dynamic_shapes=shapes, strict=False)
-    nested = None if shapes is None else (shapes,)
-    return torch.export.export(Flat(network, inputs).eval(), tensors, dynamic_shapes=nested, strict=False)
 
 
 def takes_any_batch(program: ExportedProgram) -> bool:

@@ -18,7 +18,7 @@ from transprune.latency.operator_networks import operator_inputs, operator_modul
 from transprune.latency.timed_operators import TimedOperator
 from transprune.options import LatencyOptions
 from transprune.reading.networks import switched
-from transprune.reading.trace import Example, Flat
+from transprune.reading.trace import Example, Flat, silent
 from transprune.runtime import choose_device
 from transprune.runtime.environment import environment
 from transprune.runtime.journal import quiet
@@ -91,7 +91,8 @@ class Deployed(Backend):
         one = network if inputs == tensors else Flat(network, inputs)
         if self.runtime.reads_onnx:
             return self._ready(self.runtime, {".onnx": network_onnx(one, tensors)}, tensors)
-        program = torch.export.export(switched(one, training=False), tensors, strict=False)
+        with silent():
+            program = torch.export.export(switched(one, training=False), tensors, strict=False)
         return self.file(self.runtime.write(program), tensors)
 
     def file(self, files: Files, inputs: tuple[Tensor, ...]) -> Call:

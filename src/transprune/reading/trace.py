@@ -423,7 +423,7 @@ class _Trial:
 
 def _outputs(network: nn.Module, inputs: Example) -> list[Tensor]:
     # Torch's fused encoder treats padding otherwise as soon as one sample of a batch has it in front.
-    with torch.no_grad(), in_parts(), seeded(0, "comparing"), _silent():
+    with torch.no_grad(), in_parts(), seeded(0, "comparing"), silent():
         return [each.detach() for each in tensors_in(called(network, inputs))]  # a forward may turn gradients on
 
 
@@ -631,7 +631,7 @@ def _export(network: nn.Module, inputs: Example) -> _Export:
     flat.training = network.training
     try:
         # Without gradients: what a forward keeps of its results would have a history, which cannot be copied.
-        with _silent(), torch.no_grad(), in_parts():
+        with silent(), torch.no_grad(), in_parts():
             program = torch.export.export(flat, tuple(tensors_in(inputs)), strict=False)
     except Exception as error:  # torch.export raises many kinds
         raise ModelError(
@@ -723,8 +723,8 @@ def letters_of(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
-    """Silences torch.export.
+def silent() -> Iterator[None]:
+    """Silences torch.export, of whose warnings a user can act on none.
 
     It warns about attributes that a forward caches, and on failure prints a traceback and the graph, which would bury
     our own message.
