@@ -1,5 +1,6 @@
 """Budgets in bytes of the exported file: read, predicted, kept, and written into the run."""
 
+import os
 import re
 from dataclasses import replace
 
@@ -19,6 +20,7 @@ from transprune.latency import measurement
 from transprune.latency.measurement import file_size
 from transprune.options import get_preset
 from transprune.reading.inspection import inspect
+from transprune.runs import steps
 from transprune.runs.material import known_file_size
 from transprune.runtime import RunFolder, read_journal
 from transprune.shrinking.shrink import shrink
@@ -177,13 +179,30 @@ def test_a_run_keeps_to_the_bytes_of_its_file(tmp_path, capsys, monkeypatch):
     result, size = folder.read_json("result.json"), folder.file("student.int8.onnx").stat().st_size
     (budget,) = result["budgets"]
     assert budget["kind"] == "file"
-    assert size <= result["student"]["file"] == budget["actual"] <= budget["target"]
+    assert size == budget["written"] <= result["student"]["file"] == budget["actual"] <= budget["target"]
     assert folder.read_json("int8.json")["int8"]["file_bytes"] == size == pytest.approx(budget["actual"], rel=0.01)
     runs.show_results(folder)
-    assert re.search(r"budget kept: predicted [\d.]+ kB of [\d.]+ kB", capsys.readouterr().out)
+    assert re.search(r"budget kept: written [\d.]+ kB of [\d.]+ kB", capsys.readouterr().out)
     assert "file size over the search" in folder.file("report.html").read_text(encoding="utf-8")
     (entry,) = [entry for entry in read_journal(folder.file("journal.jsonl")) if entry["event"] == "file"]
     assert entry["int8"]
+    report = folder.file("report.html").read_text(encoding="utf-8").replace("&nbsp;", " ")
+    assert re.search(r"written [\d.]+ kB of at most [\d.]+ kB", report)
+
+    steps.evaluate_step(run)  # which finds the file, and need not write it
+    assert folder.read_json("result.json")["budgets"] == [budget]
+    smaller = {**budget, "target": size - 1000}
+    folder.write_json("result.json", {**result, "budgets": [{**smaller, "written": 0}]})
+    steps._hold_against_file(run)
+    assert folder.read_json("result.json")["budgets"] == [{**smaller, "written": size}]
+    assert "The file is larger than its budget: it has" in capsys.readouterr().err
+    (said,) = [entry for entry in read_journal(folder.file("journal.jsonl")) if "larger" in entry.get("what", "")]
+    assert re.search(r"file=0.85 allows [\d.]+ kB and .* were predicted; ask for 1.0 kB less", said["why"])
+    runs.show_results(folder)
+    assert "budget NOT kept: written" in capsys.readouterr().out
+    os.utime(folder.file("student.int8.onnx"), (0, 0))  # of another student
+    steps.evaluate_step(run)
+    assert "written" not in folder.read_json("result.json")["budgets"][0]
 
     monkeypatch.setattr(measurement, "files_for", None)  # what is known of the file is not found again
     again = runs.prepare(options, folder.path, device="cpu", resume=True)

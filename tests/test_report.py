@@ -521,7 +521,7 @@ def test_four_of_four_images_may_be_chance(tmp_path):
     folder = fake_run(tmp_path)
     counts = {"both_right": 243, "teacher_only": 0, "student_only": 4, "both_wrong": 0, "same_mistake": 3}
     changed(folder, "examples.json", counts=counts, samples=250)
-    assert "differences up to 4 images may be chance" in verdict(read_record(folder))[0]
+    assert "a difference of up to 4 images may be chance" in verdict(read_record(folder))[0]
 
 
 def test_a_gain_is_no_loss(tmp_path):

@@ -31,6 +31,7 @@ from transprune.reports.words import (
     moved,
     named,
     percent,
+    spent,
     tick,
     timed_in,
 )
@@ -194,8 +195,7 @@ def cost_of(run: Mapping[str, Any], key: str, unit: str) -> tuple[str, float | N
 def settings_of(run: Mapping[str, Any]) -> str:
     """Budget, preset, seed and time of a run, or how far it is; a mark on budgets that were not kept."""
     budgets = ", ".join(
-        f"{each['text']}{' NOT kept' if each.get('actual', 0) > each.get('target', 0) else ''}"
-        for each in run["budgets"]
+        f"{each['text']}{' NOT kept' if spent(each) > each.get('target', 0) else ''}" for each in run["budgets"]
     )
     seconds = sum(number(seconds) or 0.0 for seconds in run["seconds"].values())
     parts = [budgets, run["preset"], "" if run["seed"] is None else f"seed {run['seed']}"]

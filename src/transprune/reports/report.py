@@ -26,9 +26,11 @@ from transprune.reports.words import (
     amount,
     compact,
     headline,
+    how_spent,
     network_size,
     percent,
     points,
+    spent,
     timed_in,
     verdict,
 )
@@ -155,9 +157,9 @@ def _budgets(record: RunRecord) -> Iterator[dict[str, Any]]:
         target, actual = number(budget.get("target")), number(budget.get("actual"))
         if not target or actual is None:
             continue
-        kind = str(budget.get("kind", "macs"))
+        kind, actual, how = str(budget.get("kind", "macs")), spent(budget), how_spent(budget)
         asked = f" ({budget['text']})" if "text" in budget else ""
-        how, pace = ("predicted ", _other_pace(record)) if kind == "latency" else ("", "")
+        pace = _other_pace(record) if kind == "latency" else ""
         said = f"{how}{amount(kind, actual)} of at most {amount(kind, target)}{asked}, {percent(actual / target)}"
         yield {
             "state": "kept" if actual <= target else "exceeded",

@@ -63,6 +63,18 @@ def amount(kind: str, value: float) -> str:
     return milliseconds(value) if kind == "latency" else f"{value:,.0f} {COST_NAMES.get(kind, kind)}"
 
 
+def spent(budget: Mapping[str, Any]) -> float:
+    """What the student has of a budget of `result.json`: of a file what was written, as soon as it is."""
+    return float(budget.get("written", budget.get("actual", 0)))
+
+
+def how_spent(budget: Mapping[str, Any]) -> str:
+    """Before an amount that is spent: whether it is measured or predicted, where it does not follow by counting."""
+    if budget.get("kind") not in ("latency", "file"):
+        return ""
+    return "written " if "written" in budget else "predicted "
+
+
 def timed_in(figures: Mapping[str, Any]) -> str:
     """Says where a latency was measured; empty for figures of earlier versions, which do not tell.
 
@@ -258,10 +270,9 @@ def _lost(record: RunRecord) -> str:
     share = percent(abs(lost) / samples, 2)
     if abs(lost) > chance:
         return f"{start} and gets {said} right ({share}), more than chance explains."
-    return (
-        f"{start} and gets {said} right ({share}); differences up to {chance} images may be chance here, so this "
-        "one may be."
-    )
+    images = "one image" if chance == 1 else f"{chance:,} images"
+    may_be = f"a difference of up to {images} may be chance here, so this one may be."
+    return f"{start} and gets {said} right ({share}); {may_be}"
 
 
 def _shares(record: RunRecord, whose: str) -> list[str]:

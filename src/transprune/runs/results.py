@@ -11,7 +11,17 @@ from transprune.architecture import Architecture
 from transprune.costs import COSTS
 from transprune.latency.stopwatch import Latency
 from transprune.models.hugging_face import Origin
-from transprune.reports.words import amount, compact, measured, metric_label, named, percent, timed_in
+from transprune.reports.words import (
+    amount,
+    compact,
+    how_spent,
+    measured,
+    metric_label,
+    named,
+    percent,
+    spent,
+    timed_in,
+)
 from transprune.runs.run import Run, costs_in
 from transprune.runtime import RunFolder, print_table, read_journal
 from transprune.runtime.files import disk_errors
@@ -57,11 +67,9 @@ def show_results(folder: RunFolder) -> None:
         print(f"without labels: the student answers as the teacher on {result['agreement']:.1f} % of the images")
     print(f"latency: the median time of a batch {timed_in(student)}")
     for budget in budgets:
-        share = budget["actual"] / budget["target"]
-        kept = "kept" if budget["actual"] <= budget["target"] else "NOT kept"
-        kind, actual, target = budget["kind"], budget["actual"], budget["target"]
-        said = "predicted " if kind in ("latency", "file") else ""
-        print(f"budget {kept}: {said}{amount(kind, actual)} of {amount(kind, target)} ({100 * share:.1f} %)")
+        actual, target, how = spent(budget), budget["target"], how_spent(budget)
+        kept, kind = "kept" if actual <= target else "NOT kept", budget["kind"]
+        print(f"budget {kept}: {how}{amount(kind, actual)} of {amount(kind, target)} ({percent(actual / target)})")
     _show_indecision(folder)
     if folder.has("report.html"):
         print(f"report: {folder.file('report.html')}")

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from transprune.architecture import Architecture
 from transprune.budget import Budget, parse_budgets, points
-from transprune.costs import COSTS
+from transprune.costs import COSTS, FileSize, in_bytes
 from transprune.data import ImageData, make_loader
 from transprune.errors import LatencyError, ModelError, OptionError
 from transprune.exports.formats import check_pt2, export_program, pt2_bytes, takes_any_batch
-from transprune.exports.runtimes import check_files, files_for, find_runtime
+from transprune.exports.runtimes import RUNTIMES, check_files, files_for, find_runtime
 from transprune.latency.performance import measure, measurements_json, most_time, quantise
 from transprune.latency.stopwatch import Latency, measure_latencies
 from transprune.models.configured import configured
@@ -31,7 +31,7 @@ from transprune.reading.trace import Example
 from transprune.reports.comparison import frontier_record, write_frontier
 from transprune.reports.examples import examples_record
 from transprune.reports.report import write_report
-from transprune.reports.words import amount
+from transprune.reports.words import amount, measured, metric_label, metric_name, spent
 from transprune.runs.compression import compress_step
 from transprune.runs.material import IN_PYTHON, BegunData, Given, read_begun, told_apart
 from transprune.runs.phases import (
@@ -176,6 +176,7 @@ def evaluate_step(run: Run) -> None:
                 "actual": figures["student"][budget.kind],
                 "share": budget.amount if budget.is_share else None,
                 "text": str(budget),
+                **_written(run, budget.kind),
             }
             for budget in parse_budgets(options.budget)
         ],
@@ -189,6 +190,43 @@ def evaluate_step(run: Run) -> None:
     }
     run.folder.write_json(result_file, result)
     run.journal.record("result", **{name: result[name] for name in ("budgets", *networks)})
+
+
+def _written(run: Run, kind: str) -> dict[str, int]:
+    """What the file of a budget in bytes has in the end, as `written`; nothing of other kinds, and before it is there.
+
+    A file of an earlier student is none.
+    """
+    cost = run.costs.get(kind)
+    if not isinstance(cost, FileSize):
+        return {}
+    start = "student.int8" if cost.int8 else "student"
+    names = [f"{start}{suffix}" for suffix in RUNTIMES[cost.runtime].suffixes]
+    if not _is_newer(run.folder, replace(EXPORT, files=(names[0],)), DISTILL):
+        return {}
+    return {"written": sum(run.folder.file(name).stat().st_size for name in names)}
+
+
+def _hold_against_file(run: Run) -> None:
+    """Adds to `result.json` what the written file has, and says it aloud if that is more than its budget."""
+    if not run.folder.has(EVALUATE.file):
+        return
+    result = run.folder.read_json(EVALUATE.file)
+    held = [{**budget, **_written(run, budget["kind"])} for budget in result["budgets"]]
+    if held == result["budgets"]:
+        return
+    run.folder.write_json(EVALUATE.file, {**result, "budgets": held})
+    for budget in held:
+        written, most = budget.get("written", 0), budget["target"]
+        if written > most:
+            run.decide(
+                "The file is larger than its budget",
+                f"it has {in_bytes(written)} where {budget['text']} allows {in_bytes(most)} and "
+                f"{in_bytes(budget['actual'])} were predicted; ask for "
+                f"{in_bytes(written - most)} less",
+                is_aloud=True,
+                **budget,
+            )
 
 
 def _agreement(answered: Mapping[str, Answers]) -> dict[str, float]:
@@ -273,6 +311,7 @@ def export_step(run: Run, runtimes: Sequence[str] = ()) -> list[str]:
             contents |= {f"student{suffix}": content for suffix, content in files.items()}
     for name, content in contents.items():
         run.folder.write_bytes(name, content)
+    _hold_against_file(run)
     sizes = f"batches of {EXPORT_CHECKS}" if is_any else "single"
     is_image = isinstance(run.data, ImageData)
     sample, outputs = ("image", "logits") if is_image else ("sample", "outputs")
@@ -306,6 +345,7 @@ def quantise_step(run: Run) -> dict[str, Any]:
         )
     content = found.to_json()
     run.folder.write_json(record, content)
+    _hold_against_file(run)
     name = next(iter(found.before.metrics), "loss")
     before, after = (each.to_json()[name] for each in (found.before, found.after))
     run.decide(
@@ -412,16 +452,19 @@ class Finished:
         return self.path / REPORT.file
 
     def __repr__(self) -> str:
-        spent = " and ".join(
-            f"{amount(each['kind'], each['actual'])} of at most {amount(each['kind'], each['target'])}"
-            for each in self.result["budgets"]
-        )
-        return f"Finished({str(self.path)!r}: {spent})"
+        name, budgets = metric_name(self.result), self.result["budgets"]
+        said = [
+            f"{amount(each['kind'], spent(each))} of at most {amount(each['kind'], each['target'])}" for each in budgets
+        ]
+        if name in self.result["student"]:
+            before, after = (measured(name, self.result[network][name]) for network in ("teacher", "student"))
+            said.insert(0, f"{metric_label(name)} {before} → {after}")
+        return f"Finished({str(self.path)!r}: {', '.join(said)}; report {self.report})"
 
     def _repr_html_(self) -> str:
         space = SearchSpace.from_json(RunFolder.open(self.path).read_json("space.json"))
         architecture = Architecture.from_json(RunFolder.open(self.path).read_json(SEARCH.file))
-        return space.picture(architecture, f"{self!r} {self.report}")
+        return space.picture(architecture, repr(self))
 
 
 def run(
