@@ -1090,6 +1090,9 @@ def other_teacher(out, device):
 ways(
     code_of_teacher_changed=lambda place: changed_code(place, other_teacher),
     code_changed=lambda place: changed_code(place, resume_run),
+    call_kinds=lambda _: transprune.export(plain(), "student.onnx", example()),
+    measure_kinds=lambda _: transprune.measure("runs/first", example()),
+    option_unknown=lambda _: read_command(["run", "resnet20", "--weight", "x"]),
     inspect_size=lambda _: InspectCommand(model="resnet20", input_size=(3, 0, 8))(),
     compare_nothing=lambda _: CompareCommand(runs=())(),
     watch_port=lambda folder: watch_server(fake_run(folder / "run", until="config"), 70_000),

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
+import io
+import re
+import shutil
+import sys
+import textwrap
 from collections.abc import Sequence
+from contextlib import redirect_stdout, suppress
 from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
 from itertools import pairwise
-from typing import Annotated, Any, Union, get_type_hints
+from typing import Annotated, Any, NoReturn, TextIO, Union, get_origin, get_type_hints
 
 import docstring_parser
 import tyro
@@ -20,7 +27,7 @@ from transprune.cli.commands import (
     ReportCommand,
     WatchCommand,
 )
-from transprune.cli.completion import CompletionCommand
+from transprune.cli.completion import CompletionCommand, options_within
 from transprune.cli.jobs import (
     CompressCommand,
     DeriveCommand,
@@ -35,14 +42,14 @@ from transprune.errors import OptionError, expected_one_of
 from transprune.options import DEFAULT_PRESET
 from transprune.runs.run_options import preset_options, read_config
 
-DESCRIPTION = """Makes trained PyTorch networks smaller: learns widths and depths within a budget.
+DESCRIPTION = """Makes trained PyTorch networks smaller: learns widths and depths in a budget.
 
 transprune run resnet20 --budget macs=0.5 --out runs/first --preset quick
 
 Each verb has help of its own: transprune run --help.
 --plan says what a run would do, --version the version.
 
-Exit codes: 0 done; 2 an error, which is printed; where the same command goes on:
+Exit codes: 0 done; 2 an error, which is printed; where the command goes on:
 75 --max-minutes, 130 Ctrl-C, 143 SIGTERM."""
 
 COMMANDS: dict[str, Any] = {
@@ -73,17 +80,69 @@ def read_command(arguments: Sequence[str]) -> Any:
         OptionError: The verb is unknown, or the config file or preset cannot be used.
     """
     if not arguments or (arguments[0].startswith("-") and is_asked(arguments)):
-        return _read(_all_verbs(), "transprune", ["--help"], description=DESCRIPTION)
+        return _show_help(_all_verbs(), "transprune", description=DESCRIPTION)
     verb, *rest = arguments
     if verb not in COMMANDS:
         raise OptionError(f"cannot do {verb!r}: {expected_one_of(verb, COMMANDS)}")
     kind, default = _kind(verb, rest)
+    if not is_asked(rest):
+        _check_options(verb, kind, rest)
     if not is_asked(rest) and _lacks_budget(kind, default, rest):
         return _read(_page(kind, default, None, is_complete=False), f"transprune {verb}", rest)  # names what is missing
     if not is_asked(rest):
         return _read(kind, f"transprune {verb}", rest, default=default)
     page = page_of(kind, default, is_short=issubclass(kind, Job) and EVERYTHING not in rest)
-    return _read(page, f"transprune {verb}", ["--help"], config=(tyro.conf.FlagCreatePairsOff,))
+    return _show_help(page, f"transprune {verb}", config=(tyro.conf.FlagCreatePairsOff,))
+
+
+def _check_options(verb: str, kind: Any, arguments: Sequence[str]) -> None:
+    """Checks the names of options, for which tyro would show each that has a part in common, in no useful order.
+
+    Raises:
+        OptionError: One is not known.
+    """
+    known = {_positive(option): option for option, _ in options_within(kind)}
+    for argument in arguments:
+        name = argument.partition("=")[0].replace("_", "-")
+        if len(name) > 2 and name.startswith("--") and _positive(name) not in known:
+            near = difflib.get_close_matches(name, [*known.values()], n=3)
+            meant = f"did you mean {' or '.join(near)}? " if near else ""
+            raise OptionError(
+                f"cannot use {name}: {meant}`transprune {verb} {EVERYTHING}` lists all options that it has"
+            )
+
+
+def _positive(option: str) -> str:
+    """The name of an option without the `no-` that switches it off."""
+    return re.sub(r"(--|\.)no-", r"\1", option)
+
+
+class _Kept(io.StringIO):
+    """Text that is kept; drawn and coloured as for another stream."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+
+def _show_help(kind: Any, program: str, **more: Any) -> NoReturn:
+    """Prints help and exits; tyro breaks all lines but the first, which lists arguments or verbs."""
+    with redirect_stdout(_Kept(sys.stdout)) as shown, suppress(SystemExit):
+        _read(kind, program, ["--help"], **more)
+    usage, _, rest = shown.getvalue().partition("\n")
+    usage = re.sub(r"\{.*\}", "VERB ...", usage)  # whose names stand below
+    columns = shutil.get_terminal_size().columns
+    indented = " " * len("usage: ")
+    lines = textwrap.wrap(usage, columns, subsequent_indent=indented, break_long_words=False, break_on_hyphens=False)
+    print("\n".join([*lines, rest]), end="")
+    sys.exit(0)
 
 
 def _read(kind: Any, program: str, arguments: Sequence[str], **more: Any) -> Any:
@@ -207,7 +266,8 @@ def _page(kind: Any, default: Any, shown: Sequence[str] | None, *, is_complete: 
             inner = _page(inner, NONE if value is MISSING else value, None)
             own = field(default_factory=inner)
         elif item.name in said:
-            is_obvious = item.default is True or item.default in (*_OBVIOUS, "")
+            is_list = value is MISSING and get_origin(inner) is tuple  # of which tyro says that the default is nothing
+            is_obvious = is_list or item.default is True or item.default in (*_OBVIOUS, "")
             hint = "(required; repeatable)" if is_repeated else "" if is_obvious else None
             first, dot, _ = said[item.name].partition(". ")
             text = said[item.name] if shown is None else f"{first}{dot.strip()}"

@@ -17,6 +17,8 @@ from transprune.options import Dimensions, MeasureOptions, RuntimeName
 from transprune.runs.run_options import Safety, Tracking
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from transprune.runtime import RunFolder
 
 AsJson = Annotated[bool, tyro.conf.arg(name="json")]
@@ -166,7 +168,7 @@ class ReportCommand(OnRun):
 
 @dataclass(frozen=True, kw_only=True)
 class WatchCommand(OnRun):
-    """Show the report of a run that goes on in a browser on this machine, until Ctrl-C.
+    """Show the report of a run that goes on in a browser of this machine.
 
     transprune watch runs/first
     """
@@ -222,8 +224,12 @@ class InspectCommand:
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """The network, named as for `run`: resnet20, torchvision:NAME, timm:NAME, hf:FOLDER, FILE.py:FUNCTION, ..."""
-    input_size: tuple[int, int, int] = (3, 32, 32)
-    """Channels, rows and columns of an image."""
+    data: Annotated[str, tyro.conf.arg(metavar="DATA")] = ""
+    """Data whose inputs it takes, named as for `run`, such as your own FILE.py:FUNCTION; without it, images."""
+    task: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """What these data are for, named as for `run`, if not to tell images apart."""
+    input_size: Annotated[tuple[int, int, int], tyro.conf.arg(metavar="CHANNELS ROWS COLUMNS")] = (3, 32, 32)
+    """Channels, rows and columns of an image, where no data are named."""
     length: int = 0
     """Tokens of a text, for networks of texts; 0: images are given."""
     num_classes: int = 10
@@ -243,9 +249,6 @@ class InspectCommand:
     """Print the whole search space as JSON."""
 
     def __call__(self) -> None:
-        import torch
-
-        from transprune.models.by_name import build_model
         from transprune.reading.inspection import inspect, ties_of
 
         if min(self.input_size) < 1 or self.num_classes < 1 or self.length < 0:
@@ -253,14 +256,10 @@ class InspectCommand:
                 f"cannot inspect with --input-size {self.input_size}, --num-classes {self.num_classes} and --length "
                 f"{self.length}: expected numbers of at least 1"
             )
-        if self.length:
-            model = build_model(self.model, classes=None, image_channels=None)
-        else:
-            model = build_model(self.model, classes=self.num_classes, image_channels=self.input_size[0])
-        tokens = torch.zeros(1, self.length, dtype=torch.long)
+        model, example = self._read()
         space = inspect(
             model,
-            {"input_ids": tokens} if self.length else torch.zeros(1, *self.input_size),
+            example,
             dimensions=self.dimensions,
             keep=self.keep,
             only=self.only,
@@ -271,3 +270,17 @@ class InspectCommand:
             print_json(runs.space_as_json(space))
         else:
             runs.show_space(self.model, space)
+
+    def _read(self) -> tuple[nn.Module, Any]:
+        """The network, and an example of its inputs."""
+        import torch
+
+        from transprune.models.by_name import build_model
+
+        if self.data:
+            return runs.network_and_example(self.model, self.data, task=self.task, length=self.length)
+        if self.length:
+            tokens = torch.zeros(1, self.length, dtype=torch.long)
+            return build_model(self.model, classes=None, image_channels=None), {"input_ids": tokens}
+        images = torch.zeros(1, *self.input_size)
+        return build_model(self.model, classes=self.num_classes, image_channels=self.input_size[0]), images

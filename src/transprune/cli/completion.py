@@ -43,7 +43,7 @@ bashcompinit
 class CompletionCommand:
     """Print a script by which the shell completes verbs, options and their values.
 
-    transprune completion bash > ~/.local/share/bash-completion/completions/transprune
+    transprune completion bash > ~/.transprune.bash
     """
 
     shell: Annotated[tyro.conf.Positional[Shell], tyro.conf.arg(metavar="SHELL")]
@@ -69,10 +69,11 @@ def options_of(kind: Any) -> Words:
         "--data": (*(specification.removesuffix("DIR") for specification in SPECIFICATIONS), TEXT, HF_DATASET),
         "--device": ("auto", "cpu", "cuda"),
     }
-    return {"--help": (), **{option: words or untyped.get(option, ()) for option, words in _options(kind, "--")}}
+    return {"--help": (), **{option: words or untyped.get(option, ()) for option, words in options_within(kind)}}
 
 
-def _options(kind: Any, prefix: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+def options_within(kind: Any, prefix: str = "--") -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The options of a command but for --help, each with the values that its type names."""
     bare, hints = get_type_hints(kind), get_type_hints(kind, include_extras=True)
     for item in fields(kind):
         hint: Any = bare[item.name]
@@ -82,7 +83,7 @@ def _options(kind: Any, prefix: str) -> Iterator[tuple[str, tuple[str, ...]]]:
         if tyro.conf.Suppress in marks:
             continue
         if is_dataclass(hint):
-            yield from _options(hint, f"{option}." if name else prefix)
+            yield from options_within(hint, f"{option}." if name else prefix)
         elif tyro.conf.Positional not in marks:
             yield option, tuple(map(str, get_args(hint))) if get_origin(hint) is Literal else ()
 

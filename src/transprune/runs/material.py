@@ -24,12 +24,13 @@ from transprune.latency.measurement import LatencyMeasurement, file_size, truste
 from transprune.models.by_name import PRETRAINED, build_model, pretrained, published_preprocessing
 from transprune.models.hugging_face import Origin, is_hugging_face
 from transprune.models.weights import Weights, classes_in, fit_weights, read_tensors
-from transprune.options import Removable
+from transprune.options import DEFAULT_PRESET, Removable
 from transprune.reading.inspection import CONFIGURATION, inspect, ties_of
 from transprune.reading.networks import switched
 from transprune.reading.reading import Reading
+from transprune.reading.trace import Example
 from transprune.records import read_record
-from transprune.runs.run_options import RunOptions
+from transprune.runs.run_options import RunOptions, preset_options
 from transprune.runtime import RunFolder, UserFunction, announce, processes, seeded
 from transprune.runtime.structures import copied, outline
 from transprune.space import SearchSpace
@@ -504,6 +505,20 @@ def model_of(options: RunOptions, data: Data) -> nn.Module:
         if not isinstance(data, ImageData):
             return build_model(options.model, classes=None, image_channels=None)
         return build_model(options.model, classes=len(data.classes), image_channels=data.image_size[0])
+
+
+def network_and_example(name: str, data: str, *, task: str | None, length: int) -> tuple[nn.Module, Example]:
+    """A network by name, with new weights, and an example of the inputs that named data have for it.
+
+    Raises:
+        ModelError: The network cannot be built.
+        DataError: The data cannot be read.
+        OptionError: The task cannot be made.
+    """
+    options = replace(preset_options(DEFAULT_PRESET), model=name, data=data, task=task)
+    options = replace(options, length=length or options.length)
+    found = data_of(options)
+    return model_of(options, found), example_of(found)
 
 
 def weights_of(options: RunOptions, model: nn.Module, data: Data) -> Weights | None:
