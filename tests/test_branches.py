@@ -302,6 +302,44 @@ def test_a_cast_before_a_norm_goes_with_the_branch_of_the_norm():
     assert_close(outputs_of(student, inputs(7)), outputs_of(without(network, [0, 3]), inputs(7)))
 
 
+class Adding(Attention):
+    """Adds what it finds by itself, as the attention of BLOOM does."""
+
+    def forward(self, tokens: Tensor, mask: Tensor, added_to: Tensor) -> tuple[Tensor, None]:
+        return super().forward(tokens, mask)[0] + added_to, None
+
+
+class AddingBlock(Block):
+    """Its attention adds; its expansion reads all tokens as one list, as that of OPT does."""
+
+    def __init__(self) -> None:
+        super().__init__("ae", is_after=False)
+        self.attention0 = Adding()
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        if 0 in self.kept:
+            tokens = self.attention0(self.norm0(tokens), mask, added_to=tokens)[0]
+        if 1 not in self.kept:
+            return tokens
+        each = tokens.flatten(0, 1)
+        return (each + self.branch(1, self.norm1(each), mask)).view(tokens.shape)
+
+
+@pytest.mark.parametrize("kept", [[1, 2, 3], [0, 3], [0, 1, 2], [1]], ids=str)
+def test_a_branch_of_a_module_that_adds_or_reads_another_shape_is_left_out(kept):
+    network = stack(2)
+    network.blocks = nn.ModuleList(AddingBlock() for _ in range(2)).eval()
+    space = inspect(network, inputs(2), removable="branches")
+    [stage] = space.stages
+    assert stage.blocks == tuple(f"blocks.{place}.{name}" for place in (0, 1) for name in ("attention0", "up1-down1"))
+    architecture = Architecture(blocks={stage.name: tuple(stage.blocks[place] for place in kept)})
+    student = shrink(network, architecture, inputs(2), reading=space.reading)
+    assert isinstance(student, Stack)
+    assert_close(outputs_of(student, inputs(7)), outputs_of(without(network, kept), inputs(7)))
+    assert count_macs(student, inputs(2)) == space.macs(architecture)
+    assert sum(each.numel() for each in student.parameters()) == space.params(architecture)
+
+
 def test_a_number_of_branches_alone_does_not_say_which():
     space = inspect(stack(), inputs(2), removable="branches")
     with pytest.raises(SpaceError, match=r"3 of the 6 branches .* not which; .*'blocks\.0\.attention0'"):

@@ -253,14 +253,28 @@ def learned_positions() -> nn.Module:
     )
 
 
+def number_of_tokens_so_far() -> nn.Module:
+    return transformers.OPTForCausalLM(
+        transformers.OPTConfig(
+            **{"vocab_size": 31, "hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 24, "num_hidden_layers": 4},
+            **{"num_attention_heads": 4, "max_position_embeddings": 32, "pad_token_id": 0},
+        )
+    )
+
+
 TWO_KINDS = ["sliding_attention", "full_attention"] * 2
 
 
-@pytest.mark.parametrize(
-    "gone", [{0}, *(pytest.param(gone, marks=pytest.mark.long) for gone in ({0, 1}, {0, 2}, {1, 2}))], ids=str
-)
-@pytest.mark.parametrize("build", [learned_positions, lambda: sliding(num_hidden_layers=4, layer_types=TWO_KINDS)])
-def test_a_student_without_its_first_attention_generates_with_a_cache_as_without(build: Any, gone: set[int]) -> None:
+def two_kinds() -> nn.Module:
+    return sliding(num_hidden_layers=4, layer_types=TWO_KINDS)
+
+
+QUICK = [(learned_positions, {0}), (number_of_tokens_so_far, {0, 1, 2, 3}), (two_kinds, {0})]
+LONG = [(build, gone) for build in (learned_positions, two_kinds) for gone in ({0, 1}, {0, 2}, {1, 2}, {0, 1, 2, 3})]
+
+
+@pytest.mark.parametrize("build, gone", [*QUICK, *(pytest.param(*each, marks=pytest.mark.long) for each in LONG)])
+def test_a_student_without_its_first_attention_or_any_generates_with_a_cache_as_without(build: Any, gone: set[int]) -> None:
     torch.manual_seed(0)
     network = build().eval()
     for parameter in network.parameters():
@@ -278,3 +292,6 @@ def test_a_student_without_its_first_attention_generates_with_a_cache_as_without
         for use in (True, False)
     ]
     assert torch.equal(*longer)
+    begun = student(ids[:, :4], use_cache=True)  # positions of what follows are counted from what the cache holds
+    rest = student(ids[:, 4:], past_key_values=begun.past_key_values)
+    torch.testing.assert_close(rest.logits, student(ids).logits[:, 4:], rtol=1e-4, atol=1e-4)

@@ -35,6 +35,10 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, KeptBlocks)
 """Classes that hold blocks."""
 
 
+FORMS = ("to", "_to_copy", "view", "reshape", "_unsafe_view", "flatten", "unflatten")
+"""Operators that give what they read, in another type or shape."""
+
+
 @dataclass(frozen=True)
 class BlockRun:
     """Consecutive blocks whose outputs have one shape."""
@@ -311,19 +315,18 @@ def _parts(trace: Trace, entry: fx.Node, end: fx.Node, calls: Sequence[fx.Node])
         for node in waists[1:]
         if operator(node) == "add" and len(added_to := [each for each in waists if each in node.all_input_nodes]) == 1
     ]
-    if not totals or not all(is_alike(start, entry) for start, _ in totals) or not is_alike(end, entry):
+    starts = [_in_first_form(start, waists, entry) for start, _ in totals]
+    if not totals or not all(is_alike(start, entry) for start in starts) or not is_alike(end, entry):
         return
     places = {node: place for place, node in enumerate(calls)}
-    cuts = [places[_before_casts(start, waists)] + 1 for start, _ in totals[1:]]
+    cuts = [places[start] + 1 for start in starts[1:]]
     for (_, total), (first, last) in zip(totals, pairwise([0, *cuts, len(calls)]), strict=True):
         yield _Part(frozenset(calls[first:last]), calls[last - 1], total)
 
 
-def _before_casts(value: fx.Node, waists: Sequence[fx.Node]) -> fx.Node:
-    """What a value was before it was cast to the type that it has: such a cast belongs to what reads it, a norm say."""
-    while operator(value) in ("to", "_to_copy") and (source := value.all_input_nodes[0]) in waists:
-        if not is_alike(value, source):
-            break
+def _in_first_form(value: fx.Node, waists: Sequence[fx.Node], entry: fx.Node) -> fx.Node:
+    """What a value was in the shape and type of the entry: a cast or a view belongs to what reads it, a norm say."""
+    while operator(value) in FORMS and (source := value.all_input_nodes[0]) in waists and is_alike(source, entry):
         value = source
     return value
 

@@ -60,8 +60,19 @@ class Returned:
     """For each value, the place or the name of the input that it is; None if it is none of them."""
 
 
+OTHER_SEQUENCES = ("key_value_states", "encoder_hidden_states")
+"""Names of what attention of `transformers` reads beside its own sequence; those tokens are not counted by caches."""
+
+
+def _is_cache(value: object) -> bool:
+    return hasattr(value, "update") and hasattr(value, "get_seq_length")
+
+
 class LeftOut(nn.Module):
     """Takes the place of a module that ran in nothing but a branch that is left out; it has no weights.
+
+    A cache that `transformers` hands it holds the number of tokens as ever, though nothing of them: what comes next is
+    placed and masked by that number, which the first layer of a cache is asked for.
 
     Args:
         returned: What the module returned, if that was several values; None: one tensor. Inputs among the values are
@@ -79,6 +90,8 @@ class LeftOut(nn.Module):
                 setattr(self, name, value)
         for name in replaced._parameters:
             self.register_parameter(name, None)
+        numbers = [getattr(module, "layer_idx", None) for module in replaced.modules()]
+        self.layer_idx = next((number for number in numbers if isinstance(number, int)), None)
         self.returned, self.adds_nothing = returned, adds_nothing
 
     def extra_repr(self) -> str:
@@ -86,6 +99,10 @@ class LeftOut(nn.Module):
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         given = next(each for each in (*inputs, *named.values()) if isinstance(each, Tensor))
+        if self.layer_idx is not None and not any(named.get(name) is not None for name in OTHER_SEQUENCES):
+            for cache in filter(_is_cache, (*inputs, *named.values())):
+                nothing = given.new_zeros(given.shape[0], 1, given.shape[-2], 1)
+                getattr(cache, "self_attention_cache", cache).update(nothing, nothing, self.layer_idx)
         result = torch.zeros_like(given) if self.adds_nothing else given
         if self.returned is None:
             return result
@@ -192,28 +209,6 @@ def follow_left_out(network: nn.Module) -> None:
                 module.use_nested_tensor = False  # torch's encoders run their parts one by one
             elif isinstance(module, nn.TransformerEncoderLayer):
                 module.activation_relu_or_gelu = 0  # the fused layer knows these two
-        for blocks in module.children():
-            if isinstance(blocks, nn.ModuleList):
-                _fill_first_of_cache(list(blocks), getattr(module, "config", None))
-
-
-def _fill_first_of_cache(blocks: list[nn.Module], config: Any) -> None:
-    """Has the first attention that is left fill the first layer of a cache.
-
-    Caches of `transformers` ask that one how many tokens they hold, and the first of each kind, full or sliding, too:
-    so the layers that stay empty are of the kind of the first.
-    """
-    inside = [dict(block.named_modules()) for block in blocks]
-    for name in dict.fromkeys(path for modules in inside for path in modules):
-        each = [modules.get(name, block) for modules, block in zip(inside, blocks, strict=True)]
-        numbers = [getattr(one, "layer_idx", None) for one in each]
-        left = [place for place, one in enumerate(each) if not isinstance(one, LeftOut)]
-        if not left or len(left) == len(each) or not all(isinstance(number, int) for number in numbers):
-            continue
-        each[left[0]].layer_idx = numbers[0]
-        kinds = getattr(config, "layer_types", None) or ()
-        if len(kinds) == len(each):
-            config.layer_types = [kind if place in left else kinds[left[0]] for place, kind in enumerate(kinds)]
 
 
 def _convolution(cut: Any, original: Any) -> None:

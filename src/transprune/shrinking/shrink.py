@@ -146,19 +146,23 @@ class _Shrinking:
             for student in (_by_place(copied(own)), self._own(inputs, keeps_places=True)):
                 yield student
                 yield from self._with_taken_numbers(student)
+        if any(True for _ in self._branches_gone):
+            yield self._own(inputs, with_sums=True)
 
-    def _own(self, inputs: Example, *, keeps_places: bool = False) -> nn.Module:
+    def _own(self, inputs: Example, *, keeps_places: bool = False, with_sums: bool = False) -> nn.Module:
         """The smaller network of the model's own classes, whether or not its forward can follow.
 
         Args:
             inputs: The inputs of a forward.
             keeps_places: Whether modules without weights stand where blocks went, for forwards that count blocks.
+            with_sums: Whether a module goes with a branch that also adds it, as those of BLOOM do.
         """
-        student = self._cut_model()
-        gone = self._modules_of_branches()
-        if keeps_places:
-            gone |= dict.fromkeys(self._blocks_gone, False)
+        student = self._cut_model(inputs, keeps_places=keeps_places)
+        gone: dict[str, bool] = {}
+        for stage, place in self._branches_gone:
+            gone |= self._modules_of_branch(stage, place, with_sums=with_sums)
         self._leave_out(student, gone, inputs)
+        self._take_parameters_of_branches(student)
         follow_left_out(student)
         return student
 
@@ -170,9 +174,11 @@ class _Shrinking:
     def _calls(self) -> dict[str, list[fx.Node]]:
         return calls_by_path(self.reading.trace)
 
-    def _cut_model(self) -> nn.Module:
+    def _cut_model(self, inputs: Example, *, keeps_places: bool) -> nn.Module:
         student = copied(self.model)
-        for path in self._blocks_gone:
+        if keeps_places:
+            self._leave_out(student, dict.fromkeys(self._blocks_gone, False), inputs)
+        for path in () if keeps_places else self._blocks_gone:
             container, _, name = path.rpartition(".")
             del student.get_submodule(container)._modules[name]
         self._cut_parameters(student)
@@ -204,27 +210,19 @@ class _Shrinking:
                 if place not in kept and owner not in self._blocks_gone:
                     yield stage, place
 
-    def _modules_of_branches(self) -> dict[str, bool]:
-        """The modules that go with branches, and whether each is to add nothing; else it hands on what it reads."""
-        found: dict[str, bool] = {}
-        for stage, place in self._branches_gone:
-            found |= self._modules_of_branch(stage, place)
-        return found
-
     def _leave_out(self, student: nn.Module, gone: Mapping[str, bool], inputs: Example) -> None:
-        """Puts modules without weights in place of some, and takes the parameters of what else a branch reads."""
+        """Puts modules without weights in place of some; each adds nothing, or hands on what it reads."""
         structures = _structures(self.model, list(gone), inputs) if gone else {}
         for path, adds_nothing in gone.items():
             parent, _, name = path.rpartition(".")
-            replaced = self.model.get_submodule(path)
+            replaced = student.get_submodule(path)
             left_out = LeftOut(structures.get(path), adds_nothing=adds_nothing, replaced=replaced)
-            modules = student.get_submodule(parent)._modules
-            modules[name] = left_out.train(replaced.training)
-            if path in self._blocks_gone:  # it was dropped, and stands at the end now
-                order = [each for each in self.model.get_submodule(parent)._modules if each in modules]
-                modules.update({each: modules.pop(each) for each in order})
+            student.get_submodule(parent)._modules[name] = left_out.train(replaced.training)
+
+    def _take_parameters_of_branches(self, student: nn.Module) -> None:
+        """Takes the parameters that a block itself reads in a branch that is left out."""
         for stage, place in self._branches_gone:
-            for path in self._parameters_of_branch(stage, place):  # of the block itself, whose forward may read them
+            for path in self._parameters_of_branch(stage, place):
                 parent, _, name = path.rpartition(".")
                 module = _module_at(student, parent)
                 if module is not None and not isinstance(module, LeftOut):
@@ -240,10 +238,10 @@ class _Shrinking:
             if (path := trace.parameter(source)) is not None and stage.members[place].issuperset(source.users)
         ]
 
-    def _modules_of_branch(self, stage: BlockRun, place: int) -> dict[str, bool]:
+    def _modules_of_branch(self, stage: BlockRun, place: int, *, with_sums: bool) -> dict[str, bool]:
         """The largest modules that run only in a branch, or only behind its sum, and whether they are to add nothing.
 
-        That is the last one before the sum. The others hand on what they read.
+        That is the last one before the sum. The others hand on what they read, and so does one that also adds.
         """
         owner, total = stage.owners[place], stage.sums[place]
         assert total is not None  # else the block is not divided
@@ -253,15 +251,17 @@ class _Shrinking:
             branch.update(new)
             ahead += new
         behind = stage.members[place] - branch - {total}
-        order = {node: position for position, node in enumerate(self.reading.trace.calls)}
-        found: dict[str, int] = {}
+        parts = [branch, behind, *([stage.members[place]] if with_sums else [])]
+        found: dict[str, set[fx.Node]] = {}
         for path, module in self.model.get_submodule(owner).named_modules(prefix=owner):
             inside = set(self._calls.get(path, ()))
-            is_own = inside and (inside <= branch or inside <= behind) and any(True for _ in module.parameters())
+            is_own = inside and any(inside <= part for part in parts) and any(True for _ in module.parameters())
             if is_own and not any(is_inside(path, each) for each in found):
-                found[path] = max(order[node] for node in inside) if inside <= branch else -1
-        last = max(found.values(), default=-1)
-        return {path: position == last >= 0 for path, position in found.items()}
+                found[path] = inside
+        adds = any(total in inside for inside in found.values())
+        order = [node for node in self.reading.trace.calls if node in branch]
+        ends = {} if adds else {path: max(map(order.index, inside)) for path, inside in found.items() if inside <= branch}
+        return {path: path in ends and ends[path] == max(ends.values()) for path in found}
 
     def _cut_parameters(self, student: nn.Module) -> None:
         done: dict[int, nn.Parameter] = {}
