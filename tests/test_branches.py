@@ -340,6 +340,17 @@ def test_a_branch_of_a_module_that_adds_or_reads_another_shape_is_left_out(kept)
     assert sum(each.numel() for each in student.parameters()) == space.params(architecture)
 
 
+def test_a_factor_of_the_block_itself_goes_with_its_branch():
+    network = stack(2, "gg")
+    space = inspect(network, inputs(2), removable="branches")
+    architecture = Architecture(blocks={"blocks": (space.stages[0].blocks[1], space.stages[0].blocks[2])})
+    student = shrink(network, architecture, inputs(2), reading=space.reading)
+    assert isinstance(student, Stack)
+    assert_close(outputs_of(student, inputs(7)), outputs_of(without(network, [1, 2]), inputs(7)))
+    assert sum(each.numel() for each in student.parameters()) == space.params(architecture)
+    assert set(student.state_dict()) < set(network.state_dict())
+
+
 def test_a_number_of_branches_alone_does_not_say_which():
     space = inspect(stack(), inputs(2), removable="branches")
     with pytest.raises(SpaceError, match=r"3 of the 6 branches .* not which; .*'blocks\.0\.attention0'"):

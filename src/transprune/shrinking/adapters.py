@@ -1,9 +1,10 @@
 """Updates the attributes of modules whose parameters were cut.
 
 After a cut, a module still names its old number of channels (`nn.Conv2d.in_channels`) or heads, and some forwards read
-it. The adapters here compute such attributes from the new parameters, for modules of torch, timm and transformers;
-`register_adapter` teaches transprune a module of your own. Where a branch is left out of a block, `LeftOut` takes the
-place of its modules. Torch's own attention cannot have fewer heads than its width asks for; `AttentionOfHeads` can.
+it. The adapters here compute such attributes from the new parameters, for modules of torch, timm, transformers and
+diffusers; `register_adapter` teaches transprune a module of your own. Where a branch is left out of a block, `LeftOut`
+takes the place of its modules. Torch's own attention cannot have fewer heads than its width asks for;
+`AttentionOfHeads` can.
 """
 
 from __future__ import annotations
@@ -382,6 +383,25 @@ TRANSFORMERS: dict[str, Adapter] = {
 }
 """The base of all networks of transformers, and some of their modules."""
 
+
+def _sampling(cut: Any, original: Any) -> None:
+    """A convolution between resolutions, whose forward asserts how many channels it reads."""
+    if isinstance(cut.conv, nn.modules.conv._ConvNd):
+        cut.channels, cut.out_channels = cut.conv.in_channels, cut.conv.out_channels
+
+
+def _diffusion_attention(cut: Any, original: Any) -> None:
+    cut.inner_dim, cut.inner_kv_dim = cut.to_q.out_features, getattr(cut.to_k, "out_features", cut.inner_kv_dim)
+    cut.heads = original.heads * cut.inner_dim // original.inner_dim
+
+
+DIFFUSERS: dict[str, Adapter] = {
+    "diffusers.models.attention_processor.Attention": _diffusion_attention,
+    "diffusers.models.downsampling.Downsample2D": _sampling,
+    "diffusers.models.upsampling.Upsample2D": _sampling,
+}
+"""Some modules of diffusers."""
+
 TORCH: dict[type | str, Adapter] = {
     nn.modules.conv._ConvNd: _convolution,
     nn.Linear: _linear,
@@ -398,3 +418,4 @@ TORCH: dict[type | str, Adapter] = {
 _ADAPTERS.update(TORCH)
 _ADAPTERS.update(TIMM)
 _ADAPTERS.update(TRANSFORMERS)
+_ADAPTERS.update(DIFFUSERS)

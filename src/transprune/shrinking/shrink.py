@@ -220,13 +220,14 @@ class _Shrinking:
             student.get_submodule(parent)._modules[name] = left_out.train(replaced.training)
 
     def _take_parameters_of_branches(self, student: nn.Module) -> None:
-        """Takes the parameters that a block itself reads in a branch that is left out."""
+        """Takes the parameters that a block itself reads in a branch that is left out: its forward finds zeros."""
         for stage, place in self._branches_gone:
             for path in self._parameters_of_branch(stage, place):
                 parent, _, name = path.rpartition(".")
                 module = _module_at(student, parent)
                 if module is not None and not isinstance(module, LeftOut):
-                    module._parameters.pop(name, None)
+                    zero = module._parameters.pop(name).new_zeros(())
+                    module.register_buffer(name, zero, persistent=False)
 
     def _parameters_of_branch(self, stage: BlockRun, place: int) -> list[str]:
         """The parameters that only a branch reads."""
@@ -260,7 +261,7 @@ class _Shrinking:
                 found[path] = inside
         adds = any(total in inside for inside in found.values())
         order = [node for node in self.reading.trace.calls if node in branch]
-        ends = {} if adds else {path: max(map(order.index, inside)) for path, inside in found.items() if inside <= branch}
+        ends = {path: max(map(order.index, inside)) for path, inside in found.items() if inside <= branch and not adds}
         return {path: path in ends and ends[path] == max(ends.values()) for path in found}
 
     def _cut_parameters(self, student: nn.Module) -> None:
