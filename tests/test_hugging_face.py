@@ -222,20 +222,22 @@ def test_queries_that_share_keys_are_cut_in_the_stock_class(build: Any, queries:
     assert student.generate(ids, max_new_tokens=3, use_cache=True, pad_token_id=0).shape == (2, 9)
 
 
-def test_what_segformer_reads_by_its_convolution_over_tokens_is_cut_in_its_class() -> None:
+@pytest.mark.parametrize("task", ["SemanticSegmentation", "ImageClassification"])
+def test_segformer_keeps_its_class_with_any_widths(task: str) -> None:
     torch.manual_seed(0)
-    network = transformers.SegformerForSemanticSegmentation(
+    network = getattr(transformers, f"SegformerFor{task}")(
         transformers.SegformerConfig(
             hidden_sizes=[8, 8, 8, 8], depths=[1] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=8
         )
     ).eval()
     example = {"pixel_values": torch.randn(2, 3, 32, 32)}
-    space = transprune.inspect(network, example, keep=["*.v_proj"])
+    space = transprune.inspect(network, example)
     architecture = space.smallest_architecture()
     student = transprune.shrink(network, architecture, example, reading=space.reading)
     assert type(student) is type(network)
     assert transprune.count_macs(student, example) == space.macs(architecture)
     assert student(pixel_values=torch.randn(3, 3, 64, 32)).logits.isfinite().all()
+    assert network.config.hidden_sizes == [8, 8, 8, 8]
 
 
 def sliding(**kinds: Any) -> nn.Module:

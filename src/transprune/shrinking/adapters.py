@@ -376,10 +376,44 @@ def _sequence_reduction(cut: Any, original: Any) -> None:
         cut.__class__ = ReducedSequence
 
 
+class AttentionOfOneHead(nn.Module):
+    """SegFormer's attention with a single head, whose values may be narrower than its keys."""
+
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    o_proj: nn.Linear
+    sequence_reduction: nn.Module
+    sequence_reduction_ratio: int
+    scaling: float
+    attention_dropout: float
+
+    def forward(
+        self, tokens: Tensor, height: int, width: int, attention_mask: Tensor | None = None, **others: Any
+    ) -> tuple[Tensor, None]:
+        read = self.sequence_reduction(tokens, height, width) if self.sequence_reduction_ratio > 1 else tokens
+        query, key, value = (each[:, None] for each in (self.q_proj(tokens), self.k_proj(read), self.v_proj(read)))
+        dropout = self.attention_dropout if self.training else 0.0
+        found = F.scaled_dot_product_attention(query, key, value, attention_mask, dropout, scale=self.scaling)
+        return self.o_proj(found[:, 0]), None
+
+
+def _segformer_attention(cut: Any, original: Any) -> None:
+    if original.num_attention_heads == 1 and cut.v_proj.out_features != original.v_proj.out_features:
+        cut.__class__ = AttentionOfOneHead
+
+
+def _segformer_classifier(cut: Any, original: Any) -> None:
+    cut.config.hidden_sizes = [*original.config.hidden_sizes[:-1], cut.classifier.in_features]
+
+
+SEGFORMER = "transformers.models.segformer.modeling_segformer.Segformer"
 TRANSFORMERS: dict[str, Adapter] = {
     "transformers.modeling_utils.PreTrainedModel": _transformer,
     "transformers.models.falcon.modeling_falcon.FalconAttention": _falcon_attention,
-    "transformers.models.segformer.modeling_segformer.SegformerSequenceReduction": _sequence_reduction,
+    f"{SEGFORMER}Attention": _segformer_attention,
+    f"{SEGFORMER}ForImageClassification": _segformer_classifier,
+    f"{SEGFORMER}SequenceReduction": _sequence_reduction,
 }
 """The base of all networks of transformers, and some of their modules."""
 

@@ -185,7 +185,7 @@ class _Shrinking:
         form_tensors(student)
         self._set_numbers(student)
         originals = dict(self.model.named_modules())
-        for name, module in sorted(student.named_modules(), key=lambda item: -item[0].count(".")):
+        for name, module in reversed(list(student.named_modules())):  # parts before what they are parts of
             if name in originals and type(module) is type(originals[name]):
                 adapt(module, originals[name])
         self._add_projections(student)
@@ -226,7 +226,8 @@ class _Shrinking:
                 parent, _, name = path.rpartition(".")
                 module = _module_at(student, parent)
                 if module is not None and not isinstance(module, LeftOut):
-                    zero = module._parameters.pop(name).new_zeros(())
+                    zero = module.get_parameter(name).detach().new_zeros(())
+                    del module._parameters[name]
                     module.register_buffer(name, zero, persistent=False)
 
     def _parameters_of_branch(self, stage: BlockRun, place: int) -> list[str]:
