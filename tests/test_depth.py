@@ -3,6 +3,7 @@
 import copy
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -274,6 +275,45 @@ def test_a_block_beside_a_run_is_listed_with_the_reason_why_it_stays():
     reasons = {each.name: each.reason for each in space.fixed}
     assert reasons["blocks.0"] == "'blocks.0' hands on 2 tensors rather than one"
     assert not reasons.keys() & {"blocks", "blocks.1", "blocks.2", "blocks.3"}
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens + self.layer(tokens).tanh()
+
+
+class Level(nn.Module):
+    """Two blocks, and the step to the next level, as a stage of Swin; the last level has no step."""
+
+    def __init__(self, width: int, wider: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Residual(width), Residual(width)])
+        self.step = nn.Linear(width, wider) if wider > width else nn.Identity()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.step(tokens)
+
+
+@pytest.mark.parametrize(
+    ("widths", "stages"),
+    [
+        ((4, 8, 8), ["1.blocks", "2.blocks"]),  # the last two give one shape, and the first of them reads another
+        ((4, 4, 4), ["1-2"]),  # any of them may go
+    ],
+)
+def test_blocks_inside_of_levels_are_searched_where_the_levels_read_other_shapes(widths, stages):
+    levels = [Level(*pair) for pair in pairwise(widths)]
+    network = nn.Sequential(nn.Linear(3, 4), *levels, nn.Linear(widths[-1], 2))
+    space = inspect(nn.Sequential(network), torch.randn(2, 5, 3))
+    assert [stage.name for stage in space.stages] == [f"0.{name}" for name in stages]
+    reasons = {each.name: each.reason for each in space.fixed}
+    assert ("0.1-2" in reasons) == (len(stages) == 2)
 
 
 def test_blocks_side_by_side_do_not_look_like_a_run():

@@ -82,27 +82,34 @@ def find_stages(trace: Trace) -> Stages:
     """The outermost runs of blocks in `nn.Sequential`, `nn.ModuleList` and `nn.ModuleDict` containers.
 
     A run is two or more neighbours in a container, of one class and with submodules, with outputs of one shape. Each
-    reads the output of the one before, which nothing else does, and at most what no block of the run makes.
+    reads the output of the one before, which nothing else does, and at most what no block of the run makes. Where the
+    first block reads another shape and the blocks hold runs themselves, as the stages of Swin do, these are taken.
     """
     calls = calls_by_path(trace)
+    containers: list[_Container] = []
+    for name, module in trace.model.named_modules():
+        children = list(module.named_children())
+        is_container = name and type(module) in CONTAINERS
+        if is_container and len(children) == len(list(module.children())) == _entries(module):
+            containers.append(_Container(trace, name, children, calls))
+    found = [run for container in containers for run in container.stages()]
     stages: list[BlockRun] = []
     missed: dict[str, str] = {}
-    for name, module in trace.model.named_modules():
-        is_inside_another = any(is_inside(name, block) for stage in stages for block in stage.blocks)
-        if not name or is_inside_another or type(module) not in CONTAINERS:
+    for run in found:
+        if any(is_inside(run.container, block) for outer in stages for block in outer.blocks):
             continue
-        children = list(module.named_children())
-        if len(children) == len(list(module.children())) == _entries(module):
-            found = _Container(trace, name, children, calls)
-            stages += found.stages()
-            missed |= found.missed()
+        holds_runs = any(is_inside(inner.container, block) for inner in found for block in run.blocks)
+        if run.entry is None and holds_runs:
+            missed[run.name] = "its first block reads another shape; the blocks inside of its blocks are searched"
+        else:
+            stages.append(run)
+    inside = [block for stage in stages for block in stage.blocks]
+    for container in containers:
+        if not any(is_inside(container.name, block) for block in inside):
+            missed |= container.missed()
     order = {node: position for position, node in enumerate(trace.calls)}
     runs = sorted(stages, key=lambda stage: order[stage.exits[0]])
-    outside = {
-        name: why
-        for name, why in missed.items()
-        if not any(is_inside(name, each) for run in runs for each in run.blocks)
-    }
+    outside = {name: why for name, why in missed.items() if not any(is_inside(name, block) for block in inside)}
     return Stages(tuple(runs), tuple(outside.items()))
 
 
@@ -131,7 +138,6 @@ class _Container:
         self.nodes = {f"{name}.{each}": frozenset(calls.get(f"{name}.{each}", ())) for each, _ in children}
         modules = {f"{name}.{each}": module for each, module in children}
         self.blocks = {path: modules[path] for path in self._as_they_run(list(modules))}
-        self.sharing = _sharing(trace.model, list(self.blocks))
 
     def _as_they_run(self, paths: Sequence[str]) -> list[str]:
         """The blocks in the order in which they run; one that does not run stays behind the one before it."""
@@ -140,6 +146,11 @@ class _Container:
         for path in paths:
             start = starts[path] = min(map(places.__getitem__, self.nodes[path]), default=start)
         return sorted(paths, key=starts.__getitem__)
+
+    @cached_property
+    def sharing(self) -> set[str]:
+        """Blocks that share parameters with modules outside of them, and so cannot be left out."""
+        return _sharing(self.trace.model, list(self.blocks))
 
     def stages(self) -> Iterator[BlockRun]:
         """The runs of neighbours."""
