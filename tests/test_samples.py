@@ -90,6 +90,11 @@ def repeated(features: Tensor) -> Tensor:
     return (features + torch.arange(4.0).view(1, 4, 1).repeat_interleave(features.shape[0], 0)).mean(1)
 
 
+def repeated_for_each_head(features: Tensor) -> Tensor:
+    heads = features.repeat_interleave(2, dim=0, output_size=2 * features.shape[0])
+    return heads.unflatten(0, (features.shape[0], 2)).mean((1, 2))
+
+
 def samples_second(features: Tensor) -> Tensor:
     queries = torch.ones(2, 1, 4).repeat(1, features.shape[0], 1)
     return torch.einsum("qbt,btc->qbc", queries, features).mean(0)
@@ -107,7 +112,7 @@ def read_for_its_shape(features: Tensor) -> Tensor:
 FOLLOW = (
     *(at_its_largest, at_its_largest_behind_all, numbered, times_the_identity, flat_numbers, gathered, random_order),
     *(noisy, noisy_by_channel, some_left_out, moved_by_a_grid, repeated, samples_second),
-    *(table_for_each, read_for_its_shape),
+    *(table_for_each, read_for_its_shape, repeated_for_each_head),
 )
 
 

@@ -130,8 +130,8 @@ def repeat_interleave(call: Call) -> Any:
         return fixed_result(call)
     place = int(dim) % len(axes)
     times = call.new_axis(place, count) if axes[place].size == 1 else Axis(count)
-    call.rewrite(repeats=times)
     axes[place] = multiply([axes[place], times])
+    call.rewrite(repeats=times, **({} if call["output_size"] is None else {"output_size": axes[place]}))
     return axes
 
 
