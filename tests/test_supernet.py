@@ -23,6 +23,7 @@ from transprune.reading.layouts import Constant, Group, Sizes
 from transprune.shrinking.shrink import shrink
 from transprune.space import SearchSpace
 from transprune.tas import reference
+from transprune.tas import supernet as supernet_module
 from transprune.tas.mixing import map_along, mix_along
 from transprune.tas.sampling import ArchitectureParameters, Drawn, Selection
 from transprune.tas.supernet import Supernet, padded_sum
@@ -552,6 +553,18 @@ def test_inputs_of_other_lengths_run_as_the_network_runs_them(length):
     parameters = ArchitectureParameters(space)
     copy.deepcopy(supernet)(parameters.sample(temperature=1.0), words(16, length)).square().sum().backward()
     assert all(each.grad is not None and each.grad.isfinite().all() for each in parameters.parameters() if each.numel())
+
+
+def test_what_many_lengths_cost_is_said_once(monkeypatch):
+    lines: list[str] = []
+    monkeypatch.setattr(supernet_module.log, "warning", lambda line, *_: lines.append(line))
+    network = Sequence().eval()
+    space = inspect(network, words(2, 5))
+    supernet = Supernet(network, space, words(2, 5))
+    full = Selection.of(space, space.full_architecture())
+    for length, said in ((5, 0), (6, 0), (7, 0), (7, 0), (8, 1), (9, 1)):
+        supernet(full, words(2, length))
+        assert sum("the network is read anew for each" in line for line in lines) == said
 
 
 def test_a_network_that_is_another_one_at_other_lengths_is_refused_there():

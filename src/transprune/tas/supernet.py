@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cached_property
@@ -161,6 +163,11 @@ def _check_space(model: nn.Module, space: SearchSpace, reading: Reading) -> None
                 )
 
 
+log = logging.getLogger("transprune.run")
+MANY_SIZES = 4
+"""With so many sizes of inputs it is said what each of them costs."""
+
+
 class _Plans:
     """How inputs of each size run: sizes are written into a trace, so that others are read when they first come.
 
@@ -188,10 +195,18 @@ class _Plans:
         tensors = self.trace.tensors_of(inputs)
         sizes = self._sizes(tensors)
         if sizes not in self._by_sizes:
+            started = time.perf_counter()
             with torch.autocast(tensors[0].device.type, enabled=False):  # casts would be traced
                 plan = _Plan(read_for(self.model, inputs, self.space), self.space)
             self._check(plan, inputs)
             self._by_sizes[sizes] = plan
+            if len(self._by_sizes) == MANY_SIZES:
+                log.warning(
+                    "inputs come in many sizes, such as %s: the network is read anew for each (this one took %.1f s); "
+                    "pad them to a few sizes to save that time",
+                    outline(inputs),
+                    time.perf_counter() - started,
+                )
         return self._by_sizes[sizes]
 
     def _sizes(self, tensors: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:
