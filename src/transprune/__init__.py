@@ -104,6 +104,7 @@ if TYPE_CHECKING:
     from transprune.training.loop import Setup as Setup
     from transprune.training.parts import Part as Part
     from transprune.training.parts import Surroundings as Surroundings
+    from transprune.training.parts import average_precisions as average_precisions
     from transprune.training.parts import detection as detection
     from transprune.training.parts import part_of as part_of
     from transprune.training.tasks import Metric as Metric
