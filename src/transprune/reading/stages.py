@@ -83,7 +83,8 @@ def find_stages(trace: Trace) -> Stages:
 
     A run is two or more neighbours in a container, of one class and with submodules, with outputs of one shape. Each
     reads the output of the one before, which nothing else does, and at most what no block of the run makes. Where the
-    first block reads another shape and the blocks hold runs themselves, as the stages of Swin do, these are taken.
+    first block reads another shape and the blocks hold runs of residual blocks, as the stages of Swin do, these are
+    taken.
     """
     calls = calls_by_path(trace)
     containers: list[_Container] = []
@@ -98,8 +99,8 @@ def find_stages(trace: Trace) -> Stages:
     for run in found:
         if any(is_inside(run.container, block) for outer in stages for block in outer.blocks):
             continue
-        holds_runs = any(is_inside(inner.container, block) for inner in found for block in run.blocks)
-        if run.entry is None and holds_runs:
+        inner = [each for each in found if any(is_inside(each.container, block) for block in run.blocks)]
+        if run.entry is None and any(_is_residual(trace, each) for each in inner):
             missed[run.name] = "its first block reads another shape; the blocks inside of its blocks are searched"
         else:
             stages.append(run)
@@ -333,6 +334,16 @@ def _parts(trace: Trace, entry: fx.Node, end: fx.Node, calls: Sequence[fx.Node])
     cuts = [places[start] + 1 for start in starts[1:]]
     for (_, total), (first, last) in zip(totals, pairwise([0, *cuts, len(calls)]), strict=True):
         yield _Part(frozenset(calls[first:last]), calls[last - 1], total)
+
+
+def _is_residual(trace: Trace, run: BlockRun) -> bool:
+    """Whether each block of a run adds something to what it reads."""
+    entries = zip((run.entry, *run.exits), run.exits, run.members, strict=False)
+    order = {node: place for place, node in enumerate(trace.calls)}
+    return all(
+        entry is not None and any(True for _ in _parts(trace, entry, end, sorted(members, key=order.__getitem__)))
+        for entry, end, members in entries
+    )
 
 
 def _in_first_form(value: fx.Node, waists: Sequence[fx.Node], entry: fx.Node) -> fx.Node:
