@@ -73,11 +73,6 @@ class Part(nn.Module):
             returned[link.path], given[link.path] = outputs, list(tensors_in(outputs))
         return returned
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Part:
-        memo[id(self)] = other = Part(copied(self.whole, memo), self.links)
-        other.training = self.training
-        return other
-
 
 class Surroundings:
     """What is around a part, which is run with the part's answers. The whole network is untouched.
