@@ -2,6 +2,7 @@
 
 import html
 import inspect
+import pickle
 import re
 import sys
 from dataclasses import replace
@@ -9,9 +10,10 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import transprune
@@ -20,6 +22,7 @@ from test_searching import OPTIONS, Residual
 from test_training import SHORT, assert_same_state, small_network, two_colours
 from transprune.cli import main
 from transprune.errors import ExportError, ModelError, OptionError, RunFolderError
+from transprune.on_demand import checked
 from transprune.options import DEFAULT_PRESET, PRESETS, MeasureOptions, SearchOptions, TrainingOptions, from_preset
 from transprune.runs.run_options import preset_options
 from transprune.runtime import choose_device
@@ -29,6 +32,22 @@ from transprune.training.batches import as_data
 from transprune.training.loop import Setup
 
 ONE = TrainingOptions(**{**SHORT, "epochs": 2})
+
+
+def test_other_kinds_of_numbers_are_numbers_and_functions_can_be_pickled():
+    values = (torch.tensor(2.0), torch.tensor(3.0))
+    penalties = [transprune.budget_penalty(*values, target, 0.05) for target in (1, 1.0, np.float32(1), np.int64(1))]
+    assert len(set(map(float, penalties))) == 1
+    assert pickle.loads(pickle.dumps(transprune.search)) is transprune.search
+
+
+def test_each_of_several_arguments_is_left_to_the_function():
+    def added(first: float | Tensor, *others: float | Tensor, **named: float | Tensor) -> float | Tensor:
+        return first + sum(others) + sum(named.values())
+
+    assert checked(added)(1, 2.0, np.float64(3), last=4) == 10
+    with pytest.raises(OptionError, match="first is of the kind str, expected float or Tensor"):
+        checked(added)("1")
 
 
 @pytest.mark.parametrize(

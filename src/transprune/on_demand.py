@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, wraps
 from importlib import import_module
 from importlib.machinery import ModuleSpec
+from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
@@ -48,6 +49,8 @@ def on_demand(spec: ModuleSpec) -> tuple[list[str], Callable[[str], Any], Callab
 
 
 _PLAIN = (str, int, float, bool, NoneType)
+_AS_GOOD: Mapping[Any, type] = {Path: os.PathLike, float: Real, int: Integral}
+"""What is taken for a kind as well, such as a whole number or one of numpy's where a number is expected."""
 _LEFT = (Any, Callable, Iterable, Sequence, Mapping, list, tuple, dict)
 """What comes in several forms is checked by what reads them."""
 
@@ -60,8 +63,10 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @cache
     def expected() -> tuple[inspect.Signature, dict[str, tuple[type, ...]]]:
-        hints = get_type_hints(function)
-        return inspect.signature(function), {name: _kinds(hint) for name, hint in hints.items()}
+        signature, hints = inspect.signature(function), get_type_hints(function)
+        several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        single = [name for name, each in signature.parameters.items() if each.kind not in several]
+        return signature, {name: _kinds(hints[name]) for name in single if name in hints}
 
     @wraps(function)
     def call(*args: Any, **named: Any) -> Any:
@@ -72,14 +77,15 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **named)
         for name, value in given.items():
             if kinds.get(name) and not isinstance(value, kinds[name]):
-                named_kinds = ("None" if kind is NoneType else kind.__name__ for kind in kinds[name])
-                wanted = " or ".join(kind for kind in named_kinds if kind != "PathLike")
+                told = [kind for kind in kinds[name] if kind not in _AS_GOOD.values()]
+                wanted = " or ".join("None" if kind is NoneType else kind.__name__ for kind in told)
                 raise OptionError(
                     f"cannot call {function.__name__}: its argument {name} is {_said(value)}, expected {wanted}; the "
                     f"arguments are {', '.join(signature.parameters)}"
                 )
         return function(*args, **named)
 
+    call.__module__ = "transprune"  # where pickle finds this very function
     return call
 
 
@@ -90,7 +96,7 @@ def _kinds(hint: Any) -> tuple[type, ...]:
     is_told = all(isinstance(kind, type) and kind not in _LEFT for kind in kinds)
     if not is_told or all(kind in _PLAIN for kind in kinds):
         return ()
-    return (*kinds, *([os.PathLike] if Path in kinds else []))
+    return (*kinds, *(other for kind, other in _AS_GOOD.items() if kind in kinds))
 
 
 def _said(value: Any) -> str:
