@@ -1345,6 +1345,17 @@ class Pieces(nn.Module):
         return self.second(self.first(torch.stack(images[:1])) + self.between)
 
 
+class Deep(Pieces):
+    """Another, with a convolution inside of a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.third = nn.Sequential(nn.Conv2d(3, 3, 1))
+
+    def forward(self, images):
+        return self.third(torch.stack(images))
+
+
 class Changing(Pieces):
     """A network that answers otherwise whenever it is called."""
 
@@ -1403,6 +1414,8 @@ ways(
     part_none=lambda _: transprune.part_of(nn.Flatten(), torch.zeros(2, 3)),
     part_between=lambda _: transprune.part_of(Pieces(), (IMAGE,), ["first", "second"]),
     part_named=lambda _: transprune.part_of(Pieces(), (IMAGE,), ["third"]),
+    part_inside=lambda _: transprune.part_of(Deep(), (IMAGE,), ["third", "third.0"]),
+    part_surrounded=lambda _: transprune.Surroundings(Pieces()),
     part_changing=lambda _: transprune.part_of(Changing(), (IMAGE,)),
     part_not_reached=lambda _: transprune.Surroundings(transprune.part_of(Pieces(), (IMAGE,))).inputs_of((3 * IMAGE,)),
     part_given_more=lambda _: transprune.Surroundings(transprune.part_of(Unlike(), ([torch.zeros(2, 4)],))).inputs_of(
@@ -1422,6 +1435,7 @@ ways(
     detection_objects=lambda _: taken_apart([{"boxes": OBJECTS["boxes"]}]),
     detection_shapes=lambda _: taken_apart([OBJECTS | {"labels": torch.tensor([1, 2])}]),
     detection_box=lambda _: taken_apart([OBJECTS | {"boxes": torch.tensor([[0, 0, 9.0, 4.0]])}]),
+    detection_label=lambda _: taken_apart([OBJECTS | {"labels": torch.tensor([-1])}]),
 )
 
 

@@ -244,6 +244,8 @@ def test_a_part_that_is_given_what_is_computed_between_is_refused():
         ({"boxes": torch.tensor([[8, 0, 4, 10.0]]), "labels": torch.tensor([1])}, "x1 < x2"),
         ({"boxes": torch.zeros(2, 4), "labels": torch.tensor([1])}, r"labels \[1\]"),
         ({"boxes": torch.zeros(0, 4)}, "boxes and labels"),
+        ({"boxes": torch.tensor([[0, float("nan"), 4, 10.0]]), "labels": torch.tensor([1])}, r"\[0.0, nan, 4.0"),
+        ({"boxes": torch.tensor([[0, 0, 4, 10.0]]), "labels": torch.tensor([-1])}, "label -1"),
     ],
 )
 def test_boxes_that_no_image_has_are_named(part, objects, said):
@@ -262,6 +264,59 @@ def test_a_detector_without_losses_is_answered(part):
     inputs, targets = task.split(together(scenes(2)))
     with pytest.raises(OptionError, match="expected a dict of losses"):
         task.loss_of(copy.deepcopy(part)(*inputs), targets)
+
+
+class Chain(nn.Module):
+    """Convolutions with something between, at the start and at the end that no part holds, and boxes only if large."""
+
+    def __init__(self, between=lambda features: features, start=None) -> None:
+        super().__init__()
+        self.start, self.between = start or nn.Identity(), between
+        self.first, self.second, self.norm = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1), nn.BatchNorm1d(1)
+
+    def forward(self, images):
+        found = self.second(self.between(self.first(self.start(torch.stack(images)) + 0)))
+        found.mul_(2)
+        return self.norm(found[found > 0 if self.training else found > 100][:, None])
+
+
+def test_a_part_whose_tensors_are_changed_in_place_between_is_refused_even_where_nothing_is_found():
+    assert [link.path for link in transprune.part_of(Chain(), (GROUND,), ["first", "second"]).links][1:] == ["second"]
+    with pytest.raises(ModelError, match="in place"):
+        transprune.part_of(Chain(lambda features: features.mul_(3)), (GROUND,), ["first", "second"])
+
+
+def test_what_surrounds_a_part_changes_neither_its_answers_nor_itself():
+    found = transprune.part_of(Chain(), (GROUND,), ["first", "second"])
+    around = transprune.Surroundings(found)
+    with torch.no_grad():
+        answers = found(*around.inputs_of((GROUND,)))
+        kept = {name: each.clone() for name, each in answers.items()}
+        around.outputs((GROUND,), answers, training=True)
+    assert all(torch.equal(each, kept[name]) for name, each in answers.items())
+    assert all(torch.equal(each, found.whole.state_dict()[name]) for name, each in around.whole.state_dict().items())
+
+
+def test_inputs_go_to_where_the_whole_is():
+    around = transprune.Surroundings(transprune.part_of(Chain(start=nn.Conv2d(3, 3, 1)), (GROUND,), ["first"]))
+    around.whole.to("meta")
+    assert around.inputs_of((GROUND,))[0].device.type == "meta"
+
+
+@pytest.mark.parametrize("modules", [["backbone", "backbone.0"], ["backbone.0", "backbone"]])
+def test_a_part_that_counts_a_module_twice_is_refused(part, modules):
+    with pytest.raises(ModelError, match=r"'backbone\.0' of the RetinaNet.*inside of 'backbone'"):
+        transprune.part_of(part.whole, (GROUND,), modules)
+
+
+@pytest.mark.parametrize("modules", ["backbone", ["backbone", "backbone"]])
+def test_one_module_may_be_named(part, modules):
+    assert [link.path for link in transprune.part_of(part.whole, (GROUND,), modules).links] == ["backbone"]
+
+
+def test_surroundings_of_something_else_are_answered(part):
+    with pytest.raises(ModelError, match=r"RetinaNet.*expected a Part"):
+        transprune.Surroundings(part.whole)
 
 
 def replaced_loss(detector):

@@ -27,6 +27,8 @@ from transprune.runtime.structures import (
     emptied,
     filled,
     inputs_of,
+    mapped,
+    on_device,
     outline,
     parts_of,
     tensors_in,
@@ -79,13 +81,21 @@ class Surroundings:
 
     Args:
         part: The part.
+
+    Raises:
+        ModelError: It is none.
     """
 
     def __init__(self, part: Part) -> None:
+        if not isinstance(part, Part):
+            raise ModelError(
+                f"cannot tell what is around a {type(part).__name__}: expected a Part, as transprune.part_of finds it "
+                "(of a student without a `whole`: the one that it was made of)"
+            )
         self.whole, self.links = copied(part.whole).requires_grad_(False), part.links
 
     def inputs_of(self, inputs: Example) -> tuple[Tensor, ...]:
-        """What the part is given when the whole network is given `inputs` in evaluation mode.
+        """What the part is given when the whole network is given `inputs` in evaluation mode, where its weights are.
 
         Raises:
             ModelError: The whole network does not run that far.
@@ -109,10 +119,11 @@ class Surroundings:
         """What the whole network returns when its part returns `answers`, as `Part.forward` does.
 
         What comes before the part runs in evaluation mode in any case, as in `inputs_of`: a random choice of sizes,
-        say, would be another than the one that the part was given.
+        say, would be another than the one that the part was given. Norms after it do too: their weights stay as they
+        are, and so do their statistics. The answers are the caller's: what changes tensors in place is given copies.
         """
         self.whole.to(next(tensors_in(answers)).device)
-        ways = {link.path: _returning(answers[link.path]) for link in self.links}
+        ways = {link.path: _returning(mapped(answers[link.path], Tensor.clone)) for link in self.links}
         return self._run(inputs, ways, training=training)
 
     def _run(self, inputs: Example, ways: Mapping[str, Callable[..., Any]], *, training: bool) -> Any:
@@ -122,12 +133,16 @@ class Surroundings:
 
         def first(*positional: Any, **named: Any) -> Any:
             switched(self.whole, training=training)
+            for module in self.whole.modules():
+                if isinstance(module, nn.modules.batchnorm._NormBase):
+                    module.training = False
             return ways[self.links[0].path](*positional, **named)
 
         for path, module in modules.items():
             module.forward = first if path == self.links[0].path else ways[path]
+        weights = next(self.whole.parameters(), None)
         try:
-            return called(self.whole, inputs)
+            return called(self.whole, inputs if weights is None else on_device(inputs, weights.device))
         finally:
             for module in modules.values():
                 del module.forward
@@ -174,13 +189,14 @@ def part_of(whole: nn.Module, example: Example, modules: Sequence[str] | None = 
     Args:
         whole: The network; untouched.
         example: Inputs that it takes in evaluation mode.
-        modules: Paths of the modules; None: they are found.
+        modules: Paths of the modules, in any order; None: they are found.
 
     Raises:
         ModelError: It does not run on the example; no module of it takes and returns tensors alone; or one that is
-            named does not, is not called once, or is given what none before it returns.
+            named does not, is not called once, is inside of another, or is given what none before it returns.
     """
     whole, example = unwrapped(whole), as_inputs(example)
+    modules = [modules] if isinstance(modules, str) else modules
     check_forward(whole, example)
     calls = _calls(whole, example, modules)
     links: list[Link] = []
@@ -210,7 +226,9 @@ def part_of(whole: nn.Module, example: Example, modules: Sequence[str] | None = 
 
 
 def _check(part: Part, example: Example) -> None:
-    """Checks that the whole network computes the same with the answers of its part.
+    """Checks that the part returns what its modules do in the whole network, and the whole with its answers the same.
+
+    What the whole returns does not suffice: a detector that has not learned yet may find nothing in any case.
 
     Raises:
         ModelError: It does not.
@@ -218,20 +236,30 @@ def _check(part: Part, example: Example) -> None:
     network = copied(part)
     set_mode(network, training=False)
     around = Surroundings(network)
+    returned: list[Any] = []
+    for link in part.links:  # copies, as what follows may change them in place
+        network.whole.get_submodule(link.path).register_forward_hook(
+            lambda _, __, outputs: returned.append(mapped(outputs, Tensor.clone))
+        )
     with torch.no_grad():
         wanted = called(network.whole, example)
         found = around.outputs(example, network(*around.inputs_of(example)))
-    pairs = zip(tensors_in(wanted), tensors_in(found), strict=True)
-    try:
-        is_same = all(torch.allclose(one, other, 1e-3, 1e-5, equal_nan=True) for one, other in pairs)
-    except (RuntimeError, ValueError):  # another number of tensors, or other shapes
-        is_same = False
-    if not is_same:
+    count = len(part.links)
+    if not _is_alike((wanted, returned[:count]), (found, returned[count:])):
         raise ModelError(
             f"cannot take {', '.join(repr(link.path) for link in part.links)} of the {type(part.whole).__name__} for a "
             f"part of it: with what they return for the same inputs it gives {outline(found)} where it gave "
-            f"{outline(wanted)}, or other numbers; expected a forward that computes the same whenever it is called"
+            f"{outline(wanted)}, or other numbers on the way; expected a forward that computes the same whenever it is "
+            "called, and changes nothing in place between these modules"
         )
+
+
+def _is_alike(one: Any, other: Any) -> bool:
+    try:
+        pairs = list(zip(tensors_in(one), tensors_in(other), strict=True))
+        return all(torch.allclose(*pair, 1e-3, 1e-5, equal_nan=True) for pair in pairs)
+    except (RuntimeError, ValueError):  # another number of tensors, or other shapes
+        return False
 
 
 @torch.no_grad()
@@ -274,12 +302,16 @@ def _calls(whole: nn.Module, example: Example, modules: Sequence[str] | None) ->
     if modules is not None:
         named = {call.path: call for call in plain}
         for path in modules:
+            what = f"cannot make {path!r} of the {type(whole).__name__} part of what is searched: it is"
             if path not in named:
                 raise ModelError(
-                    f"cannot make {path!r} of the {type(whole).__name__} part of what is searched: it is "
-                    f"{_why_not(path, found, with_weights)}; expected one of {', '.join(map(repr, named)) or 'none'}"
+                    f"{what} {_why_not(path, found, with_weights)}; expected one of "
+                    f"{', '.join(map(repr, named)) or 'none'}"
                 )
-        return sorted((named[path] for path in modules), key=lambda call: call.number)
+            around = next((above for above in _above(path) if above in modules), None)
+            if around is not None:
+                raise ModelError(f"{what} inside of {around!r}, which is named too; expected one of the two")
+        return sorted((named[path] for path in {*modules}), key=lambda call: call.number)
     paths = {call.path for call in plain}
     largest = [call for call in plain if not any(above in paths for above in _above(call.path))]
     return sorted(largest, key=lambda call: call.number)
@@ -499,11 +531,12 @@ def _check_objects(number: int, image: Tensor, objects: Any) -> None:
             "float [objects, 4] and int64 [objects]; without objects [0, 4] and [0]"
         )
     rows, columns = image.shape[1:]
-    bad = (
-        (boxes[:, 2:] <= boxes[:, :2]).any(1) | (boxes < 0).any(1) | (boxes > torch.tensor([columns, rows] * 2)).any(1)
-    )
-    if bool(bad.any()):
+    starts, ends = boxes[:, :2], boxes[:, 2:]
+    good = (starts < ends).all(1) & (starts >= 0).all(1) & (ends <= ends.new_tensor([columns, rows])).all(1)
+    if not bool(good.all()):
         raise DataError(
-            f"{where}, of {rows} rows and {columns} columns: it has the box {boxes[bad][0].tolist()}; expected x1, y1, "
-            "x2, y2 in pixels, with x1 < x2 and y1 < y2, inside of the image"
+            f"{where}, of {rows} rows and {columns} columns: it has the box {boxes[~good][0].tolist()}; expected x1, "
+            "y1, x2, y2 in pixels, with x1 < x2 and y1 < y2, inside of the image"
         )
+    if bool((labels < 0).any()):
+        raise DataError(f"{where}: it has the label {int(labels.min())}; expected numbers of classes, 0 or more")
