@@ -1415,6 +1415,12 @@ ways(
     part_between=lambda _: transprune.part_of(Pieces(), (IMAGE,), ["first", "second"]),
     part_named=lambda _: transprune.part_of(Pieces(), (IMAGE,), ["third"]),
     part_inside=lambda _: transprune.part_of(Deep(), (IMAGE,), ["third", "third.0"]),
+    part_answers=lambda _: transprune.Surroundings(transprune.part_of(Pieces(), (IMAGE,))).outputs(
+        (IMAGE,), {"second": torch.zeros(1)}
+    ),
+    precision_images=lambda _: average_precisions(
+        [{"found": OBJECTS | {"scores": torch.ones(1)}, "true": OBJECTS}, {"found": OBJECTS, "true": OBJECTS}]
+    ),
     part_surrounded=lambda _: transprune.Surroundings(Pieces()),
     part_changing=lambda _: transprune.part_of(Changing(), (IMAGE,)),
     part_not_reached=lambda _: transprune.Surroundings(transprune.part_of(Pieces(), (IMAGE,))).inputs_of((3 * IMAGE,)),

@@ -121,7 +121,16 @@ class Surroundings:
         What comes before the part runs in evaluation mode in any case, as in `inputs_of`: a random choice of sizes,
         say, would be another than the one that the part was given. Norms after it do too: their weights stay as they
         are, and so do their statistics. The answers are the caller's: what changes tensors in place is given copies.
+
+        Raises:
+            ModelError: The answers are not of the part's modules.
         """
+        paths = [link.path for link in self.links]
+        if not isinstance(answers, Mapping) or any(next(tensors_in(answers.get(path)), None) is None for path in paths):
+            raise ModelError(
+                f"cannot run what is around a part of the {type(self.whole).__name__} with {outline(answers)}: "
+                f"expected what the part returns, a dict of what {', '.join(map(repr, paths))} returned"
+            )
         self.whole.to(next(tensors_in(answers)).device)
         ways = {link.path: _returning(mapped(answers[link.path], Tensor.clone)) for link in self.links}
         return self._run(inputs, ways, training=training)
@@ -438,8 +447,16 @@ def average_precisions(images: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         images: For each image what was `found` (`boxes`, `labels`, `scores`) and what is `true` (`boxes`, `labels`).
 
     Raises:
+        DataError: An image is none of these.
         ExportError: faster-coco-eval is not installed.
     """
+    for number, image in enumerate(images):
+        for side, names in (("found", (*IMAGES, "scores")), ("true", IMAGES)):
+            if not _has_tensors(image.get(side), names):
+                raise DataError(
+                    f"cannot measure average precision: {side!r} of image {number} is {outline(image.get(side))}; "
+                    f"expected a dict with tensors {', '.join(names)}"
+                )
     try:
         from faster_coco_eval import COCO, COCOeval_faster
     except ImportError as error:
@@ -484,6 +501,10 @@ def _sides(objects: Mapping[str, Tensor]) -> list[tuple[list[float], int]]:
     return list(zip(boxes.tolist(), objects["labels"].tolist(), strict=True))
 
 
+def _has_tensors(objects: Any, names: Sequence[str]) -> bool:
+    return isinstance(objects, Mapping) and all(isinstance(objects.get(name), Tensor) for name in names)
+
+
 def _on_cpu(objects: Mapping[str, Any]) -> dict[str, Tensor]:
     names = ("boxes", "labels", "scores")
     return {name: objects[name].detach().cpu() for name in names if name in objects}
@@ -522,7 +543,7 @@ def _checked(batch: Any) -> tuple[list[Tensor], list[Mapping[str, Tensor]]]:
 
 def _check_objects(number: int, image: Tensor, objects: Any) -> None:
     where = f"cannot learn from image {number} of a batch"
-    if not isinstance(objects, Mapping) or not all(isinstance(objects.get(name), Tensor) for name in IMAGES):
+    if not _has_tensors(objects, IMAGES):
         raise DataError(f"{where}: what is on it is {outline(objects)}; expected a dict with tensors boxes and labels")
     boxes, labels = (objects[name] for name in IMAGES)
     if boxes.dim() != 2 or boxes.shape[1:] != (4,) or labels.shape != boxes.shape[:1] or labels.is_floating_point():
