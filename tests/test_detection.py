@@ -323,3 +323,9 @@ def replaced_loss(detector):
     other = copy.deepcopy(detector)
     other.compute_loss = lambda *_: [torch.zeros(())]
     return other
+
+
+def test_what_is_far_off_does_not_upset_the_training():
+    wanted = {"a": torch.tensor([0.0, 20.0])}
+    near, far = (relative_distance({"a": wanted["a"] + 20.0 * times}, wanted).item() for times in (100, 200))
+    assert far < 2.1 * near
