@@ -2,12 +2,14 @@
 
 import re
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
 from documents import ROOT, blocks, pages, run_page, shown_commands
 from transprune.cli import arguments, main
+from transprune.reading.rules import RULES
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 
@@ -28,6 +30,12 @@ def commands(page):
     """All commands of a page, run or not."""
     fenced = [command for block in blocks(page) if block.language == "bash" for command in block.commands]
     return fenced + shown_commands(page)
+
+
+@pytest.fixture(autouse=True)
+def _no_rules_are_left():
+    with mock.patch.dict(RULES):
+        yield
 
 
 @pytest.fixture
