@@ -40,6 +40,8 @@ LONG = (
         "unpruned_network_to_the_golden_figures[resnet164-100",
     ),
     *(f"all_are_counted[{name}" for name in ("densenet", "efficientnet", "regnet_y", "mobilenet_v3", "convnext")),
+    *("takes_is_known_before_it_is_written[Convolving-True", "guide_to_runtimes", "peak_memory_of_a_process_is"),
+    *("a_stage_that_fails_is_said", "papers_shapes[164", "golden_figures[resnet110-10", "two_megabytes[400"),
     *("test_torchrun.py::test_a_process_that_is_killed", "guide_to_watching_a_run", "torchvision/ResNet-resnext"),
     *(
         "timm/convnext_atto",
