@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from torchvision.ops import batched_nms, box_convert
 from torchvision.transforms import v2
 
 import transprune
-from whole_job import magnitude_pruned
+from whole_job import magnitude_pruned, once
 
 SIDE = 352
 CLASSES = 80
@@ -302,26 +301,17 @@ def main() -> None:
                 evaluate_every=max(1, asked.epochs // 6),
             )
             setup = transprune.Setup(seed=asked.seed, phase=name)
-            before, began = transprune.evaluate(student, data, task=TASK), time.process_time()
+            before = transprune.evaluate(student, data, task=TASK)
             after = transprune.distill(student, teacher, data, options, task=TASK, setup=setup)
             return {
                 "macs": [space.macs(architecture), space.macs(space.full_architecture())],
                 "architecture": architecture.to_json(),
                 "before": before.to_json(),
                 "after": transprune.evaluate(after, data, task=TASK).to_json(),
-                "seconds": {"scores": scored if name == "ours" else 0.0, "training": time.process_time() - began},
+                "scores_seconds": scored if name == "ours" else 0.0,
             }
 
         once(asked.out / f"{name.replace(' ', '-').lower()}-seed-{asked.seed}.json", trained)
-
-
-def once(path: Path, find: Any) -> dict[str, Any]:
-    """What a file holds, or what is found and written to it."""
-    if not path.exists():
-        path.write_text(json.dumps(find(), indent=1), encoding="utf-8")
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    print(path.stem, {name: found[name] for name in found if name != "architecture"}, flush=True)
-    return found
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ class Meter:
     """
 
     def __init__(self, task: Task, *, training: bool = False) -> None:
-        self._task = task
+        self._task, self._training = task, training
         self._metrics = {
             name: task.metric(name) for name in task.metrics if not (training and task.metric(name).of_all)
         }
@@ -92,7 +92,7 @@ class Meter:
 
     def evaluation(self) -> Evaluation:
         """The means over the batches of all processes so far; NaN if there were none."""
-        joint = Meter(self._task, training=len(self._metrics) < len(self._task.metrics))
+        joint = Meter(self._task, training=self._training)
         for state in processes.gathered(self.state_dict()):
             joint.load_state_dict(state, torch.device("cpu"))
         told = (name for name in self._metrics if name not in joint._sums or joint._sums[name].numel())

@@ -356,8 +356,10 @@ def _why_not(path: str, calls: Sequence[_Call], with_weights: Collection[str]) -
 
 # --- the task of detectors
 
-IMAGES = ("boxes", "labels")
+TRUE = ("boxes", "labels")
 """What is known of an image, as torchvision has it: boxes [objects, 4] (x1, y1, x2, y2), labels int64 [objects]."""
+FOUND = (*TRUE, "scores")
+"""What a detector finds: how sure it is of each box, too."""
 EPSILON = 0.01
 """Keeps what hardly varies, as in a head that has not learned yet, from outweighing all else."""
 
@@ -380,8 +382,8 @@ def detection(part: Part) -> Task:
     of losses, whose sum is the loss; in evaluation mode a list of dicts with `boxes`, `labels` and `scores`. The part
     learns from what surrounds it: its matching of anchors, losses and drawing of boxes run as they are. `map50` is the
     mean over classes of the average precision at an overlap of 0.5, `map` that over overlaps of 0.5 to 0.95, as for
-    COCO, both in percent. A student learns from the objects, and what the teacher's part returns: the mean of the
-    squared differences, each relative to the variance of the teacher's tensor.
+    COCO, both in percent. A student learns from the objects, and what the teacher's part returns
+    (`relative_distance`).
 
     Needs `transprune[detection]` to measure.
 
@@ -453,7 +455,7 @@ def average_precisions(images: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         ExportError: faster-coco-eval is not installed.
     """
     for number, image in enumerate(images):
-        for side, names in (("found", (*IMAGES, "scores")), ("true", IMAGES)):
+        for side, names in (("found", FOUND), ("true", TRUE)):
             if not _has_tensors(image.get(side), names):
                 raise DataError(
                     f"cannot measure average precision: {side!r} of image {number} is {outline(image.get(side))}; "
@@ -508,8 +510,7 @@ def _has_tensors(objects: Any, names: Sequence[str]) -> bool:
 
 
 def _on_cpu(objects: Mapping[str, Any]) -> dict[str, Tensor]:
-    names = ("boxes", "labels", "scores")
-    return {name: objects[name].detach().cpu() for name in names if name in objects}
+    return {name: objects[name].detach().cpu() for name in FOUND if name in objects}
 
 
 def _kept_last(compute: Callable[..., Found]) -> Callable[..., Found]:
@@ -545,9 +546,9 @@ def _checked(batch: Any) -> tuple[list[Tensor], list[Mapping[str, Tensor]]]:
 
 def _check_objects(number: int, image: Tensor, objects: Any) -> None:
     where = f"cannot learn from image {number} of a batch"
-    if not _has_tensors(objects, IMAGES):
+    if not _has_tensors(objects, TRUE):
         raise DataError(f"{where}: what is on it is {outline(objects)}; expected a dict with tensors boxes and labels")
-    boxes, labels = (objects[name] for name in IMAGES)
+    boxes, labels = (objects[name] for name in TRUE)
     if boxes.dim() != 2 or boxes.shape[1:] != (4,) or labels.shape != boxes.shape[:1] or labels.is_floating_point():
         raise DataError(
             f"{where}: its boxes are {outline(boxes)} and its labels {outline(labels)} of {labels.dtype}; expected "
