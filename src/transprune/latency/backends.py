@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from transprune.errors import LatencyError, OptionError, expected_one_of, first_line
 from transprune.exports.runtimes import RUNTIMES, Files, Runtime, find_runtime
-from transprune.latency.operator_networks import operator_inputs, operator_module, operator_onnx
-from transprune.latency.timed_operators import TimedOperator
+from transprune.latency.timed_operators import TimedOperator, operator_inputs, operator_module, operator_onnx
 from transprune.options import LatencyOptions
 from transprune.reading.networks import switched
 from transprune.reading.trace import Example, Flat, silent
