@@ -33,6 +33,7 @@ import transprune
 import transprune.runs
 from fake_run import fake_run
 from hard_networks import FlattenedToANumber
+from scene_folders import write_coco, write_yolo
 from small_networks import ConvNorm, example, plain, staged
 from transprune import space as spaces
 from transprune.architecture import Architecture
@@ -51,6 +52,7 @@ from transprune.data import (
     make_loader,
     split_halves,
 )
+from transprune.data.scenes import load_scenes
 from transprune.data.texts import load_texts
 from transprune.exports.formats import check_agreement, check_pt2, export_program, onnx_bytes, pt2_bytes, quantised_onnx
 from transprune.exports.runtimes import RUNTIMES, ExecuTorch, OpenVino, check_files, find_runtime
@@ -72,7 +74,7 @@ from transprune.reports.run_record import read_record
 from transprune.reports.watch import watch_server
 from transprune.runs import RunOptions, Tracking, open_run, plan_run, prepare, resume_run
 from transprune.runs.compression import _probabilities, derive_run
-from transprune.runs.material import _check_images, collect, data_of, known_file_size, task_of
+from transprune.runs.material import _check_images, collect, data_of, detector_of, known_file_size, task_of
 from transprune.runs.phases import load_teacher
 from transprune.runs.run_options import preset_options, read_config
 from transprune.runs.steps import measure_step, teach_step
@@ -597,6 +599,75 @@ ways(
         plain(), LoaderData(train=[BATCH], test=[BATCH], example=example()), task=transprune.text_classification()
     ),
     labels_of_tokens=lambda _: token_classification().loss(torch.zeros(2, 3), torch.zeros(3, dtype=torch.long)),
+)
+
+
+def scenes(write, after=lambda _: None, size=None, **changes):
+    """Loads images with boxes from a folder that is written, and then changed, in the place."""
+
+    def provoke(place):
+        after(write(place, **changes))
+        load_scenes(f"{write.__name__.removeprefix('write_')}:{place}", image_size=size)
+
+    return provoke
+
+
+def coco_file(content):
+    """Puts another file in the place of the annotations to learn from."""
+    return lambda place: (place / "annotations" / "instances_train2017.json").write_text(content)
+
+
+def without_yaml(place):
+    with mock.patch.dict(sys.modules, {"yaml": None}):
+        scenes(write_yolo)(place)
+
+
+def detecting(place, data="coco:{}", task="detection", model="net.py:build"):
+    write_coco(place)
+    detector_of(replace(preset_options("quick"), model=model, data=data.format(place), task=task))
+
+
+def detecting_odd_batches(place):
+    (place / "net.py").write_text("import torch\ndef data():\n    return [torch.zeros(2)], [torch.zeros(2)]\n")
+    detecting(place, data="{}/net.py:data")
+
+
+ANNOTATIONS = "annotations/instances_train2017.json"
+ways(
+    scenes_folder=lambda place: load_scenes(f"coco:{place}/none"),
+    scenes_channels=scenes(write_coco, size=(1, 32, 32)),
+    scenes_empty=scenes(write_coco, count=1, iscrowd=1),
+    scenes_image=scenes(write_yolo, lambda place: (place / "images" / "train" / "0.png").write_text("no image")),
+    scenes_box=scenes(write_coco, bbox=[40, 4, 16, 8]),
+    scenes_order=scenes(write_coco, bbox=[24, 4, -16, 8]),
+    scenes_parts=scenes(write_coco, lambda place: (place / ANNOTATIONS).unlink()),
+    scenes_image_unknown=scenes(write_coco, image_id=99),
+    scenes_category=scenes(write_coco, category_id=9),
+    scenes_malformed=scenes(write_coco, coco_file('{"images": []}')),
+    scenes_nothing=scenes(write_coco, coco_file('{"images": [], "annotations": [], "categories": []}')),
+    scenes_image_lost=scenes(write_coco, lambda place: (place / "train" / "2.png").unlink()),
+    scenes_size=scenes(write_coco, lambda place: Image.new("RGB", (9, 9)).save(place / "val" / "1.png")),
+    scenes_no_file=scenes(
+        write_coco, lambda place: ((place / ANNOTATIONS).unlink(), (place / ANNOTATIONS).mkdir(parents=True))
+    ),
+    yolo_names=scenes(write_yolo, described="train: images/train\nval: images/val\nnames: 2\n"),
+    yolo_parts=scenes(write_yolo, described="train: images/train\nnames: [a, b]\n"),
+    yolo_library=without_yaml,
+    yolo_no_yaml=scenes(write_yolo, lambda place: (place / "data.yaml").unlink()),
+    yolo_no_yaml_inside=scenes(write_yolo, described="train: [images\n"),
+    yolo_list=scenes(write_yolo, described="- a\n"),
+    yolo_no_part=scenes(write_yolo, described="train: pictures\nval: images/val\nnames: [a, b]\n"),
+    yolo_no_images=scenes(write_yolo, described="train: labels/train\nval: images/val\nnames: [a, b]\n"),
+    yolo_class=scenes(write_yolo, line="0 0.5 0.5 0.1 0.1\n2 0.5 0.5 0.1 0.1\n"),
+    yolo_pixels=scenes(write_yolo, line="0 24 16 8 8\n"),
+    yolo_line=scenes(write_yolo, line="0 0.5 0.5 0.1\n"),
+    yolo_encoding=scenes(write_yolo, lambda place: (place / "labels" / "train" / "0.txt").write_bytes(b"\xff\xfe0")),
+    detection_data=lambda place: detecting(place, data="digits"),
+    detection_batches=detecting_odd_batches,
+    detection_task=lambda place: data_of(
+        replace(preset_options("quick"), model="net.py:build", data=f"coco:{place}", task=None)
+    ),
+    detection_masks=lambda place: detecting(place, model="torchvision:maskrcnn_resnet50_fpn"),
 )
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from transprune.data import MemorySplit as MemorySplit
     from transprune.data import load_data as load_data
     from transprune.data import make_loader as make_loader
+    from transprune.data.scenes import load_scenes as load_scenes
     from transprune.data.texts import load_texts as load_texts
     from transprune.errors import TranspruneError as TranspruneError
     from transprune.exports.load import load as load

@@ -40,7 +40,7 @@ class Job(RunOptions):
     task: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """What it is for, if not to tell images apart: regression, multi_label, causal-lm or FILE.py:FUNCTION, say.
     multi_label is for images with several classes each, or none; text-classification and token-classification are known
-    too; a function of yours makes a `transprune.Task`."""
+    too, and detection (with coco:DIR or yolo:DIR); a function of yours makes a `transprune.Task`."""
     weights: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     image_size: Annotated[tuple[int, int, int] | None, tyro.conf.arg(metavar="CHANNELS ROWS COLUMNS")] = None
     mean: Annotated[Normalisation | None, tyro.conf.arg(metavar="NUMBERS|WORD")] = None

@@ -90,6 +90,8 @@ def _from_torchvision(name: str, classes: int, image_channels: int) -> nn.Module
     from torchvision import models
 
     known = models.list_models(module=models)
+    if name in models.list_models(module=models.detection):
+        return _detector(name, classes)
     if name not in known:
         raise ModelError(f"cannot build the model 'torchvision:{name}': {expected_one_of(name, known)}")
     if image_channels != 3:
@@ -98,6 +100,19 @@ def _from_torchvision(name: str, classes: int, image_channels: int) -> nn.Module
             f"bring the images to 3 (--image-size 3 ROWS COLUMNS), or use timm:NAME or FILE.py:FUNCTION"
         )
     model: nn.Module = models.get_model(name, weights=None, num_classes=classes)
+    return model
+
+
+def _detector(name: str, classes: int) -> nn.Module:
+    """A detector of torchvision, of whose classes the first is the background."""
+    from torchvision import models
+
+    if name.startswith(("maskrcnn", "keypointrcnn")):
+        raise ModelError(
+            f"cannot build the model 'torchvision:{name}': it learns from more than boxes; expected a function that "
+            "builds it (FILE.py:FUNCTION), with data of your own that hold masks or keypoints"
+        )
+    model: nn.Module = models.get_model(name, weights=None, weights_backbone=None, num_classes=classes)
     return model
 
 
@@ -175,7 +190,8 @@ def _published(name: str) -> Any:
 
     library, _, rest = name.rpartition(":")
     plain = rest if library == "torchvision" else name.removesuffix(STRIDED) if name in NAMES else ""
-    return getattr(models.get_model_weights(plain), "DEFAULT", None) if plain in models.list_models(models) else None
+    known = (*models.list_models(models), *models.list_models(models.detection))
+    return getattr(models.get_model_weights(plain), "DEFAULT", None) if plain in known else None
 
 
 def _from_user(name: str, *, classes: int | None, image_channels: int | None) -> nn.Module:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from transprune.budget import Budget, limits_of, points
 from transprune.costs import Cost, FileSize, with_kinds
 from transprune.data import ImageData, LoaderData, Split, halves_of, load_data
 from transprune.data.encoded_images import sample_places
+from transprune.data.scenes import is_scenes, load_scenes
 from transprune.data.sources import NAMED_STATISTICS, normalised
 from transprune.data.texts import is_texts, load_texts
 from transprune.errors import DataError, ModelError, OptionError, RunFolderError, expected_one_of
@@ -35,8 +36,9 @@ from transprune.runtime import RunFolder, UserFunction, announce, processes, see
 from transprune.runtime.structures import copied, outline
 from transprune.space import SearchSpace
 from transprune.tas.derivation import check_attainable
-from transprune.training.batches import Data, as_data, example_of, feed
+from transprune.training.batches import Data, as_data, example_of, feed, is_pair
 from transprune.training.evaluation import answers, evaluate_batches, evaluation_mode
+from transprune.training.parts import Part, detection, part_of, resize_to
 from transprune.training.tasks import READY, Task, classification, each_logits
 
 if TYPE_CHECKING:
@@ -135,8 +137,10 @@ def collect(
     if options.compress is not None:
         _check_trained(options)
     budgets = tuple(Budget.parse(text) for text in dict.fromkeys(itertools.chain(*points(options.budget))))
-    task = task_of(options) if given is None else given.task
     announce(f"data: reading {options.data}")
+    if given is None and options.task == DETECTION:
+        given = detector_of(options)
+    task = task_of(options) if given is None else given.task
     data = data_of(options, begun_in) if given is None else given.data
     if isinstance(data, ImageData) and options.compress is None:
         _check_images(options, data)
@@ -370,8 +374,9 @@ def task_of(options: RunOptions) -> Task:
         return READY[options.task]()
     _check_named(options.task, "task")
     if ":" not in options.task:
+        known = (*READY, DETECTION)
         raise OptionError(
-            f"cannot make the task {options.task!r}: {expected_one_of(options.task, READY)}, or FILE.py:FUNCTION"
+            f"cannot make the task {options.task!r}: {expected_one_of(options.task, known)}, or FILE.py:FUNCTION"
         )
     function = UserFunction(name=options.task, purpose="make the task", error=OptionError)
     with function.imported() as make, function.reported("calling it"):
@@ -394,16 +399,66 @@ def _check_named(name: str, what: str) -> None:
         )
 
 
-def _own_data(options: RunOptions) -> Data:
+def _own_data(options: RunOptions) -> Any:
     """What a function of the user gives.
 
     Raises:
-        DataError: The function is missing or fails, or gives no data.
+        DataError: The function is missing or fails.
     """
     function = UserFunction(name=options.data, purpose="load the data", error=DataError)
     with function.imported() as make, function.reported("calling it"):
-        found = make()
-    return as_data(found, task_of(options))
+        return make()
+
+
+DETECTION = "detection"
+"""The task of detectors, whose whole is trained, and of which a part is searched."""
+LARGEST_BATCH = 16
+"""Images with boxes in a batch, at most."""
+
+
+def detector_of(options: RunOptions) -> Given:
+    """The part of a detector that is searched, with its task and the images with boxes that the options name.
+
+    Raises:
+        DataError: The data cannot be read.
+        ModelError: The detector cannot be built, or no part of it can be traced.
+        OptionError: The data have no boxes.
+    """
+    scenes, batches = None, None
+    if is_scenes(options.data):
+        size = min(options.distill.batch_size, LARGEST_BATCH)
+        scenes = load_scenes(options.data, image_size=options.image_size, batch_size=size, augmentation=options.augment)
+    elif is_user_data(options.data):
+        batches = _own_data(options)
+    else:
+        raise OptionError(
+            f"cannot detect objects on {options.data!r}: expected images with boxes, coco:DIR or yolo:DIR, or data of "
+            "your own (FILE.py:FUNCTION)"
+        )
+    images = _first_images(batches) if scenes is None else scenes.images
+    with seeded(options.seed, "model"):
+        if scenes is None:
+            whole = build_model(options.model, classes=None, image_channels=None)
+        else:
+            whole = build_model(options.model, classes=scenes.classes, image_channels=scenes.size[0])
+            resize_to(whole, scenes.size)
+    part = part_of(whole, (images,))
+    task = detection(part)
+    return Given(model=part, data=as_data((scenes.train, scenes.test) if scenes else batches, task), task=task)
+
+
+def _first_images(batches: Any) -> list[Tensor]:
+    """An image of data of the user's, as a detector takes them."""
+    train = batches.train if isinstance(batches, LoaderData) else batches[0] if is_pair(batches) else batches
+    with seeded(0, "example"):
+        first = next(iter(train))
+    images = first[0] if isinstance(first, tuple | list) and first else first
+    if not isinstance(images, list | tuple) or not images:
+        raise DataError(
+            f"cannot detect objects on batches such as {outline(first)}: expected a list of images and a list of what "
+            "is on each, as torchvision's detectors take them"
+        )
+    return list(images[:1])
 
 
 def _texts(options: RunOptions) -> LoaderData:
@@ -447,8 +502,13 @@ def data_of(options: RunOptions, begun_in: RunFolder | None = None) -> Data:
         RunFolderError: The classes differ from those that the run began with.
     """
     _check_named(options.data, "data")
+    if is_scenes(options.data):
+        raise OptionError(
+            f"cannot use the images with boxes of {options.data!r} for the task "
+            f"{options.task or 'of telling images apart'}: expected --task {DETECTION}"
+        )
     if is_user_data(options.data):
-        return _own_data(options)
+        return as_data(_own_data(options), task_of(options))
     if is_texts(options.data):
         return _texts(options)
     begun = None if begun_in is None else read_begun(begun_in)
@@ -517,17 +577,26 @@ def network_and_example(name: str, data: str, *, task: str | None, length: int) 
     """
     options = replace(preset_options(DEFAULT_PRESET), model=name, data=data, task=task)
     options = replace(options, length=length or options.length)
+    if task == DETECTION:
+        given = detector_of(options)
+        return given.model, example_of(given.data)
     found = data_of(options)
     return model_of(options, found), example_of(found)
 
 
 def weights_of(options: RunOptions, model: nn.Module, data: Data) -> Weights | None:
-    """The weights in the file that the options name, as far as they fit; of published ones all but the classifier."""
+    """The weights in the file that the options name, as far as they fit; of published ones all but the classifier.
+
+    Files hold a whole detector, of which the network is a part.
+    """
     if options.weights is not None and options.weights.startswith(IN_PYTHON):
         return Weights(tensors=dict(model.state_dict()))
     if options.weights is not None:
         tensors, source = _given_tensors(options, data.image_size[0] if isinstance(data, ImageData) else 3)
         is_partial = options.weights_partial or (options.weights == PRETRAINED and options.compress is None)
+        if isinstance(model, Part):
+            found = fit_weights(tensors, model.whole, source=source, partial=is_partial)
+            return replace(found, tensors={f"whole.{name}": tensor for name, tensor in found.tensors.items()})
         return fit_weights(tensors, model, source=source, partial=is_partial)
     if options.weights_partial:
         raise OptionError("cannot use --weights-partial alone: expected a file to take what fits from (--weights FILE)")

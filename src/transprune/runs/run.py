@@ -22,7 +22,16 @@ from transprune.latency.measurement import load_model
 from transprune.models.weights import Weights
 from transprune.reading.reading import Reading, read, read_for
 from transprune.reading.trace import Example
-from transprune.runs.material import data_of, known_file_size, model_of, task_of, weights_of
+from transprune.runs.material import (
+    DETECTION,
+    Given,
+    data_of,
+    detector_of,
+    known_file_size,
+    model_of,
+    task_of,
+    weights_of,
+)
 from transprune.runs.run_options import MakeTracker, RunOptions, Safety
 from transprune.runtime import (
     Checkpoints,
@@ -104,17 +113,22 @@ class Run:
     @cached_property
     def data(self) -> Data:
         """The data set, read as it was when the run began."""
-        return data_of(self.options, self.folder)
+        return data_of(self.options, self.folder) if self._detector is None else self._detector.data
+
+    @cached_property
+    def _detector(self) -> Given | None:
+        """The network, data and task of a detector, which are made together."""
+        return detector_of(self.options) if self.options.task == DETECTION else None
 
     @cached_property
     def task(self) -> Task:
         """What the networks are trained for."""
-        return task_of(self.options)
+        return task_of(self.options) if self._detector is None else self._detector.task
 
     @cached_property
     def model(self) -> nn.Module:
         """The unpruned network with new weights."""
-        return model_of(self.options, self.data)
+        return model_of(self.options, self.data) if self._detector is None else self._detector.model
 
     @cached_property
     def weights(self) -> Weights | None:

@@ -43,7 +43,8 @@ class RunOptions:
     network of transformers; FILE.py:FUNCTION or package.module:FUNCTION, whose code is run."""
     data: str
     """What it classifies: digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR or parquet:DIR; text:FILE_OR_FOLDER or
-    hf-dataset:FOLDER_OR_NAME for hf: networks of texts; or your own FILE.py:FUNCTION."""
+    hf-dataset:FOLDER_OR_NAME for hf: networks of texts; coco:DIR or yolo:DIR for detectors; or your own
+    FILE.py:FUNCTION."""
     budget: tuple[str, ...]
     """What the smaller network may cost: macs=0.5 (a share), macs=20.4M, params=100K, latency=4ms or file=64KB, the
     size of student.onnx (absolute). Given several times, all hold. One may name several amounts, macs=0.3,0.5,0.7: a
@@ -52,7 +53,7 @@ class RunOptions:
     """Recipe whose figures the options below start from: quick, demo, short, medium, paper-cifar or paper-imagenet."""
     task: str | None = None
     """What the networks are trained for, if not to tell images apart: multi_label (images with several classes each, or
-    none), regression, causal-lm, text-classification or token-classification, or FILE.py:FUNCTION or
+    none), regression, causal-lm, text-classification, token-classification or detection, or FILE.py:FUNCTION or
     package.module:FUNCTION, a function of yours that makes a `transprune.Task`."""
     seed: int = 0
     """The same seed on the same machine gives the same result."""

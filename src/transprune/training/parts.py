@@ -431,6 +431,16 @@ def detection(part: Part) -> Task:
     )
 
 
+def resize_to(whole: nn.Module, size: tuple[int, int, int]) -> None:
+    """Lets a detector of torchvision take images at a size (channels, rows, columns), instead of enlarging them.
+
+    One with a size of its own, as SSD has, keeps that.
+    """
+    transform = getattr(whole, "transform", None)
+    if transform is not None and getattr(transform, "fixed_size", 0) is None:
+        transform.min_size, transform.max_size = (min(size[1:]),), max(size[1:])
+
+
 def relative_distance(outputs: Any, wanted: Any) -> Tensor:
     """The mean over tensors of the squared difference, relative to the variance of what is wanted.
 

@@ -28,6 +28,7 @@ from transprune.runtime import UserFunction, processes
 from transprune.runtime.structures import SampleAxes
 from transprune.training.batches import Batch
 from transprune.training.faults import Sentinel
+from transprune.training.parts import Part
 
 Recipe = TypeVar("Recipe", bound=TrainingOptions | SearchOptions)
 
@@ -36,8 +37,9 @@ def settled(options: Recipe, network: nn.Module) -> Recipe:
     """The options with the optimizer, the learning rate and the hints that they leave to the kind of network.
 
     Networks normed as transformers are (by LayerNorm or RMSNorm, also those of other libraries, rather than by batch
-    norms) learn by AdamW, all others by SGD. Those with batch norms learn from hints: without norms a step along hints
-    is easily too long, and transformers were not seen to gain.
+    norms) learn by AdamW, and so do parts of detectors and the like, whose losses are steep; all others by SGD. Those
+    with batch norms learn from hints: without norms a step along hints is easily too long, and transformers were not
+    seen to gain.
     """
     optimizer = options.optimizer or usual_optimizer(network)[0]
     usual = options.usual_rates.get(optimizer, options.usual_rates["sgd"])
@@ -57,6 +59,8 @@ def _norms(network: nn.Module) -> tuple[int, int]:
 
 def usual_optimizer(network: nn.Module) -> tuple[str, str]:
     """The optimizer that suits a network, and why."""
+    if isinstance(network, Part):
+        return "adamw", "it learns by the losses of the whole that it is a part of, which may be steep"
     tokens, batches = _norms(network)
     counted = f"it has {tokens} layer or RMS norms and {batches} batch norms"
     if tokens > batches:
