@@ -290,6 +290,28 @@ def test_help_and_mistakes_are_answered_before_anything_heavy_is_imported(argume
     assert not HEAVY & set(imported)
 
 
+SAYS_FIRST = """
+import sys
+from transprune.cli import main
+class Said:
+    def write(self, text):
+        if text.strip():
+            print(text, "torch" in sys.modules, file=sys.__stdout__)
+            sys.exit(0)
+    def flush(self):
+        pass
+sys.stderr = Said()
+main({arguments!r})
+"""
+
+
+@pytest.mark.parametrize("arguments", [["inspect", "resnet20"], ["compare", "runs/a"], ["measure", "runs/a"]])
+def test_a_command_says_a_word_before_torch_is_loaded(arguments):
+    ask = [sys.executable, "-c", SAYS_FIRST.format(arguments=arguments)]
+    done = subprocess.run(ask, check=True, capture_output=True, text=True)
+    assert done.stdout == "transprune: starting False\n"
+
+
 def test_a_name_that_a_package_offers_is_no_module_of_it():
     for package in (transprune, transprune.runs, transprune.runtime):
         modules = {module.name for module in pkgutil.iter_modules(package.__path__)}

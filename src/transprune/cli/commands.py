@@ -250,12 +250,14 @@ class InspectCommand:
 
     def __call__(self) -> None:
         from transprune.reading.inspection import inspect, ties_of
+        from transprune.runtime import announce
 
         if min(self.input_size) < 1 or self.num_classes < 1 or self.length < 0:
             raise OptionError(
                 f"cannot inspect with --input-size {self.input_size}, --num-classes {self.num_classes} and --length "
                 f"{self.length}: expected numbers of at least 1"
             )
+        announce(f"reading {self.model}")
         model, example = self._read()
         space = inspect(
             model,

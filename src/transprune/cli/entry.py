@@ -142,10 +142,11 @@ def _call(command: Any) -> None:
 
     A command is one of `arguments.COMMANDS`; calling it does the work, as `jobs.RunCommand.__call__` does for `run`.
     """
-    from transprune.cli.commands import DistillCommand, OnDevice
+    from transprune.cli.commands import DistillCommand
+    from transprune.cli.completion import CompletionCommand
     from transprune.cli.jobs import CompressCommand, Job, ResumedCompress, ResumedRun
 
-    if isinstance(command, (Job, OnDevice)) and os.environ.get("RANK", "0") == "0":
+    if not isinstance(command, CompletionCommand) and os.environ.get("RANK", "0") == "0":
         print("transprune: starting", file=sys.stderr, flush=True)  # torch takes seconds to load
     from transprune.runtime import processes  # heavy, and not needed to show help
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transprune.architecture import Architecture
 from transprune.costs import COSTS
-from transprune.latency.stopwatch import Latency
-from transprune.models.hugging_face import Origin
 from transprune.reports.words import (
     amount,
     compact,
@@ -22,13 +20,16 @@ from transprune.reports.words import (
     spent,
     timed_in,
 )
-from transprune.runs.run import Run, costs_in
 from transprune.runtime import RunFolder, print_table, read_journal
 from transprune.runtime.files import disk_errors
 from transprune.space import DepthStage, SearchSpace, WidthGroup
-from transprune.tas.derivation import least_cost
 from transprune.tas.probabilities import UNDECIDED
-from transprune.training.evaluation import Evaluation
+
+if TYPE_CHECKING:  # seconds of importing, which a table of finished runs need not wait for
+    from transprune.latency.stopwatch import Latency
+    from transprune.models.hugging_face import Origin
+    from transprune.runs.run import Run
+    from transprune.training.evaluation import Evaluation
 
 
 def network_figures(
@@ -252,6 +253,8 @@ def _kept(stage: DepthStage, architecture: Architecture) -> str:
 
 def show_derived(folder: RunFolder) -> None:
     """Prints what a derivation chose, and how to go on."""
+    from transprune.runs.run import costs_in
+
     space = SearchSpace.from_json(folder.read_json("space.json"))
     architecture = Architecture.from_json(folder.read_json("architecture.json"))
     for cost in costs_in(folder, space).values():
@@ -319,6 +322,8 @@ def layer_costs(space: SearchSpace) -> list[tuple[str, str, int, int]]:
 
 def attainable(space: SearchSpace) -> dict[str, tuple[int, int]]:
     """The least and the unpruned cost by kind."""
+    from transprune.tas.derivation import least_cost
+
     full = space.full_architecture()
     return {kind: (least_cost(space, cost), space.cost(cost, full)) for kind, cost in COSTS.items()}
 
