@@ -1,5 +1,6 @@
 """The command line: help on one screen, every option within reach, words that are nearly right, completion."""
 
+import logging
 import os
 import pkgutil
 import re
@@ -370,3 +371,14 @@ def test_no_character_ends_a_command_on_a_terminal_or_pipe_of_another_encoding(e
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
     assert done.stdout.strip() == written
+
+
+def test_a_warning_fits_the_terminal_and_stays_whole_elsewhere(capsys, monkeypatch):
+    warned = " ".join(["a warning of many words"] * 9)
+    for is_terminal in (False, True):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda is_terminal=is_terminal: is_terminal)
+        with explaining():
+            logging.getLogger("transprune.run").warning("%s", warned)
+        lines = capsys.readouterr().err.splitlines()
+        assert " ".join(line.strip() for line in lines) == warned
+        assert (max(map(len, lines)) <= 80) is is_terminal

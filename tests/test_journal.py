@@ -237,6 +237,19 @@ def test_a_table_on_a_terminal_shows_every_cell_as_it_is(monkeypatch):
         assert text in terminal.getvalue()
 
 
+def test_a_table_on_a_narrow_terminal_breaks_texts_and_no_figure(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    texts, figures = ["a" * 50, "4 8 12 " * 12], ["40,813,194", "123.46 MB", "1.234 ms", "99.20 %"]
+    print_table("Costs", ["layer", "candidates", "macs", "file", "median", "top-1"], [[*texts, *figures]])
+    lines = terminal.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert all(any(figure in line for line in lines) for figure in figures)
+    assert terminal.getvalue().count("a") - "layer candidates macs median".count("a") == 50
+
+
 def test_a_table_without_rows_shows_its_heading(capsys):
     print_table("", ["layer", "width"], [])
     assert capsys.readouterr().out == "layer  width\n-----  -----\n"

@@ -212,4 +212,6 @@ def test_a_run_measures_searches_and_reports_in_milliseconds(run, fake, monkeypa
     content = runs.measure_step(again, MeasureOptions(batch_size=2, repeats=5, seconds=0.1))
     assert folder.read_json("measurements.json") == content
     runs.show_measurements(content)
-    assert "quartiles (ms)" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].split("  ")[1:4] == ["network", "median (ms)", "quartiles (ms)"]
+    assert max(map(len, lines)) <= 80

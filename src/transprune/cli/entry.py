@@ -6,9 +6,7 @@ import io
 import logging
 import os
 import select
-import shutil
 import sys
-import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
@@ -18,6 +16,7 @@ from transprune import __version__
 from transprune.cli import INTERRUPTED
 from transprune.errors import StoppedError, TranspruneError
 from transprune.runtime import Terminated, keep_kernels, raising_on_sigterm
+from transprune.runtime.environment import fitted
 
 FAILED = 2
 """Exit code after an error with a message."""
@@ -32,8 +31,8 @@ def explaining() -> Iterator[None]:
     """Turns errors and stops into messages and exit codes, and prints warnings."""
     logger = logging.getLogger("transprune")
     logger.setLevel(logging.INFO)
-    assert logging.lastResort is not None  # the handler that prints warnings on standard error
-    logger.addHandler(logging.lastResort)
+    warnings = _Warnings(logging.WARNING)
+    logger.addHandler(warnings)
     try:
         with raising_on_sigterm(), _closed_output():
             yield
@@ -50,17 +49,19 @@ def explaining() -> Iterator[None]:
         print(INTERRUPTED, file=sys.stderr)
         sys.exit(STOPPED["SIGTERM" if isinstance(error, Terminated) else "SIGINT"])
     finally:
-        logger.removeHandler(logging.lastResort)
+        logger.removeHandler(warnings)
+
+
+class _Warnings(logging.Handler):
+    """Prints warnings on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(fitted(self.format(record), sys.stderr), file=sys.stderr)
 
 
 def _say(error: Exception) -> None:
-    """Prints an error, on a terminal in lines that fit it, broken between words alone."""
-    lines = f"transprune: {error}".splitlines()
-    if sys.stderr.isatty():
-        width = shutil.get_terminal_size().columns
-        wrapper = textwrap.TextWrapper(width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-        lines = list(map(wrapper.fill, lines))
-    print("\n".join(lines), file=sys.stderr)
+    """Prints an error."""
+    print(fitted(f"transprune: {error}", sys.stderr), file=sys.stderr)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import copy
 import itertools
 import statistics
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
@@ -35,7 +34,7 @@ from transprune.runs.phases import DISTILL, SEARCH, TEACHER, Course, Start, Trai
 from transprune.runs.preparation import check_asked, chosen_optimizers
 from transprune.runs.run_options import RunOptions
 from transprune.runtime import RunFolder, announce, choose_device, print_table, processes, seeded
-from transprune.runtime.terminal import duration
+from transprune.runtime.terminal import duration, say
 from transprune.searching.contenders import CONTENDERS
 from transprune.shrinking.shrink import shrink
 from transprune.space import Fixed
@@ -349,17 +348,13 @@ def foretell(material: Material, device: torch.device, folder: RunFolder, *, sea
         return
     named = [f"{course.folder} {phase.name} {_epochs(course, phase)}".strip() for course, phase in waiting]
     after = "" if search_only else "; then evaluation, export and report"
-    announce(textwrap.fill(f"epochs: {', '.join(named)}{after}", LINE, break_on_hyphens=False))
+    announce(f"epochs: {', '.join(named)}{after}")
     if sys.stderr is None or not sys.stderr.isatty():
         return
     with processes.alone():
         seconds = _estimated(replace(material, model=copy.deepcopy(material.model)), device, waiting)
     if seconds is not None:
         announce(f"about {duration(seconds)} of training on {device}, as a few steps of each phase took")
-
-
-LINE = 80
-"""Columns of a terminal that is not wide."""
 
 
 def _epochs(course: Course, phase: TrainingPhase) -> int:
@@ -411,35 +406,30 @@ def _budgets(material: Material) -> tuple[PlannedBudget, ...]:
     return tuple(found)
 
 
-def _say(line: str) -> None:
-    """Prints a line, broken where a terminal that is not wide would break it."""
-    print(textwrap.fill(line, LINE, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False))
-
-
 def show_plan(plan: Plan) -> None:
     """Prints a plan."""
-    _say(f"{plan.model} on {plan.data}: a plan, nothing is written")
+    say(f"{plan.model} on {plan.data}: a plan, nothing is written")
     if plan.image_size:
         size = " × ".join(map(str, plan.image_size))
         images = f"{plan.training_images:,} training and {plan.test_images:,} test images"
-        _say(f"data: {images} of {size}, {plan.classes} classes")
+        say(f"data: {images} of {size}, {plan.classes} classes")
     if plan.mean and plan.std:
         mean, std = (", ".join(f"{value:.4g}" for value in figures) for figures in (plan.mean, plan.std))
-        _say(f"normalised by mean {mean} and std {std} (--mean, --std)")
+        say(f"normalised by mean {mean} and std {std} (--mean, --std)")
     if plan.left_out:
-        _say(f"left out: {plan.left_out}")
+        say(f"left out: {plan.left_out}")
     if plan.divided:
-        _say(f"divided: {plan.divided}")
+        say(f"divided: {plan.divided}")
     if plan.teacher:
-        _say(f"teacher: {plan.teacher}")
+        say(f"teacher: {plan.teacher}")
         for doubt in plan.teacher.doubts:
-            _say(f"look at this first: {doubt}")
+            say(f"look at this first: {doubt}")
     if plan.optimizers:
-        _say(plan.optimizers)
-    _say(f"to choose: {plan.groups} widths and {plan.stages} depths, {plan.architectures:.3g} architectures")
+        say(plan.optimizers)
+    say(f"to choose: {plan.groups} widths and {plan.stages} depths, {plan.architectures:.3g} architectures")
     for reason in dict.fromkeys(fixed.reason for fixed in plan.fixed):
         first, *others = [fixed.name for fixed in plan.fixed if fixed.reason == reason]
-        _say(f"fixed: {first}{f' and {len(others)} more' if others else ''}: {reason}")
+        say(f"fixed: {first}{f' and {len(others)} more' if others else ''}: {reason}")
     print_table(
         "",
         ["budget", "target", "unpruned", "smallest attainable"],
@@ -466,6 +456,6 @@ def show_plan(plan: Plan) -> None:
         notes.setdefault(phase.note, []).append(f"{phase.folder} {phase.phase}".strip())
     for note, phases in notes.items():
         if note:
-            _say(f"{', '.join(phases)}: {note}")
+            say(f"{', '.join(phases)}: {note}")
     if plan.seconds is not None:
-        _say(f"about {duration(plan.seconds)} in all, and then evaluation, export and report")
+        say(f"about {duration(plan.seconds)} in all, and then evaluation, export and report")

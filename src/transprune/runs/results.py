@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +23,7 @@ from transprune.reports.words import (
 )
 from transprune.runtime import RunFolder, print_table, read_journal
 from transprune.runtime.files import disk_errors
+from transprune.runtime.terminal import say
 from transprune.space import DepthStage, SearchSpace, WidthGroup
 from transprune.tas.probabilities import UNDECIDED
 
@@ -63,14 +65,14 @@ def show_results(folder: RunFolder) -> None:
     title = f"{named(result['model'])} on {named(result['data'])}, {asked}"
     print_table(title, ["", "teacher", "student", "change"], _rows(result))
     if not result.get("is_trained", True):
-        print("nothing was trained: the student has the teacher's weights, cut and fitted to the samples")
+        say("nothing was trained: the student has the teacher's weights, cut and fitted to the samples")
     if "top1" not in student and "agreement" in result:
-        print(f"without labels: the student answers as the teacher on {result['agreement']:.1f} % of the images")
-    print(f"latency: the median time of a batch {timed_in(student)}")
+        say(f"without labels: the student answers as the teacher on {result['agreement']:.1f} % of the images")
+    say(f"latency: the median time of a batch {timed_in(student)}")
     for budget in budgets:
         actual, target, how = spent(budget), budget["target"], how_spent(budget)
         kept, kind = "kept" if actual <= target else "NOT kept", budget["kind"]
-        print(f"budget {kept}: {how}{amount(kind, actual)} of {amount(kind, target)} ({percent(actual / target)})")
+        say(f"budget {kept}: {how}{amount(kind, actual)} of {amount(kind, target)} ({percent(actual / target)})")
     _show_indecision(folder)
     if folder.has("report.html"):
         print(f"report: {folder.file('report.html')}")
@@ -115,7 +117,7 @@ def _show_indecision(folder: RunFolder) -> None:
     """Prints why the search has not decided, if that is so."""
     for entry in read_journal(folder.file("journal.jsonl")):
         if entry.get("what") == UNDECIDED:
-            print(f"{UNDECIDED}: {entry['why']}")
+            say(f"{UNDECIDED}: {entry['why']}")
 
 
 def show_frontier(folder: RunFolder) -> None:
@@ -183,26 +185,34 @@ def write_comparison(runs: Sequence[Mapping[str, Any]], file: Path) -> None:
 
 
 def show_measurements(content: dict[str, Any]) -> None:
-    """Prints what was measured, a line for each network, runtime and batch size."""
-    rows = [
-        [
-            each["runtime"],
-            each["batch_size"],
-            each["network"],
-            f"{each['latency_ms']:.3f}",
-            f"{each['lower_ms']:.3f} – {each['upper_ms']:.3f}",
-            f"{each['throughput']:,.0f}",
-            "?" if each["peak_memory_bytes"] is None else compact(each["peak_memory_bytes"], "B"),
-            compact(each["file_bytes"], "B"),
-        ]
-        for each in content["measurements"]
-    ]
-    options = content["options"]
-    print_table(
-        f"on {content['environment']['cpu']}, torch on {content['device']}, {options['threads']} CPU thread(s)",
-        ["runtime", "batch", "network", "median (ms)", "quartiles (ms)", "samples/s", "peak memory", "file"],
-        rows,
-    )
+    """Prints what was measured, a table for each runtime, which fits 80 columns."""
+    say(f"on {content['environment']['cpu']}, {content['options']['threads']} CPU thread(s)")
+    by_runtime: dict[str, list[Mapping[str, Any]]] = {}
+    for each in content["measurements"]:
+        by_runtime.setdefault(each["runtime"], []).append(each)
+    for runtime, found in by_runtime.items():
+        print_table(
+            f"torch on {content['device']}" if runtime == "torch" else runtime,
+            ["batch", "network", "median (ms)", "quartiles (ms)", "samples/s", "peak memory", "file"],
+            [
+                [
+                    each["batch_size"],
+                    each["network"],
+                    _in_digits(each["latency_ms"]),
+                    f"{_in_digits(each['lower_ms'])} – {_in_digits(each['upper_ms'])}",
+                    f"{each['throughput']:,.0f}",
+                    "?" if each["peak_memory_bytes"] is None else compact(each["peak_memory_bytes"], "B"),
+                    compact(each["file_bytes"], "B"),
+                ]
+                for each in found
+            ],
+        )
+
+
+def _in_digits(milliseconds: float) -> str:
+    """A time in four digits."""
+    decimals = 3 - math.floor(math.log10(milliseconds)) if milliseconds > 0 else 0
+    return f"{milliseconds:,.{max(0, decimals)}f}"
 
 
 def show_quantised(content: dict[str, Any]) -> None:

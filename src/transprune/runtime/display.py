@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any, Self
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
@@ -100,11 +101,18 @@ class NotebookDisplay:
         self._handle.update(self._html("<br>".join([*bars, *below])))
 
 
-def print_boxed(title: str, columns: Sequence[str], cells: list[list[str]], is_right: list[bool]) -> None:
-    """Prints a table in a box."""
-    table = Table(title=Text(title) if title else None, title_justify="left")
+def print_folded(title: str, columns: Sequence[str], cells: list[list[str]], is_right: list[bool]) -> None:
+    """Prints a table whose texts are broken where it is wider than the terminal, and whose figures are whole."""
+    table = Table(
+        title=Text(f"\n{title}") if title else None,
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     for column, right in zip(columns, is_right, strict=True):
-        table.add_column(Text(column), justify="right" if right else "left")
+        table.add_column(Text(column), justify="right" if right else "left", overflow="fold", no_wrap=right)
     for row in cells:
         table.add_row(*map(Text, row))  # Text, since rich would read a cell such as "[1, 8, 8]" as markup
     Console().print(table)

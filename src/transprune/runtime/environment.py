@@ -1,13 +1,15 @@
-"""The environment of a run: versions and hardware, nothing personal; and the size of oneDNN's kernel cache."""
+"""The environment of a run: versions and hardware, nothing personal; oneDNN's kernel cache; how wide a terminal is."""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
+import shutil
 import subprocess
+import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 _PACKAGES = ("torchvision", "onnxruntime", "numpy")
 KERNELS_VARIABLE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
@@ -106,6 +108,15 @@ def _cuda() -> dict[str, Any]:
         "cuda_memory_gib": round(device.total_memory / 2**30, 1),
         "cuda_version": torch.version.cuda,
     }
+
+
+def fitted(text: str, stream: TextIO | None = None) -> str:
+    """A text in lines that a terminal shows whole, broken between words alone; as it is for a stream to elsewhere."""
+    if stream is not None and not stream.isatty():
+        return text
+    columns = shutil.get_terminal_size().columns
+    wrapper = textwrap.TextWrapper(columns, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join(map(wrapper.fill, text.splitlines()))
 
 
 def keep_kernels() -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from transprune.runtime import interruption, processes
+from transprune.runtime.environment import fitted
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -74,7 +75,12 @@ class TimeLeft:
 def announce(text: str) -> None:
     """Prints a line on standard error, in the first process only."""
     if processes.is_first() and sys.stderr is not None:
-        print(text, file=sys.stderr, flush=True)
+        print(fitted(text, sys.stderr), file=sys.stderr, flush=True)
+
+
+def say(text: str) -> None:
+    """Prints a sentence on standard output."""
+    print(fitted(text))
 
 
 class Bar:
@@ -275,9 +281,9 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     by_column = [list(column) for column in zip(columns, *cells, strict=True)]
     is_right = [_is_numeric(column[1:]) for column in by_column]
     if sys.stdout.isatty():
-        from transprune.runtime.display import print_boxed
+        from transprune.runtime.display import print_folded
 
-        print_boxed(title, columns, cells, is_right)
+        print_folded(title, columns, cells, is_right)
     else:
         _print_plain(title, by_column, is_right)
 
