@@ -13,7 +13,8 @@ from fake_run import fake_run
 from test_report import Page, change
 from test_report_browser import OVERLAPS
 from transprune.cli import main
-from transprune.reports.comparison import comparison, differing, seeds_together
+from transprune.reports.comparison import comparison, differing, over_seeds, seeds_together
+from transprune.reports.report import report_page
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,27 @@ def test_runs_that_differ_in_their_seed_alone_are_taken_together(different, caps
     assert seeds_together(comparison(different[:1])) == []
     main(["compare", *different[:3]])
     assert "3 seeds (1, 2, 3): top-1 98.59 ± 0.51 %" in capsys.readouterr().out
+
+
+def test_a_report_tells_the_spread_over_the_seeds_that_lie_beside_it(tmp_path):
+    first, second, third, other = (fake_run(tmp_path / str(place), epochs=1, seed=place) for place in range(4))
+    for folder, change_of_it in ((first, -0.2), (second, -0.6), (third, 0.2)):
+        change(folder, "result.json", lambda result, by=change_of_it: result["student"].update(
+            top1=result["teacher"]["top1"] + by
+        ))  # fmt: skip
+    other_options = (other / "config.toml").read_text(encoding="utf-8").replace("macs=0.5", "macs=0.3")
+    (other / "config.toml").write_text(other_options, encoding="utf-8")
+    shutil.copytree(first, tmp_path / "a copy")
+    assert over_seeds(first) == (
+        "Over 3 seeds (1, 2 beside this run) top-1 moved by -0.20 ± 0.40 points from teacher to student (mean ± "
+        "standard deviation), and was lower in 2 of 3."
+    )
+    assert over_seeds(other) == ""
+    assert over_seeds(first).split(")")[1] in Page(report_page(first)).text()
+    (third / "result.json").write_text("[", encoding="utf-8")
+    assert over_seeds(first).startswith("Over 2 seeds (1 beside this run)"), "what is damaged beside it is left out"
+    shutil.rmtree(second)
+    assert over_seeds(first) == ""
 
 
 def test_unfinished_runs_and_frontiers_are_shown_as_such(different, tmp_path, capsys):

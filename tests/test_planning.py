@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.utils.data import DataLoader
 
+import transprune
 from test_data import write_folder
 from transprune.cli import main
 from transprune.cli.arguments import read_command
-from transprune.errors import BudgetError, DataError, ModelError, OptionError, RunFolderError
-from transprune.runs import phases, plan, plan_run, prepare
+from transprune.errors import BudgetError, DataError, ModelError, OptionError, RunFolderError, StoppedError
+from transprune.runs import foretell, phases, plan, plan_run, prepare, steps
 from transprune.runtime import RUN_FILES
 from whole_runs import FAST, NET, assert_as_planned, counted_steps
 
@@ -168,6 +171,44 @@ def test_a_plan_downloads_nothing(place):
     assert not Path("data").exists()
 
 
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0, "less than a minute"), (25, "a few minutes at most"), (4_000, "about [1-9][0-9. hmin]+")]
+)
+def test_a_run_says_first_what_it_does_and_about_how_long_it_takes(place, capsys, monkeypatch, seconds, said):
+    def planned(self, course, phase, **_):
+        return plan.PlannedPhase(phase=phase.name, folder="", epochs=1, note="", seconds=seconds / 6)
+
+    if seconds:  # a step of the teacher stands for all, until they are many
+        monkeypatch.setattr(plan.Rehearsal, "planned", planned)
+    before = torch.get_rng_state()
+    with prepare(options(), "out", device="cpu", foretell=foretell) as run:
+        kept = {name: value.clone() for name, value in run.model.state_dict().items()}
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(value, kept[name]) for name, value in run.model.state_dict().items())
+    phases, time = capsys.readouterr().err.splitlines()[-2:]
+    assert phases == "epochs: teacher 2, search 3, distill 1; then evaluation, export and report"
+    assert re.fullmatch(f"{said} of training on cpu, as the first steps take now", time)
+
+
+def test_what_is_tried_to_see_how_long_it_takes_leaves_the_order_of_a_loader(tmp_path, capsys, monkeypatch):
+    samples = [(torch.randn(3, 8, 8), label % 2) for label in range(16)]
+    loader = DataLoader(samples, batch_size=4, shuffle=True, generator=torch.Generator().manual_seed(0))
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 2))
+    drawn, usual = [], steps.foretell
+
+    def noted(*arguments):
+        drawn.append(loader.generator.get_state())
+        usual(*arguments)
+        drawn.append(loader.generator.get_state())
+        raise StoppedError("enough is known", reason="SIGINT")
+
+    monkeypatch.setattr(steps, "foretell", noted)
+    with pytest.raises(StoppedError):
+        transprune.run(network, (loader, loader), "macs=0.5", tmp_path / "out", "quick")
+    assert torch.equal(*drawn)
+    assert "of training on cpu, as the first steps take now" in capsys.readouterr().err
+
+
 def test_the_plan_for_people_shows_every_figure(place, capsys):
     plan = plan_run(options(), "out", device="cpu", measured_steps=0)
     main(job("macs=0.5", "--plan"))
@@ -179,7 +220,7 @@ def test_the_plan_for_people_shows_every_figure(place, capsys):
     for figure in (budget.target, budget.full, budget.smallest, *(phase.steps for phase in plan.phases)):
         assert f"{figure:,}" in text
     assert f"{plan.groups} widths and {plan.stages} depths" in text
-    assert re.search(r"about [\d.]+ s in all", text)
+    assert "less than a minute in all, and then evaluation" in text
     assert "it is an output of the network" in text
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,7 @@ def seeds_together(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         {
             "places": ", ".join(str(place) for place, _ in group),
             "count": len(group),
+            "runs": [run for _, run in group],
             "metric": group[0][1]["metric"],
             "student": _spread(group, "student", group[0][1]["metric"]),
             "teacher": _spread(group, "teacher", group[0][1]["metric"]),
@@ -150,6 +152,34 @@ def seeds_together(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for group in map(list, map(dict.values, alike.values()))
         if len(group) > 1
     ]
+
+
+def over_seeds(run_dir: Path) -> str:
+    """How the main metric moved in a run and in those beside it that differ in their seed alone; empty without any."""
+    this = run_dir.resolve()
+    beside = (each for each in sorted(this.parent.iterdir()) if each != this and (each / "result.json").is_file())
+    known = [_said_of(RunFolder.open(this))]
+    for folder in beside:
+        with suppress(
+            RunFolderError, KeyError, TypeError, ValueError, AttributeError
+        ):  # damaged, which is its own affair
+            known.append(_said_of(RunFolder.open(folder)))
+    for group in seeds_together(known):
+        changes = [change for run in group["runs"] if (change := change_of(run)) is not None]
+        if group["runs"][0] is known[0] and len(changes) == group["count"]:
+            return _said_of_changes([Path(run["run"]).name for run in group["runs"][1:]], group["metric"], changes)
+    return ""
+
+
+def _said_of_changes(others: Sequence[str], metric: str, changes: Sequence[float]) -> str:
+    mean, deviation = statistics.mean(changes), statistics.stdev(changes)
+    is_share = metric.startswith("top")
+    moved_by = f"{mean:+.2f} ± {deviation:.2f} points" if is_share else f"{mean:+.4g} ± {deviation:.2g}"
+    lower = sum(change < 0 for change in changes)
+    return (
+        f"Over {len(changes)} seeds ({', '.join(others)} beside this run) {metric_label(metric)} moved by {moved_by} "
+        f"from teacher to student (mean ± standard deviation), and was lower in {lower} of {len(changes)}."
+    )
 
 
 def _spread(group: Sequence[tuple[int, Mapping[str, Any]]], network: str, key: str) -> tuple[float, float] | None:

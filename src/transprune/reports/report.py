@@ -17,6 +17,7 @@ from transprune.reports.charts import (
     loss_figures,
     width_figures,
 )
+from transprune.reports.comparison import over_seeds
 from transprune.reports.examples import KINDS
 from transprune.reports.pages import render
 from transprune.reports.run_record import LayerRow, RunRecord, number, part, read_record
@@ -73,7 +74,10 @@ def report_page(run_dir: Path) -> str:
     Raises:
         RunFolderError: As of `write_report`.
     """
-    return render("report.html.j2", **_context(read_record(run_dir)))
+    record = read_record(run_dir)
+    first, *others = verdict(record) or [""]
+    said = [first, over_seeds(run_dir), *others] if first else []
+    return render("report.html.j2", **_context(record), verdict=list(filter(None, said)))
 
 
 MOST_PAIRS = 8
@@ -88,7 +92,6 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "title": headline(record),
         "record": record,
         "times": _times(record),
-        "verdict": verdict(record),
         "measures": list(_measures(record)),
         "is_student_measured": bool(part(record.result, "student")),
         "is_trained": record.result.get("is_trained", True),

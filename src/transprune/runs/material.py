@@ -703,6 +703,19 @@ def _recorded(kind: type[Record], folder: RunFolder, name: str) -> Record | None
         ) from error
 
 
+def check_asked(out: str | Path, *, overwrite: bool, resume: bool) -> None:
+    """Checks that `overwrite` and `resume` do not conflict, and that there is a run to resume.
+
+    Raises:
+        OptionError: Both are set.
+        RunFolderError: There is no run to resume.
+    """
+    if resume and overwrite:
+        raise OptionError("cannot use --resume with --overwrite: one goes on with a run, the other removes it")
+    if resume:
+        RunFolder.open(out)
+
+
 def begun_in(
     out: str | Path, options: RunOptions, *, overwrite: bool, part_of: RunFolder | None = None
 ) -> RunFolder | None:

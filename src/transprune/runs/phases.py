@@ -46,6 +46,7 @@ from transprune.tas.probabilities import UNDECIDED
 from transprune.training.batches import Data, example_of
 from transprune.training.loop import Loop, Setup
 from transprune.training.train import Fit, estimate_statistics
+from transprune.training.update import settled, usual_optimizer
 
 if TYPE_CHECKING:
     from transprune.runs.material import Material
@@ -121,6 +122,21 @@ class Course:
     """Uniform widths that take the place of a search."""
     left_out: str = ""
     """Why none of it happens; empty if it does."""
+
+
+def chosen_optimizers(material: Material) -> tuple[str, str] | None:
+    """What the weights learn by where the kind of network decides it, and why; None: the options say it all."""
+    if material.options.compress is not None:
+        return None
+    phases = [phase for phase in ONE_BUDGET if not phase.is_given(material)]
+    each = {phase.name: phase.options(material.options) for phase in phases}
+    rates = [
+        f"{name} {settled(one, material.model).learning_rate:g}" for name, one in each.items() if not one.optimizer
+    ]
+    if not rates:
+        return None
+    name, why = usual_optimizer(material.model)
+    return f"Weights learn by {name}, learning rates {', '.join(rates)}", f"{why} (--distill.optimizer and its like)"
 
 
 def courses(options: RunOptions, space: SearchSpace, costs: Mapping[str, Cost]) -> Iterator[Course]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 import itertools
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from torch import nn
 
 from transprune.budget import limits_of
-from transprune.data import ImageData, said_of_left_out
+from transprune.data import ImageData, LoaderData, said_of_left_out
 from transprune.errors import BudgetError, DataError
 from transprune.options import SearchOptions, TrainingOptions
 from transprune.reports.words import amount
@@ -26,15 +25,15 @@ from transprune.runs.material import (
     GivenTeacher,
     Material,
     begun_in,
+    check_asked,
     check_training_images,
     collect,
     judge_teacher,
 )
-from transprune.runs.phases import DISTILL, SEARCH, TEACHER, Course, Start, TrainingPhase, courses
-from transprune.runs.preparation import check_asked, chosen_optimizers
+from transprune.runs.phases import DISTILL, SEARCH, TEACHER, Course, Start, TrainingPhase, chosen_optimizers, courses
 from transprune.runs.run_options import RunOptions
 from transprune.runtime import RunFolder, announce, choose_device, print_table, processes, seeded
-from transprune.runtime.terminal import duration, say
+from transprune.runtime.terminal import duration, roughly, say
 from transprune.searching.contenders import CONTENDERS
 from transprune.shrinking.shrink import shrink
 from transprune.space import Fixed
@@ -42,7 +41,7 @@ from transprune.tas.baselines import uniform_architecture
 from transprune.tas.bilevel import Bilevel
 from transprune.tas.derivation import least_cost
 from transprune.tas.sampling import Selection
-from transprune.training.batches import Batch, Feed, example_of
+from transprune.training.batches import Batch, Data, Feed, example_of
 from transprune.training.evaluation import evaluate_batches, evaluation_mode
 from transprune.training.loop import Loop, Setup
 from transprune.training.train import Fit
@@ -323,12 +322,14 @@ def plan_run(
     )
 
 
-WORTH_ESTIMATING = 60.0
-"""A run that takes no more seconds, if all steps were as those of the teacher, is not estimated."""
+WORTH_MEASURING = 60.0
+"""Where a run takes no more seconds if all steps were as those of the teacher, the others are not tried."""
+DEAREST = 4
+"""Steps of the teacher that a step of a search or of distillation takes at most, roughly."""
 
 
 def foretell(material: Material, device: torch.device, folder: RunFolder, *, search_only: bool = False) -> None:
-    """Says at the start of a run which phases it has; on a terminal, and where that is long, how long they may take.
+    """Says at the start of a run which phases it has, and about how long they may take.
 
     Args:
         material: What the run works with.
@@ -349,29 +350,38 @@ def foretell(material: Material, device: torch.device, folder: RunFolder, *, sea
     named = [f"{course.folder} {phase.name} {_epochs(course, phase)}".strip() for course, phase in waiting]
     after = "" if search_only else "; then evaluation, export and report"
     announce(f"epochs: {', '.join(named)}{after}")
-    if sys.stderr is None or not sys.stderr.isatty():
-        return
-    with processes.alone():
-        seconds = _estimated(replace(material, model=copy.deepcopy(material.model)), device, waiting)
-    if seconds is not None:
-        announce(f"about {duration(seconds)} of training on {device}, as a few steps of each phase took")
+    with processes.alone(), _same_order(material.data):
+        time = _estimated(replace(material, model=copy.deepcopy(material.model)), device, waiting)
+    announce(f"{time} of training on {device}, as the first steps take now")
+
+
+@contextmanager
+def _same_order(data: Data) -> Iterator[None]:
+    """Lets loaders with generators of their own draw the same samples after the block as if it had not been."""
+    loaders = (data.train, data.test, *(data.search or ())) if isinstance(data, LoaderData) else ()
+    found = {id(each): each for loader in loaders if (each := getattr(loader, "generator", None)) is not None}
+    states = [(generator, generator.get_state()) for generator in found.values()]
+    try:
+        yield
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
 
 
 def _epochs(course: Course, phase: TrainingPhase) -> int:
     return phase.options(course.options).epochs
 
 
-def _estimated(
-    material: Material, device: torch.device, waiting: Sequence[tuple[Course, TrainingPhase]]
-) -> float | None:
-    """About how many seconds phases take; None where that is a moment. The network of the material learns a little."""
+def _estimated(material: Material, device: torch.device, waiting: Sequence[tuple[Course, TrainingPhase]]) -> str:
+    """About how long phases take, in words. The network of the material learns a little."""
     rehearsal = Rehearsal(material, device, steps=1)
     alike = rehearsal.planned(waiting[0][0], TEACHER, is_done=False, is_given=False)
     assert alike.seconds is not None
-    if alike.seconds / alike.epochs * sum(_epochs(*each) for each in waiting) <= WORTH_ESTIMATING:
-        return None
+    if_alike = alike.seconds / alike.epochs * sum(_epochs(*each) for each in waiting)
+    if if_alike <= WORTH_MEASURING:
+        return "less than a minute" if DEAREST * if_alike < 60 else "a few minutes at most"
     planned = [rehearsal.planned(course, phase, is_done=False) for course, phase in waiting]
-    return sum(each.seconds for each in planned if each.seconds is not None)
+    return roughly(sum(each.seconds for each in planned if each.seconds is not None))
 
 
 def _gathered(options: RunOptions, device: torch.device, begun: RunFolder | None) -> Material:
@@ -458,4 +468,4 @@ def show_plan(plan: Plan) -> None:
         if note:
             say(f"{', '.join(phases)}: {note}")
     if plan.seconds is not None:
-        say(f"about {duration(plan.seconds)} in all, and then evaluation, export and report")
+        say(f"{roughly(plan.seconds)} in all, and then evaluation, export and report")

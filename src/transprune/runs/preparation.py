@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from transprune.data import ImageData, said_of_left_out
-from transprune.errors import OptionError, RunFolderError
+from transprune.errors import RunFolderError
 from transprune.latency.measurement import LatencyMeasurement, model_json
 from transprune.options import OPTIMIZERS
 from transprune.reports.comparison import is_frontier, whole_frontier
@@ -28,18 +28,19 @@ from transprune.runs.material import (
     GivenTeacher,
     Material,
     begun_in,
+    check_asked,
     collect,
     judge_teacher,
     read_begun,
 )
-from transprune.runs.phases import ONE_BUDGET, TEACHER
+from transprune.runs.phases import TEACHER, chosen_optimizers
 from transprune.runs.run import Run, record_start
 from transprune.runs.run_options import RunOptions, Safety
 from transprune.runtime import RUN_FILES, FolderLock, RunFolder, announce, choose_device, processes
 from transprune.runtime.environment import environment
 from transprune.space import SearchSpace
 from transprune.tas.derivation import least_cost
-from transprune.training.update import settled, usual_optimizer
+from transprune.training.update import usual_optimizer
 
 _log = logging.getLogger("transprune.run")
 
@@ -153,34 +154,6 @@ def _record_optimizers(run: Run, material: Material) -> None:
         run.decide(what, why)
     elif what:
         _log.info("%s: %s", what, why)
-
-
-def chosen_optimizers(material: Material) -> tuple[str, str] | None:
-    """What the weights learn by where the kind of network decides it, and why; None: the options say it all."""
-    if material.options.compress is not None:
-        return None
-    phases = [phase for phase in ONE_BUDGET if not phase.is_given(material)]
-    each = {phase.name: phase.options(material.options) for phase in phases}
-    rates = [
-        f"{name} {settled(one, material.model).learning_rate:g}" for name, one in each.items() if not one.optimizer
-    ]
-    if not rates:
-        return None
-    name, why = usual_optimizer(material.model)
-    return f"Weights learn by {name}, learning rates {', '.join(rates)}", f"{why} (--distill.optimizer and its like)"
-
-
-def check_asked(out: str | Path, *, overwrite: bool, resume: bool) -> None:
-    """Checks that `overwrite` and `resume` do not conflict, and that there is a run to resume.
-
-    Raises:
-        OptionError: Both are set.
-        RunFolderError: There is no run to resume.
-    """
-    if resume and overwrite:
-        raise OptionError("cannot use --resume with --overwrite: one goes on with a run, the other removes it")
-    if resume:
-        RunFolder.open(out)
 
 
 def _begun_space(folder: RunFolder, space: SearchSpace) -> SearchSpace:

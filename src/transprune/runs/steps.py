@@ -57,6 +57,7 @@ from transprune.runs.phases import (
     scale,
     write_architecture,
 )
+from transprune.runs.plan import foretell
 from transprune.runs.preparation import prepare, read_options
 from transprune.runs.results import model_card, network_figures
 from transprune.runs.run import Run, log, logging_to
@@ -518,7 +519,9 @@ def run(
         **changes,
     )
     given = Given(model=network, data=prepared_data, task=task_given)
-    with prepare(described, out, device=place, overwrite=overwrite, safety=safety, given=given) as begun:
+    with prepare(
+        described, out, device=place, overwrite=overwrite, safety=safety, given=given, foretell=foretell
+    ) as begun:
         if described.compress is None:
             run_all(begun)
         else:

@@ -43,6 +43,21 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {whole % 60} s" if minutes else f"{seconds:.1f} s"
 
 
+def roughly(seconds: float) -> str:
+    """An estimated time, with no more digits than an estimate deserves.
+
+    Example:
+        >>> roughly(20), roughly(143), roughly(2_000), roughly(20_000)
+        ('less than a minute', 'about 2 min', 'about 35 min', 'about 5.5 h')
+    """
+    if seconds < 60:
+        return "less than a minute"
+    minutes, hours = seconds / 60, seconds / 3600
+    if round(minutes) < 60:
+        return f"about {round(minutes) if minutes < 10 else 5 * round(minutes / 5)} min"
+    return f"about {round(2 * hours) / 2 if hours < 10 else round(hours):g} h"
+
+
 def milliseconds(nanoseconds: float) -> str:
     """Formats a time in milliseconds, with at least four digits.
 
