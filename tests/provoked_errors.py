@@ -617,6 +617,15 @@ def coco_file(content):
     return lambda place: (place / "annotations" / "instances_train2017.json").write_text(content)
 
 
+IMAGES = '"images": [{"id": 1, "file_name": "0.png", "width": 48, "height": 32}'
+OTHER_NAMES = f'{{{IMAGES}], "annotations": [], "categories": [{{"id": 1, "name": "b"}}]}}'
+TWICE = f'{{{IMAGES}, {IMAGES[11:]}], "annotations": [], "categories": [{{"id": 1, "name": "a"}}]}}'
+
+
+def deep():
+    return Image.fromarray(np.zeros((32, 48), np.uint16))
+
+
 def without_yaml(place):
     with mock.patch.dict(sys.modules, {"yaml": None}):
         scenes(write_yolo)(place)
@@ -650,6 +659,15 @@ ways(
     scenes_no_file=scenes(
         write_coco, lambda place: ((place / ANNOTATIONS).unlink(), (place / ANNOTATIONS).mkdir(parents=True))
     ),
+    scenes_categories=scenes(write_coco, coco_file(OTHER_NAMES)),
+    scenes_twice=scenes(write_coco, coco_file(TWICE)),
+    scenes_number=scenes(
+        write_coco, coco_file('{"images": [], "annotations": [], "categories": [{"id": -1, "name": ""}]}')
+    ),
+    scenes_several=scenes(
+        write_coco, lambda place: (place / "annotations" / "instances_train2014.json").write_text("{}")
+    ),
+    scenes_deep=scenes(write_yolo, lambda place: deep().save(place / "images" / "train" / "0.png")),
     yolo_names=scenes(write_yolo, described="train: images/train\nval: images/val\nnames: 2\n"),
     yolo_parts=scenes(write_yolo, described="train: images/train\nnames: [a, b]\n"),
     yolo_library=without_yaml,

@@ -5,8 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from torchvision.models import detection as models
 
+import scene_folders
 import transprune
 from scene_folders import BOX, COLUMNS, ROWS, write_coco, write_yolo
 from transprune.data.scenes import load_scenes
@@ -73,6 +75,49 @@ def test_boxes_drawn_on_images_of_another_size_are_refused(tmp_path):
     table.write_text(json.dumps(record))
     with pytest.raises(DataError, match=rf"{2 * COLUMNS} columns"):
         load_scenes(f"coco:{tmp_path}")
+
+
+@pytest.mark.parametrize("kind", ["coco", "yolo"])
+def test_boxes_are_drawn_on_images_as_their_exif_turns_them(tmp_path, kind):
+    """The picture looks the same; it is stored lying on its side."""
+    (write_coco if kind == "coco" else write_yolo)(tmp_path)
+    file = next(each for each in tmp_path.rglob("0.png") if each.parent.name == "val")
+    with Image.open(file) as image:
+        turned = image.transpose(Image.Transpose.ROTATE_90)
+    tags = Image.Exif()
+    tags[0x0112] = 6  # to be turned back
+    turned.save(file, exif=tags)
+    image, objects = load_scenes(f"{kind}:{tmp_path}", image_size=(3, ROWS, COLUMNS)).test.dataset[0]
+    assert objects["boxes"].round().tolist() == [list(map(float, BOX))]
+    left, upper, right, lower = BOX
+    assert image[0, upper + 1 : lower - 1, left + 1 : right - 1].min() > 0.95
+
+
+def test_a_table_with_the_size_of_what_is_stored_is_about_that(tmp_path):
+    write_coco(tmp_path)
+    file = tmp_path / "val" / "0.png"
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    with Image.open(file) as image:
+        image.copy().save(file, exif=tags)
+    image, _ = load_scenes(f"coco:{tmp_path}", image_size=(3, ROWS, COLUMNS)).test.dataset[0]
+    left, upper, right, lower = BOX
+    assert image[0, upper + 1 : lower - 1, left + 1 : right - 1].min() > 0.95
+
+
+def test_key_points_behind_boxes_are_left_out(tmp_path):
+    write_yolo(
+        tmp_path, line="0 .5 .5 .2 .25 .1 .1 2 .3 .3 2\n", described=f"{scene_folders.DESCRIBED}kpt_shape: [2, 3]\n"
+    )
+    boxes = load_scenes(f"yolo:{tmp_path}").train.dataset.scenes[0].boxes
+    assert torch.allclose(boxes, torch.tensor([[0.4 * COLUMNS, 12, 0.6 * COLUMNS, 20]]), atol=1e-3)
+
+
+def test_an_image_is_not_taken_from_the_other_part(tmp_path):
+    write_coco(tmp_path)
+    found = load_scenes(f"coco:{tmp_path}")
+    assert {each.file.parent.name for each in found.train.dataset.scenes} == {"train"}
+    assert {each.file.parent.name for each in found.test.dataset.scenes} == {"val"}
 
 
 DETECTOR = """

@@ -80,8 +80,8 @@ def decode(files: ImageFiles, row: int, image_size: tuple[int, int, int], view: 
     from PIL import Image
 
     channels, height, width = image_size
-    with _opened(files, row) as image:
-        plain = _with_channels(image, channels)
+    with opened(files, row) as image:
+        plain = with_channels(image, channels)
         box = view(plain.height, plain.width)
         pixels = np.array(plain.resize((width, height), Image.Resampling.BILINEAR, box=box))
     return torch.from_numpy(pixels).view(height, width, channels).permute(2, 0, 1)
@@ -93,12 +93,17 @@ def encoded_size(files: ImageFiles, row: int) -> tuple[int, int]:
     Raises:
         DataError: It is not an image; the message names it.
     """
-    with _opened(files, row) as image:
+    with opened(files, row) as image:
         return image.height, image.width
 
 
 @contextmanager
-def _opened(files: ImageFiles, row: int) -> Iterator[Image.Image]:
+def opened(files: ImageFiles, row: int) -> Iterator[Image.Image]:
+    """An image, of which only the header is read yet.
+
+    Raises:
+        DataError: It is no image, or not a whole one; the message names it.
+    """
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -114,7 +119,12 @@ def _opened(files: ImageFiles, row: int) -> Iterator[Image.Image]:
         ) from error
 
 
-def _with_channels(image: Image.Image, channels: int) -> Image.Image:
+def with_channels(image: Image.Image, channels: int) -> Image.Image:
+    """An image in grey (1 channel) or colour (3).
+
+    Raises:
+        ValueError: Its pixels have more than 8 bits.
+    """
     if image.mode.startswith(("I", "F")):
         # Pillow would clip these values at 255, which turns most images white.
         raise ValueError(f"its pixels are of mode {image.mode!r}, not 8 bits a channel")

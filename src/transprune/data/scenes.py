@@ -1,13 +1,13 @@
 """Images with labelled boxes, as detectors learn from: folders in the forms of COCO and of YOLO.
 
 `coco:DIR` has annotations in JSON: `DIR/annotations/instances_train*.json` and `instances_val*.json` (or any two files
-whose names hold `train` and `val` or `test`), with the images anywhere below DIR; or `DIR/train/_annotations.coco.json`
-and `DIR/valid/_annotations.coco.json` beside their images. `yolo:DIR` has `data.yaml` (or one other YAML file) with
-`train`, `val` and `names`, and for `images/…/a.jpg` a file `labels/…/a.txt` with a line for each object: its class, and
-the centre, width and height of its box, as shares of the image.
+with the words `train` and `val` or `test` in their names), with the images anywhere below DIR; or
+`DIR/train/_annotations.coco.json` and `DIR/valid/_annotations.coco.json` beside their images. `yolo:DIR` has
+`data.yaml` (or one other YAML file) with `train`, `val` and `names`, and for `images/…/a.jpg` a file `labels/…/a.txt`
+with a line for each object: its class, and the centre, width and height of its box, as shares of the image.
 
-Labels are the numbers of COCO's categories, or of YOLO's classes from 1 on: torchvision's detectors take 0 for the
-background.
+Images are turned as their EXIF says, unless COCO's table has the size of what is stored. Labels are the numbers of
+COCO's categories, or of YOLO's classes from 1 on: torchvision's detectors take 0 for the background.
 """
 
 from __future__ import annotations
@@ -15,18 +15,21 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from transprune.data.encoded_images import opened, with_channels
+from transprune.data.imagefolder import FolderFiles
 from transprune.errors import DataError, OptionError, first_line
 from transprune.options import AugmentationName
 from transprune.runtime.files import expanded
@@ -35,11 +38,16 @@ COCO, YOLO = "coco:", "yolo:"
 """What data of boxes begin with: `coco:DIR` and `yolo:DIR`."""
 SIZE = (3, 320, 320)
 """Channels, rows and columns that images are brought to where nothing is said."""
-TEST_NAMES = ("val", "test")
-"""What the names of parts that are measured on hold, in order of preference."""
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = (("val", "valid", "validation"), ("test", "testing"))
+"""Words for the parts that are measured on, in order of preference."""
+MOST_CLASSES = 10_000
+"""A detector has an output for each, whatever their names."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 SLACK = 1.0
 """Pixels that a box may be outside of its image by, for rounding; it is cut there."""
+ORIENTATION, ON_SIDE = 0x0112, (5, 6, 7, 8)
+"""The tag of EXIF that says how an image is turned, and the values that exchange rows and columns."""
 Sample = tuple[Tensor, dict[str, Tensor]]
 
 _log = logging.getLogger("transprune.data")
@@ -59,6 +67,8 @@ class Scene:
     """Left, upper, right and lower edges, in pixels of the file [objects, 4]."""
     labels: Tensor
     """int64 [objects]."""
+    is_turned: bool = True
+    """Whether the boxes are drawn on the image as its EXIF turns it; else as it is stored."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +85,9 @@ class Scenes(Dataset[Sample]):
 
     def __getitem__(self, place: int) -> Sample:
         scene = self.scenes[place]
-        with _opened(scene.file) as image:
-            pixels = v2.functional.pil_to_tensor(image.convert("RGB"))
+        with opened(FolderFiles((scene.file,)), 0) as image:
+            shown = ImageOps.exif_transpose(image) if scene.is_turned else image
+            pixels = v2.functional.pil_to_tensor(with_channels(shown, 3))
         boxes = tv_tensors.BoundingBoxes(scene.boxes, format="XYXY", canvas_size=pixels.shape[1:])
         found, objects = self._changes()(tv_tensors.Image(pixels), {"boxes": boxes, "labels": scene.labels})
         return found.as_subclass(Tensor), {name: each.as_subclass(Tensor) for name, each in objects.items()}
@@ -90,7 +101,9 @@ class Scenes(Dataset[Sample]):
         elif self.augmentation == "shift":
             random.append(v2.RandomApply([v2.RandomIoUCrop(min_scale=0.8)]))
         resized = [v2.Resize(list(self.size), antialias=True), v2.ToDtype(torch.float32, scale=True)]
-        return v2.Compose([*random, *resized, v2.SanitizeBoundingBoxes()])
+        if random:  # what a crop has left of an object may be nothing
+            resized.append(v2.SanitizeBoundingBoxes())
+        return v2.Compose([*random, *resized])
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,14 +176,24 @@ def _objects(scenes: Sequence[Scene]) -> int:
     return sum(len(scene.labels) for scene in scenes)
 
 
-def _opened(file: Path) -> Image.Image:
-    try:
-        return Image.open(file)
-    except (OSError, UnidentifiedImageError) as error:
-        raise DataError(f"cannot read the image '{file}': {first_line(error)}") from error
+def _sizes(file: Path) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Columns and rows of an image as its EXIF turns it, and as it is stored."""
+    with opened(FolderFiles((file,)), 0) as image:
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(f"its pixels are of mode {image.mode!r}, not 8 bits a channel")
+        columns, rows = image.size
+        is_on_side = image.getexif().get(ORIENTATION, 1) in ON_SIDE
+        return (rows, columns) if is_on_side else (columns, rows), (columns, rows)
 
 
-def _scene(file: Path, objects: Sequence[tuple[str, list[float], int]], size: tuple[int, int], form: str) -> Scene:
+def _scene(
+    file: Path,
+    objects: Sequence[tuple[str, list[float], int]],
+    size: tuple[int, int],
+    form: str,
+    *,
+    is_turned: bool = True,
+) -> Scene:
     """A scene from objects: where each stands, its edges in pixels, its label; `size` is columns and rows.
 
     Raises:
@@ -179,14 +202,16 @@ def _scene(file: Path, objects: Sequence[tuple[str, list[float], int]], size: tu
     for where, edges, _ in objects:
         left, upper, right, lower = edges
         is_in = min(left, upper) >= -SLACK and right <= size[0] + SLACK and lower <= size[1] + SLACK
-        if not all(map(math.isfinite, edges)) or not (is_in and left < right and upper < lower):
+        is_on = max(left, 0) < min(right, size[0]) and max(upper, 0) < min(lower, size[1])
+        if not all(map(math.isfinite, edges)) or not (is_in and is_on):
             raise DataError(
                 f"cannot use {where}: its box goes from ({left:.6g}, {upper:.6g}) to ({right:.6g}, {lower:.6g}) on an "
                 f"image of {size[0]} columns and {size[1]} rows, '{file}'; expected {form}"
             )
     boxes = torch.tensor([edges for _, edges, _ in objects], dtype=torch.float32).reshape(-1, 4)
     limits = torch.tensor([*size, *size], dtype=torch.float32)
-    return Scene(file, boxes.clamp_min(0).minimum(limits), torch.tensor([label for *_, label in objects]).long())
+    labels = torch.tensor([label for *_, label in objects]).long()
+    return Scene(file, boxes.clamp_min(0).minimum(limits), labels, is_turned)
 
 
 # --- COCO
@@ -194,58 +219,87 @@ def _scene(file: Path, objects: Sequence[tuple[str, list[float], int]], size: tu
 
 def _coco(folder: Path) -> tuple[list[Scene], list[Scene], int]:
     files = sorted(each for each in folder.rglob("*.json") if not each.name.startswith("."))
-    train, test = (_named(files, names, folder) for names in (("train",), TEST_NAMES))
+    train = _named(files, TRAIN_NAMES, folder)
+    test = next((file for names in TEST_NAMES if (file := _named(files, names, folder))), None)
     if train is None or test is None:
         raise DataError(
             f"cannot load data 'coco:{folder}': {_seen(files, folder)}; expected annotations to learn from and to "
             "measure on, such as DIR/annotations/instances_train.json and DIR/annotations/instances_val.json"
         )
     read = [_coco_file(file, folder) for file in (train, test)]
-    numbers = [number for _, categories in read for number in categories]
+    (_, names), (_, others) = read
+    for number in names.keys() & others.keys():
+        if names[number] != others[number]:
+            raise DataError(
+                f"cannot use 'coco:{folder}': category {number} is {names[number]!r} in '{train}' and "
+                f"{others[number]!r} in '{test}'; expected the same categories"
+            )
+    numbers = [*names, *others]
     shift = int(0 in (label for scenes, _ in read for scene in scenes for label in scene.labels.tolist()))
     if shift:
         _log.warning("coco:%s: categories count from 0, which detectors take for the background; 1 is added", folder)
-        read = [([Scene(each.file, each.boxes, each.labels + 1) for each in part], known) for part, known in read]
+        read = [([replace(each, labels=each.labels + 1) for each in part], known) for part, known in read]
     return read[0][0], read[1][0], max(numbers) + shift
 
 
 def _named(files: Sequence[Path], names: Sequence[str], folder: Path) -> Path | None:
-    """The first file whose path holds one of the words; of several those of boxes, `instances`."""
-    for name in names:
-        found = [each for each in files if name in each.relative_to(folder).as_posix().lower()]
-        found = [each for each in found if "instances" in each.name] or found
-        if found:
-            return found[0]
-    return None
+    """The file with one of the words in its name, or in that of its folder; of several those of boxes, `instances`.
+
+    Raises:
+        DataError: There are several.
+    """
+    found = [each for each in files if not _words(each.name).isdisjoint(names)]
+    found = found or [each for each in files if not _words(each.parent.name).isdisjoint(names)]
+    found = [each for each in found if "instances" in each.name] or found
+    if len(found) > 1:
+        raise DataError(
+            f"cannot load data 'coco:{folder}': {_seen(found, folder)}; expected one with {names[0]!r} in its name"
+        )
+    return found[0] if found else None
+
+
+def _words(name: str) -> set[str]:
+    return set(re.split("[^a-z]+", name.lower()))
 
 
 def _seen(files: Sequence[Path], folder: Path) -> str:
     return f"of JSON files there are {', '.join(str(each.relative_to(folder)) for each in files[:5]) or 'none'}"
 
 
-def _coco_file(file: Path, folder: Path) -> tuple[list[Scene], set[int]]:
-    """The scenes of a file, and the numbers of its categories."""
+def _coco_file(file: Path, folder: Path) -> tuple[list[Scene], dict[int, str]]:
+    """The scenes of a file, and its categories."""
     form = "bbox as x, y, width and height in pixels, with x and y the upper left corner"
     try:
         record = json.loads(file.read_bytes())
         categories = {int(each["id"]): str(each["name"]) for each in record["categories"]}
         images = {each["id"]: each for each in record["images"]}
+        if len(images) < len(record["images"]):
+            raise DataError(f"cannot use '{file}': several of its images have one id; expected an id for each")
+        odd = next((number for number in categories if not 0 <= number < MOST_CLASSES), None)
+        if odd is not None:
+            raise DataError(
+                f"cannot use '{file}': a category has the id {odd}; expected numbers from 0 to {MOST_CLASSES - 1}, "
+                "since a detector has an output for each up to the largest"
+            )
         objects: dict[Any, list[tuple[str, list[float], int]]] = {number: [] for number in images}
         for place, each in enumerate(record["annotations"]):
             where = f"annotation {place} (id {each.get('id')}) of '{file}'"
             if each["image_id"] not in images:
                 raise DataError(f"cannot use {where}: it is on image {each['image_id']!r}, which is not in 'images'")
-            if each["category_id"] not in categories:
+            label = int(each["category_id"])
+            if label not in categories:
                 raise DataError(
-                    f"cannot use {where}: its category is {each['category_id']!r}; expected one of 'categories', "
+                    f"cannot use {where}: its category is {label}; expected one of 'categories', "
                     f"{_few(sorted(categories))}"
                 )
             if each.get("iscrowd"):
                 continue
             x, y, width, height = map(float, each["bbox"])
-            objects[each["image_id"]].append((where, [x, y, x + width, y + height], int(each["category_id"])))
+            objects[each["image_id"]].append((where, [x, y, x + width, y + height], label))
         sizes = {number: (int(each["width"]), int(each["height"])) for number, each in images.items()}
         names = {number: str(each["file_name"]) for number, each in images.items()}
+    except DataError:
+        raise
     except OSError as error:
         raise DataError(f"cannot read '{file}': {first_line(error)}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -258,15 +312,17 @@ def _coco_file(file: Path, folder: Path) -> tuple[list[Scene], set[int]]:
             f"cannot use '{file}': it names no {'images' if categories else 'categories'}; expected at least one"
         )
     found = _Found(folder, file)
-    scenes = [_scene(found[names[number]], objects[number], sizes[number], form) for number in images]
-    for scene, expected in zip(scenes, sizes.values(), strict=True):
-        with _opened(scene.file) as image:
-            if image.size != expected:
-                raise DataError(
-                    f"cannot use '{file}': it has {expected[0]} columns and {expected[1]} rows for '{scene.file}', "
-                    f"whose are {image.size[0]} and {image.size[1]}; expected the size that its boxes are drawn on"
-                )
-    return scenes, set(categories)
+    scenes = []
+    for number, expected in sizes.items():
+        image = found[names[number]]
+        shown, stored = _sizes(image)
+        if expected not in (shown, stored):
+            raise DataError(
+                f"cannot use '{file}': it has {expected[0]} columns and {expected[1]} rows for '{image}', whose are "
+                f"{shown[0]} and {shown[1]}; expected the size that its boxes are drawn on"
+            )
+        scenes.append(_scene(image, objects[number], expected, form, is_turned=expected == shown))
+    return scenes, categories
 
 
 class _Found:
@@ -285,7 +341,9 @@ class _Found:
             for each in sorted(self.folder.rglob("*")):
                 if each.suffix.lower() in SUFFIXES:
                     self.below.setdefault(each.name, []).append(each)
-        found = self.below.get(Path(name).name, [])
+        parts = Path(name).parts
+        parts = parts[-1:] if Path(name).is_absolute() else parts  # the folders of another machine say nothing
+        found = [each for each in self.below.get(Path(name).name, []) if each.parts[-len(parts) :] == parts]
         # Two parts may number their images alike: instances_val2017.json is not about those in train2017/.
         found = [each for each in found if not self._is_of_other(each)]
         if len(found) != 1:
@@ -297,8 +355,9 @@ class _Found:
         return found[0]
 
     def _is_of_other(self, file: Path) -> bool:
-        folder, table = (each.relative_to(self.folder).as_posix().lower() for each in (file.parent, self.table))
-        return any(word in folder and word not in table for word in ("train", *TEST_NAMES))
+        folder = {word for part in file.relative_to(self.folder).parent.parts for word in _words(part)}
+        table = _words(self.table.name) | _words(self.table.parent.name)
+        return any(folder & set(words) and not table & set(words) for words in (TRAIN_NAMES, *TEST_NAMES))
 
 
 # --- YOLO
@@ -308,18 +367,18 @@ def _yolo(folder: Path) -> tuple[list[Scene], list[Scene], int]:
     described = _described(folder)
     found = described.get("names")
     named = dict(enumerate(found)) if isinstance(found, list) else found
-    if not isinstance(named, Mapping) or sorted(named) != list(range(len(named))) or not named:
+    if not isinstance(named, Mapping) or set(named) != set(range(len(named))) or not named:
         raise DataError(f"cannot use the YAML of 'yolo:{folder}': names is {found!r}; expected a name for each class")
     base = folder / str(described.get("path") or "")
     base = base if base.is_dir() else folder  # it may say where the data lay on another machine
-    test = next((described[name] for name in TEST_NAMES if described.get(name)), None)
+    test = next((described[name] for words in TEST_NAMES for name in words if described.get(name)), None)
     if not described.get("train") or not test:
         raise DataError(
             f"cannot use the YAML of 'yolo:{folder}': it has {', '.join(map(str, described)) or 'nothing'}; expected "
             "train and val, folders of images"
         )
     parts = [
-        [_yolo_scene(file, len(named)) for file in _images_in(each, base, folder)]
+        [_yolo_scene(file, len(named), has_points="kpt_shape" in described) for file in _images_in(each, base, folder)]
         for each in (described["train"], test)
     ]
     return parts[0], parts[1], len(named)
@@ -367,17 +426,16 @@ def _images_in(part: Any, *bases: Path) -> list[Path]:
     return files
 
 
-def _yolo_scene(file: Path, classes: int) -> Scene:
+def _yolo_scene(file: Path, classes: int, *, has_points: bool) -> Scene:
     parts = list(file.parts)
     places = [place for place, part in enumerate(parts[:-1]) if part == "images"]
     if places:
         parts[places[-1]] = "labels"
     table = Path(*parts).with_suffix(".txt")
-    with _opened(file) as image:
-        columns, rows = image.size
+    (columns, rows), _ = _sizes(file)
     form = "centre x, centre y, width and height as shares of the image, from 0 to 1"
     objects = []
-    for where, label, box in _lines(table):
+    for where, label, box in _lines(table, has_points=has_points):
         if not 0 <= label < classes:
             raise DataError(f"cannot use {where}: its class is {label}; expected a number from 0 to {classes - 1}")
         x, y, width, height = box
@@ -389,8 +447,8 @@ def _yolo_scene(file: Path, classes: int) -> Scene:
     return _scene(file, objects, (columns, rows), form)
 
 
-def _lines(table: Path) -> Iterator[tuple[str, int, list[float]]]:
-    """Where each object of a table stands, its class and its box; outlines of more points become their box."""
+def _lines(table: Path, *, has_points: bool) -> Iterator[tuple[str, int, list[float]]]:
+    """Where each object of a table stands, its class and its box, also of outlines; key points are left out."""
     lines = _text(table).splitlines() if table.is_file() else []  # without a table nothing is on the image
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -398,10 +456,11 @@ def _lines(table: Path) -> Iterator[tuple[str, int, list[float]]]:
         where = f"line {number} of '{table}'"
         try:
             label, *figures = map(float, line.split())
+            figures = figures[:4] if has_points else figures
             is_outline = len(figures) > 4 and len(figures) % 2 == 0
             if label != int(label) or (len(figures) != 4 and not is_outline):
                 raise ValueError(line)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise DataError(
                 f"cannot use {where}: it is {line.strip()[:60]!r}; expected a class and four numbers"
             ) from error
@@ -413,7 +472,7 @@ def _lines(table: Path) -> Iterator[tuple[str, int, list[float]]]:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read '{file}': {first_line(error)}; expected text in UTF-8") from error
 
