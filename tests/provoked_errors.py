@@ -77,7 +77,7 @@ from transprune.runs.compression import _probabilities, derive_run
 from transprune.runs.material import _check_images, collect, data_of, detector_of, known_file_size, task_of
 from transprune.runs.phases import load_teacher
 from transprune.runs.run_options import preset_options, read_config
-from transprune.runs.steps import measure_step, teach_step
+from transprune.runs.steps import teach_step
 from transprune.runtime import (
     Checkpoints,
     FolderLock,
@@ -991,7 +991,6 @@ ways(
     task_word=lambda _: task_of(preset_options("quick", {"task": "regresion"})),
     task_in_python=lambda _: task_of(preset_options("quick", {"task": "python:r2"})),
     classes_unknown=lambda _: build_model("resnet20", classes=None, image_channels=None),
-    measured_inputs=lambda place: measure_step(SimpleNamespace(folder=RunFolder(place), example=BATCH)),
     export_name=lambda place: transprune.export(nn.Linear(2, 3), BATCH[0], place / "net.bin"),
     imitation=lambda _: transprune.distill(
         nn.Linear(2, 3),

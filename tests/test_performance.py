@@ -15,6 +15,7 @@ from transprune.latency.performance import Performance, measure, measurements_js
 from transprune.options import MeasureOptions
 from transprune.reading.inspection import inspect
 from transprune.reports.report import write_report
+from transprune.runtime import Inputs
 from transprune.shrinking.shrink import shrink
 
 QUICK = MeasureOptions(batch_size=3, repeats=5, seconds=0.1)
@@ -51,9 +52,40 @@ def test_the_peak_memory_of_a_process_is_at_least_that_of_the_weights_it_loads(t
     subject = performance._Subject("teacher", network, zoo.example(1), tmp_path)
     for runtime in BOTH:
         assert subject.has_files_for(runtime)
-        memory = subject.peak_memory(runtime, 1, torch.device("cpu"))
+        memory = subject.peak_memory(runtime, (zoo.example(1),), torch.device("cpu"))
         assert memory is not None
         assert memory > 0.9 * subject.sizes[runtime]
+
+
+class Reader(nn.Module):
+    """Takes token ids and a mask by name, and a number for each sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.first, self.last = nn.Embedding(11, 8), nn.Linear(8, 16), nn.Linear(16, 3)
+
+    def forward(self, ids, *, mask, scale):
+        hidden = self.first(self.embed(ids)).relu() * mask.unsqueeze(-1)
+        return {"logits": self.last(hidden.mean(1)) * scale, "hidden": hidden}
+
+
+def test_a_network_of_several_inputs_is_measured(monkeypatch):
+    monkeypatch.setattr(performance, "_runtimes", lambda: BOTH)
+    probed = []
+    peak = performance._Subject.peak_memory
+
+    def once(self, runtime, inputs, device):  # every one is a process of its own
+        if probed:
+            return None
+        probed.append(peak(self, runtime, inputs, device))
+        return probed[0]
+
+    monkeypatch.setattr(performance._Subject, "peak_memory", once)
+    named = {"mask": torch.ones(2, 5), "scale": torch.ones(2, 1)}
+    example = Inputs(torch.full((2, 5), 10), **named)
+    found = measure(Reader(), example, QUICK)
+    assert [(each.runtime, each.batch_size) for each in found] == [(name, batch) for name in BOTH for batch in (1, 3)]
+    assert found[0].peak_memory_bytes is not None
 
 
 def test_memory_can_be_left_out_and_the_time_is_announced(monkeypatch):
@@ -71,7 +103,7 @@ def test_memory_can_be_left_out_and_the_time_is_announced(monkeypatch):
 def test_memory_that_cannot_be_told_is_left_open(tmp_path):
     subject = performance._Subject("teacher", zoo.plain(), zoo.example(1), tmp_path)
     subject.files["onnxruntime"] = {".onnx": b"no network"}
-    assert subject.peak_memory("onnxruntime", 1, torch.device("cpu")) is None
+    assert subject.peak_memory("onnxruntime", (zoo.example(1),), torch.device("cpu")) is None
 
 
 def test_the_smaller_network_has_the_smaller_files(found):

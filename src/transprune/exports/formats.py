@@ -19,6 +19,8 @@ from transprune.reading.trace import Example, Flat, rebatched, sample_axes, sile
 from transprune.runtime.journal import quiet
 from transprune.runtime.structures import as_inputs, as_numbers, called, copied, on_device, samples_in, tensors_in
 
+_WHOLE = "; the network's weights are whole (those of a run lie in student.safetensors)"
+
 
 def onnx_bytes(program: ExportedProgram, notes: Mapping[str, str] | None = None) -> bytes:
     """The ONNX file of an exported program, for the batch sizes that the program takes.
@@ -55,9 +57,7 @@ def onnx_bytes(program: ExportedProgram, notes: Mapping[str, str] | None = None)
             exported.model.metadata_props.update(notes or {})
             exported.save(str(path), external_data=False)
         except Exception as error:  # the exporter raises many kinds
-            raise ExportError(
-                f"cannot export to ONNX: {first_line(error)}; the weights in student.safetensors are whole"
-            ) from error
+            raise ExportError(f"cannot export to ONNX: {first_line(error)}{_WHOLE}") from error
         return path.read_bytes()
 
 
@@ -159,9 +159,7 @@ def export_program(network: nn.Module, example: Example, *, any_batch: bool = Tr
     try:
         return _exported(exported, one, None)
     except Exception as error:
-        raise ExportError(
-            f"cannot export {type(network).__name__}: {first_line(error)}; the weights in student.safetensors are whole"
-        ) from error
+        raise ExportError(f"cannot export {type(network).__name__}: {first_line(error)}{_WHOLE}") from error
 
 
 def _exported(network: nn.Module, inputs: Example, shapes: tuple[Any, ...] | None) -> ExportedProgram:
@@ -199,9 +197,7 @@ def pt2_bytes(program: ExportedProgram, notes: Mapping[str, str] | None = None) 
     try:
         torch.export.save(program, content, extra_files=dict(notes or {}))
     except Exception as error:  # the writer does not know every operator
-        raise ExportError(
-            f"cannot write the exported program: {first_line(error)}; the weights in student.safetensors are whole"
-        ) from error
+        raise ExportError(f"cannot write the exported program: {first_line(error)}{_WHOLE}") from error
     return content.getvalue()
 
 

@@ -1,9 +1,10 @@
 """Peak memory of one network, measured in a separate process.
 
-    python -m transprune.latency.memory_probe KIND FILE DEVICE SHAPE…
+    python -m transprune.latency.memory_probe KIND FILE DEVICE INPUTS
 
 KIND is `torch` (FILE is a program of `torch.export`) or the name of a runtime (FILE is its first file; others lie
-beside it), SHAPE that of the images. Loads the file, runs it twice, and prints the growth of peak memory in bytes.
+beside it), INPUTS a file of the tensors that it takes, in order, as `torch.save` writes a list of them. Loads the file,
+runs it twice, and prints the growth of peak memory in bytes.
 """
 
 from __future__ import annotations
@@ -14,45 +15,48 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def main(kind: str, file: str, device: str, *shape: str) -> None:
+def main(kind: str, file: str, device: str, given: str) -> None:
     """Prints the peak memory in bytes."""
-    extent = tuple(map(int, shape))
-    if kind == "torch":
-        print((_torch_on_cpu if device == "cpu" else _torch_on_cuda)(file, device, extent))
-    else:
-        print(_deployed(kind, Path(file), extent))
-
-
-def _deployed(kind: str, file: Path, shape: tuple[int, ...]) -> int:
     import torch
 
+    inputs = torch.load(given, weights_only=True)
+    if kind == "torch":
+        print((_torch_on_cpu if device == "cpu" else _torch_on_cuda)(file, device, inputs))
+    else:
+        print(_deployed(kind, Path(file), inputs))
+
+
+def _deployed(kind: str, file: Path, inputs: list[Tensor]) -> int:
     from transprune.exports.runtimes import RUNTIMES
 
-    runtime, images = RUNTIMES[kind], torch.zeros(shape)
+    runtime = RUNTIMES[kind]
     importlib.import_module(next(iter(runtime.packages)))
 
     def run() -> None:
         loaded = runtime.load({suffix: file.with_suffix(suffix).read_bytes() for suffix in runtime.suffixes})
         for _ in range(2):
-            loaded(images)
+            loaded(*inputs)
 
     return _growth(run)
 
 
-def _torch_on_cpu(file: str, device: str, shape: tuple[int, ...]) -> int:
+def _torch_on_cpu(file: str, device: str, inputs: list[Tensor]) -> int:
     import torch
 
     torch.set_num_threads(1)
-    images = torch.zeros(shape)
     _load_what_every_network_needs()
 
     def run() -> None:
         network = torch.export.load(file).module()
         with torch.inference_mode():
             for _ in range(2):
-                network(images)
+                network(*inputs)
 
     return _growth(run)
 
@@ -67,14 +71,14 @@ def _load_what_every_network_needs() -> None:
         torch.export.load(content).module()(torch.zeros(1, 1, 4, 4))
 
 
-def _torch_on_cuda(file: str, device: str, shape: tuple[int, ...]) -> int:
+def _torch_on_cuda(file: str, device: str, inputs: list[Tensor]) -> int:
     import torch
 
     network = torch.export.load(file).module().to(device)
-    images = torch.zeros(shape, device=device)
+    inputs = [each.to(device) for each in inputs]
     with torch.inference_mode():
         for _ in range(2):
-            network(images)
+            network(*inputs)
     torch.cuda.synchronize(device)
     return int(torch.cuda.max_memory_allocated(device))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from transprune.costs import in_bytes
 from transprune.errors import ExportError, OptionError
@@ -24,6 +24,7 @@ from transprune.latency.backends import Backend, Call, Deployed, make_backend
 from transprune.latency.stopwatch import Latency, as_batch, time_networks
 from transprune.options import LatencyOptions, MeasureOptions
 from transprune.reading.networks import switched
+from transprune.reading.trace import Example
 from transprune.runtime import choose_device, track
 from transprune.runtime.environment import environment
 from transprune.runtime.files import write_atomically
@@ -69,7 +70,7 @@ class Performance(Latency):
 
 def measure(
     networks: Mapping[str, nn.Module] | nn.Module,
-    example: Tensor,
+    example: Example,
     options: MeasureOptions | None = None,
     *,
     device: torch.device | str | None = None,
@@ -82,13 +83,15 @@ def measure(
 
     Args:
         networks: Networks by name, such as `{"teacher": …, "student": …}`, or a single one; untouched.
-        example: Images [batch, channels, rows, columns]; only the first is used.
+        example: Inputs of the forward, of any structure, as `inspect` takes them; only the first sample is used, with
+            random numbers in place of its own, but whole numbers as they are.
         options: Batch size, threads and repeats; None: the defaults.
         device: Where torch computes: a device or its name, or `auto`; None: where the first network is.
 
     Raises:
         ExportError: torch cannot export a network.
         OptionError: What is given are no networks.
+        LatencyError: A runtime does not run a network's file.
     """
     if isinstance(networks, nn.Module):
         networks = {"network": networks}
@@ -99,8 +102,12 @@ def measure(
         )
     options, place = options or MeasureOptions(), choose_device(device, next(iter(networks.values()), None))
     with tempfile.TemporaryDirectory() as folder:
-        subjects = [_Subject(name, network, example[:1].cpu(), Path(folder)) for name, network in networks.items()]
+        first = next(iter(networks.values()), None)
+        if first is None:
+            return []
+        subjects = [_Subject(name, network, example, Path(folder)) for name, network in networks.items()]
         batches = sorted({1, options.batch_size} if all(each.takes_any_batch for each in subjects) else {1})
+        inputs = {batch: _noise(as_batch(first, example, batch)) for batch in batches}
         cases = [
             (runtime, batch)
             for runtime in _runtimes()
@@ -110,7 +117,7 @@ def measure(
         return [
             found
             for runtime, batch in track(cases, "measure", len(cases))
-            for found in _measured(subjects, runtime, batch, options, place)
+            for found in _measured(subjects, runtime, inputs[batch], replace(options, batch_size=batch), place)
         ]
 
 
@@ -138,8 +145,8 @@ def _takes_any_batch(runtime: str) -> bool:
 class _Subject:
     """A network to measure, with its exported files."""
 
-    def __init__(self, name: str, network: nn.Module, example: Tensor, folder: Path) -> None:
-        self.name, self.example, self._folder = name, example, folder
+    def __init__(self, name: str, network: nn.Module, example: Example, folder: Path) -> None:
+        self.name, self._example, self._folder = name, example, folder
         self.network = switched(copied(network), training=False).cpu()
         self._program = export_program(self.network, example)
         self.takes_any_batch = takes_any_batch(self._program)
@@ -151,7 +158,7 @@ class _Subject:
         if runtime == "torch":
             return True
         try:
-            self.files[runtime] = files_for(RUNTIMES[runtime], self.network, self.example, self._program)
+            self.files[runtime] = files_for(RUNTIMES[runtime], self.network, self._example, self._program)
         except ExportError as error:
             if runtime == next(iter(RUNTIMES)):
                 raise
@@ -160,26 +167,22 @@ class _Subject:
         self.sizes[runtime] = sum(map(len, self.files[runtime].values()))
         return True
 
-    def images(self, batch: int) -> Tensor:
-        """A batch of random images."""
-        return torch.randn(batch, *self.example.shape[1:], generator=torch.Generator().manual_seed(0))
-
-    def ready(self, backend: Backend, batch: int) -> Call:
+    def ready(self, backend: Backend, inputs: Example) -> Call:
         """The network, ready to run on a batch."""
-        inputs = (self.images(batch),)
         if isinstance(backend, Deployed):
-            return backend.file(self.files[backend.runtime.name], inputs)
+            return backend.file(self.files[backend.runtime.name], tuple(tensors_in(inputs)))
         return backend.network(copied(self.network), inputs)
 
-    def peak_memory(self, runtime: str, batch: int, device: torch.device) -> int | None:
-        """Peak memory in a separate process, in bytes; None if that fails."""
+    def peak_memory(self, runtime: str, inputs: Example, device: torch.device) -> int | None:
+        """Peak memory in a separate process on a batch, in bytes; None if that fails."""
         for suffix, content in self.files[runtime].items():
             file = self._folder / f"{self.name}{suffix}"
             file.write_bytes(content)
         first = self._folder / f"{self.name}{next(iter(self.files[runtime]))}"
-        shape = map(str, (batch, *self.example.shape[1:]))
+        given = self._folder / "inputs.pt"
+        torch.save(list(tensors_in(inputs)), given)
         probe = [sys.executable, "-m", "transprune.latency.memory_probe"]
-        command = [*probe, runtime, str(first), str(device) if runtime == "torch" else "cpu", *shape]
+        command = [*probe, runtime, str(first), str(device) if runtime == "torch" else "cpu", str(given)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PROBE_SECONDS)
             return int(done.stdout.split()[-1])
@@ -187,19 +190,31 @@ class _Subject:
             return None
 
 
+def _noise(inputs: Example) -> Example:
+    """Inputs of the same form with random numbers, and whole numbers as they are, which may be places in a table."""
+    generator = torch.Generator().manual_seed(0)
+    return mapped(
+        inputs,
+        lambda each: (
+            torch.randn(each.shape, generator=generator, dtype=each.dtype) if each.is_floating_point() else each
+        ),
+    )
+
+
 def _measured(
-    subjects: list[_Subject], runtime: str, batch: int, options: MeasureOptions, device: torch.device
+    subjects: list[_Subject], runtime: str, inputs: Example, options: MeasureOptions, device: torch.device
 ) -> list[Performance]:
+    batch = options.batch_size
     backend = make_backend(LatencyOptions(backend=runtime, threads=options.threads, batch_size=batch), device)  # type: ignore[arg-type]
     with backend.running():
-        calls = [subject.ready(backend, batch) for subject in subjects]
+        calls = [subject.ready(backend, inputs) for subject in subjects]
         found = time_networks(calls, backend, repeats=options.repeats, seconds=options.seconds, turns=TURNS)
     return [
         Performance(
             **asdict(latency),
             network=subject.name,
             throughput=1000 * batch / latency.latency_ms if latency.latency_ms else math.inf,
-            peak_memory_bytes=subject.peak_memory(runtime, batch, device) if options.memory else None,
+            peak_memory_bytes=subject.peak_memory(runtime, inputs, device) if options.memory else None,
             file_bytes=subject.sizes[runtime],
         )
         for subject, latency in zip(subjects, found, strict=True)

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from transprune.architecture import Architecture
 from transprune.budget import Budget, parse_budgets, points
 from transprune.costs import COSTS, FileSize, in_bytes
 from transprune.data import ImageData, make_loader
-from transprune.errors import LatencyError, ModelError, OptionError
+from transprune.errors import LatencyError, ModelError
 from transprune.exports.formats import check_pt2, export_program, pt2_bytes, takes_any_batch
 from transprune.exports.runtimes import RUNTIMES, check_files, files_for, find_runtime
 from transprune.latency.performance import measure, measurements_json, most_time, quantise
@@ -63,7 +63,7 @@ from transprune.runs.results import model_card, network_figures
 from transprune.runs.run import Run, log, logging_to
 from transprune.runs.run_options import RunOptions, Safety, preset_options
 from transprune.runtime import RunFolder, announce, choose_device, processes
-from transprune.runtime.structures import copied, tensors_in
+from transprune.runtime.structures import copied
 from transprune.runtime.terminal import milliseconds
 from transprune.scores.rounds import Compression
 from transprune.searching.search import SearchResult
@@ -398,18 +398,11 @@ def _check_batches(run: Run, sizes: Sequence[int]) -> list[Example]:
 def measure_step(run: Run, options: MeasureOptions | None = None) -> dict[str, Any]:
     """Measures latency, throughput, memory and file size of both networks; writes and returns `measurements.json`."""
     options = options or MeasureOptions()
-    example = run.example
-    if not isinstance(example, Tensor):
-        count = len(list(tensors_in(example)))
-        raise OptionError(
-            f"cannot measure the run in '{run.folder.path}': its network has {count} inputs, expected one; the "
-            "latency of others is in result.json"
-        )
     student = load_student(run)
     networks = {"teacher": load_teacher(run), "student": student}
     with run.phase(MEASURE.name):
         announce(f"{MEASURE.name}: {most_time(len(networks), options)}")
-        found = measure(networks, example, options, device=run.device)
+        found = measure(networks, run.example, options, device=run.device)
     content = measurements_json(found, options, run.device)
     run.folder.write_json(MEASURE.file, content)
     return content
