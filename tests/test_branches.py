@@ -388,14 +388,115 @@ def test_a_report_says_which_branches_went(tmp_path):
     assert row.left_out == ("blocks.0.attention0", "blocks.2.up1-down1")
     dropped = {each.name for each in record.groups if each.is_dropped}
     assert {name.rpartition(".")[0] for name in dropped} == {"blocks.0.attention0", "blocks.2"}
-    assert "without blocks.0.attention0, blocks.2.up1-down1" in report_page(folder.path)
+    page = report_page(folder.path)
+    assert "without blocks.0.attention0, blocks.2.up1-down1" in page
+    assert "4 of 6 branches" in page
+    assert "4 of 6 blocks" not in page
 
 
 class Parallel(Block):
-    """Both branches read the same, so that there is one sum of three."""
+    """Both branches read the same, so that there is one sum of three; Falcon and GPT-NeoX add the branches first."""
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        return tokens + self.branch(0, self.norm0(tokens), mask) + self.branch(1, self.norm1(tokens), mask)
+        found = [self.branch(place, self.normed(place, tokens), mask) for place in (0, 1) if place in self.kept]
+        return sum(reversed(found[:-1]), start=found[-1]) + tokens if found else tokens
+
+    def normed(self, place: int, tokens: Tensor) -> Tensor:
+        return getattr(self, f"norm{place}")(tokens)
+
+
+class WithOneNorm(Parallel):
+    """Both branches read what one norm gives, as those of Phi do; the second is added to the residual first."""
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        normed = self.norm0(tokens)
+        for place in (1, 0):
+            tokens = tokens + self.branch(place, normed, mask) if place in self.kept else tokens
+        return tokens
+
+
+class WithGates(Block):
+    """One linear makes shifts and gates of both branches, as in diffusion transformers."""
+
+    def __init__(self) -> None:
+        super().__init__("ae", is_after=False)
+        self.gates = nn.Linear(TOKENS, 4)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        gates = self.gates(mask[:, 0, 0])[:, None].chunk(4, dim=-1)
+        for place in sorted(self.kept):
+            read = getattr(self, f"norm{place}")(tokens) + gates[2 * place]
+            tokens = tokens + gates[2 * place + 1] * self.branch(place, read, mask)
+        return tokens
+
+
+class WithOneFactor(Block):
+    """Both branches are multiplied with one number, as in ReZero."""
+
+    def __init__(self) -> None:
+        super().__init__("ae", is_after=False)
+        self.factor = nn.Parameter(torch.rand(1))
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        for place in sorted(self.kept):
+            tokens = tokens + self.factor * self.branch(place, getattr(self, f"norm{place}")(tokens), mask)
+        return tokens
+
+
+KINDS = {"side by side": Parallel, "one norm": WithOneNorm, "gates": WithGates, "one factor": WithOneFactor}
+
+
+def parameters_with_gradients(network: nn.Module) -> int:
+    """Parameters that an output depends on."""
+    network(*inputs(2)).sum().backward()
+    return sum(each.numel() for each in network.parameters() if each.grad is not None)
+
+
+@pytest.mark.parametrize("kept", [[0, 3, 4, 5], [1, 2], [5]], ids=str)
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_branches_that_share_what_they_read_go_one_by_one(kind, kept):
+    network = stack()
+    network.blocks = nn.ModuleList(kind("ae", False) if kind.__init__ is Block.__init__ else kind() for _ in range(3))
+    if kind is WithOneNorm:
+        for block in network.blocks:
+            del block.norm1
+    network.eval()
+    space = inspect(network, inputs(2), removable="branches")
+    [stage] = space.stages
+    branches = [f"blocks.{block}.{name}" for block in range(3) for name in ("attention0", "up1-down1")]
+    assert sorted(stage.blocks) == branches
+    architecture = Architecture(
+        blocks={stage.name: tuple(each for each in stage.blocks if branches.index(each) in kept)}
+    )
+    expected = outputs_of(without(network, kept), inputs(7))
+    student = shrink(network, architecture, inputs(2), reading=space.reading)
+    assert isinstance(student, Stack)
+    assert_close(outputs_of(student, inputs(7)), expected)
+    assert count_macs(student, inputs(2)) == space.macs(architecture)
+    assert sum(each.numel() for each in student.parameters()) == space.params(architecture)
+    assert space.params(architecture) == parameters_with_gradients(without(network, kept))
+
+    places = [stage.blocks.index(branches[place]) for place in kept]
+    ordered = space.ordered({stage.name: [*places, *(place for place in range(6) if place not in places)]})
+    supernet = Supernet(network, ordered, inputs(2))
+    assert_close([supernet(Selection.of(ordered, architecture), *inputs(7))], expected, 1e-4)
+    for cost in (MACS, PARAMS):
+        expected_cost = ExpectedCost(ordered, cost)(certain(ordered, architecture))
+        assert float(expected_cost) == pytest.approx(space.cost(cost, architecture))
+
+
+def test_a_branch_beside_another_is_mixed_by_its_share():
+    network = stack(2)
+    for block in network.blocks:
+        block.__class__ = Parallel
+    space = inspect(network, inputs(2), removable="branches").ordered({"blocks": (3, 0, 1, 2)})
+    found = Supernet(network, space, inputs(2))(mixture(space, (1, 3), [0.3, 0.7]), *inputs(2))
+    first, last = network.blocks
+    tokens, mask = network.stem(inputs(2)[0]), inputs(2)[1]
+    branches = [first.branch(place, first.normed(place, tokens), mask) for place in (0, 1)]
+    tokens = tokens + 0.7 * branches[0] + 0.7 * branches[1]
+    tokens = tokens + last.branch(1, last.normed(1, tokens), mask)
+    assert_close([found.detach()], [network.head(tokens).detach()], 1e-4)
 
 
 class LookingBack(Block):
@@ -406,13 +507,16 @@ class LookingBack(Block):
         return between + self.branch(1, self.norm1(between + tokens), mask)
 
 
-@pytest.mark.parametrize("kind", [Parallel, LookingBack])
-def test_a_block_whose_sums_do_not_follow_each_other_stays_whole(kind):
+def test_a_block_whose_sums_do_not_follow_each_other_stays_whole_and_is_listed():
     network = stack()
     for block in network.blocks:
-        block.__class__ = kind
-    [stage] = inspect(network, inputs(2), removable="branches").stages
+        block.__class__ = LookingBack
+    space = inspect(network, inputs(2), removable="branches")
+    [stage] = space.stages
     assert stage.blocks == ("blocks.0", "blocks.1", "blocks.2")
+    [reason] = [fixed.reason for fixed in space.fixed if fixed.name == "blocks"]
+    assert reason.startswith("its block 'blocks.0' and 2 others can only go whole")
+    assert not any(fixed.name == "blocks" for fixed in inspect(network, inputs(2)).fixed)
 
 
 def test_many_branches_have_evenly_spaced_candidates():

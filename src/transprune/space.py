@@ -281,20 +281,28 @@ class SearchSpace:
         return tuple(width * part.repeat for width in group.candidates)
 
     def block_of(self, layer: str) -> tuple[DepthStage, int] | None:
-        """Stage and position (from 0) of the block that holds a layer, if one does."""
-        return self._blocks.get(layer)
+        """Stage and position (from 0) of the block that holds a layer, if one does; of several, the last one to go."""
+        stage, places = self._blocks.get(layer, (None, ()))
+        if stage is None:
+            return None
+        return stage, min(places, key=stage.order.index) if stage.order else min(places)
 
     def is_kept(self, layer: str, architecture: Architecture) -> bool:
-        """Whether the block that holds a layer is kept."""
-        block = self.block_of(layer)
-        return block is None or block[0].keeps(block[1], architecture)
+        """Whether a block that holds a layer is kept."""
+        stage, places = self._blocks.get(layer, (None, ()))
+        return stage is None or any(stage.keeps(place, architecture) for place in places)
 
     @cached_property
-    def _blocks(self) -> dict[str, tuple[DepthStage, int]]:
+    def _blocks(self) -> dict[str, tuple[DepthStage, tuple[int, ...]]]:
+        """Stage and positions of the blocks that hold a layer or group: several branches may need one."""
         names = [layer.name for layer in self.layers] + [group.name for group in self.groups]
-        by_part = {name: (s, place) for s in self.stages for place, part in enumerate(s.parts) for name in part}
+        by_part: dict[str, tuple[DepthStage, tuple[int, ...]]] = {}
+        for stage in self.stages:
+            for place, part in enumerate(stage.parts):
+                for name in part:
+                    by_part[name] = stage, (*by_part.get(name, (stage, ()))[1], place)
         by_path = {
-            name: (stage, position)
+            name: (stage, (position,))
             for stage in self.stages
             if not stage.parts
             for position, path in enumerate(stage.blocks)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import torch
@@ -48,6 +49,8 @@ class Step:
     rule: OperatorRule
     block: tuple[str, int] | None
     """Stage and position of the block that makes the call."""
+    serves: tuple[str, frozenset[int]] | None = None
+    """Stage and positions of the blocks that need the call; None if it is always made."""
     last_reads: tuple[object, ...] = ()
     """Values that no later call reads."""
     ends: BlockRun | None = None
@@ -68,10 +71,12 @@ class Surroundings:
 
     def runs(self, step: Step) -> bool:
         """Whether a call is made with the blocks in use."""
-        if step.block is None:
+        if step.serves is None:
             return True
-        stage, position = step.block
-        return stage not in self.sizes.blocks or any(position in kept for kept in self.sizes.blocks[stage])
+        stage, positions = step.serves
+        return stage not in self.sizes.blocks or any(
+            position in positions for position in chain(*self.sizes.blocks[stage])
+        )
 
     def share(self, stage: BlockRun, position: int) -> Tensor | None:
         """The weight p with which a block that runs is mixed with what it reads, x + p (block(x) − x); None: wholly."""
@@ -106,6 +111,11 @@ class Program:
             for position, nodes in enumerate(stage.members)
             for node in nodes
         }
+        self._served = {node: (name, frozenset([position])) for node, (name, position) in self._blocks.items()}
+        for stage in reading.stages:
+            for node in frozenset[fx.Node]().union(*stage.shared):
+                needing = (position for position, nodes in enumerate(stage.shared) if node in nodes)
+                self._served[node] = (stage.name, frozenset(needing))
         placeholders = {node.name: node for node in trace.graph.nodes if node.op == "placeholder"}
         self._inputs = tuple(placeholders[name] for name in trace.inputs)
         self.input_shapes = tuple(shape(node) or () for node in self._inputs)
@@ -164,6 +174,7 @@ class Program:
             function=_function(node),
             rule=rule_of(node),
             block=self._blocks.get(node),
+            serves=self._served.get(node),
             ends=self._last_calls.get(node),
         )
 

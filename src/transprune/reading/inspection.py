@@ -20,6 +20,7 @@ from transprune.reading.equality import check_samples
 from transprune.reading.layouts import Searched, channels_of, groups_of, sizes_with
 from transprune.reading.networks import untouched, unwrapped
 from transprune.reading.reading import GroupFacts, LayerFacts, ParameterFacts, Reading, check_macs, read
+from transprune.reading.stages import undivided
 from transprune.reading.trace import Example
 from transprune.space import (
     PAPER_RATIOS,
@@ -42,6 +43,13 @@ CONFIGURATION: Literal["config"] = "config"
 def ties_of(words: Sequence[str]) -> Sequence[str] | Literal["config"]:
     """What is tied, from words on a command line: patterns, or the one word for the configuration."""
     return CONFIGURATION if tuple(words) == (CONFIGURATION,) else words
+
+
+NO_BRANCHES = (
+    "a branch goes by itself where a block adds it, before the next one reads or beside it, to what the block reads, "
+    "and it has weights of its own"
+)
+"""Why a block is not divided."""
 
 
 def inspect(
@@ -122,6 +130,8 @@ def inspect(
     choosing.choose_groups(ratios, divisor, is_searched=dimensions != "depth")
     choosing.choose_stages(depths, is_searched=dimensions != "width")
     choosing.check_patterns()
+    if removable == "branches":
+        choosing.list_whole_blocks()
     space = choosing.space()
     if not space.groups and not space.stages:
         reasons = "; ".join(f"{fixed.name!r}: {fixed.reason}" for fixed in space.fixed[:5])
@@ -259,6 +269,15 @@ class _Choosing:
                     tie=self.said.by[run.name] if self.said is not None else "",
                 )
             )
+
+    def list_whole_blocks(self) -> None:
+        """Lists the blocks of searched stages that have no branches."""
+        searched = {stage.name for stage in self.stages}
+        for run in self.reading.in_blocks.stages:
+            whole = undivided(self.reading.trace, run) if run.name in searched else []
+            if whole:
+                others = f" and {len(whole) - 1} others" if len(whole) > 1 else ""
+                self.fixed.append(Fixed(run.name, f"its block {whole[0]!r}{others} can only go whole: {NO_BRANCHES}"))
 
     def _kept_reason(self, names: Sequence[str], what: str, is_searched: bool) -> str | None:
         if not is_searched:

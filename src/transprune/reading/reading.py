@@ -19,7 +19,7 @@ from transprune.reading.freedom import decide
 from transprune.reading.layouts import Constant, Layout, Searched, channels_of, freeze, is_searched, product
 from transprune.reading.macs import count_traced
 from transprune.reading.networks import blueprint, unwrapped
-from transprune.reading.stages import BlockRun, find_stages, is_in_place
+from transprune.reading.stages import BlockRun, added_one_by_one, find_stages, is_in_place
 from transprune.reading.trace import BATCHES, OTHER_BATCH, Example, Trace, check_forward, is_own, trace
 from transprune.runtime.structures import as_inputs
 from transprune.space import SearchSpace
@@ -212,7 +212,7 @@ def read(model: nn.Module, example: Example, known: Reading | None = None) -> Re
 
 def _read_with(model: nn.Module, example: Example, batches: Sequence[int]) -> tuple[Trace, Trace | None, Reading, int]:
     """A trace, that of training where it is needed, and what is read of them with the MACs that are counted."""
-    traced = trace(model, example, batches=batches)
+    traced = added_one_by_one(trace(model, example, batches=batches))
     in_training = _training_trace(model, example, traced, batches)
     return traced, in_training, _reading(model, traced, in_training, {}), _counted(model, example, traced)
 
@@ -270,7 +270,7 @@ def _training_trace(model: nn.Module, example: Example, reading: Trace, batches:
     if parameters <= _behind(reading):
         return None
     try:
-        return trace(model, example, training=True, batches=batches)
+        return added_one_by_one(trace(model, example, training=True, batches=batches))
     except ModelError:
         return None
 
@@ -392,13 +392,18 @@ class _Freezing:
         if self._nested(self.coupling.values[run.exits[0]]) != self._nested(self.coupling.values[stage.exits[0]]):
             return ()
         unnamed = {facts.name for facts in rest}
-        parts = []
-        for members in run.members:
-            names = [use.name for use in self.coupling.uses if use.node in members]
-            read = [self.coupling.trace.parameter(source) for node in members for source in node.all_input_nodes]
+        parts, owners = [], dict[str, int | None]()
+        for place, (members, shared) in enumerate(zip(run.members, run.shared, strict=True)):
+            needed = members | shared
+            uses = [use for use in self.coupling.uses if use.node in needed]
+            for use in uses:
+                owner = place if use.node in members else None
+                if owners.setdefault(use.name, owner) != owner:  # a layer that runs in several branches
+                    return ()
+            read = [self.coupling.trace.parameter(source) for node in needed for source in node.all_input_nodes]
+            names = [use.name for use in uses]
             parts.append(tuple(dict.fromkeys([*names, *sorted(name for name in read if name in unnamed)])))
-        every = [name for names in parts for name in names]
-        return tuple(parts) if len(set(every)) == len(every) else ()
+        return tuple(parts)
 
     def _fixed(self) -> tuple[tuple[str, str], ...]:
         found: dict[str, str] = {}

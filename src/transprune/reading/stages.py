@@ -7,7 +7,9 @@ connection read the second block's output too, the run would end with that block
 A block may also read what no block of the run makes, as those of a transformer read a mask or an encoder's output.
 
 Some blocks are several residual sums, one after another, such as the attention and the expansion of a transformer's.
-Then the run can be read finer: each of these branches is a block of its own, and half a block can be left out.
+Then the run can be read finer: each of these branches is a block of its own, and half a block can be left out. Branches
+that read the same and are added together, x + attention(x) + expansion(x), are added one by one for that. What several
+branches of a block read, such as a norm or gates that are computed once, goes with the last of them.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from functools import cached_property
 from itertools import pairwise, takewhile
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from transprune.reading.trace import Trace, operator, shape
@@ -61,6 +64,8 @@ class BlockRun:
     """In a run of branches, the call that adds each to what it reads; None for a block that stays whole."""
     owners: tuple[str, ...] = ()
     """In a run of branches, the path of the block that each is a part of."""
+    shared: tuple[frozenset[fx.Node], ...] = field(default=(), repr=False)
+    """In a run of branches, the calls that each needs as others of its block do."""
 
     @cached_property
     def inside(self) -> frozenset[fx.Node]:
@@ -284,6 +289,8 @@ class _Part:
     exit: fx.Node
     total: fx.Node | None
     """The call that adds it to what it reads."""
+    shared: frozenset[fx.Node] = frozenset()
+    """Calls that it needs, and other parts as well."""
 
 
 def split(trace: Trace, run: BlockRun) -> BlockRun | None:
@@ -307,21 +314,32 @@ def split(trace: Trace, run: BlockRun) -> BlockRun | None:
         members=tuple(part.members for *_, part in found),
         sums=tuple(part.total for *_, part in found),
         owners=tuple(owner for owner, *_ in found),
+        shared=tuple(part.shared for *_, part in found),
     )
+
+
+def undivided(trace: Trace, run: BlockRun) -> list[str]:
+    """The blocks that have no branches in a run of branches, except those that are a single residual sum."""
+    order = {node: place for place, node in enumerate(trace.calls)}
+    whole = run.blocks if run.branches is None else [path for path in run.blocks if path in run.branches.blocks]
+    entries = dict(zip(run.blocks, zip((run.entry, *run.exits), run.exits, run.members, strict=False), strict=True))
+    found = []
+    for path in whole:
+        entry, end, members = entries[path]
+        calls = sorted(members, key=order.__getitem__)
+        if entry is None or len(list(_parts(trace, entry, end, calls))) != 1:
+            found.append(path)
+    return found
 
 
 def _parts(trace: Trace, entry: fx.Node, end: fx.Node, calls: Sequence[fx.Node]) -> Iterator[_Part]:
     """The branches of a block, each with what follows its sum, such as a norm.
 
-    Where all that is still read of a block is one value, the block can be divided. It is, before each branch but the
-    first, if the value is of the shape and type of what the block reads.
+    Where all that is still read of what follows from a block's input is one value, the block can be divided. It is,
+    before each branch but the first, if the value is of the shape and type of what the block reads. Branches that are
+    added one by one to what all of them read are divided as well.
     """
-    last_read = {source: place for place, node in enumerate(calls) for source in trace.reads(node)}
-    waists, alive = [entry], {entry}
-    for place, node in enumerate(calls):
-        alive = {value for value in (*alive, node) if last_read.get(value, -1) > place or value is end}
-        if alive == {node}:
-            waists.append(node)
+    waists = _waists(trace, entry, end, calls)
     totals = [
         (added_to[0], node)
         for node in waists[1:]
@@ -330,10 +348,113 @@ def _parts(trace: Trace, entry: fx.Node, end: fx.Node, calls: Sequence[fx.Node])
     starts = [_in_first_form(start, waists, entry) for start, _ in totals]
     if not totals or not all(is_alike(start, entry) for start in starts) or not is_alike(end, entry):
         return
+    exits = [*starts[1:], end]
     places = {node: place for place, node in enumerate(calls)}
     cuts = [places[start] + 1 for start in starts[1:]]
-    for (_, total), (first, last) in zip(totals, pairwise([0, *cuts, len(calls)]), strict=True):
-        yield _Part(frozenset(calls[first:last]), calls[last - 1], total)
+    needed = [_behind(each, set(calls), {entry, *exits}) for each in exits]
+    for number, (first, last) in enumerate(pairwise([0, *cuts, len(calls)])):
+        others = frozenset().union(*(each for other, each in enumerate(needed) if other != number))
+        unread = {node for node in calls[first:last] if node not in needed[number]}
+        members = (needed[number] | unread) - others
+        yield _Part(frozenset(members), exits[number], totals[number][1], frozenset(needed[number] & others))
+
+
+def _waists(trace: Trace, entry: fx.Node, end: fx.Node, calls: Sequence[fx.Node]) -> list[fx.Node]:
+    """The entry, and values through which all goes that follows from it, or to which branches are added one by one."""
+    last_read = {source: place for place, node in enumerate(calls) for source in trace.reads(node)}
+    found, alive, following = [entry], {entry}, {entry}
+    for place, node in enumerate(calls):
+        if not following.isdisjoint(node.all_input_nodes):
+            following.add(node)
+        alive = {value for value in (*alive, node) if last_read.get(value, -1) > place or value is end}
+        if alive & following == {node}:
+            found += [*_sums_before(node, found), node]
+    return found
+
+
+def _sums_before(total: fx.Node, waists: Sequence[fx.Node]) -> list[fx.Node]:
+    """The sums x + a and x + a + b, where a total is x + a + b + c and all branches read x; the first one first."""
+    sums: list[fx.Node] = []
+    node = total
+    while operator(node) == "add" and not set(node.all_input_nodes) & set(waists):
+        inner = node.args[0]
+        if not isinstance(inner, fx.Node) or set(inner.users) != {node}:
+            return []
+        sums.insert(0, inner)
+        node = inner
+    return sums if operator(node) == "add" else []
+
+
+def _behind(end: fx.Node, inside: set[fx.Node], stops: set[fx.Node]) -> set[fx.Node]:
+    """A call and all that it follows from, up to certain values."""
+    found, ahead = {end}, [end]
+    while ahead:
+        new = [each for each in ahead.pop().all_input_nodes if each in inside and each not in stops | found]
+        found.update(new)
+        ahead += new
+    return found
+
+
+def added_one_by_one(trace: Trace) -> Trace:
+    """The trace with branches of blocks that are added together added one by one: (a + b) + x is (x + a) + b.
+
+    The sum is the same but for rounding, and each branch has a place where it can be left out.
+    """
+    order = {node: place for place, node in enumerate(trace.calls)}
+    is_changed = False
+    for run in find_stages(trace).runs:
+        for members in run.members:
+            for total in sorted(members, key=order.__getitem__, reverse=True):
+                is_changed |= total in trace.graph.nodes and _add_one_by_one(trace.graph, total, members, order)
+    return replace(trace) if is_changed else trace  # which looks for its calls again
+
+
+def _add_one_by_one(graph: fx.Graph, total: fx.Node, members: frozenset[fx.Node], order: Mapping[fx.Node, int]) -> bool:
+    """Changes a sum of a value and several branches that read it, if it is one and they are added in another way."""
+    if not _is_plain_sum(total):
+        return False
+    terms, inner = _terms(total, members)
+    terms.sort(key=lambda term: order.get(term, -1))
+    first, *branches = terms
+    reads_first = [first in _behind(each, {*members, first}, set()) for each in branches]
+    if len(branches) < 2 or not all(reads_first) or not all(is_alike(each, total) for each in terms):
+        return False
+    so_far = first
+    for branch in branches[:-1]:
+        with graph.inserting_after(branch):
+            added = graph.call_function(torch.ops.aten.add.Tensor, (so_far, branch))
+        added.meta = dict(total.meta)
+        so_far = added
+    total.target, total.args, total.kwargs = torch.ops.aten.add.Tensor, (so_far, branches[-1]), {}
+    for node in inner:
+        graph.erase_node(node)
+    return True
+
+
+def _terms(total: fx.Node, members: frozenset[fx.Node]) -> tuple[list[fx.Node], list[fx.Node]]:
+    """What a sum adds, and the calls between, which nothing else reads, those that read others first."""
+    terms, inner = list[fx.Node](), list[fx.Node]()
+    for read in total.all_input_nodes:
+        term, passed = read, list[fx.Node]()
+        while term in members and len(term.users) == 1 and operator(term) == "dropout" and term.args[1] == 0:
+            passed.append(term)
+            term = term.all_input_nodes[0]
+        if term in members and len(term.users) == 1 and _is_plain_sum(term):
+            found = _terms(term, members)
+            terms += found[0]
+            inner += [*passed, term, *found[1]]
+        else:
+            terms.append(read)
+    return terms, inner
+
+
+def _is_plain_sum(node: fx.Node) -> bool:
+    """Whether a call adds two tensors of one shape; one that writes over the first is read by nothing else."""
+    if operator(node) != "add" or node.kwargs or len(node.all_input_nodes) != 2 or len(node.args) != 2:
+        return False
+    first, second = node.all_input_nodes
+    is_read_again = is_in_place(node, first) and set(first.users) != {node}
+    return is_alike(first, second) and is_alike(first, node) and not is_read_again
 
 
 def _is_residual(trace: Trace, run: BlockRun) -> bool:

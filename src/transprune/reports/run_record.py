@@ -45,6 +45,8 @@ class StageRow:
     """Positions of those blocks; all while no architecture is chosen."""
     left_out: tuple[str, ...]
     """Paths of the blocks or branches that are dropped."""
+    in_branches: bool = False
+    """Whether branches are counted, not whole blocks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,14 +207,14 @@ def _read(folder: RunFolder) -> RunRecord:
 
 def _width_row(group: Mapping[str, Any], space: Mapping[str, Any], architecture: Mapping[str, Any]) -> WidthRow:
     name, full = str(group["name"]), int(group["width"])
-    place = _place(name, space)
+    places = _places(name, space)
     return WidthRow(
         name=name,
         full=full,
         candidates=tuple(group["candidates"]),
         kept=int(architecture.get("widths", {}).get(name, full)) if architecture else None,
-        stage=place[0]["name"] if place else None,
-        is_dropped=place is not None and place[1] not in _kept(place[0], architecture),
+        stage=places[0][0]["name"] if places else None,
+        is_dropped=bool(places) and all(place not in _kept(stage, architecture) for stage, place in places),
     )
 
 
@@ -227,6 +229,7 @@ def _stage_row(stage: Mapping[str, Any], architecture: Mapping[str, Any]) -> Sta
         kept=kept,
         blocks=blocks,
         left_out=tuple(path for place, path in enumerate(stage["blocks"]) if place not in blocks),
+        in_branches=bool(stage.get("parts")),
     )
 
 
@@ -269,11 +272,11 @@ def _layer_size(space: SearchSpace, layer: Layer, architecture: Architecture) ->
     )
 
 
-def _place(group: str, space: Mapping[str, Any]) -> tuple[Mapping[str, Any], int] | None:
-    """The stage that holds a group, and the position of its block there (from 0)."""
-    for stage in space.get("stages", []):
-        parts = stage.get("parts") or [[block] for block in stage["blocks"]]
-        for position, part in enumerate(parts):
-            if any(group == path or group.startswith((f"{path}.", f"{path}:")) for path in part):
-                return stage, position
-    return None
+def _places(group: str, space: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], int]]:
+    """The stage that holds a group, and the positions of its blocks there (from 0); several branches may need one."""
+    return [
+        (stage, position)
+        for stage in space.get("stages", [])
+        for position, part in enumerate(stage.get("parts") or [[block] for block in stage["blocks"]])
+        if any(group == path or group.startswith((f"{path}.", f"{path}:")) for path in part)
+    ]

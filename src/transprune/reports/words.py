@@ -184,9 +184,13 @@ def network_size(record: RunRecord) -> str:
     shares = [row.kept / row.full for row in record.groups if row.kept and not row.is_dropped]
     if not record.architecture or not shares:
         return ""
-    blocks = sum(stage.full for stage in record.stages)
-    kept = sum(stage.kept or 0 for stage in record.stages)
-    depth = f"{kept} of {blocks} blocks kept, " if blocks else ""
+    depth = ""
+    for what, in_branches in (("blocks", False), ("branches", True)):
+        stages = [stage for stage in record.stages if stage.in_branches is in_branches]
+        if stages:
+            depth += (
+                f"{sum(stage.kept or 0 for stage in stages)} of {sum(stage.full for stage in stages)} {what} kept, "
+            )
     return f"{depth}widths at {percent(sum(shares) / len(shares))} of full on average"
 
 

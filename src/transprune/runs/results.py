@@ -245,7 +245,7 @@ def show_architecture(run: Run) -> None:
     print_table(
         f"{run.options.model}: depths chosen",
         ["stage", "full", "chosen"],
-        [[stage.name, stage.depth, _kept(stage, architecture)] for stage in space.stages],
+        [[stage.name, _depth(stage), _kept(stage, architecture)] for stage in space.stages],
     )
     for cost in run.costs.values():
         chosen, full = space.cost(cost, architecture), space.cost(cost, space.full_architecture())
@@ -259,6 +259,11 @@ def _kept(stage: DepthStage, architecture: Architecture) -> str:
     kept = stage.kept_in(architecture)
     which = "" if kept == tuple(range(len(kept))) else f" ({', '.join(stage.blocks[place] for place in kept)})"
     return f"{len(kept)}{which}"
+
+
+def _depth(stage: DepthStage) -> str:
+    """How many blocks there are, or branches where these are counted."""
+    return f"{stage.depth} branches" if stage.parts else str(stage.depth)
 
 
 def show_derived(folder: RunFolder) -> None:
@@ -284,7 +289,7 @@ def show_space(name: str, space: SearchSpace) -> None:
     print_table(
         f"{name}: {len(space.stages)} depths",
         ["stage", "blocks", "candidates"],
-        [[stage.name, stage.depth, " ".join(map(str, stage.candidates))] for stage in space.stages],
+        [[stage.name, _depth(stage), " ".join(map(str, stage.candidates))] for stage in space.stages],
     )
     print_table(f"{name}: not searched", ["layer", "reason"], [[fixed.name, fixed.reason] for fixed in space.fixed])
     print_table(
