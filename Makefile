@@ -18,7 +18,7 @@ $(READY): pyproject.toml src/transprune/__init__.py
 setup: $(READY)  ## the environment alone
 
 demo: $(READY)  ## the main job on handwritten digits, into runs/demo
-	$(BIN)/transprune run resnet20 --data digits --budget macs=0.5 --preset demo --out runs/demo --overwrite
+	$(BIN)/transprune run resnet20 --data digits --budget latency=0.5 --preset demo --out runs/demo --overwrite
 
 test: $(READY)  ## all tests, a file at a time on each of up to four cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile

@@ -1,7 +1,7 @@
 """Makes the pictures of terminal and pages from real runs; nothing in them is drawn by hand.
 
-    transprune run resnet20 --data digits --budget macs=0.5 --preset quick --out runs/first
-    transprune run resnet20 --data digits --budget macs=0.5 --preset quick --seed 1 --out runs/second
+    transprune run resnet20 --data digits --budget latency=0.5 --preset quick --out runs/first
+    transprune run resnet20 --data digits --budget latency=0.5 --preset quick --seed 1 --out runs/second
     python docs/screenshots.py runs/first runs/second
 
 Chromium must be installed. Into docs/images go terminal.svg (what `transprune evaluate` prints on a terminal),

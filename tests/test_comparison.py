@@ -93,13 +93,13 @@ def test_a_report_tells_the_spread_over_the_seeds_that_lie_beside_it(tmp_path):
     (other / "config.toml").write_text(other_options, encoding="utf-8")
     shutil.copytree(first, tmp_path / "a copy")
     assert over_seeds(first) == (
-        "Over 3 seeds (1, 2 beside this run) top-1 moved by -0.20 ± 0.40 points from teacher to student (mean ± "
+        "Over 3 seeds (0, 1, 2) top-1 moved by −0.20 ± 0.40 points from teacher to student (mean ± "
         "standard deviation), and was lower in 2 of 3."
     )
     assert over_seeds(other) == ""
     assert over_seeds(first).split(")")[1] in Page(report_page(first)).text()
     (third / "result.json").write_text("[", encoding="utf-8")
-    assert over_seeds(first).startswith("Over 2 seeds (1 beside this run)"), "what is damaged beside it is left out"
+    assert over_seeds(first).startswith("Over 2 seeds (0, 1)"), "what is damaged beside it is left out"
     shutil.rmtree(second)
     assert over_seeds(first) == ""
 

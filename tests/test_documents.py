@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from documents import ROOT, blocks, pages, run_page, shown_commands
+from fake_latency import use_fake_backend
 from transprune.cli import arguments, main
+from transprune.latency.backends import BACKENDS
 from transprune.reading.rules import RULES
 
 pytestmark = pytest.mark.usefixtures("few_digits")
@@ -45,8 +47,10 @@ def _one_thread(_few_threads):
 
 @pytest.mark.usefixtures("_one_thread")
 @pytest.mark.parametrize("page", named(page for page in pages() if blocks(page) and not is_run_elsewhere(page)))
-def test_every_block_of_a_page_runs(page, tmp_path):
+def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch):
     torch.manual_seed(0)
+    if "--budget latency" in page.read_text():  # a busy machine is no reason to fail
+        monkeypatch.setitem(BACKENDS, "onnxruntime", use_fake_backend(monkeypatch, tmp_path / "cache"))
     outcome = run_page(page, tmp_path)
     assert len(outcome.printed) == len({block.text for block in blocks(page) if block.not_run is None})
 

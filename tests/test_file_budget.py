@@ -183,7 +183,7 @@ def test_a_run_keeps_to_the_bytes_of_its_file(tmp_path, capsys, monkeypatch):
     assert folder.read_json("int8.json")["int8"]["file_bytes"] == size == pytest.approx(budget["actual"], rel=0.01)
     runs.show_results(folder)
     assert re.search(r"budget kept: written [\d.]+ kB of [\d.]+ kB", capsys.readouterr().out)
-    assert "file size over the search" in folder.file("report.html").read_text(encoding="utf-8")
+    assert "File size over the search" in folder.file("report.html").read_text(encoding="utf-8")
     (entry,) = [entry for entry in read_journal(folder.file("journal.jsonl")) if entry["event"] == "file"]
     assert entry["int8"]
     report = folder.file("report.html").read_text(encoding="utf-8").replace("&nbsp;", " ")

@@ -224,7 +224,7 @@ def test_a_budget_of_parameters_is_reported_as_such(tmp_path):
     (folder / "journal.jsonl").write_text(journal, encoding="utf-8")
     _, page = report(folder)
     assert "47.7 % of the parameters" in page.text("title")
-    assert "parameters over the search" in page.text("h3")
+    assert "Parameters over the search" in page.text("h3")
 
 
 def test_groups_of_dropped_blocks_are_marked_and_only_those(folder, full):
@@ -424,7 +424,7 @@ def test_every_one_of_several_budgets_is_reported(tmp_path):
     _, page = report(folder)
     assert page.text("strong").count("Budget kept:") == 2
     assert "of the MACs, 47.7 % of the parameters" in page.text("title")
-    assert all(f"{name} over the search" in page.text("h3") for name in ("MACs", "parameters"))
+    assert all(f"{name} over the search" in page.text("h3") for name in ("MACs", "Parameters"))
 
 
 def test_every_layer_is_in_the_table_with_its_channels_and_macs_before_and_after(folder, full):
@@ -543,6 +543,11 @@ def test_the_verdict_names_what_is_free_and_whether_the_search_decided(tmp_path)
     said = verdict(read_record(folder))
     assert any("what the search derived had 88.0 %" in each and "uniform widths 80.5 %" in each for each in said)
     assert any("had decided" in each for each in said)
+    assert "within the budget" not in " ".join(said)
+    del compared["uniform widths"]
+    noted(folder, what="Kept what the search derived: 1 MACs", why="it has the least loss", contenders=compared)
+    (free,) = [each for each in verdict(read_record(folder)) if "within the budget" in each]
+    assert free.endswith("had 88.0 %. No uniform widths alone are within the budget: blocks have to go as well.")
     noted(folder, what=UNDECIDED, why="the entropy is 0.92 of 1")
     said = verdict(read_record(folder))
     assert any("has not decided: the entropy is 0.92 of 1." in each for each in said)

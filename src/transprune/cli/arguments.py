@@ -44,7 +44,7 @@ from transprune.runs.run_options import preset_options, read_config
 
 DESCRIPTION = """Makes trained PyTorch networks smaller: learns widths and depths in a budget.
 
-transprune run resnet20 --budget macs=0.5 --out runs/first --preset quick
+transprune run resnet20 --budget latency=0.5 --out runs/first --preset quick
 
 Each verb has help of its own: transprune run --help.
 --plan says what a run would do, --version the version.

@@ -128,7 +128,7 @@ class Job(RunOptions):
 class RunCommand(Job):
     """The whole job: network, data and budget go in, a smaller network comes out.
 
-    transprune run resnet20 --budget macs=0.5 --out runs/first --preset quick
+    transprune run resnet20 --budget latency=0.5 --out runs/first --preset quick
     """
 
     def __call__(self) -> None:

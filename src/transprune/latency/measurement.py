@@ -36,7 +36,7 @@ from transprune.reading.networks import switched, unwrapped
 from transprune.reading.reading import Reading, read_for
 from transprune.reading.trace import Example, rebatched, sample_axes
 from transprune.records import read_record
-from transprune.runtime import choose_device, processes, progress_bar, track
+from transprune.runtime import announce, choose_device, processes, progress_bar, track
 from transprune.runtime.files import disk_errors, write_atomically
 from transprune.runtime.structures import as_inputs, copied, tensors_in
 from transprune.shrinking.shrink import shrink
@@ -113,13 +113,19 @@ def trusted_latency(
     *,
     device: torch.device | str | None = None,
 ) -> LatencyMeasurement:
-    """`measure_latency`, for a search: fails if the model's error exceeds the bound.
+    """`measure_latency`, for a search: fails if the model's error exceeds the bound, twice in a row.
+
+    Once may be a moment in which something else ran on the machine.
 
     Raises:
         LatencyError: The model's error exceeds the bound, or as in `measure_latency`.
     """
     options = options or LatencyOptions()
     found = measure_latency(model, space, example, options, device=device)
+    error = found.model.validation.median
+    if error > options.bound:
+        announce(f"latency: off by {100 * error:.0f} % on other networks, so it is measured once more")
+        found = measure_latency(model, space, example, replace(options, remeasure=True), device=device)
     found.model.check_trust(options.bound)
     return found
 

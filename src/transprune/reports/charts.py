@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from transprune.costs import in_bytes
 from transprune.reports.figures import (
     Line,
     depth_history,
@@ -21,7 +21,7 @@ from transprune.reports.figures import (
 )
 from transprune.reports.pages import GREY, ORANGE
 from transprune.reports.run_record import LayerRow, RunRecord, number, part, series
-from transprune.reports.words import COST_NAMES, amount, compact, percent, tick
+from transprune.reports.words import COST_NAMES, compact, percent, tick
 
 
 class Drawing(NamedTuple):
@@ -87,10 +87,10 @@ def cost_figures(record: RunRecord) -> Iterator[Drawing]:
         )
         if cost:
             note = f"{name} expected under the probabilities, and of the most probable network of each epoch"
-            label_of = partial(amount, kind) if kind in ("latency", "file") else None
+            label_of = {"latency": _short_time, "file": in_bytes}.get(kind)
             said = _describe(cost, label_of or compact)
             picture = line_chart(f"cost-{place}", cost, said, label_of=label_of or tick)
-            yield Drawing(f"{name} over the search", picture, note)
+            yield Drawing(f"{name[0].upper()}{name[1:]} over the search", picture, note)
     entropy = _drawn(_line(epochs, "entropy", "entropy"))
     if entropy:
         note = "mean over all groups and stages; 1: all choices are as likely, 0: decided"
@@ -102,6 +102,11 @@ def cost_figures(record: RunRecord) -> Iterator[Drawing]:
         limits = (0.0, 1.05 * max(temperature[0].values))
         picture = line_chart("temperature", temperature, _describe(temperature), limits=limits)
         yield Drawing("Sampling temperature", picture, note)
+
+
+def _short_time(nanoseconds: float) -> str:
+    """A latency without the zeros at its end, for which an axis has no room."""
+    return f"{nanoseconds / 1e6:.4g} ms"
 
 
 def accuracy_figures(record: RunRecord) -> Iterator[Drawing]:

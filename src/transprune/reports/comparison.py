@@ -167,17 +167,18 @@ def over_seeds(run_dir: Path) -> str:
     for group in seeds_together(known):
         changes = [change for run in group["runs"] if (change := change_of(run)) is not None]
         if group["runs"][0] is known[0] and len(changes) == group["count"]:
-            return _said_of_changes([Path(run["run"]).name for run in group["runs"][1:]], group["metric"], changes)
+            return _said_of_changes([Path(run["run"]).name for run in group["runs"]], group["metric"], changes)
     return ""
 
 
-def _said_of_changes(others: Sequence[str], metric: str, changes: Sequence[float]) -> str:
+def _said_of_changes(names: Sequence[str], metric: str, changes: Sequence[float]) -> str:
     mean, deviation = statistics.mean(changes), statistics.stdev(changes)
     is_share = metric.startswith("top")
     moved_by = f"{mean:+.2f} ± {deviation:.2f} points" if is_share else f"{mean:+.4g} ± {deviation:.2g}"
+    moved_by = moved_by.replace("-", "−")
     lower = sum(change < 0 for change in changes)
     return (
-        f"Over {len(changes)} seeds ({', '.join(others)} beside this run) {metric_label(metric)} moved by {moved_by} "
+        f"Over {len(changes)} seeds ({', '.join(names)}) {metric_label(metric)} moved by {moved_by} "
         f"from teacher to student (mean ± standard deviation), and was lower in {lower} of {len(changes)}."
     )
 

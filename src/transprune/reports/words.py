@@ -314,12 +314,16 @@ def _against_free(record: RunRecord) -> str:
     losses, kept = _losses(compared), _kept(compared)
     figures = {name: number(part(compared, name).get("top1")) for name in compared}
     said = [f"{name} {_score(figures[name], losses[name])}" for name in losses if name != kept]
+    free = f"; at the same budget, treated alike, {' and '.join(said)}" if said else ""
+    none = "" if UNIFORM in compared else f" No {UNIFORM} alone are within the budget: blocks have to go as well."
     return (
         f"{when}, on images that the weights did not learn from, {kept} had "
-        f"{_score(figures[kept], losses[kept])}; at the same budget, treated alike, {' and '.join(said)}."
+        f"{_score(figures[kept], losses[kept])}{free}.{none}"
     )
 
 
+UNIFORM = "uniform widths"
+"""What a search is always compared with where there is one within the budget, as `searching.contenders` calls it."""
 SPOILT = 10.0
 """Percentage points below its beginning at which a student has lost by being trained."""
 
