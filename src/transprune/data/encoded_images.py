@@ -119,15 +119,23 @@ def opened(files: ImageFiles, row: int) -> Iterator[Image.Image]:
         ) from error
 
 
+def check_depth(image: Image.Image) -> None:
+    """Checks that an image has 8 bits a channel: Pillow would clip others at 255, which turns most images white.
+
+    Raises:
+        ValueError: It has more.
+    """
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"its pixels are of mode {image.mode!r}, not 8 bits a channel")
+
+
 def with_channels(image: Image.Image, channels: int) -> Image.Image:
     """An image in grey (1 channel) or colour (3).
 
     Raises:
         ValueError: Its pixels have more than 8 bits.
     """
-    if image.mode.startswith(("I", "F")):
-        # Pillow would clip these values at 255, which turns most images white.
-        raise ValueError(f"its pixels are of mode {image.mode!r}, not 8 bits a channel")
+    check_depth(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")  # Pillow cannot convert a palette with transparency to RGB directly
     return image.convert("RGB" if channels == 3 else "L")

@@ -244,7 +244,7 @@ def read_images(folder: Path) -> EncodedData:
     """
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    files = sorted(file for file in _files(folder) if file.name.lower().endswith(IMG_EXTENSIONS))
+    files = images_below(folder)
     if not files:
         raise DataError(
             f"cannot load images:{folder}: there is no image in it or below ({', '.join(IMG_EXTENSIONS)}); expected a "
@@ -252,6 +252,13 @@ def read_images(folder: Path) -> EncodedData:
         )
     split = FileSplit(FolderFiles(tuple(files)), torch.arange(len(files)), torch.zeros(len(files), dtype=torch.int64))
     return EncodedData(name=folder.resolve().name, train=split, test=split, classes=("unknown",), is_labelled=False)
+
+
+def images_below(folder: Path) -> list[Path]:
+    """The image files in a folder and in those below, but for what is hidden."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    return sorted(file for file in _files(folder) if file.name.lower().endswith(IMG_EXTENSIONS))
 
 
 def _files(folder: Path) -> Iterator[Path]:

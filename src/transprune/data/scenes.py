@@ -18,6 +18,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from transprune.data.encoded_images import opened, with_channels
-from transprune.data.imagefolder import FolderFiles
+from transprune.data.encoded_images import check_depth, opened, with_channels
+from transprune.data.imagefolder import FolderFiles, images_below
 from transprune.errors import DataError, OptionError, first_line
 from transprune.options import AugmentationName
 from transprune.runtime.files import expanded
@@ -43,7 +44,6 @@ TEST_NAMES = (("val", "valid", "validation"), ("test", "testing"))
 """Words for the parts that are measured on, in order of preference."""
 MOST_CLASSES = 10_000
 """A detector has an output for each, whatever their names."""
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 SLACK = 1.0
 """Pixels that a box may be outside of its image by, for rounding; it is cut there."""
 ORIENTATION, ON_SIDE = 0x0112, (5, 6, 7, 8)
@@ -89,9 +89,10 @@ class Scenes(Dataset[Sample]):
             shown = ImageOps.exif_transpose(image) if scene.is_turned else image
             pixels = v2.functional.pil_to_tensor(with_channels(shown, 3))
         boxes = tv_tensors.BoundingBoxes(scene.boxes, format="XYXY", canvas_size=pixels.shape[1:])
-        found, objects = self._changes()(tv_tensors.Image(pixels), {"boxes": boxes, "labels": scene.labels})
+        found, objects = self._changes(tv_tensors.Image(pixels), {"boxes": boxes, "labels": scene.labels})
         return found.as_subclass(Tensor), {name: each.as_subclass(Tensor) for name, each in objects.items()}
 
+    @cached_property
     def _changes(self) -> v2.Transform:
         random: list[v2.Transform] = []
         if self.augmentation == "imagenet":
@@ -150,12 +151,13 @@ def load_scenes(
     folder = expanded(place)
     if not place or not folder.is_dir():
         raise DataError(f"cannot load data {spec!r}: there is no such folder; expected {kind}:DIR")
-    train, test, most = _coco(folder) if kind + ":" == COCO else _yolo(folder)
+    train, test, most = _coco(folder) if spec.startswith(COCO) else _yolo(folder)
     for name, part in (("learn from", train), ("measure on", test)):
         if not any(len(scene.labels) for scene in part):
             raise DataError(f"cannot use {spec!r}: there is no object on the {len(part)} images to {name}")
-        empty = sum(not len(scene.labels) for scene in part)
-        _log.info("%s: %d images to %s, with %d objects; %d have none", spec, len(part), name, _objects(part), empty)
+        counts = [len(scene.labels) for scene in part]
+        said = "%s: %d images to %s, with %d objects; %d have none"
+        _log.info(said, spec, len(part), name, sum(counts), counts.count(0))
     count = min(batch_size, len(train))
     return SceneData(
         train=DataLoader(
@@ -172,15 +174,10 @@ def together(samples: Sequence[Sample]) -> tuple[list[Tensor], list[dict[str, Te
     return [image for image, _ in samples], [objects for _, objects in samples]
 
 
-def _objects(scenes: Sequence[Scene]) -> int:
-    return sum(len(scene.labels) for scene in scenes)
-
-
 def _sizes(file: Path) -> tuple[tuple[int, int], tuple[int, int]]:
     """Columns and rows of an image as its EXIF turns it, and as it is stored."""
     with opened(FolderFiles((file,)), 0) as image:
-        if image.mode.startswith(("I", "F")):
-            raise ValueError(f"its pixels are of mode {image.mode!r}, not 8 bits a channel")
+        check_depth(image)
         columns, rows = image.size
         is_on_side = image.getexif().get(ORIENTATION, 1) in ON_SIDE
         return (rows, columns) if is_on_side else (columns, rows), (columns, rows)
@@ -338,9 +335,8 @@ class _Found:
                 return place / name
         if self.below is None:
             self.below = {}
-            for each in sorted(self.folder.rglob("*")):
-                if each.suffix.lower() in SUFFIXES:
-                    self.below.setdefault(each.name, []).append(each)
+            for each in images_below(self.folder):
+                self.below.setdefault(each.name, []).append(each)
         parts = Path(name).parts
         parts = parts[-1:] if Path(name).is_absolute() else parts  # the folders of another machine say nothing
         found = [each for each in self.below.get(Path(name).name, []) if each.parts[-len(parts) :] == parts]
@@ -418,7 +414,7 @@ def _images_in(part: Any, *bases: Path) -> list[Path]:
         if place is None:
             raise DataError(f"cannot load the images of '{bases[-1]}': there is no {name!r}, which the YAML names")
         if place.is_dir():
-            files += sorted(each for each in place.rglob("*") if each.suffix.lower() in SUFFIXES)
+            files += images_below(place)
         else:
             files += [place.parent / line.strip() for line in _text(place).splitlines() if line.strip()]
     if not files:
