@@ -295,15 +295,11 @@ class _Part:
 
 def split(trace: Trace, run: BlockRun) -> BlockRun | None:
     """The run with each branch as a block; None if no block is several residual sums."""
-    order = {node: place for place, node in enumerate(trace.calls)}
-    entries = (run.entry, *run.exits)
     found: list[tuple[str, str, _Part]] = []
-    for path, entry, end, members in zip(run.blocks, entries[:-1], run.exits, run.members, strict=True):
-        calls = sorted(members, key=order.__getitem__)
-        parts = list(_parts(trace, entry, end, calls)) if entry is not None else []
-        names = [_branch_name(trace, path, part.members) for part in parts]
+    for path, end, members, sums in _divided(trace, run):
+        parts, names = sums, [_branch_name(trace, path, part.members) for part in sums]
         if len(parts) < 2 or None in names or len(set(names)) < len(names):
-            names, parts = [path], [_Part(members, end, None)]
+            parts, names = [_Part(members, end, None)], [path]
         found += [(path, str(name), part) for name, part in zip(names, parts, strict=True)]
     if len(found) == len(run.blocks):
         return None
@@ -320,16 +316,17 @@ def split(trace: Trace, run: BlockRun) -> BlockRun | None:
 
 def undivided(trace: Trace, run: BlockRun) -> list[str]:
     """The blocks that have no branches in a run of branches, except those that are a single residual sum."""
+    whole = run.blocks if run.branches is None else run.branches.blocks
+    return [path for path, _, _, parts in _divided(trace, run) if path in whole and len(parts) != 1]
+
+
+def _divided(trace: Trace, run: BlockRun) -> Iterator[tuple[str, fx.Node, frozenset[fx.Node], list[_Part]]]:
+    """Each block of a run, by its path: the call that ends it, its calls, and its residual sums."""
     order = {node: place for place, node in enumerate(trace.calls)}
-    whole = run.blocks if run.branches is None else [path for path in run.blocks if path in run.branches.blocks]
-    entries = dict(zip(run.blocks, zip((run.entry, *run.exits), run.exits, run.members, strict=False), strict=True))
-    found = []
-    for path in whole:
-        entry, end, members = entries[path]
+    entries = (run.entry, *run.exits)
+    for path, entry, end, members in zip(run.blocks, entries[:-1], run.exits, run.members, strict=True):
         calls = sorted(members, key=order.__getitem__)
-        if entry is None or len(list(_parts(trace, entry, end, calls))) != 1:
-            found.append(path)
-    return found
+        yield path, end, members, list(_parts(trace, entry, end, calls)) if entry is not None else []
 
 
 def _parts(trace: Trace, entry: fx.Node, end: fx.Node, calls: Sequence[fx.Node]) -> Iterator[_Part]:
