@@ -41,7 +41,7 @@ from transprune.tas.baselines import uniform_architecture
 from transprune.tas.bilevel import Bilevel
 from transprune.tas.derivation import least_cost
 from transprune.tas.sampling import Selection
-from transprune.training.batches import Batch, Data, Feed, example_of
+from transprune.training.batches import Batch, Data, Feed, example_of, generators_of
 from transprune.training.evaluation import evaluate_batches, evaluation_mode
 from transprune.training.loop import Loop, Setup
 from transprune.training.train import Fit
@@ -359,8 +359,7 @@ def foretell(material: Material, device: torch.device, folder: RunFolder, *, sea
 def _same_order(data: Data) -> Iterator[None]:
     """Lets loaders with generators of their own draw the same samples after the block as if it had not been."""
     loaders = (data.train, data.test, *(data.search or ())) if isinstance(data, LoaderData) else ()
-    found = {id(each): each for loader in loaders if (each := getattr(loader, "generator", None)) is not None}
-    states = [(generator, generator.get_state()) for generator in found.values()]
+    states = [(each, each.get_state()) for loader in loaders for each in generators_of(loader)]
     try:
         yield
     finally:

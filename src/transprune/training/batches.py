@@ -150,7 +150,7 @@ class Feed:
 
     def __init__(self, loader: Iterable[Any], task: Task, device: torch.device, part: str) -> None:
         self._loader, self._task, self._device, self.part = shared(loader, part), task, device, part
-        self._generators = _generators(loader)
+        self._generators = generators_of(loader)
         self._epoch = 0
         self._given = 0
         self._start: Mapping[str, Any] | None = None
@@ -302,7 +302,7 @@ def _not_loaded(what: str, error: Exception) -> TranspruneError:
     return worker_died(what, error) or DataError(f"cannot load {what}: {text}; look at the data set and its transforms")
 
 
-def _generators(loader: Iterable[Any]) -> list[torch.Generator]:
+def generators_of(loader: Iterable[Any]) -> list[torch.Generator]:
     """The generators of a `DataLoader` and its sampler, if they have their own."""
     found = [getattr(owner, "generator", None) for owner in (loader, getattr(loader, "sampler", None))]
     return [generator for generator in found if isinstance(generator, torch.Generator)]
