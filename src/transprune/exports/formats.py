@@ -20,6 +20,7 @@ from transprune.runtime.journal import quiet
 from transprune.runtime.structures import as_inputs, as_numbers, called, copied, on_device, samples_in, tensors_in
 
 _WHOLE = "; the network's weights are whole (those of a run lie in student.safetensors)"
+"""What stays when a format cannot be written."""
 
 
 def onnx_bytes(program: ExportedProgram, notes: Mapping[str, str] | None = None) -> bytes:

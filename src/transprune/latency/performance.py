@@ -100,11 +100,11 @@ def measure(
             f"cannot measure what is of the kind {type(networks).__name__}: expected a network, or several by name, "
             "such as {'student': student}"
         )
-    options, place = options or MeasureOptions(), choose_device(device, next(iter(networks.values()), None))
+    first = next(iter(networks.values()), None)
+    options, place = options or MeasureOptions(), choose_device(device, first)
+    if first is None:
+        return []
     with tempfile.TemporaryDirectory() as folder:
-        first = next(iter(networks.values()), None)
-        if first is None:
-            return []
         subjects = [_Subject(name, network, example, Path(folder)) for name, network in networks.items()]
         batches = sorted({1, options.batch_size} if all(each.takes_any_batch for each in subjects) else {1})
         inputs = {batch: _noise(as_batch(first, example, batch)) for batch in batches}

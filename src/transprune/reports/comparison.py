@@ -160,9 +160,8 @@ def over_seeds(run_dir: Path) -> str:
     beside = (each for each in sorted(this.parent.iterdir()) if each != this and (each / "result.json").is_file())
     known = [_said_of(RunFolder.open(this))]
     for folder in beside:
-        with suppress(
-            RunFolderError, KeyError, TypeError, ValueError, AttributeError
-        ):  # damaged, which is its own affair
+        # A damaged folder beside this one is its own affair.
+        with suppress(RunFolderError, KeyError, TypeError, ValueError, AttributeError):
             known.append(_said_of(RunFolder.open(folder)))
     for group in seeds_together(known):
         changes = [change for run in group["runs"] if (change := change_of(run)) is not None]

@@ -75,9 +75,10 @@ def report_page(run_dir: Path) -> str:
         RunFolderError: As of `write_report`.
     """
     record = read_record(run_dir)
-    first, *others = verdict(record) or [""]
-    said = [first, over_seeds(run_dir), *others] if first else []
-    return render("report.html.j2", **_context(record), verdict=list(filter(None, said)))
+    said = verdict(record)
+    if said:
+        said[1:1] = filter(None, [over_seeds(run_dir)])
+    return render("report.html.j2", **_context(record), verdict=said)
 
 
 MOST_PAIRS = 8

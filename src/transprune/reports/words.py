@@ -187,10 +187,8 @@ def network_size(record: RunRecord) -> str:
     depth = ""
     for what, in_branches in (("blocks", False), ("branches", True)):
         stages = [stage for stage in record.stages if stage.in_branches is in_branches]
-        if stages:
-            depth += (
-                f"{sum(stage.kept or 0 for stage in stages)} of {sum(stage.full for stage in stages)} {what} kept, "
-            )
+        kept, full = sum(stage.kept or 0 for stage in stages), sum(stage.full for stage in stages)
+        depth += f"{kept} of {full} {what} kept, " if full else ""
     return f"{depth}widths at {percent(sum(shares) / len(shares))} of full on average"
 
 
@@ -307,6 +305,8 @@ def _kept(compared: Mapping[str, Any]) -> str:
 
 def _against_free(record: RunRecord) -> str:
     """What was compared before the student's training, if the search compared anything."""
+    from transprune.searching.contenders import UNIFORM  # takes a second, which a table of finished runs need not wait
+
     compared, epochs = _contenders(record)
     if not compared:
         return ""
@@ -322,8 +322,6 @@ def _against_free(record: RunRecord) -> str:
     )
 
 
-UNIFORM = "uniform widths"
-"""What a search is always compared with where there is one within the budget, as `searching.contenders` calls it."""
 SPOILT = 10.0
 """Percentage points below its beginning at which a student has lost by being trained."""
 

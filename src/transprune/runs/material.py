@@ -424,27 +424,27 @@ def detector_of(options: RunOptions) -> Given:
         ModelError: The detector cannot be built, or no part of it can be traced.
         OptionError: The data have no boxes.
     """
-    scenes, batches = None, None
+    classes, size = None, None  # of the user's data only the user knows them
     if is_scenes(options.data):
-        size = min(options.distill.batch_size, LARGEST_BATCH)
-        scenes = load_scenes(options.data, image_size=options.image_size, batch_size=size, augmentation=options.augment)
+        most = min(options.distill.batch_size, LARGEST_BATCH)
+        scenes = load_scenes(options.data, image_size=options.image_size, batch_size=most, augmentation=options.augment)
+        batches: Any = (scenes.train, scenes.test)
+        images, classes, size = scenes.images, scenes.classes, scenes.size
     elif is_user_data(options.data):
         batches = _own_data(options)
+        images = _first_images(batches)
     else:
         raise OptionError(
             f"cannot detect objects on {options.data!r}: expected images with boxes, coco:DIR or yolo:DIR, or data of "
             "your own (FILE.py:FUNCTION)"
         )
-    images = _first_images(batches) if scenes is None else scenes.images
     with seeded(options.seed, "model"):
-        if scenes is None:
-            whole = build_model(options.model, classes=None, image_channels=None)
-        else:
-            whole = build_model(options.model, classes=scenes.classes, image_channels=scenes.size[0])
-            resize_to(whole, scenes.size)
+        whole = build_model(options.model, classes=classes, image_channels=None if size is None else size[0])
+    if size is not None:
+        resize_to(whole, size)
     part = part_of(whole, (images,))
     task = detection(part)
-    return Given(model=part, data=as_data((scenes.train, scenes.test) if scenes else batches, task), task=task)
+    return Given(model=part, data=as_data(batches, task), task=task)
 
 
 def _first_images(batches: Any) -> list[Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +22,7 @@ from transprune.reports.words import (
 )
 from transprune.runtime import RunFolder, print_table, read_journal
 from transprune.runtime.files import disk_errors
-from transprune.runtime.terminal import say
+from transprune.runtime.terminal import decimals, say
 from transprune.space import DepthStage, SearchSpace, WidthGroup
 from transprune.tas.probabilities import UNDECIDED
 
@@ -211,8 +210,7 @@ def show_measurements(content: dict[str, Any]) -> None:
 
 def _in_digits(milliseconds: float) -> str:
     """A time in four digits."""
-    decimals = 3 - math.floor(math.log10(milliseconds)) if milliseconds > 0 else 0
-    return f"{milliseconds:,.{max(0, decimals)}f}"
+    return f"{milliseconds:,.{max(0, decimals(milliseconds))}f}"
 
 
 def show_quantised(content: dict[str, Any]) -> None:

@@ -65,8 +65,12 @@ def milliseconds(nanoseconds: float) -> str:
         >>> milliseconds(4_200_000), milliseconds(23_456)
         ('4.200 ms', '0.02346 ms')
     """
-    digits = 3 - math.floor(math.log10(nanoseconds / 1e6)) if nanoseconds > 0 else 0
-    return f"{nanoseconds / 1e6:,.{max(3, digits)}f} ms"
+    return f"{nanoseconds / 1e6:,.{max(3, decimals(nanoseconds / 1e6))}f} ms"
+
+
+def decimals(value: float) -> int:
+    """How many digits behind the point make four in all; fewer than none for thousands."""
+    return 3 - math.floor(math.log10(value)) if value > 0 else 0
 
 
 class TimeLeft:
