@@ -295,9 +295,11 @@ def test_what_was_made_in_python_is_saved_as_a_run(tmp_path):
         transprune.save(model, tmp_path / "whole", teacher=model, found=found, data=data)
 
 
-def test_compression_without_training_is_one_call_too(tmp_path):
+def test_compression_without_training_is_one_call_too_and_can_be_silent(tmp_path, capsys):
     options = replace(preset_options("quick"), compress=transprune.CompressOptions(samples=48))
-    done = transprune.run(regressor(), LOADERS, "params=0.5", tmp_path / "run", options, task=transprune.regression())
+    job = partial(transprune.run, regressor(), LOADERS, "params=0.5", options=options, task=transprune.regression())
+    done = job(tmp_path / "run", progress=False)
+    assert capsys.readouterr() == ("", "")
     assert done.result["is_trained"] is False
     assert done.result["student"]["params"] <= done.result["teacher"]["params"] / 2
 

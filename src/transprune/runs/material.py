@@ -31,6 +31,7 @@ from transprune.reading.networks import switched
 from transprune.reading.reading import Reading
 from transprune.reading.trace import Example
 from transprune.records import read_record
+from transprune.reports.words import named
 from transprune.runs.run_options import RunOptions, preset_options
 from transprune.runtime import RunFolder, UserFunction, announce, processes, seeded
 from transprune.runtime.structures import copied, outline
@@ -137,7 +138,7 @@ def collect(
     if options.compress is not None:
         _check_trained(options)
     budgets = tuple(Budget.parse(text) for text in dict.fromkeys(itertools.chain(*points(options.budget))))
-    announce(f"data: reading {options.data}")
+    announce(f"data: reading {named(options.data)}")
     if given is None and options.task == DETECTION:
         given = detector_of(options)
     task = task_of(options) if given is None else given.task
@@ -148,7 +149,7 @@ def collect(
         from transprune.scores.compress import check_enough
 
         check_enough(len(data.train))
-    announce(f"model: reading {options.model}")
+    announce(f"model: reading {named(options.model)}")
     model = model_of(options, data) if given is None else given.model
     weights = weights_of(options, model, data)
     if begun_in is None and given is None and isinstance(data, ImageData):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ from transprune.runs.run import Run, log, logging_to
 from transprune.runs.run_options import RunOptions, Safety, preset_options
 from transprune.runtime import RunFolder, announce, choose_device, processes
 from transprune.runtime.structures import copied
-from transprune.runtime.terminal import milliseconds
+from transprune.runtime.terminal import milliseconds, silent
 from transprune.scores.rounds import Compression
 from transprune.searching.search import SearchResult
 from transprune.space import SearchSpace
@@ -474,6 +475,7 @@ def run(
     device: torch.device | str | None = None,
     overwrite: bool = False,
     safety: Safety | None = None,
+    progress: bool = True,
     **changes: Any,
 ) -> Finished:
     """The whole job in a run folder, as `transprune run` does it: search, distillation, figures, exports and report.
@@ -492,6 +494,7 @@ def run(
         device: Where to compute; None: where the model is.
         overwrite: Replace a run in the folder.
         safety: When to save checkpoints, and when to stop.
+        progress: Whether to show on standard error, or in a notebook, what is done and how far it is.
         changes: Other fields of `transprune.runs.RunOptions`, such as `divisor=8`, `keep=("stem*",)`, or
             `search=replace(get_preset("quick").search, epochs=5)`.
 
@@ -512,9 +515,12 @@ def run(
         **changes,
     )
     given = Given(model=network, data=prepared_data, task=task_given)
-    with prepare(
-        described, out, device=place, overwrite=overwrite, safety=safety, given=given, foretell=foretell
-    ) as begun:
+    with (
+        nullcontext() if progress else silent(),
+        prepare(
+            described, out, device=place, overwrite=overwrite, safety=safety, given=given, foretell=foretell
+        ) as begun,
+    ):
         if described.compress is None:
             run_all(begun)
         else:

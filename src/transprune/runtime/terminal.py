@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, TypeVar
 
 from transprune.runtime import interruption, processes
@@ -30,6 +31,7 @@ SILENCE_SECONDS = 600.0
 """The same without a terminal, where each reading prints a plain line."""
 _NUMBER = re.compile(r"[-+−±]?[\d.,]*\d( ?[%×A-Za-z]+)?")
 """A figure with an optional unit, such as `-47.3 %`, `20,400,000` or `1.8 ms`."""
+_is_silent: ContextVar[bool] = ContextVar("_is_silent", default=False)
 _showing: list[Display | NotebookDisplay] = []
 """The display on the terminal, if any; there can only be one, which inner bars join."""
 
@@ -91,9 +93,19 @@ class TimeLeft:
         return f"about {duration((time.monotonic() - self._began) * (1 - share) / gone)} left"
 
 
+@contextmanager
+def silent() -> Iterator[None]:
+    """Shows no progress inside the block, neither bars nor lines."""
+    token = _is_silent.set(True)
+    try:
+        yield
+    finally:
+        _is_silent.reset(token)
+
+
 def announce(text: str) -> None:
     """Prints a line on standard error, in the first process only."""
-    if processes.is_first() and sys.stderr is not None:
+    if processes.is_first() and sys.stderr is not None and not _is_silent.get():
         print(fitted(text, sys.stderr), file=sys.stderr, flush=True)
 
 
@@ -190,7 +202,7 @@ def is_terminal() -> bool:
     """Whether bars can be shown: in a notebook, or on a terminal with a movable cursor; in the first process alone."""
     can_move = os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
     is_movable = sys.stderr is not None and sys.stderr.isatty() and can_move
-    return (is_movable or is_notebook()) and processes.is_first()
+    return (is_movable or is_notebook()) and processes.is_first() and not _is_silent.get()
 
 
 def is_notebook() -> bool:
