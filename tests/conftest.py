@@ -1,5 +1,7 @@
 """Settings that all tests share."""
 
+from functools import cache
+
 import pytest
 import torch
 from hypothesis import settings
@@ -59,6 +61,21 @@ end to end whose pieces have tests of their own."""
 
 def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", help="where the tests marked `device` compute, such as cuda")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _operators_of_onnx_listed_once():
+    """Each export to ONNX parses the source of some 500 operators anew, which takes as long as the rest of it."""
+    try:
+        from torch.onnx._internal.exporter._registration import onnxscript_apis
+
+        listed = onnxscript_apis.get_torchlib_ops
+    except (ImportError, AttributeError):  # another version of torch; exports take longer then
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxscript_apis, "get_torchlib_ops", cache(listed))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -162,6 +162,14 @@ def test_another_budget_from_the_same_scores_is_what_compressing_gives(half, tra
     assert abs(top1(derived.student, digits) - top1(anew.student, digits)) < 5
 
 
+def test_a_whole_result_saves_reading_the_network_again(half, trained, digits, monkeypatch):
+    by_scores = transprune.compress(trained, digits, "macs=0.3", samples=128, scores=half.scores)
+    monkeypatch.setattr("transprune.reading.reading._read_with", lambda *_: pytest.fail("read anew"))
+    by_result = transprune.compress(trained, digits, "macs=0.3", samples=128, scores=half)
+    assert by_result.architecture == by_scores.architecture
+    assert by_result.moved == by_scores.moved
+
+
 def test_repair_can_be_left_out_and_is_worth_something(half, trained, digits):
     plain = transprune.compress(trained, digits, "macs=0.5", samples=128, scores=half.scores, repair=False)
     assert plain.architecture == half.architecture

@@ -51,7 +51,7 @@ def compress(
     latency: LatencyOptions | None = None,
     task: Task | None = None,
     measure: Measure = ablation,
-    scores: Sequence[Scores] = (),
+    scores: Compression | Sequence[Scores] = (),
     repair: bool = True,
     seed: int = 0,
     device: str | torch.device | None = None,
@@ -63,7 +63,7 @@ def compress(
     network gives (`repair`). Another budget takes seconds:
 
         half = transprune.compress(model, images, "macs=0.5")
-        third = transprune.compress(model, images, "macs=0.3", scores=half.scores)
+        third = transprune.compress(model, images, "macs=0.3", scores=half)
 
     Args:
         model: The network, trained; it runs where its weights are.
@@ -78,7 +78,8 @@ def compress(
         latency: How latency is measured where a budget speaks of it and `costs` does not; None: the defaults.
         task: Says how outputs are compared, and how a batch of a `LoaderData` is taken apart; None: `classification()`.
         measure: What gives the figures: `ablation`, `reconstruction`, `taylor`, or a function of your own.
-        scores: Those of an earlier result for the same network and space; nothing is scored anew then.
+        scores: An earlier result for the same network, or its scores alone; nothing is scored anew then, and where
+            `space` is None the network is not read anew either.
         repair: Whether what is left is fitted; else it has the weights that it had.
         seed: Decides which samples are drawn.
         device: Where a copy of the model is to run instead.
@@ -97,6 +98,8 @@ def compress(
     place, model = choose_device(device, model), unwrapped(model)
     model = model if device is None else copied(model).to(place)
     task = task or classification()
+    if isinstance(scores, Compression):
+        space, scores = space or scores.space, scores.scores
     inputs, axes = gather_samples(model, data, samples, task=task, seed=seed)
     example = on_device(sliced(inputs, slice(0, 1), samples_in(inputs, axis=axes), axes), "cpu")
     space = space or inspect(copied(model).cpu(), example, removable="branches")

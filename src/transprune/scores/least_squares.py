@@ -7,6 +7,7 @@ one group.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -18,6 +19,7 @@ ROWS = 8192
 """Places (samples × positions) that a layer is fitted on, drawn at random where there are more."""
 
 
+@lru_cache(maxsize=64)
 def draw_places(count: int, most: int = ROWS) -> Tensor:
     """Which of so many places a layer is fitted on; the same for the same count."""
     if count <= most:
@@ -27,7 +29,10 @@ def draw_places(count: int, most: int = ROWS) -> Tensor:
 
 def outputs_at(outputs: Tensor, axis: int, places: Tensor) -> Tensor:
     """Outputs at certain places [places, channels], from a tensor whose channels stand along an axis."""
-    return outputs.movedim(axis, -1).flatten(0, -2)[places.to(outputs.device)]
+    places, inner = places.to(outputs.device), prod(outputs.shape[axis + 1 :])
+    # Picked out before channels are moved: moving them copies everything.
+    apart = outputs.reshape(-1, outputs.shape[axis], inner)
+    return apart[places // inner, :, places % inner]
 
 
 def inputs_at(arguments: dict[str, Any], spatial: tuple[int, ...], places: Tensor) -> Tensor:
@@ -94,12 +99,28 @@ class Moments:
     @classmethod
     def of(cls, inputs: Tensor, outputs: Tensor, *, has_shift: bool) -> Moments:
         """Those of inputs [groups, places, inputs] and wanted outputs [places, groups × outputs]."""
-        wanted = outputs.unflatten(1, (len(inputs), -1)).movedim(1, 0)
-        means = [each.mean(1) if has_shift else each.new_zeros(len(each), each.shape[2]) for each in (inputs, wanted)]
-        inputs, wanted = (each - mean[:, None] for each, mean in zip((inputs, wanted), means, strict=True))
-        places = inputs.shape[1]
-        gram, cross = inputs.mT @ inputs / places, inputs.mT @ wanted / places
-        return cls(means[0].double(), means[1].double(), gram.double(), cross.double())
+        centred, mean = _centred(inputs, has_shift=has_shift)
+        gram = centred.mT @ centred / inputs.shape[1]
+        return cls._of(centred, mean.double(), gram.double(), outputs, has_shift=has_shift)
+
+    def wanting(self, inputs: Tensor, outputs: Tensor, *, has_shift: bool) -> Moments:
+        """Those of the same inputs where other outputs are wanted."""
+        centred, _ = _centred(inputs, has_shift=has_shift)
+        return self._of(centred, self.inputs, self.gram, outputs, has_shift=has_shift)
+
+    @classmethod
+    def _of(cls, centred: Tensor, mean: Tensor, gram: Tensor, outputs: Tensor, *, has_shift: bool) -> Moments:
+        wanted, wanted_mean = _centred(outputs.unflatten(1, (len(centred), -1)).movedim(1, 0), has_shift=has_shift)
+        cross = centred.mT @ wanted / centred.shape[1]
+        return cls(mean, wanted_mean.double(), gram, cross.double())
+
+
+def _centred(values: Tensor, *, has_shift: bool) -> tuple[Tensor, Tensor]:
+    """Values [groups, places, channels] with their means taken off, and these; as they are where nothing is added."""
+    if not has_shift:
+        return values, values.new_zeros(len(values), values.shape[2])
+    mean = values.mean(1)
+    return values - mean[:, None], mean
 
 
 def fit(moments: Moments, weights: Tensor, *, columns: Tensor | None = None, ridge: float) -> Tensor:

@@ -284,7 +284,8 @@ class Refit(_Fitted):
         before = begun.matrix.to(total.dtype)
         now = (begun.inputs @ before).movedim(0, 1).flatten(1)
         offset = shift_of(self.moments[layer.node], begun.matrix).to(total.dtype) if layer.has_shift else 0.0
-        moments = Moments.of(begun.inputs, now + offset + missing, has_shift=layer.has_shift)
+        wanted = now + offset + missing
+        moments = self.moments[layer.node].wanting(begun.inputs, wanted, has_shift=layer.has_shift)
         matrix = fit(moments, begun.matrix, columns=begun.columns, ridge=self._ridge)
         weight = begun.arguments["weight"]
         after = self._changed(layer, begun.arguments, matrix, moments)
