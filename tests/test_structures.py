@@ -296,6 +296,14 @@ def test_batches_are_cut_and_joined_along_their_samples():
     assert joined([timed, timed], 1).shape == (5, 8, 3)
 
 
+@pytest.mark.parametrize("targets", [torch.zeros(8), [torch.zeros(8, 2), torch.zeros(1)], {"class": torch.zeros(8)}])
+def test_what_all_samples_share_may_come_first(targets):
+    shared = {"positions": torch.zeros(1, 5), "mask": torch.zeros(5, 5), "tokens": torch.zeros(8, 5)}
+    assert samples_in(shared, targets) == 8
+    assert samples_in((torch.zeros(5, 1, 3), torch.zeros(5, 8)), targets, axis=1) == 8
+    assert samples_in((torch.zeros(1, 5), torch.zeros(8, 5)), torch.zeros(3)) == 1, "the targets are of something else"
+
+
 def test_a_list_of_images_beside_as_many_targets_has_a_sample_for_each_entry():
     images, targets = [torch.zeros(3, 8, 8)] * 2, [{"boxes": torch.zeros(5, 4)}, {"boxes": torch.zeros(1, 4)}]
     batch = Batch((images,), targets)

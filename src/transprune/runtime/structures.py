@@ -344,7 +344,13 @@ def _shares_samples(values: list[Any], samples: int) -> bool:
 def samples_in(inputs: Any, targets: Any = None, axis: SampleAxes = 0) -> int:
     """The number of samples of a batch: the size of that axis of the first input tensor that has one; 1 if none has.
 
-    A list of tensors beside a list of as many targets, as detectors take, has one sample for each entry.
+    Inputs may begin with what all samples share, such as positions or a mask: where the first targets have as many
+    entries as some input, that is the number. A list of tensors beside a list of as many targets, as detectors take,
+    has one sample for each entry.
+
+    Example:
+        >>> samples_in({"positions": torch.zeros(1, 5), "tokens": torch.zeros(8, 5)}, torch.zeros(8))
+        8
     """
     if not isinstance(axis, int):
         pairs = zip(tensors_in(inputs), axis, strict=True)
@@ -352,7 +358,10 @@ def samples_in(inputs: Any, targets: Any = None, axis: SampleAxes = 0) -> int:
     first = inputs[0] if isinstance(inputs, tuple) and inputs else inputs
     if isinstance(first, list) and isinstance(targets, list) and len(first) == len(targets):
         return len(first)
-    return next((tensor.shape[axis] for tensor in tensors_in(inputs) if tensor.dim() > axis), 1)
+    sizes = [tensor.shape[axis] for tensor in tensors_in(inputs) if tensor.dim() > axis]
+    wanted = next((tensor.shape for tensor in tensors_in(targets)), ())
+    agreed = [wanted[each] for each in (axis, 0) if each < len(wanted) and wanted[each] in sizes]
+    return next(iter([*agreed, *sizes]), 1)
 
 
 def joined(values: Sequence[Any], axis: SampleAxes = 0) -> Any:
