@@ -11,7 +11,7 @@ from torchvision.models import detection as models
 import scene_folders
 import transprune
 from scene_folders import BOX, COLUMNS, ROWS, write_coco, write_yolo
-from transprune.data.scenes import load_scenes
+from transprune.data.scenes import Scene, Scenes, load_scenes
 from transprune.errors import DataError
 from transprune.runs.material import collect, detector_of
 from transprune.runs.run_options import preset_options
@@ -45,6 +45,20 @@ def test_changes_move_boxes_with_what_is_in_them(tmp_path):
             assert inner.numel() == 0 or inner.mean() > 0.9
             seen.add((left, upper, right, lower))
     assert len(seen) > 2
+
+
+def test_an_object_at_the_border_is_not_behind_it_by_rounding(tmp_path):
+    found = []
+    for columns in range(150, 192):
+        file = tmp_path / f"{columns}.png"
+        Image.new("RGB", (columns, 50)).save(file)
+        scene = Scene(file, torch.tensor([[3.0, 0, columns, 50]]), torch.tensor([1]))
+        for augmentation in ("none", "shift"):
+            found.append(Scenes([scene], (64, 96), augmentation)[0][1]["boxes"])
+    assert all(len(boxes) for boxes in found[::2]), "none is lost"
+    edges = torch.cat(found)[:, 2:]
+    assert (edges <= torch.tensor([96, 64])).all()
+    assert (edges == torch.tensor([96, 64])).all(1).sum() > 40
 
 
 def test_categories_that_count_from_zero_leave_it_to_the_background(tmp_path):

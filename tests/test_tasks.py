@@ -417,6 +417,11 @@ def test_moving_a_value_keeps_its_structure():
     )
 
 
+def test_of_a_long_list_a_message_shows_the_first_entries():
+    assert outline([torch.zeros(2)] * 4) == "a list of [2] and [2] and [2] and [2]"
+    assert outline([torch.zeros(2)] * 16) == "a list of [2] and [2] and [2] and 13 more"
+
+
 def test_a_batch_counts_its_samples_by_its_first_input():
     assert Batch((torch.zeros(5, 2), torch.zeros(3)), None).samples == 5
     assert Batch(({"words": torch.zeros(4, 9)},), None).samples == 4

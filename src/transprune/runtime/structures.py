@@ -54,6 +54,8 @@ class Hole:
 
 
 ATOMS = bool | int | float | complex | str | bytes | None | Enum | torch.dtype | torch.device | np.ndarray | np.generic
+SHOWN = 4
+"""How many entries of a list a message describes."""
 OPAQUE = type | nn.Module | FunctionType | MethodType | ModuleType | torch.Generator
 """Types of values that are never looked into."""
 
@@ -398,7 +400,9 @@ def outline(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"a {type(value).__name__} of " + ", ".join(f"{key}: {outline(value[key])}" for key in value)
     if isinstance(value, tuple | list):
-        return f"a {type(value).__name__} of " + (" and ".join(outline(item) for item in value[:8]) or "nothing")
+        more = [f"{len(value) - SHOWN + 1} more"] if len(value) > SHOWN else []
+        items = [outline(item) for item in value[: SHOWN - len(more)]]
+        return f"a {type(value).__name__} of " + (" and ".join([*items, *more]) or "nothing")
     parts = {key: part for key, part in (parts_of(value) or {}).items() if next(tensors_in(part), None) is not None}
     named = ", ".join(f"{key}: {outline(part)}" for key, part in parts.items())
     return f"a {type(value).__name__}" + (f" of {named}" if named else "")

@@ -358,6 +358,8 @@ def _why_not(path: str, calls: Sequence[_Call], with_weights: Collection[str]) -
 
 TRUE = ("boxes", "labels")
 """What is known of an image, as torchvision has it: boxes [objects, 4] (x1, y1, x2, y2), labels int64 [objects]."""
+ROUNDING = 1e-5
+"""How far behind the border of its image a box may lie, as a share of the image: resizing computes so exactly."""
 FOUND = (*TRUE, "scores")
 """What a detector finds: how sure it is of each box, too."""
 EPSILON = 0.01
@@ -566,7 +568,9 @@ def _check_objects(number: int, image: Tensor, objects: Any) -> None:
         )
     rows, columns = image.shape[1:]
     starts, ends = boxes[:, :2], boxes[:, 2:]
-    good = (starts < ends).all(1) & (starts >= 0).all(1) & (ends <= ends.new_tensor([columns, rows])).all(1)
+    most = ends.new_tensor([columns, rows])
+    is_inside = (starts >= -ROUNDING * most).all(1) & (ends <= (1 + ROUNDING) * most).all(1)
+    good = (starts < ends).all(1) & is_inside
     if not bool(good.all()):
         raise DataError(
             f"{where}, of {rows} rows and {columns} columns: it has the box {boxes[~good][0].tolist()}; expected x1, "
