@@ -30,7 +30,7 @@ def test_a_line_for_each_run_says_what_came_out_in_80_columns(runs, capsys):
     main(["compare", *runs])
     _, _, _, small, large, *named = capsys.readouterr().out.splitlines()
     assert re.split(r"  +", small.strip()) == [
-        "1", "98.89 %", "-0.278", "1.25 M (50 %)", "127.95 k (48 %)", "0.871 ms (68 %)",
+        "1", "98.89 %", "-0.278", "1.25 M (50 %)", "127.95 k (48 %)", "0.8710 ms (68 %)",
     ]  # fmt: skip
     assert "+0.333" in large
     assert max(len(small), len(large)) <= 80

@@ -174,6 +174,6 @@ def test_the_report_shows_what_was_measured(memory, tmp_path):
     page = write_report(folder).read_text(encoding="utf-8").replace("&nbsp;", " ")
     assert "Speed and memory" in page
     assert "onnxruntime, 64" in page
-    assert "1.000 ms (0.750 – 1.500), 1,000 a second" in page
+    assert "1.000 ms (0.7500 – 1.500), 1,000 a second" in page
     assert "25.0 %" in page
     assert ("2.00 MB → 2.00 MB" in page) == (memory is not None)

@@ -137,7 +137,7 @@ def test_tables_have_captions_and_scopes_and_figures_have_descriptions(full):
     tags = Counter(tag for tag, _ in page.elements)
     assert tags["table"] == tags["caption"] == 8
     assert all(cell.get("scope") in ("row", "col") for cell in page.all("th"))
-    assert tags["svg"] == tags["figure"] == 16
+    assert tags["svg"] == tags["figure"] == 17
     assert all(svg["role"] == "img" and len(svg["aria-label"]) > 30 for svg in page.all("svg"))
     assert page.all("html") == [{"lang": "en"}]
 
@@ -195,13 +195,13 @@ def test_the_sentence_tells_the_direction_of_the_change(tmp_path, top1, said):
 def test_the_table_has_ratios_and_differences(full):
     text, _ = full
     rows = [re.sub(r"<[^>]+>", " ", row) for row in re.findall(r"<tr>(.*?)</tr>", text)[1:7]]
-    assert [row.split() for row in rows] == [
-        ["Latency", "in", "torch", "on", "cpu,", "1", "thread,", "batch", "1", "1.28", "ms", "0.87", "ms", "67.8", "%"],
-        ["Top-1", "accuracy", "99.17", "%", "98.89", "%", "0.28", "points", "lower"],
-        ["Top-5", "accuracy", "100.00", "%", "100.00", "%", "unchanged"],
-        ["MACs", "a", "sample", "2.52", "M", "1.25", "M", "49.8", "%"],
-        ["Parameters", "268.34", "k", "127.95", "k", "47.7", "%"],
-        ["File", "size", "1.10", "MB", "534.53", "kB", "48.7", "%"],
+    assert [" ".join(row.split()) for row in rows] == [
+        "Latency in torch on cpu, 1 thread, batch 1 1.284 ms 0.8710 ms 67.8 %",
+        "Top-1 accuracy 99.17 % 98.89 % 0.28 points lower",
+        "Top-5 accuracy 100.00 % 100.00 % unchanged",
+        "MACs a sample 2.52 M 1.25 M 49.8 %",
+        "Parameters 268.34 k 127.95 k 47.7 %",
+        "File size 1.10 MB 534.53 kB 48.7 %",
     ]
 
 
@@ -646,6 +646,30 @@ def test_a_run_made_in_python_has_the_measures_of_others_and_no_command(tmp_path
     assert "Top-1 accuracy" in page
     assert "0.28 points lower" in page
     assert "It was made in Python" in page
+
+
+@pytest.mark.parametrize("until", ["result", "search"])
+def test_the_curves_are_those_of_the_metric_of_the_task(tmp_path, until):
+    folder = fake_run(tmp_path, until=until)
+    journal = folder / "journal.jsonl"
+    journal.write_text(journal.read_text().replace("top1", "rmse"))
+    if until == "result":
+        change(folder, "result.json", lambda result: result.update(metrics=["rmse"]))
+        change(folder, "result.json", lambda result: result["student"].update(rmse=1.5))
+    page = write_report(folder).read_text().replace("&nbsp;", " ")
+    assert "rmse of the supernet" in page
+    assert "Line chart over" in page
+    assert "top-1" not in page[page.index('id="training-epoch-by-epoch"') :]
+    assert ("rmse; in the end 1.5 on the test split" in page) == (until == "result")
+
+
+def test_a_command_is_told_once_and_broken_at_no_hyphen(tmp_path):
+    folder = fake_run(tmp_path)
+    for _ in range(2):
+        noted(folder, event="start", command=["transprune", "evaluate", "runs/first", "--json"])
+    page = write_report(folder).read_text()
+    assert page.count("transprune evaluate") == 1
+    assert '<span class="whole">--json</span>' in page
 
 
 def test_the_contents_lead_to_every_section(full):

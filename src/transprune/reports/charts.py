@@ -21,7 +21,7 @@ from transprune.reports.figures import (
 )
 from transprune.reports.pages import GREY, ORANGE
 from transprune.reports.run_record import LayerRow, RunRecord, number, part, series
-from transprune.reports.words import COST_NAMES, compact, percent, tick
+from transprune.reports.words import COST_NAMES, compact, measured, metric_label, metric_name, percent, tick
 
 
 class Drawing(NamedTuple):
@@ -50,7 +50,7 @@ def layers_figure(layers: Sequence[LayerRow]) -> tuple[Drawing, float]:
 
 
 def width_figures(record: RunRecord) -> Iterator[Drawing]:
-    """Widths before and after, widths over the search, and probabilities at its end, with the same rows."""
+    """Widths before and after, widths over the search, and probabilities at its end or now, with the same rows."""
     if not record.groups:
         return
     epochs = [entry for entry in record.epochs("search") if entry.get("width_probabilities")]
@@ -59,7 +59,8 @@ def width_figures(record: RunRecord) -> Iterator[Drawing]:
     if epochs:
         lowest = percent(lowest_share(record.groups), 0)
         yield Drawing("Expected width over the search", width_history(record.groups, epochs), lowest, key="history")
-        yield Drawing("Probabilities at the end", width_choices(record.groups, epochs[-1]), key="choices")
+        when = "at the end" if record.architecture else "now"
+        yield Drawing(f"Probabilities {when}", width_choices(record.groups, epochs[-1]), key="choices")
 
 
 def depth_figures(record: RunRecord) -> Iterator[Drawing]:
@@ -109,45 +110,70 @@ def _short_time(nanoseconds: float) -> str:
     return f"{nanoseconds / 1e6:.4g} ms"
 
 
-def accuracy_figures(record: RunRecord) -> Iterator[Drawing]:
-    """Accuracy over the epochs of each phase, on one scale: that of their second halves, where they differ."""
+def metric_figures(record: RunRecord) -> Iterator[Drawing]:
+    """The main metric over the epochs of each phase, on one scale: that of their second halves, where they differ."""
+    name = _main_metric(record)
+    if name == "loss":
+        return  # it has figures of its own
+    is_share = name.startswith("top")
     charts = [
-        ("Teacher", "test", "test_top1", record.epochs("teacher")),
-        ("Search", "validation", "validation_top1", record.epochs("search")),
-        ("Distillation", "test", "test_top1", record.epochs("distill")),
+        ("Teacher", "test", f"test_{name}", record.epochs("teacher")),
+        ("Search", "validation", f"validation_{name}", record.epochs("search")),
+        ("Distillation", "test", f"test_{name}", record.epochs("distill")),
     ]
     drawn = [
-        (title, _drawn(_line(epochs, key, label), _line(epochs, "top1", "training", color=GREY, weight=1.1)))
+        (title, _drawn(_line(epochs, key, label), _line(epochs, name, "training", color=GREY, weight=1.1)))
         for title, label, key, epochs in charts
     ]
     late = [value for _, lines in drawn for line in lines for value in line.values[len(line.values) // 2 :]]
+    label_of = _percent if is_share else None
     for title, lines in drawn:
         if lines:
-            limits = (max(0.0, min(late) - 2), min(101.0, max(late) + 2))  # what comes before may leave the chart
-            name = f"accuracy-{title.lower()}"
-            picture = line_chart(name, lines, _describe(lines, _percent), limits=limits, label_of=_percent)
-            yield Drawing(title, picture, _accuracy_note(title, record))
+            limits = (max(0.0, min(late) - 2), min(101.0, max(late) + 2)) if is_share else _around(late)
+            key = f"metric-{title.lower()}"
+            said = _describe(lines, label_of or "{:.4g}".format)
+            picture = line_chart(key, lines, said, limits=limits, label_of=label_of)
+            yield Drawing(title, picture, _metric_note(title, record, name))
+
+
+def _main_metric(record: RunRecord) -> str:
+    """The metric that comes first in the result, or before there is one in the epochs."""
+    if record.result:
+        return metric_name(record.result)
+    entries = [entry for phase in ("teacher", "search", "distill") for entry in record.epochs(phase)]
+    measured_on = [name for entry in entries for name in entry if {f"test_{name}", f"validation_{name}"} & set(entry)]
+    return next((name for name in measured_on if name != "loss"), "top1")
+
+
+def _around(values: Sequence[float]) -> tuple[float, float]:
+    """Limits of an axis that shows the values; what lies outside of them may leave the chart."""
+    room = 0.1 * (max(values) - min(values)) or 1.0
+    return min(values) - room, max(values) + room
 
 
 def loss_figures(record: RunRecord) -> Iterator[Drawing]:
     """Losses over the epochs of each phase, each on a scale of its own: they are different losses."""
-    for title, phase, key, label in (
-        ("Loss of the teacher", "teacher", "test_loss", "test"),
-        ("Loss of the search", "search", "validation_loss", "validation"),
-        ("Loss of the distillation", "distill", "test_loss", "test"),
+    for title, phase, keys, note in (
+        ("Loss of the teacher", "teacher", {"loss": "training", "test_loss": "test"}, ""),
+        ("Loss of the search", "search", {"loss": "training", "validation_loss": "validation"}, ""),
+        ("Loss of the distillation", "distill", {"loss": "training"}, "in training, with the teacher’s share in it"),
+        ("Loss of the student", "distill", {"test_loss": "test"}, "on the test split, without the teacher’s share"),
     ):
-        epochs = record.epochs(phase)
-        lines = _drawn(_line(epochs, "loss", "training", color=GREY, weight=1.1), _line(epochs, key, label))
+        epochs, is_training = record.epochs(phase), {"color": GREY, "weight": 1.1}
+        lines = _drawn(
+            *(_line(epochs, key, label, **is_training if key == "loss" else {}) for key, label in keys.items())
+        )
         if lines:
-            note = "training: with the teacher’s share in it" if phase == "distill" else ""
-            yield Drawing(title, line_chart(f"loss-{phase}", lines, _describe(lines)), note)
+            name = f"loss-{phase}-{'-'.join(keys.values())}"
+            yield Drawing(title, line_chart(name, lines, _describe(lines)), note)
 
 
-def _accuracy_note(title: str, record: RunRecord) -> str:
+def _metric_note(title: str, record: RunRecord, name: str) -> str:
+    said = metric_label(name)
     if title == "Search":
-        return "top-1 of the supernet; training: on the half for its weights, validation: on the half for the choices"
-    measured = number(part(record.result, "teacher" if title == "Teacher" else "student").get("top1"))
-    return "top-1" if measured is None else f"top-1; in the end {measured:.2f} % on the test split"
+        return f"{said} of the supernet; training: on the half for its weights, validation: on the half for the choices"
+    end = number(part(record.result, "teacher" if title == "Teacher" else "student").get(name))
+    return said if end is None else f"{said}; in the end {measured(name, end)} on the test split"
 
 
 def _line(epochs: Sequence[Mapping[str, Any]], key: str, label: str, **style: Any) -> Line:

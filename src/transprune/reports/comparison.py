@@ -38,7 +38,7 @@ from transprune.reports.words import (
 )
 from transprune.runtime import RunFolder
 from transprune.runtime.journal import is_epoch
-from transprune.runtime.terminal import duration
+from transprune.runtime.terminal import decimals, duration, milliseconds
 
 COSTS = (
     ("macs", "MACs", ""),
@@ -195,7 +195,8 @@ def said_of_spread(spread: tuple[float, float] | None, name: str, unit: str = ""
         return "–"
     mean, deviation = spread
     if unit == "ms":
-        return f"{mean:.3f} ± {deviation:.3f} ms"
+        digits = max(3, decimals(mean))
+        return f"{mean:.{digits}f} ± {deviation:.{digits}f} ms"
     if name in ("macs", "params", "file_bytes"):
         return f"{compact(mean, unit)} ± {percent(deviation / mean)}"
     return f"{mean:.2f} ± {deviation:.2f} %" if name.startswith("top") else f"{mean:.4g} ± {deviation:.2g}"
@@ -219,7 +220,8 @@ def cost_of(run: Mapping[str, Any], key: str, unit: str) -> tuple[str, float | N
     before, after = number(run["teacher"].get(key)), number(run["student"].get(key))
     if after is None:
         return "–", None
-    return f"{after:.3f} {unit}" if unit == "ms" else compact(after, unit), after / before if before else None
+    said = milliseconds(1e6 * after) if unit == "ms" else compact(after, unit)
+    return said, after / before if before else None
 
 
 def settings_of(run: Mapping[str, Any]) -> str:

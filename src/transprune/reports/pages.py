@@ -74,7 +74,7 @@ def render(template: str, **context: Any) -> str:
         keep_trailing_newline=True,
     )
     environment.filters |= {"percent": percent, "percentage": "{:.2f} %".format, "points": points}
-    environment.filters |= {"anchor": _anchor, "headings": _headings, "code": _code}
+    environment.filters |= {"anchor": _anchor, "headings": _headings, "code": _code, "unbroken": _unbroken}
     return _with_units_unbroken(environment.get_template(template).render(context))
 
 
@@ -92,6 +92,11 @@ def _code(sentence: str) -> Markup:
     """A sentence in which what stands in backticks is code."""
     pieces = sentence.split("`")
     return Markup("").join(Markup("<code>{}</code>").format(p) if n % 2 else escape(p) for n, p in enumerate(pieces))
+
+
+def _unbroken(text: str) -> Markup:
+    """A command in which browsers break no line at the hyphens of its words."""
+    return Markup(re.sub(r"\S*-\S*", r'<span class="whole">\g<0></span>', str(escape(text))))
 
 
 def _with_units_unbroken(text: str) -> str:

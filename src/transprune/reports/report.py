@@ -10,11 +10,11 @@ from typing import Any
 
 from transprune.models.by_name import is_user_model
 from transprune.reports.charts import (
-    accuracy_figures,
     cost_figures,
     depth_figures,
     layers_figure,
     loss_figures,
+    metric_figures,
     width_figures,
 )
 from transprune.reports.comparison import over_seeds
@@ -109,11 +109,11 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "friendliness": _friendliness(record),
         "depth_figures": list(depth_figures(record)),
         "cost_figures": list(cost_figures(record)),
-        "accuracy_figures": list(accuracy_figures(record)),
+        "metric_figures": list(metric_figures(record)),
         "loss_figures": list(loss_figures(record)),
         "uses": list(_uses(record)),
         "inputs": _inputs(record),
-        "commands": "\n".join(_command(entry.get("command", "")) for entry in record.events("start")),
+        "commands": "\n".join(dict.fromkeys(_command(entry.get("command", "")) for entry in record.events("start"))),
         "is_of_python": str(part(record.architecture, "model").get("name", "")).startswith("python:"),
         "environment": [(name.replace("_", " "), _plain(value)) for name, value in record.environment.items()],
         "remarks": list(_remarks(record)),
@@ -152,7 +152,9 @@ def _measure(value: float | None, unit: str) -> str:
         return "–"
     if unit == "metric":
         return f"{value:.4g}"
-    return f"{value:.2f} {unit}" if unit in ("%", "ms") else compact(value, unit)
+    if unit == "ms":
+        return milliseconds(1e6 * value)
+    return f"{value:.2f} %" if unit == "%" else compact(value, unit)
 
 
 def _budgets(record: RunRecord) -> Iterator[dict[str, Any]]:
@@ -225,7 +227,8 @@ def _measured_on(record: RunRecord) -> tuple[Any, Any, Any]:
 
 
 def _time(figures: Mapping[str, Any]) -> str:
-    said = f"{figures['latency_ms']:.3f} ms ({figures['lower_ms']:.3f} – {figures['upper_ms']:.3f})"
+    median, lower, upper = (milliseconds(1e6 * figures[key]) for key in ("latency_ms", "lower_ms", "upper_ms"))
+    said = f"{median} ({lower.removesuffix(' ms')} – {upper.removesuffix(' ms')})"
     return f"{said}, {figures['throughput']:,.0f} a second"
 
 
