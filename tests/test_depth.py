@@ -23,6 +23,7 @@ from transprune.reading.macs import count_macs
 from transprune.reports.run_record import read_record
 from transprune.runs.preparation import _begun_space
 from transprune.runtime import RunFolder
+from transprune.runtime.structures import as_inputs
 from transprune.shrinking.shrink import shrink
 from transprune.shrinking.traced_network import CutRun, TracedNetwork, sizes_of
 from transprune.space import SearchSpace
@@ -506,16 +507,44 @@ def test_a_block_that_only_some_candidates_keep_is_mixed_with_what_it_reads():
     assert_close([found.detach()], [network.head(tokens.mean(1)).detach()], 1e-5)
 
 
-def test_one_block_more_at_the_end_is_mixed_as_in_the_paper():
-    network = stack(3)
+def residual_convolutions() -> nn.Module:
+    torch.manual_seed(0)
+    return Classifier(8, ConvNorm(3, 8), nn.Sequential(*(CoupledBlock(8) for _ in range(3))))
+
+
+@pytest.mark.parametrize(
+    ("network", "read"),
+    [*((stack(3, kind), inputs) for kind in ("before", "after")), (residual_convolutions(), example)],
+)
+def test_one_block_more_at_the_end_is_mixed_as_in_the_paper(network, read):
+    """Outputs, and the gradients of all weights, of the widths that are mixed as well, and of the depths."""
+    plain = inspect(network, read(2))
+    [stage] = plain.stages
+    logits = nn.Parameter(torch.tensor([0.2, 1.0]))
+    found = []
+    for space in (plain, plain.ordered({stage.name: (0, 1, 2)})):
+        torch.manual_seed(1)
+        parameters, supernet = ArchitectureParameters(space), Supernet(network, space, read(2))
+        drawn = parameters.sample(1.0, generator=torch.Generator().manual_seed(2))
+        depths = {stage.name: Drawn((2, 3), (stage.candidates.index(2), stage.candidates.index(3)), logits.softmax(0))}
+        outputs = supernet(Selection(drawn.widths, depths), *as_inputs(read(4)))
+        outputs.square().sum().backward()
+        parts = (logits, parameters.widths, *supernet.parameters())
+        found.append([outputs.detach(), *(torch.zeros(0) if each.grad is None else each.grad for each in parts)])
+        logits.grad = None
+    assert found[0][1].abs().min() > 0
+    assert_close(found[1], found[0], 1e-4)
+
+
+@pytest.mark.parametrize("kind", ["before", "after"])
+def test_where_a_choice_is_certain_blocks_are_mixed_as_in_the_paper(kind):
+    network = stack(3, kind)
     plain = inspect(network, inputs(2))
-    ordered = plain.ordered({"blocks": (0, 1, 2)})
-    selections = [mixture(space, (2, 3), [0.3, 0.7]) for space in (plain, ordered)]
-    paper, one_by_one = (
-        Supernet(network, space, inputs(2)).eval()(selection, *inputs(4))
-        for space, selection in zip((plain, ordered), selections, strict=True)
-    )
-    assert_close([one_by_one.detach()], [paper.detach()], 1e-5)
+    for weights, depth in (([1.0, 0.0], 2), ([0.0, 1.0], 3)):
+        wanted = without(network, list(range(depth)))(*inputs(4))
+        for space in (plain, plain.ordered({"blocks": (0, 1, 2)})):
+            found = Supernet(network, space, inputs(2)).eval()(mixture(space, (2, 3), weights), *inputs(4))
+            assert_close([found.detach()], [wanted.detach()], 1e-5)
 
 
 class Weighed(Stack):

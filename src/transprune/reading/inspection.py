@@ -79,7 +79,7 @@ def inspect(
         depths: Gives the candidate depths of a stage from its number of blocks, or of branches where these are its
             blocks; None: `depth_candidates` and `branch_candidates`.
         removable: Whether only whole `blocks` may be left out, or each of the `branches` of a block that is several
-            residual sums, one after another: the attention of a transformer's block, or its expansion.
+            residual sums: the attention of a transformer's block, or its expansion.
         keep: Patterns (`*`, `?`) of layers that keep their width and of stages that keep their depth.
         only: Patterns of the only layers and stages to search; empty for all.
         tie: Patterns; the widths of all layers that match one of them get the same share of their full width. `config`:

@@ -6,7 +6,7 @@ connection read the second block's output too, the run would end with that block
 
 A block may also read what no block of the run makes, as those of a transformer read a mask or an encoder's output.
 
-Some blocks are several residual sums, one after another, such as the attention and the expansion of a transformer's.
+Some blocks are several residual sums, such as the attention and the expansion of a transformer's.
 Then the run can be read finer: each of these branches is a block of its own, and half a block can be left out. Branches
 that read the same and are added together, x + attention(x) + expansion(x), are added one by one for that. What several
 branches of a block read, such as a norm or gates that are computed once, goes with the last of them.
