@@ -222,6 +222,63 @@ def test_queries_that_share_keys_are_cut_in_the_stock_class(build: Any, queries:
     assert student.generate(ids, max_new_tokens=3, use_cache=True, pad_token_id=0).shape == (2, 9)
 
 
+def with_positions() -> nn.Module:
+    return transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=31, n_positions=32, n_embd=16, n_layer=1, n_head=4, use_cache=False)
+    )
+
+
+def with_linear_biases() -> nn.Module:
+    return transformers.BloomForCausalLM(
+        transformers.BloomConfig(vocab_size=31, hidden_size=16, n_layer=1, n_head=4, use_cache=False)
+    )
+
+
+def with_scaled_embeddings() -> nn.Module:
+    return sliding(num_hidden_layers=1, use_cache=False)
+
+
+def with_relative_positions() -> nn.Module:
+    return transformers.T5ForTokenClassification(
+        transformers.T5Config(vocab_size=31, d_model=16, d_kv=4, d_ff=24, num_layers=1, num_heads=4)
+    )
+
+
+@pytest.mark.parametrize(
+    ("build", "hidden", "heads"),
+    [
+        (with_positions, {"transformer.wte.weight", "transformer.wpe.weight", "lm_head.weight"}, set()),
+        (with_linear_biases, {"transformer.word_embeddings.weight", "lm_head.weight"}, set()),
+        (with_scaled_embeddings, {"model.embed_tokens.weight", "lm_head.weight"}, set()),
+        (
+            with_relative_positions,
+            {"transformer.shared.weight", "transformer.encoder.embed_tokens.weight"},
+            {"transformer.encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"},
+        ),
+    ],
+)
+def test_tables_are_cut_with_the_hidden_size_and_stay_tied(build: Any, hidden: set[str], heads: set[str]) -> None:
+    """Tokens, positions and the head with the hidden size; a table with an entry for each head with the heads."""
+    torch.manual_seed(0)
+    network = build().eval()
+    example = {"input_ids": torch.ones(2, 5, dtype=torch.long)}
+    space = transprune.inspect(network, example, dimensions="width")
+    whole, cut_tables = dict(network.named_parameters(remove_duplicate=False)), []
+    tables = [name for name in whole if isinstance(network.get_submodule(name.rpartition(".")[0]), nn.Embedding)]
+    for group in space.groups:
+        architecture = transprune.Architecture(widths={group.name: group.candidates[0]})
+        student = transprune.shrink(network, architecture, example, reading=space.reading)
+        cut = dict(student.named_parameters(remove_duplicate=False))
+        assert type(student) is type(network)
+        assert transprune.count_macs(student, example) == space.macs(architecture)
+        assert sum(each.numel() for each in student.parameters()) == space.params(architecture)
+        assert [cut[a] is cut[b] for a in cut for b in cut] == [whole[a] is whole[b] for a in cut for b in cut]
+        assert student(torch.ones(3, 9, dtype=torch.long))[0].isfinite().all()
+        changed = {name for name in {*tables, *hidden} if cut[name].shape != whole[name].shape}
+        cut_tables.append(changed)
+    assert sorted(filter(None, cut_tables), key=len) == sorted(filter(None, (hidden, heads)), key=len)
+
+
 @pytest.mark.parametrize("task", ["SemanticSegmentation", "ImageClassification"])
 def test_segformer_keeps_its_class_with_any_widths(task: str) -> None:
     torch.manual_seed(0)

@@ -431,9 +431,9 @@ class _Freezing:
         for use in self.coupling.uses:
             layers += self._facts(use, parameters, counted)
         rest: dict[int, ParameterFacts] = {}
-        for name, parameter in self.model.named_parameters():
-            if id(parameter) not in counted:
-                axes = self.coupling.states.get(name)
+        for name, parameter in parameters.items():
+            axes = self.coupling.states.get(name)  # of a shared one, under the only path that was traced
+            if id(parameter) not in counted and (axes is not None or id(parameter) not in rest):
                 layouts = tuple(map(self.layout, axes)) if axes is not None else tuple(map(Constant, parameter.shape))
                 rest[id(parameter)] = ParameterFacts(name, layouts)
         return tuple(layers), tuple(rest.values())
