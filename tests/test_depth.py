@@ -240,9 +240,18 @@ class Alternating(Stack):
             self.blocks[place] = Relative("sum", frozenset())
 
 
+class OneAgain(Stack):
+    """Its first block stands in its list once more."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__(blocks)
+        self.blocks.append(self.blocks[0])
+
+
 @pytest.mark.parametrize(
     ("network", "reason"),
     [
+        (lambda: OneAgain(2), "'blocks.0' stands in it 2 times, with the same weights"),
         (lambda: Twice(3), "'blocks.0' runs several times, with the same weights"),
         (lambda: Alternating(4), "'blocks.1' is of another class than 'blocks.0'"),
         (lambda: OneForAll(1), "its only block 'blocks.0' runs several times, with the same weights"),

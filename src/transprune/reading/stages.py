@@ -93,14 +93,18 @@ def find_stages(trace: Trace) -> Stages:
     """
     calls = calls_by_path(trace)
     containers: list[_Container] = []
+    missed: dict[str, str] = {}
     for name, module in trace.model.named_modules():
-        children = list(module.named_children())
-        is_container = name and type(module) in CONTAINERS
-        if is_container and len(children) == len(list(module.children())) == _entries(module):
+        if not name or type(module) not in CONTAINERS:
+            continue
+        children, entries = list(module.named_children()), list(module._modules.values())
+        if len(children) == len(entries):
             containers.append(_Container(trace, name, children, calls))
+        for each, child in children:
+            if entries.count(child) > 1 and _is_block(child):
+                missed[name] = f"'{name}.{each}' stands in it {entries.count(child)} times, with the same weights"
     found = [run for container in containers for run in container.stages()]
     stages: list[BlockRun] = []
-    missed: dict[str, str] = {}
     for run in found:
         if any(is_inside(run.container, block) for outer in stages for block in outer.blocks):
             continue
@@ -117,11 +121,6 @@ def find_stages(trace: Trace) -> Stages:
     runs = sorted(stages, key=lambda stage: order[stage.exits[0]])
     outside = {name: why for name, why in missed.items() if not any(is_inside(name, block) for block in inside)}
     return Stages(tuple(runs), tuple(outside.items()))
-
-
-def _entries(module: nn.Module) -> int:
-    """Entries of a container; a module that stands in it twice counts twice."""
-    return len(module) if isinstance(module, CONTAINERS) else 0
 
 
 def calls_by_path(trace: Trace) -> dict[str, list[fx.Node]]:
