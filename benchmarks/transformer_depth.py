@@ -5,7 +5,8 @@
 
 Of each it says which stages are found, whether the predicted cost is the counted one, whether the full architecture
 computes what the network does, whether forward and backward run at other batch sizes, whether one step of search runs
-on 16 samples, and whether a student without blocks keeps its own class. `make coverage` examines them all, with widths.
+on 16 samples, and whether a student without blocks keeps its own class; then each width, which tables are cut with it
+and what is amiss where it alone is halved. `make coverage` examines them all, with all widths at once.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from transprune.reading.inspection import inspect
 from transprune.reading.trace import in_parts
 from transprune.shrinking.shrink import shrink
 from transprune.shrinking.traced_network import TracedNetwork
+from transprune.space import WidthGroup
 from transprune.tas.sampling import ArchitectureParameters, Selection
 from transprune.tas.supernet import Supernet
 
@@ -306,7 +308,36 @@ def checked(case: Case) -> dict[str, object]:
     student.train()(*case.inputs(16)).square().mean().backward()
     found["macs"] = transprune.count_macs(student.eval(), example) == space.macs(architecture)
     found["params"] = sum(each.numel() for each in student.parameters()) == space.params(architecture)
+    found["widths"] = [halved(case, network, space, group) for group in space.groups]
     return found
+
+
+def halved(case: Case, network: nn.Module, space: transprune.SearchSpace, group: WidthGroup) -> dict[str, object]:
+    """A width, the tables that are cut with it, and what is amiss in the student of which it alone is halved."""
+    example = case.inputs(2)
+    half = max((each for each in group.candidates if each <= group.width / 2), default=group.candidates[0])
+    architecture = transprune.Architecture(widths={group.name: half})
+    student = shrink(network, architecture, example, reading=space.reading)
+    whole, cut = (dict(each.named_parameters(remove_duplicate=False)) for each in (network, student))
+    holds = {
+        "class": not isinstance(student, TracedNetwork),
+        "macs": transprune.count_macs(student.eval(), example) == space.macs(architecture),
+        "params": sum(each.numel() for each in student.parameters()) == space.params(architecture),
+        "ties": [[one is other for other in whole.values()] for one in whole.values()]
+        == [[one is other for other in cut.values()] for one in cut.values()],
+    }
+    for count, more in ((1, 0), (5, 3)):
+        outputs = student.train()(*case.inputs(count, more=more))
+        outputs.square().mean().backward()
+        holds[f"runs{count}"] = bool(outputs.isfinite().all())
+    tables = [
+        name
+        for name, each in cut.items()
+        if ("position" in name or isinstance(network.get_submodule(name.rpartition(".")[0]), nn.Embedding))
+        and each.shape != whole[name].shape
+    ]
+    amiss = [name for name, is_so in holds.items() if not is_so]
+    return {"name": group.name, "width": group.width, "unit": group.unit, "tables": tables, "amiss": amiss}
 
 
 def main(patterns: list[str]) -> None:
