@@ -1,25 +1,24 @@
 """Which blocks of a trained network stay: those that scores choose, against the first ones and the best there are.
 
-    python benchmarks/chosen_blocks.py FOLDER [--samples 64] [--length 128] > benchmarks/chosen_blocks/stories260k.json
+    python benchmarks/chosen_blocks.py FOLDER [--branches] > benchmarks/chosen_blocks/stories260k[-branches].jsonl
 
 FOLDER holds a trained Llama as karpathy/llama2.c writes it: `stories260K.bin` (7 int32, then float32 weights),
-`tok512.bin` (its tokens) and a text of stories, `*.txt`. Nothing is trained. The order of the blocks is found on the
-first pieces of the text, and losses (nats a token) are those of other pieces. For each number of blocks it prints the
-loss with the blocks that stay by their order, with the first ones, and with the best of all choices. With `--branches`
-attention and expansion go by themselves: for each budget the branches that are chosen, those that an exhaustive search
-finds on the same pieces (the least loss of all sets within the budget), and those that turn out best on the others.
+`tok512.bin` (its tokens) and stories, `tinystories.txt`. Nothing is trained. What stays is chosen on pieces of one
+half of the stories, and losses (nats a token) are those of the other half; both ways. For each number of blocks it
+prints the loss with the blocks that stay by their order, with the first ones, and with the best of all choices. With
+`--branches` attention and expansion go by themselves: for each budget the branches that are chosen, those that an
+exhaustive search finds on the same pieces (the least loss of all sets within the budget), and those that turn out best
+on the others.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 import struct
-import sys
 import time
-from collections.abc import Sequence
-from itertools import combinations, pairwise
+from collections.abc import Iterator, Sequence
+from itertools import combinations, pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +31,9 @@ from transprune.budget import parse_budgets
 from transprune.costs import COSTS
 from transprune.reading.inspection import inspect
 from transprune.scores.rounds import compress_by_scores
+
+BEGIN = 1
+"""The token that a story begins with."""
 
 
 class Attention(nn.Module):
@@ -139,29 +141,44 @@ def read_tokens(file: Path) -> dict[bytes, tuple[int, float]]:
     return found
 
 
-def encoded(text: str, tokens: dict[bytes, tuple[int, float]]) -> list[int]:
-    """A story as numbers: its bytes, of which the neighbours with the best score are joined again and again."""
-    parts = [each.encode() for each in f" {text}"]
-    parts = [part for each in parts for part in ([each] if each in tokens else [b"<0x%02X>" % byte for byte in each])]
-    while True:
-        joined = [(tokens[a + b][1], -place) for place, (a, b) in enumerate(pairwise(parts)) if a + b in tokens]
-        if not joined:
-            return [1, *(tokens[part][0] for part in parts)]
-        place = -max(joined)[1]
-        parts[place : place + 2] = [parts[place] + parts[place + 1]]
+def read_stories(folder: Path) -> list[int]:
+    """The stories of the text as tokens: byte pairs merged by the best score first, as llama2.c does."""
+    tokens = read_tokens(folder / "tok512.bin")
+    known: dict[bytes, list[int]] = {}
+
+    def merged(word: str) -> list[int]:
+        pieces = [letter.encode() for letter in word]
+        while True:
+            pairs = [(tokens[a + b][1], -at) for at, (a, b) in enumerate(pairwise(pieces)) if a + b in tokens]
+            if not pairs:
+                spelt = ([tokens[each][0]] if each in tokens else [byte + 3 for byte in each] for each in pieces)
+                return [number for numbers in spelt for number in numbers]
+            at = -max(pairs)[1]
+            pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
+
+    found: list[int] = []
+    for paragraph in (folder / "tinystories.txt").read_text().split("\n\n"):
+        is_first = paragraph.startswith(
+            ("Once", "One day, a", "There was")
+        )  # the text does not mark where stories begin
+        found += [BEGIN] if is_first else merged("\n")
+        # No token but the first of a story begins a line with a space, and none holds a space inside.
+        for word in filter(None, (" " * is_first + paragraph.strip()).replace(" ", "\0 ").split("\0")):
+            if word not in known:
+                known[word] = merged(word)
+            found += known[word]
+    return found
 
 
-def pieces(text: str, tokens: dict[bytes, tuple[int, float]], count: int, length: int) -> Tensor:
-    """The beginnings of stories [count, length]."""
-    stories = re.split(r"\n+(?=Once upon a time|One day)", text)
-    found = []
-    for story in stories:
-        ids = encoded(story[: 6 * length], tokens)
-        if len(ids) >= length:
-            found.append(ids[:length])
-        if len(found) == count:
-            break
-    return torch.tensor(found)
+def halves(stories: list[int], count: int, length: int) -> list[Tensor]:
+    """From every second story, and from the others, so many pieces [count, length] from anywhere in them."""
+    begins = [place for place, token in enumerate(stories) if token == BEGIN]
+    found: list[list[list[int]]] = [[], []]
+    for number, (begin, end) in enumerate(pairwise([*begins, len(stories)])):
+        for place in range(begin + 1, end - length + 2, length - 1):
+            found[number % 2].append([BEGIN, *stories[place : place + length - 1]])
+    drawn = torch.Generator().manual_seed(0)
+    return [torch.tensor(half)[torch.randperm(len(half), generator=drawn)[:count]] for half in found]
 
 
 def loss(network: nn.Module, ids: Tensor) -> float:
@@ -186,105 +203,103 @@ def next_tokens() -> transprune.Task:
 @torch.no_grad()
 def every_loss(network: Llama, ids: Tensor) -> dict[tuple[int, ...], float]:
     """The loss with each set of branches; what sets have in common at the beginning is computed once."""
-    tables, found = network.tables(ids[:, :-1]), dict[tuple[int, ...], float]()
+    found: dict[tuple[int, ...], float] = {}
 
     def go_on(kept: tuple[int, ...], place: int, tokens: Tensor) -> None:
         if place == 2 * len(network.layers):
             logits = network.head(network.norm(tokens))
-            found[kept] = float(F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()))
+            lost = F.cross_entropy(logits.flatten(0, 1), some[:, 1:].flatten())
+            found[kept] = found.get(kept, 0.0) + float(lost) * len(some) / len(ids)
             return
         layer = network.layers[place // 2]
         go_on((*kept, place), place + 1, layer.expanded(tokens) if place % 2 else layer.attended(tokens, tables))
         go_on(kept, place + 1, tokens)
 
-    go_on((), 0, network.embedding(ids[:, :-1]))
+    for some in ids.split(32):
+        tables = network.tables(some[:, :-1])
+        go_on((), 0, network.embedding(some[:, :-1]))
     return found
 
 
-def branches_within(network: Llama, seen: Tensor, unseen: Tensor, budgets: Sequence[float]) -> list[dict[str, object]]:
-    """For each budget the branches that are chosen, and the best of all sets within it."""
-    space = inspect(network, seen[:2, :-1], dimensions="depth", removable="branches")
-    [stage] = space.stages
-    looked_at, losses, rows = every_loss(network, seen), every_loss(network, unseen), []
+def branches_within(network: Llama, parts: Sequence[Tensor], budgets: Sequence[float]) -> Iterator[dict[str, object]]:
+    """For each half and budget the branches that are chosen on it, and the best of all sets within the budget."""
+    space = inspect(network, parts[0][:2, :-1], dimensions="depth", removable="branches")
+    [stage], every = space.stages, [every_loss(network, half) for half in parts]
 
-    def architecture(kept: Sequence[int]) -> transprune.Architecture:
-        return transprune.Architecture(blocks={stage.name: tuple(stage.blocks[place] for place in kept)})
+    def named(kept: Sequence[int]) -> list[str]:
+        return [stage.blocks[place] for place in kept]
 
-    for share in budgets:
+    macs = {kept: space.macs(transprune.Architecture(blocks={stage.name: tuple(named(kept))})) for kept in every[0]}
+    for half, share in product((0, 1), budgets):
         started, limit = time.process_time(), parse_budgets(f"macs={share}")[0].limit(space, COSTS)
-        found = compress_by_scores(network, space, [limit], seen[:, :-1], task=next_tokens(), repair=False)
+        seen, (looked_at, losses) = parts[half][:, :-1], (every[half], every[1 - half])
+        found = compress_by_scores(network, space, [limit], seen, task=next_tokens(), repair=False)
         seconds, kept = time.process_time() - started, stage.kept_in(found.architecture)
-        assert abs(loss(found.student, unseen) - losses[kept]) < 1e-4
-        within = [each for each in losses if each and space.macs(architecture(each)) <= limit.most]
+        assert abs(loss(found.student, parts[1 - half]) - losses[kept]) < 1e-4
+        within = [each for each in losses if each and macs[each] <= limit.most]
         searched, best = (min(within, key=each.__getitem__) for each in (looked_at, losses))
         first = max((each for each in within if each == tuple(range(len(each)))), key=len, default=None)
-        rows.append(
-            {
-                "macs": share,
-                "sets": len(within),
-                "chosen": [stage.blocks[place] for place in kept],
-                "chosen_loss": losses[kept],
-                "chosen_loss_looked_at": looked_at[kept],
-                "searched": [stage.blocks[place] for place in searched],
-                "searched_loss": losses[searched],
-                "searched_loss_looked_at": looked_at[searched],
-                "best": [stage.blocks[place] for place in best],
-                "best_loss": losses[best],
-                "first_loss": None if first is None else losses[first],
-                "seconds": seconds,
-            }
-        )
-        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-    return rows
+        yield {
+            "half": half,
+            "macs": share,
+            "sets": len(within),
+            "chosen": named(kept),
+            "chosen_loss": losses[kept],
+            "chosen_loss_looked_at": looked_at[kept],
+            "searched": named(searched),
+            "searched_loss": losses[searched],
+            "searched_loss_looked_at": looked_at[searched],
+            "best": named(best),
+            "best_loss": losses[best],
+            "first_loss": None if first is None else losses[first],
+            "seconds": seconds,
+        }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--samples", type=int, default=64)
-    parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--branches", action="store_true", help="leave out branches, not blocks")
-    parser.add_argument("--budgets", type=float, nargs="+", default=[0.9, 0.75, 0.6, 0.45, 0.3], help="shares of MACs")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    network = read_llama(options.folder / "stories260K.bin")
-    tokens = read_tokens(options.folder / "tok512.bin")
-    text = "".join(file.read_text() for file in sorted(options.folder.glob("*.txt")))
-    ids = pieces(text, tokens, 2 * options.samples, options.length)
-    seen, unseen = ids[: len(ids) // 2], ids[len(ids) // 2 :]
-    if options.branches:
-        rows = branches_within(network, seen, unseen, options.budgets)
-        print(json.dumps({"pieces": len(seen), "tested": len(unseen), "rows": rows}))
-        return
-    space = inspect(network, seen[:2, :-1], dimensions="depth", depths=lambda depth: range(1, depth + 1))
-    started = time.perf_counter()
-    limit = parse_budgets("params=0.9")[0].limit(space, COSTS)
-    ordered = compress_by_scores(network, space, [limit], seen[:, :-1], task=next_tokens(), repair=False).space
-    seconds = time.perf_counter() - started
-    [stage] = ordered.stages
-    rows = []
-    for depth in range(1, stage.depth + 1):
-        by_choice = {}
-        for kept in combinations(range(stage.depth), depth):
-            blocks = {stage.name: tuple(stage.blocks[place] for place in kept)}
-            student = transprune.shrink(
-                network, transprune.Architecture(blocks=blocks), seen[:2, :-1], reading=space.reading
-            )
-            by_choice[kept] = loss(student, unseen)
-        best = min(by_choice, key=by_choice.__getitem__)
-        rows.append(
-            {
+def blocks_left(network: Llama, parts: Sequence[Tensor]) -> Iterator[dict[str, object]]:
+    """For each half and number of blocks those that stay by the order found on it, and the best of all choices."""
+    space = inspect(network, parts[0][:2, :-1], dimensions="depth", depths=lambda depth: range(1, depth + 1))
+    for half, seen in enumerate(parts):
+        started, limit = time.process_time(), parse_budgets("params=0.9")[0].limit(space, COSTS)
+        ordered = compress_by_scores(network, space, [limit], seen[:, :-1], task=next_tokens(), repair=False).space
+        seconds = time.process_time() - started
+        [stage] = ordered.stages
+        for depth in range(1, stage.depth + 1):
+            by_choice = {}
+            for kept in combinations(range(stage.depth), depth):
+                blocks = {stage.name: tuple(stage.blocks[place] for place in kept)}
+                student = transprune.shrink(
+                    network, transprune.Architecture(blocks=blocks), seen[:2, :-1], reading=space.reading
+                )
+                by_choice[kept] = loss(student, parts[1 - half])
+            best = min(by_choice, key=by_choice.__getitem__)
+            yield {
+                "half": half,
                 "blocks": depth,
                 "chosen": stage.kept(depth),
                 "chosen_loss": by_choice[stage.kept(depth)],
                 "best": best,
                 "best_loss": by_choice[best],
                 "first_loss": by_choice[tuple(range(depth))],
+                "seconds": seconds,
             }
-        )
-    print(
-        json.dumps({"order": stage.order, "seconds": seconds, "pieces": len(seen), "tested": len(unseen), "rows": rows})
-    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--samples", type=int, default=256, help="pieces of each half")
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--branches", action="store_true", help="leave out branches, not blocks")
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.9, 0.75, 0.6, 0.45, 0.3], help="shares of MACs")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    network = read_llama(options.folder / "stories260K.bin")
+    parts = halves(read_stories(options.folder), options.samples, options.length)
+    found = branches_within(network, parts, options.budgets) if options.branches else blocks_left(network, parts)
+    print(json.dumps({"pieces": [len(half) for half in parts]}))
+    for row in found:
+        print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

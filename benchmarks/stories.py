@@ -18,7 +18,7 @@ import statistics
 import struct
 import time
 from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader
 from transformers.models.llama import modeling_llama
 
 import transprune
-from chosen_blocks import read_tokens
+from chosen_blocks import BEGIN, read_stories
 from transprune.budget import parse_budgets
 from transprune.costs import COSTS
 from transprune.data.texts import packed
@@ -45,8 +45,6 @@ LENGTH = 256
 SHOWN = 128
 """Tokens of each of the sequences that scores look at."""
 BUDGET = "params=0.5"
-BEGIN = 1
-"""The token that a story begins with."""
 TOKENS = 200_000
 """Tokens that the teacher writes."""
 EPOCHS = 4
@@ -114,35 +112,6 @@ def read_teacher(path: Path) -> nn.Module:
     state["lm_head.weight"] = state["model.embed_tokens.weight"]
     model.load_state_dict(state)
     return model.eval()
-
-
-def read_stories(folder: Path) -> list[int]:
-    """The stories of the text as tokens: byte pairs merged by the best score first, as llama2.c does."""
-    tokens = read_tokens(folder / "tok512.bin")
-    known: dict[bytes, list[int]] = {}
-
-    def merged(word: str) -> list[int]:
-        pieces = [letter.encode() for letter in word]
-        while True:
-            pairs = [(tokens[a + b][1], -at) for at, (a, b) in enumerate(pairwise(pieces)) if a + b in tokens]
-            if not pairs:
-                spelt = ([tokens[each][0]] if each in tokens else [byte + 3 for byte in each] for each in pieces)
-                return [number for numbers in spelt for number in numbers]
-            at = -max(pairs)[1]
-            pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
-
-    found: list[int] = []
-    for paragraph in (folder / "tinystories.txt").read_text().split("\n\n"):
-        is_first = paragraph.startswith(
-            ("Once", "One day, a", "There was")
-        )  # the text does not mark where stories begin
-        found += [BEGIN] if is_first else merged("\n")
-        # No token but the first of a story begins a line with a space, and none holds a space inside.
-        for word in filter(None, (" " * is_first + paragraph.strip()).replace(" ", "\0 ").split("\0")):
-            if word not in known:
-                known[word] = merged(word)
-            found += known[word]
-    return found
 
 
 # --- data
