@@ -25,7 +25,7 @@ from transprune.errors import ExportError, ModelError, OptionError, RunFolderErr
 from transprune.on_demand import checked
 from transprune.options import DEFAULT_PRESET, PRESETS, MeasureOptions, SearchOptions, TrainingOptions, from_preset
 from transprune.runs.run_options import preset_options
-from transprune.runtime import choose_device
+from transprune.runtime import announce, choose_device
 from transprune.training import batches as training_batches
 from transprune.training import loop
 from transprune.training.batches import as_data
@@ -48,6 +48,9 @@ def test_each_of_several_arguments_is_left_to_the_function():
     assert checked(added)(1, 2.0, np.float64(3), last=4) == 10
     with pytest.raises(OptionError, match="first is of the kind str, expected float or Tensor"):
         checked(added)("1")
+    with pytest.raises(TypeError, match=r"added\(\) missing 1 required positional argument") as missing:
+        checked(added)()
+    assert missing.value.__context__ is None
 
 
 @pytest.mark.parametrize(
@@ -194,6 +197,8 @@ def test_a_notebook_shows_a_bar_that_is_drawn_in_place(monkeypatch, capsys):
     assert "<progress value='2' max='2'>" in drawn[-1]
     assert "epoch 2 of 2" in drawn[-1]
     assert capsys.readouterr() == ("", "")
+    announce("search: begins")
+    assert capsys.readouterr() == ("search: begins\n", "")  # notebooks show standard error as a fault
 
 
 # --- what a search hands on

@@ -655,12 +655,13 @@ def test_the_curves_are_those_of_the_metric_of_the_task(tmp_path, until):
     journal.write_text(journal.read_text().replace("top1", "rmse"))
     if until == "result":
         change(folder, "result.json", lambda result: result.update(metrics=["rmse"]))
-        change(folder, "result.json", lambda result: result["student"].update(rmse=1.5))
+        for network, value in (("teacher", 1.4), ("student", 1.5)):
+            change(folder, "result.json", lambda result, of=network, rmse=value: result[of].update(rmse=rmse))
     page = write_report(folder).read_text().replace("&nbsp;", " ")
     assert "rmse of the supernet" in page
     assert "Line chart over" in page
     assert "top-1" not in page[page.index('id="training-epoch-by-epoch"') :]
-    assert ("rmse; in the end 1.5 on the test split" in page) == (until == "result")
+    assert ("rmse; in the end 1.5 on the test split" in page) == ("<td>+0.1</td>" in page) == (until == "result")
 
 
 def test_a_command_is_told_once_and_broken_at_no_hyphen(tmp_path):

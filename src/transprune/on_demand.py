@@ -73,8 +73,8 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
         signature, kinds = expected()
         try:
             given = signature.bind(*args, **named).arguments
-        except TypeError:  # too few or too many, which Python says better
-            return function(*args, **named)
+        except TypeError:
+            given = {}  # too few or too many, which Python says better below
         for name, value in given.items():
             if kinds.get(name) and not isinstance(value, kinds[name]):
                 told = [kind for kind in kinds[name] if kind not in _AS_GOOD.values()]

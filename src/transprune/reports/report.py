@@ -28,9 +28,9 @@ from transprune.reports.words import (
     compact,
     headline,
     how_spent,
+    moved,
     network_size,
     percent,
-    points,
     spent,
     timed_in,
     verdict,
@@ -143,7 +143,7 @@ def _measures(record: RunRecord) -> Iterator[dict[str, Any]]:
             "teacher": _measure(before, unit),
             "student": _measure(after, unit),
             "share": after / before if after is not None and before and unit not in ("%", "metric") else None,
-            "change": points(after - before) if before is not None and after is not None and unit == "%" else "–",
+            "change": "–" if before is None or after is None else moved(key, after - before),
         }
 
 

@@ -104,9 +104,10 @@ def silent() -> Iterator[None]:
 
 
 def announce(text: str) -> None:
-    """Prints a line on standard error, in the first process only."""
-    if processes.is_first() and sys.stderr is not None and not _is_silent.get():
-        print(fitted(text, sys.stderr), file=sys.stderr, flush=True)
+    """Prints a line on standard error, or in a notebook, which shows that as a fault, on standard output; once."""
+    place = sys.stdout if is_notebook() else sys.stderr
+    if processes.is_first() and place is not None and not _is_silent.get():
+        print(fitted(text, place), file=place, flush=True)
 
 
 def say(text: str) -> None:
