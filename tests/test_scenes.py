@@ -11,6 +11,7 @@ from torchvision.models import detection as models
 import scene_folders
 import transprune
 from scene_folders import BOX, COLUMNS, ROWS, write_coco, write_yolo
+from transprune.cli import main
 from transprune.data.scenes import Scene, Scenes, load_scenes
 from transprune.errors import DataError
 from transprune.runs.material import collect, detector_of
@@ -176,6 +177,16 @@ def test_a_named_detector_is_searched_in_its_part_at_the_size_of_the_images(opti
     given = detector_of(options)
     assert [link.path for link in given.model.links] == ["backbone", "head"]
     assert given.data.example[0].shape == (1, *options.image_size)  # not enlarged to 800 rows
+
+
+def test_a_detector_is_inspected_by_the_size_of_images_or_by_data(options, capsys):
+    asked = ["inspect", options.model, "--task", "detection", "--json", "--input-size"]
+    main([*asked, "3", "64", "64"])
+    bare = json.loads(capsys.readouterr().out)
+    main([*asked, "3", "32", "32", "--data", options.data])
+    with_data = json.loads(capsys.readouterr().out)
+    assert [each["name"] for each in bare["groups"]] == [each["name"] for each in with_data["groups"]]
+    assert bare["attainable"]["macs"]["unpruned"] > 3 * with_data["attainable"]["macs"]["unpruned"]
 
 
 def test_weights_of_the_whole_detector_are_the_parts(options, tmp_path):

@@ -17,8 +17,6 @@ from transprune.options import Dimensions, MeasureOptions, RuntimeName
 from transprune.runs.run_options import Safety, Tracking
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from transprune.runtime import RunFolder
 
 AsJson = Annotated[bool, tyro.conf.arg(name="json")]
@@ -228,8 +226,8 @@ class InspectCommand:
     """Data whose inputs it takes, named as for `run`, such as your own FILE.py:FUNCTION; without it, images."""
     task: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """What these data are for, named as for `run`, if not to tell images apart."""
-    input_size: Annotated[tuple[int, int, int], tyro.conf.arg(metavar="CHANNELS ROWS COLUMNS")] = (3, 32, 32)
-    """Channels, rows and columns of an image, where no data are named."""
+    input_size: Annotated[tuple[int, int, int] | None, tyro.conf.arg(metavar="CHANNELS ROWS COLUMNS")] = None
+    """Channels, rows and columns of an image; without it those of the data, or 3 32 32 where none are named."""
     length: int = 0
     """Tokens of a text, for networks of texts; 0: images are given."""
     num_classes: int = 10
@@ -252,13 +250,20 @@ class InspectCommand:
         from transprune.reading.inspection import inspect, ties_of
         from transprune.runtime import announce
 
-        if min(self.input_size) < 1 or self.num_classes < 1 or self.length < 0:
+        if min(self.input_size or (1,)) < 1 or self.num_classes < 1 or self.length < 0:
             raise OptionError(
                 f"cannot inspect with --input-size {self.input_size}, --num-classes {self.num_classes} and --length "
                 f"{self.length}: expected numbers of at least 1"
             )
         announce(f"reading {self.model}")
-        model, example = self._read()
+        model, example = runs.network_and_example(
+            self.model,
+            self.data,
+            task=self.task,
+            length=self.length,
+            image_size=self.input_size,
+            classes=self.num_classes,
+        )
         space = inspect(
             model,
             example,
@@ -272,17 +277,3 @@ class InspectCommand:
             print_json(runs.space_as_json(space))
         else:
             runs.show_space(self.model, space)
-
-    def _read(self) -> tuple[nn.Module, Any]:
-        """The network, and an example of its inputs."""
-        import torch
-
-        from transprune.models.by_name import build_model
-
-        if self.data:
-            return runs.network_and_example(self.model, self.data, task=self.task, length=self.length)
-        if self.length:
-            tokens = torch.zeros(1, self.length, dtype=torch.long)
-            return build_model(self.model, classes=None, image_channels=None), {"input_ids": tokens}
-        images = torch.zeros(1, *self.input_size)
-        return build_model(self.model, classes=self.num_classes, image_channels=self.input_size[0]), images

@@ -39,7 +39,7 @@ from transprune.space import SearchSpace
 from transprune.tas.derivation import check_attainable
 from transprune.training.batches import Data, as_data, example_of, feed, is_pair
 from transprune.training.evaluation import answers, evaluate_batches, evaluation_mode
-from transprune.training.parts import Part, detection, part_of, resize_to
+from transprune.training.parts import Part, Surroundings, detection, part_of, resize_to
 from transprune.training.tasks import READY, Task, classification, each_logits
 
 if TYPE_CHECKING:
@@ -411,6 +411,8 @@ def _own_data(options: RunOptions) -> Any:
         return make()
 
 
+IMAGE = (3, 32, 32)
+"""Channels, rows and columns of an image where nothing says them."""
 DETECTION = "detection"
 """The task of detectors, whose whole is trained, and of which a part is searched."""
 LARGEST_BATCH = 16
@@ -439,13 +441,20 @@ def detector_of(options: RunOptions) -> Given:
             f"cannot detect objects on {options.data!r}: expected images with boxes, coco:DIR or yolo:DIR, or data of "
             "your own (FILE.py:FUNCTION)"
         )
+    part = _part_of_named(options, images, classes, size)
+    task = detection(part)
+    return Given(model=part, data=as_data(batches, task), task=task)
+
+
+def _part_of_named(
+    options: RunOptions, images: list[Tensor], classes: int | None, size: tuple[int, int, int] | None
+) -> Part:
+    """The part of the named detector that can be traced; it is made to leave images of a size as they are."""
     with seeded(options.seed, "model"):
         whole = build_model(options.model, classes=classes, image_channels=None if size is None else size[0])
     if size is not None:
         resize_to(whole, size)
-    part = part_of(whole, (images,))
-    task = detection(part)
-    return Given(model=part, data=as_data(batches, task), task=task)
+    return part_of(whole, (images,))
 
 
 def _first_images(batches: Any) -> list[Tensor]:
@@ -568,21 +577,47 @@ def model_of(options: RunOptions, data: Data) -> nn.Module:
         return build_model(options.model, classes=len(data.classes), image_channels=data.image_size[0])
 
 
-def network_and_example(name: str, data: str, *, task: str | None, length: int) -> tuple[nn.Module, Example]:
-    """A network by name, with new weights, and an example of the inputs that named data have for it.
+def network_and_example(
+    name: str,
+    data: str,
+    *,
+    task: str | None,
+    length: int,
+    image_size: tuple[int, int, int] | None,
+    classes: int,
+) -> tuple[nn.Module, Example]:
+    """A network by name, with new weights, and an example of its inputs: of named data, or without these of a size.
+
+    Args:
+        name: The network.
+        data: The data; empty: there are none.
+        task: What they are for.
+        length: Tokens of a text; 0: images are given.
+        image_size: Channels, rows and columns of an image; None: those of the data, or `IMAGE`.
+        classes: Outputs of a classifier where there are no data; of a detector with one for the background.
 
     Raises:
         ModelError: The network cannot be built.
         DataError: The data cannot be read.
         OptionError: The task cannot be made.
     """
-    options = replace(preset_options(DEFAULT_PRESET), model=name, data=data, task=task)
+    options = replace(preset_options(DEFAULT_PRESET), model=name, data=data, task=task, image_size=image_size)
     options = replace(options, length=length or options.length)
-    if task == DETECTION:
+    if data and task == DETECTION:
         given = detector_of(options)
         return given.model, example_of(given.data)
-    found = data_of(options)
-    return model_of(options, found), example_of(found)
+    if data:
+        found = data_of(options)
+        return model_of(options, found), example_of(found)
+    if length:
+        tokens = torch.zeros(1, length, dtype=torch.long)
+        return build_model(name, classes=None, image_channels=None), {"input_ids": tokens}
+    size = image_size or IMAGE
+    if task == DETECTION:
+        images = [torch.zeros(size)]
+        part = _part_of_named(options, images, classes, size)
+        return part, Surroundings(part).inputs_of((images,))
+    return build_model(name, classes=classes, image_channels=size[0]), torch.zeros(1, *size)
 
 
 def weights_of(options: RunOptions, model: nn.Module, data: Data) -> Weights | None:
