@@ -624,6 +624,11 @@ def test_the_latency_in_the_headline_is_the_one_in_the_table(tmp_path):
     page = write_report(folder).read_text().replace("&nbsp;", " ")
     assert "predicted 0.6300 ms of at most 0.7000 ms (latency=0.7)" in page
     assert "The machine was slower in the end" in page
+    assert "Measured, the student takes" not in page
+
+    change(folder, "result.json", lambda result: result["student"].update(latency_ms=1.5))
+    page = write_report(folder).read_text().replace("&nbsp;", " ")
+    assert "Measured, the student takes 75.0 % of the teacher’s time, and 63.0 % was predicted" in page
     change(folder, "result.json", lambda result: result["teacher"].update(latency_ms=1.1))
     assert "The machine was slower" not in write_report(folder).read_text()
 

@@ -165,7 +165,7 @@ def _budgets(record: RunRecord) -> Iterator[dict[str, Any]]:
             continue
         kind, actual, how = str(budget.get("kind", "macs")), spent(budget), how_spent(budget)
         asked = f" ({budget['text']})" if "text" in budget else ""
-        pace = _other_pace(record) if kind == "latency" else ""
+        pace = _other_pace(record) + _other_share(record) if kind == "latency" else ""
         said = f"{how}{amount(kind, actual)} of at most {amount(kind, target)}{asked}, {percent(actual / target)}"
         yield {
             "state": "kept" if actual <= target else "exceeded",
@@ -191,6 +191,29 @@ def _other_pace(record: RunRecord) -> str:
     return (
         f" The machine was {was} in the end than when it was measured for the budget (the teacher takes "
         f"{milliseconds(1e6 * measured)} now, and took {milliseconds(predicted)}): compare shares, not milliseconds."
+    )
+
+
+SHARE = 1.1
+"""How much larger the measured share of the teacher's time may be than the predicted one, unsaid."""
+
+
+def _other_share(record: RunRecord) -> str:
+    """A word where the student takes, measured, more of the teacher's time than was predicted."""
+    before, after = part(record.result, "teacher"), part(record.result, "student")
+    shares = []
+    for name in ("latency_ms", "latency"):
+        teacher, student = number(before.get(name)), number(after.get(name))
+        if not teacher or student is None:
+            return ""
+        shares.append(student / teacher)
+    measured, predicted = shares
+    if measured <= SHARE * predicted:
+        return ""
+    return (
+        f" Measured, the student takes {percent(measured)} of the teacher’s time, and {percent(predicted)} was "
+        f"predicted: measure again while the machine does nothing else (`transprune measure {record.folder}`), and "
+        "where it stays so, ask for less."
     )
 
 
