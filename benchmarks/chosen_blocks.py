@@ -229,7 +229,9 @@ def branches_within(network: Llama, parts: Sequence[Tensor], budgets: Sequence[f
     def named(kept: Sequence[int]) -> list[str]:
         return [stage.blocks[place] for place in kept]
 
-    macs = {kept: space.macs(transprune.Architecture(blocks={stage.name: tuple(named(kept))})) for kept in every[0]}
+    macs = {
+        kept: space.macs(transprune.Architecture(blocks={stage.name: tuple(named(kept))})) for kept in every[0] if kept
+    }
     for half, share in product((0, 1), budgets):
         started, limit = time.process_time(), parse_budgets(f"macs={share}")[0].limit(space, COSTS)
         seen, (looked_at, losses) = parts[half][:, :-1], (every[half], every[1 - half])
