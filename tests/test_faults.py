@@ -492,14 +492,14 @@ def test_a_signal_while_processes_load_data_ends_all_of_them_with_a_checkpoint(t
         "--out run --teacher.batch-size 4 --teacher.epochs 1000"
     )
     process = torture.start_copy(run_in_a_group, arguments.split(), tmp_path / "output.txt")
-    journal, deadline = tmp_path / "run" / "journal.jsonl", time.monotonic() + 200
+    journal, deadline = tmp_path / "run" / "journal.jsonl", time.monotonic() + 400
     while not (journal.exists() and '"epoch"' in journal.read_text()) and time.monotonic() < deadline:
         time.sleep(0.05)
     if name == "SIGINT":
         os.killpg(process.pid, signal.SIGINT)
     else:
         os.kill(process.pid, signal.SIGTERM)
-    assert process.wait(100) == code
+    assert process.wait(300) == code
     text = (tmp_path / "output.txt").read_text()
     assert f"stopped in phase 'teacher' ({name})" in text
     assert "Traceback" not in text
