@@ -34,6 +34,8 @@ from transprune.scores.rounds import compress_by_scores
 
 BEGIN = 1
 """The token that a story begins with."""
+FIRST = ("Once", "One day, a", "There was")
+"""What a story begins with, which the text does not mark."""
 
 
 class Attention(nn.Module):
@@ -158,9 +160,7 @@ def read_stories(folder: Path) -> list[int]:
 
     found: list[int] = []
     for paragraph in (folder / "tinystories.txt").read_text().split("\n\n"):
-        is_first = paragraph.startswith(
-            ("Once", "One day, a", "There was")
-        )  # the text does not mark where stories begin
+        is_first = paragraph.startswith(FIRST)
         found += [BEGIN] if is_first else merged("\n")
         # No token but the first of a story begins a line with a space, and none holds a space inside.
         for word in filter(None, (" " * is_first + paragraph.strip()).replace(" ", "\0 ").split("\0")):

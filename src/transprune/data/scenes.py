@@ -101,9 +101,11 @@ class Scenes(Dataset[Sample]):
             random += [v2.RandomApply([v2.RandomIoUCrop(min_scale=0.5)]), v2.RandomHorizontalFlip()]
         elif self.augmentation == "shift":
             random.append(v2.RandomApply([v2.RandomIoUCrop(min_scale=0.8)]))
-        # Edges on the border of the image are behind it by rounding.
-        resized: list[v2.Transform] = [v2.Resize(list(self.size), antialias=True), v2.ClampBoundingBoxes()]
-        resized.append(v2.ToDtype(torch.float32, scale=True))
+        resized: list[v2.Transform] = [
+            v2.Resize(list(self.size), antialias=True),
+            v2.ClampBoundingBoxes(),  # edges on the border of the image come to lie behind it by rounding
+            v2.ToDtype(torch.float32, scale=True),
+        ]
         if random:  # what a crop has left of an object may be nothing
             resized.append(v2.SanitizeBoundingBoxes())
         return v2.Compose([*random, *resized])

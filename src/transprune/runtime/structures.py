@@ -54,10 +54,10 @@ class Hole:
 
 
 ATOMS = bool | int | float | complex | str | bytes | None | Enum | torch.dtype | torch.device | np.ndarray | np.generic
-SHOWN = 4
-"""How many entries of a list a message describes."""
 OPAQUE = type | nn.Module | FunctionType | MethodType | ModuleType | torch.Generator
 """Types of values that are never looked into."""
+SHOWN = 4
+"""How many entries of a list a message describes."""
 
 
 def parts_of(value: Any) -> dict[Any, Any] | None:
