@@ -515,7 +515,7 @@ def test_a_block_whose_sums_do_not_follow_each_other_stays_whole_and_is_listed()
     [stage] = space.stages
     assert stage.blocks == ("blocks.0", "blocks.1", "blocks.2")
     [reason] = [fixed.reason for fixed in space.fixed if fixed.name == "blocks"]
-    assert reason.startswith("its block 'blocks.0' and 2 others can only go whole")
+    assert reason.startswith("its block 'blocks.0' and 2 others can only stay or go whole")
     assert not any(fixed.name == "blocks" for fixed in inspect(network, inputs(2)).fixed)
 
 

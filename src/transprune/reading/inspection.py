@@ -46,8 +46,8 @@ def ties_of(words: Sequence[str]) -> Sequence[str] | Literal["config"]:
 
 
 NO_BRANCHES = (
-    "a branch goes by itself where a block adds it, before the next one reads or beside it, to what the block reads, "
-    "and it has weights of its own"
+    "the widths inside are chosen all the same, but a part goes by itself only where it has weights of its own and is "
+    "added to what the block reads, one part after another or side by side"
 )
 """Why a block is not divided."""
 
@@ -277,7 +277,9 @@ class _Choosing:
             whole = undivided(self.reading.trace, run) if run.name in searched else []
             if whole:
                 others = f" and {len(whole) - 1} others" if len(whole) > 1 else ""
-                self.fixed.append(Fixed(run.name, f"its block {whole[0]!r}{others} can only go whole: {NO_BRANCHES}"))
+                self.fixed.append(
+                    Fixed(run.name, f"its block {whole[0]!r}{others} can only stay or go whole: {NO_BRANCHES}")
+                )
 
     def _kept_reason(self, names: Sequence[str], what: str, is_searched: bool) -> str | None:
         if not is_searched:
