@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from browser import Browser, find_browser
 from fake_run import fake_run
@@ -118,6 +119,23 @@ def test_text_stands_out_from_the_page_in_light_and_dark(browser, report):
             letters = page.run(f"{luminance}(getComputedStyle({element}).{style})")
             lighter, darker = max(ground, letters), min(ground, letters)
             assert (lighter + 0.05) / (darker + 0.05) >= 4.5, selector  # WCAG 2.1, level AA
+
+
+def test_an_edge_is_shaded_where_there_is_more_behind_it(browser, report, tmp_path):
+    page = browser.open(report, width=390)
+    left, right, middle = page.run(
+        "(() => { const box = document.querySelector('figure.wide .scroll'); box.id = 'drawing';"
+        "box.firstElementChild.style.visibility = 'hidden'; box.scrollIntoView({block: 'center'});"
+        "const {left, right, top, bottom} = box.getBoundingClientRect(); return [left, right, (top + bottom) / 2]; })()"
+    )
+
+    def edges() -> list[int]:
+        with Image.open(page.screenshot(tmp_path / "page.png", is_whole=False)) as shown:
+            return [shown.convert("L").getpixel((round(x), round(middle))) for x in (left + 2, right - 3)]
+
+    assert edges()[0] > edges()[1] + 20
+    page.run("(document.getElementById('drawing').scrollLeft = 1e6)")
+    assert edges()[1] > edges()[0] + 20
 
 
 def test_the_keyboard_reaches_what_folds_and_what_scrolls(browser, report):
