@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -20,23 +21,34 @@ from transprune.reports.report import report_page
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> list[str]:
     parent = tmp_path_factory.mktemp("runs")
-    folders = [fake_run(parent / name, blocks=blocks, epochs=1) for name, blocks in (("small", 3), ("large", 5))]
+    folders = [
+        fake_run(parent / name, blocks=blocks, epochs=1) for name, blocks in (("three-blocks-a-stage", 3), ("large", 5))
+    ]
     change(folders[1], "result.json", lambda result: result["student"].update(top1=99.5))
     change(folders[1], "result.json", lambda result: result["budgets"][0].update(target=1))
     return [str(folder) for folder in folders]
 
 
-def test_a_line_for_each_run_says_what_came_out_in_80_columns(runs, capsys):
-    main(["compare", *runs])
-    _, _, _, small, large, *named = capsys.readouterr().out.splitlines()
+def unfolded(text: str) -> str:
+    """A text whose long lines are whole again."""
+    return re.sub(r"\n  (?=\S)", " ", text)
+
+
+def test_lines_for_each_run_say_what_came_out_in_80_columns(runs, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(Path(runs[0]).parent)
+    main(["compare", *(Path(run).name for run in runs)])
+    lines = capsys.readouterr().out.splitlines()
+    _, _, _, small, large, *_ = lines
+    *named, latency = unfolded("\n".join(lines[5:])).splitlines()
     assert re.split(r"  +", small.strip()) == [
         "1", "98.89 %", "-0.278", "1.25 M (50 %)", "127.95 k (48 %)", "0.8710 ms (68 %)",
     ]  # fmt: skip
     assert "+0.333" in large
-    assert max(len(small), len(large)) <= 80
-    assert f"1  {runs[0]}: resnet20 on digits, macs=0.5, demo, seed 0, 3 min 50 s" in named[0]
+    assert max(map(len, lines)) <= 80
+    assert named[0] == " 1  three-blocks-a-stage: resnet20 on digits, macs=0.5, demo, seed 0, 3 min 50 s"
     assert "macs=0.5 NOT kept" in named[1]
-    assert "latency in torch on cpu, 1 thread, batch 1" in named
+    assert latency == "latency in torch on cpu, 1 thread, batch 1"
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +118,7 @@ def test_a_report_tells_the_spread_over_the_seeds_that_lie_beside_it(tmp_path):
 
 def test_unfinished_runs_and_frontiers_are_shown_as_such(different, tmp_path, capsys):
     main(["compare", *different, "--html", str(tmp_path / "c.html")])
-    out = capsys.readouterr().out
+    out = unfolded(capsys.readouterr().out)
     assert "begun: resnet20 on digits, macs=0.5, seed 0, unfinished: search, epoch 3 of 3" in out
     assert "frontier/macs-0.3-uniform: " in out
     text = (tmp_path / "c.html").read_text(encoding="utf-8").replace("&nbsp;", " ")

@@ -159,16 +159,16 @@ def show_comparison(runs: Sequence[Mapping[str, Any]]) -> None:
         rows.append([place, sides.result_of(run)[0], "" if change is None else f"{change:+.3g}", *shares])
     print_table("students; in brackets: of the teacher", ["", result, "change", *(name for _, name, _ in costs)], rows)
     for place, run in enumerate(runs, start=1):
-        print(f"{place:>2}  {run['run']}: {sides.subject_of(run)}, {sides.settings_of(run)}")
+        say(f"{place:>2}  {run['run']}: {sides.subject_of(run)}, {sides.settings_of(run)}")
     where = sides.timed(runs)
     if where:
-        print(f"latency {where[0] if len(where) == 1 else 'measured in different ways'}")
+        say(f"latency {where[0] if len(where) == 1 else 'measured in different ways'}")
     for option, values in sides.differing(runs):
         if option not in sides.FIRST:
-            print(f"{option}: {values}")
+            say(f"{option}: {values}")
     for each in sides.seeds_together(runs):
         spread = sides.said_of_spread(each["student"], each["metric"])
-        print(f"{each['count']} seeds ({each['places']}): {metric_label(each['metric'])} {spread}")
+        say(f"{each['count']} seeds ({each['places']}): {metric_label(each['metric'])} {spread}")
 
 
 def write_comparison(runs: Sequence[Mapping[str, Any]], file: Path) -> None:
