@@ -19,6 +19,8 @@ from transprune.reports.figures import short_names
 from transprune.reports.report import write_report
 from transprune.reports.run_record import read_record
 from transprune.reports.words import by_chance, compact, headline, lost_images, points, verdict
+from transprune.runs.results import show_results
+from transprune.runtime import RunFolder
 from transprune.runtime.terminal import duration
 from transprune.tas.probabilities import UNDECIDED
 
@@ -610,7 +612,7 @@ def test_inputs_are_described_with_their_figures_and_answers_with_their_classes(
     assert "Answers: a logit for each class, in this order: cat, dog." in page
 
 
-def test_the_latency_in_the_headline_is_the_one_in_the_table(tmp_path):
+def test_the_latency_in_the_headline_is_the_one_in_the_table(tmp_path, capsys):
     folder = fake_run(tmp_path)
     budget = {"kind": "latency", "target": 700_000, "actual": 630_000, "share": 0.7, "text": "latency=0.7"}
 
@@ -628,7 +630,11 @@ def test_the_latency_in_the_headline_is_the_one_in_the_table(tmp_path):
 
     change(folder, "result.json", lambda result: result["student"].update(latency_ms=1.5))
     page = write_report(folder).read_text().replace("&nbsp;", " ")
-    assert "Measured, the student takes 75.0 % of the teacher’s time, and 63.0 % was predicted" in page
+    assert "Measured, the student takes 75.0 % of the time of the teacher, and 63.0 % was predicted" in page
+    show_results(RunFolder(folder))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "The machine was slower in the end" in said
+    assert f"measure again while the machine does nothing else (`transprune evaluate {folder}`)" in said
     change(folder, "result.json", lambda result: result["teacher"].update(latency_ms=1.1))
     assert "The machine was slower" not in write_report(folder).read_text()
 

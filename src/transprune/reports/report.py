@@ -30,6 +30,7 @@ from transprune.reports.words import (
     how_spent,
     moved,
     network_size,
+    other_times,
     percent,
     spent,
     timed_in,
@@ -138,6 +139,8 @@ def _measures(record: RunRecord) -> Iterator[dict[str, Any]]:
     latency, *others = (each for each in _MEASURES if not metrics or not each[1].startswith("top"))
     for label, key, unit in [latency, *metrics, *others] if teacher or student else ():
         before, after = number(teacher.get(key)), number(student.get(key))
+        if key == "top5" and before is None and after is None:  # of five classes or fewer
+            continue
         yield {
             "label": f"{label} {timed_in(student or teacher)}" if key == "latency_ms" else label,
             "teacher": _measure(before, unit),
@@ -165,56 +168,16 @@ def _budgets(record: RunRecord) -> Iterator[dict[str, Any]]:
             continue
         kind, actual, how = str(budget.get("kind", "macs")), spent(budget), how_spent(budget)
         asked = f" ({budget['text']})" if "text" in budget else ""
-        pace = _other_pace(record) + _other_share(record) if kind == "latency" else ""
+        found = other_times(record.result, record.folder) if kind == "latency" else []
         said = f"{how}{amount(kind, actual)} of at most {amount(kind, target)}{asked}, {percent(actual / target)}"
         yield {
             "state": "kept" if actual <= target else "exceeded",
-            "said": f"{said} of what is allowed.{pace}",
+            "said": " ".join([f"{said} of what is allowed.", *found]),
             "name": COST_NAMES.get(kind, kind),
             "full": number(part(record.result, "teacher").get(kind)),
             "target": target,
             "actual": actual,
         }
-
-
-PACE = 1.2
-"""How much slower or faster a machine may be than when the latencies of a budget were measured, unsaid."""
-
-
-def _other_pace(record: RunRecord) -> str:
-    """A word where the machine was not as fast in the end as when the latencies of the budget were measured."""
-    teacher = part(record.result, "teacher")
-    measured, predicted = number(teacher.get("latency_ms")), number(teacher.get("latency"))
-    if not measured or not predicted or 1 / PACE < 1e6 * measured / predicted < PACE:
-        return ""
-    was = "slower" if 1e6 * measured > predicted else "faster"
-    return (
-        f" The machine was {was} in the end than when it was measured for the budget (the teacher takes "
-        f"{milliseconds(1e6 * measured)} now, and took {milliseconds(predicted)}): compare shares, not milliseconds."
-    )
-
-
-SHARE = 1.1
-"""How much larger the measured share of the teacher's time may be than the predicted one, unsaid."""
-
-
-def _other_share(record: RunRecord) -> str:
-    """A word where the student takes, measured, more of the teacher's time than was predicted."""
-    before, after = part(record.result, "teacher"), part(record.result, "student")
-    shares = []
-    for name in ("latency_ms", "latency"):
-        teacher, student = number(before.get(name)), number(after.get(name))
-        if not teacher or student is None:
-            return ""
-        shares.append(student / teacher)
-    measured, predicted = shares
-    if measured <= SHARE * predicted:
-        return ""
-    return (
-        f" Measured, the student takes {percent(measured)} of the teacher’s time, and {percent(predicted)} was "
-        f"predicted: measure again while the machine does nothing else (`transprune measure {record.folder}`), and "
-        "where it stays so, ask for less."
-    )
 
 
 def _measurements(record: RunRecord) -> Iterator[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from transprune.costs import in_bytes
@@ -86,6 +87,35 @@ def timed_in(figures: Mapping[str, Any]) -> str:
         return ""
     threads = f"{figures['threads']} thread{'s' if figures['threads'] != 1 else ''}"
     return f"in {figures['runtime']} on {figures['device']}, {threads}, batch {figures['batch_size']}"
+
+
+PACE = 1.2
+"""How much slower or faster a machine may be than when the latencies of a budget were measured, unsaid."""
+SHARE = 1.1
+"""How much larger the measured share of the teacher's time may be than the predicted one, unsaid."""
+
+
+def other_times(result: Mapping[str, Any], folder: Path | str) -> list[str]:
+    """What is to be said where measured latencies are not those that a budget of time was kept by; often nothing."""
+    teacher, student = part(result, "teacher"), part(result, "student")
+    before, after = number(teacher.get("latency")), number(student.get("latency"))
+    taken, takes = number(teacher.get("latency_ms")), number(student.get("latency_ms"))
+    if not before or not taken:
+        return []
+    found = []
+    if not 1 / PACE < 1e6 * taken / before < PACE:
+        was = "slower" if 1e6 * taken > before else "faster"
+        found.append(
+            f"The machine was {was} in the end than when it was measured for the budget (the teacher takes "
+            f"{milliseconds(1e6 * taken)} now, and took {milliseconds(before)}): compare shares, not milliseconds."
+        )
+    if after is not None and takes is not None and takes / taken > SHARE * after / before:
+        found.append(
+            f"Measured, the student takes {percent(takes / taken)} of the time of the teacher, and "
+            f"{percent(after / before)} was predicted: measure again while the machine does nothing else "
+            f"(`transprune evaluate {folder}`), and where it stays so, ask for less."
+        )
+    return found
 
 
 def percent(share: float, decimals: int = 1) -> str:

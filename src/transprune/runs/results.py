@@ -16,6 +16,7 @@ from transprune.reports.words import (
     measured,
     metric_label,
     named,
+    other_times,
     percent,
     spent,
     timed_in,
@@ -72,6 +73,8 @@ def show_results(folder: RunFolder) -> None:
         actual, target, how = spent(budget), budget["target"], how_spent(budget)
         kept, kind = "kept" if actual <= target else "NOT kept", budget["kind"]
         say(f"budget {kept}: {how}{amount(kind, actual)} of {amount(kind, target)} ({percent(actual / target)})")
+        for sentence in other_times(result, folder.path) if kind == "latency" else ():
+            say(sentence)
     _show_indecision(folder)
     if folder.has("report.html"):
         print(f"report: {folder.file('report.html')}")
