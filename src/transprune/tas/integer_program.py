@@ -131,7 +131,7 @@ class IntegerProgram:
             constraints=LinearConstraint(matrix, [low for _, low, _ in rows], [high for _, _, high in rows]),
             integrality=np.arange(self.variables) < self.choices,
             bounds=Bounds(0, 1),
-            # Without presolving: with it the solver begins anew several times, which takes small programs twice as long.
+            # Without presolving: with it the solver begins anew several times, which takes small ones twice as long.
             options={"mip_rel_gap": GAP, "presolve": False, **({} if seconds is None else {"time_limit": seconds})},
         )
         if found.status == _INFEASIBLE:
