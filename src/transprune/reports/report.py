@@ -127,7 +127,8 @@ def _times(record: RunRecord) -> str:
     said = [f"started {starts[0]}"] if starts else []
     for phase, name in PHASE_NAMES.items():
         seconds = number(part(record.result, "seconds").get(phase))
-        said += [f"{name} {duration(seconds)}"] if seconds is not None else []
+        is_given = phase == "teacher" and not record.epochs(phase)  # what is timed then is that it was read
+        said += [f"{name} {duration(seconds)}"] if seconds is not None and not is_given else []
     return " · ".join(said)
 
 

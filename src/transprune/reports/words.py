@@ -324,7 +324,8 @@ def _contenders(record: RunRecord) -> tuple[Mapping[str, Any], float]:
 
 
 def _losses(compared: Mapping[str, Any]) -> dict[str, float]:
-    return {name: number(part(compared, name).get("loss")) or math.inf for name in compared}
+    losses = {name: number(part(compared, name).get("loss")) for name in compared}
+    return {name: math.inf if loss is None else loss for name, loss in losses.items()}
 
 
 def _kept(compared: Mapping[str, Any]) -> str:
@@ -341,15 +342,12 @@ def _against_free(record: RunRecord) -> str:
     if not compared:
         return ""
     when = f"After a trial each (search.trial_epochs = {epochs:.0f})" if epochs else "Before training"
-    losses, kept = _losses(compared), _kept(compared)
-    figures = {name: number(part(compared, name).get("top1")) for name in compared}
-    said = [f"{name} {_score(figures[name], losses[name])}" for name in losses if name != kept]
+    kept, metric = _kept(compared), metric_name(record.result)
+    scores = {name: _score(part(compared, name), metric) for name in compared}
+    said = [f"{name} {score}" for name, score in scores.items() if name != kept]
     free = f"; at the same budget, treated alike, {' and '.join(said)}" if said else ""
     none = "" if UNIFORM in compared else f" No {UNIFORM} alone are within the budget: blocks have to go as well."
-    return (
-        f"{when}, on images that the weights did not learn from, {kept} had "
-        f"{_score(figures[kept], losses[kept])}{free}.{none}"
-    )
+    return f"{when}, on samples that the weights did not learn from, {kept} had {scores[kept]}{free}.{none}"
 
 
 SPOILT = 10.0
@@ -369,8 +367,12 @@ def _spoilt(record: RunRecord) -> Iterator[str]:
         )
 
 
-def _score(top1: float | None, loss: float) -> str:
-    return f"a loss of {loss:.3f}" if top1 is None else f"{top1:.1f} %"
+def _score(figures: Mapping[str, Any], metric: str) -> str:
+    """What a network reached before its training: by the main metric, or else its loss."""
+    value = number(figures.get(metric))
+    if value is None or metric == "loss":
+        return f"a loss of {number(figures.get('loss')) or 0.0:.4g}"
+    return f"{value:.1f} %" if metric.startswith("top") else f"{metric} {measured(metric, value)}"
 
 
 def _certainty(record: RunRecord) -> str:

@@ -430,7 +430,7 @@ def _explain(run: Run, found: SearchResult) -> None:
     if found.kept is not None:
         run.decide(
             f"Kept {found.kept.name}: an architecture of {cost(found.architecture)}",
-            f"of networks of the same budget{_tried(found.kept)}, it has the least loss on the architecture's images: "
+            f"of networks of the same budget{_tried(found.kept)}, it has the least loss on the architecture's samples: "
             f"{'; '.join(map(_compared, found.contenders))}",
             architecture=found.architecture.to_json(),
             trial_epochs=found.kept.trial_epochs,
@@ -459,7 +459,7 @@ def _compared(contender: Contender) -> str:
         for name, value in list(figures.metrics.items())[:1]
     ]
     cut = "repaired" if contender.origin == "teacher" else "the supernet's weights"
-    return ", ".join([f"{contender.name} {figures.loss:.3f}", *said, cut])
+    return ", ".join([f"{contender.name} {figures.loss:.4g}", *said, cut])
 
 
 def amounts(space: SearchSpace, limits: Sequence[Limit], architecture: Architecture) -> str:
