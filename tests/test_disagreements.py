@@ -1,4 +1,4 @@
-"""What examples.json holds: accuracy by class, and pictures of test images on which two networks disagree."""
+"""What examples.json holds: figures by class, and pictures of test images on which two networks disagree."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from PIL import Image
 
 from transprune.data import ImageData, MemorySplit
 from transprune.data.augmentation import Augmentation
-from transprune.reports.examples import LARGEST_SIDE, MOST_PICTURES, examples_record
-from transprune.training.evaluation import Answers, answers
+from transprune.reports.examples import LARGEST_SIDE, MOST_PICTURES, examples_record, scenes_record
+from transprune.training.evaluation import Answers, Detections, answers
+from transprune.training.parts import Labelled
 
 
 def data_of(labels: list[int], size: tuple[int, int, int] = (3, 6, 5)) -> ImageData:
@@ -119,3 +120,52 @@ def test_answers_come_in_the_order_of_the_split_and_leave_the_networks_in_their_
     logits = networks["low"](normal.view(-1, 1, 1, 1).expand(-1, 3, 6, 5))
     assert torch.allclose(found["low"].confidences, logits.softmax(1).max(1).values, atol=1e-5)
     assert all(network.training for network in networks.values())
+
+
+def boxes_at(*left, labels=None, scores=None):
+    """Squares of 10 pixels that begin at certain columns."""
+    found = {
+        "boxes": torch.tensor([[each, 0.0, each + 10, 10] for each in left]).reshape(-1, 4),
+        "labels": torch.tensor(labels or [1] * len(left)),
+    }
+    return found if scores is None else found | {"scores": torch.tensor(scores)}
+
+
+def scene(true, teacher, student):
+    return Detections(labelled=Labelled(torch.rand(3, 12, 60), true), found={"teacher": teacher, "student": student})
+
+
+def test_objects_are_counted_by_who_finds_them():
+    true = boxes_at(0, 15, 30, 45, labels=[1, 1, 2, 2])
+    teacher = boxes_at(1, 15, 30, labels=[1, 1, 1], scores=[0.9, 0.8, 0.7])  # the third is of another class
+    student = boxes_at(0, 0, 30, 45, labels=[1, 1, 2, 2], scores=[0.5, 0.4, 0.2, 0.6])  # one twice, one unsure
+    record = scenes_record([scene(true, teacher, student)], {1: "cat", 2: "dog"})
+    assert record["counts"] == {"both_right": 1, "teacher_only": 1, "student_only": 1, "both_wrong": 1}
+    assert (record["samples"], record["images"]) == (4, 1)
+    assert [(each["name"], each["samples"]) for each in record["classes"]] == [("cat", 2), ("dog", 2)]
+    assert record["classes"][0]["teacher"] == pytest.approx(100)
+    assert record["classes"][1]["teacher"] == 0
+    assert record["classes"][1]["student"] == pytest.approx(100)  # precision does not ask for a least score
+
+
+def test_scenes_with_the_most_objects_that_one_alone_finds_are_shown():
+    nothing = boxes_at(scores=[])
+    both, first = boxes_at(0, 20, scores=[0.9, 0.9]), boxes_at(0, scores=[0.9])
+    true = boxes_at(0, 20)
+    scenes = [scene(true, both, both), scene(true, both, first), scene(true, both, nothing), scene(true, first, both)]
+    shown = scenes_record(scenes, {})["examples"]
+    found = [(each["kind"], each["place"], each["objects"], each["teacher"], each["student"]) for each in shown]
+    assert found == [("teacher_only", 2, 2, 2, 0), ("teacher_only", 1, 2, 2, 1), ("student_only", 3, 2, 1, 2)]
+
+
+def test_the_edges_of_boxes_have_the_colour_of_who_finds_them():
+    true, found = boxes_at(0, 30), boxes_at(0, scores=[0.9])
+    picture = scenes_record([scene(true, found, boxes_at(scores=[]))], {})["examples"][0]["image"]
+    pixels = Image.open(io.BytesIO(base64.b64decode(picture.partition(",")[2])))
+    assert pixels.size == (240, 48)  # four times as large
+    assert [pixels.getpixel((column, 20)) for column in (2, 122)] == [(255, 157, 46), (255, 77, 109)]
+
+
+def test_a_class_without_a_name_has_its_number():
+    record = scenes_record([scene(boxes_at(0, labels=[7]), boxes_at(scores=[]), boxes_at(scores=[]))], {})
+    assert record["classes"] == [{"name": "7", "samples": 1, "teacher": 0.0, "student": 0.0}]

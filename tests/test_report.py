@@ -692,3 +692,19 @@ def test_the_contents_lead_to_every_section(full):
     places = [each["id"] for each in page.all("h2")]
     assert [each["href"] for each in page.all("a")][: len(places)] == [f"#{place}" for place in places]
     assert len(places) == len(set(places)) > 5
+
+
+def test_objects_and_pictures_with_boxes_are_shown_of_detectors(tmp_path):
+    folder = fake_run(tmp_path / "run", epochs=1)
+    counts = {"both_right": 30, "teacher_only": 6, "student_only": 0, "both_wrong": 4}
+    picture = "data:image/png;base64,AAAA"
+    shown = [{"kind": "teacher_only", "place": 3, "objects": 5, "teacher": 4, "student": 1, "image": picture}]
+    classes = [{"name": "cat", "samples": 40, "teacher": 61.5, "student": 58.25}]
+    record = {"format": 1, "form": "boxes", "images": 8, "samples": 40, "counts": counts}
+    (folder / "examples.json").write_text(json.dumps({**record, "classes": classes, "examples": shown}))
+    _, page = report(folder)
+    said = "Of 40 objects on 8 test images, both find 30 (75.0 %), only the teacher finds 6 (15.0 %), neither finds 4"
+    assert said in page.text("p")
+    assert "Most objects that only the teacher finds" in page.text("h3")
+    assert [image["alt"] for image in page.all("img")] == ["Test image 3, with 5 objects"]
+    assert "58.2 %" in page.text("td")

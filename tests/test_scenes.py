@@ -212,8 +212,13 @@ def test_a_detector_is_made_smaller_in_one_command(options, tmp_path):
     )
     with transprune.runs.prepare(asked, tmp_path / "run") as run:
         transprune.runs.run_all(run)
-    result = run.folder.read_json("result.json")
+    result, seen = run.folder.read_json("result.json"), run.folder.read_json("examples.json")
     assert {"map50", "map"} <= result["student"].keys()
+    assert [each["name"] for each in seen["classes"]] == ["a", "b"]
+    for name in ("teacher", "student"):
+        by_class = [each[name] for each in seen["classes"]]
+        assert sum(by_class) / len(by_class) == pytest.approx(result[name]["map50"])
+    assert "Of 8 objects on 8 test images" in run.folder.file("report.html").read_text("utf-8")
     unpruned = detector_of(options).model
     student = transprune.load(tmp_path / "run", model=unpruned)
     assert isinstance(student.whole, models.RetinaNet)

@@ -17,7 +17,7 @@ import logging
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,8 @@ class Scenes(Dataset[Sample]):
     scenes: Sequence[Scene]
     size: tuple[int, int]
     """Rows and columns."""
+    names: Mapping[int, str] = field(default_factory=dict)
+    """Of the classes, by their labels."""
     augmentation: AugmentationName = "none"
 
     def __len__(self) -> int:
@@ -155,7 +157,7 @@ def load_scenes(
     folder = expanded(place)
     if not place or not folder.is_dir():
         raise DataError(f"cannot load data {spec!r}: there is no such folder; expected {kind}:DIR")
-    train, test, most = _coco(folder) if spec.startswith(COCO) else _yolo(folder)
+    train, test, names = _coco(folder) if spec.startswith(COCO) else _yolo(folder)
     for name, part in (("learn from", train), ("measure on", test)):
         if not any(len(scene.labels) for scene in part):
             raise DataError(f"cannot use {spec!r}: there is no object on the {len(part)} images to {name}")
@@ -165,12 +167,18 @@ def load_scenes(
     count = min(batch_size, len(train))
     return SceneData(
         train=DataLoader(
-            Scenes(train, size[1:], augmentation), count, shuffle=True, drop_last=True, collate_fn=together
+            Scenes(train, size[1:], names, augmentation), count, shuffle=True, drop_last=True, collate_fn=together
         ),
-        test=DataLoader(Scenes(test, size[1:]), batch_size, collate_fn=together),
-        classes=most + 1,
+        test=DataLoader(Scenes(test, size[1:], names), batch_size, collate_fn=together),
+        classes=max(names) + 1,
         size=size,
     )
+
+
+def class_names(batches: object) -> Mapping[int, str]:
+    """Names of the classes that `load_scenes` has read, by their labels; of other batches nothing is known."""
+    scenes = getattr(batches, "dataset", None)
+    return scenes.names if isinstance(scenes, Scenes) else {}
 
 
 def together(samples: Sequence[Sample]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
@@ -218,7 +226,7 @@ def _scene(
 # --- COCO
 
 
-def _coco(folder: Path) -> tuple[list[Scene], list[Scene], int]:
+def _coco(folder: Path) -> tuple[list[Scene], list[Scene], dict[int, str]]:
     files = sorted(each for each in folder.rglob("*.json") if not each.name.startswith("."))
     train = _named(files, TRAIN_NAMES, folder)
     test = next((file for names in TEST_NAMES if (file := _named(files, names, folder))), None)
@@ -235,12 +243,11 @@ def _coco(folder: Path) -> tuple[list[Scene], list[Scene], int]:
                 f"cannot use 'coco:{folder}': category {number} is {names[number]!r} in '{train}' and "
                 f"{others[number]!r} in '{test}'; expected the same categories"
             )
-    numbers = [*names, *others]
     shift = int(0 in (label for scenes, _ in read for scene in scenes for label in scene.labels.tolist()))
     if shift:
         _log.warning("coco:%s: categories count from 0, which detectors take for the background; 1 is added", folder)
         read = [([replace(each, labels=each.labels + 1) for each in part], known) for part, known in read]
-    return read[0][0], read[1][0], max(numbers) + shift
+    return read[0][0], read[1][0], {label + shift: name for label, name in (names | others).items()}
 
 
 def _named(files: Sequence[Path], names: Sequence[str], folder: Path) -> Path | None:
@@ -363,7 +370,7 @@ class _Found:
 # --- YOLO
 
 
-def _yolo(folder: Path) -> tuple[list[Scene], list[Scene], int]:
+def _yolo(folder: Path) -> tuple[list[Scene], list[Scene], dict[int, str]]:
     described = _described(folder)
     found = described.get("names")
     named = dict(enumerate(found)) if isinstance(found, list) else found
@@ -381,7 +388,7 @@ def _yolo(folder: Path) -> tuple[list[Scene], list[Scene], int]:
         [_yolo_scene(file, len(named), has_points="kpt_shape" in described) for file in _images_in(each, base, folder)]
         for each in (described["train"], test)
     ]
-    return parts[0], parts[1], len(named)
+    return parts[0], parts[1], {number + 1: str(name) for number, name in named.items()}
 
 
 def _described(folder: Path) -> dict[str, Any]:

@@ -1,18 +1,22 @@
-"""Agreement of teacher and student: accuracy by class, and test images on which they disagree."""
+"""Agreement of teacher and student: class by class, and test images on which they disagree; of classes and of boxes."""
 
 from __future__ import annotations
 
 import base64
 import io
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from transprune.data import ImageData, make_loader
-from transprune.training.evaluation import Answers
+from transprune.training.evaluation import Answers, Detections
+from transprune.training.parts import class_precisions
 
 MOST_PICTURES = 10
 """Pictures of each kind of disagreement."""
@@ -22,6 +26,16 @@ MOST_CONFUSIONS = 400
 """Pairs of classes of which it is kept how often one is taken for the other."""
 KINDS = ("teacher_only", "student_only", "both_wrong")
 """Only the teacher is right; only the student is right; both are wrong, with different answers."""
+BOXES = "boxes"
+"""The form of a record of detectors; that of classifiers has none."""
+SURE = 0.3
+"""The least score of a box that counts as found."""
+OVERLAP = 0.5
+"""The least overlap, intersection over union, of a box that is found with the true one."""
+SIDE_OF_SCENES = 240
+"""Largest side of a picture with boxes, in pixels."""
+COLOURS = {"both_right": "#ffffff", "teacher_only": "#ff9d2e", "student_only": "#3fa7ff", "both_wrong": "#ff4d6d"}
+"""Of the boxes of objects that both find, only the teacher, only the student, and neither."""
 
 
 def examples_record(data: ImageData, teacher: Answers, student: Answers) -> dict[str, Any]:
@@ -134,6 +148,98 @@ def _png(pixels: np.ndarray) -> str:
     """A PNG data URI of at most `LARGEST_SIDE` pixels per side; pixels are uint8 [rows, columns] or [.., .., 3]."""
     image = Image.fromarray(pixels)
     image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    return _encoded(image)
+
+
+def _encoded(image: Image.Image) -> str:
     file = io.BytesIO()
     image.save(file, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def scenes_record(scenes: Iterable[Detections], names: Mapping[int, str]) -> dict[str, Any]:
+    """The contents of `examples.json` for detectors: precision by class, what each finds, and pictures with boxes.
+
+    Args:
+        scenes: What `teacher` and `student` find on each test image.
+        names: Of the classes, by their labels.
+    """
+    judged: dict[str, list[dict[str, Any]]] = {"teacher": [], "student": []}
+    counts, samples = Counter[str](), Counter[int]()
+    shown: dict[str, list[tuple[int, dict[str, Any]]]] = {"teacher_only": [], "student_only": []}
+    for place, scene in enumerate(scenes):
+        true = {name: each.cpu() for name, each in scene.labelled.objects.items() if isinstance(each, Tensor)}
+        for name, found in scene.found.items():
+            judged[name].append({"found": found, "true": true})
+        kinds = _kinds_of_objects(true, scene.found)
+        here = Counter(kinds)
+        counts += here
+        samples.update(true["labels"].tolist())
+        for kind, best in shown.items():
+            if here[kind]:
+                best.append((here[kind], _scene(place, scene.labelled.image, true["boxes"], kinds)))
+                shown[kind] = sorted(best, key=lambda each: -each[0])[:MOST_PICTURES]
+    precisions = {name: class_precisions(images) for name, images in judged.items()}
+    return {
+        "format": 1,
+        "form": BOXES,
+        "images": len(judged["teacher"]),
+        "samples": samples.total(),
+        "counts": {kind: counts[kind] for kind in COLOURS},
+        "classes": [
+            {
+                "name": names.get(label, str(label)),
+                "samples": samples[label],
+                **{name: by_class[label][0] for name, by_class in precisions.items()},
+            }
+            for label in sorted(samples)
+        ],
+        "examples": [{"kind": kind, **each} for kind, best in shown.items() for _, each in best],
+    }
+
+
+def _kinds_of_objects(true: Mapping[str, Tensor], found: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
+    """Which of the two find each object."""
+    by_both = {(True, True): "both_right", (True, False): "teacher_only", (False, True): "student_only"}
+    pairs = zip(_is_found(true, found["teacher"]), _is_found(true, found["student"]), strict=True)
+    return [by_both.get(pair, "both_wrong") for pair in pairs]
+
+
+def _is_found(true: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[bool]:
+    """Whether each object has a box of its own, of its class, that lies on it; the surest boxes choose first."""
+    hit = [False] * len(true["labels"])
+    overlaps = box_iou(found["boxes"].double(), true["boxes"].double())
+    overlaps[found["labels"][:, None] != true["labels"]] = 0
+    for box in found["scores"].argsort(descending=True).tolist():
+        free = [0.0 if taken else float(each) for taken, each in zip(hit, overlaps[box], strict=True)]
+        if found["scores"][box] >= SURE and max(free, default=0.0) >= OVERLAP:
+            hit[free.index(max(free))] = True
+    return hit
+
+
+def _scene(place: int, image: Tensor, boxes: Tensor, kinds: list[str]) -> dict[str, Any]:
+    here = Counter(kinds)
+    return {
+        "place": place,
+        "objects": len(kinds),
+        "teacher": here["both_right"] + here["teacher_only"],
+        "student": here["both_right"] + here["student_only"],
+        "image": _with_boxes(image, boxes, kinds),
+    }
+
+
+def _with_boxes(image: Tensor, boxes: Tensor, kinds: list[str]) -> str:
+    """A PNG data URI of an image with values from 0 to 1 [channels, rows, columns], with the boxes of its objects."""
+    pixels = (image.detach().cpu().float() * 255).round().clamp(0, 255).byte()
+    picture = Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy()).convert("RGB")
+    ratio = SIDE_OF_SCENES / max(picture.size)
+    picture = picture.resize([max(1, round(side * ratio)) for side in picture.size])
+    draw = ImageDraw.Draw(picture)
+    for box, kind in zip((boxes * ratio).tolist(), kinds, strict=True):
+        draw.rectangle(box, outline="#000000", width=4)  # seen on any ground
+        draw.rectangle(
+            [box[0] + 1, box[1] + 1, max(box[0] + 1, box[2] - 1), max(box[1] + 1, box[3] - 1)],
+            outline=COLOURS[kind],
+            width=2,
+        )
+    return _encoded(picture)

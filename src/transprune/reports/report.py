@@ -18,7 +18,7 @@ from transprune.reports.charts import (
     width_figures,
 )
 from transprune.reports.comparison import over_seeds
-from transprune.reports.examples import KINDS
+from transprune.reports.examples import BOXES, KINDS, OVERLAP, SURE
 from transprune.reports.pages import render
 from transprune.reports.run_record import LayerRow, RunRecord, number, part, read_record
 from transprune.reports.words import (
@@ -55,6 +55,13 @@ _SAID = {
     "student_only": "only the student is right",
     "both_wrong": "both are wrong, each in its own way",
     "same_mistake": "both make the same mistake",
+}
+_NETWORKS = ("teacher", "student")
+_SAID_OF_OBJECTS = {
+    "both_right": "both find",
+    "teacher_only": "only the teacher finds",
+    "student_only": "only the student finds",
+    "both_wrong": "neither finds",
 }
 _PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/=]+")
 
@@ -241,22 +248,44 @@ def _examples(found: Mapping[str, Any]) -> dict[str, Any]:
     classes: Sequence[Mapping[str, Any]] = found["classes"]
     changed = sorted(classes, key=lambda each: -abs(each["student"] - each["teacher"]))[:MOST_CLASSES]
     shown = [each for each in classes if each in changed]
+    is_of_boxes = found.get("form") == BOXES
     caption = "Share of each class’s test images that each network gets right"
+    if is_of_boxes:
+        caption = "Average precision of each class at an overlap of 0.5"
     if len(shown) < len(classes):
         caption += f"; the {len(shown)} of {len(classes)} classes with the largest changes"
     return {
-        "samples": samples,
-        "agreement": "; ".join(
-            f"on {counts[kind]:,} {text} ({percent(counts[kind] / samples)})"
-            for kind, text in _SAID.items()
-            if counts[kind]
-        ),
+        "agreement": _agreement_on_objects(found) if is_of_boxes else _agreement(samples, counts),
+        "counted": "Objects" if is_of_boxes else "Images",
+        "form": found.get("form", ""),
         "caption": caption,
         "classes": [_class(each) for each in shown],
-        "matrix": _matrix(found),
+        "matrix": {} if is_of_boxes else _matrix(found),
         "confusions": [_pair(each) for each in found.get("confusions", [])[:MOST_PAIRS]],
-        "pictures": list(_pictures(found)),
+        "pictures": list(_pictures(found, _SAID_OF_OBJECTS if is_of_boxes else _SAID)),
     }
+
+
+def _agreement(samples: int, counts: Mapping[str, int]) -> str:
+    parts = [
+        f"on {counts[kind]:,} {text} ({percent(counts[kind] / samples)})"
+        for kind, text in _SAID.items()
+        if counts[kind]
+    ]
+    return f"Of {samples:,} test images, {'; '.join(parts)}."
+
+
+def _agreement_on_objects(found: Mapping[str, Any]) -> str:
+    samples, counts = found["samples"], found["counts"]
+    parts = [
+        f"{text} {counts[kind]:,} ({percent(counts[kind] / samples)})"
+        for kind, text in _SAID_OF_OBJECTS.items()
+        if counts[kind]
+    ]
+    return (
+        f"Of {samples:,} objects on {found['images']:,} test images, {', '.join(parts)}. An object is found by a box "
+        f"of its class with a score of {SURE} or more that overlaps its own by {OVERLAP} or more."
+    )
 
 
 def _matrix(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -295,22 +324,37 @@ def _class(each: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _pictures(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _pictures(found: Mapping[str, Any], said: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     """The pictures of each kind of disagreement."""
+    is_of_boxes = found.get("form") == BOXES
     for kind in KINDS:
         members = [each for each in found["examples"] if each["kind"] == kind]
         if members:
-            title = f"{_SAID[kind].capitalize()} ({len(members)} of {found['counts'][kind]:,} shown)"
-            yield {"title": title, "members": [_picture(each) for each in members]}
+            title = f"{said[kind].capitalize()} ({len(members)} of {found['counts'][kind]:,} shown)"
+            if is_of_boxes:
+                title = f"Most objects that {said[kind]}"
+            yield {"title": title, "members": [(_scene if is_of_boxes else _picture)(each) for each in members]}
 
 
 def _picture(example: Mapping[str, Any]) -> dict[str, Any]:
+    label = str(example["label"])
+    answers = [(name, example[name]["class"], percent(example[name]["probability"], 0)) for name in _NETWORKS]
+    described = f"Test image {int(example['place'])}, of class {label}"
+    return {"source": _source(example), "described": described, "facts": [("is", label, ""), *answers]}
+
+
+def _scene(example: Mapping[str, Any]) -> dict[str, Any]:
+    finds = [(name, f"{int(example[name])} found", "") for name in _NETWORKS]
+    described = f"Test image {int(example['place'])}, with {int(example['objects'])} objects"
     return {
-        "source": example["image"] if _PICTURE.fullmatch(example["image"]) else "",
-        "place": int(example["place"]),
-        "label": str(example["label"]),
-        "answers": [(name, example[name]) for name in ("teacher", "student")],
+        "source": _source(example),
+        "described": described,
+        "facts": [("objects", int(example["objects"]), ""), *finds],
     }
+
+
+def _source(example: Mapping[str, Any]) -> str:
+    return str(example["image"]) if _PICTURE.fullmatch(example["image"]) else ""
 
 
 def _uses(record: RunRecord) -> Iterator[tuple[str, str]]:

@@ -16,7 +16,8 @@ from torch import nn
 from transprune.architecture import Architecture
 from transprune.budget import Budget, parse_budgets, points
 from transprune.costs import COSTS, FileSize, in_bytes
-from transprune.data import ImageData, make_loader
+from transprune.data import ImageData, LoaderData, make_loader
+from transprune.data.scenes import class_names
 from transprune.errors import LatencyError, ModelError
 from transprune.exports.formats import check_pt2, export_program, pt2_bytes, takes_any_batch
 from transprune.exports.runtimes import RUNTIMES, check_files, files_for, find_runtime
@@ -30,7 +31,7 @@ from transprune.reading.macs import count_macs, friendliness
 from transprune.reading.networks import unwrapped
 from transprune.reading.trace import Example
 from transprune.reports.comparison import frontier_record, write_frontier
-from transprune.reports.examples import examples_record
+from transprune.reports.examples import examples_record, scenes_record
 from transprune.reports.report import write_report
 from transprune.reports.words import amount, measured, metric_label, metric_name, spent
 from transprune.runs.compression import compress_step
@@ -70,7 +71,8 @@ from transprune.scores.rounds import Compression
 from transprune.searching.search import SearchResult
 from transprune.space import SearchSpace
 from transprune.training.batches import AnyData, Data, as_data, example_of, feed
-from transprune.training.evaluation import Answers, answers, evaluate
+from transprune.training.evaluation import Answers, answers, detections, evaluate
+from transprune.training.parts import DetectionTask
 from transprune.training.tasks import Task, classification
 
 EXPORT_CHECKS = (1, 2, 7, 64)
@@ -149,6 +151,7 @@ def evaluate_step(run: Run) -> None:
     with run.phase(EVALUATE.name):
         told = told_apart(run)
         answered = {} if told is None else answers(networks, told, device=run.device)
+        examples = examples_record(told, **answered) if told is not None and is_labelled else _scenes(run, networks)
         latencies = _latencies(run, networks)
         figures = {
             name: network_figures(
@@ -163,8 +166,8 @@ def evaluate_step(run: Run) -> None:
         for name, predicted in _predicted(run).items():
             figures[name] |= predicted
     answers_file, result_file = EVALUATE.files
-    if told is not None and is_labelled:
-        run.folder.write_json(answers_file, examples_record(told, **answered))
+    if examples:
+        run.folder.write_json(answers_file, examples)
     result = {
         "model": options.model,
         "data": options.data,
@@ -192,6 +195,13 @@ def evaluate_step(run: Run) -> None:
     }
     run.folder.write_json(result_file, result)
     run.journal.record("result", **{name: result[name] for name in ("budgets", *networks)})
+
+
+def _scenes(run: Run, networks: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """What detectors find on the test images; nothing for other tasks."""
+    if not isinstance(run.task, DetectionTask) or not isinstance(run.data, LoaderData):
+        return {}
+    return scenes_record(detections(networks, run.data, run.task, device=run.device), class_names(run.data.test))
 
 
 def _written(run: Run, kind: str) -> dict[str, int]:

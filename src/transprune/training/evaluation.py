@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transprune.data import ImageData, make_loader
+from transprune.data import ImageData, LoaderData, make_loader
 from transprune.errors import DataError, OptionError, TranspruneError, first_line
 from transprune.reading.networks import switched, untouched
 from transprune.runtime import choose_device, processes
 from transprune.runtime.structures import called, outline
 from transprune.training.batches import AnyData, Batch, as_data, feed
 from transprune.training.faults import data_problem, plain_inputs
+from transprune.training.parts import DetectionTask, Labelled
 from transprune.training.tasks import Task, classification, each_logits
 
 
@@ -239,3 +240,34 @@ def answers(
                 found[name].append(torch.stack(probabilities.max(1)).cpu())  # [2, batch]
     joined = {name: torch.cat(parts, dim=1) for name, parts in found.items()}
     return {name: Answers(classes=best[1].long(), confidences=best[0]) for name, best in joined.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detections:
+    """What several detectors find on one image."""
+
+    labelled: Labelled
+    """The image, and what is on it."""
+    found: Mapping[str, Mapping[str, Tensor]]
+    """By the name of the detector: `boxes`, `labels` and `scores`, on the CPU."""
+
+
+@torch.no_grad()
+def detections(
+    networks: Mapping[str, nn.Module], data: LoaderData, task: DetectionTask, *, device: torch.device
+) -> Iterator[Detections]:
+    """What the searched parts of several detectors lead to on the test images, one after another.
+
+    Args:
+        networks: The parts by name, on the device.
+        data: The test images.
+        task: Draws the boxes.
+        device: Where to run.
+    """
+    with contextlib.ExitStack() as modes:
+        for network in networks.values():
+            modes.enter_context(evaluation_mode(network))
+        for batch in feed(data, "test", task, batch_size=1, seed=0, device=device):
+            found = {name: task.boxes(called(each, batch.inputs), batch.targets) for name, each in networks.items()}
+            for place, labelled in enumerate(batch.targets):
+                yield Detections(labelled=labelled, found={name: each[place]["found"] for name, each in found.items()})

@@ -8,7 +8,7 @@ answers in the place of what it would compute itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -362,6 +362,8 @@ ROUNDING = 1e-5
 """How far behind the border of its image a box may lie, as a share of the image: resizing computes so exactly."""
 FOUND = (*TRUE, "scores")
 """What a detector finds: how sure it is of each box, too."""
+OVERLAPS = 10
+"""Overlaps at which boxes are judged: 0.5, 0.55, …, 0.95."""
 EPSILON = 0.01
 """Keeps what hardly varies, as in a head that has not learned yet, from outweighing all else."""
 
@@ -376,7 +378,15 @@ class Labelled:
     """Its boxes and labels, and what else the detector learns from."""
 
 
-def detection(part: Part) -> Task:
+@dataclass(frozen=True)
+class DetectionTask(Task):
+    """What `detection` makes."""
+
+    boxes: Callable[[Any, Sequence[Labelled]], list[dict[str, Any]]] = field(repr=False, kw_only=True)
+    """Maps outputs of the part and targets to what was `found` on each image, and what is `true`."""
+
+
+def detection(part: Part) -> DetectionTask:
     """For a detector of torchvision, or one that is called alike, whose part is searched and trained.
 
     Batches are pairs of a list of images [channels, rows, columns] and a list of as many dicts, with `boxes` float
@@ -414,7 +424,7 @@ def detection(part: Part) -> Task:
         distance = relative_distance(student, teacher)
         return distance if targets is None else loss(student, targets) + distance
 
-    def boxes(outputs: Any, targets: Sequence[Labelled]) -> list[Any]:
+    def boxes(outputs: Any, targets: Sequence[Labelled]) -> list[dict[str, Any]]:
         found = around.outputs(([each.image for each in targets],), outputs)
         return [
             {"found": _on_cpu(one), "true": _on_cpu(each.objects)} for one, each in zip(found, targets, strict=True)
@@ -425,11 +435,12 @@ def detection(part: Part) -> Task:
     def precision(name: str) -> Metric:
         return Metric(seen, finish=lambda images: precisions(images)[name], of_all=True)
 
-    return Task(
+    return DetectionTask(
         loss=loss,
         metrics={name: precision(name) for name in ("map50", "map")},
         distillation_loss=with_teacher,
         split=split,
+        boxes=boxes,
     )
 
 
@@ -466,6 +477,22 @@ def average_precisions(images: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         DataError: An image is none of these.
         ExportError: faster-coco-eval is not installed.
     """
+    found = torch.tensor(list(class_precisions(images).values())).reshape(-1, OVERLAPS)
+    return {"map50": float(found[:, 0].mean()), "map": float(found.mean())}
+
+
+def class_precisions(images: Sequence[Mapping[str, Any]]) -> dict[int, list[float]]:
+    """The average precision of each class of which there is an object, by its label, in percent.
+
+    Args:
+        images: As of `average_precisions`.
+
+    Returns:
+        For each label one figure for each overlap: 0.5, 0.55, …, 0.95.
+
+    Raises:
+        As `average_precisions`.
+    """
     for number, image in enumerate(images):
         for side, names in (("found", FOUND), ("true", TRUE)):
             if not _has_tensors(image.get(side), names):
@@ -491,11 +518,9 @@ def average_precisions(images: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         scores = image["found"]["scores"].tolist()
         for (box, label), score in zip(_sides(image["found"]), scores, strict=True):
             found.append({"image_id": number, "category_id": label, "bbox": box, "score": score})
-    if not true:
-        return {"map50": float("nan"), "map": float("nan")}
-    if not found:
-        return {"map50": 0.0, "map": 0.0}
-    labels = sorted({label for image in images for label in image["true"]["labels"].tolist()})
+    labels = sorted({each["category_id"] for each in true})
+    if not true or not found:
+        return {label: [0.0] * OVERLAPS for label in labels}
     known = COCO(
         {
             "images": [{"id": number} for number in range(1, len(images) + 1)],
@@ -506,8 +531,9 @@ def average_precisions(images: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     judged = COCOeval_faster(known, known.loadRes(found), "bbox", print_function=lambda *_: None)
     judged.evaluate()
     judged.accumulate()
-    judged.summarize()
-    return {"map50": 100 * float(judged.stats[1]), "map": 100 * float(judged.stats[0])}
+    # [overlaps, recalls, classes, sizes of objects (all first), most boxes of an image (the largest last)]
+    by_class = 100 * judged.eval["precision"][:, :, :, 0, -1].mean(1)
+    return {label: by_class[:, place].tolist() for place, label in enumerate(labels)}
 
 
 def _sides(objects: Mapping[str, Tensor]) -> list[tuple[list[float], int]]:
