@@ -129,11 +129,9 @@ class TrainingOptions(StepOptions):
         at_least("batch_size", self.batch_size, 2)
         at_least("mixup", self.mixup, 0)
         at_least("cutmix", self.cutmix, 0)
-        if not 0 <= self.average < 1 or not 0 <= self.label_smoothing < 1:
-            raise OptionError(
-                f"cannot train with average={self.average} and label_smoothing={self.label_smoothing}: expected shares "
-                "from 0, below 1"
-            )
+        for name in ("average", "label_smoothing", "momentum"):
+            below_one(name, getattr(self, name))
+        at_least("weight_decay", self.weight_decay, 0)
         at_least("evaluate_every", self.evaluate_every, 1)
         if self.learning_rate is not None:
             at_least("learning_rate", self.learning_rate, 0)
@@ -256,9 +254,13 @@ class SearchOptions(StepOptions):
             if getattr(self, name) is not None:
                 at_least(name, getattr(self, name), 1)
         at_least("batch_size", self.batch_size, 2)
-        for name in ("learning_rate", "architecture_learning_rate", "penalty_weight", "tolerance", "fill"):
+        rates = ("learning_rate", "architecture_learning_rate", "weight_decay", "architecture_weight_decay")
+        for name in (*rates, "penalty_weight", "tolerance", "fill"):
             if getattr(self, name) is not None:
                 at_least(name, getattr(self, name), 0)
+        below_one("momentum", self.momentum)
+        for beta in self.architecture_betas:
+            below_one("architecture_betas", beta)
         for name in ("temperature_start", "temperature_end", "sharpening"):
             at_least(name, getattr(self, name), 1e-3)
         at_least("distillation", self.distillation, 0)
@@ -377,6 +379,16 @@ def at_least(name: str, value: float, least: float) -> None:
     """
     if not value >= least:
         raise OptionError(f"cannot use {name}={value}: expected at least {least}")
+
+
+def below_one(name: str, value: float) -> None:
+    """Checks an option that is a share of what stays, such as a momentum.
+
+    Raises:
+        OptionError: The value is not from 0 to below 1.
+    """
+    if not 0 <= value < 1:
+        raise OptionError(f"cannot use {name}={value}: expected at least 0, below 1")
 
 
 def check_warm_up(verb: str, epochs: int, warm_up_epochs: float) -> None:

@@ -109,7 +109,7 @@ class UserFunction:
             own = [
                 key
                 for key, value in vars(module).items()
-                if self.fits(value) and getattr(value, "__module__", None) == module.__name__
+                if self.fits(value) and f"{getattr(value, '__module__', None)}.".startswith(f"{module.__name__}.")
             ]
             hint = expected_one_of(function, own) if own else "it defines none"
             raise self.failed(f"there is no function {function!r} in '{module.__file__}'; {hint}")
