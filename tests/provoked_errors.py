@@ -911,6 +911,10 @@ class Raising(nn.Linear):
         raise self.error
 
 
+def run_changed(place, **changes):
+    transprune.run(nn.Linear(2, 3), [BATCH], "macs=0.5", place / "run", "quick", **changes)
+
+
 def not_handed_over():
     raise interruption._not_handed_over(OSError(errno.ENOSPC, "No space left on device"))
 
@@ -981,6 +985,10 @@ ways(
     data_kind=lambda _: transprune.train(nn.Linear(2, 3), [BATCH]),
     optimizer_name=lambda _: transprune.TrainingOptions(optimizer="adam"),
     optimizer_kind=lambda _: optimizer_of([], transprune.TrainingOptions(), lambda *_: 1),
+    optimizer_made=lambda _: optimizer_of([], transprune.TrainingOptions(), "adamw"),
+    run_part_option=lambda place: run_changed(place, mixup=0.2),
+    run_change=lambda place: run_changed(place, setup=transprune.Setup()),
+    run_part=lambda place: run_changed(place, distill={"mixup": 0.2}),
     gradient_clip=lambda _: transprune.TrainingOptions(gradient_clip=0),
     average_share=lambda _: transprune.TrainingOptions(average=1.0),
     labels_to_spread=lambda _: softening(nn.Linear(2, 3), transprune.TrainingOptions(label_smoothing=0.1), (BATCH[0],))(

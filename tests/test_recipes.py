@@ -161,7 +161,7 @@ def test_a_rich_recipe_learns_and_resumes_bit_for_bit(tmp_path):
         ({"average": 1.0}, "average=1.0: .*below 1"),
         ({"momentum": 1.5}, "momentum=1.5: .*below 1"),
         ({"weight_decay": -1.0}, "weight_decay=-1.0: expected at least 0"),
-    ],  # fmt: skip
+    ],
 )
 def test_options_out_of_range_are_refused(wrong, said):
     with pytest.raises(OptionError, match=said):

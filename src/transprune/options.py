@@ -113,8 +113,8 @@ class TrainingOptions(StepOptions):
     compile: bool = False
     """Whether `torch.compile` speeds up the network's forward and backward; compiling takes minutes first."""
     average: float = 0.0
-    """Share of the past in a moving average of the weights after each step, such as 0.999, which is what is measured
-    and kept; 0: the last weights."""
+    """Share of the past in a moving average of the weights after each step, such as 0.999 for many thousand steps,
+    which is what is measured and kept; 0: the last weights."""
     label_smoothing: float = 0.0
     """Share of each label that is spread over all classes."""
     mixup: float = 0.0

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from transprune.budget import Budget, parse_budgets, points
 from transprune.costs import COSTS, FileSize, in_bytes
 from transprune.data import ImageData, LoaderData, make_loader
 from transprune.data.scenes import class_names
-from transprune.errors import LatencyError, ModelError
+from transprune.errors import LatencyError, ModelError, OptionError, expected_one_of
 from transprune.exports.formats import check_pt2, export_program, pt2_bytes, takes_any_batch
 from transprune.exports.runtimes import RUNTIMES, check_files, files_for, find_runtime
 from transprune.latency.performance import measure, measurements_json, most_time, quantise
@@ -513,6 +513,7 @@ def run(
     """
     budgets = tuple(map(str, parse_budgets(budget)))
     chosen = preset_options(options) if isinstance(options, str) else options
+    _check_changes(chosen, changes)
     task_given = task or classification()
     prepared_data = as_data(data, task_given, batch_size=chosen.teacher.batch_size)
     place = choose_device(device, model)
@@ -536,6 +537,24 @@ def run(
         else:
             compress_all(begun)
         return _finished(begun)
+
+
+def _check_changes(options: RunOptions, changes: Mapping[str, Any]) -> None:
+    """Checks that what `run` is to change is there, and that a part of the options is one."""
+    known = [each.name for each in fields(options)]
+    parts = {name: getattr(options, name) for name in ("teacher", "search", "distill")}
+    for name, value in changes.items():
+        holders = [holder for holder, part in parts.items() if hasattr(part, name)]
+        if name not in known and holders:
+            way = f"{holders[-1]}=replace(get_preset({options.preset!r}).{holders[-1]}, {name}={value!r})"
+            raise OptionError(f"cannot run with {name}: it is an option of {' and of '.join(holders)}; say {way}")
+        if name not in known:
+            raise OptionError(f"cannot run with {name}: {expected_one_of(name, known)}")
+        if name in parts and not isinstance(value, type(parts[name])):
+            raise OptionError(
+                f"cannot run with {name}={value!r}: expected {type(parts[name]).__name__}, such as "
+                f"replace(get_preset({options.preset!r}).{name}, epochs=5)"
+            )
 
 
 def _names(model: nn.Module, data: Data, task: Task | None, *, is_trained: bool) -> dict[str, Any]:

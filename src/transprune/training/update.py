@@ -85,6 +85,11 @@ def optimizer_of(
     assert rate is not None
     assert options.optimizer is not None
     if make is not None:
+        if not callable(make):
+            raise OptionError(
+                f"cannot make an optimizer by {make!r}: expected a function of the parameters and the learning rate; "
+                "by name it is an option: optimizer='adamw'"
+            )
         found = make(parameters, rate)
         return _checked(found, f"{getattr(make, '__qualname__', type(make).__qualname__)}")
     if options.optimizer == "sgd":
