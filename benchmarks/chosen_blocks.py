@@ -234,8 +234,10 @@ def branches_within(network: Llama, parts: Sequence[Tensor], budgets: Sequence[f
     }
     for half, share in product((0, 1), budgets):
         started, limit = time.process_time(), parse_budgets(f"macs={share}")[0].limit(space, COSTS)
-        seen, (looked_at, losses) = parts[half][:, :-1], (every[half], every[1 - half])
-        found = compress_by_scores(network, space, [limit], seen, task=next_tokens(), repair=False)
+        seen, (looked_at, losses) = parts[half], (every[half], every[1 - half])
+        found = compress_by_scores(
+            network, space, [limit], seen[:, :-1], task=next_tokens(), targets=seen[:, 1:], repair=False
+        )
         seconds, kept = time.process_time() - started, stage.kept_in(found.architecture)
         assert abs(loss(found.student, parts[1 - half]) - losses[kept]) < 1e-4
         within = [each for each in losses if each and macs[each] <= limit.most]

@@ -1416,6 +1416,7 @@ ways(
     samples_unlike=lambda _: transprune.compress(
         staged(), [torch.zeros(8, 3, 8, 8), torch.zeros(8, 3, 6, 6)], "macs=0.5"
     ),
+    samples_unlabelled=lambda _: transprune.compress(staged(), torch.zeros(32, 3, 8, 8), "macs=0.5", by_loss=True),
     samples_kind=lambda _: transprune.compress(staged(), 7, "macs=0.5"),
     samples_held=lambda _: held([1, 2], (3, 8, 8)),
     scores_of_another_space=lambda _: transprune.compress(

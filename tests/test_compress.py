@@ -14,7 +14,7 @@ from transprune.cli import main
 from transprune.data import LoaderData, load_data, make_loader
 from transprune.errors import BudgetError, DataError, OptionError, RunFolderError, SpaceError
 from transprune.runs import compression, steps
-from transprune.scores.compress import gather_samples
+from transprune.scores.compress import gather_labelled, gather_samples
 from transprune.training.tasks import classification
 
 NET = """
@@ -188,6 +188,9 @@ def test_samples_come_from_anything(trained, digits):
     for source in (batches, pairs, data, iter(batches), torch.cat(batches[:4]), *of_two):
         (found,), _ = gather_samples(trained, source, 100, task=classification(), seed=0)
         assert found.shape == (100, 1, 8, 8)
+    for source in (pairs, data, loaders):
+        gathered = gather_labelled(trained, source, 100, task=classification(), seed=0, has_labels=True)
+        assert torch.equal(gathered[2], whole.tensors[1][:100])
     (first,), _ = gather_samples(trained, digits, 100, task=classification(), seed=0)
     (again,), _ = gather_samples(trained, digits, 100, task=classification(), seed=0)
     (other,), _ = gather_samples(trained, digits, 100, task=classification(), seed=1)

@@ -24,6 +24,7 @@ from transprune.reports.run_record import read_record
 from transprune.runs.preparation import _begun_space
 from transprune.runtime import RunFolder
 from transprune.runtime.structures import as_inputs
+from transprune.shrinking.adapters import LeftOut
 from transprune.shrinking.shrink import shrink
 from transprune.shrinking.traced_network import CutRun, TracedNetwork, sizes_of
 from transprune.space import SearchSpace
@@ -583,6 +584,27 @@ def test_scores_say_which_block_goes_first():
     assert first.stages[0].kept_in(kept) == tuple(range(kept.depths["blocks"]))
 
 
+@torch.no_grad()
+def test_the_loss_decides_between_blocks_where_it_is_asked_to():
+    torch.manual_seed(0)
+    network = Weighed((0.3, 1.0, 0.05)).eval()
+    space = inspect(network, inputs(2), dimensions="depth", depths=lambda depth: range(1, depth + 1))
+    right = without(network, [1, 2])(*inputs(32))
+    found = [
+        transprune.compress(
+            network,
+            [(*inputs(32), right)],
+            "params=0.8",
+            space=space,
+            repair=False,
+            task=transprune.regression(),
+            by_loss=by_loss,
+        ).architecture.blocks["blocks"]
+        for by_loss in (False, True)
+    ]
+    assert found == [("blocks.0", "blocks.1"), ("blocks.1", "blocks.2")]
+
+
 def test_blocks_of_other_widths_go_from_the_end():
     space = inspect(staged(), example())
     assert [stage.free for stage in space.stages] == [(), ()]
@@ -619,6 +641,7 @@ class Numbered(Stack):
         self.config = Configuration()
         for place, block in enumerate(self.blocks):
             block.layer_idx, block.parts = place, nn.ModuleList([nn.Identity()])
+            block.parts[0].layer_id = place  # as GPT-Neo calls it
 
 
 class Base(nn.Module):
@@ -637,7 +660,8 @@ def test_a_student_of_transformers_numbers_the_layers_that_are_left():
     kept = Architecture(blocks={"blocks": ("blocks.1", "blocks.2")})
     student = shrink(network, kept, inputs(2))
     assert (student.config.num_hidden_layers, student.config.layer_types) == (2, ["full", "sliding"])
-    assert [block.layer_idx for block in student.blocks] == [0, 1]
+    assert [(block.layer_idx, block.parts[0].layer_id) for block in student.blocks] == [(0, 0), (1, 1)]
+    assert LeftOut(None, adds_nothing=True, replaced=[*student.blocks][1].parts).layer_idx == 1
     assert (network.config.num_hidden_layers, len(network.config.layer_types)) == (4, 4)
     assert [block.layer_idx for block in network.blocks] == [0, 1, 2, 3]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from transprune.reading.layouts import Sizes
 from transprune.reading.networks import unwrapped
 from transprune.reading.reading import Reading, read_for
 from transprune.reading.trace import Example, inputs_for
-from transprune.runtime.structures import called, sliced
+from transprune.runtime.structures import called, on_device, sliced
 from transprune.scores.evidence import Halves, check_choices, distance_of, gather_evidence
 from transprune.scores.refit import Refit, record_targets, repair_read
 from transprune.scores.score import ABLATION_SAMPLES, Measure, Scores, ablation, scores_of
@@ -146,6 +146,7 @@ def compress_by_scores(
     samples: Example,
     *,
     task: Task | None = None,
+    targets: Any = None,
     measure: Measure = ablation,
     scores: Sequence[Scores] = (),
     repair: bool = True,
@@ -166,6 +167,8 @@ def compress_by_scores(
             labels. Candidates are fitted on every second one and tried on the others, and all are what the smaller
             network is repaired on.
         task: Says how outputs are compared; None: `classification()`.
+        targets: What is right for each sample, as the task's loss takes it; where given, that loss decides between
+            architectures that were found. None: how far the outputs move decides.
         measure: What gives the figures.
         scores: What was scored for another budget; nothing is scored anew then.
         repair: Whether the smaller network is repaired; else it has the weights that were left.
@@ -189,6 +192,7 @@ def compress_by_scores(
             limits=limits,
             samples=samples,
             task=task or classification(),
+            targets=targets,
             measure=measure,
             scores=scores,
             on_round=on_round,
@@ -214,6 +218,7 @@ class _Compressing:
         limits: Sequence[Limit],
         samples: Example,
         task: Task,
+        targets: Any,
         measure: Measure,
         scores: Sequence[Scores],
         on_round: Callable[[int, Architecture], None] | None,
@@ -223,11 +228,21 @@ class _Compressing:
         self.program, self.distance = Program(reading), distance_of(task)
         self.inputs = inputs_for(model, samples)
         self.halves = Halves(model, self.program, self.inputs)
+        self.task, self.right = task, None
+        if targets is not None:
+            axis, count = self._axis, reading.trace.samples_in(reading.trace.tensors_of(self.inputs))
+            others = targets if reading.trace.batch is None else sliced(targets, slice(1, None, 2), count, axis)
+            self.right = on_device(others, next(model.parameters()).device)
         self.scores: list[Scores] = list(scores)
         self.space = space
         self.looked_at: dict[str, dict[tuple[int, ...], float]] = {}
         """How far the outputs move with sets of blocks, by the name of the stage."""
         self.space = space.ordered(scores[0].block_orders if scores else self._block_orders())
+
+    @property
+    def _axis(self) -> int:
+        """The axis that counts samples."""
+        return next((each for each in self.reading.trace.axes if each is not None), 0)
 
     def scored(self, approaches: int, repetitions: int, *, is_repaired: bool) -> _Place:
         """The best architecture that rounds of scoring find."""
@@ -261,12 +276,11 @@ class _Compressing:
         that, the best other sets of as many blocks are followed, for `_with_other_blocks`.
         """
         trace, first = self.reading.trace, slice(0, ABLATION_SAMPLES)
-        axis = next((each for each in trace.axes if each is not None), 0)
         few = trace.some_of(self.halves.inputs, first)
         count = trace.samples_in(trace.tensors_of(self.halves.inputs))
         wanted = self.halves.targets.outputs
         if trace.batch is not None:
-            wanted = sliced(wanted, first, count, axis)
+            wanted = sliced(wanted, first, count, self._axis)
 
         def moved(stage: str, kept: tuple[int, ...]) -> float:
             run = CutRun(self.model, self.program, Sizes(blocks={stage: (kept,)}))
@@ -292,7 +306,7 @@ class _Compressing:
         return found
 
     def _with_other_blocks(self, best: Tried[_Place], *, is_repaired: bool) -> _Place:
-        """The same widths with those sets of blocks that move the outputs least, of all that were looked at.
+        """The same widths with those sets of blocks that lose least, of the nearest of all that were looked at.
 
         An order says for each number of blocks which go. What a budget allows is often another set: fewer large ones
         and more small ones, or one that is not among the smaller sets of a good order.
@@ -303,8 +317,11 @@ class _Compressing:
             looked_at, now = self.looked_at.get(stage.name, {}), stage.kept_in(place.architecture)
             if now not in looked_at:  # all of them
                 continue
-            better = sorted((kept for kept in looked_at if looked_at[kept] < looked_at[now]), key=looked_at.__getitem__)
-            ways = (self._with_blocks(place, stage, kept) for kept in better if len(kept) in stage.candidates)
+            # By the loss, sets that move the outputs more may be better: the unpruned network is wrong at times.
+            most = looked_at[now] if self.right is None else float("inf")
+            better = sorted((kept for kept in looked_at if looked_at[kept] < most), key=looked_at.__getitem__)
+            better = [kept for kept in better if kept != now and len(kept) in stage.candidates]
+            ways = (self._with_blocks(place, stage, kept) for kept in better)
             for other in list(islice(filter(self._is_within, ways), TRIES)):
                 moved = self._lost(other, is_fitted=is_repaired)
                 if moved < lost:
@@ -362,7 +379,7 @@ class _Compressing:
 
     @torch.no_grad()
     def _lost(self, place: _Place, *, is_fitted: bool = True) -> float:
-        """How far the outputs have moved, once everything is fitted or as it was cut.
+        """How far the outputs have moved, or the loss, once everything is fitted or as it was cut.
 
         Judged on samples that nothing is fitted to: on its own the least squares of few and wide layers look better
         than they are.
@@ -375,7 +392,10 @@ class _Compressing:
             self.program.run(refit, self.halves.inputs)
             run = refit.as_fitted()
         others = self.halves.others
-        return float(self.distance(self.program.run(run, others.inputs), others.wanted))
+        outputs = self.program.run(run, others.inputs)
+        if self.right is not None:
+            return float(self.task.loss_of(outputs, self.right))
+        return float(self.distance(outputs, others.wanted))
 
     def student(self, place: _Place, *, is_repaired: bool) -> Compression:
         """The smaller network of an architecture."""

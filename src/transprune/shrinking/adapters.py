@@ -65,6 +65,10 @@ OTHER_SEQUENCES = ("key_value_states", "encoder_hidden_states")
 """Names of what attention of `transformers` reads beside its own sequence; those tokens are not counted by caches."""
 
 
+PLACES = ("layer_idx", "layer_id")
+"""Attributes of modules of `transformers` that say which layer of a cache is theirs."""
+
+
 def _is_cache(value: object) -> bool:
     return hasattr(value, "update") and hasattr(value, "get_seq_length")
 
@@ -91,7 +95,7 @@ class LeftOut(nn.Module):
                 setattr(self, name, value)
         for name in replaced._parameters:
             self.register_parameter(name, None)
-        numbers = [getattr(module, "layer_idx", None) for module in replaced.modules()]
+        numbers = [getattr(module, name, None) for module in replaced.modules() for name in PLACES]
         self.layer_idx = next((number for number in numbers if isinstance(number, int)), None)
         self.returned, self.adds_nothing = returned, adds_nothing
 
@@ -331,8 +335,9 @@ def _transformer(cut: Any, original: Any) -> None:
             cut.config.num_hidden_layers = len(kept)
         for place, block in enumerate(after):
             for module in block.modules():
-                if isinstance(getattr(module, "layer_idx", None), int):
-                    module.layer_idx = place
+                for name in PLACES:
+                    if isinstance(getattr(module, name, None), int):
+                        setattr(module, name, place)
 
 
 TIMM: dict[str, Adapter] = {
