@@ -398,3 +398,29 @@ def test_equal_sides_of_a_sum_may_cost_less_than_smaller_ones_that_need_a_projec
     check_attainable(space, [limit])
     with pytest.raises(BudgetError, match="range of this search space is 8 MACs"):
         check_attainable(space, [Budget.parse("macs=7").limit(space)])
+
+
+class NormsOfConcatenations(torch.nn.Module):
+    """Each layer reads a norm of all that came before, as in a DenseNet."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 8, 3, padding=1)
+        self.norms = torch.nn.ModuleList(torch.nn.BatchNorm2d(8 * each) for each in (1, 2, 3))
+        self.layers = torch.nn.ModuleList(torch.nn.Conv2d(8 * each, 8, 3, padding=1) for each in (1, 2))
+        self.head = torch.nn.Linear(24, 4)
+
+    def forward(self, images):
+        features = self.stem(images)
+        for norm, layer in zip(self.norms, self.layers, strict=False):
+            features = torch.cat([features, layer(norm(features).relu())], 1)
+        return self.head(self.norms[-1](features).mean((2, 3)))
+
+
+def test_parameters_of_norms_of_a_concatenation_need_no_pairs_of_widths():
+    space = space_of(NormsOfConcatenations)
+    macs, params = (IntegerProgram(space, [cost]) for cost in (MACS, PARAMS))
+    assert params.variables == macs.variables
+    costs, probabilities = oracles.all_costs(space, PARAMS), oracles.random_probabilities(space, 0, sharpness=2.0)
+    for target in budgets(costs, seed=0, count=2):
+        check_against_brute_force(space, costs, probabilities, target, NEARLY_FULL, kind=PARAMS)

@@ -202,6 +202,8 @@ class IntegerProgram:
         if inputs is None or outputs is None or term.is_diagonal:
             values = np.diag(term.values) if term.is_diagonal else term.values.ravel()
             return _with(self._presence(inputs or outputs, term.depths), values)
+        if (term.values == term.values[0]).all():  # a norm of a concatenation costs what its outputs are, part by part
+            return _with(self._presence(outputs, term.depths), term.values[0])
         return _with(self._pairs(inputs, outputs, term.depths), term.values.ravel())
 
     def _product_sum(self, terms: Sequence[CostTerm], product: _OuterProduct) -> LinearSum:
