@@ -116,6 +116,7 @@ def test_another_broken_pipe_is_an_error():
         ("export", {"--max-minutes"}),
         ("distill", {"--resume"}),
         ("compress", {"--teacher.epochs", "--search.epochs", "--student", "--weights-partial"}),
+        ("compress", {"--max-minutes", "--checkpoint-steps", "--on-divergence"}),
     ],
 )
 def test_a_verb_takes_no_option_that_does_nothing(capsys, verb, others):

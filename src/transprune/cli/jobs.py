@@ -160,6 +160,7 @@ class CompressCommand(Job):
     transprune compress resnet20 --weights w.pth --budget macs=0.5 --out runs/half
     """
 
+    safety: tyro.conf.Suppress[Safety] = field(default_factory=Safety)
     weights_partial: tyro.conf.Suppress[bool] = False
     student: tyro.conf.Suppress[StudentStart] = "scratch"
     teacher: tyro.conf.Suppress[TrainingOptions] = field(default_factory=TrainingOptions)
