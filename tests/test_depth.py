@@ -666,6 +666,24 @@ def test_a_student_of_transformers_numbers_the_layers_that_are_left():
     assert [block.layer_idx for block in network.blocks] == [0, 1, 2, 3]
 
 
+class OneKind:
+    """As Mamba's: the kinds follow from the number."""
+
+    num_hidden_layers = 4
+
+    @property
+    def layer_types(self) -> list[str]:
+        return ["state"] * self.num_hidden_layers
+
+
+def test_kinds_of_layers_that_follow_from_their_number_are_not_set():
+    network = Pretrained().eval()
+    network.config = OneKind()
+    student = shrink(network, Architecture(blocks={"blocks": ("blocks.1", "blocks.2")}), inputs(2))
+    assert student.config.layer_types == ["state"] * 2
+    assert network.config.num_hidden_layers == 4
+
+
 def test_a_run_goes_on_with_the_order_that_it_found(tmp_path):
     space = inspect(stack(4), inputs(2))
     ordered = space.ordered({"blocks": (3, 1, 0, 2)})

@@ -353,7 +353,21 @@ def two_kinds() -> nn.Module:
     return sliding(num_hidden_layers=4, layer_types=TWO_KINDS)
 
 
-QUICK = [(learned_positions, {0}), (number_of_tokens_so_far, {0, 1, 2, 3}), (two_kinds, {0})]
+def convolutions_between() -> nn.Module:
+    return transformers.Lfm2ForCausalLM(
+        transformers.Lfm2Config(
+            **{"vocab_size": 31, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "pad_token_id": 0},
+            **{"num_attention_heads": 4, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]},
+        )
+    )
+
+
+QUICK = [
+    (learned_positions, {0}),
+    (number_of_tokens_so_far, {0, 1, 2, 3}),
+    (two_kinds, {0}),
+    (convolutions_between, {0}),
+]
 LATER = [(build, gone) for build in (learned_positions, two_kinds) for gone in ({0, 1}, {0, 2}, {1, 2}, {0, 1, 2, 3})]
 
 

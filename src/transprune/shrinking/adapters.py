@@ -73,6 +73,12 @@ def _is_cache(value: object) -> bool:
     return hasattr(value, "update") and hasattr(value, "get_seq_length")
 
 
+def _has_tokens(cache: object, place: int) -> bool:
+    """Whether a layer of a cache counts tokens; that of a convolution or a state does not."""
+    layers = getattr(cache, "layers", ())
+    return place >= len(layers) or hasattr(layers[place], "update")
+
+
 class LeftOut(nn.Module):
     """Takes the place of a module that ran in nothing but a branch that is left out; it has no weights.
 
@@ -106,8 +112,10 @@ class LeftOut(nn.Module):
         given = next(each for each in (*inputs, *named.values()) if isinstance(each, Tensor))
         if self.layer_idx is not None and not any(named.get(name) is not None for name in OTHER_SEQUENCES):
             for cache in filter(_is_cache, (*inputs, *named.values())):
-                nothing = given.new_zeros(given.shape[0], 1, given.shape[-2], 1)
-                getattr(cache, "self_attention_cache", cache).update(nothing, nothing, self.layer_idx)
+                of_own = getattr(cache, "self_attention_cache", cache)
+                if _has_tokens(of_own, self.layer_idx):
+                    nothing = given.new_zeros(given.shape[0], 1, given.shape[-2], 1)
+                    of_own.update(nothing, nothing, self.layer_idx)
         result = torch.zeros_like(given) if self.adds_nothing else given
         if self.returned is None:
             return result
@@ -327,12 +335,13 @@ def _transformer(cut: Any, original: Any) -> None:
         kept = [place for place, name in enumerate(before._modules) if name in after._modules]
         if len(kept) == len(before):
             continue
-        kinds = getattr(original.config, "layer_types", None) or ()
-        if len(kinds) == len(before):
-            cut.config.layer_types = [kinds[place] for place in kept]
         has_two = any(hasattr(original.config, name) for name in ("decoder_layers", "num_decoder_layers"))
         if not has_two and getattr(original.config, "num_hidden_layers", None) == len(before):
             cut.config.num_hidden_layers = len(kept)
+        kinds = getattr(original.config, "layer_types", None) or ()
+        wanted = [kinds[place] for place in kept] if len(kinds) == len(before) else []
+        if wanted and list(cut.config.layer_types) != wanted:  # where all are of one kind, the number says them
+            cut.config.layer_types = wanted
         for place, block in enumerate(after):
             for module in block.modules():
                 for name in PLACES:

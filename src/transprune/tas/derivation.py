@@ -273,7 +273,8 @@ class _Deriving:
 
     def _derivation(self, architecture: Architecture, bound: float) -> Derivation:
         given_up = self.given_up(architecture)
-        return Derivation(architecture, given_up, max(0.0, given_up - bound))
+        # Rounded: what is left of sums in another order is no gap.
+        return Derivation(architecture, given_up, max(0.0, round(given_up - bound, 12)))
 
     def _is_kept(self, architecture: Architecture) -> bool:
         return all(limit.is_kept(self.space, architecture) for limit in self.limits)
