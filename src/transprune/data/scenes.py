@@ -78,9 +78,9 @@ class Scenes(Dataset[Sample]):
     scenes: Sequence[Scene]
     size: tuple[int, int]
     """Rows and columns."""
-    names: Mapping[int, str] = field(default_factory=dict)
-    """Of the classes, by their labels."""
     augmentation: AugmentationName = "none"
+    names: Mapping[int, str] = field(default_factory=dict, kw_only=True)
+    """Of the classes, by their labels."""
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -167,9 +167,13 @@ def load_scenes(
     count = min(batch_size, len(train))
     return SceneData(
         train=DataLoader(
-            Scenes(train, size[1:], names, augmentation), count, shuffle=True, drop_last=True, collate_fn=together
+            Scenes(train, size[1:], augmentation, names=names),
+            count,
+            shuffle=True,
+            drop_last=True,
+            collate_fn=together,
         ),
-        test=DataLoader(Scenes(test, size[1:], names), batch_size, collate_fn=together),
+        test=DataLoader(Scenes(test, size[1:], names=names), batch_size, collate_fn=together),
         classes=max(names) + 1,
         size=size,
     )
