@@ -6,6 +6,7 @@ import base64
 import io
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -166,19 +167,17 @@ def scenes_record(scenes: Iterable[Detections], names: Mapping[int, str]) -> dic
     """
     judged: dict[str, list[dict[str, Any]]] = {"teacher": [], "student": []}
     counts, samples = Counter[str](), Counter[int]()
-    shown: dict[str, list[tuple[int, dict[str, Any]]]] = {"teacher_only": [], "student_only": []}
+    shown: dict[str, list[_Scene]] = {"teacher_only": [], "student_only": []}
     for place, scene in enumerate(scenes):
         true = {name: each.cpu() for name, each in scene.labelled.objects.items() if isinstance(each, Tensor)}
         for name, found in scene.found.items():
             judged[name].append({"found": found, "true": true})
-        kinds = _kinds_of_objects(true, scene.found)
-        here = Counter(kinds)
-        counts += here
+        here = _Scene(place, scene.labelled.image, true["boxes"], _kinds_of_objects(true, scene.found))
+        counts.update(here.kinds)
         samples.update(true["labels"].tolist())
         for kind, best in shown.items():
-            if here[kind]:
-                best.append((here[kind], _scene(place, scene.labelled.image, true["boxes"], kinds)))
-                shown[kind] = sorted(best, key=lambda each: -each[0])[:MOST_PICTURES]
+            if kind in here.kinds:
+                shown[kind] = sorted([*best, here], key=lambda each: -each.kinds.count(kind))[:MOST_PICTURES]
     precisions = {name: class_precisions(images) for name, images in judged.items()}
     return {
         "format": 1,
@@ -194,8 +193,43 @@ def scenes_record(scenes: Iterable[Detections], names: Mapping[int, str]) -> dic
             }
             for label in sorted(samples)
         ],
-        "examples": [{"kind": kind, **each} for kind, best in shown.items() for _, each in best],
+        "examples": [{"kind": kind, **each.to_json()} for kind, best in shown.items() for each in best],
     }
+
+
+@dataclass(frozen=True, eq=False)
+class _Scene:
+    """An image, and who finds the objects on it."""
+
+    place: int
+    image: Tensor
+    """Values from 0 to 1 [channels, rows, columns]."""
+    boxes: Tensor
+    """Of the objects, in pixels [objects, 4]."""
+    kinds: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        by_both = self.kinds.count("both_right")
+        return {
+            "place": self.place,
+            "objects": len(self.kinds),
+            "teacher": by_both + self.kinds.count("teacher_only"),
+            "student": by_both + self.kinds.count("student_only"),
+            "image": self._with_boxes(),
+        }
+
+    def _with_boxes(self) -> str:
+        """A PNG data URI of the image, with the boxes."""
+        pixels = (self.image.detach().cpu().float() * 255).round().clamp(0, 255).byte()
+        picture = Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy()).convert("RGB")
+        ratio = SIDE_OF_SCENES / max(picture.size)
+        picture = picture.resize([max(1, round(side * ratio)) for side in picture.size])
+        draw = ImageDraw.Draw(picture)
+        for (left, upper, right, lower), kind in zip((self.boxes * ratio).tolist(), self.kinds, strict=True):
+            draw.rectangle((left, upper, right, lower), outline="#000000", width=4)  # seen on any ground
+            inside = left + 1, upper + 1, max(left + 1, right - 1), max(upper + 1, lower - 1)
+            draw.rectangle(inside, outline=COLOURS[kind], width=2)
+        return _encoded(picture)
 
 
 def _kinds_of_objects(true: Mapping[str, Tensor], found: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
@@ -211,35 +245,9 @@ def _is_found(true: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[b
     overlaps = box_iou(found["boxes"].double(), true["boxes"].double())
     overlaps[found["labels"][:, None] != true["labels"]] = 0
     for box in found["scores"].argsort(descending=True).tolist():
+        if found["scores"][box] < SURE:
+            break
         free = [0.0 if taken else float(each) for taken, each in zip(hit, overlaps[box], strict=True)]
-        if found["scores"][box] >= SURE and max(free, default=0.0) >= OVERLAP:
+        if max(free, default=0.0) >= OVERLAP:
             hit[free.index(max(free))] = True
     return hit
-
-
-def _scene(place: int, image: Tensor, boxes: Tensor, kinds: list[str]) -> dict[str, Any]:
-    here = Counter(kinds)
-    return {
-        "place": place,
-        "objects": len(kinds),
-        "teacher": here["both_right"] + here["teacher_only"],
-        "student": here["both_right"] + here["student_only"],
-        "image": _with_boxes(image, boxes, kinds),
-    }
-
-
-def _with_boxes(image: Tensor, boxes: Tensor, kinds: list[str]) -> str:
-    """A PNG data URI of an image with values from 0 to 1 [channels, rows, columns], with the boxes of its objects."""
-    pixels = (image.detach().cpu().float() * 255).round().clamp(0, 255).byte()
-    picture = Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy()).convert("RGB")
-    ratio = SIDE_OF_SCENES / max(picture.size)
-    picture = picture.resize([max(1, round(side * ratio)) for side in picture.size])
-    draw = ImageDraw.Draw(picture)
-    for box, kind in zip((boxes * ratio).tolist(), kinds, strict=True):
-        draw.rectangle(box, outline="#000000", width=4)  # seen on any ground
-        draw.rectangle(
-            [box[0] + 1, box[1] + 1, max(box[0] + 1, box[2] - 1), max(box[1] + 1, box[3] - 1)],
-            outline=COLOURS[kind],
-            width=2,
-        )
-    return _encoded(picture)
