@@ -169,3 +169,10 @@ def test_the_edges_of_boxes_have_the_colour_of_who_finds_them():
 def test_a_class_without_a_name_has_its_number():
     record = scenes_record([scene(boxes_at(0, labels=[7]), boxes_at(scores=[]), boxes_at(scores=[]))], {})
     assert record["classes"] == [{"name": "7", "samples": 1, "teacher": 0.0, "student": 0.0}]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 5])
+def test_scenes_of_any_number_of_channels_have_a_picture(channels):
+    found = Labelled(torch.rand(channels, 12, 60), boxes_at(0)), {"teacher": boxes_at(0, scores=[0.9])}
+    seen = Detections(labelled=found[0], found=found[1] | {"student": boxes_at(scores=[])})
+    assert scenes_record([seen], {})["examples"][0]["image"].startswith("data:image/png")

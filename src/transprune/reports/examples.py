@@ -219,8 +219,9 @@ class _Scene:
         }
 
     def _with_boxes(self) -> str:
-        """A PNG data URI of the image, with the boxes."""
-        pixels = (self.image.detach().cpu().float() * 255).round().clamp(0, 255).byte()
+        """A PNG data URI of the image, with the boxes; of many channels the first three."""
+        seen = self.image[: 3 if len(self.image) >= 3 else 1]
+        pixels = (seen.detach().cpu().float() * 255).round().clamp(0, 255).byte()
         picture = Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy()).convert("RGB")
         ratio = SIDE_OF_SCENES / max(picture.size)
         picture = picture.resize([max(1, round(side * ratio)) for side in picture.size])
