@@ -111,6 +111,11 @@ class Trace:
         wanted = tensors if self.batch is None else rebatched(tensors, self.batch, self.axes)
         return _kinds(wanted) == _kinds(self.tensors)
 
+    @property
+    def sample_axis(self) -> int:
+        """The axis that counts samples, of the first input that has one, and so of outputs."""
+        return next((axis for axis in self.axes if axis is not None), 0)
+
     def samples_in(self, tensors: Sequence[Tensor]) -> int:
         """The number of samples of input tensors."""
         pairs = zip(tensors, self.axes, strict=True)

@@ -130,9 +130,12 @@ class Evidence:
         """The same with fewer samples to try candidates on."""
         trace, some = self.program.reading.trace, slice(0, samples)
         count = trace.samples_in(trace.tensors_of(self.others.inputs))
-        axis = next((axis for axis in trace.axes if axis is not None), 0)
-        inputs, wanted = trace.some_of(self.others.inputs, some), sliced(self.others.wanted, some, count, axis)
-        return replace(self, others=OtherSamples(inputs, wanted), outputs=sliced(self.outputs, some, count, axis))
+        inputs, wanted = (
+            trace.some_of(self.others.inputs, some),
+            sliced(self.others.wanted, some, count, trace.sample_axis),
+        )
+        outputs = sliced(self.outputs, some, count, trace.sample_axis)
+        return replace(self, others=OtherSamples(inputs, wanted), outputs=outputs)
 
     @torch.no_grad()
     def without_units(self, group: str, width: int) -> Tensor:

@@ -230,19 +230,15 @@ class _Compressing:
         self.halves = Halves(model, self.program, self.inputs)
         self.task, self.right = task, None
         if targets is not None:
-            axis, count = self._axis, reading.trace.samples_in(reading.trace.tensors_of(self.inputs))
-            others = targets if reading.trace.batch is None else sliced(targets, slice(1, None, 2), count, axis)
+            trace = reading.trace
+            count = trace.samples_in(trace.tensors_of(self.inputs))
+            others = targets if trace.batch is None else sliced(targets, slice(1, None, 2), count, trace.sample_axis)
             self.right = on_device(others, next(model.parameters()).device)
         self.scores: list[Scores] = list(scores)
         self.space = space
         self.looked_at: dict[str, dict[tuple[int, ...], float]] = {}
         """How far the outputs move with sets of blocks, by the name of the stage."""
         self.space = space.ordered(scores[0].block_orders if scores else self._block_orders())
-
-    @property
-    def _axis(self) -> int:
-        """The axis that counts samples."""
-        return next((each for each in self.reading.trace.axes if each is not None), 0)
 
     def scored(self, approaches: int, repetitions: int, *, is_repaired: bool) -> _Place:
         """The best architecture that rounds of scoring find."""
@@ -280,7 +276,7 @@ class _Compressing:
         count = trace.samples_in(trace.tensors_of(self.halves.inputs))
         wanted = self.halves.targets.outputs
         if trace.batch is not None:
-            wanted = sliced(wanted, first, count, self._axis)
+            wanted = sliced(wanted, first, count, trace.sample_axis)
 
         def moved(stage: str, kept: tuple[int, ...]) -> float:
             run = CutRun(self.model, self.program, Sizes(blocks={stage: (kept,)}))
