@@ -241,51 +241,75 @@ def _layer(layer: LayerRow) -> tuple[str, ...]:
 
 
 def _examples(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Agreement, accuracy by class, and pictures; empty if no answers were kept."""
+    """Agreement, figures by class, and pictures; empty if no answers were kept."""
     if not found:
         return {}
-    samples, counts = found["samples"], found["counts"]
     classes: Sequence[Mapping[str, Any]] = found["classes"]
     changed = sorted(classes, key=lambda each: -abs(each["student"] - each["teacher"]))[:MOST_CLASSES]
     shown = [each for each in classes if each in changed]
-    is_of_boxes = found.get("form") == BOXES
-    caption = "Share of each class’s test images that each network gets right"
-    if is_of_boxes:
-        caption = "Average precision of each class at an overlap of 0.5"
+    described = _of_objects(found) if found.get("form") == BOXES else _of_images(found)
     if len(shown) < len(classes):
-        caption += f"; the {len(shown)} of {len(classes)} classes with the largest changes"
+        described["caption"] += f"; the {len(shown)} of {len(classes)} classes with the largest changes"
     return {
-        "agreement": _agreement_on_objects(found) if is_of_boxes else _agreement(samples, counts),
-        "counted": "Objects" if is_of_boxes else "Images",
-        "form": found.get("form", ""),
-        "caption": caption,
+        **described,
         "classes": [_class(each) for each in shown],
-        "matrix": {} if is_of_boxes else _matrix(found),
         "confusions": [_pair(each) for each in found.get("confusions", [])[:MOST_PAIRS]],
-        "pictures": list(_pictures(found, _SAID_OF_OBJECTS if is_of_boxes else _SAID)),
     }
 
 
-def _agreement(samples: int, counts: Mapping[str, int]) -> str:
+def _of_images(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said of classifiers alone."""
+    samples, counts = found["samples"], found["counts"]
     parts = [
         f"on {counts[kind]:,} {text} ({percent(counts[kind] / samples)})"
         for kind, text in _SAID.items()
         if counts[kind]
     ]
-    return f"Of {samples:,} test images, {'; '.join(parts)}."
+    return {
+        "agreement": f"Of {samples:,} test images, {'; '.join(parts)}.",
+        "counted": "Images",
+        "form": "",
+        "caption": "Share of each class’s test images that each network gets right",
+        "matrix": _matrix(found),
+        "pictures": [
+            {
+                "title": f"{_SAID[kind].capitalize()} ({len(members)} of {counts[kind]:,} shown)",
+                "members": [_picture(each) for each in members],
+            }
+            for kind, members in _by_kind(found)
+        ],
+    }
 
 
-def _agreement_on_objects(found: Mapping[str, Any]) -> str:
+def _of_objects(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said of detectors alone."""
     samples, counts = found["samples"], found["counts"]
     parts = [
         f"{text} {counts[kind]:,} ({percent(counts[kind] / samples)})"
         for kind, text in _SAID_OF_OBJECTS.items()
         if counts[kind]
     ]
-    return (
-        f"Of {samples:,} objects on {found['images']:,} test images, {', '.join(parts)}. An object is found by a box "
-        f"of its class with a score of {SURE} or more that overlaps its own by {OVERLAP} or more."
-    )
+    meant = f"by a box of its class with a score of {SURE} or more that overlaps its own by {OVERLAP} or more"
+    return {
+        "agreement": f"Of {samples:,} objects on {found['images']:,} test images, {', '.join(parts)}. An object is "
+        f"found {meant}.",
+        "counted": "Objects",
+        "form": BOXES,
+        "caption": "Average precision of each class at an overlap of 0.5",
+        "matrix": {},
+        "pictures": [
+            {"title": f"Most objects that {_SAID_OF_OBJECTS[kind]}", "members": [_scene(each) for each in members]}
+            for kind, members in _by_kind(found)
+        ],
+    }
+
+
+def _by_kind(found: Mapping[str, Any]) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
+    """The examples of each kind of disagreement."""
+    for kind in KINDS:
+        members = [each for each in found["examples"] if each["kind"] == kind]
+        if members:
+            yield kind, members
 
 
 def _matrix(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -322,18 +346,6 @@ def _class(each: Mapping[str, Any]) -> dict[str, str]:
         "change": f"{student - teacher:+.1f}".replace("-", "−") if student != teacher else "0",
         "kind": "worse" if student < teacher else "better" if student > teacher else "same",
     }
-
-
-def _pictures(found: Mapping[str, Any], said: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """The pictures of each kind of disagreement."""
-    is_of_boxes = found.get("form") == BOXES
-    for kind in KINDS:
-        members = [each for each in found["examples"] if each["kind"] == kind]
-        if members:
-            title = f"{said[kind].capitalize()} ({len(members)} of {found['counts'][kind]:,} shown)"
-            if is_of_boxes:
-                title = f"Most objects that {said[kind]}"
-            yield {"title": title, "members": [(_scene if is_of_boxes else _picture)(each) for each in members]}
 
 
 def _picture(example: Mapping[str, Any]) -> dict[str, Any]:
