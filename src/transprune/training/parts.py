@@ -477,7 +477,7 @@ def average_precisions(images: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         DataError: An image is none of these.
         ExportError: faster-coco-eval is not installed.
     """
-    found = torch.tensor(list(class_precisions(images).values())).reshape(-1, OVERLAPS)
+    found = torch.tensor(list(class_precisions(images).values()), dtype=torch.float64).reshape(-1, OVERLAPS)
     return {"map50": float(found[:, 0].mean()), "map": float(found.mean())}
 
 
