@@ -126,10 +126,10 @@ class Clock(Backend):
 
 def test_a_latency_is_the_median_of_a_batch_with_its_quartiles_and_says_where():
     clock = Clock()
-    warm_up = [500, 500]  # before a first look, and before its part of the turn
-    slow = clock.call("slow", [*warm_up[:1], 8, *warm_up[1:], 7, 9, 8, 100, 8.5])
-    fast = clock.call("fast", [1] * 8)
-    found = time_networks([slow, fast], clock, repeats=5, turns=1)
+    # Before a first look a network runs once untimed, and so it does before each of the three turns.
+    slow = clock.call("slow", [500, 8, 500, 7, 500, 9, 8, 500, 100, 8.5])
+    fast = clock.call("fast", [1] * 10)
+    found = time_networks([slow, fast], clock, repeats=5, least=0)
     assert [each.latency_ms for each in found] == [8.5, 1.0]
     assert (found[0].lower_ms, found[0].upper_ms) == (8.0, 9.0)
     assert (found[0].runtime, found[0].device, found[0].threads, found[0].batch_size) == ("torch", "cpu", 2, 3)
@@ -137,17 +137,26 @@ def test_a_latency_is_the_median_of_a_batch_with_its_quartiles_and_says_where():
 
 def test_networks_take_turns():
     clock = Clock()
-    time_networks([clock.call(name, [1] * 20) for name in ("teacher", "student")], clock, repeats=6, turns=2)
-    assert clock.calls == (["teacher"] * 2 + ["student"] * 2) + (["teacher"] * 4 + ["student"] * 4) * 2
+    time_networks([clock.call(name, [1] * 20) for name in ("teacher", "student")], clock, repeats=6, least=0)
+    assert clock.calls == (["teacher"] * 2 + ["student"] * 2) + (["teacher"] * 3 + ["student"] * 3) * 3
 
 
 def test_slow_networks_run_less_often():
     clock = Clock()
-    time_networks([clock.call("slow", [1000] * 100)], clock, repeats=80, seconds=7.0, turns=1)
-    assert len(clock.calls) == 2 + 1 + 7
+    time_networks([clock.call("slow", [1000] * 100)], clock, repeats=80, seconds=7.0)
+    assert len(clock.calls) == 2 + 3 + 7
     clock.calls.clear()
-    time_networks([clock.call("slower", [9000] * 100)], clock, repeats=80, seconds=7.0, turns=1)
-    assert len(clock.calls) == 2 + 1 + LEAST_REPEATS
+    time_networks([clock.call("slower", [9000] * 100)], clock, repeats=80, seconds=7.0)
+    assert len(clock.calls) == 2 + 3 + LEAST_REPEATS
+
+
+def test_fast_networks_run_for_half_a_second_in_short_turns():
+    clock = Clock()
+    time_networks([clock.call("teacher", [3] * 200), clock.call("student", [2] * 200)], clock, repeats=6)
+    assert clock.calls == (["teacher"] * 2 + ["student"] * 2) + (["teacher"] * 11 + ["student"] * 11) * 10
+    clock.calls.clear()
+    time_networks([clock.call("alone", [5] * 200)], clock, repeats=6, seconds=0.2)
+    assert len(clock.calls) == 2 + 4 * (1 + 10)  # never longer than allowed
 
 
 def test_a_network_that_takes_longer_is_found_slower():

@@ -309,7 +309,8 @@ class LatencyOptions:
     """Widths at which an operator is measured along each axis; those between them are interpolated. The paper has 8
     candidates, so all are measured: kernels have steps at multiples of 4, 8 or 16, which a coarser grid misses."""
     repeats: int = 30
-    """Times that each operator runs, in three turns; whole networks run twice as often."""
+    """Times that each operator runs, in three turns. Whole networks run twice as often or, to be compared, for half a
+    second, if that is more."""
     architectures: int = 20
     """Whole networks from the smallest to the full one that teach the model what lies between operators."""
     validations: int = 12
@@ -339,7 +340,7 @@ class MeasureOptions:
     threads: int = 1
     """Threads that compute on the CPU."""
     repeats: int = 50
-    """Times that each network runs."""
+    """Times that each network runs, or more: all together run for half a second at least."""
     seconds: float = 20.0
     """Time after which a slow network need not run again, in each runtime and at each batch size."""
     memory: bool = True

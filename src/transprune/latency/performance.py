@@ -36,8 +36,6 @@ from transprune.training.evaluation import Evaluation, evaluate_batches
 from transprune.training.tasks import Task, classification
 
 FORMAT = 1
-TURNS = 5
-"""Rounds in which the networks take turns."""
 log = logging.getLogger("transprune.latency")
 CALIBRATION_SAMPLES = 256
 """Training samples that the ranges of activations are taken from."""
@@ -208,7 +206,7 @@ def _measured(
     backend = make_backend(LatencyOptions(backend=runtime, threads=options.threads, batch_size=batch), device)  # type: ignore[arg-type]
     with backend.running():
         calls = [subject.ready(backend, inputs) for subject in subjects]
-        found = time_networks(calls, backend, repeats=options.repeats, seconds=options.seconds, turns=TURNS)
+        found = time_networks(calls, backend, repeats=options.repeats, seconds=options.seconds)
     return [
         Performance(
             **asdict(latency),

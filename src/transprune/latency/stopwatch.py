@@ -30,6 +30,11 @@ TURNS = 3
 """Rounds in which calls take turns."""
 SECONDS = 20.0
 """Time limit for all repeats together; slow networks run less often to keep it."""
+LEAST_SECONDS = 0.5
+"""Time that networks are compared for at least: moments in which a machine is busy last longer than a small network
+runs, and would fall on one network alone."""
+RUNS = 10
+"""Runs of a network in a turn, so that turns are short."""
 TOGETHER = 48
 """Number of calls that are prepared and take turns at a time; more would need too much memory."""
 
@@ -64,7 +69,7 @@ def measure_latencies(
     Args:
         networks: Networks by name, such as `{"teacher": …, "student": …}`; untouched.
         example: An input batch, or a tuple of the forward's positional arguments; its first sample is used.
-        options: Backend, threads, batch size and repeats; each network runs twice as often as an operator.
+        options: Backend, threads, batch size and repeats; each network runs at least twice as often as an operator.
         device: Where torch computes, with the backend `torch`; None: where the first network is.
 
     Returns:
@@ -100,7 +105,7 @@ def as_batch(network: nn.Module, example: Example, batch_size: int) -> Example:
 
 
 def time_networks(
-    calls: Sequence[Call], backend: Backend, *, repeats: int, seconds: float = SECONDS, turns: int = TURNS
+    calls: Sequence[Call], backend: Backend, *, repeats: int, seconds: float = SECONDS, least: float = LEAST_SECONDS
 ) -> list[Latency]:
     """Times networks that are ready to run; call it inside `Backend.running`.
 
@@ -110,11 +115,12 @@ def time_networks(
         repeats: Number of runs of each.
         seconds: Time limit for all runs together; to keep it, slow networks run less often, but at least
             `LEAST_REPEATS` times each.
-        turns: Number of rounds in which they take turns.
+        least: Seconds that all runs together take at least, within the limit; to fill them, fast networks run more often.
     """
     once = sum(sum(times) for times in take_turns(calls, clock=backend.clock, repeats=1, turns=1)) / 1e9
-    repeats = min(repeats, max(LEAST_REPEATS, int(seconds / max(once, 1e-9))))
-    times = take_turns(calls, clock=backend.clock, repeats=repeats, turns=turns)
+    fewest, most = (int(limit / max(once, 1e-9)) for limit in (least, seconds))
+    repeats = min(max(repeats, fewest), max(LEAST_REPEATS, most))
+    times = take_turns(calls, clock=backend.clock, repeats=repeats, turns=max(TURNS, repeats // RUNS))
     return [_latency(each, backend) for each in times]
 
 
