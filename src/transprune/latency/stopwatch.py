@@ -115,7 +115,8 @@ def time_networks(
         repeats: Number of runs of each.
         seconds: Time limit for all runs together; to keep it, slow networks run less often, but at least
             `LEAST_REPEATS` times each.
-        least: Seconds that all runs together take at least, within the limit; to fill them, fast networks run more often.
+        least: Seconds that all runs together take at least, within the limit; fast networks run more often to fill
+            them.
     """
     once = sum(sum(times) for times in take_turns(calls, clock=backend.clock, repeats=1, turns=1)) / 1e9
     fewest, most = (int(limit / max(once, 1e-9)) for limit in (least, seconds))
