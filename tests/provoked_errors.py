@@ -73,7 +73,7 @@ from transprune.reading.rules import RULES
 from transprune.reports.run_record import read_record
 from transprune.reports.watch import watch_server
 from transprune.runs import RunOptions, Tracking, open_run, plan_run, prepare, resume_run
-from transprune.runs.compression import _probabilities, derive_run
+from transprune.runs.compression import _probabilities, derive_run, find_budget
 from transprune.runs.material import _check_images, collect, data_of, detector_of, known_file_size, task_of
 from transprune.runs.phases import load_teacher
 from transprune.runs.run_options import preset_options, read_config
@@ -1395,6 +1395,40 @@ def compress_untrained(_):
     collect(options, torch.device("cpu"))
 
 
+def asked_to_lose(**options):
+    given = {"model": "resnet20", "data": "digits", "budget": ("macs",), "preset": "quick"}
+    return RunOptions(**{**given, **options})
+
+
+@way
+def lose_unlabelled(place):
+    save_file(transprune.resnet(20).state_dict(), place / "weights.safetensors")
+    asked = asked_to_lose(
+        data=images_folder(place), weights=str(place / "weights.safetensors"), compress=CompressOptions(samples=16)
+    )
+    find_budget(asked, 0.5, place / "run")
+
+
+@way
+def lose_in_processes(place):
+    with mock.patch("transprune.runtime.processes.count", return_value=2):
+        find_budget(asked_to_lose(), 0.5, place / "run")
+
+
+def ruined(network: nn.Module) -> nn.Module:
+    """The network, without a number among its weights."""
+    for parameter in network.parameters():
+        parameter.data.fill_(float("nan"))
+    return network
+
+
+@way
+def lose_nothing(_):
+    loader = [(torch.randn(16, 3, 8, 8), torch.arange(16) % 5)]
+    data = LoaderData(train=loader, test=loader, example=example())
+    transprune.smallest(staged(), data, 0, task=transprune.Task(loss=F.cross_entropy), samples=16, train=ruined)
+
+
 @way
 def derive_into_itself(place):
     RunFolder.create(place / "run", {"model": "resnet20", "budget": ["macs=0.5"]})
@@ -1409,6 +1443,13 @@ def derive_without_search(place):
 
 ways(
     images_none=lambda place: load_data(f"images:{place}"),
+    lose_with_amount=lambda place: find_budget(asked_to_lose(budget=("macs=0.5",)), 0.5, place),
+    lose_untrained=lambda place: find_budget(asked_to_lose(), 0.5, place),
+    lose_planned=lambda _: read_command(
+        ["run", "resnet20", "--budget", "macs", "--lose", "0.5", "--plan", "--out", "x"]
+    ).show_plan(),
+    lose_less_than_none=lambda _: transprune.smallest(staged(), ([BATCH], [BATCH]), -1),
+    lose_unknown_kind=lambda _: transprune.smallest(staged(), ([BATCH], [BATCH]), 0.5, "time"),
     images_unlabelled=lambda place: transprune.train(plain(), load_data(images_folder(place))),
     samples_few=lambda _: transprune.compress(staged(), torch.zeros(3, 3, 8, 8), "macs=0.5"),
     samples_none=lambda _: batches.first_samples(plain(), [], 16, 0),

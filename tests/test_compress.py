@@ -101,6 +101,56 @@ def test_nothing_of_the_callers_is_changed(trained, digits):
     assert all(torch.equal(tensor, before[name]) for name, tensor in trained.state_dict().items())
 
 
+def test_the_smallest_network_that_loses_little_is_found(trained, digits):
+    found = transprune.smallest(trained, digits, 2.0, samples=128)
+    assert found.metric == "top1"
+    assert found.before == top1(trained, digits)
+    assert found.before - top1(found.student, digits) <= 2.0
+    assert found.compression.spent[0] <= found.compression.limits[0].most
+    tried = {each.budget.amount: each for each in found.tried}
+    assert tried[found.budget.amount].lost == pytest.approx(found.before - top1(found.student, digits))
+    below = round(found.budget.amount - 0.01, 2)
+    assert tried[below].lost > 2.0  # a hundredth less was tried, and is too small
+    assert len(tried) == len(found.tried) <= 9
+
+
+def test_of_an_error_less_is_better(trained, digits):
+    def errors(outputs, labels):
+        return (outputs.argmax(1) != labels).float() * 100
+
+    task = transprune.Task(loss=torch.nn.functional.cross_entropy, metrics={"errors": errors}, outputs="logits")
+    found = transprune.smallest(trained, digits, 2.0, "params", samples=64, task=task)
+    assert found.before == pytest.approx(100 - top1(trained, digits))
+    assert 100 - top1(found.student, digits) - found.before <= 2.0
+    assert max(each.lost for each in found.tried) > 2.0
+
+
+def test_a_training_decides_what_is_lost(trained, digits):
+    seen = []
+
+    def restored(student):
+        seen.append(student)
+        return trained
+
+    found = transprune.smallest(trained, digits, 0, samples=64, train=restored)
+    assert found.student is trained
+    assert [each.lost for each in found.tried] == [0.0]  # the smallest of all is as good
+    assert found.compression.student is seen[0]
+
+
+def test_what_may_be_lost_is_asked_on_the_command_line(place, capsys):
+    command(place, "small", "--data", "digits", "--lose", "2", budget="macs")
+    answer = json.loads((place / "small" / "lose.json").read_text())
+    result = json.loads((place / "small" / "result.json").read_text())
+    assert answer["budget"] == result["budgets"][0]["text"]
+    assert result["teacher"]["top1"] - result["student"]["top1"] <= 2.0
+    said = capsys.readouterr().err
+    assert said.count("little enough") + said.count("too much") == len(answer["tried"])
+    assert f"Took the budget {answer['budget']}" in (place / "small" / "report.html").read_text()
+    command(place, "small", "--data", "digits", "--lose", "2", budget="macs")  # goes on without looking anew
+    assert "too much" not in capsys.readouterr().err
+
+
 class WritesDown(nn.Module):
     """Counts in buffers and attributes what it has seen, in evaluation as well."""
 

@@ -227,7 +227,15 @@ def test_the_plan_for_people_shows_every_figure(place, capsys):
 def test_every_file_of_a_run_is_left_by_one_phase_of_the_table():
     table = {phase.name: phase for phase in vars(phases).values() if isinstance(phase, phases.Phase)}
     left = [file for phase in table.values() for file in phase.files]
-    about_the_run = {"config.toml", "environment.json", "data.json", "space.json", "latency.json", "file_size.json"}
+    about_the_run = {
+        "config.toml",
+        "environment.json",
+        "data.json",
+        "space.json",
+        "latency.json",
+        "file_size.json",
+        "lose.json",
+    }
     on_the_way = {"journal.jsonl", "run.log", "checkpoint.safetensors", "checkpoint.previous.safetensors"}
     about_the_frontier = {"frontier.json", "frontier.html"}
     runtimes = {"student.xml", "student.bin", "student.tflite", "student.pte"}

@@ -70,7 +70,10 @@ if TYPE_CHECKING:
     from transprune.runs.steps import save as save
     from transprune.runtime import Checkpoints as Checkpoints
     from transprune.runtime import Inputs as Inputs
+    from transprune.scores.compress import Smallest as Smallest
+    from transprune.scores.compress import TriedBudget as TriedBudget
     from transprune.scores.compress import compress as compress
+    from transprune.scores.compress import smallest as smallest
     from transprune.scores.refit import repair as repair
     from transprune.scores.rounds import Compression as Compression
     from transprune.scores.score import Scores as Scores

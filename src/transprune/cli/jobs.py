@@ -51,6 +51,9 @@ class Job(RunOptions):
     pretrained: bool = False
     """Begin with the weights that torchvision or timm publish for the network; the same as --weights pretrained."""
     compress: tyro.conf.Suppress[CompressOptions | None] = None
+    lose: Annotated[float | None, tyro.conf.arg(metavar="POINTS")] = None
+    """Find the smallest budget that loses at most so much of the main metric, such as 0.5 points; with a kind alone,
+    as in --budget macs."""
     out: Annotated[str, tyro.conf.arg(metavar="RUN")]
     """Folder of the run; made if missing."""
     config: Annotated[str | None, tyro.conf.arg(metavar="FILE.toml")] = None
@@ -97,6 +100,11 @@ class Job(RunOptions):
         return RunOptions(**given)
 
     def show_plan(self, *, search_only: bool = False) -> None:
+        if self.lose is not None:
+            raise OptionError(
+                "cannot plan with --lose: what happens depends on the budget that is found; expected an amount, such "
+                "as --budget macs=0.5"
+            )
         plan = runs.plan_run(
             self.options(),
             self.out,
@@ -112,9 +120,12 @@ class Job(RunOptions):
 
     def prepared(self, *, search_only: bool = False) -> Run:
         """The run, started or resumed; says first what is to come."""
-        trackers = self.tracking.loaded()
-        return runs.prepare(
-            self.options(),
+        trackers, options, answer = self.tracking.loaded(), self.options(), None
+        if self.lose is not None:
+            answer = runs.find_budget(options, self.lose, self.out, device=self.device, overwrite=self.overwrite)
+            options = replace(options, budget=(answer["budget"],))
+        run = runs.prepare(
+            options,
             self.out,
             device=self.device,
             overwrite=self.overwrite,
@@ -122,6 +133,9 @@ class Job(RunOptions):
             safety=self.safety,
             foretell=partial(runs.foretell, search_only=search_only),
         ).followed_by(trackers)
+        if answer is not None:
+            runs.keep_answer(run, answer)
+        return run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +160,8 @@ class SearchCommand(Job):
     """
 
     def __call__(self) -> None:
-        refuse_frontier(self.budget)
+        if self.lose is None:
+            refuse_frontier(self.budget)
         if self.plan:
             self.show_plan(search_only=True)
         else:
@@ -175,7 +190,8 @@ class CompressCommand(Job):
         return replace(super().options(), compress=CompressOptions(samples=self.samples, repair=self.repair))
 
     def __call__(self) -> None:
-        refuse_frontier(self.budget)
+        if self.lose is None:
+            refuse_frontier(self.budget)
         if self.plan:
             self.show_plan()
         else:

@@ -7,6 +7,8 @@ from transprune.on_demand import on_demand
 if TYPE_CHECKING:
     from transprune.runs.compression import compress_step as compress_step
     from transprune.runs.compression import derive_run as derive_run
+    from transprune.runs.compression import find_budget as find_budget
+    from transprune.runs.compression import keep_answer as keep_answer
     from transprune.runs.material import network_and_example as network_and_example
     from transprune.runs.plan import Plan as Plan
     from transprune.runs.plan import foretell as foretell

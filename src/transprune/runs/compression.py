@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from transprune.architecture import Architecture
 from transprune.budget import limits_of, points
 from transprune.data import Augmentation, ImageData, MemorySplit, held, make_loader
-from transprune.errors import RunFolderError
+from transprune.errors import OptionError, RunFolderError
 from transprune.options import CompressOptions
 from transprune.reading.trace import Example
-from transprune.runs.material import DATA_FILE, FILE_SIZE, read_begun
+from transprune.runs.material import DATA_FILE, FILE_SIZE, Material, collect, read_begun
 from transprune.runs.phases import (
     COMPRESS,
     COMPRESSED,
@@ -32,19 +32,124 @@ from transprune.runs.phases import (
 )
 from transprune.runs.run import Run, costs_in, logging_to, record_start
 from transprune.runs.run_options import RunOptions
-from transprune.runtime import FolderLock, RunFolder, announce
+from transprune.runtime import FolderLock, RunFolder, announce, choose_device, processes, to_plain
 from transprune.runtime.environment import environment
-from transprune.runtime.structures import as_inputs, emptied, filled, tensors_in
-from transprune.scores.compress import check_enough, drawn, gather_samples
+from transprune.runtime.structures import as_inputs, copied, emptied, filled, tensors_in
+from transprune.scores.compress import check_enough, drawn, gather_samples, smallest
 from transprune.scores.rounds import Compression, compress_by_scores
 from transprune.scores.score import Scores
 from transprune.space import SearchSpace
 from transprune.tas.derivation import check_attainable, derive_with_proof
 from transprune.tas.probabilities import Probabilities
+from transprune.training.train import distill
 
 SAMPLES, SCORES, _ = COMPRESS.files
 TAKEN_OVER = (DATA_FILE, "space.json", "latency.json", FILE_SIZE, TEACHER.file, SUPERNET_WEIGHTS, SAMPLES, SCORES)
 """The files that a derived run copies from its source, if they exist."""
+LOSE = "lose.json"
+TRIAL = 5
+"""A network of which it is looked what a run would lose with it has so small a part of the epochs of distillation."""
+
+
+def find_budget(
+    options: RunOptions, lose: float, out: str | Path, *, device: str = "auto", overwrite: bool = False
+) -> dict[str, Any]:
+    """Finds the smallest budget with which no more is lost than is allowed, by `smallest`.
+
+    Where a compression is asked for, nothing is trained; else every network is distilled for a fifth of the epochs that
+    the student will have, at least one.
+
+    Args:
+        options: The options of the run; its budget is a kind alone, such as macs.
+        lose: By how much the main metric may get worse.
+        out: The folder that the run will have; if it was begun with the same question, the answer is read from it.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        overwrite: Whether the run in that folder is to be replaced.
+
+    Returns:
+        The contents of `lose.json`: the question, the budget, and what was tried.
+
+    Raises:
+        OptionError: The budget has an amount, the network is not trained, or there are several processes.
+        BudgetError: As `smallest`.
+        TranspruneError: As `collect`.
+    """
+    kind = _only_kind(options)
+    asked = {"lose": lose, "kind": kind}
+    folder = RunFolder(Path(out))
+    if folder.has(LOSE) and not overwrite:
+        known: dict[str, Any] = folder.read_json(LOSE)
+        if {name: known.get(name) for name in asked} == asked:
+            return known
+    chosen = choose_device(device)
+    material = collect(replace(options, budget=(f"{kind}=1",)), chosen)
+    model = _trained(material)
+    short = max(1, options.distill.epochs // TRIAL)
+    brief = replace(options.distill, epochs=short, warm_up_epochs=short / 10, evaluate_every=short)
+    found = smallest(
+        model.to(chosen),
+        material.data,
+        lose,
+        kind,
+        train=None
+        if options.compress
+        else lambda student: distill(student, model, material.data, brief, task=material.task),
+        samples=(options.compress or CompressOptions()).samples,
+        space=material.space,
+        costs=material.costs,
+        task=material.task,
+        repair=options.compress is None or options.compress.repair,
+        seed=options.seed,
+    )
+    tried = [{**asdict(each), "budget": str(each.budget)} for each in found.tried]
+    answer = {**asked, "budget": str(found.budget), "metric": found.metric, "before": found.before, "tried": tried}
+    return dict(to_plain(answer))
+
+
+def keep_answer(run: Run, answer: Mapping[str, Any]) -> None:
+    """Writes down how the budget of a run was found, as `find_budget` said."""
+    if run.folder.has(LOSE):
+        return
+    lost = next(each["lost"] for each in answer["tried"] if each["budget"] == answer["budget"])
+    run.decide(
+        f"Took the budget {answer['budget']}",
+        f"of {len(answer['tried'])} that were tried it is the smallest that loses at most {answer['lose']:g} of "
+        f"{answer['metric']} (of {answer['before']:.4g} it lost {max(lost, 0):.3g})",
+        tried=answer["tried"],
+    )
+    run.folder.write_json(LOSE, answer)
+
+
+def _only_kind(options: RunOptions) -> str:
+    """The kind of cost that is to be small."""
+    if len(options.budget) != 1 or "=" in options.budget[0]:
+        raise OptionError(
+            f"cannot use --lose with --budget {' '.join(options.budget)}: the amount is what is looked for; expected "
+            "the kind of cost alone, such as --budget macs or --budget latency"
+        )
+    if processes.count() > 1:
+        raise OptionError(
+            f"cannot use --lose in {processes.count()} processes: expected one; give them the budget that it finds"
+        )
+    return options.budget[0].strip().lower()
+
+
+def _trained(material: Material) -> nn.Module:
+    """The unpruned network with its weights."""
+    weights, data = material.weights, material.data
+    if weights is None or not weights.is_whole:
+        raise OptionError(
+            f"cannot use --lose with {material.options.model!r}: what a network loses is known only once it is "
+            "trained; expected its weights (--weights FILE)"
+        )
+    if isinstance(data, ImageData) and not data.is_labelled:
+        raise OptionError(
+            f"cannot use --lose with {material.options.data!r}: what is lost is seen from labels; expected data with "
+            "labels, or an amount, such as --budget macs=0.5"
+        )
+    model = copied(material.model)
+    model.load_state_dict(weights.tensors, strict=False)
+    return model
 
 
 def compress_step(run: Run) -> None:

@@ -33,6 +33,7 @@ RUN_FILES = (
     "space.json",
     "latency.json",
     "file_size.json",
+    "lose.json",
     "samples.safetensors",
     "scores.json",
     "architecture.json",

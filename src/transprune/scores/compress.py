@@ -1,25 +1,27 @@
-"""A smaller network without training as one call: from a trained network, samples and a budget."""
+"""A smaller network without training as one call: from a trained network, samples and a budget, or what may be lost."""
 
 from __future__ import annotations
 
 import inspect as python
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from transprune.budget import Budget, parse_budgets
+from transprune.budget import UNITS, Budget, parse_budgets
 from transprune.costs import COSTS, Cost
 from transprune.data import ImageData, LoaderData, make_loader
-from transprune.errors import DataError
+from transprune.errors import BudgetError, DataError
 from transprune.latency.measurement import costs_for
 from transprune.options import LEAST_SAMPLES, CompressOptions, LatencyOptions
 from transprune.reading.inspection import inspect
 from transprune.reading.networks import unwrapped
 from transprune.reading.reading import read
 from transprune.reading.trace import Example
-from transprune.runtime import choose_device
+from transprune.runtime import announce, choose_device
 from transprune.runtime.structures import (
     SampleAxes,
     as_inputs,
@@ -33,8 +35,9 @@ from transprune.runtime.structures import (
 from transprune.scores.rounds import Compression, compress_by_scores
 from transprune.scores.score import Measure, Scores, ablation
 from transprune.space import SearchSpace
-from transprune.tas.derivation import check_attainable
-from transprune.training.batches import as_data, first_samples, is_pair
+from transprune.tas.derivation import check_attainable, least_cost
+from transprune.training.batches import AnyData, as_data, first_samples, is_pair
+from transprune.training.evaluation import Evaluation, evaluate
 from transprune.training.tasks import Task, classification
 
 Samples = ImageData | LoaderData | Tensor | Iterable[Any]
@@ -122,6 +125,187 @@ def compress(
         scores=scores,
         repair=repair,
     )
+
+
+STEPS = 100
+"""Shares of a cost that `smallest` tells apart; closer ones differ by less than another seed does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TriedBudget:
+    """A budget, and what a network within it has lost."""
+
+    budget: Budget
+    spent: int
+    """What the network costs."""
+    figure: float
+    """Its figure on the test part."""
+    lost: float
+    """By how much that is worse than the unpruned network's; below 0: better."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Smallest:
+    """The smallest network that was found to lose no more than is allowed."""
+
+    budget: Budget
+    """The least budget that keeps what is asked for."""
+    student: nn.Module
+    """The network within it, trained where a training was given."""
+    compression: Compression
+    """What it was before that."""
+    metric: str
+    """What was judged by: the name of the task's main metric, or loss."""
+    before: float
+    """That of the unpruned network on the test part."""
+    tried: tuple[TriedBudget, ...]
+    """All budgets that were tried, in order."""
+
+    def __repr__(self) -> str:
+        lost = next(each.lost for each in self.tried if each.budget == self.budget)
+        return f"Smallest({self.budget}: {lost:.3g} of {self.before:.4g} {self.metric} lost; {len(self.tried)} tried)"
+
+
+def smallest(
+    model: nn.Module,
+    data: AnyData,
+    lose: float,
+    kind: str = "macs",
+    *,
+    train: Callable[[nn.Module], nn.Module] | None = None,
+    samples: int = CompressOptions.samples,
+    space: SearchSpace | None = None,
+    costs: Mapping[str, Cost] = COSTS,
+    latency: LatencyOptions | None = None,
+    task: Task | None = None,
+    repair: bool = True,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+) -> Smallest:
+    """Finds how small a trained network may become before it loses more than is allowed. The model is untouched.
+
+    Networks are made by `compress`, all from the same scores, trained if asked for, and judged on the test part of the
+    data. What they may cost is found by bisection, to a hundredth of the unpruned network's:
+
+        found = transprune.smallest(model, data, 0.5, "macs")  # at most half a point of top-1
+        found.budget, found.student
+
+    Args:
+        model: The network, trained; it runs where its weights are.
+        data: An `ImageData`, a `LoaderData` or a pair of loaders, with a training part and a test part.
+        lose: By how much the task's main metric may get worse, in its own unit: points of percent for classifiers.
+            Without metrics: by how much the loss may.
+        kind: What is to be small: a kind of budget, such as macs, params, latency or file.
+        train: What each network is trained by before it is judged, such as a short `distill`; None: it is repaired
+            alone.
+        samples: How many samples are looked at to score the network.
+        space: What may be chosen; None: all that `inspect` finds.
+        costs: How each kind of cost is counted.
+        latency: How latency is measured where the kind is that.
+        task: Says how outputs are compared, and what is judged by; None: `classification()`.
+        repair: Whether what is left is fitted.
+        seed: Decides which samples are drawn.
+        device: Where a copy of the model is to run instead.
+
+    Raises:
+        BudgetError: The kind is unknown, or even a hundredth less loses more than is allowed.
+        TranspruneError: As `compress` and `evaluate`.
+    """
+    if not (math.isfinite(lose) and lose >= 0):
+        raise BudgetError(f"cannot look for a network that loses at most {lose:g}: expected 0 or more, such as 0.5")
+    if kind not in UNITS:
+        raise BudgetError(f"cannot look for a network of little {kind!r}: expected one of {', '.join(UNITS)}")
+    task, model = task or classification(), unwrapped(model)
+    model = model if device is None else copied(model).to(choose_device(device, model))
+    data = as_data(data, task)
+    whole = evaluate(model, data, task=task)
+
+    def compressed(step: int, known: Compression | None = None, *, repair: bool = repair) -> Compression:
+        return compress(
+            model,
+            data,
+            _share(kind, step),
+            samples=samples,
+            space=space,
+            costs=costs if known is None else {kind: known.limits[0].cost},
+            latency=latency,
+            task=task,
+            scores=known or (),
+            repair=repair,
+            seed=seed,
+        )
+
+    known = compressed(STEPS)  # the unpruned network itself: its scores serve all budgets
+    cost = known.limits[0].cost
+    least = math.ceil(STEPS * least_cost(known.space, cost) / known.space.cost(cost, known.space.full_architecture()))
+    worst = evaluate(compressed(least, known, repair=False).student, data, task=task)
+    judge = _Judge(task.main or "loss", whole, lose, worst=worst)
+    good: dict[int, tuple[Compression, nn.Module]] = {}
+
+    def keeps(step: int) -> bool:
+        made = compressed(step, known)
+        student = made.student if train is None else train(made.student)
+        is_kept = judge.keeps(_share(kind, step), made.spent[0], evaluate(student, data, task=task))
+        if is_kept:
+            good[step] = made, student
+        return is_kept
+
+    best = _least_that(keeps, least, STEPS)
+    if best not in good:
+        nearest = judge.tried[-1]
+        raise BudgetError(
+            f"cannot make a smaller network that loses at most {lose:g} of {judge.metric} ({judge.before:.4g}): within "
+            f"{nearest.budget} it loses {nearest.lost:.3g}; expected more that may be lost, or a longer training"
+        )
+    made, student = good[best]
+    return Smallest(
+        budget=_share(kind, best),
+        student=student,
+        compression=made,
+        metric=judge.metric,
+        before=judge.before,
+        tried=tuple(judge.tried),
+    )
+
+
+def _share(kind: str, step: int) -> Budget:
+    return Budget(kind, step / STEPS, is_share=True)
+
+
+def _least_that(keeps: Callable[[int], bool], least: int, most: int) -> int:
+    """The least number that is enough, if all above it are; the most, which is not tried, where no other is."""
+    if least >= most or keeps(least):
+        return least
+    while most - least > 1:
+        middle = (least + most) // 2
+        least, most = (least, middle) if keeps(middle) else (middle, most)
+    return most
+
+
+class _Judge:
+    """Says of networks whether they lose no more than is allowed, and notes what they lose.
+
+    Args:
+        metric: The name of a metric, or loss.
+        whole: What the unpruned network reaches.
+        lose: What may be lost.
+        worst: What a network reaches that is worse for sure: nothing else says whether more of a metric is better.
+    """
+
+    def __init__(self, metric: str, whole: Evaluation, lose: float, *, worst: Evaluation) -> None:
+        self.metric, self.lose, self.before = metric, lose, whole.headline()[metric]
+        self.sign = -1.0 if worst.headline()[metric] > self.before else 1.0
+        self.tried: list[TriedBudget] = []
+
+    def keeps(self, budget: Budget, spent: int, evaluation: Evaluation) -> bool:
+        """Whether a network within a budget is good enough; one whose figure is no number is not."""
+        figure = evaluation.headline()[self.metric]
+        lost = self.sign * (self.before - figure)
+        is_enough = lost <= self.lose
+        self.tried.append(TriedBudget(budget=budget, spent=spent, figure=figure, lost=lost))
+        said = f"{max(lost, 0):.3g} lost, {'little enough' if is_enough else 'too much'}"
+        announce(f"{budget}: {self.metric} {figure:.4g} of {self.before:.4g}, {said}")
+        return is_enough
 
 
 def gather_samples(model: nn.Module, data: Samples, count: int, *, task: Task, seed: int) -> tuple[Example, SampleAxes]:
