@@ -327,6 +327,24 @@ def test_blocks_inside_of_levels_are_searched_where_the_levels_read_other_shapes
     assert ("0.1-2" in reasons) == (len(stages) == 2)
 
 
+class Run(nn.ModuleList):
+    """A list that runs its blocks, as networks that build their stages as classes of their own have."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        for block in self:
+            tokens = block(tokens)
+        return tokens
+
+
+def test_containers_of_ones_own_classes_are_searched():
+    network = nn.Sequential(nn.Linear(3, 4), Run(Level(4, 4) for _ in range(3)), nn.Linear(4, 2)).eval()
+    [stage] = inspect(network, torch.randn(2, 5, 3)).stages
+    student = shrink(network, Architecture(blocks={"1": ("1.0", "1.2")}), torch.randn(2, 5, 3))
+    assert (stage.depth, type(student[1]), len(student[1])) == (3, Run, 2)
+    tokens = torch.randn(4, 7, 3)
+    assert torch.equal(student(tokens), network[2](network[1][2](network[1][0](network[0](tokens)))))
+
+
 def test_blocks_side_by_side_do_not_look_like_a_run():
     space = inspect(SideBySide(3).eval(), inputs(2))
     assert "blocks" not in {each.name for each in space.fixed}

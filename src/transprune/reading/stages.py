@@ -84,7 +84,7 @@ class Stages:
 
 
 def find_stages(trace: Trace) -> Stages:
-    """The outermost runs of blocks in `nn.Sequential`, `nn.ModuleList` and `nn.ModuleDict` containers.
+    """The outermost runs of blocks in `nn.Sequential`, `nn.ModuleList` and `nn.ModuleDict` containers, subclasses too.
 
     A run is two or more neighbours in a container, of one class and with submodules, with outputs of one shape. Each
     reads the output of the one before, which nothing else does, and at most what no block of the run makes. Where the
@@ -95,7 +95,7 @@ def find_stages(trace: Trace) -> Stages:
     containers: list[_Container] = []
     missed: dict[str, str] = {}
     for name, module in trace.model.named_modules():
-        if not name or type(module) not in CONTAINERS:
+        if not name or not isinstance(module, CONTAINERS):
             continue
         children, entries = list(module.named_children()), list(module._modules.values())
         if len(children) == len(entries):
