@@ -73,7 +73,7 @@ from transprune.reading.rules import RULES
 from transprune.reports.run_record import read_record
 from transprune.reports.watch import watch_server
 from transprune.runs import RunOptions, Tracking, open_run, plan_run, prepare, resume_run
-from transprune.runs.compression import _probabilities, derive_run, find_budget
+from transprune.runs.compression import _plan_of, _probabilities, derive_run, find_budget
 from transprune.runs.material import _check_images, collect, data_of, detector_of, known_file_size, task_of
 from transprune.runs.phases import load_teacher
 from transprune.runs.run_options import preset_options, read_config
@@ -962,7 +962,9 @@ ways(
     task_name=lambda _: Task(loss=number, metrics={"loss": number}),
     task_several=lambda _: classification().metric("top1").measure(BATCH[0][:, :3], BATCH[0][:, :3]),
     task_rows=lambda _: multi_label().loss(torch.zeros(2, 3), torch.tensor([0, 1])),
-    images_several=lambda _: _check_images(SimpleNamespace(data="imagefolder:pets", task=None), few(torch.eye(2))),
+    images_several=lambda _: _check_images(
+        SimpleNamespace(data="imagefolder:pets", task=None, compress=None), few(torch.eye(2))
+    ),
     task_shapes=lambda _: train(task=regression()),
     batch_form=lambda _: last_is_target(torch.zeros(2)),
     batch_apart=lambda _: train(batches=[torch.zeros(4, 2)]),
@@ -1450,6 +1452,7 @@ ways(
     ).show_plan(),
     lose_less_than_none=lambda _: transprune.smallest(staged(), ([BATCH], [BATCH]), -1),
     lose_unknown_kind=lambda _: transprune.smallest(staged(), ([BATCH], [BATCH]), 0.5, "time"),
+    targets_of_a_class=lambda _: _plan_of([torch.zeros(4), Path()]),
     images_unlabelled=lambda place: transprune.train(plain(), load_data(images_folder(place))),
     samples_few=lambda _: transprune.compress(staged(), torch.zeros(3, 3, 8, 8), "macs=0.5"),
     samples_none=lambda _: batches.first_samples(plain(), [], 16, 0),

@@ -1,6 +1,7 @@
 """A network made smaller without training: in Python, on the command line, and at another budget."""
 
 import json
+from unittest import mock
 
 import pytest
 import torch
@@ -384,6 +385,53 @@ def test_images_are_normalised_as_the_network_expects(place, monkeypatch):
     assert data.std == (1.0, 1.0, 1.0)
 
 
+OWN = """
+import torch, transprune
+from torch import nn
+
+class Residual(nn.Module):
+    def __init__(self, share):
+        super().__init__()
+        self.inner, self.share = nn.Linear(6, 6, bias=False), share
+
+    def forward(self, x):
+        return x + self.share * self.inner(x)
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Sequential(*map(Residual, (0.3, 1.0, 0.05))))
+
+def data():  # as if the second and the third block had learned nothing but mistakes
+    numbers = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+    right = numbers + 0.3 * build()[0][0].inner(numbers)
+    loader = [(numbers, {"values": right.detach()})]
+    return loader, loader
+
+def task():
+    plain = transprune.regression()
+    return transprune.Task(loss=lambda outputs, targets: plain.loss_of(outputs, targets["values"]))
+"""
+
+
+def test_the_loss_decides_on_the_command_line_too(tmp_path, monkeypatch):
+    for left_out in ("export_step", "report_step"):
+        monkeypatch.setattr(steps, left_out, lambda _: None)
+    (tmp_path / "own.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(OWN, names)
+    save_file(names["build"]().state_dict(), "own.safetensors")
+    given = ["--data", "own.py:data", "--task", "own.py:task", "--weights", "own.safetensors", "--only", "0"]
+    main(["compress", "own.py:build", *given, "--budget", "params=0.7", "--no-repair", "--by-loss", "--out", "by-loss"])
+    found = json.loads((tmp_path / "by-loss" / "architecture.json").read_text())
+    assert found["blocks"] == {"0": ["0.0", "0.2"]}  # the outputs move less without the last one
+    assert "it has the least loss on half of the samples" in (tmp_path / "by-loss" / "journal.jsonl").read_text()
+    by_scores = mock.Mock(side_effect=compression.compress_by_scores)
+    monkeypatch.setattr(compression, "compress_by_scores", by_scores)
+    main(["derive", "by-loss", "--budget", "params=0.4", "--out", "third"])
+    assert torch.equal(by_scores.call_args.kwargs["targets"]["values"], names["data"]()[0][0][1]["values"])
+
+
 def test_another_budget_from_a_finished_search(tmp_path, place, capsys):
     short = ["--search.epochs", "2", "--search.warm-up-epochs", "0", "--search.batch-size", "128"]
     short += ["--search.prior", "none", "--data", "digits"]
@@ -408,6 +456,7 @@ def test_another_budget_from_a_finished_search(tmp_path, place, capsys):
         ({"budget": "macs=0.00001"}, "cannot keep the budget"),
         ({"more": ("--samples", "3")}, "cannot use samples=3: expected at least 16"),
         ({"more": ("--data", "images:empty")}, "there is no image in it or below"),
+        ({"more": ("--data", "images:photos", "--by-loss", "--image-size", "1", "8", "8")}, "go by the loss"),
     ],
 )
 def test_bad_input_is_refused_before_any_work(place, monkeypatch, capsys, more, problem):

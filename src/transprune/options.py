@@ -170,9 +170,11 @@ class CompressOptions:
     """How a network is made smaller without training."""
 
     samples: int = 512
-    """Samples that are looked at; labels are not needed."""
+    """Samples that are looked at; labels are not needed but for `by_loss`."""
     repair: bool = True
     """Fit what is left to what the whole network gives; else it has the weights that it had."""
+    by_loss: bool = False
+    """The task's loss on half of the samples decides between the architectures that were found; needs labels."""
 
     def __post_init__(self) -> None:
         at_least("samples", self.samples, LEAST_SAMPLES)

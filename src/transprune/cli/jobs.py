@@ -185,9 +185,12 @@ class CompressCommand(Job):
     """Training images to use; needs no labels."""
     repair: bool = CompressOptions.repair
     """What is left is fitted to the outputs of the whole network (`--no-repair`: it keeps the weights that it had)."""
+    by_loss: bool = CompressOptions.by_loss
+    """The task's loss on half of the samples decides between the networks found; the data must have labels."""
 
     def options(self) -> RunOptions:
-        return replace(super().options(), compress=CompressOptions(samples=self.samples, repair=self.repair))
+        how = CompressOptions(samples=self.samples, repair=self.repair, by_loss=self.by_loss)
+        return replace(super().options(), compress=how)
 
     def __call__(self) -> None:
         if self.lose is None:

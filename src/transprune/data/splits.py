@@ -160,7 +160,7 @@ class ImageData:
         if not self.is_labelled:
             raise DataError(
                 f"cannot {purpose} on the images of {self.name!r}: they have no labels; expected a labelled data set, "
-                "such as imagefolder:DIR; what needs none is `transprune compress`"
+                "such as imagefolder:DIR; what needs none is `transprune compress` without --by-loss"
             )
 
     def __post_init__(self) -> None:

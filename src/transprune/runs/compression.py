@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transprune.architecture import Architecture
 from transprune.budget import limits_of, points
 from transprune.data import Augmentation, ImageData, MemorySplit, held, make_loader
-from transprune.errors import OptionError, RunFolderError
+from transprune.errors import DataError, OptionError, RunFolderError
 from transprune.options import CompressOptions
 from transprune.reading.trace import Example
 from transprune.runs.material import DATA_FILE, FILE_SIZE, Material, collect, read_begun
@@ -34,8 +34,8 @@ from transprune.runs.run import Run, costs_in, logging_to, record_start
 from transprune.runs.run_options import RunOptions
 from transprune.runtime import FolderLock, RunFolder, announce, choose_device, processes, to_plain
 from transprune.runtime.environment import environment
-from transprune.runtime.structures import as_inputs, copied, emptied, filled, tensors_in
-from transprune.scores.compress import check_enough, drawn, gather_samples, smallest
+from transprune.runtime.structures import as_inputs, copied, emptied, filled, of_plan, tensors_in, to_plan
+from transprune.scores.compress import check_enough, drawn, gather_labelled, smallest
 from transprune.scores.rounds import Compression, compress_by_scores
 from transprune.scores.score import Scores
 from transprune.space import SearchSpace
@@ -98,6 +98,7 @@ def find_budget(
         space=material.space,
         costs=material.costs,
         task=material.task,
+        by_loss=options.compress is not None and options.compress.by_loss,
         repair=options.compress is None or options.compress.repair,
         seed=options.seed,
     )
@@ -159,9 +160,12 @@ def compress_step(run: Run) -> None:
         run.decide(f"Kept {COMPRESS.file}", "the folder holds it already, from the same configuration")
         return
     with run.phase(COMPRESS.name):
-        run.folder.write_tensors(SAMPLES, _drawn_samples(run))
-        found = _compressed(run)
-        run.folder.write_json(SCORES, {"rounds": [each.to_json() for each in found.scores]})
+        samples, right = _drawn_samples(run)
+        tensors = {f"{TARGET}{place}": each for place, each in enumerate(tensors_in(right))}
+        described = {} if right is None else {"targets": _plan_of(right)}
+        run.folder.write_tensors(SAMPLES, {**samples, **tensors})
+        found = _compressed(run, right)
+        run.folder.write_json(SCORES, {"rounds": [each.to_json() for each in found.scores], **described})
         write_architecture(run, found.architecture)
         _keep_student(run, found)
 
@@ -214,8 +218,9 @@ def derive_run(
             if probabilities is None:
                 if IMAGES in folder.read_tensors(SAMPLES):
                     run.data = _samples(run)
-                scores = [Scores.from_json(each) for each in folder.read_json(SCORES)["rounds"]]
-                found = _compressed(run, scores)
+                kept = folder.read_json(SCORES)
+                scores = [Scores.from_json(each) for each in kept["rounds"]]
+                found = _compressed(run, _targets(run, kept.get("targets")), scores)
                 _describe(folder, known, found.architecture)
                 _keep_student(run, found)
             else:
@@ -251,8 +256,11 @@ def _probabilities(folder: RunFolder, space: SearchSpace) -> Probabilities:
     return Probabilities.of(space, {**found["width_probabilities"], **found["depth_probabilities"]})
 
 
-def _compressed(run: Run, scores: Sequence[Scores] = ()) -> Compression:
-    """Compresses the teacher to the budget; computes scores unless they are given."""
+def _compressed(run: Run, right: Any, scores: Sequence[Scores] = ()) -> Compression:
+    """Compresses the teacher to the budget; computes scores unless they are given.
+
+    What is right for the samples lets the loss decide; None: how far the outputs move decides.
+    """
     space = replace(run.space, reading=run.reading)
     limits = limits_of(run.options.budget, space, run.costs)
 
@@ -265,6 +273,7 @@ def _compressed(run: Run, scores: Sequence[Scores] = ()) -> Compression:
         limits,
         _inputs(run),
         task=run.task,
+        targets=right,
         scores=scores,
         repair=_options(run).repair,
         on_round=on_round,
@@ -277,7 +286,8 @@ def _keep_student(run: Run, found: Compression) -> None:
     run.keep_space(found.space)
     run.decide(
         f"Chose an architecture of {amounts(found.space, found.limits, found.architecture)}",
-        "of all that keep to the budget its outputs move least by the scores",
+        "of those that keep to the budget "
+        + ("it has the least loss on half of the samples" if _options(run).by_loss else "its outputs move least"),
         architecture=found.architecture.to_json(),
     )
     run.decide(
@@ -300,17 +310,49 @@ def _options(run: Run) -> CompressOptions:
 
 IMAGES = "images"
 """The name of kept images; other inputs are numbered."""
+TARGET = "target."
+"""What the names of the tensors begin with that are right for the samples; a number follows."""
 
 
-def _drawn_samples(run: Run) -> dict[str, Tensor]:
-    """Random training images, uint8 [samples, channels, rows, columns], or the first inputs of other data."""
-    data, count = run.data, _options(run).samples
+def _drawn_samples(run: Run) -> tuple[dict[str, Tensor], Any]:
+    """Random training images, uint8 [samples, channels, rows, columns], or the first inputs of other data.
+
+    And what is right for them; None where nobody asks for it.
+    """
+    data, how, seed = run.data, _options(run), run.options.seed
     if not isinstance(data, ImageData):
-        inputs, _ = gather_samples(run.model, data, count, task=run.task, seed=run.options.seed)
-        return {str(place): each for place, each in enumerate(tensors_in(inputs))}
-    places = drawn(len(data.train), count, seed=run.options.seed)
+        inputs, _, right = gather_labelled(
+            run.model, data, how.samples, task=run.task, seed=seed, has_labels=how.by_loss
+        )
+        return {str(place): each for place, each in enumerate(tensors_in(inputs))}, right
+    places = drawn(len(data.train), how.samples, seed=seed)
     check_enough(len(places))
-    return {IMAGES: held(data.train.subset(places), data.image_size).images}
+    split = held(data.train.subset(places), data.image_size)
+    return {IMAGES: split.images}, split.labels if how.by_loss else None
+
+
+def _plan_of(right: Any) -> Any:
+    """The structure of what is right for the samples.
+
+    Raises:
+        DataError: It cannot be kept.
+    """
+    try:
+        return to_plan(right)
+    except TypeError as error:
+        raise DataError(
+            f"cannot keep what is right for the samples: {error}; expected tensors, in tuples, lists or mappings if "
+            "there are several; in Python `compress` takes others too"
+        ) from error
+
+
+def _targets(run: Run, plan: Any) -> Any:
+    """What is right for the kept samples, of the structure that was kept; None where nothing was."""
+    if plan is None:
+        return None
+    kept = run.folder.read_tensors(SAMPLES)
+    names = [name.removeprefix(TARGET) for name in kept if name.startswith(TARGET)]
+    return filled(of_plan(plan), [kept[TARGET + number] for number in sorted(names, key=int)])
 
 
 def _samples(run: Run) -> ImageData:
@@ -335,7 +377,7 @@ def _inputs(run: Run) -> Example:
     """The samples in one batch, preprocessed for the network."""
     kept = run.folder.read_tensors(SAMPLES)
     if IMAGES not in kept:
-        tensors = [kept[str(place)].to(run.device) for place in range(len(kept))]
+        tensors = [kept[name].to(run.device) for name in sorted(filter(str.isdigit, kept), key=int)]
         return filled(emptied(as_inputs(run.example)), tensors)
     data = _samples(run)
     loader = make_loader(data.train, data, batch_size=len(data.train), train=False, seed=0, device=run.device)

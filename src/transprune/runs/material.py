@@ -143,12 +143,8 @@ def collect(
         given = detector_of(options)
     task = task_of(options) if given is None else given.task
     data = data_of(options, begun_in) if given is None else given.data
-    if isinstance(data, ImageData) and options.compress is None:
+    if isinstance(data, ImageData):
         _check_images(options, data)
-    elif isinstance(data, ImageData):
-        from transprune.scores.compress import check_enough
-
-        check_enough(len(data.train))
     announce(f"model: reading {named(options.model)}")
     model = model_of(options, data) if given is None else given.model
     weights = weights_of(options, model, data)
@@ -346,10 +342,19 @@ def _check_trained(options: RunOptions) -> None:
 def _check_images(options: RunOptions, data: ImageData) -> None:
     """Checks that there is more than one class, and that a search can divide the training images.
 
+    A compression needs enough of them; only one that goes by the loss needs classes.
+
     Raises:
-        DataError: There is a single class, or there are too few images.
+        DataError: There is a single class, or there are too few images, or they have no labels.
         OptionError: Images have several classes each, and one is to be told.
     """
+    if options.compress is not None:
+        from transprune.scores.compress import check_enough
+
+        check_enough(len(data.train))
+        if not options.compress.by_loss:
+            return
+        data.require_labels("go by the loss")
     if len(data.classes) < 2:
         raise DataError(
             f"cannot learn from {options.data!r}: its only class is {data.classes[0]!r}; expected at least 2 classes, "
@@ -360,7 +365,8 @@ def _check_images(options: RunOptions, data: ImageData) -> None:
             f"cannot tell the images of {options.data!r} apart: they may have several classes each; expected the task "
             "of such images, --task multi_label, or a table with a column 'label', where each image has one"
         )
-    halves_of(data.train.labels, fraction=options.search.weights_share, seed=options.seed)
+    if options.compress is None:
+        halves_of(data.train.labels, fraction=options.search.weights_share, seed=options.seed)
 
 
 def task_of(options: RunOptions) -> Task:

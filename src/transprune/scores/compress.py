@@ -178,6 +178,7 @@ def smallest(
     costs: Mapping[str, Cost] = COSTS,
     latency: LatencyOptions | None = None,
     task: Task | None = None,
+    by_loss: bool = False,
     repair: bool = True,
     seed: int = 0,
     device: str | torch.device | None = None,
@@ -203,6 +204,7 @@ def smallest(
         costs: How each kind of cost is counted.
         latency: How latency is measured where the kind is that.
         task: Says how outputs are compared, and what is judged by; None: `classification()`.
+        by_loss: Whether the loss decides between architectures, as in `compress`.
         repair: Whether what is left is fitted.
         seed: Decides which samples are drawn.
         device: Where a copy of the model is to run instead.
@@ -231,6 +233,7 @@ def smallest(
             latency=latency,
             task=task,
             scores=known or (),
+            by_loss=by_loss,
             repair=repair,
             seed=seed,
         )
