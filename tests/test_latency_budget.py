@@ -5,24 +5,29 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 import small_networks as zoo
 from fake_latency import network_time, use_fake_backend
 from test_searching import OPTIONS, Residual
 from test_training import two_colours
-from transprune import runs
-from transprune.budget import Budget
+from transprune import compress, runs
+from transprune.architecture import Architecture
+from transprune.budget import Budget, Limit
+from transprune.costs import MACS
 from transprune.errors import BudgetError, LatencyError
-from transprune.latency import measurement, performance
+from transprune.latency import measurement, performance, stopwatch
 from transprune.latency.backends import BACKENDS
 from transprune.latency.measurement import measure_latency
+from transprune.latency.stopwatch import Timekeeper
 from transprune.options import LatencyOptions, MeasureOptions, get_preset
 from transprune.reading.inspection import inspect
 from transprune.runtime import read_journal
 from transprune.searching.search import search
 from transprune.shrinking.shrink import shrink
+from transprune.tas.derivation import derive_with_proof
 from transprune.tas.expected_cost import ExpectedCost
-from transprune.tas.probabilities import certain
+from transprune.tas.probabilities import Probabilities, certain
 from transprune.training.loop import Setup
 from whole_runs import NET
 
@@ -212,10 +217,10 @@ def test_a_run_measures_searches_and_reports_in_milliseconds(run, fake, monkeypa
     assert result["teacher"].items() >= where.items()
     assert result["student"]["latency_ms"] == pytest.approx(result["student"]["latency"] / 1e6, rel=0.05)
     shown = capsys.readouterr().out
-    assert re.search(r"budget kept: predicted \d\.\d{4,5} ms of \d\.\d{4,5} ms", shown)
+    assert re.search(r"budget kept: measured \d\.\d{4,5} ms of \d\.\d{4,5} ms", shown)
     assert "in onnxruntime on cpu, 1 thread, batch 1" in shown
     page = folder.file("report.html").read_text(encoding="utf-8").replace("&nbsp;", " ")
-    assert re.search(r"\d\.\d{4,5} ms of at most \d\.\d{4,5} ms \(latency=0\.6\)", page)
+    assert re.search(r"measured \d\.\d{4,5} ms of at most \d\.\d{4,5} ms \(latency=0\.6\)", page)
     assert "Latency over the search" in page
     assert "Latency in onnxruntime on cpu, 1 thread, batch 1" in page
     assert re.search(r"latency \d\.\d{4,5} ms, \d\.\d\d × budget", folder.file("run.log").read_text(encoding="utf-8"))
@@ -234,3 +239,149 @@ def test_a_run_measures_searches_and_reports_in_milliseconds(run, fake, monkeypa
     lines = capsys.readouterr().out.splitlines()
     assert lines[2].split("  ")[1:4] == ["network", "median (ms)", "quartiles (ms)"]
     assert max(map(len, lines)) <= 80
+
+
+# The clock has the last word
+
+
+LATE = 1.25
+"""How much longer what is chosen takes than the figures show that the model is fitted to."""
+
+
+@pytest.fixture
+def late(fake, monkeypatch):
+    """Lists what is timed, each network but the unpruned one late."""
+    usual, timed = stopwatch.measure_latencies, []
+
+    def slower(networks, *arguments, **named):
+        timed.append(networks["chosen"])
+        found = usual(networks, *arguments, **named)
+        return {**found, "chosen": replace(found["chosen"], latency_ms=LATE * found["chosen"].latency_ms)}
+
+    monkeypatch.setattr(stopwatch, "measure_latencies", slower)
+    return timed
+
+
+def share_by_the_clock(network: nn.Module, architecture: Architecture) -> float:
+    example = torch.zeros(1, *two_colours().image_size)
+    student = shrink(network, architecture, example).eval()
+    return LATE * network_time(student, (example,)) / network_time(network.eval(), (example,))
+
+
+@pytest.mark.parametrize("prior", ["none", "scores"])
+def test_a_search_keeps_its_budget_by_the_clock_where_the_model_says_too_little(prior, late):
+    torch.manual_seed(0)
+    network, options = Residual(), replace(OPTIONS, start="model", alignment="pad", prior=prior)
+    found = search(network, two_colours(), "latency=0.8", options, latency=FAKE)
+    assert share_by_the_clock(network, found.architecture) <= 0.816
+    assert len(late) >= 2
+    assert found.actual <= found.target
+    if prior == "scores":
+        assert found.history[-1]["target_latency"] < found.target, "it aims at what keeps the budget"
+    believed = search(network, two_colours(), "latency=0.8", options, latency=replace(FAKE, checks=0))
+    assert share_by_the_clock(network, believed.architecture) > 0.816
+
+
+def test_a_compression_keeps_its_budget_by_the_clock_from_earlier_scores_too(late):
+    torch.manual_seed(0)
+    network, samples = Residual().eval(), torch.randn(32, 1, 4, 4)
+    found = compress(network, samples, "latency=0.8", latency=FAKE)
+    assert share_by_the_clock(network, found.architecture) <= 0.816
+    assert (found.within[0].most, len(found.scores)) < (found.limits[0].most, 2)
+    again = compress(network, samples, "latency=0.8", latency=FAKE, scores=found)
+    assert share_by_the_clock(network, again.architecture) <= 0.816
+    count = len(late)
+    costs = {"latency": found.limits[0].cost}
+    believed = compress(network, samples, "latency=0.8", costs=costs, scores=found)
+    assert share_by_the_clock(network, believed.architecture) > 0.816
+    assert len(late) == count, "nobody says how that model was measured"
+
+
+class Predicted(type(MACS)):
+    """A prediction of time: as many nanoseconds as MACs."""
+
+    kind = name = "latency"
+
+
+@pytest.fixture
+def wide():
+    """A space with many widths, its unpruned network's time, and what is derived of it within limits."""
+    network = nn.Sequential(nn.Conv2d(1, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Conv2d(64, 2, 3))
+    space = inspect(network, torch.zeros(1, 1, 9, 9))
+    even = Probabilities.of(
+        space, {each.name: [1 / len(each.candidates)] * len(each.candidates) for each in (*space.groups, *space.stages)}
+    )
+    full = space.cost(Predicted(), space.full_architecture())
+    return space, full, lambda limits: derive_with_proof(space, even, limits)
+
+
+@pytest.mark.parametrize(("late", "rounds"), [(1.0, 1), (1.015, 1), (1.12, 2), (1.8, 2)])
+def test_the_next_is_derived_within_what_the_clock_leaves(late, rounds, wide):
+    space, full, derive = wide
+    timed, noted = [], []
+
+    def clock(architecture):
+        timed.append(architecture)
+        return late * space.cost(Predicted(), architecture) / full
+
+    limits = [Limit(MACS, int(0.9 * full)), Limit(Predicted(), full // 2)]
+    found, within = Timekeeper(clock, on_check=noted.append).settled("it", space, limits, derive)
+    assert clock(found.architecture) <= 0.51
+    assert [each["is_kept"] for each in noted] == [False] * (rounds - 1) + [True]
+    assert noted[-1]["predicted"] == pytest.approx(noted[-1]["measured"] / late)
+    assert (within[0], within[1].most == limits[1].most) == (limits[0], rounds == 1)
+    known = {Architecture.from_json(each["architecture"]): each["measured"] for each in noted}
+    again = Timekeeper(lambda _: pytest.fail("it is known"), known=known).settled("it", space, limits, derive)
+    assert (again[0].architecture, again[1]) == (found.architecture, within)
+
+
+def test_what_cannot_be_kept_by_the_clock_is_said(wide, capsys):
+    space, full, derive = wide
+    limits = [Limit(Predicted(), full // 2)]
+    slower = iter([0.6, 0.58, 0.56, 0.54])
+    found, within = Timekeeper(lambda _: next(slower)).settled("it", space, limits, derive)
+    assert next(slower) == 0.54, "three checks"
+    assert space.cost(Predicted(), found.architecture) <= within[0].most < limits[0].most
+    assert "it still takes longer than the budget allows, after 3 checks by the clock" in capsys.readouterr().err
+    found, within = Timekeeper(lambda _: 100.0).settled("it", space, limits, derive)
+    assert within == tuple(limits)
+    assert "it takes longer than the budget allows, and nothing less" in capsys.readouterr().err
+    with pytest.raises(BudgetError):
+        Timekeeper(lambda _: 0.5).settled("it", space, [Limit(Predicted(), 1)], derive)
+    other = [Limit(MACS, full // 2)]
+    assert Timekeeper(lambda _: pytest.fail("no time is asked for")).settled("it", space, other, derive)[1] == tuple(
+        other
+    )
+
+
+def test_a_run_that_goes_on_keeps_what_was_measured(run, late, monkeypatch):
+    folder = run.folder
+    with runs.logging_to(run):
+        runs.teach_step(run)
+        usual, shares = stopwatch.measure_latencies, []
+
+        def broken(*arguments, **named):
+            if shares:
+                raise KeyboardInterrupt
+            shares.append(usual(*arguments, **named))
+            return shares[-1]
+
+        with monkeypatch.context() as patched:
+            patched.setattr(stopwatch, "measure_latencies", broken)
+            with pytest.raises(KeyboardInterrupt):
+                runs.search_step(run)
+    run.close()
+    assert len(late) == 1
+    with runs.open_run(folder.path) as again, runs.logging_to(again):
+        runs.search_step(again)
+        noted = [entry for entry in read_journal(folder.file("journal.jsonl")) if entry["event"] == "latency_check"]
+        assert [each["is_kept"] for each in noted] == [False, True]
+        assert len(late) == 2, "the first was not measured again"
+        assert folder.read_json("architecture.json").items() >= noted[-1]["architecture"].items()
+        runs.distill_step(again)
+        runs.evaluate_step(again)
+    runs.show_results(folder)
+    (budget,) = folder.read_json("result.json")["budgets"]
+    times = [folder.read_json("result.json")[name] for name in ("student", "teacher")]
+    shares = [each["latency_ms"] for each in times]
+    assert budget["measured"] == pytest.approx(times[1]["latency"] * shares[0] / shares[1], abs=1)

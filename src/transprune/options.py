@@ -296,6 +296,11 @@ class SearchOptions(StepOptions):
         return "blocks" if self.prior == "none" else "branches"
 
 
+CLOCK_TOLERANCE = 0.02
+"""How much more than its budget of time a network may take by the clock, as a share: two measurements of one network
+differ by that much."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LatencyOptions:
     """Where latency is measured, how thoroughly, and how far its model may be off."""
@@ -319,12 +324,15 @@ class LatencyOptions:
     """Random whole networks that the model is checked against."""
     bound: float = 0.15
     """Largest median error of the model, as a share of the measured latency, with which a search trusts it."""
+    checks: int = 3
+    """Architectures that are timed, at most, for one choice within a budget: what takes longer is derived anew within
+    less. 0: the prediction is believed."""
     remeasure: bool = False
     """Measure again, even if a model of this network on this machine is kept."""
 
     def __post_init__(self) -> None:
         least = {"threads": 1, "batch_size": 1, "grid": 2, "repeats": 3, "architectures": 4, "validations": 1}
-        for name, smallest in least.items():
+        for name, smallest in {**least, "checks": 0}.items():
             if getattr(self, name) < smallest:
                 raise OptionError(
                     f"cannot measure latency with {name}={getattr(self, name)}: expected at least {smallest}"

@@ -373,7 +373,7 @@ def _fitted_above(counts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 # --- the cache
 
 FORMAT = 1
-_NOT_IN_KEY = ("bound", "remeasure")
+_NOT_IN_KEY = ("bound", "remeasure", "checks")
 """Options that do not change what is measured."""
 
 

@@ -3,25 +3,37 @@
 Whatever is compared takes turns, so that a busy moment slows all of it. Networks are compared by their medians. A
 latency model adds up times that were taken minutes apart and needs more care: it uses a low quantile of each operator's
 times, since interference only ever adds to a time, and rescales them by the time of reference work in every turn.
+
+What is chosen for a budget of time is timed as well, before anything is built on it (`Timekeeper`).
 """
 
 from __future__ import annotations
 
+import logging
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from transprune.errors import LatencyError
+from transprune.architecture import Architecture
+from transprune.budget import Limit
+from transprune.errors import BudgetError, LatencyError
 from transprune.latency.backends import Backend, Call, make_backend
-from transprune.options import LEAST_REPEATS, LatencyOptions
-from transprune.reading.networks import switched
+from transprune.options import CLOCK_TOLERANCE, LEAST_REPEATS, LatencyOptions
+from transprune.reading.networks import switched, unwrapped
+from transprune.reading.reading import read_for
 from transprune.reading.trace import Example, rebatched, sample_axes
-from transprune.runtime import choose_device
+from transprune.runtime import announce, choose_device, processes, seeded
 from transprune.runtime.structures import as_inputs, copied, mapped
+from transprune.shrinking.shrink import shrink
+from transprune.space import SearchSpace
 
+log = logging.getLogger("transprune.latency")
+Found = TypeVar("Found")
 Clock = Callable[[], int]
 Advance = Callable[[int], None]
 QUANTILE = 0.2
@@ -200,3 +212,157 @@ def _shares(total: int, parts: int) -> Iterator[int]:
         share = total * (part + 1) // parts - total * part // parts
         if share:
             yield share
+
+
+# --- budgets of time, by the clock
+
+
+class Timekeeper:
+    """Holds what is chosen for a budget of time against the clock, which has the last word.
+
+    Whoever looks for the best within a predicted time finds what the prediction makes too short, so that what is chosen
+    takes longer than most. Where it takes longer than the budget, the next one is derived within a tighter limit: what
+    was predicted, times what is allowed over what was measured. Times are shares of that of the unpruned network, which
+    takes turns with each other one, so that it does not matter how fast the machine is at the moment.
+
+    Args:
+        time_share: Times a network; its share of the unpruned network's time.
+        checks: How many are timed for one choice, at most; 0: none.
+        known: Shares that were measured before. They are not measured again, so that a choice that is made again, as by
+            a run that goes on, is the same.
+        on_check: Is told of each one that is timed, as `settled` records it.
+    """
+
+    def __init__(
+        self,
+        time_share: Callable[[Architecture], float],
+        *,
+        checks: int = LatencyOptions.checks,
+        known: Mapping[Architecture, float] | None = None,
+        on_check: Callable[[Mapping[str, Any]], None] | None = None,
+    ) -> None:
+        self.time_share, self.checks, self.on_check = time_share, checks, on_check
+        self.known = dict(known or {})
+
+    def settled(
+        self,
+        what: str,
+        space: SearchSpace,
+        asked: Sequence[Limit],
+        derive: Callable[[Sequence[Limit]], Found],
+        *,
+        within: Sequence[Limit] | None = None,
+        architecture: Callable[[Found], Architecture] = attrgetter("architecture"),
+    ) -> tuple[Found, tuple[Limit, ...]]:
+        """What is derived within limits, and keeps the one of time by the clock as well; without such a one, at once.
+
+        Args:
+            what: Whose choice it is, in words.
+            space: The search space.
+            asked: The limits that are to be kept.
+            derive: Gives the best within limits.
+            within: Limits to begin with, if tighter ones are known; None: those that are asked for.
+            architecture: The architecture of what is derived.
+
+        Returns:
+            The last that was derived, and the limits that it was derived within. It takes longer than it may where none
+            of `checks` choices was short enough, or nothing is left within a tighter limit; then the log says so.
+
+        Raises:
+            BudgetError: Nothing is within the limits.
+            LatencyError: A network cannot be timed.
+        """
+        limits = tuple(within or asked)
+        found = derive(limits)
+        place = next((place for place, limit in enumerate(asked) if limit.cost.kind == "latency"), None)
+        if place is None:
+            return found, limits
+        cost, most = limits[place].cost, asked[place].most
+        full = space.cost(cost, space.full_architecture())
+        for check in range(1, self.checks + 1):
+            predicted = space.cost(cost, architecture(found))
+            share = self._share(what, check, architecture(found), predicted / full, most / full)
+            if share <= (1 + CLOCK_TOLERANCE) * most / full:
+                break
+            if check == self.checks:
+                log.warning(
+                    "latency: %s still takes longer than the budget allows, after %d checks by the clock; ask for "
+                    "less, or let more be checked (--latency.checks)",
+                    *(what, check),
+                )
+                break
+            tighter = Limit(cost, int(predicted * most / full / share))
+            within_it = (*limits[:place], tighter, *limits[place + 1 :])
+            try:
+                found, limits = derive(within_it), within_it
+            except BudgetError as error:
+                log.warning("latency: %s takes longer than the budget allows, and nothing less: %s", what, error)
+                break
+        return found, limits
+
+    def _share(self, what: str, check: int, architecture: Architecture, predicted: float, allowed: float) -> float:
+        """The measured share of an architecture, the same in all processes."""
+
+        def measured() -> float:
+            if architecture in self.known:
+                return self.known[architecture]
+            share = self.time_share(architecture)
+            said = f"{100 * share:.1f} % of the unpruned network's time, {100 * predicted:.1f} % predicted"
+            is_kept = share <= (1 + CLOCK_TOLERANCE) * allowed
+            wanted = f"{100 * allowed:.1f} % allowed{'' if is_kept else ': too slow'}"
+            announce(f"latency: {what} takes {said}, {wanted}")
+            log.info("latency: check %d of %s by the clock: %s, %s", check, what, said, wanted)
+            if self.on_check is not None:
+                self.on_check(
+                    {
+                        "what": what,
+                        "check": check,
+                        "architecture": architecture.to_json(),
+                        "predicted": predicted,
+                        "measured": share,
+                        "allowed": allowed,
+                        "is_kept": is_kept,
+                    }
+                )
+            return share
+
+        share = self.known[architecture] = processes.from_first(measured)
+        return share
+
+
+UNTIMED = Timekeeper(lambda _: 0.0, checks=0)
+"""Leaves the word to the prediction."""
+
+
+def timekeeper(
+    model: nn.Module,
+    space: SearchSpace,
+    example: Example,
+    options: LatencyOptions,
+    *,
+    device: torch.device | str | None = None,
+    known: Mapping[Architecture, float] | None = None,
+    on_check: Callable[[Mapping[str, Any]], None] | None = None,
+) -> Timekeeper:
+    """Times the architectures of a search space beside the unpruned network.
+
+    Args:
+        model: The unpruned network; untouched.
+        space: Its search space.
+        example: An input batch, or a tuple of the forward's positional arguments; its first sample is used.
+        options: What times them, and how many.
+        device: Where torch computes, with the backend `torch`; None: where the model is.
+        known: As of `Timekeeper`.
+        on_check: As of `Timekeeper`.
+    """
+
+    def time_share(architecture: Architecture) -> float:
+        unpruned = copied(unwrapped(model)).cpu()
+        inputs = as_batch(unpruned, example, 1)
+        with seeded(0, "timekeeper"):  # what is drawn for new weights must not depend on what was timed before
+            chosen = shrink(unpruned, architecture, inputs, reading=read_for(unpruned, inputs, space))
+            networks = {"unpruned": unpruned, "chosen": chosen}
+            times = measure_latencies(networks, inputs, options, device=choose_device(device, model))
+        return times["chosen"].latency_ms / times["unpruned"].latency_ms
+
+    return Timekeeper(time_share, checks=options.checks, known=known, on_check=on_check)

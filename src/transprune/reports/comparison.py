@@ -25,6 +25,7 @@ from transprune.reports.words import (
     PHASE_NAMES,
     amount,
     compact,
+    is_kept,
     measured,
     metric_axis,
     metric_label,
@@ -32,7 +33,6 @@ from transprune.reports.words import (
     moved,
     named,
     percent,
-    spent,
     tick,
     timed_in,
 )
@@ -226,9 +226,7 @@ def cost_of(run: Mapping[str, Any], key: str, unit: str) -> tuple[str, float | N
 
 def settings_of(run: Mapping[str, Any]) -> str:
     """Budget, preset, seed and time of a run, or how far it is; a mark on budgets that were not kept."""
-    budgets = ", ".join(
-        f"{each['text']}{' NOT kept' if spent(each) > each.get('target', 0) else ''}" for each in run["budgets"]
-    )
+    budgets = ", ".join(f"{each['text']}{'' if is_kept(each) else ' NOT kept'}" for each in run["budgets"])
     seconds = sum(number(seconds) or 0.0 for seconds in run["seconds"].values())
     parts = [budgets, run["preset"], "" if run["seed"] is None else f"seed {run['seed']}"]
     took = duration(seconds) if seconds else ""

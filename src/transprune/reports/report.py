@@ -26,8 +26,10 @@ from transprune.reports.words import (
     PHASE_NAMES,
     amount,
     compact,
+    foretold,
     headline,
     how_spent,
+    is_kept,
     moved,
     network_size,
     other_times,
@@ -179,8 +181,8 @@ def _budgets(record: RunRecord) -> Iterator[dict[str, Any]]:
         found = other_times(record.result, record.folder) if kind == "latency" else []
         said = f"{how}{amount(kind, actual)} of at most {amount(kind, target)}{asked}, {percent(actual / target)}"
         yield {
-            "state": "kept" if actual <= target else "exceeded",
-            "said": " ".join([f"{said} of what is allowed.", *found]),
+            "state": "kept" if is_kept(budget) else "exceeded",
+            "said": " ".join([f"{said} of what is allowed{foretold(budget)}.", *found]),
             "name": COST_NAMES.get(kind, kind),
             "full": number(part(record.result, "teacher").get(kind)),
             "target": target,

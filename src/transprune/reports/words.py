@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from transprune.costs import in_bytes
+from transprune.options import CLOCK_TOLERANCE
 from transprune.reports.run_record import PHASES, RunRecord, number, part
 from transprune.runtime.terminal import milliseconds
 from transprune.tas.probabilities import UNDECIDED
@@ -65,15 +66,29 @@ def amount(kind: str, value: float) -> str:
 
 
 def spent(budget: Mapping[str, Any]) -> float:
-    """What the student has of a budget of `result.json`: of a file what was written, as soon as it is."""
-    return float(budget.get("written", budget.get("actual", 0)))
+    """What the student has of a budget of `result.json`, as written or measured, or else predicted or counted."""
+    return float(budget.get("written", budget.get("measured", budget.get("actual", 0))))
+
+
+def is_kept(budget: Mapping[str, Any]) -> bool:
+    """Whether a budget of `result.json` is kept; by a clock as well as that can tell."""
+    most = number(budget.get("target")) or 0.0
+    return spent(budget) <= most * (1 + CLOCK_TOLERANCE if "measured" in budget else 1)
+
+
+def foretold(budget: Mapping[str, Any]) -> str:
+    """Behind an amount of time that was measured: what was predicted of it; else nothing."""
+    predicted = number(budget.get("actual"))
+    if "measured" not in budget or predicted is None:
+        return ""
+    return f"; {amount(str(budget.get('kind')), predicted)} were predicted"
 
 
 def how_spent(budget: Mapping[str, Any]) -> str:
     """Before an amount that is spent: whether it is measured or predicted, where it does not follow by counting."""
     if budget.get("kind") not in ("latency", "file"):
         return ""
-    return "written " if "written" in budget else "predicted "
+    return next((f"{how} " for how in ("written", "measured") if how in budget), "predicted ")
 
 
 def timed_in(figures: Mapping[str, Any]) -> str:
@@ -91,14 +106,12 @@ def timed_in(figures: Mapping[str, Any]) -> str:
 
 PACE = 1.2
 """How much slower or faster a machine may be than when the latencies of a budget were measured, unsaid."""
-SHARE = 1.1
-"""How much larger the measured share of the teacher's time may be than the predicted one, unsaid."""
 
 
 def other_times(result: Mapping[str, Any], folder: Path | str) -> list[str]:
-    """What is to be said where measured latencies are not those that a budget of time was kept by; often nothing."""
+    """What is to be said where times are not those of a budget, or are more than it allows; often nothing."""
     teacher, student = part(result, "teacher"), part(result, "student")
-    before, after = number(teacher.get("latency")), number(student.get("latency"))
+    before, most = number(teacher.get("latency")), _most_time(result)
     taken, takes = number(teacher.get("latency_ms")), number(student.get("latency_ms"))
     if not before or not taken:
         return []
@@ -109,13 +122,20 @@ def other_times(result: Mapping[str, Any], folder: Path | str) -> list[str]:
             f"The machine was {was} in the end than when it was measured for the budget (the teacher takes "
             f"{milliseconds(1e6 * taken)} now, and took {milliseconds(before)}): compare shares, not milliseconds."
         )
-    if after is not None and takes is not None and takes / taken > SHARE * after / before:
+    if most is not None and takes is not None and takes / taken > (1 + CLOCK_TOLERANCE) * most / before:
         found.append(
             f"Measured, the student takes {percent(takes / taken)} of the time of the teacher, and "
-            f"{percent(after / before)} was predicted: measure again while the machine does nothing else "
+            f"{percent(most / before)} is allowed: measure again while the machine does nothing else "
             f"(`transprune evaluate {folder}`), and where it stays so, ask for less."
         )
     return found
+
+
+def _most_time(result: Mapping[str, Any]) -> float | None:
+    """What a budget of time allows, in nanoseconds."""
+    return next(
+        (number(each.get("target")) for each in result.get("budgets", []) if each.get("kind") == "latency"), None
+    )
 
 
 def percent(share: float, decimals: int = 1) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from transprune.architecture import Architecture
 from transprune.budget import limits_of, points
 from transprune.data import Augmentation, ImageData, MemorySplit, held, make_loader
-from transprune.errors import DataError, OptionError, RunFolderError
+from transprune.errors import DataError, OptionError, RunFolderError, TranspruneError
+from transprune.latency.stopwatch import UNTIMED, Timekeeper
 from transprune.options import CompressOptions
 from transprune.reading.trace import Example
 from transprune.runs.material import DATA_FILE, FILE_SIZE, Material, collect, read_begun
@@ -224,7 +226,9 @@ def derive_run(
                 _describe(folder, known, found.architecture)
                 _keep_student(run, found)
             else:
-                derived = derive_with_proof(space, probabilities, limits)
+                derived, _ = _keeper(run).settled(
+                    "what was derived", space, limits, partial(derive_with_proof, space, probabilities)
+                )
                 run.decide(
                     f"Chose an architecture of {amounts(space, limits, derived.architecture)}",
                     f"of all that use what is allowed it is the most probable one found: {derived}",
@@ -232,6 +236,15 @@ def derive_run(
                 )
                 _describe(folder, known, derived.architecture)
     return folder
+
+
+def _keeper(run: Run) -> Timekeeper:
+    """That of the run, if the network can still be made, which nothing else needs here."""
+    try:
+        return run.keeper
+    except TranspruneError as error:
+        run.decide("The architecture is not held against the clock", str(error), is_aloud=True)
+        return UNTIMED
 
 
 def _describe(folder: RunFolder, known: RunFolder, architecture: Architecture) -> None:
@@ -276,6 +289,7 @@ def _compressed(run: Run, right: Any, scores: Sequence[Scores] = ()) -> Compress
         targets=right,
         scores=scores,
         repair=_options(run).repair,
+        timekeeper=run.keeper,
         on_round=on_round,
     )
 

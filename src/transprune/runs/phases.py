@@ -297,6 +297,7 @@ def _search_start(run: Run) -> Start:
         limits=limits,
         task=run.task,
         setup=Setup(seed=run.options.seed, device=run.device),
+        keeper=run.keeper,
     )
     if prior is not None:
         run.keep_space(prior.space)
@@ -355,7 +356,7 @@ def _keep_supernet(run: Run, bilevel: Bilevel) -> None:
 
 
 def _keep_architecture(run: Run, bilevel: Bilevel) -> None:
-    found = result_of(bilevel)
+    found = result_of(bilevel, limits_of(run.options.budget, bilevel.space, run.costs), run.keeper)
     _explain(run, found)
     if run.options.student in ("supernet", "repaired"):
         run.folder.write_tensors(SUPERNET_WEIGHTS, found.weights)
@@ -364,10 +365,17 @@ def _keep_architecture(run: Run, bilevel: Bilevel) -> None:
     write_architecture(run, found.architecture)
 
 
-def scale(run: Run, architecture: Architecture) -> None:
+def scale(run: Run) -> None:
     """Leaves uniform widths as a search would leave its architecture: their student starts and learns like another."""
     if SEARCH.is_done(run.folder):
         return
+    architecture, _ = run.keeper.settled(
+        "uniform widths",
+        run.space,
+        limits_of(run.options.budget, run.space, run.costs),
+        lambda within: uniform_architecture(run.space, within),
+        architecture=lambda found: found,
+    )
     run.decide(
         "Scaled all widths uniformly",
         f"for comparison: the largest share of {' and '.join(run.options.budget)}, every block kept",

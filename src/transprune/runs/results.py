@@ -12,7 +12,9 @@ from transprune.costs import COSTS
 from transprune.reports.words import (
     amount,
     compact,
+    foretold,
     how_spent,
+    is_kept,
     measured,
     metric_label,
     named,
@@ -71,8 +73,9 @@ def show_results(folder: RunFolder) -> None:
     say(f"latency: the median time of a batch {timed_in(student)}")
     for budget in budgets:
         actual, target, how = spent(budget), budget["target"], how_spent(budget)
-        kept, kind = "kept" if actual <= target else "NOT kept", budget["kind"]
-        say(f"budget {kept}: {how}{amount(kind, actual)} of {amount(kind, target)} ({percent(actual / target)})")
+        kept, kind = "kept" if is_kept(budget) else "NOT kept", budget["kind"]
+        said = f"{how}{amount(kind, actual)} of {amount(kind, target)} ({percent(actual / target)})"
+        say(f"budget {kept}: {said}{foretold(budget)}")
         for sentence in other_times(result, folder.path) if kind == "latency" else ():
             say(sentence)
     _show_indecision(folder)

@@ -15,10 +15,12 @@ import torch
 from torch import nn
 
 from transprune import __version__
+from transprune.architecture import Architecture
 from transprune.budget import points
 from transprune.costs import Cost, with_kinds
 from transprune.errors import StoppedError
 from transprune.latency.measurement import load_model
+from transprune.latency.stopwatch import UNTIMED, Timekeeper, timekeeper
 from transprune.models.weights import Weights
 from transprune.reading.reading import Reading, read, read_for
 from transprune.reading.trace import Example
@@ -51,6 +53,8 @@ from transprune.training.loop import Setup, described
 from transprune.training.tasks import Task
 
 log = logging.getLogger("transprune.run")
+CHECK = "latency_check"
+"""The event in the journal that says what a network takes that was chosen for a budget of time."""
 
 
 class Run:
@@ -158,6 +162,22 @@ class Run:
     def costs(self) -> Mapping[str, Cost]:
         """How each kind of cost is counted; latency, if the run has a model of it, by the model it began with."""
         return costs_in(self.folder, self.space)
+
+    @cached_property
+    def keeper(self) -> Timekeeper:
+        """Holds what is chosen for a budget of time against the clock; what it measures is kept in the journal."""
+        if "latency" not in self.costs:
+            return UNTIMED
+        checks = [entry for entry in self.read_journal() if entry["event"] == CHECK]
+        return timekeeper(
+            self.model,
+            replace(self.space, reading=self.reading),
+            self.example,
+            self.options.latency,
+            device=self.device,
+            known={Architecture.from_json(check["architecture"]): check["measured"] for check in checks},
+            on_check=lambda figures: self.journal.record(CHECK, **figures),
+        )
 
     @property
     def is_frontier(self) -> bool:

@@ -182,6 +182,7 @@ def evaluate_step(run: Run) -> None:
                 "share": budget.amount if budget.is_share else None,
                 "text": str(budget),
                 **_written(run, budget.kind),
+                **_timed(figures, budget.kind),
             }
             for budget in parse_budgets(options.budget)
         ],
@@ -217,6 +218,18 @@ def _written(run: Run, kind: str) -> dict[str, int]:
     if not _is_newer(run.folder, replace(EXPORT, files=(names[0],)), DISTILL):
         return {}
     return {"written": sum(run.folder.file(name).stat().st_size for name in names)}
+
+
+def _timed(figures: Mapping[str, Mapping[str, Any]], kind: str) -> dict[str, int]:
+    """What the student takes by the clock, as `measured`, in a latency budget's own time; nothing of other kinds.
+
+    That is its share of the teacher's time, of the time that the budget took the teacher to need: how fast the machine
+    is now does not matter.
+    """
+    if kind != "latency":
+        return {}
+    teacher, student = figures["teacher"], figures["student"]
+    return {"measured": round(teacher["latency"] * student["latency_ms"] / teacher["latency_ms"])}
 
 
 def _hold_against_file(run: Run) -> None:
@@ -662,7 +675,7 @@ def _do(run: Run, course: Course, overwrite: bool) -> RunFolder | None:
         if not REPORT.is_done(point.folder):
             with logging_to(point):
                 if course.scaled is not None:
-                    scale(point, course.scaled)
+                    scale(point)
                 for phase in course.phases:
                     complete(point, phase)
                 conclude(point)

@@ -16,6 +16,7 @@ from transprune.costs import COSTS, Cost
 from transprune.data import ImageData, LoaderData, make_loader
 from transprune.errors import BudgetError, DataError
 from transprune.latency.measurement import costs_for
+from transprune.latency.stopwatch import UNTIMED, timekeeper
 from transprune.options import LEAST_SAMPLES, CompressOptions, LatencyOptions
 from transprune.reading.inspection import inspect
 from transprune.reading.networks import unwrapped
@@ -111,6 +112,9 @@ def compress(
     example = on_device(sliced(inputs, slice(0, 1), samples_in(inputs, axis=axes), axes), "cpu")
     space = space or inspect(copied(model).cpu(), example, removable="branches")
     task.check_axis(read(model, example, space.reading).trace.axes)
+    keeper = UNTIMED
+    if latency is not None or "latency" not in costs:
+        keeper = timekeeper(model, space, example, latency or LatencyOptions())
     costs = costs_for(budgets, model, space, example, costs=costs, latency=latency)
     limits = tuple(each.limit(space, costs) for each in budgets)
     check_attainable(space, limits)
@@ -124,6 +128,7 @@ def compress(
         measure=measure,
         scores=scores,
         repair=repair,
+        timekeeper=keeper,
     )
 
 

@@ -19,6 +19,7 @@ from torch import nn
 from transprune.architecture import Architecture
 from transprune.budget import Limit
 from transprune.errors import SpaceError
+from transprune.latency.stopwatch import UNTIMED, Timekeeper
 from transprune.reading.execution import Program, Surroundings
 from transprune.reading.layouts import Sizes
 from transprune.reading.networks import unwrapped
@@ -103,6 +104,9 @@ class Compression:
     """What could be chosen."""
     limits: tuple[Limit, ...]
     """The most that it may cost of each kind."""
+    within: tuple[Limit, ...]
+    """The limits that it was derived within: the same, or a tighter one of time where the clock said more than the
+    latency model (`Timekeeper`)."""
     scores: tuple[Scores, ...]
     """Of each round; the first ones look around from the unpruned network."""
     sorted_model: nn.Module
@@ -150,6 +154,7 @@ def compress_by_scores(
     measure: Measure = ablation,
     scores: Sequence[Scores] = (),
     repair: bool = True,
+    timekeeper: Timekeeper = UNTIMED,
     on_round: Callable[[int, Architecture], None] | None = None,
     approaches: int = APPROACHES,
     repetitions: int = REPETITIONS,
@@ -172,6 +177,7 @@ def compress_by_scores(
         measure: What gives the figures.
         scores: What was scored for another budget; nothing is scored anew then.
         repair: Whether the smaller network is repaired; else it has the weights that were left.
+        timekeeper: Holds what is found against the clock, where a limit is one of time.
         on_round: Is told the number of each round, from 1, and what it found.
         approaches: Rounds until the budget is reached.
         repetitions: Rounds at the budget itself.
@@ -197,8 +203,16 @@ def compress_by_scores(
             scores=scores,
             on_round=on_round,
         )
-        place = compressing.derived() if scores else compressing.scored(approaches, repetitions, is_repaired=repair)
-        return compressing.student(place, is_repaired=repair)
+        start = compressing.space
+
+        def derive(within: Sequence[Limit]) -> _Place:
+            compressing.limits, compressing.space = within, start
+            if scores:
+                return compressing.derived()
+            return compressing.scored(approaches, repetitions, is_repaired=repair)
+
+        place, _ = timekeeper.settled("what the scores say", space, limits, derive)
+        return compressing.student(place, limits, is_repaired=repair)
 
 
 def _without_one(kept: tuple[int, ...], stage: DepthStage) -> list[tuple[int, ...]]:
@@ -235,6 +249,8 @@ class _Compressing:
             others = targets if trace.batch is None else sliced(targets, slice(1, None, 2), count, trace.sample_axis)
             self.right = on_device(others, next(model.parameters()).device)
         self.scores: list[Scores] = list(scores)
+        self.centres: list[tuple[Architecture, int]] = []
+        """The places that were scored, which another budget leaves as they are."""
         self.space = space
         self.looked_at: dict[str, dict[tuple[int, ...], float]] = {}
         """How far the outputs move with sets of blocks, by the name of the stage."""
@@ -352,21 +368,24 @@ class _Compressing:
                 )
 
     def _find(self, here: _Place, share: float) -> _Place:
-        evidence = gather_evidence(
-            self.model,
-            self.program,
-            self.space,
-            samples=self.halves,
-            distance=self.distance,
-            centre=here.architecture,
-            orders=self._orders(here) if here.round >= 0 else None,
-        )
-        scores = scores_of(evidence, self.measure)
-        self.scores.append(scores)
+        centre = here.architecture, here.round
+        if centre not in self.centres:
+            evidence = gather_evidence(
+                self.model,
+                self.program,
+                self.space,
+                samples=self.halves,
+                distance=self.distance,
+                centre=here.architecture,
+                orders=self._orders(here) if here.round >= 0 else None,
+            )
+            self.scores.append(scores_of(evidence, self.measure))
+            self.centres.append(centre)
+        round = self.centres.index(centre)
         limits = limits_on_the_way(self.space, self.limits, share)
-        place = _Place(scores.derive(self.space, limits).architecture, len(self.scores) - 1)
+        place = _Place(self.scores[round].derive(self.space, limits).architecture, round)
         if self.on_round is not None:
-            self.on_round(len(self.scores), place.architecture)
+            self.on_round(round + 1, place.architecture)
         return place
 
     def _orders(self, place: _Place) -> dict[str, np.ndarray]:
@@ -393,7 +412,7 @@ class _Compressing:
             return float(self.task.loss_of(outputs, self.right))
         return float(self.distance(outputs, others.wanted))
 
-    def student(self, place: _Place, *, is_repaired: bool) -> Compression:
+    def student(self, place: _Place, limits: Sequence[Limit], *, is_repaired: bool) -> Compression:
         """The smaller network of an architecture."""
         ordered = reorder_channels(self.model, self.reading, self._orders(place))
         few = self.reading.trace.some_of(self.inputs, slice(0, CHECK_SAMPLES))
@@ -404,5 +423,12 @@ class _Compressing:
         with torch.no_grad(), evaluation_mode(student):
             moved = float(self.distance(called(student, self.inputs), targets.outputs))
         return Compression(
-            place.architecture, self.space, tuple(self.limits), tuple(self.scores), ordered, student, moved
+            architecture=place.architecture,
+            space=self.space,
+            limits=tuple(limits),
+            within=tuple(self.limits),
+            scores=tuple(self.scores),
+            sorted_model=ordered,
+            student=student,
+            moved=moved,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
@@ -10,7 +10,9 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from transprune.architecture import Architecture
+from transprune.budget import Limit
 from transprune.errors import BudgetError
+from transprune.latency.stopwatch import UNTIMED, Timekeeper
 from transprune.options import DistillationOptions, StepOptions
 from transprune.reading.execution import Program
 from transprune.reading.reading import Reading, read_for
@@ -52,7 +54,9 @@ class Contender:
     from."""
 
 
-def contenders(bilevel: Bilevel, derived: Architecture) -> tuple[Contender, ...]:
+def contenders(
+    bilevel: Bilevel, derived: Architecture, limits: Sequence[Limit], keeper: Timekeeper = UNTIMED
+) -> tuple[Contender, ...]:
     """What a search that knew scores beforehand found, and what is free at the same budget, all treated alike.
 
     Each is cut from the trained network, its channels in the order of the scores, and repaired on the same samples; and
@@ -72,7 +76,13 @@ def contenders(bilevel: Bilevel, derived: Architecture) -> tuple[Contender, ...]
     if prior.keeping_blocks not in (None, prior.architecture):
         found[KEEPING_BLOCKS] = prior.keeping_blocks
     with suppress(BudgetError):  # blocks have to go as well
-        found[UNIFORM] = uniform_architecture(bilevel.space, bilevel.limits)
+        found[UNIFORM], _ = keeper.settled(
+            UNIFORM,
+            bilevel.space,
+            limits,
+            lambda within: uniform_architecture(bilevel.space, within),
+            architecture=lambda found: found,
+        )
     reading = read_for(prior.network, prior.samples, bilevel.space)
     with evaluation_mode(prior.network):
         targets = record_targets(prior.network, Program(reading), inputs_for(prior.network, prior.samples))

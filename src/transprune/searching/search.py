@@ -16,6 +16,7 @@ from transprune.architecture import Architecture
 from transprune.budget import Budget, Limit, parse_budgets
 from transprune.costs import COSTS, Cost
 from transprune.latency.measurement import costs_for
+from transprune.latency.stopwatch import UNTIMED, Timekeeper, timekeeper
 from transprune.options import DEFAULT_PRESET, LatencyOptions, SearchOptions, from_preset
 from transprune.reading.inspection import inspect
 from transprune.reading.networks import switched, unwrapped
@@ -23,7 +24,7 @@ from transprune.reading.trace import Example
 from transprune.runtime import choose_device, processes, seeded
 from transprune.runtime.structures import copied, on_device
 from transprune.scores.rounds import compress_by_scores
-from transprune.searching.contenders import Contender, best_of, contenders
+from transprune.searching.contenders import KEEPING_BLOCKS, SEARCHED, Contender, best_of, contenders
 from transprune.shrinking.shrink import shrink
 from transprune.shrinking.sort import Importance
 from transprune.space import SearchSpace
@@ -49,11 +50,12 @@ def prior_from_scores(
     limits: Sequence[Limit],
     task: Task | None = None,
     setup: Setup | None = None,
+    keeper: Timekeeper = UNTIMED,
 ) -> Prior | None:
     """Scores a trained network on some of the architecture's samples, without their labels. The model is untouched.
 
     The same seed gives the same prior, so that a search that goes on after an interruption can ask again. See `search`
-    for the arguments.
+    for the arguments; `keeper` holds what is found against the clock.
 
     Returns:
         None: the options ask for none, or for new weights, of which scores say nothing.
@@ -67,17 +69,21 @@ def prior_from_scores(
         with processes.alone(), seeded(setup.seed, "prior"):
             samples = _not_augmented(start, data, options, task, seed=setup.seed)
             network = copied(start).to(choose_device(setup.device))
-            found = compress_by_scores(network, space, limits, samples, task=task)
-        at_the_budget = found.scores[-1]
+            found = compress_by_scores(network, space, limits, samples, task=task, timekeeper=keeper)
+            at_the_budget, keeping_blocks = found.scores[-1], None
+            if options.trial_epochs:
+                keeping_blocks, _ = keeper.settled(
+                    KEEPING_BLOCKS,
+                    found.space,
+                    limits,
+                    lambda within: at_the_budget.keeping_blocks().derive(found.space, within),
+                )
         lost = [each.lost for each in (*at_the_budget.groups, *at_the_budget.stages)]
         return {
             "architecture": found.architecture,
-            "keeping_blocks": (
-                at_the_budget.keeping_blocks().derive(found.space, limits).architecture
-                if options.trial_epochs
-                else None
-            ),
-            "probabilities": starting_probabilities(found.space, lost, found.architecture, limits),
+            "keeping_blocks": keeping_blocks and keeping_blocks.architecture,
+            "probabilities": starting_probabilities(found.space, lost, found.architecture, found.within),
+            "within": found.within,
             "samples": samples,
             "space": found.space,
             "state": on_device(found.sorted_model.state_dict(), "cpu"),
@@ -245,10 +251,13 @@ def search(
     data = as_data(data, task, batch_size=options.batch_size, is_tested=False)
     space = space or inspect(copied(unwrapped(model)).cpu(), example_of(data), removable=options.removable)
     device = choose_device(setup.device)
+    keeper = UNTIMED
+    if latency is not None or "latency" not in costs:
+        keeper = timekeeper(model, space, example_of(data), latency or LatencyOptions(), device=device)
     costs = costs_for(budgets, model, space, example_of(data), costs=costs, latency=latency, device=device)
     limits = tuple(each.limit(space, costs) for each in budgets)
     check_attainable(space, limits)
-    prior = prior_from_scores(model, data, options, space=space, limits=limits, task=task, setup=setup)
+    prior = prior_from_scores(model, data, options, space=space, limits=limits, task=task, setup=setup, keeper=keeper)
     with seeded(setup.seed, setup.phase):
         bilevel = Bilevel(
             model,
@@ -262,20 +271,32 @@ def search(
             setup=setup,
         )
         bilevel.run()
-    found = result_of(bilevel)
+    found = result_of(bilevel, limits, keeper)
     if found.indecision and processes.is_first():
         log.warning("%s: %s", UNDECIDED, found.indecision)
     return found
 
 
-def result_of(bilevel: Bilevel) -> SearchResult:
-    """What a search has found once all its epochs are over."""
-    space, limits, options, probabilities = bilevel.space, bilevel.limits, bilevel.options, bilevel.probabilities()
-    # Where its time runs out, what the solver has found depends on the process.
-    derivation = processes.from_first(
-        lambda: derive_with_proof(space, probabilities, limits, fill=options.fill, seconds=options.derivation_seconds)
-    )
-    compared = contenders(bilevel, derivation.architecture)
+def result_of(bilevel: Bilevel, limits: Sequence[Limit], keeper: Timekeeper = UNTIMED) -> SearchResult:
+    """What a search has found once all its epochs are over.
+
+    Args:
+        bilevel: The search.
+        limits: What was asked for; the search may have aimed at less, by the clock.
+        keeper: Holds what is derived against the clock.
+    """
+    space, options, probabilities = bilevel.space, bilevel.options, bilevel.probabilities()
+
+    def derive(within: Sequence[Limit]) -> Derivation:
+        # Where its time runs out, what the solver has found depends on the process.
+        return processes.from_first(
+            lambda: derive_with_proof(
+                space, probabilities, within, fill=options.fill, seconds=options.derivation_seconds
+            )
+        )
+
+    derivation, _ = keeper.settled(SEARCHED, space, limits, derive, within=bilevel.limits)
+    compared = contenders(bilevel, derivation.architecture, limits, keeper)
     best = best_of(compared)
     architecture = derivation.architecture if best is None else best.architecture
     return SearchResult(
@@ -283,7 +304,7 @@ def result_of(bilevel: Bilevel) -> SearchResult:
         space=space,
         probabilities=probabilities,
         entropy=mean_entropy(probabilities, space),
-        limits=limits,
+        limits=tuple(limits),
         derivation=derivation,
         spent=tuple(space.cost(limit.cost, architecture) for limit in limits),
         contenders=compared,

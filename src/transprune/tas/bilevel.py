@@ -81,7 +81,7 @@ class Bilevel(Loop):
         reading = read_for(start, example, space)
         task.check_axis(reading.trace.axes)
         space = replace(prior.space if prior else space, reading=reading)
-        self.space, self.options, self.limits = space, options, tuple(limits)
+        self.space, self.options, self.limits = space, options, prior.within if prior else tuple(limits)
         self.model, self.data, self.example, self.prior = model, data, example, prior
         if options.start == "scratch":
             initialise(start)

@@ -41,6 +41,9 @@ class Prior:
     """The best one that leaves out no more blocks than the budget demands; None where nothing will be tried."""
     probabilities: Probabilities = field(repr=False)
     """Probability of every candidate when the search begins."""
+    within: tuple[Limit, ...]
+    """The limits that it was derived within, which are what the search aims at: those that were asked for, or a tighter
+    one of time (`transprune.latency.stopwatch.Timekeeper`)."""
     samples: Any = field(repr=False)
     """The inputs that it has been seen from."""
     space: SearchSpace = field(repr=False)
