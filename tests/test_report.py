@@ -633,13 +633,24 @@ def test_the_latency_in_the_headline_is_the_one_in_the_table(tmp_path, capsys):
 
     change(folder, "result.json", lambda result: result["student"].update(latency_ms=1.5))
     page = write_report(folder).read_text().replace("&nbsp;", " ")
-    assert "Measured, the student takes 75.0 % of the time of the teacher, and 63.0 % was predicted" in page
+    assert "Measured, the student takes 75.0 % of the time of the teacher, and 70.0 % is allowed" in page
     show_results(RunFolder(folder))
     said = " ".join(capsys.readouterr().out.split())
     assert "The machine was slower in the end" in said
     assert f"measure again while the machine does nothing else (`transprune evaluate {folder}`)" in said
     change(folder, "result.json", lambda result: result["teacher"].update(latency_ms=1.1))
     assert "The machine was slower" not in write_report(folder).read_text()
+
+    for measured, kept in ((712_000, "kept"), (750_000, "NOT kept")):
+        change(folder, "result.json", lambda result, each=measured: result["budgets"][0].update(measured=each))
+        show_results(RunFolder(folder))
+        said = " ".join(capsys.readouterr().out.split())
+        share = f"{measured / 7000:.1f} %"
+        assert (
+            f"budget {kept}: measured 0.{measured // 100} ms of 0.7000 ms ({share}); 0.6300 ms were predicted" in said
+        )
+        page = write_report(folder).read_text().replace("&nbsp;", " ")
+        assert f"{share} of what is allowed; 0.6300 ms were predicted." in page
 
 
 def test_a_student_that_lost_by_being_trained_is_told(tmp_path):
