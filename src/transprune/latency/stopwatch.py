@@ -285,10 +285,9 @@ class Timekeeper:
             if share <= (1 + CLOCK_TOLERANCE) * most / full:
                 break
             if check == self.checks:
-                log.warning(
-                    "latency: %s still takes longer than the budget allows, after %d checks by the clock; ask for "
-                    "less, or let more be checked (--latency.checks)",
-                    *(what, check),
+                _warn(
+                    f"latency: {what} still takes longer than the budget allows, after {check} checks by the clock; "
+                    "ask for less, or let more be checked (--latency.checks)"
                 )
                 break
             tighter = Limit(cost, int(predicted * most / full / share))
@@ -296,7 +295,7 @@ class Timekeeper:
             try:
                 found, limits = derive(within_it), within_it
             except BudgetError as error:
-                log.warning("latency: %s takes longer than the budget allows, and nothing less: %s", what, error)
+                _warn(f"latency: {what} takes longer than the budget allows, and nothing less: {error}")
                 break
         return found, limits
 
@@ -328,6 +327,11 @@ class Timekeeper:
 
         share = self.known[architecture] = processes.from_first(measured)
         return share
+
+
+def _warn(said: str) -> None:
+    if processes.is_first():
+        log.warning("%s", said)
 
 
 UNTIMED = Timekeeper(lambda _: 0.0, checks=0)

@@ -205,13 +205,14 @@ def compress_by_scores(
         )
         start = compressing.space
 
-        def derive(within: Sequence[Limit]) -> _Place:
+        def derive(within: Sequence[Limit]) -> tuple[_Place, SearchSpace]:
             compressing.limits, compressing.space = within, start
-            if scores:
-                return compressing.derived()
-            return compressing.scored(approaches, repetitions, is_repaired=repair)
+            place = compressing.derived() if scores else compressing.scored(approaches, repetitions, is_repaired=repair)
+            return place, compressing.space
 
-        place, _ = timekeeper.settled("what the scores say", space, limits, derive)
+        (place, compressing.space), compressing.limits = timekeeper.settled(
+            "what the scores say", space, limits, derive, architecture=lambda found: found[0].architecture
+        )
         return compressing.student(place, limits, is_repaired=repair)
 
 
