@@ -23,8 +23,10 @@ from transprune.latency.stopwatch import Timekeeper
 from transprune.options import LatencyOptions, MeasureOptions, get_preset
 from transprune.reading.inspection import inspect
 from transprune.runtime import read_journal
-from transprune.searching.search import search
+from transprune.searching.contenders import SCORES, SEARCHED, contenders
+from transprune.searching.search import prior_from_scores, search
 from transprune.shrinking.shrink import shrink
+from transprune.tas.bilevel import Bilevel
 from transprune.tas.derivation import derive_with_proof
 from transprune.tas.expected_cost import ExpectedCost
 from transprune.tas.probabilities import Probabilities, certain
@@ -254,9 +256,10 @@ def late(fake, monkeypatch):
     usual, timed = stopwatch.measure_latencies, []
 
     def slower(networks, *arguments, **named):
-        timed.append(networks["chosen"])
+        first, other = networks
+        timed.extend([networks["chosen"]] if other == "chosen" else [])
         found = usual(networks, *arguments, **named)
-        return {**found, "chosen": replace(found["chosen"], latency_ms=LATE * found["chosen"].latency_ms)}
+        return {first: found[first], other: replace(found[other], latency_ms=LATE * found[other].latency_ms)}
 
     monkeypatch.setattr(stopwatch, "measure_latencies", slower)
     return timed
@@ -338,11 +341,14 @@ def test_the_next_is_derived_within_what_the_clock_leaves(late, rounds, wide):
 def test_what_cannot_be_kept_by_the_clock_is_said(wide, capsys):
     space, full, derive = wide
     limits = [Limit(Predicted(), full // 2)]
-    slower = iter([0.6, 0.58, 0.56, 0.54])
+    one, never = space.random_architecture(0), lambda _: pytest.fail("it need not be timed")
+    assert [Timekeeper(never, known={one: share}).keeps(space, limits, one) for share in (0.51, 0.52)] == [True, False]
+    assert Timekeeper(never).keeps(space, limits, one), "it was not timed"
+    slower = iter([0.6, 0.58, 0.57, 0.56, 0.55])
     found, within = Timekeeper(lambda _: next(slower)).settled("it", space, limits, derive)
-    assert next(slower) == 0.54, "three checks"
+    assert next(slower) == 0.55, "four checks"
     assert space.cost(Predicted(), found.architecture) <= within[0].most < limits[0].most
-    assert "it still takes longer than the budget allows, after 3 checks by the clock" in capsys.readouterr().err
+    assert "it still takes longer than the budget allows, after 4 checks by the clock" in capsys.readouterr().err
     found, within = Timekeeper(lambda _: 100.0).settled("it", space, limits, derive)
     assert within == tuple(limits)
     assert "it takes longer than the budget allows, and nothing less" in capsys.readouterr().err
@@ -385,3 +391,23 @@ def test_a_run_that_goes_on_keeps_what_was_measured(run, late, monkeypatch):
     times = [folder.read_json("result.json")[name] for name in ("student", "teacher")]
     shares = [each["latency_ms"] for each in times]
     assert budget["measured"] == pytest.approx(times[1]["latency"] * shares[0] / shares[1], abs=1)
+
+
+def test_a_contender_that_is_too_slow_by_the_clock_is_not_compared():
+    torch.manual_seed(0)
+    network, data = Residual(), two_colours()
+    options = replace(OPTIONS, epochs=1, start="model", alignment="pad", prior="scores")
+    space = inspect(network, torch.zeros(1, *data.image_size))
+    limits = [Limit(Predicted(), space.macs(space.full_architecture()) // 2)]
+    prior = prior_from_scores(network, data, options, space=space, limits=limits)
+    bilevel = Bilevel(network, data, options, space=space, limits=limits, prior=prior)
+    smallest = space.smallest_architecture()
+
+    def compared(*slow):
+        keeper = Timekeeper(lambda _: 0.5, checks=0, known=dict.fromkeys(slow, 0.52))
+        return {each.name: each.architecture for each in contenders(bilevel, smallest, limits, keeper)}
+
+    every = compared()
+    assert {SEARCHED, SCORES} < set(every)
+    assert set(compared(prior.architecture)) == {name for name in every if every[name] != prior.architecture}
+    assert compared(*every.values()) == every, "one has to be taken"

@@ -324,7 +324,7 @@ class LatencyOptions:
     """Random whole networks that the model is checked against."""
     bound: float = 0.15
     """Largest median error of the model, as a share of the measured latency, with which a search trusts it."""
-    checks: int = 3
+    checks: int = 4
     """Architectures that are timed, at most, for one choice within a budget: what takes longer is derived anew within
     less. 0: the prediction is believed."""
     remeasure: bool = False

@@ -282,7 +282,7 @@ class Timekeeper:
         for check in range(1, self.checks + 1):
             predicted = space.cost(cost, architecture(found))
             share = self._share(what, check, architecture(found), predicted / full, most / full)
-            if share <= (1 + CLOCK_TOLERANCE) * most / full:
+            if self.keeps(space, asked, architecture(found)):
                 break
             if check == self.checks:
                 _warn(
@@ -298,6 +298,15 @@ class Timekeeper:
                 _warn(f"latency: {what} takes longer than the budget allows, and nothing less: {error}")
                 break
         return found, limits
+
+    def keeps(self, space: SearchSpace, asked: Sequence[Limit], architecture: Architecture) -> bool:
+        """Whether an architecture keeps a limit of time by the clock, as what was not timed does; in all processes."""
+        share = processes.from_first(lambda: self.known.get(architecture, 0.0))
+        return all(
+            share <= (1 + CLOCK_TOLERANCE) * limit.most / space.cost(limit.cost, space.full_architecture())
+            for limit in asked
+            if limit.cost.kind == "latency"
+        )
 
     def _share(self, what: str, check: int, architecture: Architecture, predicted: float, allowed: float) -> float:
         """The measured share of an architecture, the same in all processes."""

@@ -68,7 +68,8 @@ def contenders(
     Deviation: the paper's student begins anew. Here it goes on from what did best in the trial (`Contender.student`).
 
     Returns:
-        None of them where the search knew nothing beforehand; without the uniform widths where none are in the budget.
+        None of them where the search knew nothing beforehand; without the uniform widths where none are in the budget,
+        and without what takes longer than a budget of time allows, if not all do.
     """
     if bilevel.prior is None:
         return ()
@@ -83,6 +84,8 @@ def contenders(
             lambda within: uniform_architecture(bilevel.space, within),
             architecture=lambda found: found,
         )
+    in_time = {name: each for name, each in found.items() if keeper.keeps(bilevel.space, limits, each)}
+    found = in_time or found
     reading = read_for(prior.network, prior.samples, bilevel.space)
     with evaluation_mode(prior.network):
         targets = record_targets(prior.network, Program(reading), inputs_for(prior.network, prior.samples))
