@@ -99,6 +99,7 @@ def find_budget(
         samples=(options.compress or CompressOptions()).samples,
         space=material.space,
         costs=material.costs,
+        latency=options.latency,
         task=material.task,
         by_loss=options.compress is not None and options.compress.by_loss,
         repair=options.compress is None or options.compress.repair,

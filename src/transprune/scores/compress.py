@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect as python
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -226,6 +226,7 @@ def smallest(
     model = model if device is None else copied(model).to(choose_device(device, model))
     data = as_data(data, task)
     whole = evaluate(model, data, task=task)
+    by_clock = latency or LatencyOptions()
 
     def compressed(step: int, known: Compression | None = None, *, repair: bool = repair) -> Compression:
         return compress(
@@ -235,7 +236,7 @@ def smallest(
             samples=samples,
             space=space,
             costs=costs if known is None else {kind: known.limits[0].cost},
-            latency=latency,
+            latency=by_clock if known is not None else replace(by_clock, checks=0),
             task=task,
             scores=known or (),
             by_loss=by_loss,
