@@ -4,6 +4,7 @@ import copy
 import json
 import random
 import re
+from dataclasses import replace
 from inspect import getsourcelines
 from pathlib import Path
 
@@ -53,6 +54,7 @@ from transprune.errors import ModelError, OptionError
 from transprune.models.resnet import resnet
 from transprune.reading.inspection import inspect
 from transprune.reading.trace import operator, trace
+from transprune.shrinking.shrink import shrink
 from transprune.space import SearchSpace
 
 
@@ -360,23 +362,41 @@ def bare_layers() -> nn.Module:
     return Classifier(4, ConvNorm(3, 4), nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)))
 
 
-def container_of_another_class() -> nn.Module:
-    class OwnForward(nn.Sequential):
-        def forward(self, features: Tensor) -> Tensor:
-            return super().forward(features) * 2
-
-    return Classifier(4, ConvNorm(3, 4), OwnForward(PlainBlock(4), PlainBlock(4)))
-
-
 @pytest.mark.parametrize(
     "network",
     [
         *(Tapped, FedFromOutside, two_classes, changing_width, changing_size, single_block, bare_layers),
-        *(container_of_another_class, repeated_block),
+        repeated_block,
     ],
 )
 def test_there_is_no_stage_where_blocks_cannot_be_cut_from_the_end(network):
     assert inspect(network(), example()).stages == ()
+
+
+def test_blocks_may_go_from_a_container_with_a_forward_of_its_own():
+    class Doubled(nn.Sequential):
+        def forward(self, features: Tensor) -> Tensor:
+            return super().forward(features) * 2
+
+    blocks = [PlainBlock(4), PlainBlock(4)]
+    network = Classifier(4, ConvNorm(3, 4), Doubled(*blocks)).eval()
+    space = inspect(network, example())
+    assert [(stage.name, stage.depth) for stage in space.stages] == [("body.1", 2)]
+    student = shrink(network, replace(space.full_architecture(), depths={"body.1": 1}), example())
+    network.body[1] = Doubled(blocks[0])
+    assert torch.equal(student(example()), network(example()))
+
+
+def test_blocks_may_go_from_a_network_that_is_their_container():
+    stem, blocks, head = ConvNorm(3, 4), [PlainBlock(4), PlainBlock(4), PlainBlock(4)], nn.Conv2d(4, 2, 1)
+    network = nn.Sequential(stem, *blocks, head).eval()
+    space = inspect(network, example())
+    assert [(stage.name, stage.blocks) for stage in space.stages] == [("1-3", ("1", "2", "3"))]
+    student = shrink(network, replace(space.full_architecture(), depths={"1-3": 1}), example())
+    assert type(student) is nn.Sequential
+    assert torch.equal(student(example()), nn.Sequential(stem, blocks[0], head).eval()(example()))
+    repeated = inspect(nn.Sequential(stem, blocks[0], blocks[0], head), example())
+    assert any("'1' stands in it 2 times" in fixed.reason for fixed in repeated.fixed)
 
 
 def test_the_first_block_of_a_stage_may_change_the_shape():

@@ -95,14 +95,16 @@ def find_stages(trace: Trace) -> Stages:
     containers: list[_Container] = []
     missed: dict[str, str] = {}
     for name, module in trace.model.named_modules():
-        if not name or not isinstance(module, CONTAINERS):
+        if not isinstance(module, CONTAINERS):
             continue
         children, entries = list(module.named_children()), list(module._modules.values())
         if len(children) == len(entries):
             containers.append(_Container(trace, name, children, calls))
         for each, child in children:
             if entries.count(child) > 1 and _is_block(child):
-                missed[name] = f"'{name}.{each}' stands in it {entries.count(child)} times, with the same weights"
+                missed[name] = (
+                    f"{f'{name}.{each}'.lstrip('.')!r} stands in it {entries.count(child)} times, with the same weights"
+                )
     found = [run for container in containers for run in container.stages()]
     stages: list[BlockRun] = []
     for run in found:
@@ -120,7 +122,7 @@ def find_stages(trace: Trace) -> Stages:
     order = {node: position for position, node in enumerate(trace.calls)}
     runs = sorted(stages, key=lambda stage: order[stage.exits[0]])
     outside = {name: why for name, why in missed.items() if not any(is_inside(name, block) for block in inside)}
-    return Stages(tuple(runs), tuple(outside.items()))
+    return Stages(tuple(runs), tuple((name or "the network itself", why) for name, why in outside.items()))
 
 
 def calls_by_path(trace: Trace) -> dict[str, list[fx.Node]]:
@@ -140,8 +142,8 @@ class _Container:
         self, trace: Trace, name: str, children: Sequence[tuple[str, nn.Module]], calls: Mapping[str, list[fx.Node]]
     ) -> None:
         self.trace, self.name = trace, name
-        self.nodes = {f"{name}.{each}": frozenset(calls.get(f"{name}.{each}", ())) for each, _ in children}
-        modules = {f"{name}.{each}": module for each, module in children}
+        modules = {f"{name}.{each}".lstrip("."): module for each, module in children}  # the network has an empty name
+        self.nodes = {path: frozenset(calls.get(path, ())) for path in modules}
         self.blocks = {path: modules[path] for path in self._as_they_run(list(modules))}
 
     def _as_they_run(self, paths: Sequence[str]) -> list[str]:
@@ -263,7 +265,7 @@ class _Container:
         if _is_changed_in_place(exits[-1], members[-1]) and len({operator(node) for node in exits}) > 1:
             return  # the reader overwrites it, but at another depth autograd may need it
         last = run[-1].rsplit(".", 1)[-1]
-        name = self.name if len(run) == len(self.blocks) else f"{run[0]}-{last}"
+        name = (len(run) == len(self.blocks) and self.name) or f"{run[0]}-{last}"
         whole = BlockRun(
             name=name,
             container=self.name,
