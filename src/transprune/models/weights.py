@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transprune.errors import ModelError
 from transprune.models.resnet import OUTSIDE_STAGES, ResNet, is_torchvision_resnet, pooled_shortcuts, renamed
 from transprune.runtime.files import expanded
+from transprune.runtime.structures import copied
 
 COUNT = "num_batches_tracked"
 """The buffer in which a batch norm counts batches."""
@@ -67,6 +68,12 @@ class Weights:
     def is_whole(self) -> bool:
         """Whether the model gets all of its weights."""
         return not self.missing and not self.reshaped and not self.misplaced
+
+    def put_into(self, model: nn.Module) -> nn.Module:
+        """A copy of the model with these weights, as far as they fit."""
+        found = copied(model)
+        found.load_state_dict(self.tensors, strict=False)
+        return found
 
     @property
     def misfit(self) -> str:

@@ -36,7 +36,7 @@ from transprune.runs.run import Run, costs_in, logging_to, record_start
 from transprune.runs.run_options import RunOptions
 from transprune.runtime import FolderLock, RunFolder, announce, choose_device, processes, to_plain
 from transprune.runtime.environment import environment
-from transprune.runtime.structures import as_inputs, copied, emptied, filled, of_plan, tensors_in, to_plan
+from transprune.runtime.structures import as_inputs, emptied, filled, of_plan, tensors_in, to_plan
 from transprune.scores.compress import check_enough, drawn, gather_labelled, smallest
 from transprune.scores.rounds import Compression, compress_by_scores
 from transprune.scores.score import Scores
@@ -86,6 +86,7 @@ def find_budget(
     chosen = choose_device(device)
     material = collect(replace(options, budget=(f"{kind}=1",)), chosen)
     model = _trained(material)
+    how = options.compress or CompressOptions()
     short = max(1, options.distill.epochs // TRIAL)
     brief = replace(options.distill, epochs=short, warm_up_epochs=short / 10, evaluate_every=short)
     found = smallest(
@@ -96,13 +97,13 @@ def find_budget(
         train=None
         if options.compress
         else lambda student: distill(student, model, material.data, brief, task=material.task),
-        samples=(options.compress or CompressOptions()).samples,
+        samples=how.samples,
         space=material.space,
         costs=material.costs,
         latency=options.latency,
         task=material.task,
-        by_loss=options.compress is not None and options.compress.by_loss,
-        repair=options.compress is None or options.compress.repair,
+        by_loss=how.by_loss,
+        repair=how.repair,
         seed=options.seed,
     )
     tried = [{**asdict(each), "budget": str(each.budget)} for each in found.tried]
@@ -151,9 +152,7 @@ def _trained(material: Material) -> nn.Module:
             f"cannot use --lose with {material.options.data!r}: what is lost is seen from labels; expected data with "
             "labels, or an amount, such as --budget macs=0.5"
         )
-    model = copied(material.model)
-    model.load_state_dict(weights.tensors, strict=False)
-    return model
+    return weights.put_into(material.model)
 
 
 def compress_step(run: Run) -> None:

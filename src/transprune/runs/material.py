@@ -255,9 +255,7 @@ def judge_teacher(material: Material, device: torch.device) -> GivenTeacher | No
     weights, data = material.weights, told_apart(material)
     if weights is None or not weights.is_whole or data is None or not data.is_labelled:
         return None
-    teacher = copied(material.model)
-    teacher.load_state_dict(weights.tensors, strict=False)
-    teacher.to(device)
+    teacher = weights.put_into(material.model).to(device)
     shown = _spread(data.test, LOOKED_AT)
     found = _answered(teacher, replace(data, test=shown), device)
     top1, doubts = _top1(found, shown.labels), []

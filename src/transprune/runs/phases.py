@@ -215,8 +215,6 @@ def _given_teacher(run: Run) -> Start:
     weights = run.weights
     if weights is None:
         return Start(run.model)
-    teacher = copied(run.model)
-    teacher.load_state_dict(weights.tensors, strict=False)
     what = "The teacher is not trained" if weights.is_whole else "The teacher is trained from the given weights"
     misfit = f"; of {run.options.weights} did not fit: {weights.misfit}" if weights.misfit else ""
     run.decide(
@@ -227,7 +225,7 @@ def _given_teacher(run: Run) -> Start:
         left_out=weights.left_out,
         reshaped=weights.reshaped,
     )
-    return Start(teacher)
+    return Start(weights.put_into(run.model))
 
 
 def _note_on_teacher(material: Material) -> str:
