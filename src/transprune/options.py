@@ -301,6 +301,11 @@ CLOCK_TOLERANCE = 0.02
 differ by that much."""
 
 
+def is_in_time(measured: float, allowed: float) -> bool:
+    """Whether a measured time keeps to what is allowed, as well as a clock can tell; both in one unit."""
+    return measured <= (1 + CLOCK_TOLERANCE) * allowed
+
+
 @dataclass(frozen=True, kw_only=True)
 class LatencyOptions:
     """Where latency is measured, how thoroughly, and how far its model may be off."""

@@ -21,9 +21,10 @@ from torch import nn
 
 from transprune.architecture import Architecture
 from transprune.budget import Limit
+from transprune.costs import Cost
 from transprune.errors import BudgetError, LatencyError
 from transprune.latency.backends import Backend, Call, make_backend
-from transprune.options import CLOCK_TOLERANCE, LEAST_REPEATS, LatencyOptions
+from transprune.options import LEAST_REPEATS, LatencyOptions, is_in_time
 from transprune.reading.networks import switched, unwrapped
 from transprune.reading.reading import read_for
 from transprune.reading.trace import Example, rebatched, sample_axes
@@ -303,7 +304,7 @@ class Timekeeper:
         """Whether an architecture keeps a limit of time by the clock, as what was not timed does; in all processes."""
         share = processes.from_first(lambda: self.known.get(architecture, 0.0))
         return all(
-            share <= (1 + CLOCK_TOLERANCE) * limit.most / space.cost(limit.cost, space.full_architecture())
+            is_in_time(share, limit.most / space.cost(limit.cost, space.full_architecture()))
             for limit in asked
             if limit.cost.kind == "latency"
         )
@@ -316,7 +317,7 @@ class Timekeeper:
                 return self.known[architecture]
             share = self.time_share(architecture)
             said = f"{100 * share:.1f} % of the unpruned network's time, {100 * predicted:.1f} % predicted"
-            is_kept = share <= (1 + CLOCK_TOLERANCE) * allowed
+            is_kept = is_in_time(share, allowed)
             wanted = f"{100 * allowed:.1f} % allowed{'' if is_kept else ': too slow'}"
             announce(f"latency: {what} takes {said}, {wanted}")
             log.info("latency: check %d of %s by the clock: %s, %s", check, what, said, wanted)
@@ -347,11 +348,19 @@ UNTIMED = Timekeeper(lambda _: 0.0, checks=0)
 """Leaves the word to the prediction."""
 
 
+def how_timed(costs: Mapping[str, Cost], latency: LatencyOptions | None) -> LatencyOptions | None:
+    """How what is chosen is timed: as asked for, else by the defaults.
+
+    None: not at all, because the costs have a model of latency already, and nobody says how that was measured.
+    """
+    return latency if latency is not None or "latency" in costs else LatencyOptions()
+
+
 def timekeeper(
     model: nn.Module,
     space: SearchSpace,
     example: Example,
-    options: LatencyOptions,
+    options: LatencyOptions | None,
     *,
     device: torch.device | str | None = None,
     known: Mapping[Architecture, float] | None = None,
@@ -363,11 +372,13 @@ def timekeeper(
         model: The unpruned network; untouched.
         space: Its search space.
         example: An input batch, or a tuple of the forward's positional arguments; its first sample is used.
-        options: What times them, and how many.
+        options: What times them, and how many; None: nothing is timed.
         device: Where torch computes, with the backend `torch`; None: where the model is.
         known: As of `Timekeeper`.
         on_check: As of `Timekeeper`.
     """
+    if options is None:
+        return UNTIMED
 
     def time_share(architecture: Architecture) -> float:
         unpruned = copied(unwrapped(model)).cpu()

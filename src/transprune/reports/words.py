@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from transprune.costs import in_bytes
-from transprune.options import CLOCK_TOLERANCE
+from transprune.options import is_in_time
 from transprune.reports.run_record import PHASES, RunRecord, number, part
 from transprune.runtime.terminal import milliseconds
 from transprune.tas.probabilities import UNDECIDED
@@ -73,7 +73,7 @@ def spent(budget: Mapping[str, Any]) -> float:
 def is_kept(budget: Mapping[str, Any]) -> bool:
     """Whether a budget of `result.json` is kept; by a clock as well as that can tell."""
     most = number(budget.get("target")) or 0.0
-    return spent(budget) <= most * (1 + CLOCK_TOLERANCE if "measured" in budget else 1)
+    return is_in_time(spent(budget), most) if "measured" in budget else spent(budget) <= most
 
 
 def foretold(budget: Mapping[str, Any]) -> str:
@@ -122,7 +122,7 @@ def other_times(result: Mapping[str, Any], folder: Path | str) -> list[str]:
             f"The machine was {was} in the end than when it was measured for the budget (the teacher takes "
             f"{milliseconds(1e6 * taken)} now, and took {milliseconds(before)}): compare shares, not milliseconds."
         )
-    if most is not None and takes is not None and takes / taken > (1 + CLOCK_TOLERANCE) * most / before:
+    if most is not None and takes is not None and not is_in_time(takes / taken, most / before):
         found.append(
             f"Measured, the student takes {percent(takes / taken)} of the time of the teacher, and "
             f"{percent(most / before)} is allowed: measure again while the machine does nothing else "

@@ -16,7 +16,7 @@ from transprune.costs import COSTS, Cost
 from transprune.data import ImageData, LoaderData, make_loader
 from transprune.errors import BudgetError, DataError
 from transprune.latency.measurement import costs_for
-from transprune.latency.stopwatch import UNTIMED, timekeeper
+from transprune.latency.stopwatch import how_timed, timekeeper
 from transprune.options import LEAST_SAMPLES, CompressOptions, LatencyOptions
 from transprune.reading.inspection import inspect
 from transprune.reading.networks import unwrapped
@@ -112,9 +112,7 @@ def compress(
     example = on_device(sliced(inputs, slice(0, 1), samples_in(inputs, axis=axes), axes), "cpu")
     space = space or inspect(copied(model).cpu(), example, removable="branches")
     task.check_axis(read(model, example, space.reading).trace.axes)
-    keeper = UNTIMED
-    if latency is not None or "latency" not in costs:
-        keeper = timekeeper(model, space, example, latency or LatencyOptions())
+    keeper = timekeeper(model, space, example, how_timed(costs, latency))
     costs = costs_for(budgets, model, space, example, costs=costs, latency=latency)
     limits = tuple(each.limit(space, costs) for each in budgets)
     check_attainable(space, limits)
@@ -226,7 +224,7 @@ def smallest(
     model = model if device is None else copied(model).to(choose_device(device, model))
     data = as_data(data, task)
     whole = evaluate(model, data, task=task)
-    by_clock = latency or LatencyOptions()
+    by_clock = how_timed(costs, latency)
 
     def compressed(step: int, known: Compression | None = None, *, repair: bool = repair) -> Compression:
         return compress(
@@ -236,7 +234,7 @@ def smallest(
             samples=samples,
             space=space,
             costs=costs if known is None else {kind: known.limits[0].cost},
-            latency=by_clock if known is not None else replace(by_clock, checks=0),
+            latency=by_clock if known is not None or by_clock is None else replace(by_clock, checks=0),
             task=task,
             scores=known or (),
             by_loss=by_loss,

@@ -16,7 +16,7 @@ from transprune.architecture import Architecture
 from transprune.budget import Budget, Limit, parse_budgets
 from transprune.costs import COSTS, Cost
 from transprune.latency.measurement import costs_for
-from transprune.latency.stopwatch import UNTIMED, Timekeeper, timekeeper
+from transprune.latency.stopwatch import UNTIMED, Timekeeper, how_timed, timekeeper
 from transprune.options import DEFAULT_PRESET, LatencyOptions, SearchOptions, from_preset
 from transprune.reading.inspection import inspect
 from transprune.reading.networks import switched, unwrapped
@@ -251,9 +251,7 @@ def search(
     data = as_data(data, task, batch_size=options.batch_size, is_tested=False)
     space = space or inspect(copied(unwrapped(model)).cpu(), example_of(data), removable=options.removable)
     device = choose_device(setup.device)
-    keeper = UNTIMED
-    if latency is not None or "latency" not in costs:
-        keeper = timekeeper(model, space, example_of(data), latency or LatencyOptions(), device=device)
+    keeper = timekeeper(model, space, example_of(data), how_timed(costs, latency), device=device)
     costs = costs_for(budgets, model, space, example_of(data), costs=costs, latency=latency, device=device)
     limits = tuple(each.limit(space, costs) for each in budgets)
     check_attainable(space, limits)
