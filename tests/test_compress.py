@@ -1,5 +1,6 @@
 """A network made smaller without training: in Python, on the command line, and at another budget."""
 
+import copy
 import json
 from unittest import mock
 
@@ -219,6 +220,40 @@ def test_a_whole_result_saves_reading_the_network_again(half, trained, digits, m
     by_result = transprune.compress(trained, digits, "macs=0.3", samples=128, scores=half)
     assert by_result.architecture == by_scores.architecture
     assert by_result.moved == by_scores.moved
+
+
+def test_another_budget_runs_the_unpruned_network_no_more(half, trained, digits, monkeypatch):
+    calls = []
+    monkeypatch.setattr("transprune.scores.evidence.record_targets", lambda *_: calls.append(1) or pytest.fail("ran"))
+    transprune.compress(trained, digits, "macs=0.4", samples=128, scores=half)
+    assert not calls
+
+
+@pytest.mark.parametrize("changed", ["weights", "buffers", "samples", "number of samples"])
+def test_what_was_seen_of_another_network_or_other_samples_is_not_taken(half, trained, digits, changed):
+    network, seed, samples = trained, 0, 128
+    with torch.no_grad():
+        if changed == "weights":
+            network = copy.deepcopy(trained)
+            kept = transprune.compress(network, digits, "macs=0.5", samples=samples)
+            network[0].weight.data *= 1.5
+        elif changed == "buffers":
+            network = copy.deepcopy(trained)
+            kept = transprune.compress(network, digits, "macs=0.5", samples=samples)
+            next(network.buffers()).data += 0.5
+        else:
+            kept, seed, samples = half, int(changed == "samples"), 96 if changed == "number of samples" else 128
+    found = transprune.compress(network, digits, "macs=0.4", samples=samples, scores=kept, seed=seed)
+    anew = transprune.compress(network, digits, "macs=0.4", samples=samples, scores=kept.scores, seed=seed)
+    assert found.halves is not kept.halves
+    assert found.moved == anew.moved
+
+
+def test_what_was_seen_is_not_kept_where_it_is_large(trained, digits, monkeypatch):
+    monkeypatch.setattr("transprune.scores.rounds.MOST_BYTES", 1000)
+    kept = transprune.compress(trained, digits, "macs=0.5", samples=128)
+    assert kept.halves is None
+    assert transprune.compress(trained, digits, "macs=0.4", samples=128, scores=kept).spent
 
 
 def test_repair_can_be_left_out_and_is_worth_something(half, trained, digits):

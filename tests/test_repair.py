@@ -13,7 +13,16 @@ from compressible import CASES, made
 from transprune import Architecture, inspect, shrink
 from transprune.reading.execution import Program
 from transprune.reading.reading import read
-from transprune.scores.least_squares import Moments, as_matrix, as_weight, fit, inputs_at, outputs_at, shift_of
+from transprune.scores.least_squares import (
+    Moments,
+    as_matrix,
+    as_weight,
+    centre,
+    fit,
+    inputs_at,
+    outputs_at,
+    shift_of,
+)
 from transprune.scores.refit import fitted_layers, repair
 
 
@@ -92,7 +101,7 @@ def test_what_a_convolution_reads_is_what_it_multiplies() -> None:
 def test_a_fit_is_the_least_squares_solution() -> None:
     torch.manual_seed(0)
     inputs, wanted = torch.randn(1, 50, 4).double(), torch.randn(50, 3).double()
-    moments = Moments.of(inputs, wanted, has_shift=True)
+    moments = Moments.of(*centre(inputs, has_shift=True), wanted, has_shift=True)
     found = fit(moments, torch.zeros(1, 4, 3), ridge=1e-12)
     solved = torch.linalg.lstsq(torch.cat([inputs[0], torch.ones(50, 1)], dim=1), wanted).solution
     torch.testing.assert_close(found[0], solved[:4])

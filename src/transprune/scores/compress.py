@@ -105,9 +105,9 @@ def compress(
     budgets = parse_budgets(budget)
     place, model = choose_device(device, model), unwrapped(model)
     model = model if device is None else copied(model).to(place)
-    task = task or classification()
+    task, seen = task or classification(), None
     if isinstance(scores, Compression):
-        space, scores = space or scores.space, scores.scores
+        space, seen, scores = space or scores.space, scores.halves, scores.scores
     inputs, axes, right = gather_labelled(model, data, samples, task=task, seed=seed, has_labels=by_loss)
     example = on_device(sliced(inputs, slice(0, 1), samples_in(inputs, axis=axes), axes), "cpu")
     space = space or inspect(copied(model).cpu(), example, removable="branches")
@@ -125,6 +125,7 @@ def compress(
         targets=right,
         measure=measure,
         scores=scores,
+        seen=seen,
         repair=repair,
         timekeeper=keeper,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,7 +18,7 @@ from transprune.reading.execution import Program
 from transprune.reading.layouts import Sizes, groups_of, is_searched, kept_of
 from transprune.reading.reading import Reading
 from transprune.reading.trace import Example
-from transprune.runtime.structures import called, sliced
+from transprune.runtime.structures import called, sliced, tensors_in
 from transprune.scores.least_squares import Moments, as_matrix, as_weight, fit, shift_of
 from transprune.scores.refit import RIDGE, RUNNING_MEAN, FittedLayer, Refit, Targets, fitted_layers, record_targets
 from transprune.shrinking.sort import channel_orders, tied_groups, units_of
@@ -71,10 +72,11 @@ class Halves:
     """
 
     def __init__(self, network: nn.Module, program: Program, inputs: Example) -> None:
-        self.network, self.program = network, program
+        self.network, self.program, self.all_inputs = network, program, inputs
         self.inputs = program.reading.trace.some_of(inputs, slice(0, None, 2))
         """Those that layers are fitted on."""
         self._others = program.reading.trace.some_of(inputs, slice(1, None, 2))
+        self._weights = _digest(network)
 
     @cached_property
     def targets(self) -> Targets:
@@ -82,10 +84,41 @@ class Halves:
         return record_targets(self.network, self.program, self.inputs)
 
     @cached_property
+    def all_targets(self) -> Targets:
+        """What the unpruned network gives for all samples."""
+        return record_targets(self.network, self.program, self.all_inputs)
+
+    @cached_property
     def others(self) -> OtherSamples:
         """What candidates are tried on."""
         with torch.no_grad():
             return OtherSamples(self._others, called(self.network, self._others))
+
+    @property
+    def bytes(self) -> int:
+        """The memory that is taken by the samples and by what was recorded of them."""
+        known = [each for each in vars(self).values() if isinstance(each, Targets)]
+        recorded = [tensor for targets in known for tensor in targets.wanted.values()]
+        return sum(tensor.nbytes for tensor in (*recorded, *tensors_in(self.all_inputs)))
+
+    def are_of(self, network: nn.Module, program: Program, inputs: Example) -> bool:
+        """Whether they are the same samples of the same network, with the weights that it has now."""
+        here, there = (list(tensors_in(each)) for each in (self.all_inputs, inputs))
+        return (
+            self.network is network
+            and self.program.reading.trace is program.reading.trace
+            and len(here) == len(there)
+            and all(a.device == b.device and torch.equal(a, b) for a, b in zip(here, there, strict=True))
+            and self._weights == _digest(network)
+        )
+
+
+def _digest(network: nn.Module) -> bytes:
+    """A digest of a network's weights and buffers, which changes with any of them."""
+    digest = hashlib.blake2b()
+    for tensor in (*network.parameters(), *network.buffers()):
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.digest()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 ROWS = 8192
 """Places (samples × positions) that a layer is fitted on, drawn at random where there are more."""
@@ -50,17 +49,22 @@ def inputs_at(arguments: dict[str, Any], spatial: tuple[int, ...], places: Tenso
         return rows
     kernel = arguments["weight"].shape[2:]
     stride, dilation = (_for_each(arguments[name], kernel) for name in ("stride", "dilation"))
-    padded = F.pad(inputs, _margins(arguments["padding"], kernel, dilation))
-    first, offsets = torch.zeros_like(places), torch.zeros(1, dtype=torch.int64, device=inputs.device)
+    margins = _margins(arguments["padding"], kernel, dilation)
+    extents = inputs.shape[2:]
     left, steps = places % prod(spatial), prod(spatial)
-    for size, length, step, apart, extent in zip(spatial, kernel, stride, dilation, padded.shape[2:], strict=True):
+    at = torch.zeros_like(places)[:, None]
+    is_inside = torch.ones_like(at, dtype=torch.bool)
+    for size, length, step, apart, extent, margin in zip(
+        spatial, kernel, stride, dilation, extents, margins, strict=True
+    ):
         steps //= size
-        first = first * extent + left // steps * step
+        here = (left // steps * step - margin)[:, None] + torch.arange(length, device=inputs.device) * apart
         left = left % steps
-        taps = torch.arange(length, device=inputs.device) * apart
-        offsets = (offsets[:, None] * extent + taps).reshape(-1)
+        at = (at[:, :, None] * extent + here.clamp(0, extent - 1)[:, None]).flatten(1)
+        is_inside = (is_inside[:, :, None] & ((here >= 0) & (here < extent))[:, None]).flatten(1)
     samples = (places // prod(spatial))[:, None]
-    read = padded.flatten(2)[samples, :, first[:, None] + offsets]  # [places, kernel, channels]
+    read = inputs.flatten(2)[samples, :, at]  # [places, kernel, channels]
+    read.masked_fill_(~is_inside[:, :, None], 0)
     groups: int = arguments["groups"]
     patches: Tensor = read.unflatten(2, (groups, -1)).permute(2, 0, 3, 1).flatten(2)
     return patches
@@ -72,15 +76,12 @@ def _for_each(value: Any, kernel: torch.Size) -> list[int]:
 
 
 def _margins(padding: Any, kernel: torch.Size, dilation: list[int]) -> list[int]:
-    """Rows and columns of zeros, as `torch.nn.functional.pad` takes them."""
+    """Zeros before the first row, column and so on."""
     if padding == "valid":
-        return [0] * (2 * len(kernel))
+        return [0] * len(kernel)
     if padding == "same":
-        spans = [apart * (length - 1) for length, apart in zip(kernel, dilation, strict=True)]
-        pairs = [(span // 2, span - span // 2) for span in spans]
-    else:
-        pairs = [(margin, margin) for margin in _for_each(padding, kernel)]
-    return [margin for pair in reversed(pairs) for margin in pair]
+        return [apart * (length - 1) // 2 for length, apart in zip(kernel, dilation, strict=True)]
+    return _for_each(padding, kernel)
 
 
 @dataclass(frozen=True)
@@ -97,25 +98,23 @@ class Moments:
     """The same of inputs and wanted outputs [groups, inputs, outputs]."""
 
     @classmethod
-    def of(cls, inputs: Tensor, outputs: Tensor, *, has_shift: bool) -> Moments:
-        """Those of inputs [groups, places, inputs] and wanted outputs [places, groups × outputs]."""
-        centred, mean = _centred(inputs, has_shift=has_shift)
-        gram = centred.mT @ centred / inputs.shape[1]
+    def of(cls, centred: Tensor, mean: Tensor, outputs: Tensor, *, has_shift: bool) -> Moments:
+        """Those of inputs that `centre` has centred, and of wanted outputs [places, groups × outputs]."""
+        gram = centred.mT @ centred / centred.shape[1]
         return cls._of(centred, mean.double(), gram.double(), outputs, has_shift=has_shift)
 
-    def wanting(self, inputs: Tensor, outputs: Tensor, *, has_shift: bool) -> Moments:
+    def wanting(self, centred: Tensor, outputs: Tensor, *, has_shift: bool) -> Moments:
         """Those of the same inputs where other outputs are wanted."""
-        centred, _ = _centred(inputs, has_shift=has_shift)
         return self._of(centred, self.inputs, self.gram, outputs, has_shift=has_shift)
 
     @classmethod
     def _of(cls, centred: Tensor, mean: Tensor, gram: Tensor, outputs: Tensor, *, has_shift: bool) -> Moments:
-        wanted, wanted_mean = _centred(outputs.unflatten(1, (len(centred), -1)).movedim(1, 0), has_shift=has_shift)
+        wanted, wanted_mean = centre(outputs.unflatten(1, (len(centred), -1)).movedim(1, 0), has_shift=has_shift)
         cross = centred.mT @ wanted / centred.shape[1]
         return cls(mean, wanted_mean.double(), gram, cross.double())
 
 
-def _centred(values: Tensor, *, has_shift: bool) -> tuple[Tensor, Tensor]:
+def centre(values: Tensor, *, has_shift: bool) -> tuple[Tensor, Tensor]:
     """Values [groups, places, channels] with their means taken off, and these; as they are where nothing is added."""
     if not has_shift:
         return values, values.new_zeros(len(values), values.shape[2])

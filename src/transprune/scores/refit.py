@@ -22,7 +22,7 @@ from transprune.architecture import Architecture
 from transprune.errors import DataError, TranspruneError, first_line
 from transprune.reading.coupling import PRODUCERS, Arguments, Function, Use
 from transprune.reading.execution import Program, Step, Surroundings
-from transprune.reading.layouts import Layout, Sizes, is_searched, kept_of
+from transprune.reading.layouts import Layout, Order, Sizes, is_searched, kept_of
 from transprune.reading.networks import unwrapped
 from transprune.reading.reading import Reading, read
 from transprune.reading.stages import BlockRun
@@ -32,6 +32,7 @@ from transprune.scores.least_squares import (
     Moments,
     as_matrix,
     as_weight,
+    centre,
     draw_places,
     fit,
     inputs_at,
@@ -223,6 +224,8 @@ class Refit(_Fitted):
         targets: What the unpruned network gives.
         only: The layers to fit; None: all.
         ridge: How strongly fitted weights are drawn towards those that were there.
+        units: The unpruned network's units of each group, in the order in which the run's were cut; None: as the run
+            has them.
     """
 
     def __init__(
@@ -232,10 +235,11 @@ class Refit(_Fitted):
         *,
         only: Collection[fx.Node] | None = None,
         ridge: float = RIDGE,
+        units: Order | None = None,
     ) -> None:
         self.moments: dict[fx.Node, Moments] = {}
         """Of each layer that was fitted, its own outputs being wanted."""
-        self._targets, self._ridge = targets, ridge
+        self._targets, self._ridge, self._units = targets, ridge, units or run.order
         self._begun: dict[fx.Node, _Begun] = {}
         layers = [layer for node, layer in fitted_layers(run.program.reading).items() if only is None or node in only]
         watches: dict[fx.Node, Any] = {layer.node: partial(self._fit, layer) for layer in layers}
@@ -256,14 +260,14 @@ class Refit(_Fitted):
         spatial = tuple(shape(layer.node) or ())[2:] if "groups" in arguments else ()
         places = draw_places(_count_places(arguments, spatial))
         inputs = inputs_at(arguments, spatial, places)
-        moments = self.moments[layer.node] = Moments.of(
-            inputs, self._wanted(layer, layer.node), has_shift=layer.has_shift
-        )
+        centred, mean = centre(inputs, has_shift=layer.has_shift)
+        wanted = self._wanted(layer, layer.node)
+        moments = self.moments[layer.node] = Moments.of(centred, mean, wanted, has_shift=layer.has_shift)
         columns = self._columns(layer, weight[0, 0].numel())
         matrix = fit(moments, as_matrix(weight, groups), columns=columns, ridge=self._ridge)
         outputs = function(self._changed(layer, arguments, matrix, moments))
         if layer.total is not None:
-            self._begun[layer.node] = _Begun(arguments, function, inputs, places, columns, matrix)
+            self._begun[layer.node] = _Begun(arguments, function, centred, places, columns, matrix)
         return outputs
 
     def _columns(self, layer: FittedLayer, kernel: int) -> Tensor | None:
@@ -281,22 +285,21 @@ class Refit(_Fitted):
         missing = self._wanted(layer, layer.total) - outputs_at(total, layer.axis, begun.places)
         is_deaf = scale.abs() < 1e-3 * scale.abs().max()
         missing = torch.where(is_deaf, torch.zeros_like(missing), missing / torch.where(is_deaf, 1.0, scale))
-        before = begun.matrix.to(total.dtype)
-        now = (begun.inputs @ before).movedim(0, 1).flatten(1)
-        offset = shift_of(self.moments[layer.node], begun.matrix).to(total.dtype) if layer.has_shift else 0.0
-        wanted = now + offset + missing
-        moments = self.moments[layer.node].wanting(begun.inputs, wanted, has_shift=layer.has_shift)
+        first = self.moments[layer.node]
+        now = (begun.centred @ begun.matrix.to(total.dtype)).movedim(0, 1).flatten(1)
+        wanted = now + first.outputs.flatten().to(total.dtype) + missing
+        moments = first.wanting(begun.centred, wanted, has_shift=layer.has_shift)
         matrix = fit(moments, begun.matrix, columns=begun.columns, ridge=self._ridge)
         weight = begun.arguments["weight"]
         after = self._changed(layer, begun.arguments, matrix, moments)
         change = {**after, "weight": after["weight"] - as_weight(begun.matrix, weight), "bias": None}
         if layer.has_shift:
-            change["bias"] = shift_of(moments, matrix).to(total.dtype) - offset
+            change["bias"] = shift_of(moments, matrix).to(total.dtype) - shift_of(first, begun.matrix).to(total.dtype)
         lasting = begun.function(change)
         return total + lasting * scale.view(-1, *[1] * (total.dim() - layer.axis - 1))
 
     def _wanted(self, layer: FittedLayer, node: fx.Node) -> Tensor:
-        kept = torch.from_numpy(kept_of(layer.outputs, self.sizes, self.run.order))
+        kept = torch.from_numpy(kept_of(layer.outputs, self.sizes, self._units))
         wanted = self._targets.wanted[node]
         return wanted.index_select(1, kept.to(wanted.device))
 
@@ -330,7 +333,7 @@ class _Begun:
 
     arguments: Arguments
     function: Function
-    inputs: Tensor
+    centred: Tensor
     places: Tensor
     columns: Tensor | None
     matrix: Tensor
@@ -387,11 +390,16 @@ def repair_read(
     samples: Example,
     *,
     ridge: float = RIDGE,
+    units: Order | None = None,
 ) -> nn.Module:
-    """`repair` for a network that is read and has run already; for many students of one teacher."""
+    """`repair` for a network that is read and has run already; for many students of one teacher.
+
+    The channels of that network may stand in another order than that in which they were cut: `units` has the latter.
+    """
     repaired, program = copied(student), Program(reading)
     with evaluation_mode(repaired):
-        refit = Refit(PlainRun(repaired, program, sizes_of(architecture, reading)), targets, ridge=ridge)
+        run = PlainRun(repaired, program, sizes_of(architecture, reading))
+        refit = Refit(run, targets, ridge=ridge, units=units)
         program.run(refit, inputs_for(repaired, samples))
     for name, fitted in refit.fitted.items():
         for path in program.aliases.get(name, (name,)):

@@ -27,7 +27,7 @@ from transprune.reading.reading import Reading, read_for
 from transprune.reading.trace import Example, inputs_for
 from transprune.runtime.structures import called, on_device, sliced
 from transprune.scores.evidence import Halves, check_choices, distance_of, gather_evidence
-from transprune.scores.refit import Refit, record_targets, repair_read
+from transprune.scores.refit import Refit, repair_read
 from transprune.scores.score import ABLATION_SAMPLES, Measure, Scores, ablation, scores_of
 from transprune.shrinking.shrink import shrink
 from transprune.shrinking.sort import reorder_channels
@@ -45,6 +45,8 @@ MOST_RUNS = 800
 """Runs without some blocks of a stage, about twice; long stages follow one order alone, each block of it once."""
 TRIES = 4
 """Sets of blocks that are measured on all samples, once the widths are known."""
+MOST_BYTES = 2**28
+"""What is kept of an unpruned network's outputs for another budget."""
 CHECK_SAMPLES = 8
 """Samples on which the smaller network's own forward is held against the operators."""
 
@@ -115,6 +117,8 @@ class Compression:
     """The smaller network; repaired, unless that was switched off."""
     moved: float
     """How far its outputs are from the unpruned network's."""
+    halves: Halves | None = None
+    """What was seen of the unpruned network, for another budget; None where it takes more memory than `MOST_BYTES`."""
 
     @property
     def spent(self) -> tuple[int, ...]:
@@ -153,6 +157,7 @@ def compress_by_scores(
     targets: Any = None,
     measure: Measure = ablation,
     scores: Sequence[Scores] = (),
+    seen: Halves | None = None,
     repair: bool = True,
     timekeeper: Timekeeper = UNTIMED,
     on_round: Callable[[int, Architecture], None] | None = None,
@@ -176,6 +181,7 @@ def compress_by_scores(
             architectures that were found. None: how far the outputs move decides.
         measure: What gives the figures.
         scores: What was scored for another budget; nothing is scored anew then.
+        seen: What was seen of the network for another budget; used if it was the same network and samples.
         repair: Whether the smaller network is repaired; else it has the weights that were left.
         timekeeper: Holds what is found against the clock, where a limit is one of time.
         on_round: Is told the number of each round, from 1, and what it found.
@@ -201,6 +207,7 @@ def compress_by_scores(
             targets=targets,
             measure=measure,
             scores=scores,
+            seen=seen,
             on_round=on_round,
         )
         start = compressing.space
@@ -236,13 +243,15 @@ class _Compressing:
         targets: Any,
         measure: Measure,
         scores: Sequence[Scores],
+        seen: Halves | None,
         on_round: Callable[[int, Architecture], None] | None,
     ) -> None:
         self.on_round = on_round
         self.model, self.reading, self.limits, self.measure = model, reading, limits, measure
         self.program, self.distance = Program(reading), distance_of(task)
         self.inputs = inputs_for(model, samples)
-        self.halves = Halves(model, self.program, self.inputs)
+        is_seen = seen is not None and seen.are_of(model, self.program, self.inputs)
+        self.halves = seen if seen is not None and is_seen else Halves(model, self.program, self.inputs)
         self.task, self.right = task, None
         if targets is not None:
             trace = reading.trace
@@ -264,6 +273,8 @@ class _Compressing:
         # Single changes say least of blocks: what dropping several costs is far more than the sum. So widths alone are
         # tried as well, with the first and the last figures.
         for round in dict.fromkeys((0, len(self.scores) - 1)):
+            if round == best.found.round and self._keeps_blocks(best.found):
+                continue
             derived = self.scores[round].keeping_blocks().derive(self.space, self.limits).architecture
             other = _Place(derived, round)
             if other != best.found and (lost := self._lost(other)) < best.lost:
@@ -279,7 +290,13 @@ class _Compressing:
                 place = _Place(figures.derive(self.space, self.limits).architecture, round)
                 if place not in places:
                     places.append(place)
+                if self._keeps_blocks(place):
+                    break
         return min(places, key=self._lost) if len(places) > 1 else places[0]
+
+    def _keeps_blocks(self, place: _Place) -> bool:
+        """Whether an architecture has all blocks, so that it is also the best of those that do."""
+        return all(place.architecture.depths[stage.name] == stage.depth for stage in self.space.stages)
 
     @torch.no_grad()
     def _block_orders(self) -> dict[str, tuple[int, ...]]:
@@ -415,12 +432,15 @@ class _Compressing:
 
     def student(self, place: _Place, limits: Sequence[Limit], *, is_repaired: bool) -> Compression:
         """The smaller network of an architecture."""
-        ordered = reorder_channels(self.model, self.reading, self._orders(place))
+        units = self._orders(place)
+        ordered = reorder_channels(self.model, self.reading, units)
         few = self.reading.trace.some_of(self.inputs, slice(0, CHECK_SAMPLES))
         student = shrink(ordered, place.architecture, few, reading=self.reading)
-        targets = record_targets(ordered, self.program, self.inputs)
+        targets = self.halves.all_targets
         if is_repaired:
-            student = repair_read(student, self.reading, targets, place.architecture, self.inputs)
+            student = repair_read(
+                student, self.reading, targets, place.architecture, self.inputs, units=units.__getitem__
+            )
         with torch.no_grad(), evaluation_mode(student):
             moved = float(self.distance(called(student, self.inputs), targets.outputs))
         return Compression(
@@ -432,4 +452,5 @@ class _Compressing:
             sorted_model=ordered,
             student=student,
             moved=moved,
+            halves=self.halves if self.halves.bytes <= MOST_BYTES else None,
         )

@@ -192,6 +192,10 @@ class _Deriving:
 
     def solve(self) -> Derivation | None:
         """The most probable architecture that fills a limit, as `derive` defines it; None if the solver found none."""
+        if self.fill and len(self.limits) == 1:
+            (best,) = self._filled()
+            if best.architecture is not None:  # the best of all as well, if that fills the limit
+                return self._better(best)
         free = self._best(self._objective())
         if free.architecture is None or not self.fill or self._is_filled(free.architecture):
             return self._better(free)
