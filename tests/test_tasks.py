@@ -18,6 +18,7 @@ from transprune.errors import DataError, DivergenceError, OptionError
 from transprune.options import DistillationOptions, SearchOptions, TrainingOptions
 from transprune.reading.inspection import inspect
 from transprune.runtime.structures import on_device, outline, tensors_in
+from transprune.scores.evidence import distance_of
 from transprune.searching.search import search
 from transprune.tas.bilevel import Bilevel
 from transprune.training.batches import Batch
@@ -273,6 +274,21 @@ def test_a_student_of_values_imitates_them_by_their_squared_difference_in_any_st
     loss = task.distillation_loss_of(student, teacher, 3.0, weight=0.25, temperature=9.0)
     differences = [((student["a"] - teacher["a"]) ** 2).mean(), ((student["b"][0] - teacher["b"][0]) ** 2).mean()]
     assert loss.item() == pytest.approx((0.75 * (student["a"].sum() - 3) + 0.25 * sum(differences) / 2).item())
+
+
+def test_caches_are_not_compared_for_a_student_without_some_layers_has_fewer_in_them():
+    cache_utils = pytest.importorskip("transformers.cache_utils")
+    task = Task(loss=lambda outputs, targets: outputs["values"].sum())
+
+    def given(layers, heads):
+        cache = cache_utils.DynamicCache()
+        for place in range(layers):
+            cache.update(torch.zeros(2, heads, 3, 4), torch.zeros(2, heads, 3, 4), place)
+        return {"values": torch.full((2, 3), float(layers)), "past_key_values": cache}
+
+    loss = task.distillation_loss_of(given(2, 1), given(3, 4), None, weight=1.0, temperature=1.0)
+    assert loss.item() == 1.0
+    assert float(distance_of(task)(given(2, 1), given(3, 4))) == 1.0
 
 
 def test_a_student_of_pixels_is_taught_as_if_each_pixel_were_a_sample():

@@ -122,6 +122,20 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     return (leaf for leaf in leaves_in(value) if isinstance(leaf, Tensor))
 
 
+def is_cache(value: object) -> bool:
+    """Whether something is a cache of `transformers`, which holds keys and values of what has been read."""
+    return hasattr(value, "update") and hasattr(value, "get_seq_length")
+
+
+def outputs_in(value: Any, _above: tuple[int, ...] = ()) -> Iterator[Tensor]:
+    """The tensors of a network's outputs, in order; not those of caches, which are there for its next call."""
+    if isinstance(value, Tensor):
+        yield value
+    elif id(value) not in _above and not is_cache(value):
+        for part in (parts_of(value) or {}).values():
+            yield from outputs_in(part, (*_above, id(value)))
+
+
 def as_numbers(tensor: Tensor) -> Tensor:
     """The values of a tensor of any type, such as flags and labels, as numbers with which one can compute."""
     return tensor.to(torch.complex64 if tensor.is_complex() else torch.float32)

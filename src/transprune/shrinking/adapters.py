@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from transprune.runtime.structures import is_cache
+
 Adapter = Callable[[Any, Any], None]
 """Changes the attributes of a cut module in place. Its arguments: the cut module, whose own parameters and submodules
 are cut already, and the module of the unpruned network."""
@@ -69,10 +71,6 @@ PLACES = ("layer_idx", "layer_id")
 """Attributes of modules of `transformers` that say which layer of a cache is theirs."""
 
 
-def _is_cache(value: object) -> bool:
-    return hasattr(value, "update") and hasattr(value, "get_seq_length")
-
-
 def _has_tokens(cache: object, place: int) -> bool:
     """Whether a layer of a cache counts tokens; that of a convolution or a state does not."""
     layers = getattr(cache, "layers", ())
@@ -111,7 +109,7 @@ class LeftOut(nn.Module):
     def forward(self, *inputs: Any, **named: Any) -> Any:
         given = next(each for each in (*inputs, *named.values()) if isinstance(each, Tensor))
         if self.layer_idx is not None and not any(named.get(name) is not None for name in OTHER_SEQUENCES):
-            for cache in filter(_is_cache, (*inputs, *named.values())):
+            for cache in filter(is_cache, (*inputs, *named.values())):
                 of_own = getattr(cache, "self_attention_cache", cache)
                 if _has_tokens(of_own, self.layer_idx):
                     nothing = given.new_zeros(given.shape[0], 1, given.shape[-2], 1)

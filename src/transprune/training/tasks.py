@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from transprune.data.texts import IGNORED
 from transprune.errors import DataError, OptionError
-from transprune.runtime.structures import outline, tensors_in
+from transprune.runtime.structures import outline, outputs_in
 
 RESERVED = (
     *("loss", "phase", "epoch", "epochs", "learning_rate", "temperature", "entropy", "seconds"),
@@ -509,7 +509,8 @@ def imitation_loss(
 
     Args:
         student_outputs: Tensors of any structure; every tensor has the same weight.
-        teacher_outputs: The same structure; no gradient flows to it. Of two mappings the common names are compared.
+        teacher_outputs: The same structure; no gradient flows to it. Of two mappings the common names are compared;
+            caches are not.
         targets: Targets for `loss`.
         weight: λ in [0, 1]; 0 ignores the teacher.
         loss: Loss of the student's outputs against the targets.
@@ -522,14 +523,14 @@ def imitation_loss(
         common = [name for name in student_outputs if name in teacher_outputs]
         compared = [{name: outputs[name] for name in common} for outputs in compared]
     _check_same_shapes(*compared)
-    pairs = zip(*map(tensors_in, compared), strict=True)
+    pairs = zip(*map(outputs_in, compared), strict=True)
     numbers = [(student, teacher.detach()) for student, teacher in pairs if student.is_floating_point()]
     from_teacher = torch.stack([F.mse_loss(*pair) for pair in numbers]).mean() if numbers else 0.0
     return (1 - weight) * loss(student_outputs, targets) + weight * from_teacher
 
 
 def _check_same_shapes(student: Any, teacher: Any) -> None:
-    shapes = [[tensor.shape for tensor in tensors_in(outputs)] for outputs in (student, teacher)]
+    shapes = [[tensor.shape for tensor in outputs_in(outputs)] for outputs in (student, teacher)]
     if not shapes[0] or shapes[0] != shapes[1]:
         raise OptionError(
             f"cannot compare the student's outputs ({outline(student)}) with the teacher's ({outline(teacher)}): "
