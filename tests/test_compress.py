@@ -403,7 +403,9 @@ def test_images_without_labels_will_do(place, capsys):
     assert result["agreement"] > 80
     described = json.loads((place / "unlabelled" / "architecture.json").read_text())
     assert described["model"]["classes"] == 10
-    assert "answers as the teacher" in (place / "unlabelled" / "report.html").read_text()
+    told = (place / "unlabelled" / "report.html").read_text()
+    assert "answers as the teacher" in told
+    assert "cut and fitted to the samples" in told
     with pytest.raises(SystemExit, match="2"):
         main(["distill", str(place / "unlabelled")])
     assert "they have no labels" in capsys.readouterr().err
@@ -448,7 +450,7 @@ def task():
 """
 
 
-def test_the_loss_decides_on_the_command_line_too(tmp_path, monkeypatch):
+def test_the_loss_decides_on_the_command_line_too(tmp_path, monkeypatch, capsys):
     for left_out in ("export_step", "report_step"):
         monkeypatch.setattr(steps, left_out, lambda _: None)
     (tmp_path / "own.py").write_text(OWN)
@@ -458,6 +460,7 @@ def test_the_loss_decides_on_the_command_line_too(tmp_path, monkeypatch):
     save_file(names["build"]().state_dict(), "own.safetensors")
     given = ["--data", "own.py:data", "--task", "own.py:task", "--weights", "own.safetensors", "--only", "0"]
     main(["compress", "own.py:build", *given, "--budget", "params=0.7", "--no-repair", "--by-loss", "--out", "by-loss"])
+    assert "cut and else as they were" in " ".join("".join(capsys.readouterr()).split())
     found = json.loads((tmp_path / "by-loss" / "architecture.json").read_text())
     assert found["blocks"] == {"0": ["0.0", "0.2"]}  # the outputs move less without the last one
     assert "it has the least loss on half of the samples" in (tmp_path / "by-loss" / "journal.jsonl").read_text()

@@ -406,6 +406,12 @@ def _certainty(record: RunRecord) -> str:
     return f"The search had decided: the entropy of its probabilities was {entropy:.2f} of 1 at its end."
 
 
+def how_left(config: Mapping[str, Any]) -> str:
+    """What became of the weights of a student that was not trained."""
+    is_repaired = (config.get("compress") or {}).get("repair", True)
+    return "cut and fitted to the samples" if is_repaired else "cut and else as they were"
+
+
 def _next(record: RunRecord) -> Iterator[str]:
     """What to try next, if the figures suggest anything."""
     known = lost_images(record)

@@ -13,6 +13,7 @@ from transprune.reports.words import (
     amount,
     compact,
     foretold,
+    how_left,
     how_spent,
     is_kept,
     measured,
@@ -67,7 +68,7 @@ def show_results(folder: RunFolder) -> None:
     title = f"{named(result['model'])} on {named(result['data'])}, {asked}"
     print_table(title, ["", "teacher", "student", "change"], _rows(result))
     if not result.get("is_trained", True):
-        say("nothing was trained: the student has the teacher's weights, cut and fitted to the samples")
+        say(f"nothing was trained: the student has the teacher's weights, {how_left(folder.config)}")
     if "top1" not in student and "agreement" in result:
         say(f"without labels: the student answers as the teacher on {result['agreement']:.1f} % of the images")
     say(f"latency: the median time of a batch {timed_in(student)}")
