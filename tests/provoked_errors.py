@@ -911,6 +911,13 @@ class Raising(nn.Linear):
         raise self.error
 
 
+def saved_twice(place):
+    network = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3))
+    found = transprune.compress(network, torch.randn(16, 2), "macs=0.5")
+    for student in (found.student, transprune.shrink(network, found.architecture, BATCH[0])):
+        transprune.save(student, place / "run", teacher=network, found=found, data=stream([BATCH], (1, 2)))
+
+
 def run_changed(place, **changes):
     transprune.run(nn.Linear(2, 3), [BATCH], "macs=0.5", place / "run", "quick", **changes)
 
@@ -991,6 +998,7 @@ ways(
     run_part_option=lambda place: run_changed(place, mixup=0.2),
     run_change=lambda place: run_changed(place, setup=transprune.Setup()),
     run_part=lambda place: run_changed(place, distill={"mixup": 0.2}),
+    saved_over=saved_twice,
     gradient_clip=lambda _: transprune.TrainingOptions(gradient_clip=0),
     average_share=lambda _: transprune.TrainingOptions(average=1.0),
     labels_to_spread=lambda _: softening(nn.Linear(2, 3), transprune.TrainingOptions(label_smoothing=0.1), (BATCH[0],))(

@@ -1,5 +1,6 @@
 """The Python interface as a user meets it: one default, the model's device, progress, and what a search hands on."""
 
+import copy
 import html
 import inspect
 import pickle
@@ -293,6 +294,15 @@ def test_what_was_made_in_python_is_saved_as_a_run(tmp_path):
     assert saved.result["budgets"][0]["target"] == found.target
     assert_same_state(transprune.load(saved.path, model=model).state_dict(), found.student.state_dict())
     assert "top-1" in saved.report.read_text()
+    kept = partial(transprune.save, out=saved.path, teacher=model, found=found, data=data)
+    kept(found.student)  # the same one once more
+    trained = copy.deepcopy(found.student)
+    next(trained.parameters()).data += 1
+    with pytest.raises(RunFolderError, match=r"another student .* overwrite=True"):
+        kept(trained)
+    assert_same_state(transprune.load(saved.path, model=model).state_dict(), found.student.state_dict())
+    kept(trained, overwrite=True)
+    assert_same_state(transprune.load(saved.path, model=model).state_dict(), trained.state_dict())
     cut = transprune.shrink(model, found.architecture, torch.zeros(1, 1, 4, 4))
     other = transprune.save(cut, tmp_path / "cut", teacher=model, found=found.architecture, data=data)
     assert other.result["budgets"][0]["actual"] == found.actual

@@ -18,7 +18,7 @@ from transprune.budget import Budget, parse_budgets, points
 from transprune.costs import COSTS, FileSize, in_bytes
 from transprune.data import ImageData, LoaderData, make_loader
 from transprune.data.scenes import class_names
-from transprune.errors import LatencyError, ModelError, OptionError, expected_one_of
+from transprune.errors import LatencyError, ModelError, OptionError, RunFolderError, expected_one_of
 from transprune.exports.formats import check_pt2, export_program, pt2_bytes, takes_any_batch
 from transprune.exports.runtimes import RUNTIMES, check_files, files_for, find_runtime
 from transprune.latency.performance import measure, measurements_json, most_time, quantise
@@ -66,6 +66,7 @@ from transprune.runs.run import Run, log, logging_to
 from transprune.runs.run_options import RunOptions, Safety, preset_options
 from transprune.runtime import RunFolder, announce, choose_device, processes
 from transprune.runtime.structures import copied
+from transprune.runtime.tensors import encode_tensors
 from transprune.runtime.terminal import milliseconds, silent
 from transprune.scores.rounds import Compression
 from transprune.searching.search import SearchResult
@@ -613,7 +614,7 @@ def save(
         overwrite: Replace a run in the folder.
 
     Raises:
-        RunFolderError: The folder holds something else, or cannot be written.
+        RunFolderError: The folder holds another run or student, or cannot be written.
         ModelError: The student is not of this architecture.
         TranspruneError: Model or data cannot be used.
     """
@@ -631,7 +632,13 @@ def save(
     )
     given = Given(model=network, data=prepared_data, task=chosen_task, space=space)
     place = choose_device(device, teacher)
+    state = {name: tensor.cpu() for name, tensor in unwrapped(student).state_dict().items()}
     with prepare(described, out, device=place, overwrite=overwrite, given=given) as run, logging_to(run):
+        if run.folder.has(DISTILL.file) and run.folder.file(DISTILL.file).read_bytes() != encode_tensors(state):
+            raise RunFolderError(
+                f"cannot save to '{run.folder.path}': it holds another student of this network; expected the same one, "
+                "another folder, or overwrite=True to replace it"
+            )
         run.decide(
             "Saved what was made in Python", "the figures of the search, if there are any, are those of its call"
         )
@@ -639,7 +646,6 @@ def save(
             run.journal.record("epoch", **figures)
         run.folder.write_tensors(TEACHER.file, network.state_dict())
         write_architecture(run, architecture)
-        state = {name: tensor.cpu() for name, tensor in unwrapped(student).state_dict().items()}
         run.folder.write_tensors(DISTILL.file, state)
         load_student(run)  # says so where it is not of this architecture
         conclude(run)
