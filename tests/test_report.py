@@ -543,7 +543,8 @@ def test_the_verdict_names_what_is_free_and_whether_the_search_decided(tmp_path)
     }
     noted(folder, what="Kept what the search derived: 1 MACs", why="it has the least loss", contenders=compared)
     said = verdict(read_record(folder))
-    assert any("what the search derived had 88.0 %" in each and "uniform widths 80.5 %" in each for each in said)
+    (kept,) = [each for each in said if "what the search derived had 88.0 %" in each]
+    assert kept.endswith("uniform widths 80.5 %; the least loss decided.")
     assert any("had decided" in each for each in said)
     assert "within the budget" not in " ".join(said)
     del compared["uniform widths"]
@@ -661,6 +662,19 @@ def test_a_student_that_lost_by_being_trained_is_told(tmp_path):
     assert not any("took away more than it gave" in each for each in verdict(read_record(folder)))
     change(folder, "result.json", lambda result: result["student"].update(top1=42.8))
     assert any("It had 97.0 % before it was trained" in each for each in verdict(read_record(folder)))
+    (folder / "examples.json").unlink()  # as of loaders, whose images are not counted
+    assert any("the first epochs move the weights far" in each for each in verdict(read_record(folder)))
+    change(folder, "result.json", lambda result: result["teacher"].update(top1=45.0))
+    assert any("so its teacher, which has 45.0 %, took away more" in each for each in verdict(read_record(folder)))
+
+
+def test_training_is_advised_where_something_was_lost_without_it(tmp_path):
+    folder = fake_run(tmp_path)
+    change(folder, "result.json", lambda result: result.update(is_trained=False))
+    for lost, advised in ((3, True), (0, False)):
+        counts = {"both_right": 350, "teacher_only": lost, "student_only": 0, "both_wrong": 0, "same_mistake": 0}
+        changed(folder, "examples.json", counts=counts)
+        assert any("`transprune distill` trains" in each for each in verdict(read_record(folder))) == advised
 
 
 def test_a_run_made_in_python_has_the_measures_of_others_and_no_command(tmp_path):

@@ -365,7 +365,8 @@ def _against_free(record: RunRecord) -> str:
     kept, metric = _kept(compared), metric_name(record.result)
     scores = {name: _score(part(compared, name), metric) for name in compared}
     said = [f"{name} {score}" for name, score in scores.items() if name != kept]
-    free = f"; at the same budget, treated alike, {' and '.join(said)}" if said else ""
+    why = "" if metric == "loss" else "; the least loss decided"  # of some metrics more is better, of others less
+    free = f"; at the same budget, treated alike, {' and '.join(said)}{why}" if said else ""
     none = "" if UNIFORM in compared else f" No {UNIFORM} alone are within the budget: blocks have to go as well."
     return f"{when}, on samples that the weights did not learn from, {kept} had {scores[kept]}{free}.{none}"
 
@@ -378,8 +379,15 @@ def _spoilt(record: RunRecord) -> Iterator[str]:
     """A word on a student that ends far below what it began with."""
     compared, epochs = _contenders(record)
     before = number(part(compared, _kept(compared)).get("top1")) if compared and not epochs else None
-    after = number(part(record.result, "student").get("top1"))
-    if before is not None and after is not None and after < before - SPOILT:
+    after, teacher = (number(part(record.result, side).get("top1")) for side in ("student", "teacher"))
+    if before is None or after is None or after >= before - SPOILT:
+        return
+    if teacher is not None and teacher < before - SPOILT:
+        yield (
+            f"It had {before:.1f} % before it was trained, so its teacher, which has {teacher:.1f} %, took away more "
+            "than it gave: train the teacher better, or let the labels count for more (`distill.weight`)."
+        )
+    else:
         yield (
             f"It had {before:.1f} % before it was trained, so training took away more than it gave: the first epochs "
             "move the weights far, and there were too few to come back, or the learning rate "
@@ -415,17 +423,17 @@ def how_left(config: Mapping[str, Any]) -> str:
 def _next(record: RunRecord) -> Iterator[str]:
     """What to try next, if the figures suggest anything."""
     known = lost_images(record)
-    if record.result.get("is_trained") is False:
+    if record.result.get("is_trained") is False and (known is None or known[0] > 0):
         yield "Next: `transprune distill` trains the student, which often wins back most of what is lost."
     elif known is not None and known[0] > known[1]:
         yield (
             "Next: more epochs of distillation (`distill.epochs`) win back most; if they do not suffice, a larger "
             "budget does."
         )
-        yield from _spoilt(record)
     elif known is not None:
         little = "so little was lost that" if known[0] > 0 else "nothing was lost, so"
         yield f"Next: {little} a smaller budget may do."
+    yield from _spoilt(record)
     shares = {
         kind: after / before for kind in ("macs", "latency_ms") for before, after in _pair(record, kind) if before
     }
