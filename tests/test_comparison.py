@@ -14,7 +14,7 @@ from fake_run import fake_run
 from test_report import Page, change
 from test_report_browser import OVERLAPS
 from transprune.cli import main
-from transprune.reports.comparison import comparison, differing, over_seeds, seeds_together
+from transprune.reports.comparison import comparison, comparison_page, differing, over_seeds, seeds_together
 from transprune.reports.report import report_page
 
 
@@ -186,3 +186,22 @@ def test_a_folder_that_is_no_run_is_refused(runs, tmp_path, capsys):
         main(["compare", runs[0], str(tmp_path / "missing")])
     assert stopped.value.code == 2
     assert "there is no such folder" in capsys.readouterr().err
+
+
+def test_one_teacher_at_another_pace_is_told_in_the_terminal_and_on_the_page(tmp_path, capsys):
+    folders = [fake_run(tmp_path / name, epochs=1) for name in ("first", "second")]
+    told = "took 0.5000 ms in one run and 0.7500 ms in another: compare shares, not milliseconds."
+    for later, is_told in ((0.55, False), (0.75, True)):
+        for folder, taken in zip(folders, (0.5, later), strict=True):
+            change(folder, "result.json", lambda result, each=taken: result["teacher"].update(latency_ms=each))
+        main(["compare", *map(str, folders), "--html", str(tmp_path / "runs.html")])
+        assert (told in " ".join(capsys.readouterr().out.split())) == is_told
+        assert (told in (tmp_path / "runs.html").read_text().replace("&nbsp;", " ")) == is_told
+
+
+def test_one_option_is_said_in_the_singular(tmp_path):
+    folders = [fake_run(tmp_path / name, epochs=1) for name in ("first", "second")]
+    config = folders[1] / "config.toml"
+    config.write_text(config.read_text() + 'augment = "shift"\n')
+    assert len(differing(comparison(folders))) == 1
+    assert "1 other option<" in comparison_page(comparison(folders))

@@ -22,6 +22,7 @@ from transprune.reports.pages import BLUE, GREY, INK, ORANGE, WIDTH, hovered, in
 from transprune.reports.run_record import number, part, series
 from transprune.reports.words import (
     COST_NAMES,
+    PACE,
     PHASE_NAMES,
     amount,
     compact,
@@ -243,6 +244,21 @@ def timed(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(filter(None, (timed_in(run["student"]) for run in runs))))
 
 
+def other_pace(runs: Sequence[Mapping[str, Any]]) -> str:
+    """What is to be said where one teacher took other times in other runs; empty if none did."""
+    times: dict[Any, list[float]] = {}
+    for run in runs:
+        taken = number(run["teacher"].get("latency_ms"))
+        if taken:
+            network = subject_of(run), run["teacher"].get("macs"), timed_in(run["teacher"])
+            times.setdefault(network, []).append(1e6 * taken)
+    for each in times.values():
+        if max(each) > PACE * min(each):
+            least, most = milliseconds(min(each)), milliseconds(max(each))
+            return f"The same teacher took {least} in one run and {most} in another: compare shares, not milliseconds."
+    return ""
+
+
 def comparison_page(runs: Sequence[Mapping[str, Any]], place: Path = Path("comparison.html")) -> str:
     """The runs on one self-contained page: what differs, the students, seeds together, and curves over each other.
 
@@ -260,7 +276,7 @@ def comparison_page(runs: Sequence[Mapping[str, Any]], place: Path = Path("compa
         title=f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} side by side: {', '.join(subjects)}",
         head=["Run", result, *(heading for _, heading, _ in COSTS)],
         runs=[_row(run, place.parent, is_alone=len(subjects) == 1) for run in runs],
-        timed=f"Latency {where[0]}."
+        timed=f"Latency {where[0]}. {other_pace(runs)}".strip()
         if len(where) == 1
         else "Latencies were measured in different ways."
         if where

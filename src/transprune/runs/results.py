@@ -170,6 +170,8 @@ def show_comparison(runs: Sequence[Mapping[str, Any]]) -> None:
     where = sides.timed(runs)
     if where:
         say(f"latency {where[0] if len(where) == 1 else 'measured in different ways'}")
+    if sides.other_pace(runs):
+        say(sides.other_pace(runs))
     for option, values in sides.differing(runs):
         if option not in sides.FIRST:
             say(f"{option}: {values}")
