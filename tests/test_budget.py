@@ -251,6 +251,13 @@ def test_a_budget_below_the_smallest_is_refused_with_the_attainable_range():
         Budget.parse("macs=0.01").limit(resnet_space(20))
 
 
+def test_a_share_that_was_meant_in_per_cent_is_named():
+    with pytest.raises(BudgetError, match=r"macs=50: it allows 50 MACs \(a share is macs=0\.5, or macs=50%\), and the"):
+        Budget.parse("macs=50").limit(resnet_space(20))
+    with pytest.raises(BudgetError, match=r"macs=101: it allows 101 MACs, and the"):
+        Budget.parse("macs=101").limit(resnet_space(20))
+
+
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("kind", ["macs", "params"])
 def test_the_smallest_share_that_a_refusal_states_is_attainable(name, kind):

@@ -129,7 +129,9 @@ class Budget:
                 f"{cost.written(full)} already; expected a budget below that, such as {self.kind}=0.5"
             )
         if target < least:
-            raise out_of_reach(f"{self}: it allows {limit}, and", limit.cost, least, full)
+            share = Budget(kind=self.kind, amount=self.amount / 100, is_share=True) if 1 < self.amount <= 100 else None
+            meant = f" (a share is {share}, or {self.kind}={self.amount:g}%)" if share and not self.is_share else ""
+            raise out_of_reach(f"{self}: it allows {limit}{meant}, and", limit.cost, least, full)
         return limit
 
     def __str__(self) -> str:
