@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import flex_attention
+from torch.utils.data import TensorDataset
 
 import oracles
 import transprune
@@ -846,6 +847,8 @@ ways(
     split_labels=lambda _: MemorySplit(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2)),
     split_pixels=lambda _: few(pixels=torch.zeros(2, 1, 4, 4)),
     data_statistics=lambda _: load_data("digits", mean="mnist"),
+    data_mean_of_255=lambda _: load_data("digits", mean=127, std=127),
+    loaders_no_sample=lambda _: batches.as_data((TensorDataset(torch.zeros(0, 3)),) * 2, classification()),
     data_mean=lambda _: ImageData(**{**vars(few()), "mean": (0.5, 0.5)}),
     data_channels=lambda _: few(channels=4, mean=(0.5, 0.5, 0.5)),
     data_label=lambda _: few([0, 7]),

@@ -89,7 +89,8 @@ def normalised(data: ImageData, mean: Normalisation | float | None, std: Normali
     """The data set with another normalisation, as `load_data` takes it.
 
     Raises:
-        DataError: It has no number for each channel, or no such name is known.
+        DataError: It has no number for each channel, no such name is known, or the mean is not one of pixels from 0
+            to 1.
     """
     mean, std = (other if one is None and isinstance(other, str) else one for one, other in ((mean, std), (std, mean)))
     given = [_figures(data, asked, part, own) for part, (asked, own) in enumerate(((mean, data.mean), (std, data.std)))]
@@ -110,6 +111,12 @@ def _figures(
             "a number for each channel"
         )
     figures = NAMED_STATISTICS[asked][part] if isinstance(asked, str) else tuple(asked)
+    if part == 0 and any(figure > 1 for figure in figures):
+        raise DataError(
+            f"cannot normalise {data.name!r} with the mean {', '.join(f'{each:g}' for each in figures)}: pixels are "
+            "from 0 to 1 here; expected figures in that range: where they are of pixels from 0 to 255, mean and "
+            "standard deviation divided by 255"
+        )
     return figures * len(own) if len(figures) == 1 else figures
 
 

@@ -434,6 +434,7 @@ def _explain(run: Run, found: SearchResult) -> None:
         is_proved=proof.is_proved,
     )
     if found.kept is not None:
+        announce(f"{SEARCH.name}: kept {found.kept.name}, {cost(found.architecture)}")
         run.decide(
             f"Kept {found.kept.name}: an architecture of {cost(found.architecture)}",
             f"of networks of the same budget{_tried(found.kept)}, it has the least loss on the architecture's samples: "

@@ -439,6 +439,8 @@ def _loader_of(data: Any, batch_size: int, *, is_training: bool) -> Iterable[Any
         return data  # type: ignore[no-any-return]
     if hasattr(data, "with_format") and getattr(data, "format", {}).get("type") is None:  # of Hugging Face, in Python's
         data = data.with_format("torch")  # own types
+    if not len(data):
+        raise no_batches("training" if is_training else "test")
     has_rest = is_training and len(data) > batch_size
     return DataLoader(data, batch_size=batch_size, shuffle=is_training, drop_last=has_rest)
 
