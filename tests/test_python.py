@@ -25,6 +25,7 @@ from transprune.cli import main
 from transprune.errors import ExportError, ModelError, OptionError, RunFolderError
 from transprune.on_demand import checked
 from transprune.options import DEFAULT_PRESET, PRESETS, MeasureOptions, SearchOptions, TrainingOptions, from_preset
+from transprune.reports.comparison import comparison
 from transprune.runs.run_options import preset_options
 from transprune.runtime import announce, choose_device
 from transprune.training import batches as training_batches
@@ -294,6 +295,7 @@ def test_what_was_made_in_python_is_saved_as_a_run(tmp_path):
     assert saved.result["budgets"][0]["target"] == found.target
     assert_same_state(transprune.load(saved.path, model=model).state_dict(), found.student.state_dict())
     assert "top-1" in saved.report.read_text()
+    assert comparison([saved.path])[0]["preset"] == "made in Python"
     kept = partial(transprune.save, out=saved.path, teacher=model, found=found, data=data)
     kept(found.student)  # the same one once more
     trained = copy.deepcopy(found.student)
@@ -316,6 +318,7 @@ def test_compression_without_training_is_one_call_too_and_can_be_silent(tmp_path
     done = job(tmp_path / "run", progress=False)
     assert capsys.readouterr() == ("", "")
     assert done.result["is_trained"] is False
+    assert comparison([done.path])[0]["preset"] == "compressed"
     assert done.result["student"]["params"] <= done.result["teacher"]["params"] / 2
 
 

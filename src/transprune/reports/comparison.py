@@ -24,6 +24,7 @@ from transprune.reports.words import (
     COST_NAMES,
     PACE,
     PHASE_NAMES,
+    SAVED,
     amount,
     compact,
     is_kept,
@@ -82,12 +83,21 @@ def _said_of(folder: RunFolder) -> dict[str, Any]:
     return {
         "run": str(folder.path),
         "state": "evaluated" if result else _progress(folder),
-        **{key: result.get(key, config.get(key)) for key in ("model", "data", "preset", "seed", "device")},
+        **{key: result.get(key, config.get(key)) for key in ("model", "data", "seed", "device")},
+        "preset": _in_place_of_preset(folder) or result.get("preset", config.get("preset")),
         "budgets": result.get("budgets", budgets),
         "metric": metric_name(result),
         **{key: part(result, key) for key in ("teacher", "student", "seconds")},
         "options": dict(_flat(config)),
     }
+
+
+def _in_place_of_preset(folder: RunFolder) -> str:
+    """What was done with a network that was not trained by a preset; empty of others."""
+    if folder.config.get("compress"):
+        return "compressed"
+    is_saved = any(entry.get("what") == SAVED for entry in folder.read_journal())
+    return "made in Python" if is_saved else ""
 
 
 def _progress(folder: RunFolder) -> str:

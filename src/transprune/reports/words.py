@@ -414,6 +414,10 @@ def _certainty(record: RunRecord) -> str:
     return f"The search had decided: the entropy of its probabilities was {entropy:.2f} of 1 at its end."
 
 
+SAVED = "Saved what was made in Python"
+"""The decision in the journal of a run that `save` wrote."""
+
+
 def how_left(config: Mapping[str, Any]) -> str:
     """What became of the weights of a student that was not trained."""
     is_repaired = (config.get("compress") or {}).get("repair", True)

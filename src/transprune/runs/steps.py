@@ -33,7 +33,7 @@ from transprune.reading.trace import Example
 from transprune.reports.comparison import frontier_record, write_frontier
 from transprune.reports.examples import examples_record, scenes_record
 from transprune.reports.report import write_report
-from transprune.reports.words import amount, measured, metric_label, metric_name, spent
+from transprune.reports.words import SAVED, amount, measured, metric_label, metric_name, spent
 from transprune.runs.compression import compress_step
 from transprune.runs.material import IN_PYTHON, BegunData, Given, read_begun, told_apart
 from transprune.runs.phases import (
@@ -639,9 +639,7 @@ def save(
                 f"cannot save to '{run.folder.path}': it holds another student of this network; expected the same one, "
                 "another folder, or overwrite=True to replace it"
             )
-        run.decide(
-            "Saved what was made in Python", "the figures of the search, if there are any, are those of its call"
-        )
+        run.decide(SAVED, "the figures of the search, if there are any, are those of its call")
         for figures in found.history if isinstance(found, SearchResult) else ():
             run.journal.record("epoch", **figures)
         run.folder.write_tensors(TEACHER.file, network.state_dict())
