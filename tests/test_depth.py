@@ -345,6 +345,49 @@ def test_containers_of_ones_own_classes_are_searched():
     assert torch.equal(student(tokens), network[2](network[1][2](network[1][0](network[0](tokens)))))
 
 
+class Bare(nn.Module):
+    """Runs its blocks, which are its own modules, as the stages of timm's RegNet; or by their names."""
+
+    def __init__(self, widths: tuple[int, ...], is_by_name: bool) -> None:
+        super().__init__()
+        self.is_by_name = is_by_name
+        for place, pair in enumerate(pairwise(widths)):
+            self.add_module(f"b{place + 1}", Level(*pair))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if self.is_by_name:
+            return self.b3(self.b2(self.b1(tokens)))
+        for block in self.children():
+            tokens = block(tokens)
+        return tokens
+
+
+@pytest.mark.parametrize("is_by_name", [False, True])
+def test_a_module_that_only_runs_its_blocks_is_searched(is_by_name):
+    network = nn.Sequential(nn.Linear(3, 4), Bare((4, 4, 4, 4), is_by_name), nn.Linear(4, 2)).eval()
+    [stage] = inspect(network, torch.randn(2, 5, 3)).stages
+    assert (stage.name, stage.blocks) == ("1", ("1.b1", "1.b2", "1.b3"))
+    student = shrink(network, Architecture(blocks={"1": ("1.b1", "1.b3")}), torch.randn(2, 5, 3))
+    assert type(student[1]) is Bare
+    assert not any(name.startswith("1.b2.") for name in student.state_dict())
+    tokens = torch.randn(4, 7, 3)
+    assert torch.equal(student(tokens), network[2](network[1].b3(network[1].b1(network[0](tokens)))))
+
+
+class ReadTwice(Bare):
+    """Hands on what its first block gives as well."""
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        first = self.b1(tokens)
+        return first, self.b2(first)
+
+
+def test_a_module_that_only_runs_its_blocks_and_is_not_searched_is_listed():
+    space = inspect(ReadTwice((3, 4, 4), is_by_name=True).eval(), torch.randn(2, 5, 3))
+    reasons = {each.name: each.reason for each in space.fixed}
+    assert reasons["the network itself"] == "something beside 'b2' reads the output of 'b1'"
+
+
 def test_blocks_side_by_side_do_not_look_like_a_run():
     space = inspect(SideBySide(3).eval(), inputs(2))
     assert "blocks" not in {each.name for each in space.fixed}

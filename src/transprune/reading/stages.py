@@ -86,16 +86,18 @@ class Stages:
 def find_stages(trace: Trace) -> Stages:
     """The outermost runs of blocks in `nn.Sequential`, `nn.ModuleList` and `nn.ModuleDict` containers, subclasses too.
 
+    A module that does nothing but run several blocks of one class, as the stages of timm's RegNet, is such a container.
     A run is two or more neighbours in a container, of one class and with submodules, with outputs of one shape. Each
     reads the output of the one before, which nothing else does, and at most what no block of the run makes. Where the
     first block reads another shape and the blocks hold runs of residual blocks, as the stages of Swin do, these are
     taken.
     """
     calls = calls_by_path(trace)
+    computing = {trace.module_path(node) for node in trace.calls}
     containers: list[_Container] = []
     missed: dict[str, str] = {}
     for name, module in trace.model.named_modules():
-        if not isinstance(module, CONTAINERS):
+        if not isinstance(module, CONTAINERS) and (name in computing or not _holds_blocks_alone(module)):
             continue
         children, entries = list(module.named_children()), list(module._modules.values())
         if len(children) == len(entries):
@@ -519,6 +521,13 @@ def _is_block(module: nn.Module) -> bool:
     """Whether a module has submodules; a plain container of blocks is not a block itself."""
     is_container = type(module) in CONTAINERS
     return any(module.children()) and not (is_container and any(_is_block(child) for child in module.children()))
+
+
+def _holds_blocks_alone(module: nn.Module) -> bool:
+    """Whether a module has nothing of its own but several blocks of one class."""
+    children = list(module.children())
+    is_of_one_class = len({type(child) for child in children}) == 1 and all(map(_is_block, children))
+    return len(children) > 1 and is_of_one_class and not any(True for _ in module.parameters(recurse=False))
 
 
 def is_inside(path: str, container: str) -> bool:
