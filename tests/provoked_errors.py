@@ -1308,7 +1308,9 @@ IMAGES = [torch.ones(2, 3, 8, 8)]
 
 @way
 def onnx_fails(_):
-    with mock.patch.object(torch.onnx, "export", side_effect=RuntimeError("no such operator")):
+    wrapped = Exception("This is step 2 of 3")
+    wrapped.__cause__ = RuntimeError("no such operator")
+    with mock.patch.object(torch.onnx, "export", side_effect=wrapped):
         onnx_bytes(export_program(plain(), IMAGES[0]))
 
 

@@ -58,7 +58,8 @@ def onnx_bytes(program: ExportedProgram, notes: Mapping[str, str] | None = None)
             exported.model.metadata_props.update(notes or {})
             exported.save(str(path), external_data=False)
         except Exception as error:  # the exporter raises many kinds
-            raise ExportError(f"cannot export to ONNX: {first_line(error)}{_WHOLE}") from error
+            why = first_line(error.__cause__ or error)  # the exporter wraps what it met in advice of its own
+            raise ExportError(f"cannot export to ONNX: {why}{_WHOLE}") from error
         return path.read_bytes()
 
 
