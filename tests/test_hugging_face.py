@@ -204,7 +204,22 @@ def falcon(queries: int, keys: int) -> nn.Module:
     )
 
 
-@pytest.mark.parametrize("build", [attention, falcon])
+def phi(queries: int, keys: int) -> nn.Module:
+    return transformers.Phi3ForCausalLM(
+        transformers.Phi3Config(
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=1,
+            num_attention_heads=queries,
+            num_key_value_heads=keys,
+            vocab_size=31,
+            pad_token_id=0,
+            use_cache=False,
+        )
+    )
+
+
+@pytest.mark.parametrize("build", [attention, falcon, phi])
 @pytest.mark.parametrize(("queries", "keys"), [(8, 2), (4, 1), (8, 4)])
 def test_queries_that_share_keys_are_cut_in_the_stock_class(build: Any, queries: int, keys: int) -> None:
     torch.manual_seed(0)

@@ -9,6 +9,7 @@ takes the place of its modules. Torch's own attention cannot have fewer heads th
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -372,6 +373,16 @@ def _falcon_attention(cut: Any, original: Any) -> None:
     cut.num_kv_heads = (cut.query_key_value.out_features // cut.head_dim - cut.num_heads) // 2
 
 
+def _phi_attention(cut: Any, original: Any) -> None:
+    """One projection makes queries, keys and values; how many of it are queries is read from the configuration."""
+    heads = cut.o_proj.in_features // cut.head_dim
+    cut.num_key_value_heads = (cut.qkv_proj.out_features // cut.head_dim - heads) // 2
+    cut.num_key_value_groups = heads // cut.num_key_value_heads
+    if heads != cut.config.num_attention_heads:  # its own one: other layers may keep more heads
+        cut.config = copy.copy(cut.config)
+        cut.config.num_attention_heads = heads
+
+
 class ReducedSequence(nn.Module):
     """SegFormer's convolution over tokens, whose outputs may be fewer than what it reads."""
 
@@ -423,6 +434,8 @@ SEGFORMER = "transformers.models.segformer.modeling_segformer.Segformer"
 TRANSFORMERS: dict[str, Adapter] = {
     "transformers.modeling_utils.PreTrainedModel": _transformer,
     "transformers.models.falcon.modeling_falcon.FalconAttention": _falcon_attention,
+    "transformers.models.phi3.modeling_phi3.Phi3Attention": _phi_attention,
+    "transformers.models.phi4_multimodal.modeling_phi4_multimodal.Phi4MultimodalAttention": _phi_attention,
     f"{SEGFORMER}Attention": _segformer_attention,
     f"{SEGFORMER}ForImageClassification": _segformer_classifier,
     f"{SEGFORMER}SequenceReduction": _sequence_reduction,
