@@ -312,6 +312,26 @@ def test_what_was_made_in_python_is_saved_as_a_run(tmp_path):
         transprune.save(model, tmp_path / "whole", teacher=model, found=found, data=data)
 
 
+@pytest.mark.parametrize("failing", ["files_for", "export_program"])
+def test_a_student_that_a_runtime_does_not_take_is_reported_all_the_same(tmp_path, monkeypatch, failing):
+    model, data = Residual(), two_colours()
+    whole = transprune.Architecture()
+    kept = partial(transprune.save, model, tmp_path / "run", teacher=model, data=data, found=whole, overwrite=True)
+    kept()
+    assert (tmp_path / "run" / "student.onnx").exists()
+
+    def refused(*_):
+        raise ExportError("cannot export to ONNX: no such operator")
+
+    monkeypatch.setattr(f"transprune.runs.steps.{failing}", refused)
+    saved = kept()
+    assert "no such operator" in (saved.path / "journal.jsonl").read_text()
+    assert "top-1" in saved.report.read_text()
+    assert "onnxruntime.InferenceSession" not in saved.report.read_text()
+    assert not (saved.path / "student.onnx").exists()
+    assert (saved.path / "student.pt2").exists() is (failing == "files_for")
+
+
 def test_compression_without_training_is_one_call_too_and_can_be_silent(tmp_path, capsys):
     options = replace(preset_options("quick"), compress=transprune.CompressOptions(samples=48))
     job = partial(transprune.run, regressor(), LOADERS, "params=0.5", options=options, task=transprune.regression())

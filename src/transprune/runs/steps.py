@@ -18,7 +18,7 @@ from transprune.budget import Budget, parse_budgets, points
 from transprune.costs import COSTS, FileSize, in_bytes
 from transprune.data import ImageData, LoaderData, make_loader
 from transprune.data.scenes import class_names
-from transprune.errors import LatencyError, ModelError, OptionError, RunFolderError, expected_one_of
+from transprune.errors import ExportError, LatencyError, ModelError, OptionError, RunFolderError, expected_one_of
 from transprune.exports.formats import check_pt2, export_program, pt2_bytes, takes_any_batch
 from transprune.exports.runtimes import RUNTIMES, check_files, files_for, find_runtime
 from transprune.latency.performance import measure, measurements_json, most_time, quantise
@@ -105,12 +105,26 @@ def conclude(run: Run) -> None:
         if not (_has_same_images(run) and _is_newer(run.folder, EVALUATE, TEACHER, DISTILL)):
             evaluate_step(run)
         if not _is_newer(run.folder, EXPORT, TEACHER, DISTILL):
-            export_step(run)
+            _export_what_can_be(run)
         in_eight_bits = [QUANTISE] if run.options.int8 else []
         if in_eight_bits and not _is_newer(run.folder, QUANTISE, TEACHER, DISTILL):
             quantise_step(run)
         if not _is_newer(run.folder, REPORT, TEACHER, DISTILL, EVALUATE, *in_eight_bits):
             report_step(run)
+
+
+def _export_what_can_be(run: Run) -> None:
+    """Exports as `export_step` does, or for torch alone, or nothing: a report is worth having without a file, too."""
+    try:
+        export_step(run)
+    except ExportError as error:
+        run.decide("The student has no file for other runtimes than torch", str(error), is_aloud=True)
+        for name in EXPORT.files:  # of an earlier student
+            run.folder.file(name).unlink(missing_ok=True)
+        try:
+            export_step(run, is_for_torch=True)
+        except ExportError as without:
+            run.decide("The student is not exported", str(without), is_aloud=True)
 
 
 def _has_same_images(run: Run) -> bool:
@@ -307,12 +321,13 @@ def _predicted(run: Run) -> dict[str, dict[str, int]]:
     }
 
 
-def export_step(run: Run, runtimes: Sequence[str] = ()) -> list[str]:
+def export_step(run: Run, runtimes: Sequence[str] = (), *, is_for_torch: bool = False) -> list[str]:
     """Exports the student as a program and for runtimes, all compared with torch on real samples.
 
     Args:
         run: The run.
         runtimes: Names of runtimes beside onnxruntime and the one that the run's latency is measured in.
+        is_for_torch: Write the program alone.
 
     Returns:
         The names of the files.
@@ -321,7 +336,7 @@ def export_step(run: Run, runtimes: Sequence[str] = ()) -> list[str]:
         ExportError: A runtime is not installed, or does not take the student; then nothing is written.
     """
     names = dict.fromkeys(["onnxruntime", run.options.latency.backend, *runtimes])
-    wanted = [find_runtime(name) for name in names if name != "torch"]
+    wanted = [find_runtime(name) for name in names if name != "torch" and not is_for_torch]
     student = load_student(run)
     with run.phase(EXPORT.name):
         program = export_program(student, run.example)
@@ -335,7 +350,7 @@ def export_step(run: Run, runtimes: Sequence[str] = ()) -> list[str]:
             files = files_for(runtime, student, run.example, program, notes)
             differences[f"student{runtime.suffixes[0]}"] = check_files(runtime, files, student, checked)
             contents |= {f"student{suffix}": content for suffix, content in files.items()}
-    for name, content in contents.items():
+    for name, content in reversed(contents.items()):  # the program, which marks the phase as done, comes last
         run.folder.write_bytes(name, content)
     _hold_against_file(run)
     sizes = f"batches of {EXPORT_CHECKS}" if is_any else "single"
