@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from transprune.data import Augmentation, ImageData, MemorySplit
+from transprune.data import Augmentation, ImageData, LoaderData, MemorySplit
 from transprune.data.sources import normalised
 from transprune.models.weights import Weights
 from transprune.runs.material import _as_configured, judge_teacher
 from transprune.runs.preparation import _record_teacher
+from transprune.training.tasks import Task
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -59,20 +60,20 @@ def judged(model, data):
 
 def test_a_good_teacher_raises_no_doubt():
     found = judged(network(), DATA)
-    assert (found.top1, found.images, found.doubts) == (100.0, 400, ())
+    assert (found.metric, found.figure, found.samples, found.doubts) == ("top1", 100.0, 400, ())
     assert str(found) == "the given teacher answers 100.00 % of 400 test images right"
 
 
 def test_another_normalisation_is_said_with_the_one_that_fits():
     found = judged(network(), normalised(DATA, "none", "none"))
-    assert found.top1 < 60
+    assert found.figure < 60
     (doubt,) = found.doubts
     assert "100.0 % normalised as imagenet (--mean imagenet --std imagenet)" in doubt
 
 
 def test_another_order_of_the_classes_is_said():
     found = judged(network(sign=-1.0), DATA)
-    assert found.top1 == 0
+    assert found.figure == 0
     (doubt,) = found.doubts
     assert "with the classes in another order it would be 100.0 %: here they are 'dark', 'bright'; bring them" in doubt
 
@@ -85,7 +86,7 @@ def test_an_accuracy_that_guessing_gives_is_said():
 
 def test_an_accuracy_far_below_that_on_training_images_is_said():
     found = judged(network(), replace(DATA, test=images(right=0.7)))
-    assert found.top1 == pytest.approx(70)
+    assert found.figure == pytest.approx(70)
     assert "of 400 training images it answers 100.0 %" in found.doubts[0]
 
 
@@ -94,6 +95,23 @@ def test_nothing_is_said_where_there_is_nothing_to_judge():
     partial = Weights(tensors={}, missing=("1.weight",))
     assert judge_teacher(material(weights=partial, data=DATA), torch.device("cpu")) is None
     assert judged(network(), replace(DATA, is_labelled=False)) is None
+
+
+@pytest.mark.parametrize("batches", [1, 40])
+def test_a_teacher_of_another_task_is_measured_on_the_first_samples(batches):
+    model = nn.Linear(2, 1)
+    inputs = torch.arange(10.0).view(5, 2)
+    with torch.no_grad():
+        wanted = model(inputs) + 0.5
+    data = LoaderData(train=[(inputs, wanted)], test=[(inputs, wanted)] * batches, example=inputs)
+    weights = Weights(tensors=dict(model.state_dict()))
+    given = material(weights=weights, data=data, model=nn.Linear(2, 1), task=Task(loss=nn.functional.mse_loss))
+    before = torch.get_rng_state()
+    found = judge_teacher(given, torch.device("cpu"))
+    assert (found.metric, found.samples) == ("loss", min(5 * batches, 130))
+    assert found.figure == pytest.approx(0.25)
+    assert str(found) == f"the given teacher has loss 0.25 on {found.samples} test samples"
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_doubt_is_said_aloud():

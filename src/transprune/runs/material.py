@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -37,7 +37,7 @@ from transprune.runtime import RunFolder, UserFunction, announce, processes, see
 from transprune.runtime.structures import copied, outline
 from transprune.space import SearchSpace
 from transprune.tas.derivation import check_attainable
-from transprune.training.batches import Data, as_data, example_of, feed, is_pair
+from transprune.training.batches import Batch, Data, as_data, example_of, feed, is_pair
 from transprune.training.evaluation import answers, evaluate_batches, evaluation_mode
 from transprune.training.parts import Part, Surroundings, detection, part_of, resize_to
 from transprune.training.tasks import READY, Task, classification, each_logits
@@ -218,8 +218,9 @@ def _plain(configuration: object, key: str) -> tuple[float, ...]:
     return tuple(map(float, found)) if is_numbers and found else ()
 
 
-LOOKED_AT, COMPARED = 5000, 512
-"""So many test images a given teacher is judged on, and so many of another normalisation or of the training images."""
+LOOKED_AT, COMPARED, MEASURED = 5000, 512, 128
+"""So many test images a given teacher is judged on, and so many of another normalisation or of the training images; by
+tasks of other metrics on so many samples."""
 SURE = 95.0
 """Who answers so many of a hundred images right is not looked at more closely."""
 FAR = 20.0
@@ -230,15 +231,20 @@ FAR = 20.0
 class GivenTeacher:
     """What a teacher whose weights are given can do, before anything is trained."""
 
-    top1: float
-    """Percent of the test images that it answers right."""
-    images: int
-    """How many were looked at, spread evenly."""
-    doubts: tuple[str, ...]
+    metric: str
+    """Name of the main metric, or loss; top1: percent of the test images that it answers right."""
+    figure: float
+    samples: int
+    """How many were looked at: images spread evenly, or the first samples of other data."""
+    kind: str = "samples"
+    doubts: tuple[str, ...] = ()
     """What looks wrong, each with its remedy."""
 
     def __str__(self) -> str:
-        return f"the given teacher answers {self.top1:.2f} % of {self.images:,} test images right"
+        looked_at = f"{self.samples:,} test {self.kind}"
+        if self.metric == "top1":
+            return f"the given teacher answers {self.figure:.2f} % of {looked_at} right"
+        return f"the given teacher has {self.metric} {self.figure:.4g} on {looked_at}"
 
 
 def told_apart(source: Material | Run) -> ImageData | None:
@@ -250,12 +256,15 @@ def judge_teacher(material: Material, device: torch.device) -> GivenTeacher | No
     """What a given teacher can do, and whether that looks like another normalisation or order of the classes.
 
     Returns:
-        None where no whole weights are given, the data have no labels, or something else is learned than classes.
+        None where no whole weights are given, or the data have no labels. Of another task than telling images apart
+        it is known how good the teacher is, and not whether that is strange.
     """
     weights, data = material.weights, told_apart(material)
-    if weights is None or not weights.is_whole or data is None or not data.is_labelled:
+    if weights is None or not weights.is_whole or (data is not None and not data.is_labelled):
         return None
     teacher = weights.put_into(material.model).to(device)
+    if data is None:
+        return _measured(teacher, material, device)
     shown = _spread(data.test, LOOKED_AT)
     found = _answered(teacher, replace(data, test=shown), device)
     top1, doubts = _top1(found, shown.labels), []
@@ -274,7 +283,28 @@ def judge_teacher(material: Material, device: torch.device) -> GivenTeacher | No
                 f"of {len(known)} training images it answers {learned:.1f} %: look whether the test images have the "
                 "classes and the form of the training images"
             )
-    return GivenTeacher(top1=top1, images=len(shown), doubts=tuple(doubts))
+    return GivenTeacher(metric="top1", figure=top1, samples=len(shown), kind="images", doubts=tuple(doubts))
+
+
+def _measured(teacher: nn.Module, material: Material, device: torch.device) -> GivenTeacher:
+    """What a teacher of any task has on the first test samples."""
+    samples = 0
+
+    def first(batches: Iterable[Batch]) -> Iterator[Batch]:
+        nonlocal samples
+        for batch in batches:
+            yield batch
+            samples += batch.samples
+            if samples >= MEASURED:
+                return
+
+    task = material.task
+    tested = feed(material.data, "test", task, batch_size=MEASURED, seed=0, device=device)
+    stream = closing(iter(tested))  # type: ignore[type-var]
+    with processes.alone(), seeded(0, "given teacher"), evaluation_mode(teacher), torch.no_grad(), stream as batches:
+        found = evaluate_batches(teacher, first(batches), task).headline()
+    metric = task.main or "loss"
+    return GivenTeacher(metric=metric, figure=found[metric], samples=samples)
 
 
 def _spread(split: Split, most: int) -> Split:

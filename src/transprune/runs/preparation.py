@@ -179,10 +179,10 @@ def _record_teacher(run: Run, given: GivenTeacher) -> None:
     announce(f"teacher: {given}")
     run.decide(
         f"Looked first, and {given}",
-        "; ".join(given.doubts) or "nothing looks like another normalisation or order of the classes",
+        "; ".join(given.doubts) or "nothing looks wrong",
         is_aloud=bool(given.doubts),
-        top1=given.top1,
-        images=given.images,
+        samples=given.samples,
+        **{given.metric: given.figure},
     )
 
 
