@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -518,13 +519,23 @@ def run_in_a_group(arguments, output):
     cli.main(arguments)
 
 
+def read_or_nothing(path):
+    """The text of a file; empty where it is gone."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
 def group_is_alive(number):
-    """Whether there is a process in a group."""
+    """Whether a process of a group runs; one that has ended, of which nobody has asked how, does not."""
     try:
         os.killpg(number, 0)
     except ProcessLookupError:
         return False
-    return True
+    states = [stat.rpartition(")")[2].split()[:3] for stat in map(read_or_nothing, Path("/proc").glob("[0-9]*/stat"))]
+    in_group = [state for state, _, group in filter(None, states) if int(group) == number]
+    return not in_group or any(state != "Z" for state in in_group)
 
 
 # --- memory -----------------------------------------------------------------------------------------------------
