@@ -95,8 +95,8 @@ def test_given_weights_leave_out_the_training_of_the_teacher(place):
     save_file(state, "whole.safetensors")
     save_file({name: value for name, value in state.items() if not name.startswith("8")}, "part.safetensors")
     plan = plan_run(options("--weights", "whole.safetensors"), "out", device="cpu")
-    assert 0 <= plan.teacher.top1 < 50, "it is evaluated before anything else"
-    assert plan.teacher.images == plan.test_images
+    assert 0 <= plan.teacher.figure < 50, "it is evaluated before anything else"
+    assert plan.teacher.samples == plan.test_images
     assert plan.teacher.doubts
     teacher, *_ = plan.phases
     assert (teacher.epochs, teacher.steps, teacher.seconds) == (0, 0, 0.0)

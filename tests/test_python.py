@@ -55,6 +55,12 @@ def test_each_of_several_arguments_is_left_to_the_function():
     assert missing.value.__context__ is None
 
 
+def test_a_part_of_image_data_is_taken_as_it_is_known_by_what_it_can():
+    images = two_colours()
+    loader = transprune.make_loader(images.train, images, batch_size=4, train=False, seed=0, device="cpu")
+    assert len(next(iter(loader))[0]) == 4
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [

@@ -93,10 +93,14 @@ def _kinds(hint: Any) -> tuple[type, ...]:
     """The classes that an annotation allows; none if it cannot be told by classes, or is left to the function."""
     parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     kinds = [get_origin(part) or part for part in parts]
-    is_told = all(isinstance(kind, type) and kind not in _LEFT for kind in kinds)
+    is_told = all(isinstance(kind, type) and kind not in _LEFT and not _is_protocol(kind) for kind in kinds)
     if not is_told or all(kind in _PLAIN for kind in kinds):
         return ()
     return (*kinds, *(other for kind, other in _AS_GOOD.items() if kind in kinds))
+
+
+def _is_protocol(kind: type) -> bool:
+    return getattr(kind, "_is_protocol", False)  # typing says so itself from Python 3.13 on
 
 
 def _said(value: Any) -> str:

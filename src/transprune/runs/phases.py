@@ -598,7 +598,7 @@ DISTILL = TrainingPhase(
 COMPRESS = Phase(name="compress", files=("samples.safetensors", "scores.json", COMPRESSED), verb="compress")
 """The architecture and the student without training; both are left as a search and a distillation would leave them."""
 EVALUATE = Phase(name="evaluate", files=("examples.json", "result.json"), verb="evaluate")
-EXPORT = Phase(name="export", files=("student.pt2", "student.onnx"), verb="export")
+EXPORT = Phase(name="export", files=("student.onnx", "student.pt2"), verb="export")
 QUANTISE = Phase(name="quantise", files=("student.int8.onnx", "int8.json"), verb="export")
 REPORT = Phase(name="report", files=("report.html",), verb="report")
 MEASURE = Phase(name="measure", files=("measurements.json",), verb="measure")
