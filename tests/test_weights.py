@@ -411,3 +411,20 @@ def test_weights_without_values_are_refused(tmp_path):
     torch.save({name: value.to("meta") for name, value in network.state_dict().items()}, tmp_path / "w.pth")
     with pytest.raises(ModelError, match="has no values"):
         load_weights(tmp_path / "w.pth", network)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("1.running_var", torch.nan), ("1.running_mean", -torch.inf), ("0.weight", 1e300)]
+)
+def test_numbers_that_are_not_finite_in_the_network_are_refused(tmp_path, name, value):
+    state = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).state_dict()
+    torch.save({**state, name: torch.full(state[name].shape, value, dtype=torch.float64)}, tmp_path / "w.pth")
+    with pytest.raises(ModelError, match=f"not finite are in {name}"):
+        load_weights(tmp_path / "w.pth", nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), partial=True)
+
+
+def test_floats_of_one_byte_are_refused_since_their_scales_lie_elsewhere(tmp_path):
+    state = nn.Linear(2, 2).state_dict()
+    torch.save({**state, "weight": state["weight"].to(torch.float8_e4m3fn)}, tmp_path / "w.pth")
+    with pytest.raises(ModelError, match=r"weight has type torch.float8_e4m3fn, expected torch.float32"):
+        load_weights(tmp_path / "w.pth", nn.Linear(2, 2))

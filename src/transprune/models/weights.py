@@ -50,7 +50,7 @@ class Weights:
     left_out: tuple[str, ...] = ()
     """Names in the file of what does not belong to the network, such as an optimizer or a count of operations."""
     reshaped: tuple[str, ...] = ()
-    """Names whose shape or type differs, with both; all floating-point types fit each other."""
+    """Names whose shape or type differs, with both; all floating-point types of two bytes and more fit each other."""
     misplaced: tuple[str, ...] = ()
     """Names of layers that compute something else here than where they were trained."""
 
@@ -118,8 +118,13 @@ def fit_weights(tensors: dict[str, Tensor], model: nn.Module, *, source: Path, p
         partial: As there.
     """
     file, weights = source, _fit(source, tensors, model)
-    learned = {name for name, _ in model.named_parameters()}  # a buffer may hold a mask of infinities
-    spoilt = tuple(name for name, value in weights.tensors.items() if name in learned and not value.isfinite().all())
+    expected, learned = model.state_dict(), {name for name, _ in model.named_parameters()}
+    spoilt = tuple(
+        name
+        for name, value in weights.tensors.items()
+        if (name in learned or name.rpartition(".")[2] in LEARNED)  # another buffer may hold a mask of infinities
+        and not value.to(expected[name].dtype).isfinite().all()
+    )
     if spoilt:
         raise ModelError(
             f"cannot use the weights in '{file}': numbers that are not finite are in {_first(spoilt)}; expected those "
@@ -434,7 +439,9 @@ def _misfit(found: Tensor, expected: Tensor) -> str:
     if found.is_meta:
         return "has no values (it is on the meta device)"
     found = _counting(found, expected)
-    if found.dtype != expected.dtype and not (found.is_floating_point() and expected.is_floating_point()):
+    is_rounded = found.is_floating_point() and found.itemsize == 1  # the scales that belong to it lie elsewhere
+    are_floats = found.is_floating_point() and expected.is_floating_point()
+    if found.dtype != expected.dtype and (is_rounded or not are_floats):
         return f"has type {found.dtype}, expected {expected.dtype}"
     if found.layout != torch.strided:
         return f"is {found.layout}, expected {torch.strided}"
