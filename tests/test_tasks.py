@@ -24,7 +24,15 @@ from transprune.tas.bilevel import Bilevel
 from transprune.training.batches import Batch
 from transprune.training.evaluation import Evaluation, evaluate, evaluate_batches
 from transprune.training.loop import Setup
-from transprune.training.tasks import Metric, Task, classification, multi_label, regression, segmentation
+from transprune.training.tasks import (
+    Metric,
+    Task,
+    classification,
+    multi_label,
+    regression,
+    segmentation,
+    token_classification,
+)
 from transprune.training.train import distill, train
 
 # The default task against a loop in which everything is written out.
@@ -442,3 +450,11 @@ def test_a_batch_counts_its_samples_by_its_first_input():
     assert Batch((torch.zeros(5, 2), torch.zeros(3)), None).samples == 5
     assert Batch(({"words": torch.zeros(4, 9)},), None).samples == 4
     assert Batch((3,), torch.zeros(7)).samples == 1
+
+
+def test_an_output_that_is_no_number_answers_nothing_right():
+    logits, labels = torch.tensor([[torch.nan, 0.0], [torch.nan, torch.nan], [1.0, 0.0]]), torch.zeros(3).long()
+    assert classification().metric("top1").measure(logits, labels).tolist() == [False, False, True]
+    assert token_classification().metric("token_accuracy").measure(logits[None], labels[None]).tolist() == [[1, 3]]
+    counts = segmentation(2).metric("mean_iou").measure(logits.T[None, :, None], labels[None, None])
+    assert counts[0].tolist() == [[1, 0], [1, 0], [3, 0]]

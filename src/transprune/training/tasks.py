@@ -298,7 +298,7 @@ def segmentation(classes: int, *, ignore_index: int = -100) -> Task:
 
     def overlaps(logits: Tensor, targets: Tensor) -> Tensor:
         """For each class, the pixels predicted correctly, predicted, and labelled so [batch, 3, classes]."""
-        predicted, is_counted = logits.argmax(1), targets != ignore_index
+        predicted, is_counted = _answers(logits, 1), targets != ignore_index
         counts = []
         for one in range(classes):
             is_predicted, is_there = (predicted == one) & is_counted, (targets == one) & is_counted
@@ -367,7 +367,7 @@ def token_classification() -> Task:
 
     def hits(outputs: Any, labels: Tensor) -> Tensor:
         """Of each text, the tokens that are answered right, and how many count [batch, 2]."""
-        is_right = each_logits(outputs)[0].argmax(-1) == labels
+        is_right = _answers(each_logits(outputs)[0], -1) == labels
         return torch.stack([is_right.sum(1), torch.sum(labels != IGNORED, 1)], dim=1)
 
     return Task(
@@ -394,6 +394,11 @@ def _counted(logits: Tensor, labels: Tensor | None) -> Tensor:
     return logits.flatten(0, -2) if labels is None else logits[labels != IGNORED]
 
 
+def _answers(logits: Tensor, axis: int) -> Tensor:
+    """The most probable class along an axis; -1, which is none, where a logit is no number."""
+    return logits.argmax(axis).masked_fill(logits.isnan().any(axis), -1)
+
+
 def _top(count: int) -> Callable[[Tensor, Tensor], Tensor]:
     def is_hit(outputs: Any, labels: Tensor) -> Tensor:
         """Whether the label of each sample is among its `count` most probable classes [batch], if it may not be."""
@@ -408,7 +413,7 @@ def _top(count: int) -> Callable[[Tensor, Tensor], Tensor]:
         if count > 1 and count >= logits.shape[1]:
             return labels.new_empty(len(labels), 0)  # it always is
         ranks = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-        return ranks[:, :count].any(1)
+        return ranks[:, :count].any(1) & ~logits.isnan().any(1)
 
     return is_hit
 
