@@ -86,6 +86,13 @@ def test_a_part_of_image_data_is_taken_as_it_is_known_by_what_it_can():
             lambda net, x: transprune.shrink(net, transprune.inspect(net, x), x),
             "architecture is of the kind SearchSpace",
         ),
+        (lambda net, x: transprune.resnet("20"), "depth is of the kind str, expected int;"),
+        (lambda net, x: transprune.inspect(net, x, divisor=1.5), "divisor is of the kind float, expected int;"),
+        (lambda net, x: transprune.inspect(net, x, keep="stem"), "keep='stem'; expected a list of names or patterns"),
+        (lambda net, x: transprune.inspect(net, x, tie=[3]), r"tie=\[3\]; expected a list of names or patterns"),
+        (lambda net, x: SearchOptions(epochs="3"), "cannot use epochs='3': expected at least 1"),
+        (lambda net, x: transprune.sort_channels(net.to("meta"), x.to("meta")), "its weights have no values"),
+        (lambda net, x: transprune.export(net.to("meta"), x, "s.onnx"), "its weights have no values"),
         (lambda net, x: transprune.load(net), "run_dir is of the kind Sequential, expected str or Path;"),
         (
             lambda net, x: transprune.measure("runs/first", x),

@@ -242,9 +242,10 @@ def test_the_callers_network_is_untouched(name):
     assert all(torch.equal(value, before[path]) for path, value in network.state_dict().items())
 
 
-def test_an_importance_of_another_length_is_refused():
-    with pytest.raises(OptionError, match=r"channels of '0': .* shape \[3\]; expected one number for each of the 4"):
-        sort_channels(plain(), example(), lambda weights, width: torch.ones(3))
+@pytest.mark.parametrize("importance", [torch.ones(3), None, torch.full((4,), torch.nan)])
+def test_an_importance_that_is_not_a_number_for_each_unit_is_refused(importance):
+    with pytest.raises(OptionError, match=r"channels of '0': .*; expected one number for each of the 4"):
+        sort_channels(plain(), example(), lambda weights, width: importance)
 
 
 def test_the_units_of_a_layout_are_numbered_wherever_they_stand():

@@ -48,7 +48,6 @@ def on_demand(spec: ModuleSpec) -> tuple[list[str], Callable[[str], Any], Callab
     return sorted(home), load, lambda: sorted(home)
 
 
-_PLAIN = (str, int, float, bool, NoneType)
 _AS_GOOD: Mapping[Any, type] = {Path: os.PathLike, float: Real, int: Integral}
 """What is taken for a kind as well, such as a whole number or one of numpy's where a number is expected."""
 _LEFT = (Any, Callable, Iterable, Sequence, Mapping, list, tuple, dict)
@@ -58,7 +57,7 @@ _LEFT = (Any, Callable, Iterable, Sequence, Mapping, list, tuple, dict)
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function that first says which argument is of a kind that it cannot be, as when two are interchanged.
 
-    Kinds are those of its annotations. What is only text or a number, or may be anything, is left to the function.
+    Kinds are those of its annotations. What may be anything is left to the function.
     """
 
     @cache
@@ -94,7 +93,7 @@ def _kinds(hint: Any) -> tuple[type, ...]:
     parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     kinds = [get_origin(part) or part for part in parts]
     is_told = all(isinstance(kind, type) and kind not in _LEFT and not _is_protocol(kind) for kind in kinds)
-    if not is_told or all(kind in _PLAIN for kind in kinds):
+    if not is_told:
         return ()
     return (*kinds, *(other for kind, other in _AS_GOOD.items() if kind in kinds))
 

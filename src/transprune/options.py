@@ -9,7 +9,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar, Literal, TypeVar, get_args
+from numbers import Real
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from transprune.errors import OptionError, expected_one_of
 
@@ -387,14 +388,14 @@ class CheckpointOptions:
                 raise OptionError(f"cannot use {name}={value}: expected more than 0, or None for never")
 
 
-def at_least(name: str, value: float, least: float) -> None:
+def at_least(name: str, value: Any, least: float) -> None:
     """Checks an option.
 
     Raises:
         OptionError: The value is below `least` or not a number.
     """
-    if not value >= least:
-        raise OptionError(f"cannot use {name}={value}: expected at least {least}")
+    if not isinstance(value, Real) or not float(value) >= least:
+        raise OptionError(f"cannot use {name}={value!r}: expected at least {least}")
 
 
 def below_one(name: str, value: float) -> None:

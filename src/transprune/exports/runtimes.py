@@ -31,6 +31,7 @@ from transprune.exports.formats import (
     takes_any_batch,
 )
 from transprune.reading.trace import Example, rebatched, sample_axes
+from transprune.runtime import choose_device
 from transprune.runtime.files import write_atomically
 from transprune.runtime.journal import quiet
 from transprune.runtime.structures import as_inputs, mapped
@@ -341,6 +342,7 @@ def export(network: nn.Module, example: Example, path: str | Path) -> Path:
     runtime = found.get(path.suffix)
     if runtime is not None:
         runtime.check_installed()
+    choose_device(None, network)  # refuses weights without values
     inputs = mapped(as_inputs(example), lambda tensor: tensor.detach().cpu())
     axes = sample_axes(network, inputs)
     one = inputs if axes is None else rebatched(inputs, 1, axes)

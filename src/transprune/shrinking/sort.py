@@ -19,7 +19,8 @@ from transprune.reading.layouts import Group, Layout, Sizes, full_size, groups_o
 from transprune.reading.networks import unwrapped
 from transprune.reading.reading import Reading, read
 from transprune.reading.trace import Example
-from transprune.runtime.structures import copied
+from transprune.runtime import choose_device
+from transprune.runtime.structures import copied, outline
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,11 @@ def sort_channels(
 
     Raises:
         ModelError: The model cannot be read (see `inspect`).
-        OptionError: The importance is not one number for every unit.
+        OptionError: The importance is not one number for every unit, or the weights have no values.
     """
     model = unwrapped(model)
     reading = read(model, example, reading)
+    choose_device(None, model)  # refuses weights without values
     parameters = dict(model.named_parameters(remove_duplicate=False))
     return reorder_channels(model, reading, channel_orders(reading, parameters, importance))
 
@@ -115,10 +117,10 @@ def channel_orders(
             orders |= {name: np.arange(groups[name].width) for name in tied}
             continue
         scores = importance(weights, width)
-        if scores.shape != (width,):
+        if not isinstance(scores, torch.Tensor) or scores.shape != (width,) or bool(scores.isnan().any()):
             raise OptionError(
-                f"cannot sort the channels of {tied[0]!r}: the importance has the shape {list(scores.shape)}; expected "
-                f"one number for each of the {width} units"
+                f"cannot sort the channels of {tied[0]!r}: the importance is {outline(scores)}; expected one number "
+                f"for each of the {width} units, none of them NaN"
             )
         order = torch.sort(scores.double().cpu(), descending=True, stable=True).indices.numpy()
         orders |= dict.fromkeys(tied, order)
