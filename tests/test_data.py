@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import pickle
 from dataclasses import replace
@@ -134,6 +135,15 @@ class TestDigits:
 
 
 class TestSpecification:
+    def test_an_unknown_augmentation_is_refused_with_the_nearest(self):
+        with pytest.raises(OptionError, match=r"cannot use the augmentation 'shfit': .* did you mean 'shift'"):
+            load_data("digits", augmentation="shfit")
+
+    @pytest.mark.parametrize("std", [math.nan, math.inf])
+    def test_a_deviation_that_is_not_finite_is_refused(self, std):
+        with pytest.raises(DataError, match="every std above 0"):
+            load_data("digits", mean=0.5, std=std)
+
     def test_unknown_kind_is_refused_with_the_nearest(self):
         with pytest.raises(DataError, match=r"'cifar:x'.*digits, cifar10:DIR.*did you mean cifar10"):
             load_data("cifar:x")
@@ -156,7 +166,7 @@ class TestSpecification:
         with pytest.raises(DataError, match=r"there is no folder .*nowhere"):
             load_data(f"{kind}:{tmp_path / 'nowhere'}")
 
-    @pytest.mark.parametrize("size", [(2, 8, 8), (1, 0, 8)])
+    @pytest.mark.parametrize("size", [(2, 8, 8), (1, 0, 8), 16, (16, 16), (1, 16.5, 16), (1, 1, 8, 8)])
     def test_impossible_image_size_is_refused(self, size):
         with pytest.raises(DataError, match="expected 1 or 3 channels"):
             load_data("digits", image_size=size)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import reduce
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from transprune.errors import OptionError
+from transprune.errors import OptionError, expected_one_of
 from transprune.options import AugmentationName
 
 SMALL_SIDE = 64
@@ -80,7 +81,12 @@ def named_augmentation(
             for colour images.
         image_size: Channels, rows and columns that images are resized to.
         standard: The standard augmentation of this data set.
+
+    Raises:
+        OptionError: There is none of that name.
     """
+    if name not in get_args(AugmentationName):
+        raise OptionError(f"cannot use the augmentation {name!r}: {expected_one_of(name, get_args(AugmentationName))}")
     if name == "standard":
         return standard
     if name == "none":

@@ -5,8 +5,11 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,8 +73,10 @@ def load_data(
     """
     kind, _, place = spec.partition(":")
     _check(spec, kind, place)
-    if image_size is not None and (image_size[0] not in (1, 3) or min(image_size) < 1):
-        raise DataError(f"cannot load {spec!r} as {image_size}: expected 1 or 3 channels, then rows and columns")
+    if image_size is not None and not _is_size(image_size):
+        raise DataError(
+            f"cannot load {spec!r} as {image_size}: expected 1 or 3 channels, then rows and columns, as in (3, 32, 32)"
+        )
     chosen = None if isinstance(augmentation, str) else augmentation
     if kind == "digits":
         data = load_digits(image_size=image_size, augmentation=chosen)
@@ -83,6 +88,12 @@ def load_data(
     if isinstance(augmentation, str):
         data = replace(data, augmentation=named_augmentation(augmentation, data.image_size, standard=data.augmentation))
     return normalised(data, mean, std)
+
+
+def _is_size(value: Any) -> bool:
+    """Whether it is channels, rows and columns."""
+    is_three = isinstance(value, Sequence) and len(value) == 3
+    return is_three and all(isinstance(each, Integral) and int(each) > 0 for each in value) and value[0] in (1, 3)
 
 
 def normalised(data: ImageData, mean: Normalisation | float | None, std: Normalisation | float | None) -> ImageData:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO, Protocol, Self, TypeVar
@@ -165,7 +166,7 @@ class ImageData:
 
     def __post_init__(self) -> None:
         channels = self.image_size[0]
-        if len(self.mean) != channels or len(self.std) != channels or min(self.std) <= 0:
+        if len(self.mean) != channels or len(self.std) != channels or not all(0 < each < math.inf for each in self.std):
             raise DataError(
                 f"cannot normalise {self.name!r} with mean {self.mean} and std {self.std}: "
                 f"expected {channels} numbers each, one for a channel, and every std above 0"

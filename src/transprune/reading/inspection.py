@@ -101,6 +101,13 @@ def inspect(
         raise OptionError(f"cannot inspect with dimensions={dimensions!r}; expected 'both', 'width' or 'depth'")
     if removable not in ("blocks", "branches"):
         raise OptionError(f"cannot inspect with removable={removable!r}; expected 'blocks' or 'branches'")
+    for option, patterns in (("keep", keep), ("only", only), ("tie", tie)):
+        is_list = not isinstance(patterns, str) and all(isinstance(each, str) for each in patterns)
+        if not is_list and not (option == "tie" and patterns == CONFIGURATION):
+            raise OptionError(
+                f"cannot inspect with {option}={patterns!r}; expected a list of names or patterns, such as "
+                f"{option}=['stem.*']"
+            )
     if not ratios or not all(0 < ratio <= 1 for ratio in ratios) or divisor < 1:
         raise OptionError(
             f"cannot inspect with ratios={list(ratios)} and divisor={divisor}; "
