@@ -3,8 +3,7 @@
     python benchmarks/compression.py net.py:build trained.pth parquet:cifar10 --normalisation imagenet \
         --budgets macs=0.73 macs=0.5 macs=0.25 --seeds 0 1 2 --out benchmarks/scores/resnet20.json
 
-For each seed, which decides the samples, the first budget is compressed; the others are derived from its scores, as
-`transprune derive` does. Every result is written as soon as it is known, and one that the file holds already is left
+For each seed, which decides the samples, the first budget is compressed; the others are derived from its result. Every result is written as soon as it is known, and one that the file holds already is left
 out. Seconds are those of the processor, without reading the data and without the evaluation; run it on one thread.
 """
 
@@ -41,16 +40,13 @@ def main() -> None:
     if "teacher" not in found:
         found["teacher"] = transprune.evaluate(model, data).top1
     for seed in asked.seeds:
-        scores: tuple[transprune.Scores, ...] = ()
-        space: transprune.SearchSpace | None = None
+        first: transprune.Compression | None = None
         for budget in asked.budgets:
             if (seed, budget) in known:
                 continue
-            begun, is_derived = time.process_time(), bool(scores)
-            made = transprune.compress(
-                model, data, budget, samples=asked.samples, space=space, scores=scores, seed=seed
-            )
-            seconds, scores, space = time.process_time() - begun, made.scores, made.space
+            begun, is_derived = time.process_time(), first is not None
+            made = transprune.compress(model, data, budget, samples=asked.samples, scores=first or (), seed=seed)
+            seconds, first = time.process_time() - begun, first or made
             found["results"].append(
                 {
                     "seed": seed,
