@@ -3,8 +3,9 @@
     python benchmarks/compression.py net.py:build trained.pth parquet:cifar10 --normalisation imagenet \
         --budgets macs=0.73 macs=0.5 macs=0.25 --seeds 0 1 2 --out benchmarks/scores/resnet20.json
 
-For each seed, which decides the samples, the first budget is compressed; the others are derived from its result. Every result is written as soon as it is known, and one that the file holds already is left
-out. Seconds are those of the processor, without reading the data and without the evaluation; run it on one thread.
+For each seed, which decides the samples, the first budget is compressed; the others are derived from its result. Every
+result is written as soon as it is known, and one that the file holds already is left out. Seconds are those of the
+processor, without reading the data and without the evaluation; run it on one thread.
 """
 
 from __future__ import annotations
