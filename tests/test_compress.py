@@ -249,10 +249,15 @@ def test_what_was_seen_of_another_network_or_other_samples_is_not_taken(half, tr
     assert found.moved == anew.moved
 
 
-def test_what_was_seen_is_not_kept_where_it_is_large(trained, digits, monkeypatch):
+def test_what_was_seen_is_not_kept_where_it_is_large(half, trained, digits, monkeypatch):
+    halves = transprune.compress(trained, digits, "macs=0.4", samples=128, scores=half).halves
     monkeypatch.setattr("transprune.scores.rounds.MOST_BYTES", 1000)
     kept = transprune.compress(trained, digits, "macs=0.5", samples=128)
     assert kept.halves is None
+    whole, others = halves.all_targets, halves.others
+    held = [*whole.wanted.values(), whole.outputs, *halves.targets.wanted.values(), halves.targets.outputs]
+    held += [others.wanted, *others.inputs, *halves.all_inputs]
+    assert halves.bytes == sum(each.nbytes for each in held)
     assert transprune.compress(trained, digits, "macs=0.4", samples=128, scores=kept).spent
 
 

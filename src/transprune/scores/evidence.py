@@ -97,9 +97,8 @@ class Halves:
     @property
     def bytes(self) -> int:
         """The memory that is taken by the samples and by what was recorded of them."""
-        known = [each for each in vars(self).values() if isinstance(each, Targets)]
-        recorded = [tensor for targets in known for tensor in targets.wanted.values()]
-        return sum(tensor.nbytes for tensor in (*recorded, *tensors_in(self.all_inputs)))
+        recorded = [each for each in vars(self).values() if isinstance(each, Targets | OtherSamples)]
+        return sum(tensor.nbytes for tensor in tensors_in([self.all_inputs, *recorded]))
 
     def are_of(self, network: nn.Module, program: Program, inputs: Example) -> bool:
         """Whether they are the same samples of the same network, with the weights that it has now."""
