@@ -112,6 +112,10 @@ def test_a_teacher_of_another_task_is_measured_on_the_first_samples(batches):
     assert found.figure == pytest.approx(0.25)
     assert str(found) == f"the given teacher has loss 0.25 on {found.samples} test samples"
     assert torch.equal(torch.get_rng_state(), before)
+    said = {}
+    run = SimpleNamespace(decide=lambda what, why, **more: said.update(more))
+    _record_teacher(run, replace(found, metric="samples"))  # a name that the record has itself
+    assert (said["metric"], said["figure"], said["samples"]) == ("samples", found.figure, found.samples)
 
 
 def test_a_doubt_is_said_aloud():

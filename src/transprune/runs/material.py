@@ -237,6 +237,7 @@ class GivenTeacher:
     samples: int
     """How many were looked at: images spread evenly, or the first samples of other data."""
     kind: str = "samples"
+    """What a sentence calls them."""
     doubts: tuple[str, ...] = ()
     """What looks wrong, each with its remedy."""
 

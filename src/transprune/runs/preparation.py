@@ -181,8 +181,9 @@ def _record_teacher(run: Run, given: GivenTeacher) -> None:
         f"Looked first, and {given}",
         "; ".join(given.doubts) or "nothing looks wrong",
         is_aloud=bool(given.doubts),
+        metric=given.metric,  # a name of the user's, which may be that of another entry
+        figure=given.figure,
         samples=given.samples,
-        **{given.metric: given.figure},
     )
 
 
