@@ -176,18 +176,26 @@ def test_a_student_does_not_learn_from_padding() -> None:
     assert not torch.equal(task.distillation_loss_of(student, changed, labels, **given), before)
 
 
-def attention(queries: int, keys: int) -> nn.Module:
-    return transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=1,
-            num_attention_heads=queries,
-            num_key_value_heads=keys,
-            vocab_size=31,
-            use_cache=False,
-        )
+def grouped(kind: str, queries: int, keys: int, **more: Any) -> nn.Module:
+    configuration = getattr(transformers, f"{kind}Config")(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=queries,
+        num_key_value_heads=keys,
+        vocab_size=31,
+        use_cache=False,
+        **more,
     )
+    return getattr(transformers, f"{kind}ForCausalLM")(configuration)
+
+
+def attention(queries: int, keys: int) -> nn.Module:
+    return grouped("Llama", queries, keys)
+
+
+def phi(queries: int, keys: int) -> nn.Module:
+    return grouped("Phi3", queries, keys, pad_token_id=0)
 
 
 def falcon(queries: int, keys: int) -> nn.Module:
@@ -199,21 +207,6 @@ def falcon(queries: int, keys: int) -> nn.Module:
             num_kv_heads=keys,
             new_decoder_architecture=keys > 1,
             vocab_size=31,
-            use_cache=False,
-        )
-    )
-
-
-def phi(queries: int, keys: int) -> nn.Module:
-    return transformers.Phi3ForCausalLM(
-        transformers.Phi3Config(
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=1,
-            num_attention_heads=queries,
-            num_key_value_heads=keys,
-            vocab_size=31,
-            pad_token_id=0,
             use_cache=False,
         )
     )

@@ -103,13 +103,15 @@ def _with_parts(value: Any, changed: Mapping[Any, Any], parts: Mapping[Any, Any]
     return other
 
 
-def leaves_in(value: Any, _above: tuple[int, ...] = ()) -> Iterator[Any]:
-    """The tensors of a value, or the holes where they were, in order."""
+def leaves_in(
+    value: Any, _above: tuple[int, ...] = (), *, is_left_out: Callable[[Any], bool] = lambda _: False
+) -> Iterator[Any]:
+    """The tensors of a value, or the holes where they were, in order; not those of parts that are left out."""
     if isinstance(value, Tensor | Hole):
         yield value
-    elif id(value) not in _above:
+    elif id(value) not in _above and not is_left_out(value):
         for part in (parts_of(value) or {}).values():
-            yield from leaves_in(part, (*_above, id(value)))
+            yield from leaves_in(part, (*_above, id(value)), is_left_out=is_left_out)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -127,13 +129,9 @@ def is_cache(value: object) -> bool:
     return hasattr(value, "update") and hasattr(value, "get_seq_length")
 
 
-def outputs_in(value: Any, _above: tuple[int, ...] = ()) -> Iterator[Tensor]:
+def outputs_in(value: Any) -> Iterator[Tensor]:
     """The tensors of a network's outputs, in order; not those of caches, which are there for its next call."""
-    if isinstance(value, Tensor):
-        yield value
-    elif id(value) not in _above and not is_cache(value):
-        for part in (parts_of(value) or {}).values():
-            yield from outputs_in(part, (*_above, id(value)))
+    return (leaf for leaf in leaves_in(value, is_left_out=is_cache) if isinstance(leaf, Tensor))
 
 
 def as_numbers(tensor: Tensor) -> Tensor:
