@@ -145,6 +145,7 @@ ways(
     budget_amount=lambda _: Budget("macs", 1.5, is_share=True),
     budget_text=lambda _: Budget.parse("half of it"),
     budget_unmeasured=lambda _: Budget.parse("file=64KB").limit(SPACE),
+    budget_cache=lambda _: Budget.parse("cache=0.5").limit(SPACE),
     budget_number=lambda _: transprune.search(plain(), None, 0.5),
     example_size=lambda _: transprune.inspect(plain(), (1, 3, 8, 8)),
     budget_flops=lambda _: Budget.parse("flops=40M"),

@@ -23,12 +23,17 @@ UNITS: Mapping[str, Mapping[str, int]] = {
     "params": _THOUSANDS,
     "latency": _TIMES,
     "file": _BYTES,
+    "cache": _BYTES,
 }
 """The worth of each kind's units, ascending. A kind without the empty unit needs a unit in every figure."""
 _TEXT = re.compile(r"(?P<kind>[a-z_]+)=(?P<number>\d+(?:\.\d*)?|\.\d+)(?P<unit>[a-z]*|\s?%)", re.IGNORECASE | re.ASCII)
 _EXPONENT = re.compile(r"(?P<kind>[a-z]+)=(?P<number>(?:\d+(?:\.\d*)?|\.\d+)e[+-]?\d{1,2})", re.IGNORECASE | re.ASCII)
 _GROUPS = re.compile(r"[1-9]\d{0,2}(?:,\d{3})+", re.ASCII)
 """One figure, with its digits grouped by commas."""
+_NO_CACHE = (
+    ", since it does not return keys and values in a cache of transformers (`use_cache` in its configuration) that are "
+    "among what it computes"
+)
 _FLOPS = ("flop", "flops")
 """What others count: a multiply-add as one or as two of them."""
 
@@ -62,7 +67,7 @@ class Budget:
     kind: str
     """The kind of cost (`transprune.costs`)."""
     amount: float
-    """A share in (0, 1], or MACs per sample, parameters, nanoseconds per batch, or bytes of the exported file."""
+    """A share in (0, 1], or MACs per sample, parameters, nanoseconds per batch, or bytes of the file or the cache."""
     is_share: bool
 
     def __post_init__(self) -> None:
@@ -79,7 +84,7 @@ class Budget:
         """Reads `macs=0.5` or `macs=50%` (a share), `macs=20.4M`, `latency=4ms` or `file=64KB`.
 
         A figure of at most 1 without a unit is a share. K, M and G are powers of 1000. Units of time are ns, us, ms and
-        s, those of a file B, KB, MB and GB.
+        s, those of a file or cache B, KB, MB and GB.
 
         Raises:
             BudgetError: The text is malformed, of an unknown kind, or not above zero.
@@ -119,6 +124,11 @@ class Budget:
             )
         cost = costs[self.kind]
         full = space.cost(cost, space.full_architecture())
+        if not full:
+            raise BudgetError(
+                f"cannot use the budget {self}: the unpruned network has {cost.written(0)}"
+                f"{_NO_CACHE if self.kind == 'cache' else ''}; expected a budget of another kind, such as macs=0.5"
+            )
         least = space.cost(cost, space.smallest_architecture()) if space.smallest_is_cheapest(cost) else 0
         # The share as it is written, not as the nearest binary fraction: 0.7 of 10 is 7.
         target = math.floor(full * Fraction(repr(float(self.amount))) if self.is_share else self.amount)
@@ -165,7 +175,7 @@ def _meant(text: str) -> str:
         return f"; a multiply-add is one MAC and, as some count, two FLOPs; did you mean macs={amount.strip()}?"
     match = _TEXT.fullmatch(text.strip())
     if match and not match["unit"] and "" not in UNITS.get(match["kind"].lower(), {"": 1}):
-        unit, name = ("B", "bytes") if match["kind"].lower() == "file" else ("ms", "milliseconds")
+        unit, name = ("B", "bytes") if UNITS[match["kind"].lower()] is _BYTES else ("ms", "milliseconds")
         return f"; {match['number']} of what? Did you mean {match['kind']}={match['number']}{unit}, in {name}?"
     match = _EXPONENT.fullmatch(text.strip())
     if match and "" in UNITS.get(match["kind"].lower(), {}) and float(match["number"]) > 0:
@@ -180,7 +190,7 @@ def _without_unit(kind: str, figure: float) -> Budget:
 
 def _example(kind: str) -> str:
     """An absolute figure of a kind."""
-    return {"latency": "4ms", "file": "64KB"}.get(kind, "20.4M")
+    return {"latency": "4ms", "file": "64KB", "cache": "64KB"}.get(kind, "20.4M")
 
 
 def parse_budgets(budgets: Budget | str | Sequence[Budget | str]) -> tuple[Budget, ...]:

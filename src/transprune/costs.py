@@ -59,8 +59,23 @@ class Params(Cost):
         return layer.params(inputs, outputs) - (layer.params(0, outputs) if part[0] else 0)
 
 
-MACS, PARAMS = Macs(), Params()
-COSTS: Mapping[str, Cost] = {cost.kind: cost for cost in (MACS, PARAMS)}
+class Cache(Cost):
+    """Keys and values that a network keeps of one sample for its next call, in bytes.
+
+    As many tokens are kept as the example has, in the type in which the network computes.
+    """
+
+    kind, name = "cache", "bytes of cache"
+
+    def of_part(self, layer: Layer, part: tuple[int, int], inputs: int, outputs: int) -> int:
+        return layer.positions * layer.kernel * inputs * outputs if layer.operator == "cache" else 0
+
+    def written(self, amount: float) -> str:
+        return in_bytes(amount)
+
+
+MACS, PARAMS, CACHE = Macs(), Params(), Cache()
+COSTS: Mapping[str, Cost] = {cost.kind: cost for cost in (MACS, PARAMS, CACHE)}
 """The kinds that follow from the search space alone."""
 
 
@@ -109,7 +124,7 @@ class FileSize(Cost):
     @staticmethod
     def _counts(layer: Layer, part: tuple[int, int], inputs: int, outputs: int) -> tuple[int, ...]:
         """Parameters, channels of norms, outputs, layers and products, as `of_part` counts them."""
-        if layer.operator == "projection" and inputs == outputs:
+        if layer.operator == "cache" or (layer.operator == "projection" and inputs == outputs):
             return (0,) * 5
         is_first_input, one = part[0] == 0, int(part == (0, 0))
         has_norm = layer.operator == "norm" or layer.has_norm
@@ -139,7 +154,7 @@ def in_bytes(amount: float) -> str:
     return f"{amount:,.0f} B"
 
 
-LayerKind = Literal["conv", "depthwise", "linear", "norm", "projection", "matmul", "parameter", "constant"]
+LayerKind = Literal["conv", "depthwise", "linear", "norm", "projection", "matmul", "parameter", "constant", "cache"]
 
 
 @dataclass(frozen=True)
@@ -212,11 +227,12 @@ class Layer:
     operator: LayerKind
     """A `projection` is a 1×1 convolution on the shortcut; it exists only where its two widths differ. A `parameter`
     costs nothing to run: it stands for weights that no other layer counts. A `constant` costs the same whatever is
-    chosen: it was counted, since no rule says what it depends on."""
+    chosen: it was counted, since no rule says what it depends on. A
+    `cache` costs no arithmetic: it stands for keys or values that are kept for the next call."""
     inputs: Channels
     outputs: Channels
     kernel: int = 1
-    """Elements of the kernel: rows × columns."""
+    """Elements of the kernel: rows × columns. Of a cache: bytes of a number."""
     positions: int = 1
     """Runs per sample: rows × columns of the output, or tokens."""
     bias_positions: int | None = None
@@ -229,7 +245,7 @@ class Layer:
 
     def macs(self, inputs: int, outputs: int) -> int:
         """Multiply-adds for one sample, at the given numbers of input and output elements."""
-        if self.operator in ("norm", "parameter") or (self.operator == "projection" and inputs == outputs):
+        if self.operator in ("norm", "parameter", "cache") or (self.operator == "projection" and inputs == outputs):
             return 0
         each = self.kernel * (1 if self.operator == "depthwise" else inputs)
         biases = self.positions if self.bias_positions is None else self.bias_positions
@@ -239,7 +255,7 @@ class Layer:
         """Parameters, at the given numbers of input and output elements."""
         if self.operator == "parameter":
             return self.kernel * inputs * outputs
-        if self.is_repeat or self.operator in ("matmul", "constant"):
+        if self.is_repeat or self.operator in ("matmul", "constant", "cache"):
             return 0
         if self.operator == "projection" and inputs == outputs:
             return 0

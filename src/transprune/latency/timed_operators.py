@@ -112,7 +112,7 @@ class TimedOperator:
 
 
 def operators_of(reading: Reading, space: SearchSpace) -> dict[Layer, TimedOperator]:
-    """The operator to time for each layer of a space; norms, bare parameters and constants have none.
+    """The operator to time for each layer of a space; norms, bare parameters, constants and caches have none.
 
     Args:
         reading: The reading of a model.
@@ -124,7 +124,7 @@ def operators_of(reading: Reading, space: SearchSpace) -> dict[Layer, TimedOpera
     facts = iter(reading.layers)
     found = {}
     for layer in space.layers:
-        if layer.operator in ("parameter", "constant"):
+        if layer.operator in ("parameter", "constant", "cache"):
             continue
         fact = next(
             (each for each in facts if (each.use.name, each.use.operator) == (layer.name, layer.operator)), None

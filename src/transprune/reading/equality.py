@@ -6,7 +6,7 @@ trace is right at that size and wrong at any other, so its operators are run on 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from transprune.reading.coupling import Arguments, Function, bound_arguments
 from transprune.reading.execution import Program, Step, Surroundings
 from transprune.reading.layouts import Sizes
 from transprune.reading.macs import counting
-from transprune.reading.networks import in_evaluation
+from transprune.reading.networks import in_evaluation, set_mode, untouched
 from transprune.reading.reading import Reading
 from transprune.reading.rules import lookups
 from transprune.reading.trace import (
@@ -25,13 +25,23 @@ from transprune.reading.trace import (
     Trace,
     in_parts,
     inputs_for,
+    inputs_to_run,
     is_own,
     operator,
     source_line,
     trace,
 )
 from transprune.runtime.seeds import seeded
-from transprune.runtime.structures import as_numbers, called, copied, filled, inputs_of, mapped, tensors_in
+from transprune.runtime.structures import (
+    as_numbers,
+    called,
+    copied,
+    filled,
+    inputs_of,
+    mapped,
+    outputs_in,
+    tensors_in,
+)
 
 AGREEMENT = 1e-3
 """Largest difference between outputs that counts as rounding, as a share of the largest output."""
@@ -196,6 +206,67 @@ class _Counting(Surroundings):
             return result
 
         return counted
+
+
+def cached_calls(model: nn.Module, example: Example, reading: Reading) -> dict[fx.Node, tuple[int, ...]]:
+    """The calls whose results a network keeps for its next call, with the shapes that are kept; none if one is missing.
+
+    The network runs once with its caches, and its operators once more: keys and values are found by what is in them. A
+    cache with a window keeps the last ones.
+    """
+    network, traced = copied(model), reading.trace
+    set_mode(network, training=False)
+    inputs = probes(inputs_to_run(network, example), traced)
+    try:
+        with untouched(model), torch.no_grad(), seeded(0, "caches"):
+            returned = called(network, inputs)
+            others = {id(each) for each in outputs_in(returned)}
+            kept = [each for each in tensors_in(returned) if id(each) not in others and each.is_floating_point()]
+            finding = _Finding(network, traced, kept)
+            Program(reading).run(finding, inputs)
+    except Exception:  # a user's forward may raise anything, and may do so only with caches
+        return {}
+    return {} if finding.missing else finding.found
+
+
+class _Finding(Surroundings):
+    """Runs the unpruned network, and notes which calls first give some tensors, or more of the same."""
+
+    def __init__(self, network: nn.Module, traced: Trace, wanted: Iterable[Tensor]) -> None:
+        super().__init__(Sizes())
+        self.states: dict[str, Tensor] = {
+            **dict(network.named_parameters(remove_duplicate=False)),
+            **dict(network.named_buffers(remove_duplicate=False)),
+            **traced.constants,
+        }
+        self.missing = list(wanted)
+        self.found: dict[fx.Node, tuple[int, ...]] = {}
+
+    def state(self, name: str) -> Tensor:
+        return self.states[name]
+
+    def function(self, step: Step) -> Function:
+        def noted(arguments: Arguments) -> Any:
+            result = step.function(arguments)
+            for place, wanted in enumerate(self.missing):
+                if isinstance(result, Tensor) and _ends_in(result, wanted):
+                    self.found[step.node] = tuple(wanted.shape)
+                    del self.missing[place]
+                    break
+            return result
+
+        return noted
+
+
+def _ends_in(tensor: Tensor, last: Tensor) -> bool:
+    """Whether the last entries of a tensor along its axes are another one."""
+    if tensor.dim() != last.dim() or tensor.dtype != last.dtype or tensor.shape[0] != last.shape[0]:
+        return False
+    for axis, (size, kept) in enumerate(zip(tensor.shape, last.shape, strict=True)):
+        if size < kept:
+            return False
+        tensor = tensor.narrow(axis, size - kept, kept)
+    return bool((tensor - last).abs().max() <= AGREEMENT * last.abs().max())
 
 
 def _of_samples(inputs: Example, batch: int, traced: Trace) -> Example:

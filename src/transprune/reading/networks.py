@@ -232,11 +232,19 @@ def without_caches(network: Network) -> Network:
     Args:
         network: A copy of a caller's network; its configuration is written to.
     """
-    for module in network.modules():
-        config: Any = getattr(module, "config", None)
-        if getattr(config, "use_cache", None) is True:
-            config.use_cache = False
+    for config in _with_caches(network):
+        config.use_cache = False
     return network
+
+
+def has_caches(network: nn.Module) -> bool:
+    """Whether a network is set to return keys and values for a next token."""
+    return bool(_with_caches(network))
+
+
+def _with_caches(network: nn.Module) -> list[Any]:
+    configurations: Iterator[Any] = (getattr(module, "config", None) for module in network.modules())
+    return [each for each in configurations if getattr(each, "use_cache", None) is True]
 
 
 def blueprint(network: nn.Module) -> tuple[Any, ...]:

@@ -13,12 +13,12 @@ from torch import fx, nn
 
 from transprune.costs import Layer
 from transprune.errors import ModelError
-from transprune.reading.axes import Axis, Concatenation, atoms, factors_of, searchable, settle, units
+from transprune.reading.axes import Axis, Concatenation, atoms, factors_of, fixed, searchable, settle, units
 from transprune.reading.coupling import PRODUCERS, Axes, Coupling, Use, couple
 from transprune.reading.freedom import decide
 from transprune.reading.layouts import Constant, Layout, Searched, channels_of, freeze, is_searched, product
 from transprune.reading.macs import count_traced
-from transprune.reading.networks import blueprint, unwrapped
+from transprune.reading.networks import blueprint, has_caches, unwrapped
 from transprune.reading.stages import BlockRun, added_one_by_one, find_stages, is_in_place
 from transprune.reading.trace import BATCHES, OTHER_BATCH, Example, Trace, check_forward, is_own, trace
 from transprune.runtime.structures import as_inputs
@@ -77,7 +77,7 @@ class LayerFacts:
             bias_positions=None if self.bias_positions == self.positions else self.bias_positions,
             has_bias=self.has_bias,
             has_norm=has_norm,
-            is_repeat=not self.is_counted and use.operator not in ("matmul", "projection", "constant"),
+            is_repeat=not self.is_counted and use.operator not in ("matmul", "projection", "constant", "cache"),
         )
 
 
@@ -197,6 +197,7 @@ def read(model: nn.Module, example: Example, known: Reading | None = None) -> Re
         other = _read_with(model, example, (OTHER_BATCH,))
         if other[0].batch == OTHER_BATCH and other[2].macs == other[3]:
             traced, in_training, reading, counted = other
+    constants: Mapping[fx.Node, int] = {}
     if reading.macs != counted:
         from transprune.reading.equality import counted_calls
 
@@ -207,6 +208,10 @@ def read(model: nn.Module, example: Example, known: Reading | None = None) -> Re
         except Exception:  # the forward may write down how many samples there are, which `inspect` refuses
             constants = {}
         reading = _reading(model, traced, in_training, constants)
+    if has_caches(model):
+        from transprune.reading.equality import cached_calls
+
+        reading = _reading(model, traced, in_training, constants, cached_calls(model, example, reading))
     return replace(reading, counted=counted)
 
 
@@ -226,7 +231,13 @@ def read_for(model: nn.Module, example: Example, space: SearchSpace) -> Reading:
     return read(model, example, space.reading).naming({stage.name: stage.blocks for stage in space.stages})
 
 
-def _reading(model: nn.Module, traced: Trace, in_training: Trace | None, constants: Mapping[fx.Node, int]) -> Reading:
+def _reading(
+    model: nn.Module,
+    traced: Trace,
+    in_training: Trace | None,
+    constants: Mapping[fx.Node, int],
+    cached: Mapping[fx.Node, Sequence[int]] | None = None,
+) -> Reading:
     found = find_stages(traced)
     stages = list(found.runs)
     states: dict[str, Axes] = {}
@@ -235,10 +246,31 @@ def _reading(model: nn.Module, traced: Trace, in_training: Trace | None, constan
         others = {stage.name: stage for stage in find_stages(in_training).runs}
         stages = [stage for stage in stages if stage.name in others]
     coupling = couple(traced, stages, states, constants)
+    for node, kept in (cached or {}).items():
+        coupling.add(_cache_of(coupling, node, kept))
     if in_training is not None:
         extra = couple(in_training, [others[stage.name] for stage in stages], states)
     frozen = _Freezing(model, coupling, extra).reading()
     return replace(frozen, fixed=(*frozen.fixed, *found.missed))
+
+
+def _cache_of(coupling: Coupling, node: fx.Node, kept: Sequence[int]) -> Use:
+    """What it takes to keep the result of a call, or the last entries of it, for the network's next call."""
+    path, reason = coupling.trace.module_path(node), "it is kept for the next call"
+    axes = [
+        axis if axis.is_batch or settle(axis).size == size else fixed(size, reason)
+        for axis, size in zip(map(settle, coupling.values[node]), kept, strict=True)
+    ]
+    *others, outputs = sorted(axes, key=lambda axis: any(searchable(axis)))
+    return Use(
+        name=f"{path or 'network'}.cache.{node.name}",
+        operator="cache",
+        node=node,
+        inputs=fixed(1, reason),
+        outputs=outputs,
+        positions=tuple(others),
+        kernel=node.meta["val"].element_size(),
+    )
 
 
 def _counted(model: nn.Module, example: Example, traced: Trace) -> int:
@@ -442,7 +474,7 @@ class _Freezing:
         varying = [axis for axis in use.positions if searchable(axis)]
         constant = _count(axis for axis in use.positions if not searchable(axis))
         own = [parameters[name] for name in (use.weight, use.bias) if name is not None]
-        expected = {"matmul": 0, "projection": 0, "constant": 0, "norm": 2 * use.has_bias}.get(
+        expected = {"matmul": 0, "projection": 0, "constant": 0, "cache": 0, "norm": 2 * use.has_bias}.get(
             use.operator, 1 + use.has_bias
         )
         is_counted = not varying and len(own) == expected and not any(id(parameter) in counted for parameter in own)

@@ -563,7 +563,7 @@ def frontier_chart(record: Mapping[str, Any]) -> Markup:
 
 
 def _short(kind: str, cost: float) -> str:
-    if kind == "file":
+    if kind in ("file", "cache"):
         return in_bytes(cost)
     return f"{cost / 1e6:.3g} ms" if kind == "latency" else tick(cost)
 

@@ -13,7 +13,7 @@ from transprune.reports.run_record import PHASES, RunRecord, number, part
 from transprune.runtime.terminal import milliseconds
 from transprune.tas.probabilities import UNDECIDED
 
-COST_NAMES = {"macs": "MACs", "params": "parameters", "latency": "latency", "file": "file size"}
+COST_NAMES = {"macs": "MACs", "params": "parameters", "latency": "latency", "file": "file size", "cache": "cache"}
 PHASE_NAMES = {
     "teacher": "teacher training",
     "search": "search",
@@ -60,7 +60,7 @@ def amount(kind: str, value: float) -> str:
         >>> amount("macs", 40813194)
         '40,813,194 MACs'
     """
-    if kind == "file":
+    if kind in ("file", "cache"):
         return in_bytes(value)
     return milliseconds(value) if kind == "latency" else f"{value:,.0f} {COST_NAMES.get(kind, kind)}"
 

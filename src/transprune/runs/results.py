@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transprune.architecture import Architecture
-from transprune.costs import COSTS
+from transprune.costs import CACHE, COSTS
 from transprune.reports.words import (
     amount,
     compact,
@@ -56,6 +56,7 @@ ROWS = (
     ("MACs", "macs", "{:,}"),
     ("parameters", "params", "{:,}"),
     ("latency (ms)", "latency_ms", "{:.4g}"),
+    ("cache (bytes)", "cache", "{:,}"),
     ("weights on disk (bytes)", "file_bytes", "{:,}"),
 )
 
@@ -256,7 +257,8 @@ def show_architecture(run: Run) -> None:
     )
     for cost in run.costs.values():
         chosen, full = space.cost(cost, architecture), space.cost(cost, space.full_architecture())
-        print(f"{cost.name}: {cost.written(chosen)} of {cost.written(full)} ({100 * chosen / full:.1f} %)")
+        if full:  # few networks have a cache
+            print(f"{cost.name}: {cost.written(chosen)} of {cost.written(full)} ({100 * chosen / full:.1f} %)")
     _show_indecision(run.folder)
     print(f"next: transprune distill {run.folder.path}")
 
@@ -343,11 +345,13 @@ def layer_costs(space: SearchSpace) -> list[tuple[str, str, int, int]]:
 
 
 def attainable(space: SearchSpace) -> dict[str, tuple[int, int]]:
-    """The least and the unpruned cost by kind."""
+    """The least and the unpruned cost by kind; without a cache nothing is said of it."""
     from transprune.tas.derivation import least_cost
 
-    full = space.full_architecture()
-    return {kind: (least_cost(space, cost), space.cost(cost, full)) for kind, cost in COSTS.items()}
+    full = {kind: space.cost(cost, space.full_architecture()) for kind, cost in COSTS.items()}
+    return {
+        kind: (least_cost(space, cost), full[kind]) for kind, cost in COSTS.items() if full[kind] or kind != CACHE.kind
+    }
 
 
 def _width(group: WidthGroup) -> str:

@@ -46,9 +46,9 @@ class RunOptions:
     hf-dataset:FOLDER_OR_NAME for hf: networks of texts; coco:DIR or yolo:DIR for detectors; or your own
     FILE.py:FUNCTION."""
     budget: tuple[str, ...]
-    """What the smaller network may cost: macs=0.5 (a share), macs=20.4M, params=100K, latency=4ms or file=64KB, the
-    size of student.onnx (absolute). Given several times, all hold. One may name several amounts, macs=0.3,0.5,0.7: a
-    search for each from one supernet, and the curve."""
+    """What the smaller network may cost: macs=0.5 (a share), macs=20.4M, params=100K, latency=4ms, file=64KB, the
+    size of student.onnx, cache=1MB (absolute). Given several times, all hold. One may name several amounts,
+    macs=0.3,0.5,0.7: a search for each from one supernet, and the curve."""
     preset: str
     """Recipe whose figures the options below start from: quick, demo, short, medium, paper-cifar or paper-imagenet."""
     task: str | None = None

@@ -255,7 +255,7 @@ class Loop(ABC):
         return {"batches": self._batches, "sentinel": self.sentinel, **self.parts()}
 
 
-_SAID: Mapping[str, Callable[[float], str]] = {"latency": milliseconds, "file": in_bytes}
+_SAID: Mapping[str, Callable[[float], str]] = {"latency": milliseconds, "file": in_bytes, "cache": in_bytes}
 """How the figures of some kinds of cost are said."""
 
 
