@@ -95,7 +95,7 @@ from transprune.tas.derivation import check_attainable, derive
 from transprune.tas.sampling import Selection, draw_candidates
 from transprune.tas.supernet import Supernet
 from transprune.training import batches
-from transprune.training.evaluation import evaluate
+from transprune.training.evaluation import evaluate, evaluate_batches
 from transprune.training.parts import average_precisions
 from transprune.training.tasks import (
     Metric,
@@ -146,6 +146,9 @@ ways(
     budget_text=lambda _: Budget.parse("half of it"),
     budget_unmeasured=lambda _: Budget.parse("file=64KB").limit(SPACE),
     budget_cache=lambda _: Budget.parse("cache=0.5").limit(SPACE),
+    budget_of_widths=lambda _: transprune.uniform_architecture(SPACE, 0.5),
+    classes_one=lambda _: transprune.classification().loss(torch.zeros(8, 1), torch.zeros(8, dtype=torch.int64)),
+    measured_nothing=lambda _: evaluate_batches(plain(), [], transprune.classification()),
     budget_number=lambda _: transprune.search(plain(), None, 0.5),
     example_size=lambda _: transprune.inspect(plain(), (1, 3, 8, 8)),
     budget_flops=lambda _: Budget.parse("flops=40M"),

@@ -1,5 +1,6 @@
 """The recipes, and that the page about them says what they are."""
 
+import math
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -8,7 +9,16 @@ import pytest
 from torch import nn
 
 from transprune.errors import OptionError
-from transprune.options import PRESETS, get_preset
+from transprune.options import (
+    PRESETS,
+    CompressOptions,
+    DistillationOptions,
+    LatencyOptions,
+    MeasureOptions,
+    SearchOptions,
+    TrainingOptions,
+    get_preset,
+)
 from transprune.training.update import settled
 
 PAGE = (Path(__file__).parent.parent / "docs" / "presets.md").read_text()
@@ -80,3 +90,17 @@ def test_the_costs_that_the_page_states_follow_from_its_rule():
 def test_an_unknown_preset_is_refused_with_the_nearest():
     with pytest.raises(OptionError, match=r"cannot use the preset 'papercifar': .*did you mean 'paper-cifar'"):
         get_preset("papercifar")
+
+
+OPTIONS = (TrainingOptions, DistillationOptions, SearchOptions, LatencyOptions, CompressOptions, MeasureOptions)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [(kind, each.name) for kind in OPTIONS for each in fields(kind) if "float" in str(each.type) and each.init],
+)
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan, -1.0])
+def test_numbers_without_meaning_are_refused(options, name, number):
+    options(**{name: getattr(options(), name)})
+    with pytest.raises(OptionError, match=name):
+        options(**{name: number if name != "architecture_betas" else (number, 0.999)})

@@ -11,7 +11,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 from transprune.architecture import Architecture
-from transprune.costs import COSTS, Cost
+from transprune.costs import CACHE, COSTS, Cost
 from transprune.errors import BudgetError
 from transprune.space import SearchSpace
 
@@ -115,14 +115,14 @@ class Budget:
                 unpruned network costs less already; the message states the attainable range. `check_attainable` covers
                 spaces whose cheapest architecture may not be the smallest.
         """
-        if self.kind not in costs:
+        if self.kind not in costs and self.kind != CACHE.kind:
             raise BudgetError(
                 f"cannot tell what the budget {self} allows: {self.kind} is measured, and only {', '.join(costs)} are "
                 f"known here; expected costs={{**COSTS, {self.kind!r}: …}} with what "
                 f"{'file_size' if self.kind == 'file' else 'measure_latency'} gives, or search or compress, which "
                 "measure it themselves"
             )
-        cost = costs[self.kind]
+        cost = costs.get(self.kind, CACHE)
         full = space.cost(cost, space.full_architecture())
         if not full:
             raise BudgetError(
@@ -218,11 +218,18 @@ def parse_budgets(budgets: Budget | str | Sequence[Budget | str]) -> tuple[Budge
     return found
 
 
-def limits_of(
-    budgets: Budget | str | Sequence[Budget | str], space: SearchSpace, costs: Mapping[str, Cost] = COSTS
-) -> list[Limit]:
-    """The limits of budgets in a search space; arguments and errors as in `parse_budgets` and `Budget.limit`."""
-    return [budget.limit(space, costs) for budget in parse_budgets(budgets)]
+Limits = Limit | Budget | str | Sequence[Limit | Budget | str]
+"""The most that an architecture may cost of each kind: limits in its space, or budgets such as `macs=0.5`."""
+
+
+def limits_of(given: Limits, space: SearchSpace, costs: Mapping[str, Cost] = COSTS) -> list[Limit]:
+    """The limits in a search space of what is given; errors as in `parse_budgets` and `Budget.limit`."""
+    if isinstance(given, Limit):
+        return [given]
+    known = [each for each in given if isinstance(each, Limit)] if isinstance(given, Sequence) else []
+    if isinstance(given, Sequence) and len(known) == len(given):
+        return known
+    return [budget.limit(space, costs) for budget in parse_budgets(given)]  # type: ignore[arg-type]
 
 
 def points(budgets: Sequence[str]) -> list[tuple[str, ...]]:

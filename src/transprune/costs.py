@@ -75,8 +75,8 @@ class Cache(Cost):
 
 
 MACS, PARAMS, CACHE = Macs(), Params(), Cache()
-COSTS: Mapping[str, Cost] = {cost.kind: cost for cost in (MACS, PARAMS, CACHE)}
-"""The kinds that follow from the search space alone."""
+COSTS: Mapping[str, Cost] = {cost.kind: cost for cost in (MACS, PARAMS)}
+"""The kinds that follow from the search space alone, and that every network has. A `CACHE` few have."""
 
 
 def with_kinds(others: Iterable[Cost]) -> Mapping[str, Cost]:

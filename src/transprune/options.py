@@ -78,7 +78,7 @@ class StepOptions:
                 f"cannot train with optimizer={self.optimizer!r}: expected one of {', '.join(OPTIMIZERS)}, or a "
                 "function, package.module:FUNCTION or FILE.py:FUNCTION"
             )
-        if self.gradient_clip is not None and not self.gradient_clip > 0:
+        if self.gradient_clip is not None and not 0 < self.gradient_clip < math.inf:
             raise OptionError(
                 f"cannot train with gradient_clip={self.gradient_clip}: expected more than 0, or None for never"
             )
@@ -159,7 +159,7 @@ class DistillationOptions(TrainingOptions):
         super().__post_init__()
         if self.hints is not None and not 0 <= self.hints < math.inf:
             raise OptionError(f"cannot distill with hints={self.hints}: expected a weight of at least 0")
-        if not 0 <= self.weight <= 1 or not self.distillation_temperature > 0:
+        if not 0 <= self.weight <= 1 or not 0 < self.distillation_temperature < math.inf:
             raise OptionError(
                 f"cannot distill with weight={self.weight} and distillation_temperature="
                 f"{self.distillation_temperature}; expected a weight in [0, 1] and a temperature above 0"
@@ -339,7 +339,7 @@ class LatencyOptions:
     def __post_init__(self) -> None:
         least = {"threads": 1, "batch_size": 1, "grid": 2, "repeats": 3, "architectures": 4, "validations": 1}
         for name, smallest in {**least, "checks": 0}.items():
-            if getattr(self, name) < smallest:
+            if not smallest <= getattr(self, name) < math.inf:
                 raise OptionError(
                     f"cannot measure latency with {name}={getattr(self, name)}: expected at least {smallest}"
                 )
@@ -363,7 +363,7 @@ class MeasureOptions:
     """Peak memory is measured too, in a process of its own each time, which takes seconds (`--no-memory`: left out)."""
 
     def __post_init__(self) -> None:
-        if min(self.batch_size, self.threads) < 1 or self.repeats < LEAST_REPEATS or not self.seconds > 0:
+        if min(self.batch_size, self.threads) < 1 or self.repeats < LEAST_REPEATS or not 0 < self.seconds < math.inf:
             raise OptionError(
                 f"cannot measure with batch_size={self.batch_size}, threads={self.threads}, repeats={self.repeats} and "
                 f"seconds={self.seconds}; expected at least 1, 1 and {LEAST_REPEATS}, and seconds above 0"
@@ -392,9 +392,9 @@ def at_least(name: str, value: Any, least: float) -> None:
     """Checks an option.
 
     Raises:
-        OptionError: The value is below `least` or not a number.
+        OptionError: The value is below `least`, without end or not a number.
     """
-    if not isinstance(value, Real) or not float(value) >= least:
+    if not isinstance(value, Real) or not least <= float(value) < math.inf:
         raise OptionError(f"cannot use {name}={value!r}: expected at least {least}")
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transprune.architecture import Architecture
-from transprune.costs import CACHE, COSTS
+from transprune.costs import CACHE, COSTS, Cost
 from transprune.reports.words import (
     amount,
     compact,
@@ -255,10 +255,7 @@ def show_architecture(run: Run) -> None:
         ["stage", "full", "chosen"],
         [[stage.name, _depth(stage), _kept(stage, architecture)] for stage in space.stages],
     )
-    for cost in run.costs.values():
-        chosen, full = space.cost(cost, architecture), space.cost(cost, space.full_architecture())
-        if full:  # few networks have a cache
-            print(f"{cost.name}: {cost.written(chosen)} of {cost.written(full)} ({100 * chosen / full:.1f} %)")
+    _show_costs(space, architecture, run.costs.values())
     _show_indecision(run.folder)
     print(f"next: transprune distill {run.folder.path}")
 
@@ -275,15 +272,21 @@ def _depth(stage: DepthStage) -> str:
     return f"{stage.depth} branches" if stage.parts else str(stage.depth)
 
 
+def _show_costs(space: SearchSpace, architecture: Architecture, costs: Iterable[Cost]) -> None:
+    """Prints what an architecture has of each kind of cost."""
+    for cost in (*costs, CACHE):
+        chosen, full = space.cost(cost, architecture), space.cost(cost, space.full_architecture())
+        if full or cost is not CACHE:
+            print(f"{cost.name}: {cost.written(chosen)} of {cost.written(full)} ({100 * chosen / full:.1f} %)")
+
+
 def show_derived(folder: RunFolder) -> None:
     """Prints what a derivation chose, and how to go on."""
     from transprune.runs.run import costs_in
 
     space = SearchSpace.from_json(folder.read_json("space.json"))
     architecture = Architecture.from_json(folder.read_json("architecture.json"))
-    for cost in costs_in(folder, space).values():
-        chosen, full = space.cost(cost, architecture), space.cost(cost, space.full_architecture())
-        print(f"{cost.name}: {cost.written(chosen)} of {cost.written(full)} ({100 * chosen / full:.1f} %)")
+    _show_costs(space, architecture, costs_in(folder, space).values())
     steps = ("evaluate", "export", "distill") if folder.has("student.safetensors") else ("distill",)
     print("next: " + "; ".join(f"transprune {step} {folder.path}" for step in steps))
 
@@ -348,10 +351,9 @@ def attainable(space: SearchSpace) -> dict[str, tuple[int, int]]:
     """The least and the unpruned cost by kind; without a cache nothing is said of it."""
     from transprune.tas.derivation import least_cost
 
-    full = {kind: space.cost(cost, space.full_architecture()) for kind, cost in COSTS.items()}
-    return {
-        kind: (least_cost(space, cost), full[kind]) for kind, cost in COSTS.items() if full[kind] or kind != CACHE.kind
-    }
+    full = space.full_architecture()
+    costs = [*COSTS.values(), *([CACHE] if space.cost(CACHE, full) else [])]
+    return {cost.kind: (least_cost(space, cost), space.cost(cost, full)) for cost in costs}
 
 
 def _width(group: WidthGroup) -> str:

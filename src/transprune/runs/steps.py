@@ -15,7 +15,7 @@ from torch import nn
 
 from transprune.architecture import Architecture
 from transprune.budget import Budget, parse_budgets, points
-from transprune.costs import MACS, PARAMS, FileSize, in_bytes
+from transprune.costs import CACHE, COSTS, FileSize, in_bytes
 from transprune.data import ImageData, LoaderData, make_loader
 from transprune.data.scenes import class_names
 from transprune.errors import ExportError, LatencyError, ModelError, OptionError, RunFolderError, expected_one_of
@@ -314,8 +314,9 @@ def _latencies(run: Run, networks: Mapping[str, nn.Module]) -> dict[str, Latency
 def _predicted(run: Run) -> dict[str, dict[str, int]]:
     """What teacher and student cost by kinds that are not counted otherwise: nanoseconds, bytes of a file or cache."""
     architectures = {"teacher": run.space.full_architecture(), "student": load_architecture(run)}
-    full = architectures["teacher"]
-    predicted = [each for each in run.costs.values() if each not in (MACS, PARAMS) and run.space.cost(each, full)]
+    predicted = [cost for kind, cost in run.costs.items() if kind not in COSTS]
+    if run.space.cost(CACHE, architectures["teacher"]):
+        predicted.append(CACHE)
     return {
         name: {cost.kind: run.space.cost(cost, architecture) for cost in predicted}
         for name, architecture in architectures.items()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from transprune.architecture import Architecture
-from transprune.budget import Limit
+from transprune.budget import Limits, limits_of
 from transprune.costs import Cost
 from transprune.errors import BudgetError
 from transprune.options import NEARLY_FULL
@@ -20,7 +20,7 @@ from transprune.tas.probabilities import Probabilities, candidate_masks
 from transprune.tas.sampling import masked_log_softmax, perturb
 
 
-def uniform_architecture(space: SearchSpace, limits: Sequence[Limit]) -> Architecture:
+def uniform_architecture(space: SearchSpace, limits: Limits) -> Architecture:
     """All blocks, and every width scaled by the same factor: the largest that stays within all limits.
 
     Widths are rounded to the nearest whole number, halves up, and need not be candidates. Rounded down, widths that
@@ -28,11 +28,12 @@ def uniform_architecture(space: SearchSpace, limits: Sequence[Limit]) -> Archite
 
     Args:
         space: The search space.
-        limits: The most that the architecture may cost of each kind.
+        limits: The most that the architecture may cost of each kind, as limits or budgets (`macs=0.5`).
 
     Raises:
         BudgetError: Even the smallest factor costs more.
     """
+    limits = limits_of(limits, space)
     steps = {Fraction(2 * width - 1, 2 * group.width) for group in space.groups for width in range(1, group.width + 1)}
     shares = [Fraction(0), *sorted(steps)]
 
@@ -65,9 +66,7 @@ def _scaled(space: SearchSpace, share: Fraction) -> Architecture:
     )
 
 
-def random_architecture(
-    space: SearchSpace, limits: Sequence[Limit], *, seed: int, fill: float = NEARLY_FULL
-) -> Architecture:
+def random_architecture(space: SearchSpace, limits: Limits, *, seed: int, fill: float = NEARLY_FULL) -> Architecture:
     """Random candidates within all limits that nearly use up one of them, wherever the space permits.
 
     Every candidate gets a random score, and `derive` takes the architecture within the limits whose scores have the
@@ -75,7 +74,7 @@ def random_architecture(
 
     Args:
         space: The search space.
-        limits: The most that the architecture may cost of each kind.
+        limits: The most that the architecture may cost of each kind, as limits or budgets (`macs=0.5`).
         seed: Decides the scores.
         fill: As in `derive`.
 

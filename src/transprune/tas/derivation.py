@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from transprune.architecture import Architecture
-from transprune.budget import Limit, out_of_reach
+from transprune.budget import Limit, Limits, limits_of, out_of_reach
 from transprune.costs import Cost
 from transprune.errors import BudgetError
 from transprune.options import NEARLY_FULL, SOLVER_SECONDS
@@ -55,7 +55,7 @@ class Derivation:
 def derive(
     space: SearchSpace,
     probabilities: Probabilities,
-    limits: Sequence[Limit],
+    limits: Limits,
     *,
     fill: float = NEARLY_FULL,
     seconds: float | None = SOLVER_SECONDS,
@@ -70,7 +70,7 @@ def derive(
     Args:
         space: The search space.
         probabilities: The probability of every candidate.
-        limits: The upper limit for each kind of cost.
+        limits: The upper limit for each kind of cost: limits in the space, or budgets such as `macs=0.5`.
         fill: The share of at least one limit that the architecture must use.
         seconds: As in `derive_with_proof`.
 
@@ -83,7 +83,7 @@ def derive(
 def derive_with_proof(
     space: SearchSpace,
     probabilities: Probabilities,
-    limits: Sequence[Limit],
+    limits: Limits,
     *,
     fill: float = NEARLY_FULL,
     seconds: float | None = SOLVER_SECONDS,
@@ -95,13 +95,14 @@ def derive_with_proof(
     Args:
         space: The search space.
         probabilities: The probability of every candidate.
-        limits: The upper limit for each kind of cost.
+        limits: The upper limit for each kind of cost: limits in the space, or budgets such as `macs=0.5`.
         fill: The share of at least one limit that the architecture must use.
         seconds: Time limit for all calls of the solver together; None: no limit.
 
     Raises:
         BudgetError: No architecture keeps all limits, or none was found in time.
     """
+    limits = limits_of(limits, space)
     deriving = _Deriving(space, probabilities, limits, fill, seconds)
     found = deriving.solve() if all(limit.most >= 1 for limit in limits) else None
     if found is not None:

@@ -92,10 +92,19 @@ class Meter:
         self._samples += state["samples"]
 
     def evaluation(self) -> Evaluation:
-        """The means over the batches of all processes so far; NaN if there were none."""
+        """The means over the batches of all processes so far; NaN if there were none.
+
+        Raises:
+            DataError: There were none to measure on.
+        """
         joint = Meter(self._task, training=self._training)
         for state in processes.gathered(self.state_dict()):
             joint.load_state_dict(state, torch.device("cpu"))
+        if not joint._samples and not self._training:
+            raise DataError(
+                "cannot measure a network on no samples: the data gave no batch; expected at least one in the part "
+                "that is measured on (a loader that drops its last batch has none of fewer samples than a batch)"
+            )
         told = (name for name in self._metrics if name not in joint._sums or joint._sums[name].numel())
         figures = {name: joint._figure(name) for name in ("loss", *told)}
         return Evaluation(figures.pop("loss"), figures)

@@ -188,6 +188,7 @@ def classification(*, auxiliary_weight: float = 0.3) -> Task:
 
     def loss(outputs: Any, labels: Tensor) -> Tensor:
         logits, *auxiliary = each_logits(outputs)
+        _check_classes(logits)
         total = F.cross_entropy(logits, labels)
         for one in auxiliary:
             total = total + auxiliary_weight * F.cross_entropy(one, labels)
@@ -488,9 +489,11 @@ def distillation_loss(
         loss: Loss of the student's logits against the targets.
 
     Raises:
-        OptionError: Student and teacher do not each return one tensor, or their shapes differ.
+        OptionError: Student and teacher do not each return one tensor, their shapes differ, or they tell no classes
+            apart.
     """
     _check_same_shapes(student_logits, teacher_logits)
+    _check_classes(student_logits)
     from_targets = loss(student_logits, targets)
     student, teacher = (_at_least_float32(each) for each in (student_logits, teacher_logits.detach()))
     from_teacher = F.kl_div(
@@ -500,6 +503,14 @@ def distillation_loss(
         log_target=True,
     ) / (student_logits.numel() // student_logits.shape[1])
     return (1 - weight) * from_targets + weight * temperature**2 * from_teacher
+
+
+def _check_classes(logits: Tensor) -> None:
+    if logits.dim() < 2 or logits.shape[1] < 2:
+        raise OptionError(
+            f"cannot tell classes apart by outputs of {outline(logits)}: expected logits [batch, classes, ...] of at "
+            "least 2 classes; for numbers give task=regression(), for a single yes or no task=multi_label()"
+        )
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:
