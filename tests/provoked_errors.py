@@ -715,6 +715,7 @@ def text_weights(name):
 
 
 ways(
+    weights_folder=lambda place: load_weights(place, nn.Linear(2, 3)),
     weights_missing=lambda place: load_weights(place / "w.pth", nn.Linear(2, 3)),
     weights_nothing=weights({"other": torch.zeros(2)}),
     weights_misfit=weights({"weight": torch.zeros(3, 2), "bias": torch.zeros(4)}, "w.safetensors"),

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from transprune.errors import ModelError
+from transprune.errors import ModelError, first_line
 from transprune.models.resnet import OUTSIDE_STAGES, ResNet, is_torchvision_resnet, pooled_shortcuts, renamed
 from transprune.runtime.files import expanded
 from transprune.runtime.structures import copied
@@ -177,7 +177,8 @@ def _file_and_key(path: str | Path) -> tuple[Path, str]:
 def _read_whole(file: Path, key: str) -> dict[str, Tensor]:
     """The tensors of a file by their dotted names, those under a key if it is named; a message where there are none."""
     if not os.path.isfile(file):
-        raise ModelError(f"cannot load weights: there is no file '{file}'")
+        found_there = "it is a folder: name a file in it" if os.path.isdir(file) else "there is no such file"
+        raise ModelError(f"cannot load weights from '{file}': {found_there}")
     try:
         content = _read(file)
         found = dict(_flat(content))
@@ -262,13 +263,29 @@ def _problem(file: Path, error: Exception) -> str:
     """What is wrong with a file, in words, from its beginning and from what a reader raised."""
     try:
         with file.open("rb") as opened:
-            head = opened.read(64).lstrip()
+            begun = opened.read(64)
     except OSError as unreadable:
         return f"it cannot be read ({unreadable.strerror})"
-    known = next((what for begin, what in OTHER_KINDS if head.startswith(begin)), None)
-    if known is not None:
-        return known
+    known = next((what for begin, what in OTHER_KINDS if begun.lstrip().startswith(begin)), None)
+    is_of_weights = begun.startswith((b"PK", b"\x80")) or begun[8:9] == b"{"
+    return known or (_refused(file, error) if is_of_weights else _no_weights(begun))
+
+
+def _no_weights(begun: bytes) -> str:
+    """What a file is that begins as no file of weights does."""
+    if not begun:
+        return "it is empty"
+    words = begun.decode("utf-8", "replace").split()
+    if not words or not all(map(str.isprintable, words)) or "\ufffd" in words[0]:
+        return "it is no file of torch or safetensors"
+    return f"it is text, which begins {' '.join(words)[:40]!r}"
+
+
+def _refused(file: Path, error: Exception) -> str:
+    """Why a reader refuses a file that begins as one of weights does."""
     text = str(error)
+    if text.startswith("it "):
+        return text
     if "Weights only load failed" in text:  # torch's message goes on to say how to run the code anyway
         objects = _objects(file, text)
         if objects:
@@ -277,8 +294,9 @@ def _problem(file: Path, error: Exception) -> str:
                 "trusted, `torch.load(file, weights_only=False)` gives what it holds: save the state dict of that alone"
             )
         return "it holds more than tensors, or is no file of torch"
-    said = (text or "the file ends too soon").splitlines()[0]
-    return said if said.startswith("it ") else f"{type(error).__name__}: {said}"
+    if zipfile.is_zipfile(file):
+        return "it is an archive, but none that torch wrote"
+    return f"it is cut off or damaged: fetch or save it again ({first_line(error)})"
 
 
 def _objects(file: Path, text: str) -> tuple[str, ...]:
