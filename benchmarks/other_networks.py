@@ -958,6 +958,64 @@ def chosen_experts() -> tuple[nn.Module, Any]:
     ), torch.randn(4, 12)
 
 
+@listed("generative")
+def fourier_operator() -> tuple[nn.Module, Any]:
+    """The lowest frequencies, each with a matrix of its own, written into a spectrum of zeros."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.lifted(x)
+        for weight, pointwise in zip(self.weights, self.pointwise, strict=True):
+            spectrum = torch.fft.rfft(x.transpose(1, 2))
+            kept = torch.zeros(x.shape[0], 16, spectrum.shape[-1], dtype=spectrum.dtype)
+            kept[:, :, :4] = torch.einsum("bif,iof->bof", spectrum[:, :, :4], weight)
+            x = torch.fft.irfft(kept, n=x.shape[1]).transpose(1, 2) + pointwise(x)
+        return self.out(x)
+
+    weights = nn.ParameterList(nn.Parameter(0.1 * torch.randn(16, 16, 4, dtype=torch.complex64)) for _ in range(2))
+    return Do(
+        forward,
+        lifted=nn.Linear(2, 16),
+        weights=weights,
+        pointwise=nn.ModuleList(nn.Linear(16, 16) for _ in range(2)),
+        out=mlp(16, 24, 1),
+    ), torch.randn(4, 12, 2)
+
+
+@listed("generative")
+def written_side_by_side() -> tuple[nn.Module, Any]:
+    """Two layers that write their channels into zeros, which is a concatenation, and one that writes into some rows."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        found = x.new_zeros(x.shape[0], x.shape[1], 20)
+        found[..., :12], found[..., 12:] = self.first(x), self.second(x)
+        changed = found.clone()
+        changed[:, 1:3] = self.middle(found[:, :2])
+        return self.out(changed + found)
+
+    return Do(
+        forward, first=nn.Linear(6, 12), second=nn.Linear(6, 8), middle=nn.Linear(20, 20), out=nn.Linear(20, 4)
+    ), torch.randn(4, 5, 6)
+
+
+@listed("generative")
+def written_in_blocks() -> tuple[nn.Module, Any]:
+    """Blocks that write over some columns of a copy of what they read."""
+
+    class Edge(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(12, 12, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found = x.clone()
+            found[..., :2] = self.conv(x)[..., :2]
+            return found
+
+    return nn.Sequential(
+        nn.Conv2d(3, 12, 3), nn.Sequential(*(Edge() for _ in range(3))), nn.Conv2d(12, 4, 1)
+    ), torch.randn(2, 3, 8, 8)
+
+
 @listed("transformers")
 def fourier_mixing() -> tuple[nn.Module, Any]:
     def forward(self: Any, x: Tensor) -> Tensor:

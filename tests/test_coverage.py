@@ -80,6 +80,9 @@ OTHER_SAMPLE = (
     "detection/anchor_free_head",
     "recurrent/lstm_time_first",
     "generative/style_modulation",
+    "generative/fourier_operator",
+    "generative/written_side_by_side",
+    "generative/written_in_blocks",
     "structures/object",
 )
 

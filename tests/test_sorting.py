@@ -257,3 +257,26 @@ def test_the_units_of_a_layout_are_numbered_wherever_they_stand():
     assert units_of(joined, "b").tolist() == [-1] * 7 + [0, 1]
     assert units_of(StageEnd("s", (Group("b", 2), Group("a", 2))), "a").tolist() == [0, 1]
     assert units_of(FreeSum("sum", Group("a", 2), Group("b", 2)), "b").tolist() == [-1, -1]
+
+
+class ComplexMatrix(nn.Module):
+    """A product with complex weights, of whose result the absolute values are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(4, 6, dtype=torch.complex64))
+        self.out = nn.Linear(6, 3)
+
+    def forward(self, features):
+        return self.out((features.to(torch.complex64) @ self.weight).abs())
+
+
+def test_complex_weights_weigh_by_their_magnitudes():
+    network = ComplexMatrix()
+    with torch.no_grad():
+        network.out.weight.fill_(1.0)
+        network.weight[:, 3] = 2j
+        network.weight[:, 1] = 1.0
+    ordered = sort_channels(network, torch.randn(2, 4))
+    assert ordered.weight[:, 0].eq(2j).all()
+    assert ordered.weight[:, 1].eq(1).all()

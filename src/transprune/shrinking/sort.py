@@ -52,7 +52,7 @@ def magnitude(weights: Sequence[ChannelWeights], width: int) -> Tensor:
     for each in weights:
         if each.tensor.dim() > 1:
             others = [axis for axis in range(each.tensor.dim()) if axis != each.axis]
-            squares = each.by_unit(each.tensor.detach().double().square().sum(others), width).cpu()
+            squares = each.by_unit(each.tensor.detach().abs().double().square().sum(others), width).cpu()
             total += squares / squares.mean().clamp_min(1e-30)
     return total
 

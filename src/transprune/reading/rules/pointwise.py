@@ -165,7 +165,7 @@ ELEMENTWISE = (
     *("leaky_relu", "elu", "selu", "celu", "mish", "softplus", "log_sigmoid", "where", "masked_fill", "pow", "rsub"),
     *("square", "multiply", "divide", "subtract", "true_divide", "maximum", "minimum", "clamp", "clamp_min", "lerp"),
     *("add_relu", "addcmul", "addcdiv", "logical_not", "ne", "eq", "gt", "lt", "ge", "le", "clip", "floor_divide"),
-    *("complex", "polar"),
+    *("complex", "polar", "copy"),
     *("__and", "__or", "__xor"),  # as `&`, `|` and `^` are traced
 )
 
