@@ -182,7 +182,7 @@ SIZE, KINDS = 32, 4
 
 def drawn_shapes(sources: Sources) -> Data:
     """Discs, squares and crosses over each other on noise, each pixel to be named: grey images [batch, 1, 32, 32]."""
-    return _loaders(_drawn(2000, seed=0), _drawn(500, seed=1), batch=32)
+    return _loaders(_drawn(4000, seed=0), _drawn(1000, seed=1), batch=32)
 
 
 def _drawn(samples: int, *, seed: int) -> TensorDataset:
@@ -191,9 +191,9 @@ def _drawn(samples: int, *, seed: int) -> TensorDataset:
     labels = torch.zeros(samples, SIZE, SIZE, dtype=torch.int64)
     shades = torch.zeros(samples, SIZE, SIZE)
     for label, shade in zip(labels, shades, strict=True):
-        for _ in range(4):
+        for _ in range(3):
             kind, radius, row, column = torch.randint(0, 2**20, (4,), generator=generator).tolist()
-            kind, radius, row, column = kind % 3 + 1, 3 + radius % 4, row % SIZE, column % SIZE
+            kind, radius, row, column = kind % 3 + 1, 4 + radius % 5, row % SIZE, column % SIZE
             far, across = (rows - row).abs(), (columns - column).abs()
             inside = {
                 1: far**2 + across**2 <= radius**2,
@@ -202,7 +202,7 @@ def _drawn(samples: int, *, seed: int) -> TensorDataset:
             }[kind]
             label[inside] = kind
             shade[inside] = 1.5 * torch.rand((), generator=generator) - 0.5  # its shade does not tell its kind
-    return TensorDataset((shades + 0.3 * torch.randn(shades.shape, generator=generator))[:, None], labels)
+    return TensorDataset((shades + 0.2 * torch.randn(shades.shape, generator=generator))[:, None], labels)
 
 
 class UNet(nn.Module):
@@ -285,7 +285,8 @@ CELLS = {
         network=lambda sources: UNet(),
         task=transprune.segmentation(KINDS),
         figure="mean_iou",
-        teacher_epochs=15,
+        teacher_epochs=25,
+        teacher_rate=0.05,
         search_epochs=4,
         epochs=6,
     ),

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 import transprune
 from transprune.budget import Limit, parse_budgets
 from transprune.costs import COSTS
+from transprune.errors import ModelError
 from transprune.scores.compress import gather_samples
 
 SAMPLES = transprune.CompressOptions.samples
@@ -157,9 +158,22 @@ def torch_pruning_taylor(problem: Problem) -> nn.Module:
 
 
 def _by_torch_pruning(problem: Problem, importance: Any, *, with_gradients: bool = False) -> nn.Module:
+    """All widths, or those that one layer has alone where what is cut of all no longer runs (padded shortcuts)."""
+    head = [_head(problem.teacher)]
+    try:
+        return _in_steps(problem, importance, head, with_gradients)
+    except ModelError:
+        alone = {group.layers[0] for group in problem.space.groups if len(group.layers) == 1}
+        named = problem.teacher.named_modules()
+        shared = [each for name, each in named if isinstance(each, nn.Conv2d | nn.Linear) and name not in alone]
+        return _in_steps(problem, importance, shared, with_gradients)
+
+
+def _in_steps(problem: Problem, importance: Any, ignored: list[nn.Module], with_gradients: bool) -> nn.Module:
     import torch_pruning
 
-    network, steps = copy.deepcopy(problem.teacher), 20 if with_gradients else 200
+    copied: dict[int, Any] = {}
+    network, steps = copy.deepcopy(problem.teacher, copied), 20 if with_gradients else 200
     attentions = [each for each in network.modules() if isinstance(each, nn.MultiheadAttention)]
     pruner = torch_pruning.pruner.BasePruner(
         network,
@@ -169,7 +183,7 @@ def _by_torch_pruning(problem: Problem, importance: Any, *, with_gradients: bool
         iterative_steps=steps,
         pruning_ratio=0.95,
         max_pruning_ratio=0.9,
-        ignored_layers=[_head(network)],
+        ignored_layers=[copied[id(each)] for each in ignored],
         num_heads={each: each.num_heads for each in attentions},
         round_to=4 if attentions else None,
     )
@@ -297,6 +311,12 @@ PACKAGES = {
         "annotated-types",
         "typing-inspection",
         "regex",
+        "requests",
+        "urllib3",
+        "idna",
+        "charset-normalizer",
+        "certifi",
+        "torchprofile==0.0.4",
         "ninja",
     ),
     "kirigami": ("torch-kirigami==0.2.1",),
