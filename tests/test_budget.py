@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from small_networks import CASES, plain, resnet_space, space_of, staged
 from transprune.architecture import Architecture
-from transprune.budget import Budget, parse_budgets, points
+from transprune.budget import Budget, limits_of, parse_budgets, points
 from transprune.costs import COSTS, Channels, Layer
 from transprune.errors import BudgetError
 from transprune.space import SearchSpace, WidthGroup
+from transprune.tas.baselines import uniform_architecture
 
 SPACE = space_of(staged)
 
@@ -297,3 +298,17 @@ def test_one_budget_or_several_are_read_from_text_or_taken_as_they_are():
     budget = Budget.parse("params=0.4")
     assert parse_budgets("macs=0.5") == (Budget.parse("macs=0.5"),)
     assert parse_budgets(["macs=0.5", budget]) == (Budget.parse("macs=0.5"), budget)
+
+
+@pytest.mark.parametrize("nothing", ["", [], ()])
+def test_no_budget_at_all_is_refused_wherever_limits_are_taken(nothing):
+    with pytest.raises(BudgetError):
+        limits_of(nothing, SPACE)
+    with pytest.raises(BudgetError):
+        uniform_architecture(SPACE, nothing)
+
+
+def test_limits_stay_as_they_are_and_texts_become_limits():
+    (limit,) = limits_of("macs=0.5", SPACE)
+    assert limits_of(limit, SPACE) == limits_of([limit], SPACE) == limits_of(["macs=0.5"], SPACE) == [limit]
+    assert uniform_architecture(SPACE, "macs=0.5") == uniform_architecture(SPACE, [limit])

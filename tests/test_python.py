@@ -401,7 +401,7 @@ def test_the_command_line_takes_data_and_a_task_of_the_users(tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("task", "found"),
     [
-        ([], r"cannot tell samples apart by targets .*\[16, 1\].*regression\(\)"),
+        ([], r"cannot tell classes apart by outputs of \[\d+, 1\].*regression\(\)"),
         (["--task", "own.py:wide"], r"cannot use the metric 'rmse': it ends in \[3\].*its finish makes of"),
         (["--task", "regresion"], r"cannot make the task 'regresion': .*did you mean 'regression'\?"),
     ],

@@ -219,7 +219,10 @@ REFUSED = {
     "a budget out of range": (["run", "resnet20", "--budget", "macs=0.001"], "attainable range"),
     "a budget above the network": (["run", "resnet20", "--budget", "macs=1G"], "unpruned network has .* already"),
     "an unknown preset": (["run", "resnet20", "--preset", "quik"], "did you mean 'quick'"),
-    "a missing weights file": (["run", "resnet20", "--weights", "none.safetensors"], "no file 'none.safetensors'"),
+    "a missing weights file": (
+        ["run", "resnet20", "--weights", "none.safetensors"],
+        "'none.safetensors': there is no such file",
+    ),
     "an option out of range": (["run", "resnet20", "--search.tolerance", "-1"], "tolerance=-1.0: expected at least 0"),
     "a device that is not there": (["run", "resnet20", "--device", "tpu"], "tpu"),
     "a missing run folder": (["distill", "no/such/folder"], "no such folder"),

@@ -8,7 +8,7 @@ from torch import nn
 
 from transprune.architecture import Architecture
 from transprune.data import Augmentation, ImageData, LoaderData, MemorySplit
-from transprune.errors import DivergenceError, OptionError
+from transprune.errors import DataError, DivergenceError, OptionError
 from transprune.options import DistillationOptions, TrainingOptions
 from transprune.shrinking.shrink import shrink
 from transprune.shrinking.traced_network import TracedNetwork
@@ -188,7 +188,9 @@ def test_accuracy_counts_the_five_most_probable_classes():
 
 
 def test_an_average_over_nothing_is_no_number():
-    assert str(Meter(classification()).evaluation().top1) == "nan"
+    assert str(Meter(classification(), training=True).evaluation().top1) == "nan"
+    with pytest.raises(DataError, match="on no samples"):
+        Meter(classification()).evaluation()
 
 
 def test_evaluation_mode_gives_every_module_its_own_mode_back():

@@ -218,18 +218,16 @@ def parse_budgets(budgets: Budget | str | Sequence[Budget | str]) -> tuple[Budge
     return found
 
 
-Limits = Limit | Budget | str | Sequence[Limit | Budget | str]
+Limits = Limit | Budget | str | Sequence[Limit] | Sequence[Budget | str]
 """The most that an architecture may cost of each kind: limits in its space, or budgets such as `macs=0.5`."""
 
 
 def limits_of(given: Limits, space: SearchSpace, costs: Mapping[str, Cost] = COSTS) -> list[Limit]:
     """The limits in a search space of what is given; errors as in `parse_budgets` and `Budget.limit`."""
-    if isinstance(given, Limit):
-        return [given]
-    known = [each for each in given if isinstance(each, Limit)] if isinstance(given, Sequence) else []
-    if isinstance(given, Sequence) and len(known) == len(given):
-        return known
-    return [budget.limit(space, costs) for budget in parse_budgets(given)]  # type: ignore[arg-type]
+    several = [given] if isinstance(given, Limit | Budget | str) else given
+    if isinstance(several, Sequence) and several and all(isinstance(each, Limit) for each in several):
+        return list(several)  # type: ignore[arg-type]
+    return [budget.limit(space, costs) for budget in parse_budgets(several)]  # type: ignore[arg-type]
 
 
 def points(budgets: Sequence[str]) -> list[tuple[str, ...]]:

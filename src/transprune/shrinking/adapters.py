@@ -113,7 +113,7 @@ class LeftOut(nn.Module):
             for cache in filter(is_cache, (*inputs, *named.values())):
                 of_own = getattr(cache, "self_attention_cache", cache)
                 if _has_tokens(of_own, self.layer_idx):
-                    nothing = given.new_zeros(given.shape[0], 1, given.shape[-2], 0)
+                    nothing = given.new_zeros(given.shape[0], 1, given.shape[-2], 1)
                     of_own.update(nothing, nothing, self.layer_idx)
         result = torch.zeros_like(given) if self.adds_nothing else given
         if self.returned is None:
