@@ -6,7 +6,7 @@ trace is right at that size and wrong at any other, so its operators are run on 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -214,36 +214,30 @@ def cached_calls(model: nn.Module, example: Example, reading: Reading) -> dict[f
     The network runs once with its caches, and its operators once more: keys and values are found by what is in them. A
     cache with a window keeps the last ones.
     """
-    network, traced = copied(model), reading.trace
-    set_mode(network, training=False)
-    inputs = probes(inputs_to_run(network, example), traced)
+    finding = _Finding(reading.trace, model)
+    set_mode(finding.model, training=False)
+    inputs = probes(inputs_to_run(finding.model, example), reading.trace)
     try:
         with untouched(model), torch.no_grad(), seeded(0, "caches"):
-            returned = called(network, inputs)
+            returned = called(finding.model, inputs)
             others = {id(each) for each in outputs_in(returned)}
-            kept = [each for each in tensors_in(returned) if id(each) not in others and each.is_floating_point()]
-            finding = _Finding(network, traced, kept)
+            finding.missing = [
+                each for each in tensors_in(returned) if id(each) not in others and each.is_floating_point()
+            ]
             Program(reading).run(finding, inputs)
     except Exception:  # a user's forward may raise anything, and may do so only with caches
         return {}
     return {} if finding.missing else finding.found
 
 
-class _Finding(Surroundings):
+class _Finding(_AsTraced):
     """Runs the unpruned network, and notes which calls first give some tensors, or more of the same."""
 
-    def __init__(self, network: nn.Module, traced: Trace, wanted: Iterable[Tensor]) -> None:
-        super().__init__(Sizes())
-        self.states: dict[str, Tensor] = {
-            **dict(network.named_parameters(remove_duplicate=False)),
-            **dict(network.named_buffers(remove_duplicate=False)),
-            **traced.constants,
-        }
-        self.missing = list(wanted)
+    def __init__(self, traced: Trace, model: nn.Module) -> None:
+        super().__init__(traced, model)
+        self.missing: list[Tensor] = []
+        """What no call has given yet."""
         self.found: dict[fx.Node, tuple[int, ...]] = {}
-
-    def state(self, name: str) -> Tensor:
-        return self.states[name]
 
     def function(self, step: Step) -> Function:
         def noted(arguments: Arguments) -> Any:

@@ -211,7 +211,9 @@ def read(model: nn.Module, example: Example, known: Reading | None = None) -> Re
     if has_caches(model):
         from transprune.reading.equality import cached_calls
 
-        reading = _reading(model, traced, in_training, constants, cached_calls(model, example, reading))
+        cached = cached_calls(model, example, reading)
+        if cached:
+            reading = _reading(model, traced, in_training, constants, cached)
     return replace(reading, counted=counted)
 
 
