@@ -79,6 +79,10 @@ COSTS: Mapping[str, Cost] = {cost.kind: cost for cost in (MACS, PARAMS)}
 """The kinds that follow from the search space alone, and that every network has. A `CACHE` few have."""
 
 
+IN_BYTES = ("file", CACHE.kind)
+"""Kinds whose amounts are sizes in bytes."""
+
+
 def with_kinds(others: Iterable[Cost]) -> Mapping[str, Cost]:
     """All costs by kind: those that follow from the space, and others that were measured."""
     return {**COSTS, **{cost.kind: cost for cost in others}}

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from transprune.costs import in_bytes
+from transprune.costs import IN_BYTES, in_bytes
 from transprune.reports.figures import (
     Line,
     depth_history,
@@ -88,7 +88,7 @@ def cost_figures(record: RunRecord) -> Iterator[Drawing]:
         )
         if cost:
             note = f"{name} expected under the probabilities, and of the most probable network of each epoch"
-            label_of = {"latency": _short_time, "file": in_bytes, "cache": in_bytes}.get(kind)
+            label_of = {"latency": _short_time, **dict.fromkeys(IN_BYTES, in_bytes)}.get(kind)
             said = _describe(cost, label_of or compact)
             picture = line_chart(f"cost-{place}", cost, said, label_of=label_of or tick)
             yield Drawing(f"{name[0].upper()}{name[1:]} over the search", picture, note)

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from transprune.costs import in_bytes
+from transprune.costs import IN_BYTES, in_bytes
 from transprune.errors import RunFolderError
 from transprune.reports.charts import Drawing
 from transprune.reports.figures import Line, line_chart
@@ -563,7 +563,7 @@ def frontier_chart(record: Mapping[str, Any]) -> Markup:
 
 
 def _short(kind: str, cost: float) -> str:
-    if kind in ("file", "cache"):
+    if kind in IN_BYTES:
         return in_bytes(cost)
     return f"{cost / 1e6:.3g} ms" if kind == "latency" else tick(cost)
 

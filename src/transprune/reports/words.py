@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from transprune.costs import in_bytes
+from transprune.costs import IN_BYTES, in_bytes
 from transprune.options import is_in_time
 from transprune.reports.run_record import PHASES, RunRecord, number, part
 from transprune.runtime.terminal import milliseconds
@@ -60,7 +60,7 @@ def amount(kind: str, value: float) -> str:
         >>> amount("macs", 40813194)
         '40,813,194 MACs'
     """
-    if kind in ("file", "cache"):
+    if kind in IN_BYTES:
         return in_bytes(value)
     return milliseconds(value) if kind == "latency" else f"{value:,.0f} {COST_NAMES.get(kind, kind)}"
 

@@ -13,7 +13,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from transprune.costs import in_bytes
+from transprune.costs import IN_BYTES, in_bytes
 from transprune.errors import OptionError
 from transprune.options import Policy
 from transprune.runtime import Checkpoints, choose_device, phase_seed, processes, random_states, set_random_states
@@ -255,7 +255,7 @@ class Loop(ABC):
         return {"batches": self._batches, "sentinel": self.sentinel, **self.parts()}
 
 
-_SAID: Mapping[str, Callable[[float], str]] = {"latency": milliseconds, "file": in_bytes, "cache": in_bytes}
+_SAID: Mapping[str, Callable[[float], str]] = {"latency": milliseconds, **dict.fromkeys(IN_BYTES, in_bytes)}
 """How the figures of some kinds of cost are said."""
 
 
