@@ -33,6 +33,8 @@ class Problem:
     teacher: nn.Module
     data: Data
     seed: int
+    device: str | None = None
+    """Where networks learn and are measured; None: a GPU if there is one."""
 
     @cached_property
     def space(self) -> transprune.SearchSpace:
@@ -52,8 +54,8 @@ class Problem:
 
     @property
     def setup(self) -> transprune.Setup:
-        """The seed, and nothing to show."""
-        return transprune.Setup(seed=self.seed, progress=False)
+        """Seed and device, and nothing to show."""
+        return transprune.Setup(seed=self.seed, device=self.device, progress=False)
 
     def batches(self) -> list[tuple[Tensor, Tensor]]:
         """A few training batches, normalised and augmented as for training."""
@@ -64,6 +66,10 @@ class Problem:
                 self.data.train, self.data, batch_size=128, train=True, seed=self.seed, device="cpu"
             )
         return list(islice(loader, BATCHES))
+
+    def evaluate(self, network: nn.Module, data: Data | None = None) -> transprune.Evaluation:
+        """The cell's figures on the test part."""
+        return transprune.evaluate(network, data or self.data, task=self.cell.task, device=self.device)
 
     def fits(self, network: nn.Module) -> bool:
         """Whether a network keeps to the budget."""
@@ -76,7 +82,12 @@ class Problem:
 def scores(problem: Problem) -> nn.Module:
     """What the scores of 512 samples say, repaired; nothing is trained."""
     found = transprune.compress(
-        problem.teacher, problem.data, problem.cell.budget, task=problem.cell.task, seed=problem.seed
+        problem.teacher,
+        problem.data,
+        problem.cell.budget,
+        task=problem.cell.task,
+        seed=problem.seed,
+        device=problem.device,
     )
     return found.student
 
@@ -208,7 +219,7 @@ def fastnas(problem: Problem) -> nn.Module:
     measured_on = _subset(problem)
 
     def accuracy(network: nn.Module) -> float:
-        return getattr(transprune.evaluate(network, measured_on, task=problem.cell.task), problem.cell.figure)
+        return getattr(problem.evaluate(network, measured_on), problem.cell.figure)
 
     share = problem.limit.most / transprune.count_macs(problem.teacher, problem.example)
     while True:  # it counts by a counter of its own
