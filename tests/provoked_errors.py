@@ -95,8 +95,8 @@ from transprune.tas.derivation import check_attainable, derive
 from transprune.tas.sampling import Selection, draw_candidates
 from transprune.tas.supernet import Supernet
 from transprune.training import batches
+from transprune.training.detection import average_precisions
 from transprune.training.evaluation import evaluate, evaluate_batches
-from transprune.training.parts import average_precisions
 from transprune.training.tasks import (
     Metric,
     Task,
@@ -108,6 +108,7 @@ from transprune.training.tasks import (
 )
 from transprune.training.train import softening
 from transprune.training.update import optimizer_of
+from yolo_like import Detector, library
 
 WAYS: dict[str, Callable[[Path], object]] = {}
 """By name; each raises one error."""
@@ -608,6 +609,26 @@ ways(
 )
 
 
+PICTURE, SQUARE, ONE = torch.rand(3, 64, 64), torch.tensor([[2.0, 2, 20, 20]]), torch.tensor([1])
+
+
+def yolo_task(**named):
+    detector = Detector()
+    vars(detector).update(named)
+    return transprune.detection(transprune.part_of(detector, ([PICTURE],)))
+
+
+def named_yolo(model, classes=None):
+    """Builds the network of `best.pt` where ultralytics, if any, reads this from it."""
+
+    def provoke(_):
+        modules = {"ultralytics": None} if model is None else library(model)
+        with mock.patch.dict(sys.modules, modules):
+            build_model("ultralytics:best.pt", classes=classes, image_channels=3)
+
+    return provoke
+
+
 def scenes(write, after=lambda _: None, size=None, **changes):
     """Loads images with boxes from a folder that is written, and then changed, in the place."""
 
@@ -675,7 +696,14 @@ ways(
     ),
     scenes_deep=scenes(write_yolo, lambda place: deep().save(place / "images" / "train" / "0.png")),
     yolo_names=scenes(write_yolo, described="train: images/train\nval: images/val\nnames: 2\n"),
+    yolo_classes=named_yolo(Detector(), classes=5),
+    yolo_kind=named_yolo("weights"),
+    yolo_labels=lambda _: yolo_task().split(([PICTURE], [{"boxes": SQUARE, "labels": torch.tensor([3])}])),
+    yolo_missing=named_yolo(None),
     yolo_parts=scenes(write_yolo, described="train: images/train\nnames: [a, b]\n"),
+    yolo_sizes=lambda _: yolo_task().split(([PICTURE, PICTURE[:, :32]], [{"boxes": SQUARE, "labels": ONE}] * 2)),
+    yolo_task=lambda _: yolo_task(task="segment"),
+    yolo_unreadable=named_yolo(FileNotFoundError("best.pt")),
     yolo_library=without_yaml,
     yolo_no_yaml=scenes(write_yolo, lambda place: (place / "data.yaml").unlink()),
     yolo_no_yaml_inside=scenes(write_yolo, described="train: [images\n"),

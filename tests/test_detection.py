@@ -12,7 +12,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 import transprune
 from transprune.errors import DataError, ModelError, OptionError
-from transprune.training.parts import average_precisions, relative_distance
+from transprune.training.detection import average_precisions, relative_distance
 
 SIDE = 32
 GROUND = [torch.rand(3, SIDE, SIDE, generator=torch.Generator().manual_seed(each)) for each in range(2)]

@@ -12,8 +12,8 @@ from PIL import Image
 from transprune.data import ImageData, MemorySplit
 from transprune.data.augmentation import Augmentation
 from transprune.reports.examples import LARGEST_SIDE, MOST_PICTURES, examples_record, scenes_record
+from transprune.training.detection import Labelled
 from transprune.training.evaluation import Answers, Detections, answers
-from transprune.training.parts import Labelled
 
 
 def data_of(labels: list[int], size: tuple[int, int, int] = (3, 6, 5)) -> ImageData:

@@ -102,14 +102,14 @@ if TYPE_CHECKING:
     from transprune.tas.sampling import ArchitectureParameters as ArchitectureParameters
     from transprune.tas.sampling import Selection as Selection
     from transprune.tas.supernet import Supernet as Supernet
+    from transprune.training.detection import average_precisions as average_precisions
+    from transprune.training.detection import detection as detection
     from transprune.training.evaluation import Evaluation as Evaluation
     from transprune.training.evaluation import Meter as Meter
     from transprune.training.evaluation import evaluate as evaluate
     from transprune.training.loop import Setup as Setup
     from transprune.training.parts import Part as Part
     from transprune.training.parts import Surroundings as Surroundings
-    from transprune.training.parts import average_precisions as average_precisions
-    from transprune.training.parts import detection as detection
     from transprune.training.parts import part_of as part_of
     from transprune.training.tasks import Metric as Metric
     from transprune.training.tasks import Task as Task

@@ -79,7 +79,7 @@ class Job(RunOptions):
         Raises:
             OptionError: No data are named for a network that says nothing of them, or two kinds of weights are.
         """
-        from transprune.models.by_name import PRETRAINED, refuse_weights  # torch takes seconds to load
+        from transprune.models.by_name import PRETRAINED, is_trained_yolo, refuse_weights  # torch takes seconds to load
         from transprune.models.hugging_face import is_hugging_face
 
         refuse_weights(self.model)
@@ -95,7 +95,8 @@ class Job(RunOptions):
             raise OptionError(
                 f"cannot use --pretrained with --weights {self.weights}: expected published weights or those of a file"
             )
-        if self.pretrained or (self.weights is None and is_hugging_face(self.model)):  # which are trained networks
+        is_trained = is_hugging_face(self.model) or is_trained_yolo(self.model)
+        if self.pretrained or (self.weights is None and is_trained):
             given["weights"] = PRETRAINED
         return RunOptions(**given)
 

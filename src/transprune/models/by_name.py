@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from transprune.errors import ModelError, expected_one_of
+from transprune.errors import ModelError, expected_one_of, first_line
 from transprune.models.hugging_face import Origin, is_hugging_face
 from transprune.models.resnet import IMAGENET_BLOCKS, Halving, resnet
 from transprune.runtime import UserFunction
+from transprune.runtime.structures import outline
 
 RESNET_DEPTHS = (20, 32, 44, 56, 110, 164, *IMAGENET_BLOCKS)
 STRIDED = "-strided"
@@ -20,8 +21,16 @@ NAMES = (
     *(f"resnet{depth}" for depth in RESNET_DEPTHS),
     *(f"resnet{depth}{STRIDED}" for depth in IMAGENET_BLOCKS),
 )
-LIBRARIES = ("torchvision", "timm", "hf")
-FORMS = (*NAMES, "torchvision:NAME", "timm:NAME", "hf:FOLDER_OR_NAME", "FILE.py:FUNCTION", "package.module:FUNCTION")
+LIBRARIES = ("torchvision", "timm", "hf", "ultralytics")
+FORMS = (
+    *NAMES,
+    "torchvision:NAME",
+    "timm:NAME",
+    "hf:FOLDER_OR_NAME",
+    "ultralytics:FILE",
+    "FILE.py:FUNCTION",
+    "package.module:FUNCTION",
+)
 """The forms that a model's name may have."""
 WEIGHTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".tar", ".pkl")
 """Endings of files in which trained weights are kept."""
@@ -39,6 +48,8 @@ def build_model(name: str, *, classes: int | None, image_channels: int | None) -
         ModelError: The name is unknown, its library is missing, or the network cannot be built.
     """
     refuse_weights(name)
+    if is_ultralytics(name):
+        return _from_ultralytics(name, classes)
     if is_user_model(name):
         return _from_user(name, classes=classes, image_channels=image_channels)
     if is_hugging_face(name):
@@ -71,6 +82,8 @@ def refuse_weights(name: str) -> None:
     Raises:
         ModelError: It is.
     """
+    if is_ultralytics(name):
+        return  # whose files say both
     if any(part.lower().endswith(WEIGHTS) for part in (name, name.rpartition(":")[0])):
         raise ModelError(
             f"cannot build the model {name!r}: that is a file of trained weights, which says nothing of the network; "
@@ -135,6 +148,54 @@ def _from_timm(name: str, classes: int, image_channels: int) -> nn.Module:
     return model
 
 
+ULTRALYTICS = "ultralytics:"
+
+
+def is_ultralytics(name: str) -> bool:
+    """Whether a network is named by the file of a YOLO."""
+    return name.startswith(ULTRALYTICS)
+
+
+def is_trained_yolo(name: str) -> bool:
+    """Whether the file of a YOLO holds its trained weights, and not a description alone."""
+    return is_ultralytics(name) and name.endswith(".pt")
+
+
+def _from_ultralytics(name: str, classes: int | None) -> nn.Module:
+    """A YOLO that detects. `classes` counts the background, which it has no output for.
+
+    Its files are pickles, which ultralytics opens as far as they hold its own classes.
+    """
+    try:
+        from ultralytics import YOLO
+        from ultralytics.nn.tasks import DetectionModel
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            f"cannot build the model {name!r}: ultralytics is not installed; pip install 'transprune[ultralytics]' "
+            "(its licence is AGPL-3.0)"
+        ) from error
+    file = name.removeprefix(ULTRALYTICS)
+    try:
+        model: Any = YOLO(file, task="detect").model
+    except Exception as error:  # of the file, of the network where it is to be downloaded, and of ultralytics
+        raise ModelError(
+            f"cannot build the model {name!r}: {type(error).__name__}: {first_line(error)}; expected a .pt or .yaml of "
+            "a YOLO that detects"
+        ) from error
+    if not isinstance(model, DetectionModel):
+        raise ModelError(f"cannot build the model {name!r}: it is {outline(model)}; expected a YOLO that detects")
+    wanted = None if classes is None else classes - 1
+    if wanted is not None and wanted != model.model[-1].nc:
+        if is_trained_yolo(name):
+            raise ModelError(
+                f"cannot build the model {name!r} for {wanted} classes: it was trained for {model.model[-1].nc}; "
+                "expected data of the classes that it was trained for"
+            )
+        model = DetectionModel(model.yaml, nc=wanted, verbose=False)
+    found: nn.Module = model.requires_grad_(True).float()
+    return found
+
+
 PRETRAINED = "pretrained"
 """In place of a file of weights: those that a library publishes for its network."""
 
@@ -143,8 +204,8 @@ def pretrained(name: str, *, image_channels: int) -> dict[str, Tensor]:
     """The trained weights that torchvision or timm publish for a network, downloaded where they are not kept yet.
 
     Args:
-        name: `torchvision:NAME`, `timm:NAME`, `hf:FOLDER_OR_NAME`, or one of ours that torchvision has too, such as
-            resnet50-strided.
+        name: `torchvision:NAME`, `timm:NAME`, `hf:FOLDER_OR_NAME`, `ultralytics:FILE.pt`, or one of ours that
+            torchvision has too, such as resnet50-strided.
         image_channels: Channels of the images, to which timm adapts a first layer.
 
     Raises:
@@ -152,6 +213,8 @@ def pretrained(name: str, *, image_channels: int) -> dict[str, Tensor]:
     """
     if is_hugging_face(name):
         return Origin(name).tensors()
+    if is_trained_yolo(name):
+        return _from_ultralytics(name, None).state_dict()
     library, _, rest = name.rpartition(":")
     try:
         if library == "timm":

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from math import gcd, lcm
+from types import MappingProxyType
 from typing import Literal
 
 from torch import nn
@@ -18,7 +19,7 @@ from transprune.models.resnet import ResidualSum
 from transprune.options import Dimensions, Removable
 from transprune.reading.equality import check_samples
 from transprune.reading.layouts import Searched, channels_of, groups_of, sizes_with
-from transprune.reading.networks import untouched, unwrapped
+from transprune.reading.networks import names_of, untouched, unwrapped
 from transprune.reading.reading import GroupFacts, LayerFacts, ParameterFacts, Reading, check_macs, read
 from transprune.reading.stages import undivided
 from transprune.reading.trace import Example
@@ -131,7 +132,7 @@ def inspect(
             type(model).__name__,
             " and ".join(str(axis) for axis in dict.fromkeys(reading.trace.axes) if axis is not None),
         )
-    choosing = _Choosing(reading, keep, only, () if tie == CONFIGURATION else tie)
+    choosing = _Choosing(reading, keep, only, () if tie == CONFIGURATION else tie, fixed_by_forward(model))
     if tie == CONFIGURATION:
         choosing.tie_by_configuration(model)
     choosing.choose_groups(ratios, divisor, is_searched=dimensions != "depth")
@@ -173,13 +174,37 @@ def _unit_divisor(divisor: int, unit: int) -> int:
     return divisor // gcd(divisor, unit)
 
 
+FIXED_LAYERS = {
+    "ultralytics.nn.modules.block.Attention": ("qkv.conv", "proj.conv"),
+    "ultralytics.nn.modules.block.C2PSA": ("cv1.conv",),
+    "ultralytics.nn.modules.block.PSA": ("cv1.conv",),
+}
+"""Layers whose widths the forward around them fixes: attention whose heads together are as wide as what it reads, and
+halves that are split by one number for both."""
+
+
+def fixed_by_forward(model: nn.Module) -> dict[str, str]:
+    """The layers whose widths a known module around them fixes, and its class."""
+    return {
+        f"{path}.{layer}".lstrip("."): type(module).__name__
+        for path, module in model.named_modules()
+        for name in names_of(type(module))
+        for layer in FIXED_LAYERS.get(name, ())
+    }
+
+
 class _Choosing:
     """Turns what a reading offers into the groups and stages of a search space."""
 
     def __init__(
-        self, reading: Reading, keep: Sequence[str] = (), only: Sequence[str] = (), tie: Sequence[str] = ()
+        self,
+        reading: Reading,
+        keep: Sequence[str] = (),
+        only: Sequence[str] = (),
+        tie: Sequence[str] = (),
+        by_forward: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self.reading = reading
+        self.reading, self.by_forward = reading, by_forward
         self.keep, self.only, self.tie = keep, only, tie
         self.said: Said | None = None
         self.groups: list[WidthGroup] = []
@@ -293,6 +318,9 @@ class _Choosing:
             return f"{what} are not searched"
         if any(_matches(name, self.keep) for name in names):
             return "it is kept as asked"
+        fixing = next((self.by_forward[name] for name in names if name in self.by_forward), None)
+        if fixing is not None:
+            return f"the forward of {fixing} cannot follow another width"
         if self.only and not any(_matches(name, self.only) for name in names):
             return "it is not among what is searched only, as asked"
         return None

@@ -31,6 +31,11 @@ REPLACED = "_original_forward"
 """Name under which accelerate keeps the original forward of a network when it replaces it."""
 
 
+def names_of(kind: type) -> list[str]:
+    """The full names of a class and its base classes, the furthest first, by which modules of others are known."""
+    return [f"{each.__module__}.{each.__qualname__}" for each in reversed(kind.__mro__)]
+
+
 def unwrapped(network: nn.Module) -> nn.Module:
     """The plain network inside its wrappers, if any.
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from transprune.data import ImageData, make_loader
+from transprune.training.detection import class_precisions
 from transprune.training.evaluation import Answers, Detections
-from transprune.training.parts import class_precisions
 
 MOST_PICTURES = 10
 """Pictures of each kind of disagreement."""

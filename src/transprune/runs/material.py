@@ -38,8 +38,9 @@ from transprune.runtime.structures import copied, outline
 from transprune.space import SearchSpace
 from transprune.tas.derivation import check_attainable
 from transprune.training.batches import Batch, Data, as_data, example_of, feed, is_pair
+from transprune.training.detection import detection, inputs_of_part, resize_to
 from transprune.training.evaluation import answers, evaluate_batches, evaluation_mode
-from transprune.training.parts import Part, Surroundings, detection, part_of, resize_to
+from transprune.training.parts import Part, part_of
 from transprune.training.tasks import READY, Task, classification, each_logits
 
 if TYPE_CHECKING:
@@ -651,7 +652,7 @@ def network_and_example(
     if task == DETECTION:
         images = [torch.zeros(size)]
         part = _part_of_named(options, images, classes, size)
-        return part, Surroundings(part).inputs_of((images,))
+        return part, inputs_of_part(part, images)
     return build_model(name, classes=classes, image_channels=size[0]), torch.zeros(1, *size)
 
 

@@ -72,8 +72,8 @@ from transprune.scores.rounds import Compression
 from transprune.searching.search import SearchResult
 from transprune.space import SearchSpace
 from transprune.training.batches import AnyData, Data, as_data, example_of, feed
+from transprune.training.detection import DetectionTask
 from transprune.training.evaluation import Answers, answers, detections, evaluate
-from transprune.training.parts import DetectionTask
 from transprune.training.tasks import Task, classification
 
 EXPORT_CHECKS = (1, 2, 7, 64)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from transprune.reading.networks import names_of
 from transprune.runtime.structures import is_cache
 
 Adapter = Callable[[Any, Any], None]
@@ -48,10 +49,11 @@ def register_adapter(kind: type[nn.Module] | str, adapter: Adapter) -> None:
 
 def adapt(cut: nn.Module, original: nn.Module) -> None:
     """Updates the attributes of a cut module by the adapters of its class and base classes."""
-    for kind in reversed(type(cut).__mro__):
-        for name in (kind, f"{kind.__module__}.{kind.__qualname__}"):
-            if name in _ADAPTERS:
-                _ADAPTERS[name](cut, original)
+    kinds = type(cut)
+    for kind, name in zip(reversed(kinds.__mro__), names_of(kinds), strict=True):
+        for known in (kind, name):
+            if known in _ADAPTERS:
+                _ADAPTERS[known](cut, original)
 
 
 @dataclass(frozen=True)
@@ -461,6 +463,27 @@ DIFFUSERS: dict[str, Adapter] = {
 }
 """Some modules of diffusers."""
 
+
+def _halves(cut: Any, original: Any) -> None:
+    """Blocks of YOLO that cut what their first convolution makes in two."""
+    cut.c = cut.cv1.conv.out_channels // 2
+
+
+def _area_attention(cut: Any, original: Any) -> None:
+    cut.all_head_dim = cut.proj.conv.in_channels
+    cut.num_heads = cut.all_head_dim // cut.head_dim
+
+
+BLOCKS = "ultralytics.nn.modules.block"
+ULTRALYTICS: dict[str, Adapter] = {
+    f"{BLOCKS}.AAttn": _area_attention,
+    f"{BLOCKS}.C2f": _halves,
+    f"{BLOCKS}.C2fAttn": _halves,
+    f"{BLOCKS}.ELAN1": _halves,
+    f"{BLOCKS}.RepNCSPELAN4": _halves,
+}
+"""Modules of ultralytics that store numbers of channels or heads."""
+
 TORCH: dict[type | str, Adapter] = {
     nn.modules.conv._ConvNd: _convolution,
     nn.Linear: _linear,
@@ -478,3 +501,4 @@ _ADAPTERS.update(TORCH)
 _ADAPTERS.update(TIMM)
 _ADAPTERS.update(TRANSFORMERS)
 _ADAPTERS.update(DIFFUSERS)
+_ADAPTERS.update(ULTRALYTICS)

@@ -16,8 +16,8 @@ from transprune.reading.networks import switched, untouched
 from transprune.runtime import choose_device, processes
 from transprune.runtime.structures import called, outline
 from transprune.training.batches import AnyData, Batch, as_data, feed
+from transprune.training.detection import DetectionTask, Labelled
 from transprune.training.faults import data_problem, plain_inputs
-from transprune.training.parts import DetectionTask, Labelled
 from transprune.training.tasks import Task, classification, each_logits
 
 
