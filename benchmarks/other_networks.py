@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from math import sqrt
 from typing import Any, NamedTuple
 
@@ -24,9 +25,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
+import transprune
 from transformer_depth import CASES, Case
 from transprune import Inputs
 from transprune.reading.networks import switched
+from transprune.training.detection import inputs_of_part
 
 Build = Callable[[], tuple[nn.Module, Any]]
 
@@ -254,6 +257,63 @@ def torchvision_ssdlite() -> tuple[nn.Module, Any]:
 def torchvision_retina_backbone() -> tuple[nn.Module, Any]:
     make = torchvision.models.detection.backbone_utils.resnet_fpn_backbone
     return make(backbone_name="resnet18", weights=None, trainable_layers=5), images(size=64)
+
+
+def whole_detector(make: Callable[[], nn.Module]) -> Build:
+    """The part that is searched of a detector that takes lists of images, and what it is given."""
+
+    def build() -> tuple[nn.Module, Any]:
+        pictures = [torch.rand(3, 64, 64), torch.rand(3, 64, 64)]
+        part = transprune.part_of(make(), (pictures,))
+        return part, inputs_of_part(part, pictures)
+
+    return build
+
+
+for kind in ("retinanet_resnet50_fpn", "fcos_resnet50_fpn", "fasterrcnn_resnet50_fpn"):
+    made = partial(
+        torchvision.models.get_model, kind, weights=None, weights_backbone=None, num_classes=4, min_size=64, max_size=64
+    )
+    FOUND.append(OtherNetwork(f"detection/torchvision_{kind}", "detection", whole_detector(made)))
+
+
+def yolo(version: str) -> nn.Module:
+    """A YOLO of ultralytics for three classes, with new weights."""
+    from ultralytics.nn.tasks import DetectionModel
+
+    network: nn.Module = DetectionModel(f"{version}.yaml", nc=3, verbose=False)
+    return network
+
+
+if find_spec("ultralytics") is not None:
+    FOUND.extend(
+        OtherNetwork(f"detection/{version}", "detection", whole_detector(partial(yolo, version)))
+        for version in ("yolov8n", "yolo11n", "yolo12n", "yolo26n")
+    )
+
+
+@listed("detection")
+def detr() -> tuple[nn.Module, Any]:
+    from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
+
+    stages = ResNetConfig(
+        embedding_size=16,
+        hidden_sizes=[16, 24, 32, 48],
+        depths=[1, 1, 1, 1],
+        layer_type="basic",
+        out_features=["stage4"],
+    )
+    of_both = {"layers": 2, "ffn_dim": 64, "attention_heads": 4}
+    sizes = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in of_both.items()}
+    config = DetrConfig(
+        use_timm_backbone=False,
+        use_pretrained_backbone=False,
+        backbone=None,
+        backbone_config=stages,
+        d_model=32,
+        **sizes,
+    )
+    return DetrForObjectDetection(config), {"pixel_values": images(size=64)}
 
 
 # Segmentation.

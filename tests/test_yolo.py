@@ -144,8 +144,9 @@ def test_losses_and_boxes_are_its_own(yolo):
 
     images, objects = scenes(labels=(1, 80))
     whole = copy.deepcopy(yolo.model).eval()
-    for head in [module for module in whole.modules() if isinstance(module, nn.Conv2d) and module.out_channels == 80]:
-        nn.init.normal_(head.bias, -2)  # so that something is found
+    for module in whole.modules():
+        if isinstance(module, nn.Conv2d) and module.out_channels == 80 and module.bias is not None:
+            nn.init.normal_(module.bias, -2)  # so that something is found
     part = transprune.part_of(whole, (images,)).eval()
     task = transprune.detection(part)
     inputs, targets = task.split((images, objects))

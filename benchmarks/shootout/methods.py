@@ -181,10 +181,21 @@ def _by_torch_pruning(problem: Problem, importance: Any, *, with_gradients: bool
 
 
 def _in_steps(problem: Problem, importance: Any, ignored: list[nn.Module], with_gradients: bool) -> nn.Module:
+    """Many small steps, or fewer where so small ones cut nothing (widths are rounded to a multiple)."""
+    for steps in (20,) if with_gradients else (200, 20):
+        network = _after_steps(problem, importance, ignored, with_gradients, steps)
+        if network is not None:
+            return network
+    raise RuntimeError(f"Torch-Pruning does not reach {problem.limit}")
+
+
+def _after_steps(
+    problem: Problem, importance: Any, ignored: list[nn.Module], with_gradients: bool, steps: int
+) -> nn.Module | None:
     import torch_pruning
 
     copied: dict[int, Any] = {}
-    network, steps = copy.deepcopy(problem.teacher, copied), 20 if with_gradients else 200
+    network = copy.deepcopy(problem.teacher, copied)
     attentions = [each for each in network.modules() if isinstance(each, nn.MultiheadAttention)]
     pruner = torch_pruning.pruner.BasePruner(
         network,
@@ -204,9 +215,7 @@ def _in_steps(problem: Problem, importance: Any, ignored: list[nn.Module], with_
             return network
         _gradients(problem, network, batches)
         pruner.step()
-    if problem.fits(network):
-        return network
-    raise RuntimeError(f"Torch-Pruning does not reach {problem.limit}")
+    return network if problem.fits(network) else None
 
 
 def fastnas(problem: Problem) -> nn.Module:
