@@ -207,7 +207,7 @@ ways(
     rule_of_nothing=lambda _: transprune.register_rule(torch.relu, lambda call: []),
     rule_unknown=lambda _: transprune.register_rule("rot91", lambda call: []),
     rule_twice=lambda _: transprune.register_rule("linear", lambda call: []),
-    rule_arguments=lambda _: transprune.register_rule("rot90", None),
+    rule_arguments=lambda _: transprune.register_rule("rot90", lambda: None),
     rule_axes=lambda _: _read_by(lambda call: call.axes("self")[:2]),
     rule_along=lambda _: _read_by(_other_axis),
 )
@@ -405,6 +405,8 @@ ways(
     told_otherwise=lambda _: inspect(Grouped(nn.Linear(2, 2)), torch.zeros(1, 2)),
     writes_inputs=lambda _: inspect(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(2, 2)), torch.ones(1, 2)),
     example_sparse=lambda _: inspect(plain(), example().to_sparse()),
+    example_meta=lambda _: inspect(plain(), example().to("meta")),
+    derive_fill=lambda _: transprune.random_architecture(inspect(plain(), example()), "macs=0.5", seed=0, fill=2.0),
     example_empty=lambda _: inspect(plain(), example()[:0]),
     trace_no_tensor=lambda _: inspect(Later(), example()),
     trace_hands_on=lambda _: inspect(Either(), torch.zeros(2, 8)),
@@ -986,10 +988,9 @@ ways(
     distillation_options=lambda _: transprune.DistillationOptions(weight=2.0),
     search_shares=lambda _: transprune.SearchOptions(weights_share=1.0),
     search_warm_up=lambda _: transprune.SearchOptions(epochs=2, warm_up_epochs=2),
-    search_alignment=lambda _: transprune.SearchOptions(alignment="stretch"),
-    search_importance=lambda _: transprune.SearchOptions(importance="luck"),
-    search_prior=lambda _: transprune.SearchOptions(prior="luck"),
-    divergence_policy=lambda _: train(setup=transprune.Setup(on_divergence="ignore")),
+    option_kind=lambda _: transprune.TrainingOptions(epochs=1.5),
+    option_word=lambda _: transprune.Setup(on_divergence="skp"),
+    option_pair=lambda _: transprune.SearchOptions(architecture_betas=("0.5", 0.9)),
     divergence=lambda _: train(batches=[BATCH, NAN]),
     first_loss=lambda _: train(batches=[NAN]),
     loss_without_weights=lambda _: train(task=Task(loss=lambda outputs, _: torch.zeros(()))),
@@ -1413,7 +1414,6 @@ ways(
     processes_share_images=lambda _: make_loader(
         few().train, few(), batch_size=4, train=True, seed=0, device="cpu", share=(0, 9)
     ),
-    step_precision=lambda _: transprune.TrainingOptions(precision="int8"),
     step_accumulate=lambda _: transprune.SearchOptions(accumulate=0),
 )
 

@@ -6,7 +6,7 @@ import inspect
 import pickle
 import re
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,6 +41,43 @@ def test_other_kinds_of_numbers_are_numbers_and_functions_can_be_pickled():
     penalties = [transprune.budget_penalty(*values, target, 0.05) for target in (1, 1.0, np.float32(1), np.int64(1))]
     assert len(set(map(float, penalties))) == 1
     assert pickle.loads(pickle.dumps(transprune.search)) is transprune.search
+
+
+def test_numbers_of_numpy_are_numbers_of_python_inside():
+    options = TrainingOptions(epochs=np.int64(9), warm_up_epochs=np.float32(1.5))
+    assert (type(options.epochs), type(options.warm_up_epochs)) == (int, float)
+    assert type(checked(_same)(np.int64(3))) is int
+
+
+def _same(number: int) -> int:
+    return number
+
+
+@pytest.mark.parametrize("seed", [np.int64(3), -1, 2**64, 10**30])
+def test_a_seed_is_any_whole_number(seed):
+    network, x = small_network(), torch.zeros(2, 1, 4, 4)
+    space = transprune.inspect(network, x)
+    drawn = [transprune.random_architecture(space, "macs=0.6", seed=seed) for _ in range(2)]
+    assert drawn[0] == drawn[1]
+    data = DataLoader(TensorDataset(torch.randn(8, 1, 4, 4), torch.arange(8) % 2), batch_size=4)
+    options = replace(OPTIONS, epochs=1, warm_up_epochs=0)
+    assert transprune.search(network, data, "macs=0.6", options, setup=Setup(seed=seed, progress=False)).actual
+
+
+def test_patterns_and_ratios_may_be_generators():
+    network, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 3)), torch.zeros(2, 3, 8, 8)
+    space = transprune.inspect(network, x, keep=iter(["0"]), ratios=(share for share in (0.5, 1)))
+    assert [(group.name, group.candidates) for group in space.groups] == [("1", (4, 8))]
+    assert transprune.inspect(network, x, only=iter(["1"]), ratios=np.array([0.5, 1])).groups == space.groups
+    with pytest.raises(OptionError, match="ratios=\\['0'"):
+        transprune.inspect(network, x, ratios="0.5")
+
+
+@pytest.mark.parametrize("kind", [TrainingOptions, SearchOptions, MeasureOptions, Setup, transprune.LatencyOptions])
+def test_options_refuse_what_they_cannot_be(kind):
+    for name in (each.name for each in fields(kind)):
+        with pytest.raises(OptionError, match=f"{name}="):
+            kind(**{name: object()})
 
 
 def test_each_of_several_arguments_is_left_to_the_function():
@@ -90,7 +127,7 @@ def test_a_part_of_image_data_is_taken_as_it_is_known_by_what_it_can():
         (lambda net, x: transprune.inspect(net, x, divisor=1.5), "divisor is of the kind float, expected int;"),
         (lambda net, x: transprune.inspect(net, x, keep="stem"), "keep='stem'; expected a list of names or patterns"),
         (lambda net, x: transprune.inspect(net, x, tie=[3]), r"tie=\[3\]; expected a list of names or patterns"),
-        (lambda net, x: SearchOptions(epochs="3"), "cannot use epochs='3': expected at least 1"),
+        (lambda net, x: SearchOptions(epochs="3"), "cannot use epochs='3': expected int"),
         (lambda net, x: transprune.sort_channels(net.to("meta"), x.to("meta")), "its weights have no values"),
         (lambda net, x: transprune.export(net.to("meta"), x, "s.onnx"), "its weights have no values"),
         (lambda net, x: transprune.load(net), "run_dir is of the kind Sequential, expected str or Path;"),

@@ -7,15 +7,16 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from functools import cache, wraps
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
-from transprune.errors import OptionError
+from transprune.errors import OptionError, expected_one_of
 
 _LISTED = re.compile(r"^    from (\S+) import (\w+) as \2$", re.MULTILINE)
 """A name and its module; parsing the file would take a tenth of the time of --help."""
@@ -50,8 +51,13 @@ def on_demand(spec: ModuleSpec) -> tuple[list[str], Callable[[str], Any], Callab
 
 _AS_GOOD: Mapping[Any, type] = {Path: os.PathLike, float: Real, int: Integral}
 """What is taken for a kind as well, such as a whole number or one of numpy's where a number is expected."""
-_LEFT = (Any, Callable, Iterable, Sequence, Mapping, list, tuple, dict)
-"""What comes in several forms is checked by what reads them."""
+_FORMS: Mapping[Any, Any] = dict.fromkeys((Iterable, Sequence, list, tuple), Iterable) | {
+    Mapping: Mapping,
+    dict: Mapping,
+    Callable: Callable,
+}
+"""What is asked of a value that comes in several forms, where it can be nothing else; else what reads it checks it."""
+_CALLED: Mapping[Any, str] = {NoneType: "None", Iterable: "a list", Mapping: "a dict", Callable: "a function"}
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -71,31 +77,70 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **named: Any) -> Any:
         signature, kinds = expected()
         try:
-            given = signature.bind(*args, **named).arguments
+            bound = signature.bind(*args, **named)
         except TypeError:
-            given = {}  # too few or too many, which Python says better below
-        for name, value in given.items():
-            if kinds.get(name) and not isinstance(value, kinds[name]):
-                told = [kind for kind in kinds[name] if kind not in _AS_GOOD.values()]
-                wanted = " or ".join("None" if kind is NoneType else kind.__name__ for kind in told)
-                raise OptionError(
-                    f"cannot call {function.__name__}: its argument {name} is {_said(value)}, expected {wanted}; the "
-                    f"arguments are {', '.join(signature.parameters)}"
-                )
-        return function(*args, **named)
+            bound = None
+        if bound is None:  # too few or too many, which Python says better
+            return function(*args, **named)
+        for name, value in bound.arguments.items():
+            if kinds.get(name):
+                if not isinstance(value, kinds[name]):
+                    raise OptionError(
+                        f"cannot call {function.__name__}: its argument {name} is {_said(value)}, expected "
+                        f"{_wanted(kinds[name])}; the arguments are {', '.join(signature.parameters)}"
+                    )
+                bound.arguments[name] = _plain(value)
+        return function(*bound.args, **bound.kwargs)
 
     call.__module__ = "transprune"  # where pickle finds this very function
     return call
+
+
+def check_fields(record: Any) -> None:
+    """Checks that a frozen record has in each field what its annotation allows; numbers of numpy become Python's.
+
+    Raises:
+        OptionError: One is of another kind, or none of the words that are known.
+    """
+    for name, (words, kinds) in _fields(record.__class__).items():
+        value = getattr(record, name)
+        if not isinstance(value, kinds) if kinds else words and value not in words:
+            expected = f"expected {_wanted(kinds)}" if kinds else expected_one_of(str(value), words)
+            raise OptionError(f"cannot use {name}={value!r}: {expected}")
+        object.__setattr__(record, name, _plain(value))
+
+
+@cache
+def _fields(kind: Any) -> dict[str, tuple[tuple[str, ...], tuple[type, ...]]]:
+    """Of each field of a record the words, or the classes, that its annotation allows."""
+    hints = get_type_hints(kind)
+    given = {item.name: hints[item.name] for item in fields(kind)}
+    return {name: (get_args(hint) if get_origin(hint) is Literal else (), _kinds(hint)) for name, hint in given.items()}
+
+
+def _plain(value: Any) -> Any:
+    """A number of Python in the place of one of numpy, which generators of random numbers and JSON refuse."""
+    if isinstance(value, bool | int | float) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def _kinds(hint: Any) -> tuple[type, ...]:
     """The classes that an annotation allows; none if it cannot be told by classes, or is left to the function."""
     parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     kinds = [get_origin(part) or part for part in parts]
-    is_told = all(isinstance(kind, type) and kind not in _LEFT and not _is_protocol(kind) for kind in kinds)
-    if not is_told:
+    if len({*kinds} - {NoneType}) == 1:
+        kinds = [_FORMS.get(kind, kind) for kind in kinds]
+    elif any(kind in _FORMS for kind in kinds):
+        return ()
+    if not all(isinstance(kind, type) and not _is_protocol(kind) for kind in kinds) or Any in kinds:
         return ()
     return (*kinds, *(other for kind, other in _AS_GOOD.items() if kind in kinds))
+
+
+def _wanted(kinds: Iterable[type]) -> str:
+    told = [kind for kind in kinds if kind not in _AS_GOOD.values()]
+    return " or ".join(_CALLED.get(kind, kind.__name__) for kind in told)
 
 
 def _is_protocol(kind: type) -> bool:

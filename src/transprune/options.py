@@ -13,6 +13,7 @@ from numbers import Real
 from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from transprune.errors import OptionError, expected_one_of
+from transprune.on_demand import check_fields
 
 Precision = Literal["float32", "bfloat16", "float16"]
 """Number type in convolutions and matrix products; weights and statistics are always float32."""
@@ -73,6 +74,7 @@ class StepOptions:
     """Norm to which the gradient of the weights is shortened where it is longer; None: never."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.optimizer is not None and self.optimizer not in OPTIMIZERS and ":" not in self.optimizer:
             raise OptionError(
                 f"cannot train with optimizer={self.optimizer!r}: expected one of {', '.join(OPTIMIZERS)}, or a "
@@ -82,12 +84,7 @@ class StepOptions:
             raise OptionError(
                 f"cannot train with gradient_clip={self.gradient_clip}: expected more than 0, or None for never"
             )
-        if self.precision not in get_args(Precision):
-            raise OptionError(
-                f"cannot train with precision={self.precision!r}: expected one of {', '.join(get_args(Precision))}"
-            )
-        if not self.accumulate >= 1:
-            raise OptionError(f"cannot use accumulate={self.accumulate}: expected at least 1")
+        at_least("accumulate", self.accumulate, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +175,7 @@ class CompressOptions:
     """The task's loss on half of the samples decides between the architectures that were found; needs labels."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         at_least("samples", self.samples, LEAST_SAMPLES)
 
 
@@ -280,16 +278,7 @@ class SearchOptions(StepOptions):
         check_warm_up("search", self.epochs, self.warm_up_epochs)
         if self.derivation_seconds is not None:
             at_least("derivation_seconds", self.derivation_seconds, 0)
-        if self.alignment not in ALIGNMENTS or self.start not in ("scratch", "model"):
-            raise OptionError(
-                f"cannot search with alignment={self.alignment!r} and start={self.start!r}; expected "
-                f"{' or '.join(ALIGNMENTS)}, and scratch or model"
-            )
-        if self.importance not in ("magnitude", "none"):
-            raise OptionError(f"cannot search with importance={self.importance!r}; expected magnitude or none")
         at_least("trial_epochs", self.trial_epochs, 0)
-        if self.prior not in ("none", "scores"):
-            raise OptionError(f"cannot search with prior={self.prior!r}; expected none or scores")
 
     @property
     def removable(self) -> Removable:
@@ -337,6 +326,7 @@ class LatencyOptions:
     """Measure again, even if a model of this network on this machine is kept."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         least = {"threads": 1, "batch_size": 1, "grid": 2, "repeats": 3, "architectures": 4, "validations": 1}
         for name, smallest in {**least, "checks": 0}.items():
             if not smallest <= getattr(self, name) < math.inf:
@@ -363,6 +353,7 @@ class MeasureOptions:
     """Peak memory is measured too, in a process of its own each time, which takes seconds (`--no-memory`: left out)."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if min(self.batch_size, self.threads) < 1 or self.repeats < LEAST_REPEATS or not 0 < self.seconds < math.inf:
             raise OptionError(
                 f"cannot measure with batch_size={self.batch_size}, threads={self.threads}, repeats={self.repeats} and "
@@ -382,30 +373,31 @@ class CheckpointOptions:
     """Stop after this many minutes, with a checkpoint to resume from; None for no limit."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("checkpoint_minutes", "checkpoint_steps", "max_minutes"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise OptionError(f"cannot use {name}={value}: expected more than 0, or None for never")
 
 
-def at_least(name: str, value: Any, least: float) -> None:
+def at_least(name: str, value: float, least: float) -> None:
     """Checks an option.
 
     Raises:
-        OptionError: The value is below `least`, without end or not a number.
+        OptionError: The value is below `least`, or not finite.
     """
-    if not isinstance(value, Real) or not least <= float(value) < math.inf:
-        raise OptionError(f"cannot use {name}={value!r}: expected at least {least}")
+    if not least <= value < math.inf:
+        raise OptionError(f"cannot use {name}={value}: expected at least {least}")
 
 
-def below_one(name: str, value: float) -> None:
+def below_one(name: str, value: Any) -> None:
     """Checks an option that is a share of what stays, such as a momentum.
 
     Raises:
         OptionError: The value is not from 0 to below 1.
     """
-    if not 0 <= value < 1:
-        raise OptionError(f"cannot use {name}={value}: expected at least 0, below 1")
+    if not isinstance(value, Real) or not 0 <= float(value) < 1:
+        raise OptionError(f"cannot use {name}={value!r}: expected at least 0, below 1")
 
 
 def check_warm_up(verb: str, epochs: int, warm_up_epochs: float) -> None:

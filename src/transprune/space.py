@@ -191,7 +191,7 @@ class SearchSpace:
 
     def random_architecture(self, seed: int) -> Architecture:
         """Every size drawn uniformly from its candidates; equal seeds give equal architectures."""
-        return self._pick(random.Random(seed).choice)
+        return self._pick(random.Random(int(seed)).choice)
 
     def spread_architectures(self, count: int, seed: int) -> list[Architecture]:
         """Architectures spread evenly from the smallest to the full one, each with sizes varied at random.

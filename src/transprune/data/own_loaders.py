@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, Subset
 
 from transprune.errors import DataError
+from transprune.runtime.seeds import generator_of
 from transprune.runtime.structures import outline, tensors_in
 
 CARRIED_OVER = (
@@ -113,7 +114,7 @@ def divide_loader(data: LoaderData, *, fraction: float, seed: int, processes: in
         return SearchLoaders(weights, architecture, _beside(architecture))
     loader = _divisible(data.train)
     samples = len(loader.dataset)  # type: ignore[arg-type]
-    order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed)).tolist()
+    order = torch.randperm(samples, generator=generator_of(seed)).tolist()
     count = min(max(round(fraction * samples), 2), samples - 2)
     first, second = sorted(order[:count]), order[count:]
     return SearchLoaders(

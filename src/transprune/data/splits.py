@@ -12,6 +12,7 @@ from torch import Tensor
 
 from transprune.data.augmentation import Augmentation
 from transprune.errors import DataError, OptionError
+from transprune.runtime.seeds import generator_of
 
 
 class Split(Protocol):
@@ -242,7 +243,7 @@ def halves_of(labels: Tensor, *, fraction: float = 0.5, seed: int) -> tuple[Tens
         raise OptionError(f"cannot divide a split at fraction={fraction}: expected a number between 0 and 1")
     if labels.dim() > 1:
         labels = torch.zeros(len(labels), dtype=torch.int64)
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_of(seed)
     is_first = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique().tolist():
         members = (labels == label).nonzero().flatten()

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from transprune.data.own_loaders import LoaderData
 from transprune.errors import DataError, OptionError, first_line
 from transprune.runtime.files import expanded
+from transprune.runtime.seeds import generator_of
 
 TEXT, HF_DATASET = "text:", "hf-dataset:"
 """What data of texts begin with: `text:FILE_OR_FOLDER` and `hf-dataset:FOLDER_OR_NAME`."""
@@ -82,7 +83,7 @@ def load_texts(
     test = next((made[name] for name in TEST_PARTS if name in made), None)
     _check_enough(spec, train, length)
     if test is None:
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(len(train), generator=generator_of(seed))
         count = max(1, round(TEST_SHARE * len(train)))
         train, test = train.part(order[count:].sort().values), train.part(order[:count].sort().values)
     size = min(batch_size, len(train))

@@ -6,8 +6,9 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from math import gcd, lcm
+from numbers import Real
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -102,6 +103,8 @@ def inspect(
         raise OptionError(f"cannot inspect with dimensions={dimensions!r}; expected 'both', 'width' or 'depth'")
     if removable not in ("blocks", "branches"):
         raise OptionError(f"cannot inspect with removable={removable!r}; expected 'blocks' or 'branches'")
+    shares: list[Any] = list(ratios)  # any of these may be a generator
+    keep, only, tie = (each if isinstance(each, str) else list(each) for each in (keep, only, tie))
     for option, patterns in (("keep", keep), ("only", only), ("tie", tie)):
         is_list = not isinstance(patterns, str) and all(isinstance(each, str) for each in patterns)
         if not is_list and not (option == "tie" and patterns == CONFIGURATION):
@@ -109,9 +112,9 @@ def inspect(
                 f"cannot inspect with {option}={patterns!r}; expected a list of names or patterns, such as "
                 f"{option}=['stem.*']"
             )
-    if not ratios or not all(0 < ratio <= 1 for ratio in ratios) or divisor < 1:
+    if not shares or not all(isinstance(share, Real) and 0 < float(share) <= 1 for share in shares) or divisor < 1:
         raise OptionError(
-            f"cannot inspect with ratios={list(ratios)} and divisor={divisor}; "
+            f"cannot inspect with ratios={shares} and divisor={divisor}; "
             f"expected ratios in (0, 1] and a divisor of at least 1"
         )
     if tie == CONFIGURATION and removable == "branches":
@@ -135,7 +138,7 @@ def inspect(
     choosing = _Choosing(reading, keep, only, () if tie == CONFIGURATION else tie, fixed_by_forward(model))
     if tie == CONFIGURATION:
         choosing.tie_by_configuration(model)
-    choosing.choose_groups(ratios, divisor, is_searched=dimensions != "depth")
+    choosing.choose_groups(shares, divisor, is_searched=dimensions != "depth")
     choosing.choose_stages(depths, is_searched=dimensions != "width")
     choosing.check_patterns()
     if removable == "branches":

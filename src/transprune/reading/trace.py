@@ -498,7 +498,7 @@ def check_example(model: nn.Module, example: Example) -> None:
     """Checks that an example can be run and its samples counted.
 
     Raises:
-        ModelError: There is no tensor in it, none with an entry, or one that is sparse or nested.
+        ModelError: There is no tensor in it, none with an entry, or one that is sparse, nested or without values.
     """
     tensors = list(tensors_in(example))
     if not tensors:
@@ -514,6 +514,11 @@ def check_example(model: nn.Module, example: Example) -> None:
                 f"cannot read the model {type(model).__name__}: the example holds a {kind} tensor, whose size depends "
                 "on its values; expected plain ones: a padded batch and its mask, say, or places and values apart"
             )
+    if any(tensor.is_meta for tensor in tensors) and any(not weight.is_meta for weight in model.parameters()):
+        raise ModelError(
+            f"cannot read the model {type(model).__name__}: the example, {outline(example)}, has no values (it is on "
+            "the meta device, and the model is not); expected one with values, or both on the meta device"
+        )
     if not any(tensor.numel() for tensor in tensors):
         raise ModelError(
             f"cannot read the model {type(model).__name__}: the example, {outline(example)}, has no sample; expected "

@@ -29,6 +29,11 @@ def phase_seed(seed: int, phase: str) -> int:
     return int.from_bytes(digest[:4], "little")
 
 
+def generator_of(seed: int) -> torch.Generator:
+    """A generator that a whole number of any size decides; torch's own takes 64 bits."""
+    return torch.Generator().manual_seed(seed % 2**63)
+
+
 @contextmanager
 def seeded(seed: int, phase: str) -> Iterator[int]:
     """Seeds `random`, numpy and torch (CPU and CUDA) for a phase, and restores the caller's states afterwards.

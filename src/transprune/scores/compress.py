@@ -23,6 +23,7 @@ from transprune.reading.networks import unwrapped
 from transprune.reading.reading import read
 from transprune.reading.trace import Example
 from transprune.runtime import announce, choose_device
+from transprune.runtime.seeds import generator_of
 from transprune.runtime.structures import (
     SampleAxes,
     as_inputs,
@@ -394,7 +395,7 @@ def _batches(model: nn.Module, data: Samples, count: int, *, task: Task, seed: i
 
 def drawn(total: int, count: int, *, seed: int) -> Tensor:
     """The places of so many of all samples, drawn at random, ascending; of all of them where there are fewer."""
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(total, generator=generator_of(seed))
     return order[:count].sort().values
 
 

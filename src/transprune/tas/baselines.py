@@ -14,6 +14,7 @@ from transprune.budget import Limits, limits_of
 from transprune.costs import Cost
 from transprune.errors import BudgetError
 from transprune.options import NEARLY_FULL
+from transprune.runtime.seeds import generator_of
 from transprune.space import SearchSpace
 from transprune.tas.derivation import derive
 from transprune.tas.probabilities import Probabilities, candidate_masks
@@ -81,7 +82,7 @@ def random_architecture(space: SearchSpace, limits: Limits, *, seed: int, fill: 
     Raises:
         BudgetError: No architecture costs that little.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_of(seed)
     widths, depths = (_random_scores(mask, generator) for mask in candidate_masks(space))
     return derive(space, Probabilities(widths, depths), limits, fill=fill)
 

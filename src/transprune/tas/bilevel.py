@@ -24,6 +24,7 @@ from transprune.reading.networks import switched, unwrapped
 from transprune.reading.reading import read_for
 from transprune.reading.trace import Trace, axes_along
 from transprune.runtime import KeptGenerator, choose_device, processes
+from transprune.runtime.seeds import generator_of
 from transprune.runtime.structures import called, copied, on_device
 from transprune.shrinking.sort import Importance, magnitude, sort_channels
 from transprune.space import SearchSpace
@@ -94,7 +95,7 @@ class Bilevel(Loop):
         if prior is not None:
             self.parameters.start_at(prior.probabilities)
         self.expected_costs = [ExpectedCost(space, limit.cost) for limit in self.limits]
-        self.generator = torch.Generator().manual_seed(setup.seed)
+        self.generator = generator_of(setup.seed)
         self.feeds = partial(
             search_feeds,
             data,

@@ -15,7 +15,7 @@ import numpy as np
 from transprune.architecture import Architecture
 from transprune.budget import Limit, Limits, limits_of, out_of_reach
 from transprune.costs import Cost
-from transprune.errors import BudgetError
+from transprune.errors import BudgetError, OptionError
 from transprune.options import NEARLY_FULL, SOLVER_SECONDS
 from transprune.space import SearchSpace
 from transprune.tas.integer_program import GAP, IntegerProgram, LinearSum, Solution
@@ -76,6 +76,7 @@ def derive(
 
     Raises:
         BudgetError: No architecture keeps all limits.
+        OptionError: `fill` is no share, or `seconds` are fewer than none.
     """
     return derive_with_proof(space, probabilities, limits, fill=fill, seconds=seconds).architecture
 
@@ -101,7 +102,13 @@ def derive_with_proof(
 
     Raises:
         BudgetError: No architecture keeps all limits, or none was found in time.
+        OptionError: `fill` is no share, or `seconds` are fewer than none.
     """
+    if not 0 <= fill <= 1 or (seconds is not None and not seconds >= 0):
+        raise OptionError(
+            f"cannot derive with fill={fill} and seconds={seconds}; expected a share in [0, 1], and seconds of at "
+            "least 0, or None for no limit"
+        )
     limits = limits_of(limits, space)
     deriving = _Deriving(space, probabilities, limits, fill, seconds)
     found = deriving.solve() if all(limit.most >= 1 for limit in limits) else None

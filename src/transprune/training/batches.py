@@ -29,6 +29,7 @@ from transprune.errors import DataError, TranspruneError
 from transprune.reading.trace import axes_along
 from transprune.runtime import processes, random_states, seeded, set_random_states
 from transprune.runtime.interruption import start_loading
+from transprune.runtime.seeds import generator_of
 from transprune.runtime.structures import (
     SampleAxes,
     as_inputs,
@@ -471,7 +472,7 @@ def _image_loaders(
         )
 
     weights, architecture = split_halves(images.train, fraction=weights_share, seed=seed)
-    mixed = architecture.subset(torch.randperm(len(architecture), generator=torch.Generator().manual_seed(seed)))
+    mixed = architecture.subset(torch.randperm(len(architecture), generator=generator_of(seed)))
     return SearchLoaders(
         loader(weights, seed, train=True),
         loader(architecture, seed + 1, train=True),

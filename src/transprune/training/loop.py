@@ -8,13 +8,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import nn
 
 from transprune.costs import IN_BYTES, in_bytes
-from transprune.errors import OptionError
+from transprune.on_demand import check_fields
 from transprune.options import Policy
 from transprune.runtime import Checkpoints, choose_device, phase_seed, processes, random_states, set_random_states
 from transprune.runtime.terminal import milliseconds, phase_progress
@@ -64,8 +64,7 @@ class Setup:
     """What to do about a loss or gradient that is not finite: `stop`, or `skip` the step."""
 
     def __post_init__(self) -> None:
-        if self.on_divergence not in get_args(Policy):
-            raise OptionError(f"cannot use on_divergence={self.on_divergence!r}: expected stop or skip")
+        check_fields(self)
 
     def named(self, phase: str, model: nn.Module) -> Setup:
         """This setup with defaults for the name of its phase, and for the device."""
