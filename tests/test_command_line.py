@@ -25,6 +25,7 @@ from transprune.errors import OptionError
 SCREEN = 66
 """Lines."""
 VERBS = list(COMMANDS)
+RUN = ("run", "resnet20", "--budget", "macs=0.5", "--out", "x")
 
 
 @pytest.fixture(autouse=True)
@@ -162,6 +163,13 @@ def test_help_says_no_more_than_it_knows_of_a_preset(capsys):
         (["inspect", "resnet5"], "did you mean 'resnet56'?"),
         (["inspect", "resnet56", "--num-class", "3"], "--num-classes"),
         (["completion", "bsh"], "bash"),
+        (["run", "resnet20", "--out", "x", "--budget"], "--budget KIND=AMOUNT"),
+        (["run", "resnet20", "--budget", "--out", "x"], "--budget KIND=AMOUNT"),
+        ([*RUN, "--image-size", "16", "16"], "expected 3 whole numbers, found '16 16'"),
+        ([*RUN, "--std", "imagnet"], "expected numbers or one of imagenet, cifar10,"),
+        ([*RUN, "--search.epochs", "1.5"], "expected a whole number, found '1.5'"),
+        ([*RUN, "--search.architecture-betas", "0.5", "x"], "expected 2 numbers, found '0.5 x'"),
+        ([*RUN, "--max-minutes", "soon"], "expected a number, found 'soon'"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )

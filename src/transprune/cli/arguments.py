@@ -10,9 +10,10 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from contextlib import redirect_stdout, suppress
-from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
+from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass, replace
 from itertools import pairwise
-from typing import Annotated, Any, NoReturn, TextIO, Union, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NoReturn, TextIO, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import tyro
@@ -88,6 +89,7 @@ def read_command(arguments: Sequence[str]) -> Any:
     if not is_asked(rest):
         _check_options(verb, kind, rest)
     if not is_asked(rest) and _lacks_budget(kind, default, rest):
+        rest = [argument for argument in rest if argument != "--budget"]
         return _read(_page(kind, default, None, is_complete=False), f"transprune {verb}", rest)  # names what is missing
     if not is_asked(rest):
         return _read(kind, f"transprune {verb}", rest, default=default)
@@ -146,7 +148,48 @@ def _show_help(kind: Any, program: str, **more: Any) -> NoReturn:
 
 
 def _read(kind: Any, program: str, arguments: Sequence[str], **more: Any) -> Any:
-    return tyro.cli(kind, prog=program, args=list(arguments), **more)
+    with _PLAIN:
+        return tyro.cli(kind, prog=program, args=list(arguments), **more)
+
+
+_PLAIN = tyro.constructors.ConstructorRegistry()
+"""Reads values as tyro does, and says in plain words what was expected, where tyro would list all that it tried."""
+
+
+@_PLAIN.primitive_rule
+def _plainly(about: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+    hints = get_args(about.type) if get_origin(about.type) in (Union, UnionType) else (about.type,)
+    if _reading or (len(hints) == 1 and hints[0] not in _SAID and get_origin(hints[0]) is not tuple):
+        return None
+    _reading.append(about)
+    spec = tyro.constructors.ConstructorRegistry.get_primitive_spec(about)
+    _reading.clear()
+    if not isinstance(spec, tyro.constructors.PrimitiveConstructorSpec):
+        return None
+
+    def read(words: list[str]) -> Any:
+        try:
+            return spec.instance_from_str(words)
+        except ValueError:
+            wanted = " or ".join(map(_said, (hint for hint in hints if hint is not NoneType)))
+            raise ValueError(f"expected {wanted}, found {' '.join(words)!r}") from None
+
+    return replace(spec, instance_from_str=read)
+
+
+_reading: list[Any] = []
+"""What `_plainly` is asking the other rules about, itself left out."""
+_SAID = {int: "a whole number", float: "a number", str: "a text"}
+
+
+def _said(hint: Any) -> str:
+    """What messages call a kind of value."""
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(get_args(hint))}"
+    if get_origin(hint) is tuple:
+        kind, *others = get_args(hint)
+        return f"{'' if Ellipsis in others else f'{len(others) + 1} '}{_SAID[kind].partition(' ')[2]}s"
+    return _SAID[hint]
 
 
 def _kind(verb: str, arguments: Sequence[str]) -> tuple[Any, Any]:
@@ -194,11 +237,11 @@ def _defaults(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _value(arguments: Sequence[str], option: str) -> str | None:
-    """The value of an option in the arguments; the last one if it is repeated."""
+    """The value of an option in the arguments; the last one if it is repeated, None if another option follows."""
     found = None
     for argument, following in pairwise([*arguments, None]):
         if argument == option:
-            found = following
+            found = None if following is None or following.startswith("--") else following
         elif argument is not None and argument.startswith(f"{option}="):
             found = argument.removeprefix(f"{option}=")
     return found
