@@ -579,6 +579,18 @@ def test_weights_that_hooks_compute_are_searched(form, weights):
         assert student[0].weight.std() < 0.02 < network[0].weight.std()
 
 
+def test_a_network_in_training_is_cut_as_in_evaluation():
+    """In training, each look at a spectrally normed weight is a step of the iteration that finds the norm."""
+    layers = [nn.Linear(12, 16), nn.Linear(16, 5)]
+    network = nn.Sequential(*map(parametrizations.spectral_norm, layers)).train()
+    before = copy.deepcopy(network.state_dict())
+    student = shrink(network, inspect(network, TOKENS).full_architecture(), TOKENS)
+    assert student.training
+    assert network.training
+    for found in (student, network):
+        torch.testing.assert_close(found.state_dict(), before, rtol=0, atol=0)
+
+
 class Centred(nn.Module):
     """A parametrization without a way back from the weight."""
 

@@ -195,11 +195,23 @@ def _before_forward(module: nn.Module) -> Iterable[Callable[[nn.Module, Any], An
 @torch.no_grad()
 def form_tensors(network: nn.Module) -> None:
     """Computes the tensors that hooks would compute before the next forward, from parameters that are new."""
-    for module in network.modules():
-        was_training, module.training = module.training, False
-        for form in forming_hooks(module).values():
-            form(module, None)
-        module.training = was_training
+    with evaluating(network):
+        for module in network.modules():
+            for form in forming_hooks(module).values():
+                form(module, None)
+
+
+@contextmanager
+def evaluating(*networks: nn.Module) -> Iterator[None]:
+    """Networks in evaluation mode for a while: in training, reading a weight may change what it is computed from."""
+    modes = [(module, module.training) for network in networks for module in network.modules()]
+    for network in networks:
+        set_mode(network, training=False)
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def set_mode(network: nn.Module, *, training: bool) -> None:

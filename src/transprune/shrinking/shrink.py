@@ -20,7 +20,7 @@ from transprune.reading.equality import difference, outputs_of, probes
 from transprune.reading.execution import Program
 from transprune.reading.inspection import full_space
 from transprune.reading.layouts import Layout, Sizes, full_size, is_prefix, kept_of, size_of
-from transprune.reading.networks import form_tensors, in_evaluation, untouched, unwrapped
+from transprune.reading.networks import evaluating, form_tensors, in_evaluation, untouched, unwrapped
 from transprune.reading.reading import Reading, read
 from transprune.reading.stages import BlockRun, KeptBlocks, calls_by_path, is_inside
 from transprune.reading.trace import Example, source_line
@@ -185,9 +185,10 @@ class _Shrinking:
         form_tensors(student)
         self._set_numbers(student)
         originals = dict(self.model.named_modules())
-        for name, module in reversed(list(student.named_modules())):  # parts before what they are parts of
-            if name in originals and type(module) is type(originals[name]):
-                adapt(module, originals[name])
+        with evaluating(student, self.model):
+            for name, module in reversed(list(student.named_modules())):  # parts before what they are parts of
+                if name in originals and type(module) is type(originals[name]):
+                    adapt(module, originals[name])
         self._add_projections(student)
         return student
 
