@@ -1266,6 +1266,8 @@ ways(
     folder_null=lambda _: RunFolder.create("a\0b", {}),
     folder_malformed=lambda place: run_folder(place, result_json="{").read_json("result.json"),
     folder_changed=lambda place: run_folder(place, result_json=f'{{"sha256": "{"0" * 64}"}}').read_json("result.json"),
+    folder_list=lambda place: run_folder(place, result_json="[]").read_json("result.json"),
+    folder_file=lambda place: (place / "net.pth").write_text("x") and RunFolder.open(place / "net.pth"),
     folder_missing=lambda place: RunFolder.open(place / "none"),
     folder_newer=lambda place: run_folder(place, config_toml="format = 99\n").config,
     folder_incomplete=lambda place: run_folder(place).require("architecture.json", made_by="search"),
@@ -1277,7 +1279,7 @@ ways(
     student_undescribed=student({"model": {"name": "resnet20"}}),
     student_own_code=student(model("net.py:build")),
     report_empty=lambda place: read_record(run_folder(place).path),
-    report_malformed=lambda place: read_record(run_folder(place, space_json="[1]").path),
+    report_malformed=lambda place: read_record(run_folder(place, space_json='{"groups": [1]}').path),
 )
 
 # --- latency ----------------------------------------------------------------------------------------------------

@@ -200,6 +200,12 @@ def test_a_required_file_that_is_missing_is_refused_with_the_step_that_makes_it(
 # --- files ------------------------------------------------------------------------------------------------------
 
 
+def test_a_command_that_is_advised_can_be_given_to_a_shell(tmp_path):
+    folder = RunFolder.create(tmp_path / "a run", {})
+    with pytest.raises(RunFolderError, match=f"--resume '{tmp_path}/a run'`"):
+        folder.require("student.safetensors", made_by="distill")
+
+
 def test_json_reads_back_as_plain_values(folder):
     folder.write_json("result.json", {"top1": torch.tensor(99.5), "bad": float("nan"), "size": (1, 8), "name": "Σ"})
     assert folder.read_json("result.json") == {"top1": 99.5, "bad": "nan", "size": [1, 8], "name": "Σ"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,7 @@ def other_times(result: Mapping[str, Any], folder: Path | str) -> list[str]:
         found.append(
             f"Measured, the student takes {percent(takes / taken)} of the time of the teacher, and "
             f"{percent(most / before)} is allowed: measure again while the machine does nothing else "
-            f"(`transprune evaluate {folder}`), and where it stays so, ask for less."
+            f"(`transprune evaluate {shlex.quote(str(folder))}`), and where it stays so, ask for less."
         )
     return found
 

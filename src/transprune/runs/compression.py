@@ -308,7 +308,7 @@ def _keep_student(run: Run, found: Compression) -> None:
         "The student is not trained",
         f"it has the teacher's weights{', repaired' if is_repaired else ', as they were cut'}; on the samples its "
         f"outputs are {found.moved:.3g} from the teacher's, by the loss of distillation; `transprune distill "
-        f"{run.folder.path}` trains it",
+        f"{run.folder.in_shell}` trains it",
         moved=found.moved,
     )
     state = {name: tensor.cpu() for name, tensor in found.student.state_dict().items()}

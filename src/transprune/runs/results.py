@@ -84,7 +84,7 @@ def show_results(folder: RunFolder) -> None:
     if folder.has("report.html"):
         print(f"report: {folder.file('report.html')}")
     else:
-        print(f"next: transprune export {folder.path}; transprune report {folder.path}")
+        print(f"next: transprune export {folder.in_shell}; transprune report {folder.in_shell}")
 
 
 def model_card(folder: RunFolder, origin: Origin | None) -> str:
@@ -257,7 +257,7 @@ def show_architecture(run: Run) -> None:
     )
     _show_costs(space, architecture, run.costs.values())
     _show_indecision(run.folder)
-    print(f"next: transprune distill {run.folder.path}")
+    print(f"next: transprune distill {run.folder.in_shell}")
 
 
 def _kept(stage: DepthStage, architecture: Architecture) -> str:

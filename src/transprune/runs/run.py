@@ -86,7 +86,7 @@ class Run:
         self.checkpoints = Checkpoints(
             folder.path,
             self.safety,
-            go_on=f"give the same command again, or `transprune run --resume {folder.path}`",
+            go_on=f"give the same command again, or `transprune run --resume {folder.in_shell}`",
         )
         self.trackers: tuple[MakeTracker, ...] = ()
         """The functions that make the run's trackers from its folder."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -119,7 +120,9 @@ class RunFolder:
         """
         folder = cls(path)
         if not folder.has(CONFIG_FILE):
-            found = "it has no config.toml" if folder.path.is_dir() else "there is no such folder"
+            found = "it is a file" if folder.path.is_file() else "there is no such folder"
+            if folder.path.is_dir():
+                found = "it has no config.toml"
             raise RunFolderError(
                 f"cannot open the run folder '{path}': {found}; "
                 "name the folder that `transprune run` or `transprune search` wrote with --out"
@@ -156,6 +159,11 @@ class RunFolder:
         """The path of a file of this run, whether it is there or not."""
         return self.path / name
 
+    @property
+    def in_shell(self) -> str:
+        """The path as it is written in a command."""
+        return shlex.quote(str(self.path))
+
     def has(self, name: str) -> bool:
         """Whether a file is there."""
         with disk_errors("read", self.file(name)):
@@ -176,13 +184,13 @@ class RunFolder:
                 self.open(self.path)  # which says so
             raise RunFolderError(
                 f"cannot go on with the run folder '{self.path}': it has no {name}, which the step '{made_by}' "
-                f"writes; run `transprune {made_by}` for this folder first, or `transprune run --resume {self.path}`, "
-                "which does all that is left"
+                f"writes; run `transprune {made_by}` for this folder first, or `transprune run --resume "
+                f"{self.in_shell}`, which does all that is left"
             )
         return self.file(name)
 
-    def read_json(self, name: str) -> Any:
-        """Reads a JSON file, without its checksum.
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Reads a JSON file of one object, without its checksum.
 
         Raises:
             RunFolderError: The file is missing, malformed, or not as it was written.
@@ -192,7 +200,9 @@ class RunFolder:
             value = json.loads(content)
         except (ValueError, RecursionError) as error:
             raise self._malformed(name, "JSON", error) from error
-        if isinstance(value, dict) and value.pop(KEY, None) is not None and not is_whole(content):
+        if not isinstance(value, dict):
+            raise self._malformed(name, "JSON object", f"it is a {type(value).__name__}")
+        if value.pop(KEY, None) is not None and not is_whole(content):
             raise RunFolderError(
                 f"cannot read '{self.file(name)}': it was changed since it was written (its checksum does not fit); "
                 f'restore it, remove its line "{KEY}" if the change is yours, or repeat the run with --overwrite'
@@ -264,7 +274,7 @@ class RunFolder:
         with disk_errors("read", self.file(name)):
             return self.file(name).read_bytes()
 
-    def _malformed(self, name: str, kind: str, error: Exception) -> RunFolderError:
+    def _malformed(self, name: str, kind: str, error: Exception | str) -> RunFolderError:
         return RunFolderError(
             f"cannot read '{self.file(name)}': it is no valid {kind} ({error}); "
             "repair it, or repeat the run with --overwrite"
