@@ -188,6 +188,20 @@ def test_what_torch_cannot_export_is_refused():
         export_program(Secretive(), torch.zeros(1, 3, 4, 4))
 
 
+class Middle(nn.Module):
+    """ONNX has no operator for it."""
+
+    def forward(self, images):
+        return images.flatten(1).median(1).values
+
+
+def test_what_onnx_lacks_is_named():
+    program = export_program(nn.Sequential(network(), Middle()), torch.zeros(1, 3, 4, 4))
+    with pytest.raises(ExportError, match=r"%median.*No ONNX function found for .*aten.median") as caught:
+        onnx_bytes(program)
+    assert "stack trace" not in str(caught.value)
+
+
 def test_a_pt2_file_runs_where_there_is_only_torch(contents, tmp_path):
     (tmp_path / "student.pt2").write_bytes(contents["pt2"])
     images = batches(3)[0]

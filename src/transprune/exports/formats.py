@@ -58,9 +58,17 @@ def onnx_bytes(program: ExportedProgram, notes: Mapping[str, str] | None = None)
             exported.model.metadata_props.update(notes or {})
             exported.save(str(path), external_data=False)
         except Exception as error:  # the exporter raises many kinds
-            why = first_line(error.__cause__ or error)  # the exporter wraps what it met in advice of its own
-            raise ExportError(f"cannot export to ONNX: {why}{_WHOLE}") from error
+            raise ExportError(f"cannot export to ONNX: {_met_by_exporter(error)}{_WHOLE}") from error
         return path.read_bytes()
+
+
+def _met_by_exporter(error: BaseException) -> str:
+    """Where the exporter failed and on what, which it wraps in advice of its own."""
+    met = [error]
+    while met[-1].__cause__ is not None:
+        met.append(met[-1].__cause__)
+    place = first_line(met[:2][-1]).removesuffix(" See the stack trace for more information.")
+    return place if len(met) <= 2 else f"{place} ({first_line(met[-1])})"
 
 
 def _forget_origin(graph: Any) -> None:
