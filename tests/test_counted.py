@@ -579,6 +579,35 @@ def test_weights_that_hooks_compute_are_searched(form, weights):
         assert student[0].weight.std() < 0.02 < network[0].weight.std()
 
 
+def test_a_forward_that_computes_the_same_at_another_cost_is_not_kept():
+    """Where the tokens are 2 or 3 wide, it begins with memories [.., 1, 1], which any size can be added to."""
+
+    class Remembering(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.keys, self.last = nn.Linear(12, 8), nn.Linear(8, 8), nn.Linear(8, 5)
+
+        def forward(self, tokens):
+            tokens = self.first(tokens)
+            keys = self.keys(tokens).unflatten(-1, (2, -1))
+            size = tokens.shape[-1] // 2
+            memory, read = tokens.new_zeros(len(tokens), 2, size, size), []
+            for key in keys.unbind(1):
+                known = torch.einsum("bhk,bhkv->bhv", key, memory)
+                memory = memory + key.unsqueeze(-1) * (key - known).unsqueeze(-2)
+                read.append(torch.einsum("bhk,bhkv->bhv", key, memory))
+            return self.last(torch.stack(read, 1).flatten(-2))
+
+    network = Remembering()
+    space = inspect(network, TOKENS)
+    for width, follows in ((4, True), (3, False)):
+        architecture = Architecture(widths={"first": width, "keys": 2})
+        student = shrink(network, architecture, TOKENS, reading=space.reading)
+        assert count_macs(student, TOKENS) == space.macs(architecture)
+        assert isinstance(student, Remembering) == follows
+    assert "MACs instead of" in student.reason
+
+
 def test_a_network_in_training_is_cut_as_in_evaluation():
     """In training, each look at a spectrally normed weight is a step of the iteration that finds the norm."""
     layers = [nn.Linear(12, 16), nn.Linear(16, 5)]

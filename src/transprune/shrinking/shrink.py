@@ -20,6 +20,7 @@ from transprune.reading.equality import difference, outputs_of, probes
 from transprune.reading.execution import Program
 from transprune.reading.inspection import full_space
 from transprune.reading.layouts import Layout, Sizes, full_size, is_prefix, kept_of, size_of
+from transprune.reading.macs import counting
 from transprune.reading.networks import evaluating, form_tensors, in_evaluation, untouched, unwrapped
 from transprune.reading.reading import Reading, read
 from transprune.reading.stages import BlockRun, KeptBlocks, calls_by_path, is_inside
@@ -46,7 +47,7 @@ def shrink(
 
     If the model's forward writes down sizes that cannot follow (a view to a number of channels, say), the smaller
     network is a `TracedNetwork`: it has the same parameter names and runs the traced operators. Its `reason` says why.
-    Whether the model's own forward can follow is tested by comparing the outputs of both.
+    Whether the model's own forward can follow is tested by comparing outputs and MACs of both.
 
     Args:
         model: The network that the architecture is for.
@@ -451,9 +452,13 @@ def _widened(tensor: Tensor, axis: int, size: int, layout: Layout) -> Tensor:
 def _disagreement(own: nn.Module, traced: TracedNetwork, tried: Example) -> str | None:
     """Why a cut network's own forward differs from the traced operators; None if they agree."""
     try:
-        expected = outputs_of(traced.eval(), tried)
-        found = outputs_of(in_evaluation(own), tried)
+        with counting() as predicted:
+            expected = outputs_of(traced.eval(), tried)
+        with counting() as counted:
+            found = outputs_of(in_evaluation(own), tried)
     except Exception as error:  # a user's forward may raise anything
         return f"its own forward cannot follow the cut ({first_line(error)})"
     problem = difference(found, expected)
+    if problem is None and counted.macs != predicted.macs:  # such as a sum over zeros, of which one is enough
+        problem = f"takes {counted.macs:,} MACs instead of {predicted.macs:,}"
     return None if problem is None else f"its own forward {problem} after the cut"
