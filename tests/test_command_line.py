@@ -59,6 +59,11 @@ def test_help_fits_on_a_screen_and_shows_a_command_that_is_one(capsys, arguments
     assert arguments[:1] == [] or example.split()[1] == arguments[0]
 
 
+def test_help_ends_in_a_terminal_of_few_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "3")
+    assert len(printed(capsys, "run", "--help").splitlines()) < 4 * SCREEN
+
+
 def test_the_version_is_printed(capsys):
     assert printed(capsys, "--version") == f"transprune {transprune.__version__}\n"
 

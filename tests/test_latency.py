@@ -13,6 +13,7 @@ import small_networks as zoo
 from fake_latency import CALL, DISPATCH, REORDER, alone, network_time, use_fake_backend
 from transprune.errors import LatencyError, OptionError, SpaceError
 from transprune.exports.runtimes import RUNTIMES
+from transprune.latency import measurement
 from transprune.latency.backends import BACKENDS, Deployed, make_backend
 from transprune.latency.latency_model import Correction, LatencyModel, TimeTable, Validation
 from transprune.latency.measurement import grid_of, measure_latency
@@ -352,6 +353,20 @@ def test_every_operator_runs_in_every_backend_on_what_it_says_it_reads(backend, 
         else torch.zeros(operator.input_shape(2, inputs, 4)).numel()
     )
     assert operator.traffic(2, inputs, 4) == read + result.size if isinstance(found, list) else read + result.numel()
+
+
+def test_a_cache_that_cannot_be_written_is_said_and_not_needed(monkeypatch, tmp_path):
+    said = []
+    monkeypatch.setattr(measurement.log, "warning", lambda text, reason: said.append(text % reason))
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    network = zoo.residual().eval()
+    space = inspect(network, zoo.example(), ratios=(0.5, 1.0))
+    options = LatencyOptions(backend="torch", repeats=3, architectures=4, validations=1)
+    assert measure_latency(network, space, zoo.example(), options).model.tables
+    [warning] = said
+    assert f"Not a directory: '{tmp_path / 'file'}" in warning
+    assert "$XDG_CACHE_HOME says where" in warning
 
 
 def test_measuring_in_onnxruntime_gives_a_model_of_every_layer(monkeypatch, tmp_path):

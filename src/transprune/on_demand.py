@@ -96,14 +96,20 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def check_fields(record: Any) -> None:
+def check_fields(record: Any, *, but: str = "") -> None:
     """Checks that a frozen record has in each field what its annotation allows; numbers of numpy become Python's.
+
+    Args:
+        record: The record.
+        but: A field that is left to what reads it.
 
     Raises:
         OptionError: One is of another kind, or none of the words that are known.
     """
     for name, (words, kinds) in _fields(record.__class__).items():
         value = getattr(record, name)
+        if name == but:
+            continue
         if not isinstance(value, kinds) if kinds else words and value not in words:
             expected = f"expected {_wanted(kinds)}" if kinds else expected_one_of(str(value), words)
             raise OptionError(f"cannot use {name}={value!r}: {expected}")

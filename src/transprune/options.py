@@ -326,7 +326,7 @@ class LatencyOptions:
     """Measure again, even if a model of this network on this machine is kept."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        check_fields(self, but="backend")  # what backends there are, their module knows
         least = {"threads": 1, "batch_size": 1, "grid": 2, "repeats": 3, "architectures": 4, "validations": 1}
         for name, smallest in {**least, "checks": 0}.items():
             if not smallest <= getattr(self, name) < math.inf:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import os
 import re
 import shutil
 import sys
@@ -148,10 +149,14 @@ def _show_help(kind: Any, program: str, **more: Any) -> NoReturn:
 
 
 def _read(kind: Any, program: str, arguments: Sequence[str], **more: Any) -> Any:
+    if shutil.get_terminal_size().columns < _NARROW:
+        os.environ["COLUMNS"] = str(_NARROW)
     with _PLAIN:
         return tyro.cli(kind, prog=program, args=list(arguments), **more)
 
 
+_NARROW = 40
+"""Columns that a narrower terminal is taken to have: in very few, tyro breaks lines for ever."""
 _PLAIN = tyro.constructors.ConstructorRegistry()
 """Reads values as tyro does, and says in plain words what was expected, where tyro would list all that it tried."""
 

@@ -165,9 +165,8 @@ def make_backend(options: LatencyOptions, device: torch.device | str = "cpu") ->
         ExportError: It is not installed.
     """
     if options.backend not in BACKENDS:
-        raise OptionError(
-            f"cannot measure latency with backend={options.backend!r}: {expected_one_of(options.backend, BACKENDS)}"
-        )
+        known = expected_one_of(str(options.backend), BACKENDS)
+        raise OptionError(f"cannot measure latency with backend={options.backend!r}: {known}")
     return BACKENDS[options.backend](options, choose_device(device))
 
 

@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch import nn
 from transprune.architecture import Architecture
 from transprune.budget import Budget
 from transprune.costs import COSTS, FILE_FACTORS, Channels, Cost, FileSize, Layer
-from transprune.errors import ExportError, LatencyError
+from transprune.errors import ExportError, LatencyError, RunFolderError
 from transprune.exports.formats import export_program, quantised_onnx
 from transprune.exports.runtimes import OnnxRuntime, files_for, find_runtime
 from transprune.latency.backends import Backend, Call, make_backend
@@ -82,8 +83,7 @@ def measure_latency(
     Raises:
         ModelError: The model cannot be read.
         SpaceError: The space is not the model's.
-        LatencyError: A network cannot be exported for the backend, or the cached model cannot be read.
-        RunFolderError: The model cannot be cached.
+        LatencyError: A network cannot be exported for the backend, or the cached model is damaged.
     """
     options = options or LatencyOptions()
     backend = make_backend(options, choose_device(device, model))
@@ -93,7 +93,9 @@ def measure_latency(
     inputs = as_batch(model, example, options.batch_size)
     key = cache_key(backend, options, space, operators, [list(tensor.shape) for tensor in tensors_in(inputs)])
     path = cache_path(key)
-    kept = None if options.remeasure else load_model(path, key, space)
+    kept = None
+    with suppress(RunFolderError):  # a cache that cannot be read is none
+        kept = None if options.remeasure else load_model(path, key, space)
     if kept is not None and kept.validation.median <= options.bound:
         log.info("latency: the model measured before is kept in %s", path)
         return LatencyMeasurement(model=kept, path=path, seconds=0.0, key=key)
@@ -101,7 +103,11 @@ def measure_latency(
     found = _Measuring(
         network=model, space=space, reading=reading, inputs=inputs, backend=backend, options=options
     ).model(operators)
-    save_model(path, key, space, found)
+    try:
+        save_model(path, key, space, found)
+    except RunFolderError as error:
+        reason = error.__cause__ or error
+        log.warning("latencies are measured anew each time: cannot keep them (%s); $XDG_CACHE_HOME says where", reason)
     return LatencyMeasurement(model=found, path=path, seconds=time.perf_counter() - started, key=key)
 
 
