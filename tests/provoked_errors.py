@@ -148,6 +148,8 @@ ways(
     budget_unmeasured=lambda _: Budget.parse("file=64KB").limit(SPACE),
     budget_cache=lambda _: Budget.parse("cache=0.5").limit(SPACE),
     budget_of_widths=lambda _: transprune.uniform_architecture(SPACE, 0.5),
+    segmentation_shapes=lambda _: transprune.segmentation(3).loss(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64)),
+    time_nothing=lambda _: transprune.measure_latencies({}, example()),
     classes_one=lambda _: transprune.classification().loss(torch.zeros(8, 1), torch.zeros(8, dtype=torch.int64)),
     measured_nothing=lambda _: evaluate_batches(plain(), [], transprune.classification()),
     budget_number=lambda _: transprune.search(plain(), None, 0.5),

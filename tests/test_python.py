@@ -22,7 +22,7 @@ from test_prior import SCORES
 from test_searching import OPTIONS, Residual
 from test_training import SHORT, assert_same_state, small_network, two_colours
 from transprune.cli import main
-from transprune.errors import ExportError, ModelError, OptionError, RunFolderError
+from transprune.errors import DataError, ExportError, ModelError, OptionError, RunFolderError
 from transprune.on_demand import checked
 from transprune.options import DEFAULT_PRESET, PRESETS, MeasureOptions, SearchOptions, TrainingOptions, from_preset
 from transprune.reports.comparison import comparison
@@ -78,6 +78,40 @@ def test_options_refuse_what_they_cannot_be(kind):
     for name in (each.name for each in fields(kind) if each.name != "backend"):
         with pytest.raises(OptionError, match=f"{name}="):
             kind(**{name: object()})
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda net, x: transprune.evaluate(net, [x], batch_size=0),
+        lambda net, x: transprune.estimate_statistics(net, [x], batch_size=-4),
+        lambda net, x: transprune.quantise(net, [x], "net.onnx", samples=0),
+        lambda net, x: transprune.repair(net, net, transprune.Architecture(), x, ridge=float("nan")),
+        lambda net, x: transprune.segmentation(0),
+        lambda net, x: transprune.resnet(20, classes=0),
+        lambda net, x: transprune.resnet(20, image_channels=0),
+        lambda net, x: transprune.width_candidates(0),
+        lambda net, x: transprune.width_candidates(8, divisor=0),
+        lambda net, x: transprune.depth_candidates(-2),
+        lambda net, x: transprune.Augmentation(pad="x"),
+        lambda net, x: transprune.Architecture(widths=None),
+    ],
+)
+def test_counts_and_sizes_are_at_least_what_they_must_be(call):
+    with pytest.raises(OptionError, match=r"cannot use .*: expected"):
+        call(small_network(), torch.zeros(2, 1, 4, 4))
+
+
+def test_an_architecture_takes_the_whole_numbers_of_numpy():
+    numbers = transprune.Architecture({"a": np.int64(3)}, {"b": np.int32(2)})
+    assert numbers == transprune.Architecture({"a": 3}, {"b": 2})
+    assert type(numbers.widths["a"]) is type(numbers.depths["b"]) is int
+
+
+@pytest.mark.parametrize("figures", [{"mean": float("nan")}, {"mean": float("nan"), "std": 1.0}, {"std": float("nan")}])
+def test_figures_of_a_normalisation_are_finite(figures):
+    with pytest.raises(DataError, match="all finite"):
+        transprune.load_data("digits", **figures)
 
 
 def test_each_of_several_arguments_is_left_to_the_function():

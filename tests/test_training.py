@@ -12,6 +12,7 @@ from transprune.errors import DataError, DivergenceError, OptionError
 from transprune.options import DistillationOptions, TrainingOptions
 from transprune.shrinking.shrink import shrink
 from transprune.shrinking.traced_network import TracedNetwork
+from transprune.training import faults
 from transprune.training.batches import Batch
 from transprune.training.evaluation import Meter, evaluate, evaluate_batches, evaluation_mode
 from transprune.training.loop import Setup
@@ -285,3 +286,13 @@ def test_a_teacher_need_only_run():
         found = distill(small_network(), form, data, options).state_dict()
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, msg=f"{form}: {name}")
+
+
+def test_labels_that_are_all_equal_are_said(monkeypatch):
+    said = []
+    monkeypatch.setattr(faults.log, "warning", lambda text, *figures: said.append(text % figures))
+    images = torch.randn(32, 1, 4, 4)
+    for labels in (torch.arange(32) % 2, torch.ones(32, dtype=torch.int64)):
+        data = [(images[at : at + 16], labels[at : at + 16]) for at in (0, 16)]
+        train(small_network(), (data, data), TrainingOptions(**{**SHORT, "epochs": 1, "warm_up_epochs": 0}))
+    assert [text.partition(",")[0] for text in said] == ["phase 'teacher': all 16 labels of the first batch are 1"]

@@ -6,9 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from numbers import Integral
 from typing import Any, NamedTuple
 
 from transprune.errors import SpaceError
+from transprune.on_demand import check_fields
 
 
 @dataclass(frozen=True)
@@ -33,14 +35,17 @@ class Architecture:
     """Paths of the blocks kept, by the name of the stage; a stage that has only a depth keeps its first ones."""
 
     def __post_init__(self) -> None:
-        for kind, sizes in (("width", self.widths), ("depth", self.depths)):
+        check_fields(self)
+        given: dict[str, Mapping[str, Any]] = {"width": self.widths, "depth": self.depths}
+        for kind, sizes in given.items():
             for name, size in sizes.items():
-                if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                if isinstance(size, bool) or not isinstance(size, Integral) or int(size) < 1:
                     raise SpaceError(
                         f"cannot make an architecture: the {kind} of {name!r} is {size!r}; "
                         f"expected a whole number of at least 1"
                     )
-        object.__setattr__(self, "widths", dict(self.widths))
+        widths, depths = ({name: int(size) for name, size in sizes.items()} for sizes in given.values())
+        object.__setattr__(self, "widths", widths)
         blocks = {name: tuple(paths) for name, paths in self.blocks.items()}
         for name, paths in blocks.items():
             depth = self.depths.get(name, len(set(paths)))
@@ -50,7 +55,7 @@ class Architecture:
                     f"has the depth {depth} there; expected at least one block, each once, and as many as the depth"
                 )
         object.__setattr__(self, "blocks", blocks)
-        object.__setattr__(self, "depths", {**self.depths, **{name: len(paths) for name, paths in blocks.items()}})
+        object.__setattr__(self, "depths", {**depths, **{name: len(paths) for name, paths in blocks.items()}})
 
     def __hash__(self) -> int:
         return hash(tuple(frozenset(each.items()) for each in (self.widths, self.depths, self.blocks)))

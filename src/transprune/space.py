@@ -12,6 +12,7 @@ from typing import Any
 from transprune.architecture import Architecture, Row, drawn, parse_json
 from transprune.costs import MACS, PARAMS, Channels, Cost, Layer
 from transprune.errors import SpaceError, newer_format
+from transprune.options import at_least
 from transprune.records import read_record
 
 PAPER_RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -496,6 +497,8 @@ def width_candidates(width: int, ratios: Sequence[float] = PAPER_RATIOS, *, divi
         >>> width_candidates(16)
         (4, 6, 8, 9, 11, 12, 14, 16)
     """
+    at_least("width", width, 1)
+    at_least("divisor", divisor, 1)
     return tied_candidates([(width, divisor)], ratios)[0]
 
 
@@ -532,6 +535,7 @@ def depth_candidates(depth: int) -> tuple[int, ...]:
         >>> depth_candidates(18)
         (1, 3, 5, 7, 9, 11, 13, 15, 17, 18)
     """
+    at_least("depth", depth, 1)
     if depth <= 3:
         return tuple(range(1, depth + 1))
     return tuple(sorted({*range(1, depth + 1, 2), depth}))

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from transprune.errors import OptionError, expected_one_of
+from transprune.on_demand import check_fields
 from transprune.options import AugmentationName
 
 SMALL_SIDE = 64
@@ -49,6 +50,7 @@ class Augmentation:
     """Standard deviation of a shift along each of `COLOUR_AXES`, in units of its eigenvalue; colour images only."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         jitter = self.colour_jitter or (0.0, 0.0, 0.0, 0.0)
         if min(*jitter, self.lighting) < 0 or max(jitter) > 1 or jitter[3] > 0.5:
             raise OptionError(

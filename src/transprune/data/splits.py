@@ -167,10 +167,16 @@ class ImageData:
 
     def __post_init__(self) -> None:
         channels = self.image_size[0]
-        if len(self.mean) != channels or len(self.std) != channels or not all(0 < each < math.inf for each in self.std):
+        if (
+            len(self.mean) != channels
+            or len(self.std) != channels
+            or not all(
+                0 < each < math.inf and math.isfinite(mean) for mean, each in zip(self.mean, self.std, strict=True)
+            )
+        ):
             raise DataError(
                 f"cannot normalise {self.name!r} with mean {self.mean} and std {self.std}: "
-                f"expected {channels} numbers each, one for a channel, and every std above 0"
+                f"expected {channels} numbers each, one for a channel, all finite, and every std above 0"
             )
         for part, split in (("train", self.train), ("test", self.test)):
             self._check_channels(part, split)

@@ -22,7 +22,7 @@ from transprune.exports.formats import export_program, onnx_bytes, pt2_bytes, qu
 from transprune.exports.runtimes import RUNTIMES, Files, Loaded, files_for
 from transprune.latency.backends import Backend, Call, Deployed, make_backend
 from transprune.latency.stopwatch import Latency, as_batch, time_networks
-from transprune.options import LatencyOptions, MeasureOptions
+from transprune.options import LatencyOptions, MeasureOptions, at_least
 from transprune.reading.networks import switched
 from transprune.reading.trace import Example
 from transprune.runtime import choose_device, track
@@ -286,6 +286,7 @@ def quantise(
     path, task = Path(path), task or classification()
     if path.suffix != ".onnx":
         raise ExportError(f"cannot write 8 bits to '{path}': expected a name that ends in .onnx")
+    at_least("samples", samples, 1)
     data, place = as_data(data, task, batch_size=CALIBRATION_BATCH), torch.device("cpu")
     reference = switched(copied(network), training=False).to(place)
     learned_from = feed(data, "train", task, batch_size=CALIBRATION_BATCH, seed=seed, device=place)

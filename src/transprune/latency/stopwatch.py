@@ -22,7 +22,7 @@ from torch import nn
 from transprune.architecture import Architecture
 from transprune.budget import Limit
 from transprune.costs import Cost
-from transprune.errors import BudgetError, LatencyError
+from transprune.errors import BudgetError, LatencyError, OptionError
 from transprune.latency.backends import Backend, Call, make_backend
 from transprune.options import LEAST_REPEATS, LatencyOptions, is_in_time
 from transprune.reading.networks import switched, unwrapped
@@ -91,6 +91,8 @@ def measure_latencies(
     Raises:
         LatencyError: A network cannot be exported for the backend, or cannot take a batch of this size.
     """
+    if not networks:
+        raise OptionError("cannot time networks: there is none; expected them by name, as in {'student': student}")
     options, first = options or LatencyOptions(), next(iter(networks.values()))
     backend = make_backend(options, choose_device(device, first))
     inputs = as_batch(first, example, options.batch_size)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from transprune.errors import ModelError
+from transprune.options import at_least
 
 
 class ResNet(nn.Module):
@@ -157,6 +158,8 @@ def resnet(depth: int, *, classes: int | None = None, image_channels: int = 3, h
     shape = ResNetShape.unpruned(depth, halved_by=halved_by)
     if classes is None:
         classes = 10 if shape.style == "cifar" else 1000
+    at_least("classes", classes, 1)
+    at_least("image_channels", image_channels, 1)
     return ResNet(shape, classes=classes, image_channels=image_channels)
 
 

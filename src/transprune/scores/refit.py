@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 
 from transprune.architecture import Architecture
 from transprune.errors import DataError, TranspruneError, first_line
+from transprune.options import at_least
 from transprune.reading.coupling import PRODUCERS, Arguments, Function, Use
 from transprune.reading.execution import Program, Step, Surroundings
 from transprune.reading.layouts import Layout, Order, Sizes, is_searched, kept_of
@@ -374,6 +375,7 @@ def repair(
     Raises:
         ModelError: The teacher cannot be read (see `inspect`).
     """
+    at_least("ridge", ridge, 0)
     teacher = unwrapped(teacher)
     reading = read(teacher, samples, reading).in_blocks.naming(architecture.blocks)
     with evaluation_mode(teacher):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from transprune.data import ImageData, LoaderData, make_loader
 from transprune.errors import DataError, OptionError, TranspruneError, first_line
+from transprune.options import at_least
 from transprune.reading.networks import switched, untouched
 from transprune.runtime import choose_device, processes
 from transprune.runtime.structures import called, outline
@@ -208,6 +209,7 @@ def evaluate(
     Raises:
         DataError: The data cannot be read, or a batch does not suit the network.
     """
+    at_least("batch_size", batch_size, 1)
     task, place = task or classification(), choose_device(device, network)
     data = as_data(data, task, batch_size=batch_size, is_tested=False)
     batches = feed(data, "test", task, batch_size=batch_size, seed=0, device=place)

@@ -213,6 +213,24 @@ def check_first_loss(loss: Tensor, phase: str) -> None:
         )
 
 
+def warn_of_one_class(targets: object, phase: str) -> None:
+    """Says that all labels of the first batch are equal, of which nothing can be learned."""
+    if not isinstance(targets, Tensor) or targets.dim() != 1 or targets.is_floating_point() or len(targets) < _HARDLY:
+        return
+    if bool((targets == targets[0]).all()):
+        log.warning(
+            "phase %r: all %d labels of the first batch are %d, so there is nothing to tell apart; the data need "
+            "several classes, in random order (DataLoader(…, shuffle=True))",
+            phase,
+            len(targets),
+            int(targets[0]),
+        )
+
+
+_HARDLY = 16
+"""Labels that are hardly equal by chance."""
+
+
 class Sentinel:
     """Checks loss and gradients of every step before the step changes a weight.
 

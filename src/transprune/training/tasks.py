@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from transprune.data.texts import IGNORED
 from transprune.errors import DataError, OptionError
+from transprune.options import at_least
 from transprune.runtime.structures import outline, outputs_in
 
 RESERVED = (
@@ -292,8 +293,14 @@ def segmentation(classes: int, *, ignore_index: int = -100) -> Task:
         classes: The number of classes.
         ignore_index: The target of pixels that do not count.
     """
+    at_least("classes", classes, 1)
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        if targets.shape != (*logits.shape[:1], *logits.shape[2:]) or logits.dim() < 3 or logits.shape[1] != classes:
+            raise DataError(
+                f"cannot compare logits {list(logits.shape)} with targets {list(targets.shape)}: expected logits "
+                f"[batch, {classes}, rows, columns], one for each class, and targets [batch, rows, columns]"
+            )
         total = F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="sum")
         return total / (targets != ignore_index).sum().clamp(min=1)  # all pixels of a batch may be ignored
 

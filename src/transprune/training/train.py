@@ -19,6 +19,7 @@ from transprune.options import (
     DEFAULT_PRESET,
     DistillationOptions,
     TrainingOptions,
+    at_least,
     from_preset,
 )
 from transprune.reading.networks import inside, switched, unwrapped
@@ -27,7 +28,7 @@ from transprune.runtime import choose_device, seeded
 from transprune.runtime.structures import called, copied, on_device, outline, tensors_in
 from transprune.training.batches import AnyData, Batch, Data, Feed, as_data, example_of, feed
 from transprune.training.evaluation import evaluate_batches, evaluation_mode
-from transprune.training.faults import check_first_loss
+from transprune.training.faults import check_first_loss, warn_of_one_class
 from transprune.training.hints import Hints, hint_place
 from transprune.training.loop import Loop, Setup
 from transprune.training.tasks import Task, classification, each_logits
@@ -200,6 +201,7 @@ class Fit(Loop):
             loss = loss + self.hints()
         if self.schedule.last_epoch == 0:
             check_first_loss(loss, self.phase)
+            warn_of_one_class(batch.targets, self.phase)
         return loss, outputs
 
     @property
@@ -361,6 +363,7 @@ def estimate_statistics(
         batch_size: Images per forward, for `ImageData`.
         seed: Decides order and augmentation of the samples.
     """
+    at_least("batch_size", batch_size, 1)
     task = task or classification()
     data = as_data(data, task, batch_size=batch_size, is_tested=False)
     device = next(network.parameters()).device
