@@ -180,7 +180,7 @@ def test_the_time_limit_ends_a_run_with_a_checkpoint(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["checkpoint_minutes", "checkpoint_steps", "max_minutes"])
 def test_options_of_checkpoints_out_of_range_are_refused(name):
     for value in (0, -1, math.nan):
-        with pytest.raises(OptionError, match=f"cannot use {name}=.*: expected more than 0"):
+        with pytest.raises(OptionError, match=f"cannot use {name}=.*: expected (more than 0|int or None)"):
             CheckpointOptions(**{name: value})
 
 
