@@ -162,9 +162,9 @@ class _OfAnchors:
         device = outputs[0]["boxes"].device
         if self.criterion is None or next(self.whole.parameters()).device != device:
             self.criterion = self._criterion(device)
-        sides = [torch.tensor(each.image.shape[-2:][::-1], device=device).repeat(2) for each in targets]
-        boxes = [each.objects["boxes"].to(device) / scale for each, scale in zip(targets, sides, strict=True)]
-        drawn = torch.cat(boxes).float()
+        rows, columns = targets[0].image.shape[-2:]
+        boxes = [each.objects["boxes"].to(device) for each in targets]
+        drawn = torch.cat(boxes).float() / torch.tensor([columns, rows, columns, rows], device=device)
         batch = {
             "batch_idx": torch.cat([torch.full((len(each),), at, device=device) for at, each in enumerate(boxes)]),
             "cls": torch.cat([each.objects["labels"].to(device) - 1 for each in targets]).float(),
@@ -193,7 +193,10 @@ class _OfAnchors:
             found, _ = self.head(self._features(outputs, targets))
         finally:
             del self.head.forward_head
-        drawn = non_max_suppression(found, conf_thres=LEAST_SCORE, iou_thres=0.7, max_det=MOST_BOXES)
+        # It leaves images out once a batch has taken long, which would be a wrong figure on a busy machine.
+        drawn = non_max_suppression(
+            found, conf_thres=LEAST_SCORE, iou_thres=0.7, max_det=MOST_BOXES, max_time_img=float("inf")
+        )
         return [{"boxes": each[:, :4], "scores": each[:, 4], "labels": each[:, 5].long() + 1} for each in drawn]
 
     def _said(self, outputs: Sequence[Mapping[str, Tensor]], targets: Sequence[Labelled]) -> dict[str, Any]:
@@ -212,7 +215,7 @@ class _OfAnchors:
 def _taken_apart(batch: Mapping[str, Any]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     """A batch of ultralytics' loaders: `img` [batch, channels, rows, columns], and all boxes as shares of the image."""
     images = batch["img"].float() / 255 if batch["img"].dtype == torch.uint8 else batch["img"]
-    sides = torch.tensor(images.shape[-2:][::-1])
+    sides = batch["bboxes"].new_tensor(images.shape[-2:][::-1])
     centres, sizes = batch["bboxes"][:, :2] * sides, batch["bboxes"][:, 2:] * sides
     boxes = torch.cat([centres - sizes / 2, centres + sizes / 2], 1)
     labels = batch["cls"].view(-1).long() + 1
