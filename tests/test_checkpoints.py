@@ -20,7 +20,7 @@ from transprune.errors import OptionError, RunFolderError, StoppedError
 from transprune.options import CheckpointOptions
 from transprune.runtime import Checkpoints, FolderLock, Journal, RunFolder, read_journal
 from transprune.runtime.checkpoint import CHECKPOINT, FORMAT, PREVIOUS
-from transprune.runtime.interruption import Terminated, deferred_signals, raising_on_sigterm
+from transprune.runtime.interruption import Terminated, deferred_signals, raising_on_termination
 from transprune.runtime.tensors import decode_tree, encode_tree
 
 STATE = {"epoch": 3, "weights": {"a": torch.arange(6.0).view(2, 3), "empty": torch.zeros(0)}, "rates": [0.1, None]}
@@ -187,7 +187,7 @@ def test_options_of_checkpoints_out_of_range_are_refused(name):
 # --- signals ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_waits_for_the_end_of_the_step(tmp_path, number, capfd):
     kept, steps = Checkpoints(tmp_path, CheckpointOptions(checkpoint_minutes=None)), []
 
@@ -231,13 +231,29 @@ def test_a_second_signal_ends_at_once():
 
 
 def test_a_signal_that_nobody_answered_acts_at_the_end_of_the_block():
-    with pytest.raises(Terminated), raising_on_sigterm(), deferred_signals():
+    with pytest.raises(Terminated), raising_on_termination(), deferred_signals():
         signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_terminal_that_is_closed_is_said_by_name():
+    with pytest.raises(Terminated, match="SIGHUP"), raising_on_termination():
+        signal.raise_signal(signal.SIGHUP)
+
+
+def test_what_nohup_started_goes_on_without_a_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with raising_on_termination(), deferred_signals() as request:
+            signal.raise_signal(signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert request.reason is None
 
 
 def test_the_handlers_of_the_caller_are_given_back():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with raising_on_sigterm(), deferred_signals():
+    with raising_on_termination(), deferred_signals():
         assert signal.getsignal(signal.SIGINT) not in before
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 

@@ -4,6 +4,7 @@ import gc
 import multiprocessing
 import os
 import pickle
+import select
 import signal
 import sys
 import threading
@@ -509,6 +510,27 @@ def test_a_signal_while_processes_load_data_ends_all_of_them_with_a_checkpoint(t
     while (is_left := group_is_alive(process.pid)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not is_left, "a process that loads data"
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="has no terminals")
+def test_a_terminal_that_is_closed_leaves_a_checkpoint(tmp_path):
+    """What is written to a terminal that is gone fails; nothing of that may end the run before its step has."""
+    import pty
+
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = "run resnet20 --data digits --budget macs=0.6 --preset quick --device cpu --teacher.epochs 1000 --out run"
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(tmp_path)
+        os.execve(sys.executable, [sys.executable, "-m", "transprune", *command.split()], environment)
+    journal, deadline = tmp_path / "run" / "journal.jsonl", time.monotonic() + 300
+    while not (journal.exists() and '"epoch"' in journal.read_text()) and time.monotonic() < deadline:
+        if select.select([terminal], [], [], 0.2)[0]:
+            os.read(terminal, 4096)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 129
+    assert '"reason": "SIGHUP"' in journal.read_text().splitlines()[-1]
+    assert (tmp_path / "run" / "checkpoint.safetensors").exists()
 
 
 def run_in_a_group(arguments, output):

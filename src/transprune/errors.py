@@ -72,7 +72,7 @@ class StoppedError(TranspruneError, RuntimeError):
     def __init__(self, message: str, *, reason: str) -> None:
         super().__init__(message)
         self.reason = reason
-        """`SIGINT`, `SIGTERM` or `--max-minutes`."""
+        """`SIGINT`, `SIGTERM`, `SIGHUP` or `--max-minutes`."""
 
 
 def expected_one_of(name: str, known: Iterable[str]) -> str:

@@ -366,7 +366,7 @@ class CheckpointOptions:
     """When to write checkpoints, and when to stop."""
 
     checkpoint_minutes: float | None = 10.0
-    """Minutes between two checkpoints; None for none by the clock. SIGTERM and Ctrl-C always write one."""
+    """Minutes between two checkpoints; None for none by the clock. SIGTERM, SIGHUP and Ctrl-C always write one."""
     checkpoint_steps: int | None = None
     """Steps between two checkpoints; None for none by count."""
     max_minutes: float | None = None

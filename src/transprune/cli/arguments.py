@@ -52,7 +52,7 @@ Each verb has help of its own: transprune run --help.
 --plan says what a run would do, --version the version.
 
 Exit codes: 0 done; 2 an error, which is printed; where the command goes on:
-75 --max-minutes, 130 Ctrl-C, 143 SIGTERM."""
+75 --max-minutes, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM."""
 
 COMMANDS: dict[str, Any] = {
     "run": RunCommand,

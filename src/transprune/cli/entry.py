@@ -15,14 +15,14 @@ from typing import Any, TextIO
 from transprune import __version__
 from transprune.cli import INTERRUPTED
 from transprune.errors import StoppedError, TranspruneError
-from transprune.runtime import Terminated, keep_kernels, raising_on_sigterm
+from transprune.runtime import Terminated, keep_kernels, raising_on_termination
 from transprune.runtime.environment import fitted
 
 FAILED = 2
 """Exit code after an error with a message."""
 CLOSED = 141
 """Exit code if nothing reads standard output any more, as after `| head`; the one that shells report for SIGPIPE."""
-STOPPED = {"SIGINT": 130, "SIGTERM": 143, "--max-minutes": 75}
+STOPPED = {"SIGHUP": 129, "SIGINT": 130, "SIGTERM": 143, "--max-minutes": 75}
 """Exit codes of a run that can be resumed, by what stopped it; 75 (EX_TEMPFAIL) tells schedulers to try again."""
 
 
@@ -34,7 +34,7 @@ def explaining() -> Iterator[None]:
     warnings = _Warnings(logging.WARNING)
     logger.addHandler(warnings)
     try:
-        with raising_on_sigterm(), _closed_output():
+        with raising_on_termination(), _closed_output():
             yield
     except StoppedError as error:
         from transprune.runtime import processes
@@ -47,7 +47,7 @@ def explaining() -> Iterator[None]:
         sys.exit(FAILED)
     except KeyboardInterrupt as error:
         print(INTERRUPTED, file=sys.stderr)
-        sys.exit(STOPPED["SIGTERM" if isinstance(error, Terminated) else "SIGINT"])
+        sys.exit(STOPPED[error.args[0] if isinstance(error, Terminated) else "SIGINT"])
     finally:
         logger.removeHandler(warnings)
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from transprune.runtime.environment import keep_kernels as keep_kernels
     from transprune.runtime.files import FolderLock as FolderLock
     from transprune.runtime.interruption import Terminated as Terminated
-    from transprune.runtime.interruption import raising_on_sigterm as raising_on_sigterm
+    from transprune.runtime.interruption import raising_on_termination as raising_on_termination
     from transprune.runtime.journal import Journal as Journal
     from transprune.runtime.journal import Tracker as Tracker
     from transprune.runtime.journal import attach_run_log as attach_run_log

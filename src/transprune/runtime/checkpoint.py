@@ -21,7 +21,7 @@ FORMAT = 1
 CHECKPOINT, PREVIOUS = CHECKPOINT_FILES = ("checkpoint.safetensors", "checkpoint.previous.safetensors")
 TIME_IS_UP = "--max-minutes"
 """The reason for a stop at the time limit."""
-REASONS = ("SIGINT", "SIGTERM", TIME_IS_UP)
+REASONS = ("SIGINT", "SIGTERM", "SIGHUP", TIME_IS_UP)
 """The reasons for which a run may stop."""
 
 log = logging.getLogger("transprune.run")
@@ -120,7 +120,7 @@ class Checkpoints:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Defers SIGTERM and Ctrl-C inside the block until the end of a step."""
+        """Defers SIGTERM, SIGHUP and Ctrl-C inside the block until the end of a step."""
         with deferred_signals() as self._request:
             self._saved = time.monotonic()
             yield

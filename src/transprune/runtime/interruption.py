@@ -1,4 +1,7 @@
-"""Requests to stop: SIGINT (Ctrl-C), SIGTERM (what schedulers send), and who hears them; processes that load data."""
+"""Requests to stop, and who hears them; processes that load data.
+
+They are SIGINT (Ctrl-C), SIGTERM (what schedulers send) and SIGHUP (a terminal that is closed).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from transprune.errors import DataError
 
 Item = TypeVar("Item")
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 PATIENCE = 600.0
 """Seconds that a batch of a process that loads data is waited for, unless the loader says how long."""
 SHARED = ("/torch_", "shared memory", "(shm)")
@@ -23,11 +26,12 @@ SHARED = ("/torch_", "shared memory", "(shm)")
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived; like Ctrl-C, it passes handlers of ordinary errors."""
+    """SIGTERM or SIGHUP arrived, whose name it carries; like Ctrl-C, it passes handlers of ordinary errors."""
 
 
 def _write(text: str) -> None:
-    os.write(2, f"\n{text}\n".encode())  # not print: a handler may run in the middle of one
+    with suppress(OSError):  # the terminal may be gone
+        os.write(2, f"\n{text}\n".encode())  # not print: a handler may run in the middle of one
 
 
 tell: list[Callable[[str], None]] = [_write]
@@ -49,19 +53,20 @@ def deferred_signals() -> Iterator[StopRequest]:
     A request that the block did not answer by raising acts at its end. Python delivers signals only to the main thread;
     in others, this has no effect.
     """
-    request, owner = StopRequest(), os.getpid()
+    request, owner, leave_terminal = StopRequest(), os.getpid(), _terminal_left()
 
     def note(number: int, _: FrameType | None) -> None:
         if os.getpid() != owner:  # a forked data worker inherits this handler, but its parent decides
             return
         request.reason = signal.Signals(number).name
+        leave_terminal(number)
         _install(before)
         tell[-1](f"transprune: {request.reason}: stops after this step; once more ends at once")
 
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = _install(dict.fromkeys(SIGNALS, note))
+    before = _install(dict.fromkeys(_heard(SIGNALS), note))
     try:
         yield request
     finally:
@@ -71,20 +76,22 @@ def deferred_signals() -> Iterator[StopRequest]:
 
 
 @contextmanager
-def raising_on_sigterm() -> Iterator[None]:
-    """Makes SIGTERM inside the block raise `Terminated`, so that files are closed and temporary ones removed.
+def raising_on_termination() -> Iterator[None]:
+    """Makes SIGTERM and SIGHUP inside the block raise `Terminated`, so that files are closed, temporary ones removed.
 
     Raises:
         Terminated: The signal arrived.
     """
 
-    def end(*_: object) -> None:
-        raise Terminated
+    def end(number: int, _: FrameType | None) -> None:
+        leave_terminal(number)
+        raise Terminated(signal.Signals(number).name)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = _install({signal.SIGTERM: end})
+    leave_terminal = _terminal_left()
+    before = _install(dict.fromkeys(_heard(SIGNALS[1:]), end))
     try:
         yield
     finally:
@@ -199,6 +206,24 @@ def _not_handed_over(error: Exception) -> DataError:
         else "expected tensors and plain values, which can be pickled"
     )
     return DataError(f"cannot load the data: a process that loads them could not hand a batch over ({text}); {remedy}")
+
+
+def _heard(numbers: Iterable[signal.Signals]) -> list[signal.Signals]:
+    """Those of the signals that are not to be ignored: `nohup` starts programs that go on without a terminal."""
+    hang_up = getattr(signal, "SIGHUP", None)
+    return [number for number in numbers if number != hang_up or signal.getsignal(number) != signal.SIG_IGN]
+
+
+def _terminal_left() -> Callable[[int], None]:
+    """What, told of SIGHUP, has all that is written to the terminal written nowhere: it is gone, and writing fails."""
+    terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
+
+    def leave(number: int) -> None:
+        if signal.Signals(number).name == "SIGHUP":
+            for descriptor in terminals:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+
+    return leave
 
 
 def _install(handlers: Mapping[signal.Signals, Callable[..., Any] | int | None]) -> dict[signal.Signals, Any]:
