@@ -17,7 +17,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PAGES = ROOT / "build" / "pages"
-OUTSIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "LOG.md", "benchmarks/README.md", "examples/README.md")
+OUTSIDE = (
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "LOG.md",
+    "benchmarks/README.md",
+    "benchmarks/reproduce.md",
+    "benchmarks/shootout/README.md",
+    "benchmarks/shootout/results/table.md",
+    "examples/README.md",
+)
 """Pages that do not lie in docs."""
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)(?:#[^)]*)?\)")
 BLOCK = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)

@@ -207,7 +207,7 @@ def test_a_backward_that_fails_is_said_to_be_one():
 
 
 def test_an_unknown_policy_is_refused():
-    with pytest.raises(OptionError, match="cannot use on_divergence='ignore': expected stop or skip"):
+    with pytest.raises(OptionError, match="cannot use on_divergence='ignore': expected one of stop, skip"):
         transprune.train(small_network(), two_colours(), OPTIONS, setup=Setup(on_divergence="ignore"))
 
 

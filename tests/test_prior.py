@@ -123,7 +123,7 @@ def test_scores_say_nothing_of_new_weights(model: nn.Module) -> None:
 
 
 def test_a_prior_that_is_unknown_is_an_error() -> None:
-    with pytest.raises(OptionError, match="prior='magic'; expected none or scores"):
+    with pytest.raises(OptionError, match="prior='magic': expected one of none, scores"):
         replace(SCORES, prior="magic")
 
 

@@ -371,7 +371,7 @@ def test_a_folder_without_any_result_is_refused(tmp_path):
     ("name", "content", "found"),
     [
         ("space.json", '{"groups": [{"width": 3}]}', "KeyError: 'name'"),
-        ("architecture.json", "[1]", "AttributeError"),
+        ("architecture.json", "[1]", "it is a list"),
         ("result.json", "{", "no valid JSON"),
         ("journal.jsonl", "{}\nnonsense\n{}\n", "line 2"),
     ],

@@ -38,10 +38,9 @@ class RunOptions:
     """Everything that decides a run; what `config.toml` holds."""
 
     model: str
-    """The network to make smaller: resnet20, resnet32, resnet44, resnet56, resnet110 or resnet164 for small images;
-    resnet18, resnet34 or resnet50 for large ones; torchvision:NAME or timm:NAME; hf:FOLDER or hf:OWNER/NAME, a trained
-    network of transformers; ultralytics:FILE.pt, a trained YOLO; FILE.py:FUNCTION or package.module:FUNCTION, whose
-    code is run."""
+    """The network to make smaller: resnet20, 32, 44, 56, 110 or 164 for small images; resnet18, 34 or 50 for large;
+    torchvision:NAME or timm:NAME; hf:FOLDER or hf:OWNER/NAME, a trained network of transformers; ultralytics:FILE.pt, a
+    trained YOLO; FILE.py:FUNCTION or package.module:FUNCTION, whose code is run."""
     data: str
     """What it classifies: digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR or parquet:DIR; text:FILE_OR_FOLDER or
     hf-dataset:FOLDER_OR_NAME for hf: networks of texts; coco:DIR or yolo:DIR for detectors; or your own
