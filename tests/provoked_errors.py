@@ -108,7 +108,7 @@ from transprune.training.tasks import (
 )
 from transprune.training.train import softening
 from transprune.training.update import optimizer_of
-from yolo_like import Detector, library
+from yolo_like import Detector, Handle, library
 
 WAYS: dict[str, Callable[[Path], object]] = {}
 """By name; each raises one error."""
@@ -703,6 +703,9 @@ ways(
     yolo_classes=named_yolo(Detector(), classes=5),
     yolo_kind=named_yolo("weights"),
     yolo_labels=lambda _: yolo_task().split(([PICTURE], [{"boxes": SQUARE, "labels": torch.tensor([3])}])),
+    yolo_handle=lambda _: inspect(Handle(), PICTURE[None]),
+    yolo_half=lambda _: inspect(transprune.part_of(Detector().half(), ([PICTURE],)), PICTURE[None]),
+    yolo_stride=lambda _: inspect(transprune.part_of(Detector(), ([PICTURE],)), PICTURE[None, :, :62]),
     yolo_missing=named_yolo(None),
     yolo_parts=scenes(write_yolo, described="train: images/train\nnames: [a, b]\n"),
     yolo_sizes=lambda _: yolo_task().split(([PICTURE, PICTURE[:, :32]], [{"boxes": SQUARE, "labels": ONE}] * 2)),

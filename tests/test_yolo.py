@@ -5,6 +5,7 @@ Ultralytics is an extra that not every machine has; what needs no code of it is 
 
 import copy
 import importlib.util
+import sys
 
 import pytest
 import torch
@@ -16,8 +17,9 @@ import transprune
 from transprune.errors import DataError, ModelError, OptionError
 from transprune.models.by_name import build_model
 from transprune.reading.inspection import fixed_by_forward
+from transprune.runs.material import network_and_example
 from transprune.training.parts import DenseDetector, is_dense
-from yolo_like import Detector
+from yolo_like import Detector, Handle, library
 
 needs_ultralytics = pytest.mark.skipif(
     importlib.util.find_spec("ultralytics") is None, reason="needs transprune[ultralytics]"
@@ -112,6 +114,49 @@ def test_labels_and_sizes_that_no_yolo_has_are_named():
     other.task = "segment"
     with pytest.raises(OptionError, match="'segment'"):
         transprune.detection(transprune.part_of(other, (images,)))
+
+
+def test_a_part_reads_what_comes_back_in_whatever_mode_its_whole_is():
+    images = torch.rand(2, 3, SIDE, SIDE)
+    for training in (True, False):
+        whole = Detector().train(training)
+        (said,) = transprune.part_of(whole, (images,))(images)
+        assert set(said) == {"boxes", "scores"}
+        assert whole.training is training
+
+
+def test_the_object_around_a_yolo_is_refused_before_it_does_anything():
+    handle, images = Handle(), torch.rand(2, 3, SIDE, SIDE)
+    for looks in (
+        lambda: transprune.part_of(handle, (images,)),
+        lambda: transprune.inspect(handle, images),
+        lambda: transprune.count_macs(handle, images),
+        lambda: transprune.compress(handle, [images] * 16, "macs=0.5"),
+        lambda: transprune.evaluate(handle, ([(images, images)], [(images, images)]), task=transprune.regression()),
+    ):
+        with pytest.raises(ModelError, match=r"its `\.model`"):
+            looks()
+
+
+def test_a_trained_yolo_says_its_number_of_classes_itself(monkeypatch):
+    for name, module in library(Detector()).items():
+        monkeypatch.setitem(sys.modules, name, module)
+    part, example = network_and_example(
+        "ultralytics:best.pt", "", task="detection", length=0, image_size=(3, SIDE, SIDE), classes=10
+    )
+    assert part.whole.model[-1].nc == 2
+    assert [tuple(each.shape) for each in example] == [(1, 3, SIDE, SIDE)]
+
+
+def test_images_and_weights_that_no_yolo_takes_are_named():
+    images = torch.rand(2, 3, 62, SIDE)
+    with pytest.raises(
+        ModelError, match="62 rows and 64 columns: expected multiples of its largest stride, 4, such as 64"
+    ):
+        transprune.inspect(transprune.part_of(Detector(), (images,)), images)
+    images = torch.rand(2, 3, SIDE, SIDE)
+    with pytest.raises(ModelError, match=r"torch\.float16: expected 32-bit floats"):
+        transprune.inspect(transprune.part_of(Detector().half(), (images,)), images)
 
 
 def test_what_a_forward_splits_by_one_number_keeps_its_width():

@@ -27,6 +27,9 @@ INNER = ("_orig_mod", "_forward_module")
 WRAPPERS = (DataParallel, DistributedDataParallel, AveragedModel)
 """Modules of torch that hold the network that they wrap as `module`."""
 
+HANDLE = "ultralytics.engine.model.Model"
+"""A module whose `train` begins a training and whose `eval` and call predict; by name, so that nothing is imported."""
+
 REPLACED = "_original_forward"
 """Name under which accelerate keeps the original forward of a network when it replaces it."""
 
@@ -44,8 +47,9 @@ def unwrapped(network: nn.Module) -> nn.Module:
     If accelerate replaced the forward, for mixed precision, the result is a shallow copy with the original one.
 
     Raises:
-        ModelError: It cannot be copied.
+        ModelError: It cannot be copied, or is no network.
     """
+    refuse_handle(network)
     check_copyable(network)
     return inside(network)
 
@@ -59,6 +63,19 @@ def inside(network: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return _with_own_forward(network) if REPLACED in vars(network) else network
         network = inner
+
+
+def refuse_handle(network: nn.Module) -> None:
+    """Checks that a network is not ultralytics' object around one, whose methods do other things than a module's.
+
+    Raises:
+        ModelError: It is.
+    """
+    if HANDLE in names_of(type(network)):
+        raise ModelError(
+            f"cannot use the {type(network).__name__}: it is what ultralytics works with, and no network; expected the "
+            "network that it holds, its `.model`"
+        )
 
 
 def check_copyable(network: nn.Module) -> None:
@@ -238,6 +255,7 @@ def switched(network: Network, *, training: bool) -> Network:
 
 def in_evaluation(model: nn.Module) -> nn.Module:
     """A copy of a network in evaluation mode, as it is read."""
+    refuse_handle(model)
     network = without_caches(copied(model))
     set_mode(network, training=False)
     return network

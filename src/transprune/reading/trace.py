@@ -568,8 +568,16 @@ def check_forward(model: nn.Module, example: Example) -> None:
         raise ModelError(
             f"cannot read the model {type(network).__name__}: its forward fails{_at(error)} on an example of "
             f"{_described(inputs)} ({first_line(error)}); expected an example that the model accepts (on the command "
-            f"line, `run --image-size` and `inspect --input-size` set its size)"
+            f"line, `run --image-size` and `inspect --input-size` set its size){_of_other_types(network)}"
         ) from error
+
+
+def _of_other_types(network: nn.Module) -> str:
+    """What to say of weights that are no 32-bit floats, where a network fails; nothing where all are."""
+    for name, each in network.named_parameters():
+        if each.is_floating_point() and each.dtype != torch.float32:
+            return f"; its {name!r} is {each.dtype}: expected 32-bit floats, `model.float()`"
+    return ""
 
 
 class Flat(nn.Module):
@@ -648,6 +656,7 @@ def _export(network: nn.Module, inputs: Example) -> _Export:
             f"cannot read the model {type(network).__name__}: torch.export cannot trace its forward{_at(error)} on an "
             f"example of {_described(inputs)} ({first_line(error)}); expected a forward that does not "
             f"branch on the values of tensors, of operators and outputs that torch.export knows"
+            f"{_of_other_types(network)}"
         ) from error
     return _Export(program, flat.__dict__["given"], flat.__dict__["note"].returned)
 

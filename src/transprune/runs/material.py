@@ -22,7 +22,7 @@ from transprune.data.sources import NAMED_STATISTICS, normalised
 from transprune.data.texts import is_texts, load_texts
 from transprune.errors import DataError, ModelError, OptionError, RunFolderError, expected_one_of
 from transprune.latency.measurement import LatencyMeasurement, file_size, trusted_latency
-from transprune.models.by_name import PRETRAINED, build_model, pretrained, published_preprocessing
+from transprune.models.by_name import PRETRAINED, build_model, is_trained_yolo, pretrained, published_preprocessing
 from transprune.models.hugging_face import Origin, is_hugging_face
 from transprune.models.weights import Weights, classes_in, fit_weights, read_tensors
 from transprune.options import DEFAULT_PRESET, Removable
@@ -630,7 +630,8 @@ def network_and_example(
         task: What they are for.
         length: Tokens of a text; 0: images are given.
         image_size: Channels, rows and columns of an image; None: those of the data, or `IMAGE`.
-        classes: Outputs of a classifier where there are no data; of a detector with one for the background.
+        classes: Outputs of a classifier where there are no data; of a detector with one for the background; of a
+            trained YOLO those that it has.
 
     Raises:
         ModelError: The network cannot be built.
@@ -651,7 +652,7 @@ def network_and_example(
     size = image_size or IMAGE
     if task == DETECTION:
         images = [torch.zeros(size)]
-        part = _part_of_named(options, images, classes, size)
+        part = _part_of_named(options, images, None if is_trained_yolo(name) else classes, size)
         return part, inputs_of_part(part, images)
     return build_model(name, classes=classes, image_channels=size[0]), torch.zeros(1, *size)
 

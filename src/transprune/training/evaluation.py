@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transprune.data import ImageData, LoaderData, make_loader
 from transprune.errors import DataError, OptionError, TranspruneError, first_line
 from transprune.options import at_least
-from transprune.reading.networks import switched, untouched
+from transprune.reading.networks import refuse_handle, switched, untouched
 from transprune.runtime import choose_device, processes
 from transprune.runtime.structures import called, outline
 from transprune.training.batches import AnyData, Batch, as_data, feed
@@ -213,6 +213,7 @@ def evaluate(
     task, place = task or classification(), choose_device(device, network)
     data = as_data(data, task, batch_size=batch_size, is_tested=False)
     batches = feed(data, "test", task, batch_size=batch_size, seed=0, device=place)
+    refuse_handle(network)
     placed = network.to(place)
     with evaluation_mode(placed):
         return evaluate_batches(placed, batches, task)

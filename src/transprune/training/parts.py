@@ -92,17 +92,32 @@ class DenseDetector(Part):
 
     def __init__(self, whole: nn.Module) -> None:
         super().__init__(whole, ())
+        layers: Any = whole.model
+        self.stride: int = max(map(int, layers[-1].stride)) or 1
 
     def forward(self, *inputs: Tensor) -> list[dict[str, Tensor]]:
         """What each set of heads says: boxes [batch, sides, places], scores [batch, classes, places], and the like.
 
         Args:
             inputs: Images [batch, channels, rows, columns], from 0 to 1.
+
+        Raises:
+            ModelError: Rows or columns are no multiples of the largest stride.
         """
+        rows, columns = inputs[0].shape[-2:]
+        if rows % self.stride or columns % self.stride:
+            raise ModelError(
+                f"cannot run the {type(self.whole).__name__} on images of {rows} rows and {columns} columns: expected "
+                f"multiples of its largest stride, {self.stride}, such as {self._next(rows)} and {self._next(columns)} "
+                "(`load_scenes(…, image_size=…)`; `run --image-size` and `inspect --input-size`)"
+            )
         returned = self.whole(*inputs)
-        said = returned if self.training else returned[1]
+        said = returned if isinstance(returned, Mapping) else returned[1]  # in evaluation the boxes come first
         heads = said.values() if isinstance(next(iter(said.values())), Mapping) else [said]
         return [{name: each for name, each in head.items() if isinstance(each, Tensor)} for head in heads]
+
+    def _next(self, side: int) -> int:
+        return -(-side // self.stride) * self.stride
 
 
 class Surroundings:
