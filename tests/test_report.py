@@ -526,6 +526,13 @@ def test_four_of_four_images_may_be_chance(tmp_path):
     assert "a difference of up to 4 images may be chance" in verdict(read_record(folder))[0]
 
 
+def test_what_a_detector_finds_is_counted_in_objects(tmp_path):
+    folder = fake_run(tmp_path)
+    counts = {"both_right": 128, "teacher_only": 12, "student_only": 2, "both_wrong": 12, "same_mistake": 0}
+    changed(folder, "examples.json", counts=counts, samples=154, images=80)
+    assert "10 fewer of the 154 objects right (6.49 %)" in verdict(read_record(folder))[0]
+
+
 def test_a_gain_is_no_loss(tmp_path):
     folder = fake_run(tmp_path)
     counts = {"both_right": 300, "teacher_only": 2, "student_only": 40, "both_wrong": 0, "same_mistake": 0}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from transprune.costs import IN_BYTES, in_bytes
@@ -194,13 +194,14 @@ def subject(record: RunRecord) -> str:
 
 
 def named(name: str) -> str:
-    """The name of a network or of data, for readers: objects in Python have none but that of their class.
+    """The name of a network or of data, for readers: of a path from the root the last part, and no `python:`.
 
     Example:
-        >>> named("python:UNet"), named("timm:resnet18")
-        ('UNet', 'timm:resnet18')
+        >>> named("python:UNet"), named("timm:resnet18"), named("yolo:/data/2026/photos")
+        ('UNet', 'timm:resnet18', 'yolo:photos')
     """
-    return name.removeprefix("python:")
+    kind, colon, place = name.removeprefix("python:").rpartition(":")
+    return PurePath(kind).name + colon + PurePath(place).name if "/" in (kind[:1], place[:1]) else kind + colon + place
 
 
 def headline(record: RunRecord) -> str:
@@ -317,14 +318,15 @@ def _lost(record: RunRecord) -> str:
             name = "top-1"
         return f"{start}; its {name} is {pairs[0]}." if pairs else f"{start}." if budget else ""
     lost, chance, samples = known
+    what, each = ("objects", "object") if "images" in record.examples else ("test images", "image")
     if not lost:
-        return f"{start} and gets as many of the {samples:,} test images right as the teacher."
-    said = f"{abs(lost):,} {'fewer' if lost > 0 else 'more'} of the {samples:,} test images"
+        return f"{start} and gets as many of the {samples:,} {what} right as the teacher."
+    said = f"{abs(lost):,} {'fewer' if lost > 0 else 'more'} of the {samples:,} {what}"
     share = percent(abs(lost) / samples, 2)
     if abs(lost) > chance:
         return f"{start} and gets {said} right ({share}), more than chance explains."
-    images = "one image" if chance == 1 else f"{chance:,} images"
-    may_be = f"a difference of up to {images} may be chance here, so this one may be."
+    few = f"one {each}" if chance == 1 else f"{chance:,} {each}s"
+    may_be = f"a difference of up to {few} may be chance here, so this one may be."
     return f"{start} and gets {said} right ({share}); {may_be}"
 
 
