@@ -170,7 +170,9 @@ class _OfAnchors:
             "cls": torch.cat([each.objects["labels"].to(device) - 1 for each in targets]).float(),
             "bboxes": torch.cat([(drawn[:, :2] + drawn[:, 2:]) / 2, drawn[:, 2:] - drawn[:, :2]], 1),
         }
-        losses, _ = self.criterion(self._said(outputs, targets), batch)
+        heads = self._heads(outputs, targets)
+        said = heads[0] if len(heads) == 1 else dict(zip(("one2many", "one2one"), heads, strict=True))
+        losses, _ = self.criterion(said, batch)
         total: Tensor = losses.sum() / len(targets)
         return total
 
@@ -185,12 +187,12 @@ class _OfAnchors:
     def boxes(self, outputs: Any, targets: Sequence[Labelled]) -> list[Mapping[str, Tensor]]:
         from ultralytics.utils.nms import non_max_suppression
 
-        said = self._said(outputs, targets)
-        heads = iter([said] if len(outputs) == 1 else [said["one2many"], said["one2one"]])
-        self.head.to(outputs[0]["boxes"].device)
-        self.head.forward_head = lambda *_, **__: next(heads)  # the head draws what others have said
+        heads = self._heads(outputs, targets)
+        features, said = heads[0]["feats"], iter(heads)
+        self.head.to(features[0].device)
+        self.head.forward_head = lambda *_, **__: next(said)  # the head draws what others have said
         try:
-            found, _ = self.head(self._features(outputs, targets))
+            found, _ = self.head(features)
         finally:
             del self.head.forward_head
         # It leaves images out once a batch has taken long, which would be a wrong figure on a busy machine.
@@ -199,17 +201,12 @@ class _OfAnchors:
         )
         return [{"boxes": each[:, :4], "scores": each[:, 4], "labels": each[:, 5].long() + 1} for each in drawn]
 
-    def _said(self, outputs: Sequence[Mapping[str, Tensor]], targets: Sequence[Labelled]) -> dict[str, Any]:
-        """What the heads would hand on in training, with the features that they have read."""
-        features = self._features(outputs, targets)
-        heads = [{**each, "feats": features} for each in outputs]
-        return heads[0] if len(heads) == 1 else dict(zip(("one2many", "one2one"), heads, strict=True))
-
-    def _features(self, outputs: Sequence[Mapping[str, Tensor]], targets: Sequence[Labelled]) -> list[Tensor]:
-        """In the place of the features that the heads have read, of which only the sizes are looked at."""
+    def _heads(self, outputs: Sequence[Mapping[str, Tensor]], targets: Sequence[Labelled]) -> list[dict[str, Any]]:
+        """What each set of heads says, with features that have the sizes of those that it has read: no more is used."""
         rows, columns = targets[0].image.shape[-2:]
         like, strides = outputs[0]["scores"], [int(stride) for stride in self.head.stride]
-        return [like.new_zeros(len(like), 1, -(-rows // stride), -(-columns // stride)) for stride in strides]
+        features = [like.new_zeros(len(like), 1, -(-rows // stride), -(-columns // stride)) for stride in strides]
+        return [{**each, "feats": features} for each in outputs]
 
 
 def _taken_apart(batch: Mapping[str, Any]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
