@@ -205,7 +205,7 @@ class _OfAnchors:
         """What each set of heads says, with features that have the sizes of those that it has read: no more is used."""
         rows, columns = targets[0].image.shape[-2:]
         like, strides = outputs[0]["scores"], [int(stride) for stride in self.head.stride]
-        features = [like.new_zeros(len(like), 1, -(-rows // stride), -(-columns // stride)) for stride in strides]
+        features = [like.new_zeros(len(like), 1, rows // stride, columns // stride) for stride in strides]
         return [{**each, "feats": features} for each in outputs]
 
 
